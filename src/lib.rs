@@ -1,0 +1,20 @@
+//! `quantize` turns a checkpoint into the quantized artifacts people run, and measures what was lost.
+//!
+//! Data flows one way: [`source`] (bytes on disk) → [`model`] (what the tensors mean) → [`quant`] (blocks) →
+//! [`writer`] (a finished file) → [`infer`] and [`eval`] (what it is worth) → [`report`]. [`gguf`] is the container
+//! format that both ends share, [`cli`] the only place that reads flags or the environment.
+
+pub mod calibration;
+pub mod cli;
+pub mod error;
+pub mod eval;
+pub mod gguf;
+pub mod infer;
+pub mod kernel;
+pub mod model;
+pub mod quant;
+pub mod report;
+pub mod source;
+pub mod writer;
+
+pub use error::{Error, Result};
