@@ -4,6 +4,8 @@
 pub mod config;
 pub mod families;
 mod hf_config;
+pub mod mapping;
 
 pub use config::Config;
 pub use families::{Family, Role};
+pub use mapping::{MappedTensor, Model, expected_tensors};
