@@ -6,6 +6,7 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// Keys and values of one layer, each `[positions, kv_heads * head_dim]`, after rotation.
 #[derive(Default)]
@@ -96,41 +97,60 @@ pub(super) fn attend(shape: Heads, q: &[f32], stride: usize, kv: &KeyValues, out
     let first = kv.keys.len() / width - n;
     // Column-major [heads * dim, n], cut into one piece per head and block of queries.
     let out = MatMut::from_column_major_slice_mut(out, heads * dim, n);
-    let mut pieces = Vec::with_capacity(heads * n.div_ceil(QUERY_BLOCK));
-    for (head, rows) in out.row_chunks_mut(dim).enumerate() {
-        pieces.extend(rows.col_chunks_mut(QUERY_BLOCK).enumerate().map(|(block, piece)| (head, block * QUERY_BLOCK, piece)));
-    }
-    pieces.into_par_iter().for_each(|(head, start, out)| {
-        let end = (start + QUERY_BLOCK).min(n);
-        // Positions that at least one query of the block sees.
-        let seen_from = shape.window.map_or(0, |w| (first + start + 1).saturating_sub(w));
-        let seen_to = first + end;
-        let len = seen_to - seen_from;
-        let at = head / (heads / kv_heads) * dim;
-        let (from, to) = (seen_from * width + at, (seen_to - 1) * width + at + dim);
-        let keys = MatRef::from_row_major_slice_with_stride(&kv.keys[from..to], len, dim, width);
-        let values = MatRef::from_row_major_slice_with_stride(&kv.values[from..to], len, dim, width);
-        let queries = &q[start * stride + head * dim..(end - 1) * stride + (head + 1) * dim];
-        let queries = MatRef::from_column_major_slice_with_stride(queries, dim, end - start, stride);
-        SCORES.with_borrow_mut(|scores| {
-            // Row-major [queries, len], which is column-major [len, queries].
-            scores.resize((end - start) * len, 0.0);
-            let columns = MatMut::from_column_major_slice_mut(scores, len, end - start);
-            matmul(columns, Accum::Replace, keys, queries, shape.scale, Par::Seq);
-            for (i, row) in scores.chunks_exact_mut(len).enumerate() {
-                let position = first + start + i;
-                let low = shape.window.map_or(0, |w| (position + 1).saturating_sub(w)) - seen_from;
-                let high = position + 1 - seen_from;
-                row[..low].fill(0.0);
-                row[high..].fill(0.0);
-                if let Some(cap) = shape.softcap {
-                    vector::soft_cap(&mut row[low..high], cap);
-                }
-                vector::softmax(&mut row[low..high]);
-            }
-            let weights = MatRef::from_column_major_slice(scores.as_slice(), len, end - start);
-            matmul(out, Accum::Replace, values.transpose(), weights, 1.0, Par::Seq);
+    out.par_row_chunks_mut(dim).enumerate().for_each(|(head, rows)| {
+        rows.par_col_chunks_mut(QUERY_BLOCK).enumerate().for_each(|(block, out)| {
+            let queries = block * QUERY_BLOCK..((block + 1) * QUERY_BLOCK).min(n);
+            attend_block(shape, q, stride, kv, first, head, queries, out);
         });
+    });
+}
+
+/// One head's share of `attend` for some of the queries, of which the first of the batch is at position `first`. `out`
+/// is `[dim, queries]`.
+#[allow(clippy::too_many_arguments)]
+fn attend_block(
+    shape: Heads,
+    q: &[f32],
+    stride: usize,
+    kv: &KeyValues,
+    first: usize,
+    head: usize,
+    queries: Range<usize>,
+    out: MatMut<'_, f32>,
+) {
+    let dim = shape.dim;
+    let width = shape.kv_heads * dim;
+    // The positions that a query sees.
+    let seen = |query: usize| {
+        let end = first + query + 1;
+        shape.window.map_or(0, |w| end.saturating_sub(w))..end
+    };
+    let positions = seen(queries.start).start..seen(queries.end - 1).end;
+    let len = positions.len();
+    let column = head / (shape.heads / shape.kv_heads) * dim;
+    let stored = positions.start * width + column..(positions.end - 1) * width + column + dim;
+    let keys = MatRef::from_row_major_slice_with_stride(&kv.keys[stored.clone()], len, dim, width);
+    let values = MatRef::from_row_major_slice_with_stride(&kv.values[stored], len, dim, width);
+    let q = &q[queries.start * stride + head * dim..(queries.end - 1) * stride + (head + 1) * dim];
+    let q = MatRef::from_column_major_slice_with_stride(q, dim, queries.len(), stride);
+    SCORES.with_borrow_mut(|scores| {
+        // Row-major [queries, len], which is column-major [len, queries].
+        scores.resize(queries.len() * len, 0.0);
+        let columns = MatMut::from_column_major_slice_mut(scores, len, queries.len());
+        matmul(columns, Accum::Replace, keys, q, shape.scale, Par::Seq);
+        for (query, row) in queries.clone().zip(scores.chunks_exact_mut(len)) {
+            let Range { start, end } = seen(query);
+            let (before, row) = row.split_at_mut(start - positions.start);
+            let (row, after) = row.split_at_mut(end - start);
+            before.fill(0.0);
+            after.fill(0.0);
+            if let Some(cap) = shape.softcap {
+                vector::soft_cap(row, cap);
+            }
+            vector::softmax(row);
+        }
+        let weights = MatRef::from_column_major_slice(scores.as_slice(), len, queries.len());
+        matmul(out, Accum::Replace, values.transpose(), weights, 1.0, Par::Seq);
     });
 }
 
