@@ -1,6 +1,8 @@
 //! The arithmetic that takes the time: the matrix product over stored weights, and the element-wise functions of
 //! [`vector`]. One small interface, so that a faster product can replace what is behind it. No model, no files.
 
+#[cfg(target_arch = "x86_64")]
+mod gemm;
 pub mod vector;
 
 use faer::linalg::matmul::matmul as faer_matmul;
@@ -54,6 +56,8 @@ impl<'a> Output<'a> {
 /// Rows of the weight matrix that are decoded and multiplied together. Fixed, so that results do not depend on the
 /// number of threads; 64 rows of a few thousand weights stay in the second-level cache.
 const ROW_BLOCK: usize = 64;
+/// Rows that are decoded together.
+const DECODE_ROWS: usize = 16;
 
 /// Up to this many input rows, a dot product per weight row beats packing the rows for a matrix product.
 const DOT_ROWS: usize = 3;
@@ -79,6 +83,21 @@ pub fn matmul(x: &[f32], w: &dyn RowSource, rows: Range<usize>, y: Output<'_>) {
         DECODED.with_borrow_mut(|scratch| {
             let first = rows.start + block * ROW_BLOCK;
             let count = y.nrows();
+            #[cfg(target_arch = "x86_64")]
+            if n > DOT_ROWS && vector::has_avx512() {
+                scratch.resize((ROW_BLOCK + DECODE_ROWS) * cols, 0.0);
+                let (panels, decoded) = scratch.split_at_mut(ROW_BLOCK * cols);
+                for row in (0..count).step_by(DECODE_ROWS) {
+                    let decoded = &mut decoded[..(count - row).min(DECODE_ROWS) * cols];
+                    w.decode(first + row..first + row + decoded.len() / cols, decoded);
+                    let panel = &mut panels[row / gemm::PANEL * gemm::PANEL * cols..];
+                    // SAFETY: AVX-512 was detected.
+                    unsafe { gemm::pack(decoded, cols, panel, row % gemm::PANEL) };
+                }
+                // SAFETY: AVX-512 was detected, and `y` is this task's alone.
+                unsafe { gemm::multiply(x, cols, panels, count, y.as_ptr_mut(), stride) };
+                return;
+            }
             scratch.resize(ROW_BLOCK * cols, 0.0);
             let weights = &mut scratch[..count * cols];
             w.decode(first..first + count, weights);

@@ -1,0 +1,147 @@
+//! The `f32` matrix product for AVX-512: weight rows packed into panels of 32, tiles of 12 input rows by 32 weight rows
+//! held in registers (the loop order of Goto and van de Geijn 2008). It multiplies one block of rows on one thread.
+
+use std::arch::x86_64::*;
+
+/// Weight rows of a panel: two vectors.
+pub(super) const PANEL: usize = 32;
+/// Input rows of a tile: 12 x 2 accumulators, two weights and a broadcast leave a few of 32 registers free.
+const TILE: usize = 12;
+/// Columns that are multiplied before the next: a panel's share stays near the core.
+const DEPTH: usize = 1024;
+
+/// Transposes weight rows `[rows, cols]` (at most 16) into lanes `at .. at + 16` of `panel`, which is `[cols, PANEL]`.
+/// Lanes without a row are left as they are.
+#[target_feature(enable = "avx512f")]
+pub(super) fn pack(rows: &[f32], cols: usize, panel: &mut [f32], at: usize) {
+    let count = rows.len() / cols;
+    assert!(count <= 16 && at + 16 <= PANEL && panel.len() >= cols * PANEL);
+    let whole = if count == 16 { cols / 16 * 16 } else { 0 };
+    for col in (0..whole).step_by(16) {
+        // SAFETY: 16 rows of `cols` floats are there, and `col + 16 <= cols`.
+        let v: [__m512; 16] = std::array::from_fn(|r| unsafe { _mm512_loadu_ps(rows.as_ptr().add(r * cols + col)) });
+        for (i, v) in transpose(v).into_iter().enumerate() {
+            // SAFETY: `panel` holds `cols * PANEL` floats, `col + i < cols` and `at + 16 <= PANEL`.
+            unsafe { _mm512_storeu_ps(panel.as_mut_ptr().add((col + i) * PANEL + at), v) };
+        }
+    }
+    for (r, row) in rows.chunks_exact(cols).enumerate() {
+        for col in whole..cols {
+            panel[col * PANEL + at + r] = row[col];
+        }
+    }
+}
+
+/// A 16 x 16 transpose: pairs, fours, then 128-bit quarters.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transpose(v: [__m512; 16]) -> [__m512; 16] {
+    let pd = |a| _mm512_castps_pd(a);
+    let mut t = v;
+    for i in (0..16).step_by(2) {
+        t[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+    }
+    let mut u = t;
+    for i in (0..16).step_by(4) {
+        u[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(pd(t[i]), pd(t[i + 2])));
+        u[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(pd(t[i]), pd(t[i + 2])));
+        u[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(pd(t[i + 1]), pd(t[i + 3])));
+        u[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(pd(t[i + 1]), pd(t[i + 3])));
+    }
+    // Now quarter q of u[4 g + c] holds column 4 q + c of rows 4 g .. 4 g + 4.
+    let mut out = u;
+    for c in 0..4 {
+        let (a, b, d, e) = (u[c], u[4 + c], u[8 + c], u[12 + c]);
+        let (ab02, ab13) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+        let (de02, de13) = (_mm512_shuffle_f32x4::<0x88>(d, e), _mm512_shuffle_f32x4::<0xdd>(d, e));
+        out[c] = _mm512_shuffle_f32x4::<0x88>(ab02, de02);
+        out[8 + c] = _mm512_shuffle_f32x4::<0xdd>(ab02, de02);
+        out[4 + c] = _mm512_shuffle_f32x4::<0x88>(ab13, de13);
+        out[12 + c] = _mm512_shuffle_f32x4::<0xdd>(ab13, de13);
+    }
+    out
+}
+
+/// `y[n, rows] = x[n, cols] · Wᵀ`, with the weights in `panels` (`[rows / 32 rounded up, cols, PANEL]`). Row `t` of `y`
+/// begins at `y + t * stride`.
+///
+/// # Safety
+/// The machine has AVX-512F, and for every `t < n` the `rows` floats from `y + t * stride` on may be written by nobody
+/// else meanwhile.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn multiply(x: &[f32], cols: usize, panels: &[f32], rows: usize, y: *mut f32, stride: usize) {
+    let n = x.len() / cols;
+    assert!(panels.len() >= rows.div_ceil(PANEL) * PANEL * cols && x.len() == n * cols);
+    for from in (0..cols).step_by(DEPTH) {
+        let depth = DEPTH.min(cols - from);
+        let mut t = 0;
+        while t < n {
+            let tile = (n - t).min(TILE);
+            for row in (0..rows).step_by(PANEL) {
+                // SAFETY: inside `x`, `panels` and, by the caller's promise, `y`.
+                unsafe {
+                    let x = x.as_ptr().add(t * cols + from);
+                    let w = panels.as_ptr().add(row * cols + from * PANEL);
+                    let y = y.add(t * stride + row);
+                    let lanes = rows - row;
+                    match tile {
+                        12 => one_tile::<12>(x, cols, w, depth, y, stride, lanes, from > 0),
+                        8.. => one_tile::<8>(x, cols, w, depth, y, stride, lanes, from > 0),
+                        4.. => one_tile::<4>(x, cols, w, depth, y, stride, lanes, from > 0),
+                        _ => one_tile::<1>(x, cols, w, depth, y, stride, lanes, from > 0),
+                    }
+                }
+            }
+            t += match tile {
+                12 => 12,
+                8.. => 8,
+                4.. => 4,
+                _ => 1,
+            };
+        }
+    }
+}
+
+/// `M` rows of `x` times one panel, added to what is in `y` if `add`. Only the first `lanes` columns are written.
+#[allow(clippy::too_many_arguments)]
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn one_tile<const M: usize>(
+    x: *const f32,
+    cols: usize,
+    w: *const f32,
+    depth: usize,
+    y: *mut f32,
+    stride: usize,
+    lanes: usize,
+    add: bool,
+) {
+    let low: __mmask16 = if lanes >= 16 { !0 } else { (1 << lanes) - 1 };
+    let high: __mmask16 = if lanes >= 32 { !0 } else { (1u32 << lanes.saturating_sub(16)).wrapping_sub(1) as u16 };
+    // SAFETY: `x` has `M` rows of at least `depth` floats, `cols` apart; `w` has `depth * PANEL` floats; `y` has `M` rows
+    // of at least `lanes` floats, and the masks stay inside them.
+    unsafe {
+        let mut sums = [[_mm512_setzero_ps(); 2]; M];
+        if add {
+            for (m, sum) in sums.iter_mut().enumerate() {
+                *sum = [
+                    _mm512_maskz_loadu_ps(low, y.add(m * stride)),
+                    _mm512_maskz_loadu_ps(high, y.add(m * stride).wrapping_add(16)),
+                ];
+            }
+        }
+        for k in 0..depth {
+            let weights = [_mm512_loadu_ps(w.add(k * PANEL)), _mm512_loadu_ps(w.add(k * PANEL + 16))];
+            for (m, sum) in sums.iter_mut().enumerate() {
+                let x = _mm512_set1_ps(*x.add(m * cols + k));
+                sum[0] = _mm512_fmadd_ps(x, weights[0], sum[0]);
+                sum[1] = _mm512_fmadd_ps(x, weights[1], sum[1]);
+            }
+        }
+        for (m, sum) in sums.iter().enumerate() {
+            _mm512_mask_storeu_ps(y.add(m * stride), low, sum[0]);
+            _mm512_mask_storeu_ps(y.add(m * stride).wrapping_add(16), high, sum[1]);
+        }
+    }
+}
