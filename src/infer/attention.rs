@@ -1,6 +1,9 @@
 //! Causal attention of a batch of queries over the key/value cache: grouped heads, sliding windows, soft-capping. The
 //! projections before and after it are not here.
 
+use super::Buffers;
+#[cfg(target_arch = "x86_64")]
+use crate::kernel::gemm;
 use crate::kernel::vector;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -20,12 +23,13 @@ pub struct Cache {
     layers: Vec<KeyValues>,
     len: usize,
     capacity: usize,
+    pub(super) buffers: Buffers,
 }
 
 impl Cache {
     /// For a sequence of up to `capacity` tokens that comes in any number of batches, in a model of `layers` layers.
     pub fn new(layers: usize, capacity: usize) -> Self {
-        Cache { layers: (0..layers).map(|_| KeyValues::default()).collect(), len: 0, capacity }
+        Cache { layers: (0..layers).map(|_| KeyValues::default()).collect(), len: 0, capacity, buffers: Buffers::default() }
     }
 
     /// For sequences of up to `capacity` tokens that come whole, each in one batch: the layers share one buffer, and
@@ -89,69 +93,160 @@ thread_local! {
     static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Queries of a batch that are too few for packing the keys.
+#[cfg(target_arch = "x86_64")]
+const FEW_QUERIES: usize = 4;
+
 /// Attends from the last `n` positions of `kv` to all before them. The queries are the first `heads * dim` columns of
-/// `q` (`[n, stride]`); the result goes to `out` (`[n, heads * dim]`).
-pub(super) fn attend(shape: Heads, q: &[f32], stride: usize, kv: &KeyValues, out: &mut [f32]) {
+/// `q` (`[n, stride]`); the result goes to `out` (`[n, heads * dim]`). `packed` is working memory.
+pub(super) fn attend(
+    shape: Heads,
+    q: &[f32],
+    stride: usize,
+    kv: &KeyValues,
+    packed: &mut Vec<f32>,
+    out: &mut [f32],
+) {
     let Heads { heads, kv_heads, dim, .. } = shape;
     let (width, n) = (kv_heads * dim, q.len() / stride);
     let first = kv.keys.len() / width - n;
+    #[cfg(target_arch = "x86_64")]
+    let is_packed = n >= FEW_QUERIES && dim.is_multiple_of(gemm::PANEL) && vector::has_avx512();
+    #[cfg(not(target_arch = "x86_64"))]
+    let is_packed = false;
+    if is_packed {
+        pack_keys(shape, &kv.keys, packed);
+    }
+    let packed = packed.as_slice();
     // Column-major [heads * dim, n], cut into one piece per head and block of queries.
     let out = MatMut::from_column_major_slice_mut(out, heads * dim, n);
     out.par_row_chunks_mut(dim).enumerate().for_each(|(head, rows)| {
         rows.par_col_chunks_mut(QUERY_BLOCK).enumerate().for_each(|(block, out)| {
             let queries = block * QUERY_BLOCK..((block + 1) * QUERY_BLOCK).min(n);
-            attend_block(shape, q, stride, kv, first, head, queries, out);
+            let work = Block { shape, kv, head, queries, first };
+            let q = &q[work.queries.start * stride + head * dim..(work.queries.end - 1) * stride + (head + 1) * dim];
+            SCORES.with_borrow_mut(|scores| {
+                if is_packed {
+                    work.attend_packed(q, stride, packed, scores, out);
+                } else {
+                    work.attend(q, stride, scores, out);
+                }
+            });
         });
     });
 }
 
-/// One head's share of `attend` for some of the queries, of which the first of the batch is at position `first`. `out`
-/// is `[dim, queries]`.
-#[allow(clippy::too_many_arguments)]
-fn attend_block(
+/// The keys of each head in panels, `[kv_heads, positions / PANEL rounded up, dim, PANEL]`.
+#[cfg(target_arch = "x86_64")]
+fn pack_keys(shape: Heads, keys: &[f32], packed: &mut Vec<f32>) {
+    let Heads { kv_heads, dim, .. } = shape;
+    let width = kv_heads * dim;
+    let positions = keys.len() / width;
+    packed.resize(kv_heads * positions.next_multiple_of(gemm::PANEL) * dim, 0.0);
+    let panels = packed.par_chunks_exact_mut(gemm::PANEL * dim).with_min_len(8).enumerate();
+    panels.for_each(|(i, panel)| {
+        let per_head = positions.div_ceil(gemm::PANEL);
+        let (head, start) = (i / per_head, i % per_head * gemm::PANEL);
+        for from in (start..(start + gemm::PANEL).min(positions)).step_by(16) {
+            let count = (positions - from).min(16);
+            // SAFETY: called only where AVX-512 was detected.
+            unsafe { gemm::pack(&keys[from * width + head * dim..], width, count, dim, panel, from - start) };
+        }
+    });
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn pack_keys(_: Heads, _: &[f32], _: &mut Vec<f32>) {}
+
+/// One head's share of [`attend`] for some of the queries; position `first` is that of the first query of the batch.
+struct Block<'a> {
     shape: Heads,
-    q: &[f32],
-    stride: usize,
-    kv: &KeyValues,
-    first: usize,
+    kv: &'a KeyValues,
     head: usize,
     queries: Range<usize>,
-    out: MatMut<'_, f32>,
-) {
-    let dim = shape.dim;
-    let width = shape.kv_heads * dim;
-    // The positions that a query sees.
-    let seen = |query: usize| {
-        let end = first + query + 1;
-        shape.window.map_or(0, |w| end.saturating_sub(w))..end
-    };
-    let positions = seen(queries.start).start..seen(queries.end - 1).end;
-    let len = positions.len();
-    let column = head / (shape.heads / shape.kv_heads) * dim;
-    let stored = positions.start * width + column..(positions.end - 1) * width + column + dim;
-    let keys = MatRef::from_row_major_slice_with_stride(&kv.keys[stored.clone()], len, dim, width);
-    let values = MatRef::from_row_major_slice_with_stride(&kv.values[stored], len, dim, width);
-    let q = &q[queries.start * stride + head * dim..(queries.end - 1) * stride + (head + 1) * dim];
-    let q = MatRef::from_column_major_slice_with_stride(q, dim, queries.len(), stride);
-    SCORES.with_borrow_mut(|scores| {
+    first: usize,
+}
+
+impl Block<'_> {
+    /// The positions that a query sees.
+    fn seen(&self, query: usize) -> Range<usize> {
+        let end = self.first + query + 1;
+        self.shape.window.map_or(0, |w| end.saturating_sub(w))..end
+    }
+
+    /// The key/value head of this head.
+    fn kv_head(&self) -> usize {
+        self.head / (self.shape.heads / self.shape.kv_heads)
+    }
+
+    /// `q` and `out` begin at this head's columns of the first query; `out` is `[dim, queries]`, column-major.
+    fn attend(&self, q: &[f32], stride: usize, scores: &mut Vec<f32>, out: MatMut<'_, f32>) {
+        let (dim, n) = (self.shape.dim, self.queries.len());
+        let width = self.shape.kv_heads * dim;
+        let positions = self.seen(self.queries.start).start..self.seen(self.queries.end - 1).end;
+        let len = positions.len();
+        let column = self.kv_head() * dim;
+        let stored = positions.start * width + column..(positions.end - 1) * width + column + dim;
+        let keys = MatRef::from_row_major_slice_with_stride(&self.kv.keys[stored.clone()], len, dim, width);
+        let values = MatRef::from_row_major_slice_with_stride(&self.kv.values[stored], len, dim, width);
+        let q = MatRef::from_column_major_slice_with_stride(q, dim, n, stride);
         // Row-major [queries, len], which is column-major [len, queries].
-        scores.resize(queries.len() * len, 0.0);
-        let columns = MatMut::from_column_major_slice_mut(scores, len, queries.len());
-        matmul(columns, Accum::Replace, keys, q, shape.scale, Par::Seq);
-        for (query, row) in queries.clone().zip(scores.chunks_exact_mut(len)) {
-            let Range { start, end } = seen(query);
-            let (before, row) = row.split_at_mut(start - positions.start);
-            let (row, after) = row.split_at_mut(end - start);
-            before.fill(0.0);
-            after.fill(0.0);
-            if let Some(cap) = shape.softcap {
+        scores.resize(n * len, 0.0);
+        let columns = MatMut::from_column_major_slice_mut(scores, len, n);
+        matmul(columns, Accum::Replace, keys, q, 1.0, Par::Seq);
+        self.weigh(scores, positions.start, len);
+        let weights = MatRef::from_column_major_slice(scores.as_slice(), len, n);
+        matmul(out, Accum::Replace, values.transpose(), weights, 1.0, Par::Seq);
+    }
+
+    /// The same from packed keys.
+    #[cfg(target_arch = "x86_64")]
+    fn attend_packed(
+        &self,
+        q: &[f32],
+        stride: usize,
+        packed: &[f32],
+        scores: &mut Vec<f32>,
+        out: MatMut<'_, f32>,
+    ) {
+        use gemm::{PANEL, Panels, Rows, multiply};
+        let (dim, n) = (self.shape.dim, self.queries.len());
+        let width = self.shape.kv_heads * dim;
+        // Panels begin at a multiple of their size.
+        let start = self.seen(self.queries.start).start / PANEL * PANEL;
+        let len = self.seen(self.queries.end - 1).end - start;
+        let all = (self.kv.keys.len() / width).next_multiple_of(PANEL);
+        let keys = Panels::Packed(&packed[(self.kv_head() * all + start) * dim..]);
+        scores.resize(n * len, 0.0);
+        // SAFETY: `packed` was made because AVX-512 was detected; `scores` is `[n, len]`.
+        unsafe { multiply(Rows { data: q, step: stride, n, cols: dim }, keys, len, scores.as_mut_ptr(), len) };
+        self.weigh(scores, start, len);
+        let values = Panels::Plain { data: &self.kv.values[start * width + self.kv_head() * dim..], step: width };
+        let weights = Rows { data: scores, step: len, n, cols: len };
+        let stride = out.col_stride() as usize;
+        // SAFETY: as above; each of the `n` columns of `out`, which is this task's alone, holds `dim` floats.
+        unsafe { multiply(weights, values, dim, out.as_ptr_mut(), stride) };
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn attend_packed(&self, q: &[f32], stride: usize, _: &[f32], scores: &mut Vec<f32>, out: MatMut<'_, f32>) {
+        self.attend(q, stride, scores, out);
+    }
+
+    /// From products of queries and keys to attention weights, `[queries, len]`; the first column is position `start`.
+    fn weigh(&self, scores: &mut [f32], start: usize, len: usize) {
+        for (query, row) in self.queries.clone().zip(scores.chunks_exact_mut(len)) {
+            let seen = self.seen(query);
+            row[..seen.start - start].fill(0.0);
+            row[seen.end - start..].fill(0.0);
+            let row = &mut row[seen.start - start..seen.end - start];
+            vector::scale(row, self.shape.scale);
+            if let Some(cap) = self.shape.softcap {
                 vector::soft_cap(row, cap);
             }
             vector::softmax(row);
         }
-        let weights = MatRef::from_column_major_slice(scores.as_slice(), len, queries.len());
-        matmul(out, Accum::Replace, values.transpose(), weights, 1.0, Par::Seq);
-    });
+    }
 }
 
 #[cfg(test)]
@@ -169,8 +264,9 @@ mod tests {
 
     #[test]
     fn attention_equals_its_definition() {
-        let (heads, kv_heads, dim, past, n) = (4, 2, 8, 30, 150);
-        for (window, softcap) in [(None, None), (Some(16), None), (None, Some(0.7)), (Some(70), Some(2.0))] {
+        let (heads, kv_heads, past) = (4, 2, 30);
+        let choices = [(None, None), (Some(16), None), (None, Some(0.7)), (Some(70), Some(2.0))];
+        for ((window, softcap), (dim, n)) in choices.into_iter().flat_map(|c| [(8, 150), (32, 150), (64, 3)].map(|d| (c, d))) {
             let shape = Heads { heads, kv_heads, dim, scale: 0.9, softcap, window };
             let kv = KeyValues {
                 keys: numbers((past + n) * kv_heads * dim, 1),
@@ -179,7 +275,7 @@ mod tests {
             let stride = heads * dim + 5;
             let q = numbers(n * stride, 3);
             let mut out = vec![f32::NAN; n * heads * dim];
-            attend(shape, &q, stride, &kv, &mut out);
+            attend(shape, &q, stride, &kv, &mut Vec::new(), &mut out);
             for t in 0..n {
                 for h in 0..heads {
                     let query = &q[t * stride + h * dim..][..dim];

@@ -1,7 +1,7 @@
 //! The mixture-of-experts feed-forward block: routing, the chosen experts on the tokens that chose them, and the shared
 //! expert. Every token is computed once per chosen expert; nothing is dropped for capacity.
 
-use super::{FeedForward, Linear, Observer};
+use super::{FeedForward, Inner, Linear, Observer, sized};
 use crate::kernel::{Output, vector};
 use crate::model::config::Activation;
 
@@ -33,7 +33,14 @@ pub(super) struct SharedExpert {
 
 impl Experts {
     /// `out = Σ weight · expert(x)`, both `[n, hidden]`.
-    pub fn forward(&self, x: &[f32], hidden: usize, out: &mut [f32], observer: &mut dyn Observer) {
+    pub fn forward(
+        &self,
+        x: &[f32],
+        hidden: usize,
+        out: &mut [f32],
+        inner: &mut Inner,
+        observer: &mut dyn Observer,
+    ) {
         let n = x.len() / hidden;
         let chosen = self.route(x, n, observer);
         out.fill(0.0);
@@ -43,14 +50,14 @@ impl Experts {
             for (t, _) in &tokens {
                 rows.extend_from_slice(&x[t * hidden..][..hidden]);
             }
-            let rows = self.expert(expert, &rows, hidden, observer);
+            let rows = self.expert(expert, &rows, hidden, inner, observer);
             for ((t, weight), row) in tokens.iter().zip(rows.chunks_exact(hidden)) {
                 vector::add_scaled(&mut out[t * hidden..][..hidden], *weight, row);
             }
         }
         if let Some(SharedExpert { gate, expert, name }) = &self.shared {
             let mut rows = vec![0.0; out.len()];
-            expert.forward(x, hidden, &mut rows, observer);
+            expert.forward(x, hidden, &mut rows, inner, observer);
             if gate.is_some() {
                 observer.input(name, None, x);
             }
@@ -80,16 +87,23 @@ impl Experts {
     }
 
     /// One expert on the rows of its tokens (`[tokens, hidden]`).
-    fn expert(&self, expert: usize, x: &[f32], hidden: usize, observer: &mut dyn Observer) -> Vec<f32> {
+    fn expert(
+        &self,
+        expert: usize,
+        x: &[f32],
+        hidden: usize,
+        inner: &mut Inner,
+        observer: &mut dyn Observer,
+    ) -> Vec<f32> {
         let (n, width) = (x.len() / hidden, self.width);
-        let mut gate_up = vec![0.0; n * 2 * width];
+        let gate_up = sized(&mut inner.gate_up, n * 2 * width);
         for (at, linear) in [(0, &self.gate), (width, &self.up)] {
-            linear.expert_product(expert, width, x, Output { data: &mut gate_up, stride: 2 * width, at }, observer);
+            linear.expert_product(expert, width, x, Output { data: &mut *gate_up, stride: 2 * width, at }, observer);
         }
-        let mut inner = vec![0.0; n * width];
-        super::activate(self.activation, &gate_up, &mut inner, width);
+        let activated = sized(&mut inner.activated, n * width);
+        super::activate(self.activation, gate_up, activated, width);
         let mut out = vec![0.0; n * hidden];
-        self.down.expert_product(expert, hidden, &inner, Output::whole(&mut out, hidden), observer);
+        self.down.expert_product(expert, hidden, activated, Output::whole(&mut out, hidden), observer);
         out
     }
 }

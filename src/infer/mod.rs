@@ -84,14 +84,41 @@ struct FeedForward {
 
 impl FeedForward {
     /// `x` and `out` are `[n, hidden]`.
-    fn forward(&self, x: &[f32], hidden: usize, out: &mut [f32], observer: &mut dyn Observer) {
+    fn forward(&self, x: &[f32], hidden: usize, out: &mut [f32], inner: &mut Inner, observer: &mut dyn Observer) {
         let (n, width) = (x.len() / hidden, self.width);
-        let mut gate_up = vec![0.0; n * 2 * width];
-        products(&self.gate_up, x, &mut gate_up, 2 * width, observer);
-        let mut inner = vec![0.0; n * width];
-        activate(self.activation, &gate_up, &mut inner, width);
-        self.down.product(&inner, Output::whole(out, hidden), observer);
+        let gate_up = sized(&mut inner.gate_up, n * 2 * width);
+        products(&self.gate_up, x, gate_up, 2 * width, observer);
+        let activated = sized(&mut inner.activated, n * width);
+        activate(self.activation, gate_up, activated, width);
+        self.down.product(activated, Output::whole(out, hidden), observer);
     }
+}
+
+/// Working memory of a batch, kept from layer to layer and from batch to batch: fresh pages from the system for every
+/// step would cost more than the steps between the products.
+#[derive(Default)]
+struct Buffers {
+    normed: Vec<f32>,
+    qkv: Vec<f32>,
+    packed_keys: Vec<f32>,
+    attended: Vec<f32>,
+    result: Vec<f32>,
+    inner: Inner,
+}
+
+/// The part of [`Buffers`] inside a feed-forward block.
+#[derive(Default)]
+struct Inner {
+    gate_up: Vec<f32>,
+    activated: Vec<f32>,
+}
+
+/// The first `len` elements of a buffer, which hold anything.
+fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
 }
 
 /// `inner = activation(gate) · up` with gate and up side by side in `gate_up` (`[n, 2 * width]`).
@@ -207,13 +234,16 @@ impl Engine {
             return Err(Error::bad_input(what));
         }
         let layer = &self.layers[index];
+        let mut buffers = std::mem::take(&mut cache.buffers);
+        let Buffers { normed, qkv, packed_keys, attended, result, inner } = &mut buffers;
+        let (normed, result) = (sized(normed, n * hidden), sized(result, n * hidden));
         let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         let stride = q_width + 2 * kv_width;
 
         // Attention.
-        let mut normed = self.norm(x, &layer.attn_norm);
-        let mut qkv = vec![0.0; n * stride];
-        products(&layer.qkv, &normed, &mut qkv, stride, observer);
+        self.norm(x, &layer.attn_norm, normed);
+        let qkv = sized(qkv, n * stride);
+        products(&layer.qkv, normed, qkv, stride, observer);
         let angles = match (layer.window, c.rope.theta_local) {
             (Some(_), Some(theta)) => Angles::local(theta, c.rope.dims, first, n),
             _ => Angles::new(&c.rope, &self.rope_factors, cache.capacity(), c.context, first, n),
@@ -242,33 +272,40 @@ impl Engine {
             softcap: c.attn_softcap,
             window: layer.window,
         };
-        let mut attended = vec![0.0; n * q_width];
-        attend(shape, &qkv, stride, kv, &mut attended);
-        layer.attn_output.product(&attended, Output::whole(&mut normed, hidden), observer);
-        self.add(x, &mut normed, layer.post_attn_norm.as_deref());
+        let attended = sized(attended, n * q_width);
+        attend(shape, qkv, stride, kv, packed_keys, attended);
+        layer.attn_output.product(attended, Output::whole(result, hidden), observer);
+        self.add(x, result, layer.post_attn_norm.as_deref());
 
         // Feed-forward.
-        let normed = self.norm(x, &layer.ffn_norm);
-        let mut result = vec![0.0; n * hidden];
+        self.norm(x, &layer.ffn_norm, normed);
         match &layer.mlp {
-            Mlp::Dense(mlp) => mlp.forward(&normed, hidden, &mut result, observer),
-            Mlp::Experts(mlp) => mlp.forward(&normed, hidden, &mut result, observer),
+            Mlp::Dense(mlp) => mlp.forward(normed, hidden, result, inner, observer),
+            Mlp::Experts(mlp) => mlp.forward(normed, hidden, result, inner, observer),
         }
-        self.add(x, &mut result, layer.post_ffn_norm.as_deref());
+        self.add(x, result, layer.post_ffn_norm.as_deref());
+        cache.buffers = buffers;
         Ok(())
     }
 
     /// Logits `[n, vocab]` of the last layer's results `hidden` (`[n, hidden]`).
     pub fn head(&self, hidden: &[f32], observer: &mut dyn Observer) -> Vec<f32> {
-        let normed = self.norm(hidden, &self.output_norm);
+        let mut logits = Vec::new();
+        self.head_into(hidden, &mut logits, observer);
+        logits
+    }
+
+    /// The same into a vector that is reused from call to call.
+    pub fn head_into(&self, hidden: &[f32], logits: &mut Vec<f32>, observer: &mut dyn Observer) {
+        let mut normed = vec![0.0; hidden.len()];
+        self.norm(hidden, &self.output_norm, &mut normed);
         let output = self.output.as_ref().unwrap_or(&self.embedding);
         let vocab = output.out();
-        let mut logits = vec![0.0; normed.len() / self.config.hidden * vocab];
-        output.product(&normed, Output::whole(&mut logits, vocab), observer);
+        logits.resize(normed.len() / self.config.hidden * vocab, 0.0);
+        output.product(&normed, Output::whole(logits, vocab), observer);
         if let Some(cap) = self.config.logit_softcap {
             logits.par_chunks_mut(vocab).for_each(|row| vector::soft_cap(row, cap));
         }
-        logits
     }
 
     /// Every linear layer in the order of use, for replacing weights.
@@ -298,12 +335,14 @@ impl Engine {
         }
     }
 
-    /// The rows of `x` (`[n, hidden]`), normalised.
-    fn norm(&self, x: &[f32], weight: &[f32]) -> Vec<f32> {
-        let mut normed = x.to_vec();
-        let rows = normed.par_chunks_exact_mut(self.config.hidden).with_min_len(ROWS_PER_TASK);
-        rows.for_each(|row| vector::rms_norm(row, weight, self.config.norm_eps));
-        normed
+    /// The rows of `x` (`[n, hidden]`), normalised, to `out`.
+    fn norm(&self, x: &[f32], weight: &[f32], out: &mut [f32]) {
+        let hidden = self.config.hidden;
+        let rows = out.par_chunks_exact_mut(hidden).zip(x.par_chunks_exact(hidden)).with_min_len(ROWS_PER_TASK);
+        rows.for_each(|(out, x)| {
+            out.copy_from_slice(x);
+            vector::rms_norm(out, weight, self.config.norm_eps);
+        });
     }
 
     /// `x += result`, which is normalised before where the family has a norm there.

@@ -4,17 +4,14 @@
 use super::experts::{Experts, SharedExpert};
 use super::rope::Factors;
 use super::{Engine, FeedForward, Layer, Linear, Mlp};
-use crate::kernel::{Dense, RowSource};
+use crate::kernel::{Dense, RowSource, vector};
 use crate::model::config::Attention;
 use crate::model::mapping::RowOrder;
 use crate::model::{MappedTensor, Model};
 use crate::quant::{GgmlType, dequantize_rows};
 use crate::source::{Checkpoint, Dtype};
 use crate::{Error, Result};
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
 use rayon::prelude::*;
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -47,19 +44,11 @@ impl Stored {
                     *out = f32::from_le_bytes(*bytes);
                 }
             }
-            GgmlType::F16 => halves::<f16>(bytes).convert_to_f32_slice(out),
-            GgmlType::BF16 => halves::<bf16>(bytes).convert_to_f32_slice(out),
+            GgmlType::F16 => vector::from_f16(bytes, out),
+            GgmlType::BF16 => vector::from_bf16(bytes, out),
             _ => dequantize_rows(self.ty, bytes, out).map_err(|e| Error::Unsupported(e.to_string()))?,
         }
         Ok(())
-    }
-}
-
-/// Bytes as 16-bit numbers: in place where they are aligned, as those of a vector are in practice, else copied.
-fn halves<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(bytes: &[u8]) -> Cow<'_, [T]> {
-    match bytemuck::try_cast_slice(bytes) {
-        Ok(values) => Cow::Borrowed(values),
-        Err(_) => Cow::Owned(bytes.chunks_exact(2).map(bytemuck::pod_read_unaligned).collect()),
     }
 }
 

@@ -4,30 +4,30 @@
 use std::arch::x86_64::*;
 
 /// Weight rows of a panel: two vectors.
-pub(super) const PANEL: usize = 32;
+pub(crate) const PANEL: usize = 32;
 /// Input rows of a tile: 12 x 2 accumulators, two weights and a broadcast leave a few of 32 registers free.
 const TILE: usize = 12;
 /// Columns that are multiplied before the next: a panel's share stays near the core.
 const DEPTH: usize = 1024;
 
-/// Transposes weight rows `[rows, cols]` (at most 16) into lanes `at .. at + 16` of `panel`, which is `[cols, PANEL]`.
-/// Lanes without a row are left as they are.
+/// Transposes `count` weight rows (at most 16), each `cols` long and `step` after the one before, into lanes
+/// `at .. at + count` of `panel`, which is `[cols, PANEL]`.
 #[target_feature(enable = "avx512f")]
-pub(super) fn pack(rows: &[f32], cols: usize, panel: &mut [f32], at: usize) {
-    let count = rows.len() / cols;
-    assert!(count <= 16 && at + 16 <= PANEL && panel.len() >= cols * PANEL);
+pub(crate) fn pack(rows: &[f32], step: usize, count: usize, cols: usize, panel: &mut [f32], at: usize) {
+    assert!(count > 0 && count <= 16 && at + 16 <= PANEL && cols <= step && panel.len() >= cols * PANEL);
+    assert!(rows.len() >= (count - 1) * step + cols);
     let whole = if count == 16 { cols / 16 * 16 } else { 0 };
     for col in (0..whole).step_by(16) {
         // SAFETY: 16 rows of `cols` floats are there, and `col + 16 <= cols`.
-        let v: [__m512; 16] = std::array::from_fn(|r| unsafe { _mm512_loadu_ps(rows.as_ptr().add(r * cols + col)) });
+        let v: [__m512; 16] = std::array::from_fn(|r| unsafe { _mm512_loadu_ps(rows.as_ptr().add(r * step + col)) });
         for (i, v) in transpose(v).into_iter().enumerate() {
             // SAFETY: `panel` holds `cols * PANEL` floats, `col + i < cols` and `at + 16 <= PANEL`.
             unsafe { _mm512_storeu_ps(panel.as_mut_ptr().add((col + i) * PANEL + at), v) };
         }
     }
-    for (r, row) in rows.chunks_exact(cols).enumerate() {
+    for r in 0..count {
         for col in whole..cols {
-            panel[col * PANEL + at + r] = row[col];
+            panel[col * PANEL + at + r] = rows[r * step + col];
         }
     }
 }
@@ -63,85 +63,111 @@ fn transpose(v: [__m512; 16]) -> [__m512; 16] {
     out
 }
 
-/// `y[n, rows] = x[n, cols] · Wᵀ`, with the weights in `panels` (`[rows / 32 rounded up, cols, PANEL]`). Row `t` of `y`
-/// begins at `y + t * stride`.
+/// Rows `[n, cols]` of which each begins `step` after the one before.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    pub data: &'a [f32],
+    pub step: usize,
+    pub n: usize,
+    pub cols: usize,
+}
+
+/// The right-hand side of a product, `[cols, rows]`: panels one after the other as [`pack`] makes them, or side by side
+/// in a plain row-major matrix whose width is a multiple of [`PANEL`].
+#[derive(Clone, Copy)]
+pub(crate) enum Panels<'a> {
+    Packed(&'a [f32]),
+    Plain { data: &'a [f32], step: usize },
+}
+
+/// `y[n, rows] = x[n, cols] · w[cols, rows]`. Row `t` of `y` begins at `y + t * stride`.
 ///
 /// # Safety
 /// The machine has AVX-512F, and for every `t < n` the `rows` floats from `y + t * stride` on may be written by nobody
 /// else meanwhile.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn multiply(x: &[f32], cols: usize, panels: &[f32], rows: usize, y: *mut f32, stride: usize) {
-    let n = x.len() / cols;
-    assert!(panels.len() >= rows.div_ceil(PANEL) * PANEL * cols && x.len() == n * cols);
+pub(crate) unsafe fn multiply(x: Rows<'_>, w: Panels<'_>, rows: usize, y: *mut f32, stride: usize) {
+    let Rows { data, step, n, cols } = x;
+    assert!(n > 0 && cols > 0 && cols <= step && data.len() >= (n - 1) * step + cols);
+    // Where a panel begins after the one before, and a column's share of a panel after the one before.
+    let (panels, panel_step, col_step) = match w {
+        Panels::Packed(panels) => {
+            assert!(panels.len() >= rows.div_ceil(PANEL) * PANEL * cols);
+            (panels, PANEL * cols, PANEL)
+        }
+        Panels::Plain { data, step } => {
+            assert!(rows % PANEL == 0 && rows <= step && data.len() >= (cols - 1) * step + rows);
+            (data, PANEL, step)
+        }
+    };
     for from in (0..cols).step_by(DEPTH) {
         let depth = DEPTH.min(cols - from);
         let mut t = 0;
         while t < n {
-            let tile = (n - t).min(TILE);
-            for row in (0..rows).step_by(PANEL) {
-                // SAFETY: inside `x`, `panels` and, by the caller's promise, `y`.
-                unsafe {
-                    let x = x.as_ptr().add(t * cols + from);
-                    let w = panels.as_ptr().add(row * cols + from * PANEL);
-                    let y = y.add(t * stride + row);
-                    let lanes = rows - row;
-                    match tile {
-                        12 => one_tile::<12>(x, cols, w, depth, y, stride, lanes, from > 0),
-                        8.. => one_tile::<8>(x, cols, w, depth, y, stride, lanes, from > 0),
-                        4.. => one_tile::<4>(x, cols, w, depth, y, stride, lanes, from > 0),
-                        _ => one_tile::<1>(x, cols, w, depth, y, stride, lanes, from > 0),
-                    }
-                }
-            }
-            t += match tile {
-                12 => 12,
+            let tile = match n - t {
+                TILE.. => TILE,
                 8.. => 8,
                 4.. => 4,
                 _ => 1,
             };
+            for (panel, row) in (0..rows).step_by(PANEL).enumerate() {
+                // SAFETY: inside `x`, `panels` (both asserted above) and, by the caller's promise, `y`.
+                unsafe {
+                    let x = (data.as_ptr().add(t * step + from), step);
+                    let w = (panels.as_ptr().add(panel * panel_step + from * col_step), col_step);
+                    let y = (y.add(t * stride + row), stride);
+                    match tile {
+                        TILE => one_tile::<TILE>(x, w, depth, y, rows - row, from > 0),
+                        8 => one_tile::<8>(x, w, depth, y, rows - row, from > 0),
+                        4 => one_tile::<4>(x, w, depth, y, rows - row, from > 0),
+                        _ => one_tile::<1>(x, w, depth, y, rows - row, from > 0),
+                    }
+                }
+            }
+            t += tile;
         }
     }
 }
 
-/// `M` rows of `x` times one panel, added to what is in `y` if `add`. Only the first `lanes` columns are written.
-#[allow(clippy::too_many_arguments)]
+/// `M` rows of `x` times one panel, added to what is in `y` if `add`. Only the first `lanes` columns are written. Every
+/// pointer comes with the distance of its rows.
+///
+/// # Safety
+/// `x` has `M` rows of `depth` floats, `w` `depth` rows of `PANEL`, `y` `M` rows of `lanes`.
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn one_tile<const M: usize>(
-    x: *const f32,
-    cols: usize,
-    w: *const f32,
+    x: (*const f32, usize),
+    w: (*const f32, usize),
     depth: usize,
-    y: *mut f32,
-    stride: usize,
+    y: (*mut f32, usize),
     lanes: usize,
     add: bool,
 ) {
     let low: __mmask16 = if lanes >= 16 { !0 } else { (1 << lanes) - 1 };
     let high: __mmask16 = if lanes >= 32 { !0 } else { (1u32 << lanes.saturating_sub(16)).wrapping_sub(1) as u16 };
-    // SAFETY: `x` has `M` rows of at least `depth` floats, `cols` apart; `w` has `depth * PANEL` floats; `y` has `M` rows
-    // of at least `lanes` floats, and the masks stay inside them.
+    // SAFETY: by the caller's promise; the masks keep to `lanes`, and a pointer beyond them is not read or written.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); 2]; M];
         if add {
             for (m, sum) in sums.iter_mut().enumerate() {
-                *sum = [
-                    _mm512_maskz_loadu_ps(low, y.add(m * stride)),
-                    _mm512_maskz_loadu_ps(high, y.add(m * stride).wrapping_add(16)),
-                ];
+                let y = y.0.add(m * y.1);
+                *sum = [_mm512_maskz_loadu_ps(low, y), _mm512_maskz_loadu_ps(high, y.wrapping_add(16))];
             }
         }
         for k in 0..depth {
-            let weights = [_mm512_loadu_ps(w.add(k * PANEL)), _mm512_loadu_ps(w.add(k * PANEL + 16))];
+            let w = w.0.add(k * w.1);
+            let weights = [_mm512_loadu_ps(w), _mm512_loadu_ps(w.add(16))];
             for (m, sum) in sums.iter_mut().enumerate() {
-                let x = _mm512_set1_ps(*x.add(m * cols + k));
+                let x = _mm512_set1_ps(*x.0.add(m * x.1 + k));
                 sum[0] = _mm512_fmadd_ps(x, weights[0], sum[0]);
                 sum[1] = _mm512_fmadd_ps(x, weights[1], sum[1]);
             }
         }
         for (m, sum) in sums.iter().enumerate() {
-            _mm512_mask_storeu_ps(y.add(m * stride), low, sum[0]);
-            _mm512_mask_storeu_ps(y.add(m * stride).wrapping_add(16), high, sum[1]);
+            let y = y.0.add(m * y.1);
+            _mm512_mask_storeu_ps(y, low, sum[0]);
+            _mm512_mask_storeu_ps(y.wrapping_add(16), high, sum[1]);
         }
     }
 }

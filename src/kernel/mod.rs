@@ -2,7 +2,7 @@
 //! [`vector`]. One small interface, so that a faster product can replace what is behind it. No model, no files.
 
 #[cfg(target_arch = "x86_64")]
-mod gemm;
+pub(crate) mod gemm;
 pub mod vector;
 
 use faer::linalg::matmul::matmul as faer_matmul;
@@ -88,14 +88,16 @@ pub fn matmul(x: &[f32], w: &dyn RowSource, rows: Range<usize>, y: Output<'_>) {
                 scratch.resize((ROW_BLOCK + DECODE_ROWS) * cols, 0.0);
                 let (panels, decoded) = scratch.split_at_mut(ROW_BLOCK * cols);
                 for row in (0..count).step_by(DECODE_ROWS) {
-                    let decoded = &mut decoded[..(count - row).min(DECODE_ROWS) * cols];
-                    w.decode(first + row..first + row + decoded.len() / cols, decoded);
+                    let some = (count - row).min(DECODE_ROWS);
+                    let decoded = &mut decoded[..some * cols];
+                    w.decode(first + row..first + row + some, decoded);
                     let panel = &mut panels[row / gemm::PANEL * gemm::PANEL * cols..];
                     // SAFETY: AVX-512 was detected.
-                    unsafe { gemm::pack(decoded, cols, panel, row % gemm::PANEL) };
+                    unsafe { gemm::pack(decoded, cols, some, cols, panel, row % gemm::PANEL) };
                 }
+                let x = gemm::Rows { data: x, step: cols, n, cols };
                 // SAFETY: AVX-512 was detected, and `y` is this task's alone.
-                unsafe { gemm::multiply(x, cols, panels, count, y.as_ptr_mut(), stride) };
+                unsafe { gemm::multiply(x, gemm::Panels::Packed(panels), count, y.as_ptr_mut(), stride) };
                 return;
             }
             scratch.resize(ROW_BLOCK * cols, 0.0);
