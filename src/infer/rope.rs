@@ -120,10 +120,66 @@ mod tests {
     fn close(got: &[f32], want: &[f32]) {
         assert_eq!(got.len(), want.len());
         for (g, w) in got.iter().zip(want) {
-            assert!((g - w).abs() <= 1e-6 * w.abs(), "{got:?} is not {want:?}");
+            assert!((g - w).abs() <= 2e-6 * w.abs(), "{got:?} is not {want:?}");
         }
     }
 
-    // The expected frequencies and factors below are transformers' (`ROPE_INIT_FUNCTIONS`) for these parameters.
+    // The expected numbers are transformers' rules (`modeling_rope_utils.py`) worked out in double precision.
 
+    #[test]
+    fn yarn_interpolates_slow_dimensions_only() {
+        let yarn = |original_context| RopeScaling::Yarn {
+            factor: 4.0,
+            original_context,
+            attention_factor: None,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+        };
+        let (f, scale) = frequencies(&rope(yarn(64)), &Factors::default(), 256, 256);
+        close(&f, &[1.0, 0.237_170_82, 0.05, 0.007_905_694, 0.0025, 7.905_694e-4, 2.5e-4, 7.905_694e-5]);
+        close(&[scale], &[1.138_629_4]);
+        let (f, _) = frequencies(&rope(yarn(4096)), &Factors::default(), 256, 256);
+        close(&f, &[1.0, 0.316_227_77, 0.1, 0.025_693_506, 0.00625, 0.001_383_496_5, 2.5e-4, 7.905_694e-5]);
+    }
+
+    #[test]
+    fn llama3_divides_long_wavelengths() {
+        let scaling = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_context: 32,
+        };
+        let (f, scale) = frequencies(&rope(scaling), &Factors::default(), 256, 256);
+        let want = [1.0, 0.095_839_985, 0.0125, 0.003_952_847, 0.00125, 3.952_847e-4, 1.25e-4, 3.952_847e-5];
+        close(&f, &want);
+        // The same as divisors, as a checkpoint brings them.
+        let divisors = base(10000.0, 16).iter().zip(want).map(|(b, w)| b / w).collect();
+        let factors = Factors { all: Some(divisors), ..Factors::default() };
+        close(&frequencies(&rope(RopeScaling::Default), &factors, 256, 256).0, &want);
+        assert_eq!(scale, 1.0);
+    }
+
+    #[test]
+    fn longrope_chooses_factors_by_the_context() {
+        let scaling = RopeScaling::LongRope {
+            short: vec![2.0; 8],
+            long: vec![4.0; 8],
+            original_context: 4096,
+            attention_factor: None,
+        };
+        let (short, scale) = frequencies(&rope(scaling.clone()), &Factors::default(), 4096, 131_072);
+        let (long, _) = frequencies(&rope(scaling), &Factors::default(), 4097, 131_072);
+        assert_eq!((short[0], long[0]), (0.5, 0.25));
+        close(&[scale], &[1.190_238_1]);
+    }
+
+    #[test]
+    fn angles_grow_with_the_position() {
+        let angles = Angles::new(&rope(RopeScaling::Linear { factor: 2.0 }), &Factors::default(), 64, 64, 10, 3);
+        let (cos, sin) = angles.row(2);
+        close(&[cos[0], sin[0]], &[6f32.cos(), 6f32.sin()]);
+        let local = Angles::local(10000.0, 16, 12, 1);
+        close(&[local.row(0).1[0]], &[12f32.sin()]);
+    }
 }
