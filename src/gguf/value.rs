@@ -62,6 +62,11 @@ impl Metadata {
         Self::default()
     }
 
+    /// Takes entries whose keys the caller knows to be unique; unlike repeated [`Metadata::set`] this is linear.
+    pub(super) fn from_unique(entries: Vec<(String, Value)>) -> Self {
+        Self { entries }
+    }
+
     pub fn set(&mut self, key: impl Into<String>, value: impl Into<Value>) {
         let (key, value) = (key.into(), value.into());
         match self.entries.iter_mut().find(|(k, _)| *k == key) {

@@ -21,3 +21,8 @@ pub enum QuantError {
     #[error("{what}")]
     Length { what: String },
 }
+
+/// Decodes whole blocks of `ty` into `out`.
+pub fn dequantize_rows(ty: GgmlType, _bytes: &[u8], _out: &mut [f32]) -> Result<(), QuantError> {
+    Err(QuantError::Unsupported { ty })
+}

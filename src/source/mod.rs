@@ -1,8 +1,21 @@
 //! A checkpoint as bytes on disk: which tensors there are, where they lie, and reading a range of one. It knows
 //! safetensors and GGUF containers and nothing of models or quantization.
 
+mod decode;
+mod file;
+mod folder;
+mod gguf;
+mod safetensors;
+
+pub use file::{SourceFile, sha256_file};
+pub use safetensors::{SafetensorsHeader, parse_safetensors_header};
+
+use crate::gguf::Metadata;
 use crate::quant::GgmlType;
+use crate::{Error, Result};
+use std::collections::HashMap;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 /// The element type of a stored tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,10 +28,24 @@ pub enum Dtype {
     U32,
     U64,
     Bool,
+    C64,
     F8_E4M3,
+    F8_E4M3FNUZ,
     F8_E5M2,
+    F8_E5M2FNUZ,
     F8_E8M0,
+    F6_E2M3,
+    F6_E3M2,
     F4,
+}
+
+impl std::fmt::Display for Dtype {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Dtype::Ggml(ty) => ty.fmt(f),
+            other => f.pad(&format!("{other:?}").to_uppercase()),
+        }
+    }
 }
 
 /// A tensor of a checkpoint. `shape` is outermost first (`[out, in]` for a linear layer), whatever the container says.
@@ -31,4 +58,124 @@ pub struct TensorMeta {
     pub file: usize,
     /// Byte range inside that file.
     pub range: Range<u64>,
+}
+
+impl TensorMeta {
+    /// How many elements; the headers were checked, so the product does not overflow.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Stored size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+}
+
+/// An open checkpoint: one or more files whose headers were read and checked. Tensor data is read on demand.
+#[derive(Debug)]
+pub struct Checkpoint {
+    dir: PathBuf,
+    files: Vec<SourceFile>,
+    tensors: Vec<TensorMeta>,
+    index: HashMap<String, usize>,
+    gguf: Option<Metadata>,
+}
+
+impl Checkpoint {
+    /// Opens a folder with safetensors (one file, or shards with their index) or with one GGUF model, a single
+    /// `.safetensors` file, or a `.gguf` file (any shard of a split one opens all).
+    ///
+    /// Errors: `BadInput` naming the file, and the tensor where there is one, when something is absent, damaged or
+    /// contradictory; `Io` when the disk fails.
+    pub fn open(path: &Path) -> Result<Self> {
+        folder::open(path)
+    }
+
+    /// Puts the parts together. `found` is in order of files and, within one, of the container's choice.
+    fn new(dir: PathBuf, files: Vec<SourceFile>, found: Vec<TensorMeta>, gguf: Option<Metadata>) -> Result<Self> {
+        let mut index = HashMap::with_capacity(found.len());
+        for (i, t) in found.iter().enumerate() {
+            if let Some(first) = index.insert(t.name.clone(), i) {
+                let first = files[found[first].file].path.display();
+                return Err(Error::bad_file(&files[t.file].path, format!("is also in {first}")).tensor(t.name.as_str()));
+            }
+        }
+        Ok(Self { dir, files, tensors: found, index, gguf })
+    }
+
+    /// Every tensor, in order of files and of their place in them.
+    pub fn tensors(&self) -> &[TensorMeta] {
+        &self.tensors
+    }
+
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.index.get(name).copied()
+    }
+
+    /// The files that hold the tensors.
+    pub fn files(&self) -> &[SourceFile] {
+        &self.files
+    }
+
+    /// The folder that holds `config.json` and the tokenizer, if there are any.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The metadata of a GGUF source (of the first shard, without its `split.*` keys).
+    pub fn gguf(&self) -> Option<&Metadata> {
+        self.gguf.as_ref()
+    }
+
+    /// Reads `out.len()` stored bytes of `t`, from `offset` bytes into the tensor. Any number of threads may read at once.
+    ///
+    /// Errors: `BadInput` when the file became shorter than it was when opened; `Io` when the disk fails.
+    pub fn read(&self, t: &TensorMeta, offset: u64, out: &mut [u8]) -> Result<()> {
+        let start = t.range.start.checked_add(offset);
+        let end = start.and_then(|start| start.checked_add(out.len() as u64));
+        match (start, end, self.files.get(t.file)) {
+            (Some(start), Some(end), Some(file)) if end <= t.range.end => {
+                file.read_at(start, out).map_err(|e| e.tensor(t.name.as_str()))
+            }
+            _ => Err(Error::Internal(format!("{} bytes at {offset} are not in tensor '{}'", out.len(), t.name))),
+        }
+    }
+
+    /// Decodes the elements `elements` of `t`, counted in storage order, into `out` of that length. The range must begin
+    /// and end on block borders. `scratch` holds the stored bytes meanwhile and is reused from call to call.
+    ///
+    /// Errors: as [`Checkpoint::read`]; `Unsupported` when the type holds no numbers that can be decoded alone.
+    pub fn read_f32(
+        &self,
+        t: &TensorMeta,
+        elements: Range<usize>,
+        scratch: &mut Vec<u8>,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let Dtype::Ggml(ty) = t.dtype else {
+            return Err(Error::Unsupported(format!(
+                "tensor '{}' is of type {}, which holds no weights",
+                t.name, t.dtype
+            )));
+        };
+        let internal = || Error::Internal(format!("elements {elements:?} of tensor '{}' cannot be decoded", t.name));
+        if elements.len() != out.len() || elements.end > t.elements() {
+            return Err(internal());
+        }
+        let offset = ty.row_bytes(elements.start).ok_or_else(internal)? as u64;
+        let len = ty.row_bytes(elements.len()).ok_or_else(internal)?;
+        if ty == GgmlType::F32 {
+            // Read in place; on a little-endian machine this is all there is to do.
+            self.read(t, offset, bytemuck::cast_slice_mut(out))?;
+            out.iter_mut().for_each(|v| *v = f32::from_bits(u32::from_le(v.to_bits())));
+            return Ok(());
+        }
+        scratch.resize(len, 0);
+        self.read(t, offset, scratch)?;
+        decode::decode(ty, scratch, out).map_err(|e| match e {
+            Error::BadInput(_) => e.tensor(t.name.as_str()),
+            other => other,
+        })
+    }
 }

@@ -1,0 +1,82 @@
+//! A file that is read by position: many threads share one handle, and no seek stands between them.
+
+use crate::{Error, Result};
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+/// An open file of a checkpoint.
+#[derive(Debug)]
+pub struct SourceFile {
+    pub path: PathBuf,
+    /// Length in bytes when it was opened.
+    pub len: u64,
+    handle: File,
+}
+
+impl SourceFile {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let handle = File::open(path).map_err(|e| match e.kind() {
+            ErrorKind::NotFound => Error::bad_file(path, "no such file"),
+            _ => Error::io(path, e),
+        })?;
+        let metadata = handle.metadata().map_err(|e| Error::io(path, e))?;
+        if !metadata.is_file() {
+            return Err(Error::bad_file(path, "not a regular file"));
+        }
+        Ok(Self { path: path.to_path_buf(), len: metadata.len(), handle })
+    }
+
+    /// A stream from the file's start. It shares the handle's position, so only one may be in use.
+    pub(super) fn stream(&self) -> impl Read + '_ {
+        std::io::BufReader::with_capacity(1 << 16, &self.handle)
+    }
+
+    /// Fills `out` from `position` on, without moving any shared position.
+    pub(super) fn read_at(&self, position: u64, out: &mut [u8]) -> Result<()> {
+        read_exact_at(&self.handle, position, out).map_err(|e| match e.kind() {
+            ErrorKind::UnexpectedEof => Error::bad_file(&self.path, "the file became shorter while it was being read")
+                .hint("let nothing write to the checkpoint meanwhile, and run again"),
+            _ => Error::io(&self.path, e),
+        })
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, position: u64, out: &mut [u8]) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, out, position)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut position: u64, mut out: &mut [u8]) -> std::io::Result<()> {
+    use std::os::windows::fs::FileExt;
+    while !out.is_empty() {
+        match file.seek_read(out, position) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(n) => {
+                position += n as u64;
+                out = &mut out[n..];
+            }
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// The SHA-256 of a file, as 64 lower-case hexadecimal digits.
+pub fn sha256_file(path: &Path) -> Result<String> {
+    let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => hash.update(&buffer[..n]),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(Error::io(path, e)),
+        }
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
