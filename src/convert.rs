@@ -2,10 +2,10 @@
 //! written for every target before the next one is touched. Memory is a few pieces per thread, whatever the model's
 //! size. Which type a tensor gets was decided before; nothing is decided here.
 
+use crate::gguf::TensorInfo;
 use crate::model::{MappedTensor, Model};
 use crate::quant::{self, GgmlType, QuantError};
 use crate::source::{Checkpoint, Dtype};
-use crate::writer::gguf::TensorSpec;
 use crate::{Error, Result};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -49,19 +49,20 @@ pub fn outputs(model: &Model) -> Vec<(&str, &[usize])> {
     generated.chain(model.tensors.iter().map(|t| (t.name.as_str(), t.shape.as_slice()))).collect()
 }
 
-/// The same, as GGUF tensor entries of the given types.
-pub fn specs(model: &Model, types: &[GgmlType]) -> Vec<TensorSpec> {
-    let spec = |((name, shape), ty): ((&str, &[usize]), &GgmlType)| TensorSpec {
+/// The same, as GGUF tensor entries of the given types that have no place yet.
+pub fn entries(model: &Model, types: &[GgmlType]) -> Vec<TensorInfo> {
+    let entry = |((name, shape), ty): ((&str, &[usize]), &GgmlType)| TensorInfo {
         name: name.to_string(),
         dims: shape.iter().rev().map(|d| *d as u64).collect(),
         ty: *ty,
+        offset: 0,
     };
-    outputs(model).into_iter().zip(types).map(spec).collect()
+    outputs(model).into_iter().zip(types).map(entry).collect()
 }
 
 /// Source bytes that a run over `model` reads.
 pub fn source_bytes(ckpt: &Checkpoint, model: &Model) -> u64 {
-    let len = |part: &usize| ckpt.tensors().get(*part).map_or(0, |t| t.range.end - t.range.start);
+    let len = |part: &usize| ckpt.tensors().get(*part).map_or(0, |t| t.bytes());
     model.tensors.iter().flat_map(|t| t.parts.iter()).map(len).sum()
 }
 
@@ -169,7 +170,7 @@ impl MappedTensor {
     }
 
     fn source_bytes(&self, ckpt: &Checkpoint, rows: &Range<usize>) -> u64 {
-        let len: u64 = self.parts.iter().map(|p| ckpt.tensors()[*p].range.end - ckpt.tensors()[*p].range.start).sum();
+        let len: u64 = self.parts.iter().map(|p| ckpt.tensors()[*p].bytes()).sum();
         let all = self.row_count().max(1) as u64;
         len * rows.end as u64 / all - len * rows.start as u64 / all
     }

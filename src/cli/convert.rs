@@ -62,8 +62,8 @@ fn write(prepared: &Prepared, args: &ConvertArgs, outputs: &[PathBuf], threads: 
         metadata.set("general.file_type", target.preset.file_type);
         target.record(&mut metadata, ckpt);
         options::override_metadata(&mut metadata, &args.types.override_kv)?;
-        let specs = convert::specs(model, &target.types);
-        artifacts.push(Artifact::create(output, &metadata, &specs, split, args.force)?);
+        let entries = convert::entries(model, &target.types);
+        artifacts.push(Artifact::create(output, &metadata, &entries, split, args.force)?);
     }
     let total = convert::source_bytes(ckpt, model);
     let progress = Progress::new("quantizing", total, Unit::Bytes, args.common.quiet);

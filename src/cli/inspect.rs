@@ -2,7 +2,7 @@
 
 use super::{Format, InspectArgs, print, print_json};
 use crate::gguf::{Array, Metadata, Value};
-use crate::source::{Checkpoint, Dtype};
+use crate::source::Checkpoint;
 use crate::writer::gguf::human;
 use crate::{Error, Result};
 use serde_json::{Map, json};
@@ -26,13 +26,6 @@ pub fn run(args: InspectArgs) -> Result<()> {
     }
 }
 
-fn dtype_name(dtype: Dtype) -> String {
-    match dtype {
-        Dtype::Ggml(ty) => ty.name().to_string(),
-        other => format!("{other:?}"),
-    }
-}
-
 fn as_text(ckpt: &Checkpoint, metadata: &Metadata, keep: &dyn Fn(&str) -> bool, full: bool) -> String {
     let mut out = String::new();
     for file in ckpt.files() {
@@ -48,9 +41,9 @@ fn as_text(ckpt: &Checkpoint, metadata: &Metadata, keep: &dyn Fn(&str) -> bool, 
     let mut by_type: Vec<(String, usize, u64, u64)> = Vec::new();
     let _ = writeln!(out, "\nTensors ({})", ckpt.tensors().len());
     for t in ckpt.tensors() {
-        let (n, len) = (t.shape.iter().map(|d| *d as u64).product::<u64>(), t.range.end - t.range.start);
+        let (n, len) = (t.shape.iter().map(|d| *d as u64).product::<u64>(), t.bytes());
         (weights, bytes) = (weights + n, bytes + len);
-        let name = dtype_name(t.dtype);
+        let name = t.dtype.to_string();
         match by_type.iter_mut().find(|row| row.0 == name) {
             Some(row) => *row = (name.clone(), row.1 + 1, row.2 + n, row.3 + len),
             None => by_type.push((name.clone(), 1, n, len)),
@@ -77,8 +70,8 @@ fn as_json(ckpt: &Checkpoint, metadata: &Metadata, keep: &dyn Fn(&str) -> bool, 
         .map(|(k, v)| (k.to_string(), json!({ "type": kind(v), "value": to_json(v, full) })))
         .collect();
     let tensors: Vec<_> = ckpt.tensors().iter().filter(|t| keep(&t.name)).map(|t| {
-        json!({ "name": t.name, "type": dtype_name(t.dtype), "shape": t.shape, "file": t.file,
-                "offset": t.range.start, "bytes": t.range.end - t.range.start })
+        json!({ "name": t.name, "type": t.dtype.to_string(), "shape": t.shape, "file": t.file,
+                "offset": t.range.start, "bytes": t.bytes() })
     });
     let tensors: Vec<_> = tensors.collect();
     let files: Vec<_> = ckpt.files().iter().map(|f| json!({ "path": f.path, "bytes": f.len })).collect();

@@ -22,8 +22,7 @@ pub fn run(args: VerifyArgs) -> Result<()> {
     }
     for part in file.files() {
         let header = gguf::read_header(&part.path)?;
-        let handle = std::fs::File::open(&part.path).map_err(|e| Error::io(&part.path, e))?;
-        check_blocks(&handle, &header, threads, &|tensor, what| Error::bad_file(&part.path, what).tensor(tensor))?;
+        check_blocks(part, &header, threads, &|tensor, what| Error::bad_file(&part.path, what).tensor(tensor))?;
         cross_read(&part.path, &header)?;
     }
     let derived = match &args.source {

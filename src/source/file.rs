@@ -16,7 +16,7 @@ pub struct SourceFile {
 }
 
 impl SourceFile {
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path) -> Result<Self> {
         let handle = File::open(path).map_err(|e| match e.kind() {
             ErrorKind::NotFound => Error::bad_file(path, "no such file"),
             _ => Error::io(path, e),
@@ -34,7 +34,7 @@ impl SourceFile {
     }
 
     /// Fills `out` from `position` on, without moving any shared position.
-    pub(super) fn read_at(&self, position: u64, out: &mut [u8]) -> Result<()> {
+    pub fn read_at(&self, position: u64, out: &mut [u8]) -> Result<()> {
         read_exact_at(&self.handle, position, out).map_err(|e| match e.kind() {
             ErrorKind::UnexpectedEof => Error::bad_file(&self.path, "the file became shorter while it was being read")
                 .hint("let nothing write to the checkpoint meanwhile, and run again"),

@@ -3,14 +3,12 @@
 //! no valid header either.
 
 use super::atomic::{PartialFile, free_space};
-use crate::gguf::{self, Metadata, TensorInfo};
-use crate::quant::{self, GgmlType};
+use crate::gguf::{self, DEFAULT_ALIGNMENT, Metadata, TensorInfo};
+use crate::quant;
+use crate::source::SourceFile;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// The alignment of tensor data that every reader assumes unless told otherwise.
-pub const ALIGNMENT: u64 = 32;
 
 /// When to begin another shard, as llama.cpp's gguf-split has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,23 +18,8 @@ pub enum Split {
     /// Tensor bytes per shard, at most (a single larger tensor still fits in a shard of its own).
     MaxBytes(u64),
     MaxTensors(usize),
-}
-
-/// A tensor to be written. `dims` in ggml order (row length first).
-#[derive(Clone, Debug)]
-pub struct TensorSpec {
-    pub name: String,
-    pub dims: Vec<u64>,
-    pub ty: GgmlType,
-}
-
-impl TensorSpec {
-    /// Bytes of the tensor's data; `None` when a row is not a whole number of blocks or the size overflows.
-    pub fn bytes(&self) -> Option<u64> {
-        let cols = usize::try_from(*self.dims.first()?).ok()?;
-        let row = self.ty.row_bytes(cols)? as u64;
-        self.dims[1..].iter().try_fold(row, |n, d| n.checked_mul(*d))
-    }
+    /// So many shards of about equal size.
+    Count(usize),
 }
 
 struct Shard {
@@ -46,77 +29,65 @@ struct Shard {
     header_len: u64,
 }
 
-/// Where a tensor lies: shard, absolute offset, length.
+/// Where a tensor lies: shard, absolute offset.
 #[derive(Clone, Copy)]
 struct Place {
     shard: usize,
     offset: u64,
-    len: u64,
 }
 
 /// A GGUF file (or its shards) under temporary names.
 pub struct Artifact {
-    target: PathBuf,
     shards: Vec<Shard>,
     places: Vec<Place>,
+    total_bytes: u64,
+    tensor_bytes: u64,
 }
 
 impl Artifact {
-    /// Lays out the file and reserves its space. Metadata may change until [`finish`](Self::finish), but only to values
-    /// that encode to the same number of bytes.
-    pub fn create(target: &Path, metadata: &Metadata, tensors: &[TensorSpec], split: Split, force: bool) -> Result<Self> {
+    /// Lays out the file and reserves its space; `tensors` need no offsets. Metadata may change until
+    /// [`finish`](Self::finish), but only to values that encode to the same number of bytes.
+    pub fn create(target: &Path, metadata: &Metadata, tensors: &[TensorInfo], split: Split, force: bool) -> Result<Self> {
         let groups = group(tensors, split)?;
         let count = groups.len();
-        if count > 1 {
-            super::atomic::refuse_existing(target, force)?;
-        }
-        let mut shards = Vec::with_capacity(count);
-        let mut places = Vec::with_capacity(tensors.len());
-        let mut total = 0u64;
-        let mut plans = Vec::with_capacity(count);
+        let (mut plans, mut places) = (Vec::with_capacity(count), Vec::with_capacity(tensors.len()));
+        let (mut total, mut tensor_bytes) = (0, 0);
         for (no, members) in groups.into_iter().enumerate() {
-            let mut shard_metadata = if no == 0 { metadata.clone() } else { Metadata::new() };
+            let mut metadata = if no == 0 { metadata.clone() } else { Metadata::new() };
             if count > 1 {
-                shard_metadata.set("split.no", no as u16);
-                shard_metadata.set("split.count", count as u16);
-                shard_metadata.set("split.tensors.count", tensors.len() as i32);
+                metadata.set("split.no", no as u16);
+                metadata.set("split.count", count as u16);
+                metadata.set("split.tensors.count", tensors.len() as i32);
             }
-            let mut infos = Vec::with_capacity(members.len());
-            let mut offset = 0u64;
-            let mut lens = Vec::with_capacity(members.len());
-            for spec in &tensors[members] {
-                let len = spec.bytes().ok_or_else(|| Error::Internal(format!("tensor {} has no size", spec.name)))?;
-                infos.push(TensorInfo { name: spec.name.clone(), dims: spec.dims.clone(), ty: spec.ty, offset });
-                lens.push(len);
-                offset += len.next_multiple_of(ALIGNMENT);
-            }
-            let header_len = gguf::encode_header(&shard_metadata, &infos, ALIGNMENT).len() as u64;
-            for (info, len) in infos.iter().zip(lens) {
-                places.push(Place { shard: no, offset: header_len + info.offset, len });
-            }
-            total += header_len + offset;
-            plans.push((shard_metadata, infos, header_len, header_len + offset));
+            let mut tensors = tensors[members].to_vec();
+            let data = gguf::layout(&mut tensors, DEFAULT_ALIGNMENT)?;
+            let header_len = gguf::encode_header(&metadata, &tensors, DEFAULT_ALIGNMENT).len() as u64;
+            places.extend(tensors.iter().map(|t| Place { shard: no, offset: header_len + t.offset }));
+            tensor_bytes += tensors.iter().filter_map(TensorInfo::bytes).sum::<u64>();
+            total += header_len + data;
+            plans.push((metadata, tensors, header_len, header_len + data));
         }
         if let Some(free) = free_space(target).filter(|free| *free < total) {
             let (need, free) = (human(total), human(free));
             return Err(Error::Storage(format!("{}: needs {need} of disk, {free} free", target.display())));
         }
+        let mut shards = Vec::with_capacity(count);
         for (no, (metadata, tensors, header_len, len)) in plans.into_iter().enumerate() {
             let file = PartialFile::create(&shard_path(target, no, count), force)?;
             file.reserve(len)?;
             shards.push(Shard { file, metadata, tensors, header_len });
         }
-        Ok(Self { target: target.to_path_buf(), shards, places })
-    }
-
-    pub fn target(&self) -> &Path {
-        &self.target
+        Ok(Self { shards, places, total_bytes: total, tensor_bytes })
     }
 
     /// Size of all shards together.
     pub fn total_bytes(&self) -> u64 {
-        let headers: u64 = self.shards.iter().map(|s| s.header_len).sum();
-        headers + self.places.iter().map(|p| p.len.next_multiple_of(ALIGNMENT)).sum::<u64>()
+        self.total_bytes
+    }
+
+    /// Size of the tensor data alone, without headers and padding.
+    pub fn tensor_bytes(&self) -> u64 {
+        self.tensor_bytes
     }
 
     /// Changes a metadata value before the header is written.
@@ -130,7 +101,7 @@ impl Artifact {
     /// Returns the final paths.
     pub fn finish(self, threads: usize) -> Result<Vec<PathBuf>> {
         for shard in &self.shards {
-            let header = gguf::encode_header(&shard.metadata, &shard.tensors, ALIGNMENT);
+            let header = gguf::encode_header(&shard.metadata, &shard.tensors, DEFAULT_ALIGNMENT);
             if header.len() as u64 != shard.header_len {
                 return Err(Error::Internal("the header changed its size while the file was written".into()));
             }
@@ -152,7 +123,6 @@ impl Artifact {
 impl crate::convert::Sink for Artifact {
     fn put(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         let place = self.places[tensor];
-        debug_assert!(offset + bytes.len() as u64 <= place.len);
         self.shards[place.shard].file.write_at(place.offset + offset, bytes)
     }
 }
@@ -164,7 +134,7 @@ fn check_file(temp: &Path, target: &Path, metadata: &Metadata, tensors: &[Tensor
     if header.metadata != *metadata || header.tensors != *tensors {
         return Err(fault("the header differs from what was written".into()));
     }
-    let file = std::fs::File::open(temp).map_err(|e| Error::io(target, e))?;
+    let file = SourceFile::open(temp)?;
     check_blocks(&file, &header, threads, &|tensor, what| {
         // What was read back is what was computed: a bad scale means a weight too large for the type.
         Error::bad_file(target, what).tensor(tensor).hint("use a type with a wider range for it: --tensor-type NAME=bf16")
@@ -173,7 +143,7 @@ fn check_file(temp: &Path, target: &Path, metadata: &Metadata, tensors: &[Tensor
 
 /// Checks the scales of every block of an open GGUF file, in pieces, on `threads` threads.
 pub fn check_blocks(
-    file: &std::fs::File,
+    file: &SourceFile,
     header: &gguf::Header,
     threads: usize,
     fault: &(dyn Fn(&str, String) -> Error + Sync),
@@ -181,8 +151,7 @@ pub fn check_blocks(
     const PIECE: usize = 4 << 20;
     let mut pieces = Vec::new();
     for (index, t) in header.tensors.iter().enumerate() {
-        let spec = TensorSpec { name: t.name.clone(), dims: t.dims.clone(), ty: t.ty };
-        let len = spec.bytes().ok_or_else(|| fault(&t.name, "rows are not whole blocks".into()))?;
+        let len = t.bytes().ok_or_else(|| fault(&t.name, "rows are not whole blocks".into()))?;
         let step = (PIECE / t.ty.block_bytes() * t.ty.block_bytes()) as u64;
         pieces.extend((0..len).step_by(step as usize).map(|at| (index, at, step.min(len - at) as usize)));
     }
@@ -192,8 +161,7 @@ pub fn check_blocks(
         while let Some(&(index, at, len)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
             let tensor = &header.tensors[index];
             let bytes = &mut buffer[..len];
-            crate::source::read_at(file, header.data_start + tensor.offset + at, bytes)
-                .map_err(|e| fault(&tensor.name, format!("cannot be read: {e}")))?;
+            file.read_at(header.data_start + tensor.offset + at, bytes)?;
             quant::check_rows(tensor.ty, bytes).map_err(|e| {
                 next.store(pieces.len(), Ordering::Relaxed);
                 fault(&tensor.name, e.to_string())
@@ -219,15 +187,17 @@ pub fn shard_path(target: &Path, no: usize, count: usize) -> PathBuf {
 }
 
 /// Which tensors go into which shard.
-fn group(tensors: &[TensorSpec], split: Split) -> Result<Vec<std::ops::Range<usize>>> {
+fn group(tensors: &[TensorInfo], split: Split) -> Result<Vec<std::ops::Range<usize>>> {
+    let total: u64 = tensors.iter().filter_map(TensorInfo::bytes).sum();
     let mut groups = Vec::new();
     let (mut start, mut bytes) = (0, 0u64);
     for (i, tensor) in tensors.iter().enumerate() {
-        let len = tensor.bytes().unwrap_or(0).next_multiple_of(ALIGNMENT);
+        let len = tensor.bytes().unwrap_or(0).next_multiple_of(DEFAULT_ALIGNMENT);
         let full = match split {
             Split::Never => false,
             Split::MaxBytes(max) => bytes + len > max,
             Split::MaxTensors(max) => i - start >= max.max(1),
+            Split::Count(n) => groups.len() + 1 < n && bytes + len / 2 > total / n as u64,
         };
         if full && i > start {
             groups.push(start..i);
@@ -257,8 +227,8 @@ pub fn human(bytes: u64) -> String {
 mod tests {
     use super::*;
 
-    fn spec(name: &str, cols: u64, rows: u64) -> TensorSpec {
-        TensorSpec { name: name.into(), dims: vec![cols, rows], ty: GgmlType::F32 }
+    fn spec(name: &str, cols: u64, rows: u64) -> TensorInfo {
+        TensorInfo { name: name.into(), dims: vec![cols, rows], ty: crate::quant::GgmlType::F32, offset: 0 }
     }
 
     #[test]
@@ -267,6 +237,7 @@ mod tests {
         assert_eq!(group(&tensors, Split::MaxBytes(64)).unwrap(), vec![0..2, 2..3, 3..4]);
         assert_eq!(group(&tensors, Split::MaxTensors(3)).unwrap(), vec![0..3, 3..4]);
         assert_eq!(group(&tensors, Split::Never).unwrap(), vec![0..4]);
+        assert_eq!(group(&tensors, Split::Count(2)).unwrap().len(), 2);
     }
 
     #[test]
