@@ -1,5 +1,11 @@
 //! What the tensors of a checkpoint mean: hyper-parameters, families as rows of data, tokenizers, and the mapping from
-//! source tensors to GGUF tensors. It reads metadata only, never weights.
+//! source tensors to GGUF tensors. It decides from metadata and shapes; weights pass through, row by row, when asked.
 
 pub mod config;
+pub mod families;
+mod hf_config;
+pub mod mapping;
+
 pub use config::Config;
+pub use families::{Family, Role};
+pub use mapping::{MappedTensor, Model, expected_tensors};
