@@ -67,7 +67,13 @@ pub fn source_bytes(ckpt: &Checkpoint, model: &Model) -> u64 {
 }
 
 /// Reads every tensor once and writes it to every target.
-pub fn run(ckpt: &Checkpoint, model: &Model, importance: Importance, targets: &[Target], control: &Control) -> Result<()> {
+pub fn run(
+    ckpt: &Checkpoint,
+    model: &Model,
+    importance: Importance,
+    targets: &[Target],
+    control: &Control,
+) -> Result<()> {
     for (index, tensor) in model.generated.iter().enumerate() {
         for target in targets {
             let cols = tensor.shape.last().copied().unwrap_or(1);
@@ -155,7 +161,13 @@ impl Worker<'_> {
 }
 
 /// Quantizes whole rows into `out` and checks what came out: a weight too large for the type shows here.
-fn encode(ty: GgmlType, rows: &[f32], cols: usize, weights: Option<&[f32]>, out: &mut Vec<u8>) -> Result<(), QuantError> {
+fn encode(
+    ty: GgmlType,
+    rows: &[f32],
+    cols: usize,
+    weights: Option<&[f32]>,
+    out: &mut Vec<u8>,
+) -> Result<(), QuantError> {
     let row_bytes = ty.row_bytes(cols).ok_or(QuantError::NotWholeBlocks { ty, cols, block: ty.block() })?;
     out.resize(rows.len() / cols.max(1) * row_bytes, 0);
     quant::quantize_rows(ty, rows, cols, weights, out)?;

@@ -56,10 +56,19 @@ fn as_text(ckpt: &Checkpoint, metadata: &Metadata, keep: &dyn Fn(&str) -> bool, 
     let _ = writeln!(out, "\nBy type");
     for (name, count, n, len) in by_type {
         let bits = 8.0 * len as f64 / n.max(1) as f64;
-        let _ = writeln!(out, "  {name:<8} {count:>5} tensors {n:>14} weights {:>10}  {bits:.4} bits per weight", human(len));
+        let _ = writeln!(
+            out,
+            "  {name:<8} {count:>5} tensors {n:>14} weights {:>10}  {bits:.4} bits per weight",
+            human(len)
+        );
     }
     let bits = 8.0 * bytes as f64 / weights.max(1) as f64;
-    let _ = writeln!(out, "  total    {:>5} tensors {weights:>14} weights {:>10}  {bits:.4} bits per weight", ckpt.tensors().len(), human(bytes));
+    let _ = writeln!(
+        out,
+        "  total    {:>5} tensors {weights:>14} weights {:>10}  {bits:.4} bits per weight",
+        ckpt.tensors().len(),
+        human(bytes)
+    );
     out
 }
 

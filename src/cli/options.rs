@@ -61,7 +61,9 @@ pub fn size(text: &str) -> Result<u64> {
 pub fn override_metadata(metadata: &mut Metadata, rules: &[String]) -> Result<()> {
     for rule in rules {
         let bad = |why: &str| {
-            Error::Usage(format!("--override-kv '{rule}': {why}; write KEY=TYPE:VALUE with TYPE int, float, bool or str"))
+            Error::Usage(format!(
+                "--override-kv '{rule}': {why}; write KEY=TYPE:VALUE with TYPE int, float, bool or str"
+            ))
         };
         let (key, typed) = rule.split_once('=').ok_or_else(|| bad("no '='"))?;
         let (ty, text) = typed.split_once(':').ok_or_else(|| bad("no ':'"))?;

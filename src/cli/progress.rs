@@ -52,7 +52,9 @@ impl Progress {
         }
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(8));
         let template = match unit {
-            Unit::Bytes => "{prefix:>12} {wide_bar} {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left",
+            Unit::Bytes => {
+                "{prefix:>12} {wide_bar} {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left"
+            }
             Unit::Tokens => "{prefix:>12} {wide_bar} {human_pos}/{human_len} tokens  {per_sec}  {eta} left",
         };
         if let Ok(style) = ProgressStyle::with_template(template) {

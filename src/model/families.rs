@@ -53,10 +53,7 @@ pub enum Role {
 impl Role {
     pub fn is_norm(self) -> bool {
         use Role::*;
-        matches!(
-            self,
-            OutputNorm | AttnNorm | AttnQNorm | AttnKNorm | PostAttnNorm | FfnNorm | PostFfnNorm
-        )
+        matches!(self, OutputNorm | AttnNorm | AttnQNorm | AttnKNorm | PostAttnNorm | FfnNorm | PostFfnNorm)
     }
 
     pub fn is_bias(self) -> bool {
@@ -75,10 +72,7 @@ impl Role {
 
     /// A linear layer inside a block: what quantization is about, apart from embeddings and the output.
     pub fn is_linear(self) -> bool {
-        !self.is_norm()
-            && !self.is_bias()
-            && !self.is_router()
-            && !matches!(self, Role::TokenEmbedding | Role::Output)
+        !self.is_norm() && !self.is_bias() && !self.is_router() && !matches!(self, Role::TokenEmbedding | Role::Output)
     }
 }
 
@@ -307,13 +301,7 @@ pub fn supported() -> String {
 use Dim::*;
 use Source::{Half, One as At, PerExpert};
 
-const fn row(
-    sources: &'static [Source],
-    gguf: &'static str,
-    role: Role,
-    shape: &'static [Dim],
-    when: When,
-) -> Row {
+const fn row(sources: &'static [Source], gguf: &'static str, role: Role, shape: &'static [Dim], when: When) -> Row {
     Row { sources, gguf, role, shape, when }
 }
 

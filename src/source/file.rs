@@ -5,6 +5,7 @@ use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// An open file of a checkpoint.
 #[derive(Debug)]
@@ -65,12 +66,15 @@ fn read_exact_at(file: &File, mut position: u64, mut out: &mut [u8]) -> std::io:
     Ok(())
 }
 
-/// The SHA-256 of a file, as 64 lower-case hexadecimal digits.
-pub fn sha256_file(path: &Path) -> Result<String> {
+/// The SHA-256 of a file, as 64 lower-case hexadecimal digits. Looks at `cancel` once per MiB.
+pub fn sha256_file(path: &Path, cancel: &AtomicBool) -> Result<String> {
     let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
+        if cancel.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
         match file.read(&mut buffer) {
             Ok(0) => break,
             Ok(n) => hash.update(&buffer[..n]),

@@ -47,7 +47,13 @@ pub struct Artifact {
 impl Artifact {
     /// Lays out the file and reserves its space; `tensors` need no offsets. Metadata may change until
     /// [`finish`](Self::finish), but only to values that encode to the same number of bytes.
-    pub fn create(target: &Path, metadata: &Metadata, tensors: &[TensorInfo], split: Split, force: bool) -> Result<Self> {
+    pub fn create(
+        target: &Path,
+        metadata: &Metadata,
+        tensors: &[TensorInfo],
+        split: Split,
+        force: bool,
+    ) -> Result<Self> {
         let groups = group(tensors, split)?;
         let count = groups.len();
         let (mut plans, mut places) = (Vec::with_capacity(count), Vec::with_capacity(tensors.len()));
@@ -137,7 +143,9 @@ fn check_file(temp: &Path, target: &Path, metadata: &Metadata, tensors: &[Tensor
     let file = SourceFile::open(temp)?;
     check_blocks(&file, &header, threads, &|tensor, what| {
         // What was read back is what was computed: a bad scale means a weight too large for the type.
-        Error::bad_file(target, what).tensor(tensor).hint("use a type with a wider range for it: --tensor-type NAME=bf16")
+        Error::bad_file(target, what)
+            .tensor(tensor)
+            .hint("use a type with a wider range for it: --tensor-type NAME=bf16")
     })
 }
 
@@ -171,9 +179,9 @@ pub fn check_blocks(
     };
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().try_for_each(|w| {
-            w.join().unwrap_or_else(|_| Err(Error::Internal("a checking thread panicked".into())))
-        })
+        workers
+            .into_iter()
+            .try_for_each(|w| w.join().unwrap_or_else(|_| Err(Error::Internal("a checking thread panicked".into()))))
     })
 }
 
