@@ -4,6 +4,7 @@
 mod kquants;
 mod legacy;
 mod plain;
+pub mod presets;
 pub mod search;
 pub mod types;
 
