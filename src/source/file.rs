@@ -17,6 +17,7 @@ pub struct SourceFile {
 }
 
 impl SourceFile {
+    /// Errors: `BadInput` when there is no such file or it is not a regular one; `Io` when it cannot be opened.
     pub fn open(path: &Path) -> Result<Self> {
         let handle = File::open(path).map_err(|e| match e.kind() {
             ErrorKind::NotFound => Error::bad_file(path, "no such file"),
@@ -34,7 +35,9 @@ impl SourceFile {
         std::io::BufReader::with_capacity(1 << 16, &self.handle)
     }
 
-    /// Fills `out` from `position` on, without moving any shared position.
+    /// Fills `out` from `position` on, without moving any shared position. Any number of threads may read at once.
+    ///
+    /// Errors: `BadInput` when the file ends before `out` is full; `Io` when the disk fails.
     pub fn read_at(&self, position: u64, out: &mut [u8]) -> Result<()> {
         read_exact_at(&self.handle, position, out).map_err(|e| match e.kind() {
             ErrorKind::UnexpectedEof => Error::bad_file(&self.path, "the file became shorter while it was being read")
