@@ -1,12 +1,12 @@
 //! Checkpoints that differ from the conformance models in spelling, in packing or by a fault: what is accepted must mean
 //! the same, what is refused must be refused with a message that names the tensor, the shape and the file.
 
+use quantize::Error;
 use quantize::gguf::{TensorInfo, encode_header, layout};
 use quantize::model::config::{Attention, RopeScaling};
 use quantize::model::{Config, Model, Role, gguf_metadata};
 use quantize::quant::GgmlType;
 use quantize::source::Checkpoint;
-use quantize::Error;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -46,9 +46,10 @@ impl Draft {
     fn write(&self) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.json"), self.config.to_string()).unwrap();
-        let views = self.tensors.iter().map(|(n, (shape, bytes))| {
-            (n.as_str(), TensorView::new(Dtype::F16, shape.clone(), bytes).unwrap())
-        });
+        let views = self
+            .tensors
+            .iter()
+            .map(|(n, (shape, bytes))| (n.as_str(), TensorView::new(Dtype::F16, shape.clone(), bytes).unwrap()));
         std::fs::write(dir.path().join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
         dir
     }
@@ -215,7 +216,12 @@ fn refusals_of_configurations_say_what_is_wrong() {
             assert!(text.contains(word), "{word:?} is not in: {text}");
         }
     };
-    refused("llama", json!({"architectures": ["BertModel"]}), 4, &["BertModel", "LlamaForCausalLM", "Gemma3ForCausalLM"]);
+    refused(
+        "llama",
+        json!({"architectures": ["BertModel"]}),
+        4,
+        &["BertModel", "LlamaForCausalLM", "Gemma3ForCausalLM"],
+    );
     refused("llama", json!({"num_hidden_layers": 0}), 3, &["layers", "0"]);
     refused("llama", json!({"num_hidden_layers": 1_000_000_000}), 3, &["layers"]);
     refused("llama", json!({"hidden_size": -64}), 3, &["hidden_size", "-64"]);
@@ -255,7 +261,11 @@ fn transformers_4_spellings_mean_the_same() {
         }
         assert_eq!(Config::from_hf(&config).unwrap(), expected, "{name}");
     };
-    rewrite("llama", &["rope_parameters", "dtype", "head_dim"], json!({"rope_theta": 10000.0, "torch_dtype": "float16"}));
+    rewrite(
+        "llama",
+        &["rope_parameters", "dtype", "head_dim"],
+        json!({"rope_theta": 10000.0, "torch_dtype": "float16"}),
+    );
     rewrite(
         "llama3-rope",
         &["rope_parameters"],
