@@ -115,7 +115,7 @@ impl Config {
                 return Err(Error::bad_input(format!("model configuration: {name} is {size}; expected 1 to {limit}")));
             }
         }
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             let what = format!("{} heads cannot share {} key-value heads evenly", self.heads, self.kv_heads);
             return Err(Error::bad_input(format!("model configuration: {what}")));
         }
@@ -130,7 +130,7 @@ impl Config {
             return bad(format!("norm epsilon is {}; expected 0 to 1", self.norm_eps));
         }
         let dims = self.rope.dims;
-        if dims == 0 || dims % 2 != 0 || dims > self.head_dim {
+        if dims == 0 || !dims.is_multiple_of(2) || dims > self.head_dim {
             return bad(format!("{dims} rotary dimensions of {}; expected an even number", self.head_dim));
         }
         if !(self.rope.theta >= 1.0 && self.rope.theta_local.is_none_or(|t| t >= 1.0)) {

@@ -32,7 +32,7 @@ impl<'a> HfJson<'a> {
         self.get(key).is_some()
     }
 
-    fn size(self, keys: &[&str]) -> Result<Option<usize>> {
+    pub(super) fn size(self, keys: &[&str]) -> Result<Option<usize>> {
         let Some((key, value)) = keys.iter().find_map(|k| self.get(k).map(|v| (k, v))) else { return Ok(None) };
         match as_size(value) {
             Some(n) => Ok(Some(n)),

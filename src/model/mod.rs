@@ -5,7 +5,11 @@ pub mod config;
 pub mod families;
 mod hf_config;
 pub mod mapping;
+pub mod metadata;
+pub mod naming;
+mod role;
 
 pub use config::Config;
 pub use families::{Family, Role};
 pub use mapping::{MappedTensor, Model, expected_tensors};
+pub use metadata::{gguf_metadata, keeps_f32};
