@@ -1,1 +1,320 @@
-//! (see below)
+//! Reference inference: the forward pass of every supported family, over weights in any stored form. Activations are
+//! `f32`, matrix products accumulate in `f32`, and a batch is all tokens of a chunk at once or one new token after a
+//! cache. It reads top to bottom (after llama2.c) and measures nothing; the evaluator does.
+
+mod attention;
+mod experts;
+mod rope;
+mod sampling;
+mod weights;
+
+pub use attention::Cache;
+pub use sampling::{Sampler, Sampling, generate};
+
+use crate::kernel::{Output, RowSource, matmul, vector};
+use crate::model::Config;
+use crate::model::config::Activation;
+use crate::{Error, Result};
+use attention::{Heads, attend};
+use experts::Experts;
+use rayon::prelude::*;
+use rope::Angles;
+use std::ops::Range;
+
+/// Sees what goes into every linear layer while a batch runs; `()` looks away.
+pub trait Observer {
+    /// `x` (`[tokens, in]`) is about to be multiplied with the matrix of the GGUF name `linear`; of a stacked one with
+    /// `expert`'s part, and `x` are the tokens that chose it (possibly none).
+    fn input(&mut self, linear: &str, expert: Option<usize>, x: &[f32]);
+}
+
+impl Observer for () {
+    fn input(&mut self, _: &str, _: Option<usize>, _: &[f32]) {}
+}
+
+/// A linear layer `[out, in]`, or a stack of them `[experts * out, in]`.
+pub struct Linear {
+    /// GGUF name of the weight.
+    pub name: String,
+    pub weight: Box<dyn RowSource>,
+    pub bias: Option<Vec<f32>>,
+}
+
+impl Linear {
+    fn out(&self) -> usize {
+        self.weight.rows()
+    }
+
+    /// `y = x · Wᵀ + bias`.
+    fn product(&self, x: &[f32], y: Output<'_>, observer: &mut dyn Observer) {
+        observer.input(&self.name, None, x);
+        let (stride, at) = (y.stride, y.at);
+        matmul(x, &*self.weight, 0..self.out(), Output { data: &mut *y.data, stride, at });
+        if let Some(bias) = &self.bias {
+            for row in y.data.chunks_exact_mut(stride) {
+                vector::add_scaled(&mut row[at..at + bias.len()], 1.0, bias);
+            }
+        }
+    }
+
+    /// `y = x · W[expert]ᵀ`, where each expert has `out` rows.
+    fn expert_product(&self, expert: usize, out: usize, x: &[f32], y: Output<'_>, observer: &mut dyn Observer) {
+        observer.input(&self.name, Some(expert), x);
+        matmul(x, &*self.weight, expert * out..(expert + 1) * out, y);
+    }
+}
+
+/// Several linear layers with the same input, or one that fuses them: their results side by side.
+fn products(linears: &[Linear], x: &[f32], y: &mut [f32], stride: usize, observer: &mut dyn Observer) {
+    let mut at = 0;
+    for linear in linears {
+        linear.product(x, Output { data: &mut *y, stride, at }, observer);
+        at += linear.out();
+    }
+}
+
+/// `down(activation(gate(x)) · up(x))`.
+struct FeedForward {
+    /// Gate and up, or one matrix with the rows of both in this order.
+    gate_up: Vec<Linear>,
+    down: Linear,
+    width: usize,
+    activation: Activation,
+}
+
+impl FeedForward {
+    /// `x` and `out` are `[n, hidden]`.
+    fn forward(&self, x: &[f32], hidden: usize, out: &mut [f32], observer: &mut dyn Observer) {
+        let (n, width) = (x.len() / hidden, self.width);
+        let mut gate_up = vec![0.0; n * 2 * width];
+        products(&self.gate_up, x, &mut gate_up, 2 * width, observer);
+        let mut inner = vec![0.0; n * width];
+        activate(self.activation, &gate_up, &mut inner, width);
+        self.down.product(&inner, Output::whole(out, hidden), observer);
+    }
+}
+
+/// `inner = activation(gate) · up` with gate and up side by side in `gate_up` (`[n, 2 * width]`).
+fn activate(activation: Activation, gate_up: &[f32], inner: &mut [f32], width: usize) {
+    let rows = inner.par_chunks_exact_mut(width).zip(gate_up.par_chunks_exact(2 * width));
+    rows.with_min_len(ROWS_PER_TASK).for_each(|(inner, row)| {
+        let (gate, up) = row.split_at(width);
+        match activation {
+            Activation::Silu => vector::silu_times(inner, gate, up),
+            Activation::GeluTanh => vector::gelu_times(inner, gate, up),
+        }
+    });
+}
+
+/// Rows of activations that are worth handing to another thread.
+const ROWS_PER_TASK: usize = 32;
+
+enum Mlp {
+    Dense(FeedForward),
+    Experts(Experts),
+}
+
+struct Layer {
+    attn_norm: Vec<f32>,
+    /// Query, key and value, or one matrix with the rows of all three in this order.
+    qkv: Vec<Linear>,
+    /// Norms over each head (qwen3, gemma3).
+    q_norm: Option<Vec<f32>>,
+    k_norm: Option<Vec<f32>>,
+    attn_output: Linear,
+    /// Norms on the results of attention and feed-forward (gemma2, gemma3).
+    post_attn_norm: Option<Vec<f32>>,
+    ffn_norm: Vec<f32>,
+    mlp: Mlp,
+    post_ffn_norm: Option<Vec<f32>>,
+    window: Option<usize>,
+}
+
+/// A model that can run.
+pub struct Engine {
+    pub config: Config,
+    embedding: Linear,
+    layers: Vec<Layer>,
+    output_norm: Vec<f32>,
+    /// `None`: the embedding (tied).
+    output: Option<Linear>,
+    rope_factors: rope::Factors,
+    /// Rotary pairs are neighbours, not halves.
+    interleaved_rope: bool,
+}
+
+impl Engine {
+    /// A cache for a sequence of up to `capacity` tokens.
+    pub fn cache(&self, capacity: usize) -> Cache {
+        Cache::new(self.config.layers, capacity)
+    }
+
+    /// Runs `tokens` after those in `cache` and returns the logits `[wanted.len(), vocab]` of the positions `wanted` of
+    /// this batch.
+    ///
+    /// Errors: `BadInput` for a token beyond the vocabulary, or more tokens than the cache has room for.
+    pub fn forward(&self, tokens: &[u32], cache: &mut Cache, wanted: Range<usize>) -> Result<Vec<f32>> {
+        let hidden = self.hidden(tokens, cache, &mut ())?;
+        let width = self.config.hidden;
+        let wanted = hidden.get(wanted.start * width..wanted.end * width);
+        let wanted = wanted.ok_or_else(|| Error::Internal("logits asked for beyond the batch".into()))?;
+        Ok(self.head(wanted, &mut ()))
+    }
+
+    /// Runs `tokens` after those in `cache` and returns the last layer's result `[n, hidden]`, which [`Engine::head`]
+    /// turns into logits.
+    ///
+    /// Errors: as [`Engine::forward`].
+    pub fn hidden(&self, tokens: &[u32], cache: &mut Cache, observer: &mut dyn Observer) -> Result<Vec<f32>> {
+        let mut x = self.embed(tokens)?;
+        for layer in 0..self.layers.len() {
+            self.layer(layer, &mut x, cache, observer)?;
+        }
+        cache.advance(tokens.len(), self.layers.len());
+        Ok(x)
+    }
+
+    /// The embeddings `[n, hidden]` of `tokens`.
+    ///
+    /// Errors: `BadInput` for a token beyond the vocabulary.
+    pub fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>> {
+        let hidden = self.config.hidden;
+        let mut x = vec![0.0; tokens.len() * hidden];
+        for (row, token) in x.chunks_exact_mut(hidden).zip(tokens) {
+            let token = *token as usize;
+            if token >= self.embedding.out() {
+                let what = format!("token {token} is not in the model's vocabulary of {}", self.embedding.out());
+                return Err(Error::bad_input(what).hint("the tokenizer belongs to another model"));
+            }
+            self.embedding.weight.decode(token..token + 1, row);
+            if self.config.embedding_scale != 1.0 {
+                vector::scale(row, self.config.embedding_scale);
+            }
+        }
+        Ok(x)
+    }
+
+    /// Runs one layer in place on the residual stream `x` (`[n, hidden]`) of the tokens after those in `cache`. The
+    /// cache's length does not change: [`Engine::hidden`] advances it after the last layer.
+    ///
+    /// Errors: `BadInput` when the cache has no room for `n` tokens.
+    pub fn layer(&self, index: usize, x: &mut [f32], cache: &mut Cache, observer: &mut dyn Observer) -> Result<()> {
+        let c = &self.config;
+        let (hidden, first) = (c.hidden, cache.len());
+        let n = x.len() / hidden;
+        if first + n > cache.capacity() {
+            let what = format!("{} tokens do not fit the context of {}", first + n, cache.capacity());
+            return Err(Error::bad_input(what));
+        }
+        let layer = &self.layers[index];
+        let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let stride = q_width + 2 * kv_width;
+
+        // Attention.
+        let mut normed = self.norm(x, &layer.attn_norm);
+        let mut qkv = vec![0.0; n * stride];
+        products(&layer.qkv, &normed, &mut qkv, stride, observer);
+        let angles = match (layer.window, c.rope.theta_local) {
+            (Some(_), Some(theta)) => Angles::local(theta, c.rope.dims, first, n),
+            _ => Angles::new(&c.rope, &self.rope_factors, cache.capacity(), c.context, first, n),
+        };
+        qkv.par_chunks_exact_mut(stride).with_min_len(ROWS_PER_TASK).enumerate().for_each(|(i, row)| {
+            let (q, k) = row[..q_width + kv_width].split_at_mut(q_width);
+            for (part, norm) in [(q, &layer.q_norm), (k, &layer.k_norm)] {
+                for head in part.chunks_exact_mut(c.head_dim) {
+                    if let Some(norm) = norm {
+                        vector::rms_norm(head, norm, c.norm_eps);
+                    }
+                    self.rotate(head, &angles, i);
+                }
+            }
+        });
+        let kv = cache.layer(index, kv_width);
+        for row in qkv.chunks_exact(stride) {
+            kv.keys.extend_from_slice(&row[q_width..q_width + kv_width]);
+            kv.values.extend_from_slice(&row[q_width + kv_width..]);
+        }
+        let shape = Heads {
+            heads: c.heads,
+            kv_heads: c.kv_heads,
+            dim: c.head_dim,
+            scale: c.attn_scale,
+            softcap: c.attn_softcap,
+            window: layer.window,
+        };
+        let mut attended = vec![0.0; n * q_width];
+        attend(shape, &qkv, stride, kv, &mut attended);
+        layer.attn_output.product(&attended, Output::whole(&mut normed, hidden), observer);
+        self.add(x, &mut normed, layer.post_attn_norm.as_deref());
+
+        // Feed-forward.
+        let normed = self.norm(x, &layer.ffn_norm);
+        let mut result = vec![0.0; n * hidden];
+        match &layer.mlp {
+            Mlp::Dense(mlp) => mlp.forward(&normed, hidden, &mut result, observer),
+            Mlp::Experts(mlp) => mlp.forward(&normed, hidden, &mut result, observer),
+        }
+        self.add(x, &mut result, layer.post_ffn_norm.as_deref());
+        Ok(())
+    }
+
+    /// Logits `[n, vocab]` of the last layer's results `hidden` (`[n, hidden]`).
+    pub fn head(&self, hidden: &[f32], observer: &mut dyn Observer) -> Vec<f32> {
+        let normed = self.norm(hidden, &self.output_norm);
+        let output = self.output.as_ref().unwrap_or(&self.embedding);
+        let vocab = output.out();
+        let mut logits = vec![0.0; normed.len() / self.config.hidden * vocab];
+        output.product(&normed, Output::whole(&mut logits, vocab), observer);
+        if let Some(cap) = self.config.logit_softcap {
+            logits.par_chunks_mut(vocab).for_each(|row| vector::soft_cap(row, cap));
+        }
+        logits
+    }
+
+    /// Every linear layer in the order of use, for replacing weights.
+    pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let layers = self.layers.iter_mut().flat_map(|layer| {
+            let mlp: Vec<&mut Linear> = match &mut layer.mlp {
+                Mlp::Dense(mlp) => mlp.gate_up.iter_mut().chain([&mut mlp.down]).collect(),
+                Mlp::Experts(e) => {
+                    let shared = e.shared.iter_mut().map(|s| &mut s.expert);
+                    let shared = shared.flat_map(|s| s.gate_up.iter_mut().chain([&mut s.down]));
+                    [&mut e.router, &mut e.gate, &mut e.up, &mut e.down].into_iter().chain(shared).collect()
+                }
+            };
+            layer.qkv.iter_mut().chain([&mut layer.attn_output]).chain(mlp)
+        });
+        std::iter::once(&mut self.embedding).chain(layers).chain(&mut self.output)
+    }
+
+    fn rotate(&self, head: &mut [f32], angles: &Angles, i: usize) {
+        let (cos, sin) = angles.row(i);
+        let rotated = &mut head[..self.config.rope.dims];
+        if self.interleaved_rope {
+            vector::rotate_pairs(rotated, cos, sin);
+        } else {
+            let (low, high) = rotated.split_at_mut(cos.len());
+            vector::rotate_halves(low, high, cos, sin);
+        }
+    }
+
+    /// The rows of `x` (`[n, hidden]`), normalised.
+    fn norm(&self, x: &[f32], weight: &[f32]) -> Vec<f32> {
+        let mut normed = x.to_vec();
+        let rows = normed.par_chunks_exact_mut(self.config.hidden).with_min_len(ROWS_PER_TASK);
+        rows.for_each(|row| vector::rms_norm(row, weight, self.config.norm_eps));
+        normed
+    }
+
+    /// `x += result`, which is normalised before where the family has a norm there.
+    fn add(&self, x: &mut [f32], result: &mut [f32], norm: Option<&[f32]>) {
+        let hidden = self.config.hidden;
+        let rows = x.par_chunks_exact_mut(hidden).zip(result.par_chunks_exact_mut(hidden));
+        rows.with_min_len(ROWS_PER_TASK).for_each(|(x, result)| {
+            if let Some(norm) = norm {
+                vector::rms_norm(result, norm, self.config.norm_eps);
+            }
+            vector::add_scaled(x, 1.0, result);
+        });
+    }
+}

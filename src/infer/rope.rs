@@ -1,0 +1,129 @@
+//! Rotary position embeddings (Su et al. 2021) and their scaled variants: from a configuration to the cosines and sines
+//! of a batch of positions, computed once per batch. The formulas and their order in `f32` are those of transformers'
+//! `modeling_rope_utils.py`, so that angles agree with it at large positions too.
+
+use crate::model::config::{Rope, RopeScaling};
+use std::f32::consts::PI;
+
+/// Divisors of the frequencies that a checkpoint brings as tensors, each `[dims / 2]`.
+#[derive(Default)]
+pub struct Factors {
+    /// `rope_freqs.weight` (llama3 scaling).
+    pub all: Option<Vec<f32>>,
+    /// `rope_factors_short.weight` (longrope, up to the original context).
+    pub short: Option<Vec<f32>>,
+    /// `rope_factors_long.weight` (longrope, beyond it).
+    pub long: Option<Vec<f32>>,
+}
+
+/// Cosines and sines, each `[positions, dims / 2]`.
+pub struct Angles {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    half: usize,
+}
+
+impl Angles {
+    /// The angles of positions `first .. first + n` in the layers that see everything.
+    ///
+    /// `context` is how long the sequence can become: longrope chooses its factors by it. `full_context` is what the
+    /// model was made for.
+    pub fn new(rope: &Rope, factors: &Factors, context: usize, full_context: usize, first: usize, n: usize) -> Self {
+        let (frequencies, scale) = frequencies(rope, factors, context, full_context);
+        Self::at(&frequencies, scale, first, n)
+    }
+
+    /// The same for sliding-window layers with a theta of their own, which are never scaled (gemma3).
+    pub fn local(theta: f32, dims: usize, first: usize, n: usize) -> Self {
+        Self::at(&base(theta, dims), 1.0, first, n)
+    }
+
+    fn at(frequencies: &[f32], scale: f32, first: usize, n: usize) -> Self {
+        let half = frequencies.len();
+        let angles = (first..first + n).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
+        let (sin, cos) = angles.map(|a| a.sin_cos()).map(|(s, c)| (s * scale, c * scale)).unzip();
+        Angles { cos, sin, half }
+    }
+
+    /// Cosines and sines of the `i`-th position of the batch.
+    pub fn row(&self, i: usize) -> (&[f32], &[f32]) {
+        let range = i * self.half..(i + 1) * self.half;
+        (&self.cos[range.clone()], &self.sin[range])
+    }
+}
+
+/// `theta^(-2j / dims)`.
+fn base(theta: f32, dims: usize) -> Vec<f32> {
+    (0..dims / 2).map(|j| 1.0 / theta.powf((2 * j) as f32 / dims as f32)).collect()
+}
+
+/// Frequencies after scaling, and the factor on cosines and sines.
+fn frequencies(rope: &Rope, factors: &Factors, context: usize, full_context: usize) -> (Vec<f32>, f32) {
+    let mut f = base(rope.theta, rope.dims);
+    let mut scale = 1.0;
+    let divide = |f: &mut Vec<f32>, by: &[f32]| f.iter_mut().zip(by).for_each(|(f, d)| *f /= d);
+    if let Some(all) = &factors.all {
+        divide(&mut f, all);
+        return (f, scale);
+    }
+    match &rope.scaling {
+        RopeScaling::Default => {}
+        RopeScaling::Linear { factor } => f.iter_mut().for_each(|f| *f /= factor),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+            let original = *original_context as f32;
+            for f in &mut f {
+                let wavelength = 2.0 * PI / *f;
+                if wavelength > original / low_freq_factor {
+                    *f /= factor;
+                } else if wavelength >= original / high_freq_factor {
+                    let smooth = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    *f = (1.0 - smooth) * *f / factor + smooth * *f;
+                }
+            }
+        }
+        RopeScaling::Yarn { factor, original_context, attention_factor, beta_fast, beta_slow } => {
+            let dims = rope.dims as f32;
+            // The dimension whose wavelength turns `rotations` times in the original context.
+            let dimension = |rotations: f32| {
+                dims * (*original_context as f32 / (rotations * 2.0 * PI)).ln() / (2.0 * rope.theta.ln())
+            };
+            let low = dimension(*beta_fast).floor().max(0.0);
+            let high = dimension(*beta_slow).ceil().min(dims - 1.0);
+            let high = if high == low { high + 0.001 } else { high };
+            for (j, f) in f.iter_mut().enumerate() {
+                let interpolated = ((j as f32 - low) / (high - low)).clamp(0.0, 1.0);
+                *f = *f / factor * interpolated + *f * (1.0 - interpolated);
+            }
+            let default = if *factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
+            scale = attention_factor.unwrap_or(default);
+        }
+        RopeScaling::LongRope { short, long, original_context, attention_factor } => {
+            let stored = if context > *original_context { (&factors.long, long) } else { (&factors.short, short) };
+            divide(&mut f, stored.0.as_ref().unwrap_or(stored.1));
+            let original = *original_context as f32;
+            let ratio = full_context as f32 / original;
+            let default = if ratio > 1.0 { (1.0 + ratio.ln() / original.ln()).sqrt() } else { 1.0 };
+            scale = attention_factor.unwrap_or(default);
+        }
+    }
+    (f, scale)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rope(scaling: RopeScaling) -> Rope {
+        Rope { theta: 10000.0, theta_local: None, dims: 16, scaling }
+    }
+
+    fn close(got: &[f32], want: &[f32]) {
+        assert_eq!(got.len(), want.len());
+        for (g, w) in got.iter().zip(want) {
+            assert!((g - w).abs() <= 1e-6 * w.abs(), "{got:?} is not {want:?}");
+        }
+    }
+
+    // The expected frequencies and factors below are transformers' (`ROPE_INIT_FUNCTIONS`) for these parameters.
+
+}

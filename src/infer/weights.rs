@@ -1,0 +1,283 @@
+//! Loading a model into memory. Matrices keep the bytes they are stored in and are decoded block by block in every
+//! product, so that a model needs little more memory than its file; norms, biases and rotary factors become `f32`.
+
+use super::experts::{Experts, SharedExpert};
+use super::rope::Factors;
+use super::{Engine, FeedForward, Layer, Linear, Mlp};
+use crate::kernel::{Dense, RowSource};
+use crate::model::config::Attention;
+use crate::model::mapping::RowOrder;
+use crate::model::{MappedTensor, Model};
+use crate::quant::{GgmlType, dequantize_rows};
+use crate::source::{Checkpoint, Dtype};
+use crate::{Error, Result};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use rayon::prelude::*;
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// A matrix `[rows, cols]` in the bytes of a ggml type.
+pub struct Stored {
+    ty: GgmlType,
+    bytes: Vec<u8>,
+    row_bytes: usize,
+    cols: usize,
+}
+
+impl Stored {
+    /// `bytes` holds whole rows of `cols` weights of type `ty`.
+    ///
+    /// Errors: `Unsupported` when the type cannot be decoded; `Internal` when the bytes are not whole rows.
+    pub fn new(ty: GgmlType, bytes: Vec<u8>, cols: usize) -> Result<Self> {
+        let row_bytes = ty.row_bytes(cols).filter(|n| *n > 0 && bytes.len().is_multiple_of(*n));
+        let row_bytes = row_bytes.ok_or_else(|| Error::Internal(format!("{} bytes are not {ty} rows", bytes.len())))?;
+        let stored = Stored { ty, bytes, row_bytes, cols };
+        if let Some(row) = stored.bytes.get(..row_bytes) {
+            stored.try_decode(row, &mut vec![0.0; cols])?;
+        }
+        Ok(stored)
+    }
+
+    fn try_decode(&self, bytes: &[u8], out: &mut [f32]) -> Result<()> {
+        match self.ty {
+            GgmlType::F32 => {
+                for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *out = f32::from_le_bytes(*bytes);
+                }
+            }
+            GgmlType::F16 => halves::<f16>(bytes).convert_to_f32_slice(out),
+            GgmlType::BF16 => halves::<bf16>(bytes).convert_to_f32_slice(out),
+            _ => dequantize_rows(self.ty, bytes, out).map_err(|e| Error::Unsupported(e.to_string()))?,
+        }
+        Ok(())
+    }
+}
+
+/// Bytes as 16-bit numbers: in place where they are aligned, as those of a vector are in practice, else copied.
+fn halves<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(bytes: &[u8]) -> Cow<'_, [T]> {
+    match bytemuck::try_cast_slice(bytes) {
+        Ok(values) => Cow::Borrowed(values),
+        Err(_) => Cow::Owned(bytes.chunks_exact(2).map(bytemuck::pod_read_unaligned).collect()),
+    }
+}
+
+impl RowSource for Stored {
+    fn rows(&self) -> usize {
+        self.bytes.len() / self.row_bytes
+    }
+
+    fn cols(&self) -> usize {
+        self.cols
+    }
+
+    fn decode(&self, rows: Range<usize>, out: &mut [f32]) {
+        let decoded = self.try_decode(&self.bytes[rows.start * self.row_bytes..rows.end * self.row_bytes], out);
+        // The first row was decoded when the matrix was made, so the type is known to work.
+        debug_assert!(decoded.is_ok());
+    }
+}
+
+/// Tensors of an open model by GGUF name.
+struct Loader<'a> {
+    ckpt: &'a Checkpoint,
+    by_name: HashMap<&'a str, &'a MappedTensor>,
+}
+
+impl Loader<'_> {
+    fn find(&self, name: &str) -> Result<&MappedTensor> {
+        self.by_name.get(name).copied().ok_or_else(|| {
+            let file = self.ckpt.files().first().map_or(self.ckpt.dir(), |f| &f.path);
+            Error::bad_file(file, "is missing; the model cannot run without it").tensor(name)
+        })
+    }
+
+    fn wrong_shape(&self, t: &MappedTensor, wanted: &str) -> Error {
+        let file = t.parts.first().and_then(|p| self.ckpt.files().get(self.ckpt.tensors()[*p].file));
+        let what = format!("shape is {:?}; expected {wanted}", t.shape);
+        Error::bad_file(file.map_or(self.ckpt.dir(), |f| &f.path), what).tensor(&*t.name)
+    }
+
+    /// A vector of `len` numbers.
+    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        let t = self.find(name)?;
+        if t.row_count() != 1 || t.cols() != len {
+            return Err(self.wrong_shape(t, &format!("[{len}]")));
+        }
+        let mut values = vec![0.0; len];
+        // What is to be added is added in `f32`, as the model itself does, not in the type that a file will have.
+        let plain = MappedTensor { add: 0.0, ..t.clone() };
+        plain.read_rows(self.ckpt, 0..1, &mut Vec::new(), &mut values)?;
+        values.iter_mut().for_each(|v| *v += t.add);
+        Ok(values)
+    }
+
+    fn optional_vector(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>> {
+        self.by_name.contains_key(name).then(|| self.vector(name, len)).transpose()
+    }
+
+    /// The linear layer `{name}.weight` of `rows` rows (of all experts together), with its bias if there is one.
+    fn linear(&self, name: &str, rows: usize, cols: usize) -> Result<Linear> {
+        let weight_name = format!("{name}.weight");
+        let t = self.find(&weight_name)?;
+        if t.row_count() != rows || t.cols() != cols {
+            return Err(self.wrong_shape(t, &format!("[{rows}, {cols}]")));
+        }
+        let weight = self.matrix(t)?;
+        Ok(Linear { name: weight_name, weight, bias: self.optional_vector(&format!("{name}.bias"), rows)? })
+    }
+
+    /// Whether a tensor can stay in its stored bytes, and as which type.
+    fn stored_type(&self, t: &MappedTensor) -> Option<GgmlType> {
+        let first = self.ckpt.tensors()[*t.parts.first()?].dtype;
+        let same = t.parts.iter().all(|p| self.ckpt.tensors()[*p].dtype == first);
+        match first {
+            Dtype::Ggml(ty) if same && t.add == 0.0 => {
+                let kept = [GgmlType::F32, GgmlType::F16, GgmlType::BF16].contains(&ty) || !ty.is_plain();
+                kept.then_some(ty)
+            }
+            _ => None,
+        }
+    }
+
+    fn matrix(&self, t: &MappedTensor) -> Result<Box<dyn RowSource>> {
+        let (rows, cols) = (t.row_count(), t.cols());
+        let Some((ty, row_bytes)) = self.stored_type(t).and_then(|ty| Some((ty, ty.row_bytes(cols)?))) else {
+            let mut data = vec![0.0; rows * cols];
+            t.read_rows(self.ckpt, 0..rows, &mut Vec::new(), &mut data)?;
+            return Ok(Box::new(Dense { data, cols }));
+        };
+        let mut bytes = vec![0; rows * row_bytes];
+        let block = if t.half.is_some() { t.shape[1] } else { rows / t.parts.len() } * row_bytes;
+        for (i, block_bytes) in bytes.chunks_exact_mut(block).enumerate() {
+            let (part, offset) = match t.half {
+                Some(half) => (t.parts[0], (2 * i + half) * block),
+                None => (t.parts[i], 0),
+            };
+            self.ckpt.read(&self.ckpt.tensors()[part], offset as u64, block_bytes)?;
+        }
+        if let RowOrder::Rope { heads } = t.rows {
+            interleave(&mut bytes, row_bytes, rows / heads);
+        }
+        Ok(Box::new(Stored::new(ty, bytes, cols)?))
+    }
+}
+
+/// Puts the rows of every head from two halves into pairs: row `2j + i` was row `i * head / 2 + j` (the inverse of what
+/// llama.cpp's converter undoes).
+fn interleave(bytes: &mut [u8], row_bytes: usize, head: usize) {
+    let mut old = Vec::new();
+    for head_bytes in bytes.chunks_exact_mut(head * row_bytes) {
+        old.clear();
+        old.extend_from_slice(head_bytes);
+        for (row, out) in head_bytes.chunks_exact_mut(row_bytes).enumerate() {
+            let source = row % 2 * (head / 2) + row / 2;
+            out.copy_from_slice(&old[source * row_bytes..][..row_bytes]);
+        }
+    }
+}
+
+impl Engine {
+    /// Reads every weight of `model` into memory.
+    ///
+    /// Errors: `BadInput` for a tensor that is missing or of another shape than the configuration says, `Unsupported`
+    /// for a type that cannot be decoded, and those of reading.
+    pub fn load(ckpt: &Checkpoint, model: &Model) -> Result<Engine> {
+        let c = &model.config;
+        let by_name = model.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+        let loader = Loader { ckpt, by_name };
+        let layers: Result<Vec<Layer>> = (0..c.layers).into_par_iter().map(|i| loader.layer(model, i)).collect();
+        let factors = |name: &str| model.generated.iter().find(|g| g.name == name).map(|g| g.values.clone());
+        let untied = loader.by_name.contains_key("output.weight");
+        Ok(Engine {
+            embedding: loader.linear("token_embd", c.vocab, c.hidden)?,
+            layers: layers?,
+            output_norm: loader.vector("output_norm.weight", c.hidden)?,
+            output: untied.then(|| loader.linear("output", c.vocab, c.hidden)).transpose()?,
+            rope_factors: Factors {
+                all: factors("rope_freqs.weight"),
+                short: factors("rope_factors_short.weight"),
+                long: factors("rope_factors_long.weight"),
+            },
+            interleaved_rope: model.family.interleaved_rope,
+            config: c.clone(),
+        })
+    }
+}
+
+impl Loader<'_> {
+    fn layer(&self, model: &Model, index: usize) -> Result<Layer> {
+        let c = &model.config;
+        let name = |tensor: &str| format!("blk.{index}.{tensor}");
+        let vector = |tensor: &str, len| self.vector(&name(tensor), len);
+        let optional = |tensor: &str, len| self.optional_vector(&name(tensor), len);
+        let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let qkv = if self.by_name.contains_key(&*name("attn_qkv.weight")) {
+            vec![self.linear(&name("attn_qkv"), q + 2 * kv, c.hidden)?]
+        } else {
+            let part = |tensor, rows| self.linear(&name(tensor), rows, c.hidden);
+            vec![part("attn_q", q)?, part("attn_k", kv)?, part("attn_v", kv)?]
+        };
+        let mlp = if self.by_name.contains_key(&*name("ffn_gate_inp.weight")) {
+            Mlp::Experts(self.experts(model, index)?)
+        } else {
+            Mlp::Dense(self.feed_forward(model, index, "", c.ffn)?)
+        };
+        Ok(Layer {
+            attn_norm: vector("attn_norm.weight", c.hidden)?,
+            qkv,
+            q_norm: optional("attn_q_norm.weight", c.head_dim)?,
+            k_norm: optional("attn_k_norm.weight", c.head_dim)?,
+            attn_output: self.linear(&name("attn_output"), c.hidden, q)?,
+            post_attn_norm: optional("post_attention_norm.weight", c.hidden)?,
+            ffn_norm: vector("ffn_norm.weight", c.hidden)?,
+            mlp,
+            post_ffn_norm: optional("post_ffw_norm.weight", c.hidden)?,
+            window: match c.attention.get(index) {
+                Some(Attention::Sliding { window }) => Some((*window).max(1)),
+                _ => None,
+            },
+        })
+    }
+
+    /// The feed-forward block whose tensors are called `ffn_gate{suffix}` and so on.
+    fn feed_forward(&self, model: &Model, index: usize, suffix: &str, width: usize) -> Result<FeedForward> {
+        let c = &model.config;
+        let name = |tensor: &str| format!("blk.{index}.{tensor}{suffix}");
+        let gate_up = if self.by_name.contains_key(&*format!("{}.weight", name("ffn_gate"))) {
+            vec![self.linear(&name("ffn_gate"), width, c.hidden)?, self.linear(&name("ffn_up"), width, c.hidden)?]
+        } else {
+            vec![self.linear(&name("ffn_up"), 2 * width, c.hidden)?]
+        };
+        let down = self.linear(&name("ffn_down"), c.hidden, width)?;
+        Ok(FeedForward { gate_up, down, width, activation: c.activation })
+    }
+
+    fn experts(&self, model: &Model, index: usize) -> Result<Experts> {
+        let c = &model.config;
+        let name = |tensor: &str| format!("blk.{index}.{tensor}");
+        let sizes = c.experts.as_ref().filter(|e| e.used > 0 && e.used <= e.count);
+        let sizes = sizes.ok_or_else(|| {
+            Error::bad_input("the model has expert tensors, but its configuration no sound number of experts")
+        })?;
+        let (count, width) = (sizes.count, sizes.ffn);
+        let shared = sizes.shared_ffn.map(|width| {
+            let gate = name("ffn_gate_inp_shexp.weight");
+            let expert = self.feed_forward(model, index, "_shexp", width)?;
+            Ok::<_, Error>(SharedExpert { gate: self.optional_vector(&gate, c.hidden)?, name: gate, expert })
+        });
+        Ok(Experts {
+            router: self.linear(&name("ffn_gate_inp"), count, c.hidden)?,
+            gate: self.linear(&name("ffn_gate_exps"), count * width, c.hidden)?,
+            up: self.linear(&name("ffn_up_exps"), count * width, c.hidden)?,
+            down: self.linear(&name("ffn_down_exps"), count * c.hidden, width)?,
+            count,
+            used: sizes.used,
+            width,
+            norm_topk: sizes.norm_topk,
+            activation: c.activation,
+            shared: shared.transpose()?,
+        })
+    }
+}

@@ -1,0 +1,244 @@
+//! Element-wise functions and reductions over `f32` slices. Plain loops over fixed lanes, compiled once per instruction
+//! set and chosen at run time; the number of lanes is the same in each, so no result depends on the machine.
+
+/// Lanes of a reduction. Sums are taken per lane and the lanes added in order.
+const LANES: usize = 16;
+
+/// Compiles the body for AVX-512, AVX2 and the baseline, and calls the widest that the machine runs.
+macro_rules! widest {
+    ($($(#[$meta:meta])* pub fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? $body:block)*) => {$(
+        $(#[$meta])*
+        pub fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
+                fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                #[target_feature(enable = "avx2")]
+                fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                if has_avx512() {
+                    // SAFETY: the features were detected.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if is_x86_feature_detected!("avx2") {
+                    // SAFETY: the feature was detected.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            body($($arg),*)
+        }
+    )*};
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn has_avx512() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+}
+
+/// `e^x` to about two units in the last place: `2^k · p(r)` with `|r| <= ln 2 / 2` (Cephes' `expf`). Arguments below -87
+/// give about 1e-38, above 88 about 1e38.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    // Adding 1.5 · 2^23 rounds to an integer, which is left in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let x = x.clamp(-87.0, 88.0);
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let k = shifted - ROUND;
+    let r = x - k * LN2_HIGH - k * LN2_LOW;
+    let p = 1.987_569_1e-4;
+    let p = p * r + 1.398_199_9e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 0.5;
+    let p = p * r * r + r + 1.0;
+    let scale = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
+    p * scale
+}
+
+widest! {
+    /// `Σ a·b`.
+    pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+        // Four sets of lanes hide the latency of an addition.
+        let mut sums = [[0f32; LANES]; 4];
+        let n = a.len().min(b.len());
+        let (a, b) = (&a[..n], &b[..n]);
+        let (chunks_a, chunks_b) = (a.chunks_exact(4 * LANES), b.chunks_exact(4 * LANES));
+        let rest: f32 = chunks_a.remainder().iter().zip(chunks_b.remainder()).map(|(a, b)| a * b).sum();
+        for (a, b) in chunks_a.zip(chunks_b) {
+            for s in 0..4 {
+                for i in 0..LANES {
+                    sums[s][i] += a[s * LANES + i] * b[s * LANES + i];
+                }
+            }
+        }
+        let [mut first, second, third, fourth] = sums;
+        for i in 0..LANES {
+            first[i] += second[i] + third[i] + fourth[i];
+        }
+        first.iter().sum::<f32>() + rest
+    }
+
+    /// `y += scale · x`.
+    pub fn add_scaled(y: &mut [f32], scale: f32, x: &[f32]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y += scale * x;
+        }
+    }
+
+    /// `x /= sqrt(mean(x²) + eps)`, times `weight` (RMSNorm, Zhang and Sennrich 2019).
+    pub fn rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
+        let mut sums = [0f32; LANES];
+        let chunks = x.chunks_exact(LANES);
+        let rest: f32 = chunks.remainder().iter().map(|v| v * v).sum();
+        for chunk in chunks {
+            for i in 0..LANES {
+                sums[i] += chunk[i] * chunk[i];
+            }
+        }
+        let scale = 1.0 / ((sums.iter().sum::<f32>() + rest) / x.len() as f32 + eps).sqrt();
+        for (x, w) in x.iter_mut().zip(weight) {
+            *x = *x * scale * w;
+        }
+    }
+
+    /// The largest element (negative infinity for none). NaNs are passed over.
+    pub fn max(x: &[f32]) -> f32 {
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let chunks = x.chunks_exact(LANES);
+        let rest = chunks.remainder().iter().fold(f32::NEG_INFINITY, |m, v| if *v > m { *v } else { m });
+        for chunk in chunks {
+            for i in 0..LANES {
+                lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
+            }
+        }
+        lanes.iter().fold(rest, |m, v| if *v > m { *v } else { m })
+    }
+
+    /// Replaces each element by `e^(x - shift)` and returns their sum.
+    pub fn exp_sum(x: &mut [f32], shift: f32) -> f32 {
+        let mut sums = [0f32; LANES];
+        let mut chunks = x.chunks_exact_mut(LANES);
+        for chunk in &mut chunks {
+            for i in 0..LANES {
+                chunk[i] = exp(chunk[i] - shift);
+                sums[i] += chunk[i];
+            }
+        }
+        let mut rest = 0f32;
+        for v in chunks.into_remainder() {
+            *v = exp(*v - shift);
+            rest += *v;
+        }
+        sums.iter().sum::<f32>() + rest
+    }
+
+    /// `x *= factor`.
+    pub fn scale(x: &mut [f32], factor: f32) {
+        for v in x {
+            *v *= factor;
+        }
+    }
+
+    /// `out = silu(gate) · up`, with `silu(x) = x / (1 + e^-x)`.
+    pub fn silu_times(out: &mut [f32], gate: &[f32], up: &[f32]) {
+        for ((out, g), u) in out.iter_mut().zip(gate).zip(up) {
+            *out = *g / (1.0 + exp(-*g)) * u;
+        }
+    }
+
+    /// `out = gelu(gate) · up`, in the tanh approximation (Hendrycks and Gimpel 2016): as `1 + tanh(z) = 2 / (1 + e^-2z)`,
+    /// it is `x / (1 + e^-2z)` with `z = sqrt(2/π) (x + 0.044715 x³)`.
+    pub fn gelu_times(out: &mut [f32], gate: &[f32], up: &[f32]) {
+        const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+        for ((out, g), u) in out.iter_mut().zip(gate).zip(up) {
+            let z = SQRT_2_OVER_PI * (*g + 0.044715 * *g * *g * *g);
+            *out = *g / (1.0 + exp(-2.0 * z)) * u;
+        }
+    }
+
+    /// `x = cap · tanh(x / cap)`.
+    pub fn soft_cap(x: &mut [f32], cap: f32) {
+        for v in x {
+            *v = cap * (1.0 - 2.0 / (exp(2.0 * *v / cap) + 1.0));
+        }
+    }
+
+    /// Rotates pairs `(low[j], high[j])` by the angles whose cosines and sines are given.
+    pub fn rotate_halves(low: &mut [f32], high: &mut [f32], cos: &[f32], sin: &[f32]) {
+        for (((a, b), c), s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+            (*a, *b) = (*a * c - *b * s, *a * s + *b * c);
+        }
+    }
+
+    /// Rotates neighbours `(x[2j], x[2j + 1])` by the angles whose cosines and sines are given.
+    pub fn rotate_pairs(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+        for ((pair, c), s) in x.chunks_exact_mut(2).zip(cos).zip(sin) {
+            (pair[0], pair[1]) = (pair[0] * c - pair[1] * s, pair[0] * s + pair[1] * c);
+        }
+    }
+}
+
+/// In place: `e^x / Σ e^x`.
+pub fn softmax(x: &mut [f32]) {
+    let shift = max(x);
+    let sum = exp_sum(x, shift);
+    scale(x, 1.0 / sum);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_right_to_two_units_in_the_last_place() {
+        for i in -86_000..87_000 {
+            let x = i as f32 / 1000.0;
+            let exact = (x as f64).exp();
+            assert!(((exp(x) as f64 - exact) / exact).abs() < 2.4e-7, "exp({x}) = {}, not {exact}", exp(x));
+        }
+        assert_eq!(exp(0.0), 1.0);
+    }
+
+    #[test]
+    fn functions_agree_with_their_definitions() {
+        let x: Vec<f32> = (0..77).map(|i| (i as f32 - 38.0) * 0.3).collect();
+        let one = vec![1.0; x.len()];
+        let check = |name: &str, f: &dyn Fn(&mut [f32]), exact: &dyn Fn(f64) -> f64| {
+            let mut y = x.clone();
+            f(&mut y);
+            for (y, x) in y.iter().zip(&x) {
+                let e = exact(*x as f64);
+                assert!((*y as f64 - e).abs() < 2e-6 * (1.0 + e.abs()), "{name}({x}) = {y}, not {e}");
+            }
+        };
+        check("silu", &|y| silu_times(y, &x, &one), &|x| x / (1.0 + (-x).exp()));
+        let z = |x: f64| (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+        check("gelu", &|y| gelu_times(y, &x, &one), &|x| 0.5 * x * (1.0 + z(x).tanh()));
+        check("soft_cap", &|y| soft_cap(y, 5.0), &|x| 5.0 * (x / 5.0).tanh());
+        let rms = (x.iter().map(|v| (v * v) as f64).sum::<f64>() / x.len() as f64 + 1e-5).sqrt();
+        check("rms_norm", &|y| rms_norm(y, &one, 1e-5), &|x| x / rms);
+        let sum: f64 = x.iter().map(|v| (*v as f64).exp()).sum();
+        check("softmax", &softmax, &|x| x.exp() / sum);
+        let exact: f64 = x.iter().map(|v| (*v as f64).powi(2)).sum();
+        assert!((dot(&x, &x) as f64 / exact - 1.0).abs() < 1e-6);
+        assert_eq!(max(&x), x[76]);
+    }
+
+    #[test]
+    fn both_rotations_turn_by_the_angle() {
+        let (cos, sin) = ([0.6, 0.0], [0.8, 1.0]);
+        let mut pairs = [1.0, 2.0, 3.0, 4.0];
+        rotate_pairs(&mut pairs, &cos, &sin);
+        let (mut low, mut high) = ([1.0, 3.0], [2.0, 4.0]);
+        rotate_halves(&mut low, &mut high, &cos, &sin);
+        assert_eq!(pairs, [low[0], high[0], low[1], high[1]]);
+        assert!((low[0] + 1.0).abs() < 1e-6 && (high[0] - 2.0).abs() < 1e-6 && low[1] == -4.0 && high[1] == 3.0);
+    }
+}
