@@ -6,7 +6,9 @@
 pub enum Attention {
     Full,
     /// Each position sees itself and the `window - 1` positions before it.
-    Sliding { window: usize },
+    Sliding {
+        window: usize,
+    },
 }
 
 /// Rotary embedding scaling, as `rope_scaling` / `rope_parameters` names it.
