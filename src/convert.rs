@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Weights per piece; whole rows, at least one.
-const PIECE: usize = 1 << 19;
+pub const PIECE: usize = 1 << 19;
 
 /// What a long run reports to and asks.
 pub struct Control<'a> {

@@ -13,6 +13,7 @@ pub mod gguf;
 pub mod infer;
 pub mod kernel;
 pub mod model;
+pub mod plan;
 pub mod quant;
 pub mod report;
 pub mod source;

@@ -12,6 +12,7 @@ use crate::writer::gguf::{Artifact, Split, human};
 use crate::{Error, Result};
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 pub fn run(mut args: ConvertArgs) -> Result<()> {
@@ -21,9 +22,9 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
     let threads = options::threads(args.common.threads)?;
     options::catch_interrupt()?;
     let path = options::resolve_model(&model_arg, &args.hub, args.common.quiet)?;
-    let prepared = prepare(&path, &args.types, None)?;
+    let prepared = prepare(&path, &args.types, false)?;
     if args.dry_run {
-        return describe(&prepared, &args.types, &[], 8192, false, args.common.format);
+        return describe(&prepared, threads, args.common.format);
     }
     let names: Vec<&str> = prepared.targets.iter().map(|t| t.preset.name).collect();
     let outputs = options::output_paths(args.output.as_deref(), &options::model_name(&path), &names)?;
@@ -60,7 +61,7 @@ fn write(prepared: &Prepared, args: &ConvertArgs, outputs: &[PathBuf], threads: 
     for (target, output) in prepared.targets.iter().zip(outputs) {
         let mut metadata = prepared.metadata.clone();
         metadata.set("general.file_type", target.preset.file_type);
-        target.record(&mut metadata, ckpt);
+        target.record(&mut metadata, ckpt, !args.no_source_hash);
         options::override_metadata(&mut metadata, &args.types.override_kv)?;
         let entries = convert::entries(model, &target.types);
         artifacts.push(Artifact::create(output, &metadata, &entries, split, args.force)?);
@@ -77,7 +78,7 @@ fn write(prepared: &Prepared, args: &ConvertArgs, outputs: &[PathBuf], threads: 
     drop(sinks);
     progress.finish();
     if !args.no_source_hash {
-        let hashes = source::hash_files(ckpt, threads, &CANCEL)?;
+        let hashes = hash_sources(prepared, threads)?;
         for artifact in &mut artifacts {
             artifact.set_metadata("quantize.source.sha256", hashes.clone());
         }
@@ -90,6 +91,28 @@ fn write(prepared: &Prepared, args: &ConvertArgs, outputs: &[PathBuf], threads: 
         written.push(Written { output: output.clone(), paths, bytes, tensor_bytes });
     }
     Ok(written)
+}
+
+/// SHA-256 of every source file, several at once.
+fn hash_sources(prepared: &Prepared, threads: usize) -> Result<Vec<String>> {
+    let files = prepared.ckpt.files();
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<Vec<(usize, String)>> {
+        let mut done = Vec::new();
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some(file) = files.get(i) else { return Ok(done) };
+            done.push((i, source::sha256_file(&file.path, &CANCEL)?));
+        }
+    };
+    let mut hashes = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads.min(files.len())).map(|_| scope.spawn(work)).collect();
+        let joined = workers.into_iter().map(|w| w.join().unwrap_or_else(|_| Err(Error::Internal("hashing panicked".into()))));
+        joined.collect::<Result<Vec<_>>>()
+    })?
+    .concat();
+    hashes.sort();
+    Ok(hashes.into_iter().map(|(_, hash)| hash).collect())
 }
 
 /// llama-quantize's `IN [OUT] TYPE [THREADS]`, where `--to` was not given.
@@ -147,7 +170,7 @@ fn summary(prepared: &Prepared, artifacts: &[Written], seconds: f64, format: For
     if format == Format::Json {
         let rows = artifacts.iter().zip(&prepared.targets).map(|(a, t)| {
             json!({ "type": t.preset.name, "paths": a.paths, "bytes": a.bytes, "bits_per_weight": bits(a.tensor_bytes),
-                    "ratio": a.bytes as f64 / source.max(1) as f64, "fallbacks": t.fallbacks(), "ledger": t.ledger })
+                    "ratio": a.bytes as f64 / source.max(1) as f64, "fallbacks": t.fallbacks(), "ledger": t.ledger() })
         });
         let rows: Vec<_> = rows.collect();
         let dropped: Vec<_> =

@@ -78,7 +78,7 @@ fn as_json(ckpt: &Checkpoint, metadata: &Metadata, keep: &dyn Fn(&str) -> bool, 
         .filter(|(k, _)| keep(k))
         .map(|(k, v)| (k.to_string(), json!({ "type": kind(v), "value": to_json(v, full) })))
         .collect();
-    let tensors: Vec<_> = ckpt.tensors().iter().filter(|t| keep(&t.name)).map(|t| {
+    let tensors = ckpt.tensors().iter().filter(|t| keep(&t.name)).map(|t| {
         json!({ "name": t.name, "type": t.dtype.to_string(), "shape": t.shape, "file": t.file,
                 "offset": t.range.start, "bytes": t.bytes() })
     });
