@@ -67,11 +67,11 @@ pub fn source_bytes(ckpt: &Checkpoint, model: &Model) -> u64 {
 }
 
 /// Reads every tensor once and writes it to every target.
-pub fn run(
-    ckpt: &Checkpoint,
+pub fn run<'a>(
+    ckpt: &'a Checkpoint,
     model: &Model,
-    importance: Importance,
-    targets: &[Target],
+    importance: Importance<'a>,
+    targets: &'a [Target<'a>],
     control: &Control,
 ) -> Result<()> {
     for (index, tensor) in model.generated.iter().enumerate() {

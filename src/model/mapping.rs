@@ -449,6 +449,16 @@ impl MappedTensor {
         self.shape.iter().product()
     }
 
+    /// Rows of one matrix: all of them, or one expert's.
+    pub fn rows_per_matrix(&self) -> usize {
+        if self.shape.len() == 3 { self.shape[1] } else { self.row_count() }
+    }
+
+    /// Whether the stored rows are the rows: same order, nothing added, nothing left out.
+    pub fn is_verbatim(&self) -> bool {
+        self.half.is_none() && self.rows == RowOrder::Same && self.add == 0.0
+    }
+
     /// Reads rows of the GGUF tensor as F32, transforms applied; `out` holds `rows.len() * cols` values.
     /// `scratch` is reused from call to call. Any number of threads may read at once.
     ///

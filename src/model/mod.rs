@@ -8,6 +8,7 @@ pub mod mapping;
 pub mod metadata;
 pub mod naming;
 mod role;
+pub mod tokenizer;
 
 pub use config::Config;
 pub use families::{Family, Role};
