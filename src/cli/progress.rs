@@ -96,7 +96,7 @@ impl Plain {
         let rate = done as f64 / seconds.max(1e-9);
         let left = Duration::from_secs_f64((self.total.saturating_sub(done)) as f64 / rate.max(1.0));
         let rate = match self.unit {
-            Unit::Bytes => format!("{:.2} GB/s", rate / 1e9),
+            Unit::Bytes => format!("{}/s", crate::writer::gguf::human(rate as u64)),
             Unit::Tokens => format!("{rate:.0} tokens/s"),
         };
         let percent = 100.0 * done as f64 / self.total.max(1) as f64;
