@@ -1,7 +1,7 @@
 //! Q1_0 and Q2_0: one bit a weight (its sign, times the mean magnitude of the block), and two bits (-1, 0, 1, 2 times the
 //! largest magnitude). Layouts and rounding are ggml's.
 
-use super::numeric::{get_f16, put_f16};
+use crate::quant::{f16_at, put_f16};
 
 /// Block: f16 d; 128 bits, set where the weight is not negative.
 pub fn quantize_q1(row: &[f32], _importance: Option<&[f32]>, out: &mut [u8]) {
@@ -15,7 +15,7 @@ pub fn quantize_q1(row: &[f32], _importance: Option<&[f32]>, out: &mut [u8]) {
 
 pub fn dequantize_q1(bytes: &[u8], out: &mut [f32]) {
     for (block, out) in bytes.chunks_exact(18).zip(out.chunks_exact_mut(128)) {
-        let d = get_f16(block, 0);
+        let d = f16_at(block, 0);
         for (i, out) in out.iter_mut().enumerate() {
             *out = if block[2 + i / 8] >> (i % 8) & 1 == 1 { d } else { -d };
         }
@@ -37,7 +37,7 @@ pub fn quantize_q2(row: &[f32], _importance: Option<&[f32]>, out: &mut [u8]) {
 
 pub fn dequantize_q2(bytes: &[u8], out: &mut [f32]) {
     for (block, out) in bytes.chunks_exact(18).zip(out.chunks_exact_mut(64)) {
-        let d = get_f16(block, 0);
+        let d = f16_at(block, 0);
         for (i, out) in out.iter_mut().enumerate() {
             *out = (f32::from(block[2 + i / 4] >> (2 * (i % 4)) & 3) - 1.0) * d;
         }

@@ -2,8 +2,7 @@
 //! unsigned 8-bit float scale (E4M3) per 16. Layouts and rounding are ggml's, whose NVFP4 has no second, per-tensor scale.
 
 /// Twice the E2M1 values; the scales below are halved to match.
-const VALUES: [f32; 16] =
-    [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
+const VALUES: [f32; 16] = [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
 const MX: usize = 32;
 const NV: usize = 16;
 
@@ -108,9 +107,9 @@ fn to_ue4m3(x: f32) -> u8 {
     if exponent >= 15 {
         return 0x7e;
     }
-    // A mantissa that rounds up to eight carries into the exponent.
+    // A mantissa that rounds up to eight carries into the exponent; ggml takes all of the top exponent as the largest code.
     let code = (exponent << 3) as u32 + ((bits >> 20) & 7) + ((bits >> 19) & 1);
-    code.min(0x7e) as u8
+    if code >= 15 << 3 { 0x7e } else { code as u8 }
 }
 
 /// Block: four scales; 4 x 8 bytes of codes.

@@ -82,9 +82,7 @@ impl<const N: usize> Grid<N> {
     pub fn place(&self, digits: &[u8]) -> Place<'_> {
         let pattern = digits.iter().rev().fold(0usize, |code, &digit| code << self.bits | usize::from(digit));
         match self.index[pattern] {
-            OFF_GRID => {
-                Place::Off(&self.neighbours[self.starts[pattern] as usize..self.starts[pattern + 1] as usize])
-            }
+            OFF_GRID => Place::Off(&self.neighbours[self.starts[pattern] as usize..self.starts[pattern + 1] as usize]),
             index => Place::On(index),
         }
     }
@@ -147,7 +145,8 @@ mod tests {
         for pattern in (0..4096u16).step_by(7) {
             let digits: [u8; 4] = unpack(pattern, 3);
             let Place::Off(list) = grid.place(&digits) else { continue };
-            let distance = |p: &[u8; 4]| -> i32 { (0..4).map(|i| (i32::from(p[i]) - i32::from(digits[i])).pow(2)).sum() };
+            let distance =
+                |p: &[u8; 4]| -> i32 { (0..4).map(|i| (i32::from(p[i]) - i32::from(digits[i])).pow(2)).sum() };
             let mut sorted: Vec<(i32, u16)> =
                 grid.points.iter().enumerate().map(|(i, p)| (distance(p), i as u16)).collect();
             sorted.sort();

@@ -4,9 +4,8 @@
 
 use super::codes;
 use super::grids::{self, Grid, Place, unpack};
-use super::numeric::{
-    SUPER, block_importance, error_weights, get_f16, get_u16, mean_square, own_square, put_f16, scale_code,
-};
+use super::numeric::{SUPER, block_importance, error_weights, get_u16, mean_square, own_square, scale_code};
+use crate::quant::{f16_at, put_f16};
 use half::f16;
 
 const DELTA: f32 = 0.125;
@@ -152,8 +151,7 @@ fn finish<const POINTS: usize>(
     let mut all_on_grid = true;
     for (k, point) in points.iter_mut().enumerate() {
         let part = 8 * k..8 * k + 8;
-        let (index, on_grid) =
-            to_point(grid, &digits[part.clone()], &x[part.clone()], &weight[part], scale, values(k));
+        let (index, on_grid) = to_point(grid, &digits[part.clone()], &x[part.clone()], &weight[part], scale, values(k));
         *point = index;
         all_on_grid &= on_grid;
     }
@@ -207,7 +205,7 @@ pub fn quantize_s(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
 
 pub fn dequantize_s(bytes: &[u8], out: &mut [f32]) {
     for (block, out) in bytes.chunks_exact(50).zip(out.chunks_exact_mut(SUPER)) {
-        let d = get_f16(block, 0);
+        let d = f16_at(block, 0);
         for (k, out) in out.chunks_exact_mut(8).enumerate() {
             let head = get_u16(block, 34 + k / 4 * 2);
             let scale = d * f32::from(2 * (head >> 12 & 7) + 1);

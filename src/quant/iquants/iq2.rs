@@ -3,10 +3,9 @@
 
 use super::codes;
 use super::grids::{self, unpack};
-use super::numeric::{
-    SUPER, block_importance, get_f16, get_u16, get_u32, own_square, put_f16, scale_code,
-};
+use super::numeric::{SUPER, block_importance, get_u16, get_u32, own_square, scale_code};
 use super::search::{Refit, Search};
+use crate::quant::{f16_at, put_f16};
 
 /// What the digits of a point are worth, in quarters of the scale.
 const LEVELS: [f32; 3] = [8.0, 25.0, 43.0];
@@ -76,7 +75,7 @@ pub fn quantize_xxs(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
 
 pub fn dequantize_xxs(bytes: &[u8], out: &mut [f32]) {
     for (block, out) in bytes.chunks_exact(66).zip(out.chunks_exact_mut(SUPER)) {
-        let d = get_f16(block, 0);
+        let d = f16_at(block, 0);
         for (group, out) in block[2..].chunks_exact(8).zip(out.chunks_exact_mut(32)) {
             let high = get_u32(group, 4);
             let scale = point_scale(d, (high >> 28) as u8);
@@ -115,7 +114,7 @@ pub fn put_scales(values: &[f32], d: f32, out: &mut [u8]) {
 
 pub fn dequantize_xs(bytes: &[u8], out: &mut [f32]) {
     for (block, out) in bytes.chunks_exact(74).zip(out.chunks_exact_mut(SUPER)) {
-        let d = get_f16(block, 0);
+        let d = f16_at(block, 0);
         for (k, out) in out.chunks_exact_mut(8).enumerate() {
             let q = get_u16(block, 2 + 2 * k);
             let scale = point_scale(d, block[66 + k / 4] >> (4 * (k / 2 % 2)) & 15);
@@ -147,7 +146,7 @@ pub fn quantize_s(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
 
 pub fn dequantize_s(bytes: &[u8], out: &mut [f32]) {
     for (block, out) in bytes.chunks_exact(82).zip(out.chunks_exact_mut(SUPER)) {
-        let d = get_f16(block, 0);
+        let d = f16_at(block, 0);
         for (k, out) in out.chunks_exact_mut(8).enumerate() {
             let upper = usize::from(block[66 + k / 4] >> (2 * (k % 4)) & 3);
             let index = usize::from(block[2 + k]) | upper << 8;

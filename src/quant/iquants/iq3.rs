@@ -4,8 +4,9 @@
 use super::codes;
 use super::grids;
 use super::iq2::{even_signs, put_point, put_scales};
-use super::numeric::{SUPER, block_importance, get_f16, get_u32, own_square, put_f16, scale_code};
+use super::numeric::{SUPER, block_importance, get_u32, own_square, scale_code};
 use super::search::{Refit, Search};
+use crate::quant::{f16_at, put_f16};
 
 /// What the digits of a point are worth: in half scales, and in scales.
 const LEVELS_XXS: [f32; 8] = [4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0, 62.0];
@@ -61,7 +62,7 @@ pub fn quantize_xxs(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
 
 pub fn dequantize_xxs(bytes: &[u8], out: &mut [f32]) {
     for (block, out) in bytes.chunks_exact(98).zip(out.chunks_exact_mut(SUPER)) {
-        let d = get_f16(block, 0);
+        let d = f16_at(block, 0);
         for (k, out) in out.chunks_exact_mut(8).enumerate() {
             let word = get_u32(block, 66 + k / 4 * 4);
             let scale = d * (0.5 + (word >> 28) as f32) * 0.5;
@@ -79,11 +80,15 @@ pub fn quantize_s(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     for (i, (x, block)) in row.chunks_exact(SUPER).zip(out.chunks_exact_mut(110)).enumerate() {
         block.fill(0);
         let fitted = S.fit(x, block_importance(importance, i, SUPER));
-        for (k, point) in fitted.points.iter().enumerate() {
-            block[2 + k] = *point as u8;
-            block[66 + k / 8] |= ((point >> 8) << (k % 8)) as u8;
+        // ggml does not step over the place of a group of zeros, so what follows one moves up in all but the upper bits.
+        let stored = (0..8).filter(|ib| !fitted.zero[*ib]);
+        for (place, ib) in stored.enumerate() {
+            for (k, point) in fitted.points[8 * ib..8 * ib + 8].iter().enumerate() {
+                block[2 + 8 * place + k] = *point as u8;
+                block[66 + ib] |= ((point >> 8) << k) as u8;
+            }
+            block[74 + 4 * place..78 + 4 * place].copy_from_slice(&fitted.signs[4 * ib..4 * ib + 4]);
         }
-        block[74..106].copy_from_slice(&fitted.signs);
         if fitted.max_scale == 0.0 {
             continue;
         }
@@ -96,7 +101,7 @@ pub fn quantize_s(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
 
 pub fn dequantize_s(bytes: &[u8], out: &mut [f32]) {
     for (block, out) in bytes.chunks_exact(110).zip(out.chunks_exact_mut(SUPER)) {
-        let d = get_f16(block, 0);
+        let d = f16_at(block, 0);
         for (k, out) in out.chunks_exact_mut(4).enumerate() {
             let scale_code = block[106 + k / 16] >> (4 * (k / 8 % 2)) & 15;
             let scale = d * f32::from(1 + 2 * scale_code);

@@ -1,7 +1,9 @@
 //! IQ4_NL and IQ4_XS: four bits a weight that index a table of sixteen unevenly spaced values. Layouts, constants and the
 //! order of trials are ggml's.
 
-use super::numeric::{SUPER, block_importance, error_weights, get_f16, get_u16, nearest_int, own_square, put_f16, sum_squares};
+use super::numeric::{SUPER, block_importance, error_weights, get_u16, own_square, sum_squares};
+use crate::quant::search::nearest_int;
+use crate::quant::{f16_at, put_f16};
 
 const VALUES: [f32; 16] =
     [-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0];
@@ -86,7 +88,7 @@ pub fn quantize_nl(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
 
 pub fn dequantize_nl(bytes: &[u8], out: &mut [f32]) {
     for (block, out) in bytes.chunks_exact(18).zip(out.chunks_exact_mut(GROUP)) {
-        get_group(&block[2..], get_f16(block, 0), out);
+        get_group(&block[2..], f16_at(block, 0), out);
     }
 }
 
@@ -121,7 +123,7 @@ pub fn quantize_xs(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
 
 pub fn dequantize_xs(bytes: &[u8], out: &mut [f32]) {
     for (block, out) in bytes.chunks_exact(136).zip(out.chunks_exact_mut(SUPER)) {
-        let d = get_f16(block, 0);
+        let d = f16_at(block, 0);
         let upper = get_u16(block, 2);
         for (ib, out) in out.chunks_exact_mut(GROUP).enumerate() {
             let low = u16::from(block[4 + ib / 2] >> (4 * (ib % 2)) & 15);

@@ -15,43 +15,30 @@ mod ternary;
 #[cfg(test)]
 mod tests;
 
-use super::{Codec, DequantizeRow, GgmlType, QuantizeRow};
+use super::{CheckRow, Codec, DequantizeRow, GgmlType, QuantizeRow, scales_at};
 
 /// How `ty` is written and read; `None` for a type that is not of these families.
 pub fn codec(ty: GgmlType) -> Option<Codec> {
     use GgmlType::*;
-    let (quantize, dequantize, check): (QuantizeRow, DequantizeRow, Check) = match ty {
-        IQ1_S => (iq1::quantize_s, iq1::dequantize_s, half_scale::<50, 0>),
+    let (quantize, dequantize, check): (QuantizeRow, DequantizeRow, CheckRow) = match ty {
+        IQ1_S => (iq1::quantize_s, iq1::dequantize_s, scales_at::<50, 0, 1>),
         IQ1_M => (iq1::quantize_m, iq1::dequantize_m, iq1::check_m),
-        IQ2_XXS => (iq2::quantize_xxs, iq2::dequantize_xxs, half_scale::<66, 0>),
-        IQ2_XS => (iq2::quantize_xs, iq2::dequantize_xs, half_scale::<74, 0>),
-        IQ2_S => (iq2::quantize_s, iq2::dequantize_s, half_scale::<82, 0>),
-        IQ3_XXS => (iq3::quantize_xxs, iq3::dequantize_xxs, half_scale::<98, 0>),
-        IQ3_S => (iq3::quantize_s, iq3::dequantize_s, half_scale::<110, 0>),
-        IQ4_NL => (iq4::quantize_nl, iq4::dequantize_nl, half_scale::<18, 0>),
-        IQ4_XS => (iq4::quantize_xs, iq4::dequantize_xs, half_scale::<136, 0>),
-        TQ1_0 => (ternary::quantize_tq1, ternary::dequantize_tq1, half_scale::<54, 52>),
-        TQ2_0 => (ternary::quantize_tq2, ternary::dequantize_tq2, half_scale::<66, 64>),
+        IQ2_XXS => (iq2::quantize_xxs, iq2::dequantize_xxs, scales_at::<66, 0, 1>),
+        IQ2_XS => (iq2::quantize_xs, iq2::dequantize_xs, scales_at::<74, 0, 1>),
+        IQ2_S => (iq2::quantize_s, iq2::dequantize_s, scales_at::<82, 0, 1>),
+        IQ3_XXS => (iq3::quantize_xxs, iq3::dequantize_xxs, scales_at::<98, 0, 1>),
+        IQ3_S => (iq3::quantize_s, iq3::dequantize_s, scales_at::<110, 0, 1>),
+        IQ4_NL => (iq4::quantize_nl, iq4::dequantize_nl, scales_at::<18, 0, 1>),
+        IQ4_XS => (iq4::quantize_xs, iq4::dequantize_xs, scales_at::<136, 0, 1>),
+        TQ1_0 => (ternary::quantize_tq1, ternary::dequantize_tq1, scales_at::<54, 52, 1>),
+        TQ2_0 => (ternary::quantize_tq2, ternary::dequantize_tq2, scales_at::<66, 64, 1>),
         MXFP4 => (fp4::quantize_mx, fp4::dequantize_mx, fp4::check_mx),
         // Every scale byte is valid: the NaN code counts as zero.
         NVFP4 => (fp4::quantize_nv, fp4::dequantize_nv, |_| Ok(())),
-        Q1_0 => (binary::quantize_q1, binary::dequantize_q1, half_scale::<18, 0>),
-        Q2_0 => (binary::quantize_q2, binary::dequantize_q2, half_scale::<18, 0>),
+        Q1_0 => (binary::quantize_q1, binary::dequantize_q1, scales_at::<18, 0, 1>),
+        Q2_0 => (binary::quantize_q2, binary::dequantize_q2, scales_at::<18, 0, 1>),
         _ => return None,
     };
     let needs_importance = matches!(ty, IQ1_S | IQ2_XXS | IQ2_XS);
     Some(Codec { quantize: Some(quantize), dequantize, check, needs_importance })
-}
-
-type Check = fn(&[u8]) -> Result<(), (usize, f32)>;
-
-/// Finds the first block of `BLOCK` bytes whose f16 scale at byte `AT` is not finite.
-fn half_scale<const BLOCK: usize, const AT: usize>(bytes: &[u8]) -> Result<(), (usize, f32)> {
-    for (i, block) in bytes.chunks_exact(BLOCK).enumerate() {
-        let scale = numeric::get_f16(block, AT);
-        if !scale.is_finite() {
-            return Err((i, scale));
-        }
-    }
-    Ok(())
 }

@@ -1,27 +1,14 @@
-//! Small arithmetic that several of the types here share: rounding as ggml rounds, half floats in blocks, and the weights
-//! that a search gives its errors.
+//! Small arithmetic that several of the types here share: scale codes, little-endian fields, and the weights that a search
+//! gives its errors.
 
-use half::f16;
+use crate::quant::search::nearest_int;
 
 /// Weights in a super-block.
 pub const SUPER: usize = 256;
 
-/// Rounds to the nearest integer, ties to even, for |x| < 2^22; beyond that the low bits, as ggml's `nearest_int`.
-pub fn nearest_int(x: f32) -> i32 {
-    ((x + 12_582_912.0).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
-}
-
 /// The code of a scale stored as `2 code + 1` in units of `1 / inverse_unit`, at most `top`.
 pub fn scale_code(scale: f32, inverse_unit: f32, top: i32) -> u8 {
     nearest_int(0.5 * (inverse_unit * scale - 1.0)).clamp(0, top) as u8
-}
-
-pub fn get_f16(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
-}
-
-pub fn put_f16(block: &mut [u8], at: usize, value: f32) {
-    block[at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
 }
 
 pub fn get_u16(block: &[u8], at: usize) -> u16 {
@@ -43,7 +30,13 @@ pub fn sum_squares(x: &[f32]) -> f32 {
 
 /// What an error in each weight counts: importance times the root of (mean square + own square), or `plain` without
 /// importance.
-pub fn error_weights(x: &[f32], importance: Option<&[f32]>, mean_square: f32, plain: fn(f32, f32) -> f32, out: &mut [f32]) {
+pub fn error_weights(
+    x: &[f32],
+    importance: Option<&[f32]>,
+    mean_square: f32,
+    plain: fn(f32, f32) -> f32,
+    out: &mut [f32],
+) {
     match importance {
         Some(importance) => {
             for ((out, x), q) in out.iter_mut().zip(x).zip(importance) {

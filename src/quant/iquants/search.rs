@@ -3,7 +3,8 @@
 //! and `iq3.rs`. The order of trials and of additions is ggml's, since both decide the bytes.
 
 use super::grids::{Grid, Place};
-use super::numeric::{SUPER, error_weights, mean_square, nearest_int};
+use super::numeric::{SUPER, error_weights, mean_square};
+use crate::quant::search::{nearest_int, qp};
 
 /// Which grid points are chosen anew once the scale is known.
 #[derive(PartialEq)]
@@ -42,6 +43,8 @@ pub struct Fitted {
     /// By group.
     pub scales: [f32; SUPER / 16],
     pub max_scale: f32,
+    /// By group: whether it is stored as zero.
+    pub zero: [bool; SUPER / 16],
     /// By `N` weights: the index of the grid point.
     pub points: [u16; SUPER / 4],
     /// By eight weights: bit i is set where weight i is negative (its eighth bit is clear where signs are even).
@@ -53,8 +56,13 @@ const GROUP: usize = 32;
 impl<const N: usize> Search<N> {
     /// Searches one super-block of 256 weights.
     pub fn fit(&self, x: &[f32], importance: Option<&[f32]>) -> Fitted {
-        let mut fitted =
-            Fitted { scales: [0.0; SUPER / 16], max_scale: 0.0, points: [0; SUPER / 4], signs: [0; SUPER / 8] };
+        let mut fitted = Fitted {
+            scales: [0.0; SUPER / 16],
+            max_scale: 0.0,
+            zero: [false; SUPER / 16],
+            points: [0; SUPER / 4],
+            signs: [0; SUPER / 8],
+        };
         let mean_square = mean_square(x, self.mean_square_factor);
         for (ib, group) in x.chunks_exact(self.group).enumerate() {
             let start = ib * self.group;
@@ -71,7 +79,10 @@ impl<const N: usize> Search<N> {
                 *sign = split_signs(&group[part.clone()], &weight[part.clone()], self.even_signs, &mut magnitude[part]);
             }
 
-            let Some((mut scale, digits)) = self.fit_group(magnitude, weight) else { continue };
+            let Some((mut scale, digits)) = self.fit_group(magnitude, weight) else {
+                fitted.zero[ib] = true;
+                continue;
+            };
             let stored = if self.even_signs { 0x7f } else { 0xff };
             let flip = if scale < 0.0 { 0xff } else { 0 };
             scale = scale.abs();
@@ -212,65 +223,10 @@ fn split_signs(x: &[f32], weight: &[f32], even: bool, magnitude: &mut [f32]) -> 
     signs
 }
 
-/// The scale of the weighted least-squares fit of `x` by codes 0 to `top`, refined code by code (ggml's `make_qp_quants`).
+/// The scale of the weighted least-squares fit of a group of 32 by codes 0 to `top`.
 fn fit_positive(x: &[f32], weight: &[f32], top: i32) -> f32 {
-    let max = x.iter().fold(0.0, |max, x| if max > *x { max } else { *x });
-    if max < 1e-15 {
-        return 0.0;
+    match (x.try_into(), weight.try_into()) {
+        (Ok(x), Ok(weight)) => qp::<GROUP>(top, x, weight, &mut [0; GROUP]),
+        _ => 0.0,
     }
-    // A negative weight rounds to a negative code, which is kept in eight bits: ggml's wrap-around, which the bytes need.
-    let mut codes = [0u8; GROUP];
-    let mut inverse = top as f32 / max;
-    let scale = 1.0 / inverse;
-    let mut best = 0.0;
-    for ((x, w), code) in x.iter().zip(weight).zip(&mut codes) {
-        *code = nearest_int(inverse * x) as u8;
-        let diff = x - scale * f32::from(*code);
-        best += w * diff * diff;
-    }
-    for trial in (-4..=4).filter(|trial| *trial != 0) {
-        let trial_inverse = (0.1 * trial as f32 + top as f32) / max;
-        let trial_scale = 1.0 / trial_inverse;
-        let mut loss = 0.0;
-        for (x, w) in x.iter().zip(weight) {
-            let diff = x - trial_scale * nearest_int(trial_inverse * x).min(top) as f32;
-            loss += w * diff * diff;
-        }
-        if loss < best {
-            best = loss;
-            inverse = trial_inverse;
-        }
-    }
-    let (mut sum_lx, mut sum_l2) = (0.0, 0.0);
-    for ((x, w), code) in x.iter().zip(weight).zip(&mut codes) {
-        let l = nearest_int(inverse * x).min(top);
-        *code = l as u8;
-        sum_lx += w * x * l as f32;
-        sum_l2 += w * l as f32 * l as f32;
-    }
-    for _ in 0..5 {
-        let mut changed = false;
-        for ((x, w), code) in x.iter().zip(weight).zip(&mut codes) {
-            let l = f32::from(*code);
-            let mut rest_lx = sum_lx - w * x * l;
-            let mut rest_l2 = sum_l2 - w * l * l;
-            if rest_lx > 0.0 && rest_l2 > 0.0 {
-                let new = nearest_int(x * rest_l2 / rest_lx).min(top);
-                if new != i32::from(*code) {
-                    rest_lx += w * x * new as f32;
-                    rest_l2 += w * new as f32 * new as f32;
-                    if rest_lx * rest_lx * sum_l2 > sum_lx * sum_lx * rest_l2 {
-                        *code = new as u8;
-                        sum_lx = rest_lx;
-                        sum_l2 = rest_l2;
-                        changed = true;
-                    }
-                }
-            }
-        }
-        if !changed {
-            break;
-        }
-    }
-    if sum_l2 > 0.0 { sum_lx / sum_l2 } else { 0.0 }
 }

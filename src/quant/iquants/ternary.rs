@@ -1,7 +1,8 @@
 //! TQ1_0 and TQ2_0: weights of -1, 0 or 1 times the block's largest magnitude, for models trained that way (BitNet b1.58,
 //! TriLM). TQ1_0 packs five weights in a byte in base three, TQ2_0 four in two bits each. Layouts are ggml's.
 
-use super::numeric::{SUPER, get_f16, put_f16};
+use super::numeric::SUPER;
+use crate::quant::{f16_at, put_f16};
 
 /// Runs of TQ1_0: bytes in the run and weights a byte. Byte m of a run of `len` holds the weights m, m + len, m + 2 len, ...
 const RUNS: [(usize, usize); 3] = [(32, 5), (16, 5), (4, 4)];
@@ -42,7 +43,7 @@ pub fn quantize_tq1(row: &[f32], _importance: Option<&[f32]>, out: &mut [u8]) {
 
 pub fn dequantize_tq1(bytes: &[u8], out: &mut [f32]) {
     for (block, out) in bytes.chunks_exact(54).zip(out.chunks_exact_mut(SUPER)) {
-        let d = get_f16(block, 52);
+        let d = f16_at(block, 52);
         let (mut bytes, mut out) = (block, out);
         for (len, per_byte) in RUNS {
             let (run, rest) = out.split_at_mut(len * per_byte);
@@ -72,7 +73,7 @@ pub fn quantize_tq2(row: &[f32], _importance: Option<&[f32]>, out: &mut [u8]) {
 
 pub fn dequantize_tq2(bytes: &[u8], out: &mut [f32]) {
     for (block, out) in bytes.chunks_exact(66).zip(out.chunks_exact_mut(SUPER)) {
-        let d = get_f16(block, 64);
+        let d = f16_at(block, 64);
         for (bytes, out) in block.chunks_exact(32).zip(out.chunks_exact_mut(128)) {
             for (n, values) in out.chunks_exact_mut(32).enumerate() {
                 for (value, byte) in values.iter_mut().zip(bytes) {
