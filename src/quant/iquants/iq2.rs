@@ -64,11 +64,12 @@ pub fn quantize_xxs(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
         put_f16(block, 0, d);
         for (ib, bytes) in block[2..].chunks_exact_mut(8).enumerate() {
             let mut high = u32::from(scale_code(fitted.scales[ib], 1.0 / d, 15)) << 28;
-            for k in 0..4 {
-                bytes[k] = fitted.points[4 * ib + k] as u8;
+            let (indices, word) = bytes.split_at_mut(4);
+            for (k, index) in indices.iter_mut().enumerate() {
+                *index = fitted.points[4 * ib + k] as u8;
                 high |= u32::from(fitted.signs[4 * ib + k]) << (7 * k);
             }
-            bytes[4..].copy_from_slice(&high.to_le_bytes());
+            word.copy_from_slice(&high.to_le_bytes());
         }
     }
 }

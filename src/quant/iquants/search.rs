@@ -134,10 +134,10 @@ impl<const N: usize> Search<N> {
             let inverse = (widest + trial as f32 * self.step) / reach;
             let mut trial_digits = [0u8; GROUP];
             let mut trial_on_grid = [true; GROUP / 4];
-            for k in 0..chunks {
+            for (k, on_grid) in trial_on_grid[..chunks].iter_mut().enumerate() {
                 let part = N * k..N * k + N;
                 let out = &mut trial_digits[part.clone()];
-                trial_on_grid[k] = to_grid(grid, &x[part.clone()], &root[part], inverse, 1.0 / inverse, out);
+                *on_grid = to_grid(grid, &x[part.clone()], &root[part], inverse, 1.0 / inverse, out);
             }
             let (sum_qx, sum_q2) = correlate(x, weight, &trial_digits);
             if sum_q2 > 0.0 && sum_qx * sum_qx > best * sum_q2 {
@@ -151,8 +151,8 @@ impl<const N: usize> Search<N> {
         let any_off_grid = on_grid[..chunks].contains(&false);
         if (any_off_grid || self.refit == Refit::Always) && scale > 0.0 {
             let inverse = 1.0 / scale;
-            for k in 0..chunks {
-                if self.refit == Refit::OffGrid && on_grid[k] {
+            for (k, on_grid) in on_grid[..chunks].iter().enumerate() {
+                if self.refit == Refit::OffGrid && *on_grid {
                     continue;
                 }
                 let part = N * k..N * k + N;
