@@ -1,6 +1,7 @@
 //! Quantization of rows of weights to ggml blocks and back. One entry point per direction; the arithmetic of each type
 //! family is in a file of its own. Nothing here knows files, models or threads: rows in, bytes out.
 
+mod iquants;
 mod kquants;
 mod legacy;
 mod plain;
@@ -51,7 +52,7 @@ pub enum QuantError {
 
 /// The codec of a type; `None` for types that hold no weights (I8 .. I64, F64).
 pub fn codec(ty: GgmlType) -> Option<Codec> {
-    plain::codec(ty).or_else(|| legacy::codec(ty)).or_else(|| kquants::codec(ty))
+    plain::codec(ty).or_else(|| legacy::codec(ty)).or_else(|| kquants::codec(ty)).or_else(|| iquants::codec(ty))
 }
 
 fn need(ty: GgmlType) -> Result<Codec, QuantError> {
