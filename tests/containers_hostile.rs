@@ -284,6 +284,11 @@ fn bad_gguf_tensors_are_named() {
     fails(&[tensor("x", &[], GgmlType::Q8_0, 0)], "multiple of the 32-weight block");
     fails(&[other.clone(), f32s(&[4], 224)], "overlaps that of tensor 'other'");
     fails(&[f32s(&[4], 0), f32s(&[4], 32)], "appears twice");
+    // An empty tensor has a place too; found by fuzzing.
+    let mut cut = with_tensors(&[tensor("x", &[0], GgmlType::F32, 0)], 0);
+    gguf(&cut).unwrap();
+    cut.pop();
+    assert!(text(gguf(&cut).unwrap_err()).contains("the file ends within the padding"));
     let unknown = |id: u8| {
         let mut bytes = with_tensors(&[f32s(&[4], 0)], 64);
         let at = bytes.windows(9).position(|w| w == b"x\x01\0\0\0\x04\0\0\0").unwrap() + 13;
@@ -324,6 +329,11 @@ fn bad_safetensors_headers_are_named() {
     fails(&object(format!("{},{}", one("F32", "[16]", 0, 64), one("F32", "[16]", 0, 64))), "'x' appears twice");
     fails("[]", "not valid");
     fails(&"[".repeat(5000), "not valid");
+    // Text in a field that nobody reads; found by fuzzing.
+    let mut bytes = with_json(&object(one("F32", "[16]", 0, 64).replace("\"shape", "\"note\":\"?\",\"shape")), 64);
+    safe(&bytes).unwrap();
+    *bytes.iter_mut().find(|b| **b == b'?').unwrap() = 0xff;
+    assert!(text(safe(&bytes).unwrap_err()).contains("not valid UTF-8"));
     let mut bytes = with_json("{}", 64);
     bytes[..8].copy_from_slice(&(1u64 << 40).to_le_bytes());
     assert!(text(safe(&bytes).unwrap_err()).contains("the header claims 1099511627776 bytes"));

@@ -49,6 +49,9 @@ pub fn parse_header(reader: impl Read, file_len: u64, path: &Path) -> Result<Hea
     }
     // The header is over; from here on positions are those of the whole file.
     let data_start = align_up(r.pos, alignment).ok_or_else(|| r.bad("the data section begins beyond 2^64"))?;
+    if tensor_count > 0 && data_start > file_len {
+        return Err(r.cut("the padding before the data section"));
+    }
     let header = Header { version, metadata, tensors, alignment, data_start, file_len };
     check_tensors(&header, path)?;
     Ok(header)
