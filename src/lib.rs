@@ -2,16 +2,18 @@
 //!
 //! Data flows one way: [`source`] (bytes on disk) → [`model`] (what the tensors mean) → [`quant`] (blocks) →
 //! [`writer`] (a finished file) → [`infer`] and [`eval`] (what it is worth) → [`report`]. [`gguf`] is the container
-//! format that both ends share, [`cli`] the only place that reads flags or the environment.
+//! format that both ends share, [`convert`] the streaming pass that joins them, [`cli`] the only place that reads flags or the environment.
 
 pub mod calibration;
 pub mod cli;
+pub mod convert;
 pub mod error;
 pub mod eval;
 pub mod gguf;
 pub mod infer;
 pub mod kernel;
 pub mod model;
+pub mod plan;
 pub mod quant;
 pub mod report;
 pub mod source;

@@ -1,12 +1,12 @@
 //! Checkpoints that differ from the conformance models in spelling, in packing or by a fault: what is accepted must mean
 //! the same, what is refused must be refused with a message that names the tensor, the shape and the file.
 
+use quantize::Error;
 use quantize::gguf::{TensorInfo, encode_header, layout};
 use quantize::model::config::{Attention, RopeScaling};
 use quantize::model::{Config, Model, Role, gguf_metadata};
 use quantize::quant::GgmlType;
 use quantize::source::Checkpoint;
-use quantize::Error;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -46,9 +46,10 @@ impl Draft {
     fn write(&self) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.json"), self.config.to_string()).unwrap();
-        let views = self.tensors.iter().map(|(n, (shape, bytes))| {
-            (n.as_str(), TensorView::new(Dtype::F16, shape.clone(), bytes).unwrap())
-        });
+        let views = self
+            .tensors
+            .iter()
+            .map(|(n, (shape, bytes))| (n.as_str(), TensorView::new(Dtype::F16, shape.clone(), bytes).unwrap()));
         std::fs::write(dir.path().join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
         dir
     }
@@ -215,7 +216,12 @@ fn refusals_of_configurations_say_what_is_wrong() {
             assert!(text.contains(word), "{word:?} is not in: {text}");
         }
     };
-    refused("llama", json!({"architectures": ["BertModel"]}), 4, &["BertModel", "LlamaForCausalLM", "Gemma3ForCausalLM"]);
+    refused(
+        "llama",
+        json!({"architectures": ["BertModel"]}),
+        4,
+        &["BertModel", "LlamaForCausalLM", "Gemma3ForCausalLM"],
+    );
     refused("llama", json!({"num_hidden_layers": 0}), 3, &["layers", "0"]);
     refused("llama", json!({"num_hidden_layers": 1_000_000_000}), 3, &["layers"]);
     refused("llama", json!({"hidden_size": -64}), 3, &["hidden_size", "-64"]);
@@ -255,7 +261,11 @@ fn transformers_4_spellings_mean_the_same() {
         }
         assert_eq!(Config::from_hf(&config).unwrap(), expected, "{name}");
     };
-    rewrite("llama", &["rope_parameters", "dtype", "head_dim"], json!({"rope_theta": 10000.0, "torch_dtype": "float16"}));
+    rewrite(
+        "llama",
+        &["rope_parameters", "dtype", "head_dim"],
+        json!({"rope_theta": 10000.0, "torch_dtype": "float16"}),
+    );
     rewrite(
         "llama3-rope",
         &["rope_parameters"],
@@ -376,4 +386,68 @@ fn a_gguf_source_is_the_same_model() {
         assert_eq!(meta.uint("general.file_type"), Some(15));
         assert_eq!(meta.str("general.name"), gguf_metadata(&model, &ckpt, 0).unwrap().str("general.name"));
     }
+}
+
+/// What a model card says goes where gguf-py puts it; nested tables of the front matter are passed over.
+#[test]
+fn the_model_card_becomes_general_keys() {
+    let d = draft("phi3");
+    let dir = d.write();
+    let card = "---\nlicense: mit\nlicense_link: https://example.org/LICENSE\nlanguage:\n- en\n- \"no\"\npipeline_tag: text-generation\n\
+        tags: [nlp, 'code']\nbase_model:\n- microsoft/Phi-3-mini-4k-instruct\ndatasets:\n  - org/some-data-v2\n\
+        \x20 - https://huggingface.co/datasets/x/y\nwidget:\n  - messages:\n      - role: user\n        content: Can you\n---\n\
+        license: other\n";
+    std::fs::write(dir.path().join("README.md"), card).unwrap();
+    let settings = r#"{"top_k": 64, "temperature": 0.5, "repetition_penalty": 1.25, "do_sample": true, "min_p": null}"#;
+    std::fs::write(dir.path().join("generation_config.json"), settings).unwrap();
+    let ckpt = Checkpoint::open(dir.path()).unwrap();
+    let meta = gguf_metadata(&Model::open(&ckpt).unwrap(), &ckpt, 1).unwrap();
+    for (key, value) in [
+        ("license", "mit"),
+        ("license.link", "https://example.org/LICENSE"),
+        ("base_model.0.name", "Phi 3 Mini 4k Instruct"),
+        ("base_model.0.organization", "Microsoft"),
+        ("base_model.0.repo_url", "https://huggingface.co/microsoft/Phi-3-mini-4k-instruct"),
+        ("dataset.0.name", "Some Data v2"),
+        ("dataset.0.version", "v2"),
+        ("dataset.1.repo_url", "https://huggingface.co/datasets/x/y"),
+    ] {
+        assert_eq!(meta.str(&format!("general.{key}")), Some(value), "{key}");
+    }
+    assert_eq!(meta.uint("general.dataset.count"), Some(2));
+    assert!(meta.get("general.dataset.1.name").is_none());
+    assert_eq!(meta.strings("general.tags").unwrap(), ["nlp", "code", "text-generation"]);
+    assert_eq!(meta.strings("general.languages").unwrap(), ["en", "no"]);
+    let sampling: Vec<_> = meta.iter().filter(|(k, _)| k.starts_with("general.sampling.")).collect();
+    use quantize::gguf::Value::{F32, I32};
+    assert_eq!(
+        sampling,
+        [
+            ("general.sampling.top_k", &I32(64)),
+            ("general.sampling.temp", &F32(0.5)),
+            ("general.sampling.penalty_repeat", &F32(1.25))
+        ]
+    );
+}
+
+/// A snapshot of the Hub's cache: the files lie under a commit, which must not become the model's name.
+#[test]
+fn a_hub_snapshot_is_named_after_its_repository() {
+    let d = draft("qwen3");
+    let source = d.write();
+    let cache = tempfile::tempdir().unwrap();
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let named_after = |dir: PathBuf| {
+        std::fs::create_dir_all(&dir).unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            std::fs::copy(source.path().join(file), dir.join(file)).unwrap();
+        }
+        let ckpt = Checkpoint::open(&dir).unwrap();
+        gguf_metadata(&Model::open(&ckpt).unwrap(), &ckpt, 1).unwrap()
+    };
+    let meta = named_after(cache.path().join("models--Qwen--Qwen3-8B").join("snapshots").join(commit));
+    assert_eq!(meta.str("general.name"), Some("Qwen3 8B"));
+    assert_eq!(meta.str("general.organization"), Some("Qwen"));
+    let meta = named_after(cache.path().join(commit));
+    assert_eq!(meta.str("general.name"), Some("Qwen3"));
 }

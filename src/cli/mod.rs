@@ -1,1 +1,297 @@
-//! (see below)
+//! The command line: clap types, one subcommand per file. This is the only layer that reads flags and the environment;
+//! what lies below is called with values that were checked here.
+
+mod convert;
+mod inspect;
+mod options;
+mod plan;
+mod progress;
+mod pull;
+mod verify;
+
+use crate::{Error, Result};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "\
+Examples:
+  quantize --to q4_k_m ./Llama-3.1-8B                 write Llama-3.1-8B-Q4_K_M.gguf
+  quantize --to q4_k_m,q8_0 ./model -o out/           two files from one read of the checkpoint
+  quantize plan ./model --to q4_k_m --device 24GB     sizes, fallbacks and what fits, before a weight is read
+  quantize --to q4_k_m ./model --tensor-type 'ffn_down=q6_k' --output-tensor-type q8_0
+  quantize --to q8_0 HuggingFaceTB/SmolLM2-135M       fetch from the Hub first, with resume
+  quantize inspect model.gguf                         metadata and tensors
+  quantize verify model.gguf --source ./model         derive every tensor again and compare
+
+Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 bad input, 4 unsupported model or type,
+5 disk or network, 6 a quality gate failed, 75 interrupted.";
+
+/// Turns a checkpoint into the quantized artifacts people run, and measures what was lost.
+#[derive(Debug, Parser)]
+#[command(name = "quantize", version, about, after_help = EXAMPLES, args_conflicts_with_subcommands = true,
+          arg_required_else_help = true, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    convert: ConvertArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show what a conversion would write: per-tensor types, exact sizes, memory, disk, and which devices it fits
+    Plan(PlanArgs),
+    /// Show the metadata and the tensors of a checkpoint or GGUF file
+    Inspect(InspectArgs),
+    /// Check a GGUF file, and derive its tensors again from the source it claims
+    Verify(VerifyArgs),
+    /// Download what a conversion needs from the Hub, with resume
+    Pull(PullArgs),
+    /// Print a completion script for a shell
+    Completions { shell: clap_complete::Shell },
+    /// Print the manual page (roff)
+    Man,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum OnFallback {
+    Error,
+    #[default]
+    Warn,
+    Allow,
+}
+
+/// What every command understands.
+#[derive(Clone, Debug, Args)]
+pub struct CommonArgs {
+    /// Worker threads [default: all cores]
+    #[arg(short = 't', long, value_name = "N", env = "QUANTIZE_THREADS")]
+    pub threads: Option<usize>,
+    /// How the result is printed on standard output
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: Format,
+    /// No progress on standard error
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// Which types tensors get. Shared by converting and planning.
+#[derive(Clone, Debug, Args)]
+pub struct TypeArgs {
+    /// Target types, comma-separated: q4_k_m, q8_0, f16, ... (any case; llama.cpp's file-type numbers work too)
+    #[arg(long = "to", visible_alias = "outtype", short = 'q', value_name = "TYPE", value_delimiter = ',')]
+    pub to: Vec<String>,
+    /// Type for the tensors whose name matches: REGEX=TYPE (repeatable; the first rule that matches wins)
+    #[arg(long, value_name = "REGEX=TYPE")]
+    pub tensor_type: Vec<String>,
+    /// A file of such rules, one a line
+    #[arg(long, value_name = "FILE")]
+    pub tensor_type_file: Option<PathBuf>,
+    /// Type of output.weight
+    #[arg(long, value_name = "TYPE")]
+    pub output_tensor_type: Option<String>,
+    /// Type of the token embeddings
+    #[arg(long, value_name = "TYPE")]
+    pub token_embedding_type: Option<String>,
+    /// Do not quantize output.weight
+    #[arg(long)]
+    pub leave_output_tensor: bool,
+    /// One type for all tensors, no mixture rules
+    #[arg(long)]
+    pub pure: bool,
+    /// When a row is not a multiple of the type's block and another type has to be used
+    #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
+    pub on_fallback: OnFallback,
+    /// Accept a GGUF source whose tensors are already quantized (their loss adds up)
+    #[arg(long)]
+    pub allow_requantize: bool,
+    /// Set a metadata key of the output: KEY=TYPE:VALUE, TYPE one of int, float, bool, str (repeatable)
+    #[arg(long, value_name = "KEY=TYPE:VALUE")]
+    pub override_kv: Vec<String>,
+    /// The pre-tokenizer's name in llama.cpp, where it is not recognised
+    #[arg(long, value_name = "NAME")]
+    pub pretokenizer: Option<String>,
+}
+
+/// Where Hub ids are resolved.
+#[derive(Clone, Debug, Args)]
+pub struct HubArgs {
+    /// Branch, tag or commit on the Hub
+    #[arg(long, value_name = "REV")]
+    pub revision: Option<String>,
+    #[arg(long, env = "HF_TOKEN", hide_env_values = true, hide = true)]
+    pub hf_token: Option<String>,
+    #[arg(long, env = "HF_HOME", hide = true)]
+    pub hf_home: Option<PathBuf>,
+    #[arg(long, env = "HF_ENDPOINT", hide = true)]
+    pub hf_endpoint: Option<String>,
+    /// Use only what is already in the cache
+    #[arg(long, env = "HF_HUB_OFFLINE", num_args = 0..=1, default_missing_value = "1", default_value = "0",
+          value_parser = clap::builder::FalseyValueParser::new())]
+    pub offline: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// The checkpoint: a folder, a .safetensors or .gguf file, or a Hub id (org/name). llama-quantize's order
+    /// `IN.gguf [OUT.gguf] TYPE [THREADS]` works too
+    #[arg(value_name = "MODEL", num_args = 1..=4)]
+    pub model: Vec<String>,
+    #[command(flatten)]
+    pub types: TypeArgs,
+    /// Output file or folder [default: MODEL-TYPE.gguf in the current folder]
+    #[arg(short, long, visible_alias = "outfile", value_name = "PATH")]
+    pub output: Option<PathBuf>,
+    /// Replace existing files
+    #[arg(short, long)]
+    pub force: bool,
+    /// Print the plan and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Begin a new shard after so many bytes: 4G, 500M (decimal, as in llama.cpp)
+    #[arg(long, value_name = "SIZE", conflicts_with = "keep_split")]
+    pub split_max_size: Option<String>,
+    /// Begin a new shard after so many tensors
+    #[arg(long, value_name = "N", conflicts_with_all = ["split_max_size", "keep_split"])]
+    pub split_max_tensors: Option<usize>,
+    /// As many shards as the source has files
+    #[arg(long)]
+    pub keep_split: bool,
+    /// Also write an Ollama Modelfile beside each GGUF file
+    #[arg(long)]
+    pub modelfile: bool,
+    /// Do not hash the source files (saves one more read of a checkpoint larger than the memory)
+    #[arg(long)]
+    pub no_source_hash: bool,
+    #[command(flatten)]
+    pub hub: HubArgs,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// A checkpoint folder, a config.json alone, a .gguf file, or a Hub id
+    #[arg(value_name = "MODEL")]
+    pub model: String,
+    #[command(flatten)]
+    pub types: TypeArgs,
+    /// Memory of the device it should fit, e.g. 24GB (repeatable) [default: a built-in table]
+    #[arg(long, value_name = "SIZE")]
+    pub device: Vec<String>,
+    /// Tokens of context to leave room for
+    #[arg(long, value_name = "TOKENS", default_value_t = 8192)]
+    pub context: usize,
+    /// One row per tensor instead of one per group
+    #[arg(long)]
+    pub all: bool,
+    #[command(flatten)]
+    pub hub: HubArgs,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// A GGUF file, a checkpoint folder or a .safetensors file
+    pub file: PathBuf,
+    /// Print array values whole
+    #[arg(long)]
+    pub full: bool,
+    /// Only metadata keys and tensor names that match
+    #[arg(long, value_name = "REGEX")]
+    pub filter: Option<String>,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The GGUF file (the first shard of a split one stands for all)
+    pub file: PathBuf,
+    /// The checkpoint it was made from: every tensor is derived again and compared
+    #[arg(long, value_name = "MODEL")]
+    pub source: Option<PathBuf>,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// Hub id: org/name, or org/name@revision
+    pub id: String,
+    /// Copy the files here as well as into the cache
+    #[arg(long, value_name = "DIR")]
+    pub local_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub hub: HubArgs,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// Parses the command line and runs it; returns the exit code.
+pub fn main() -> u8 {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => 0,
+        Err(e) => {
+            progress::clear();
+            eprintln!("error: {e}");
+            e.exit_code()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    match cli.command {
+        None => convert::run(cli.convert),
+        Some(Command::Plan(args)) => plan::run(args),
+        Some(Command::Inspect(args)) => inspect::run(args),
+        Some(Command::Verify(args)) => verify::run(args),
+        Some(Command::Pull(args)) => pull::run(args),
+        Some(Command::Completions { shell }) => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "quantize", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+        Some(Command::Man) => {
+            let mut page = Vec::new();
+            let rendered = clap_mangen::Man::new(Cli::command()).render(&mut page);
+            rendered.map_err(|e| Error::io("manual page", e))?;
+            print(&String::from_utf8_lossy(&page))
+        }
+    }
+}
+
+/// Writes to standard output. A reader that went away (`| head`) is no error.
+pub(crate) fn print(text: &str) -> Result<()> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("standard output", e)),
+        _ => Ok(()),
+    }
+}
+
+/// The same for a JSON document.
+pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::Internal(e.to_string()))?;
+    print(&(text + "\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        super::Cli::command().debug_assert();
+    }
+}

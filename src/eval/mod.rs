@@ -1,1 +1,33 @@
-//! (see below)
+//! What an artifact is worth: perplexity, KL divergence and their error bars, over one token stream for any number of
+//! models in lock-step. It knows logits, not models: the forward pass comes in through [`Logits`].
+//!
+//! The definitions are those of llama.cpp's `llama-perplexity --kl-divergence`; what it lacks (confidence intervals by
+//! block bootstrap, paired differences, gates) is added in [`bootstrap`] and [`gate`].
+
+pub mod bootstrap;
+pub mod compare;
+pub mod gate;
+pub mod klbase;
+pub mod softmax;
+pub mod stats;
+pub mod text;
+pub mod windows;
+
+use std::ops::Range;
+
+use crate::Result;
+
+pub use compare::{Base, Candidate, Comparison, Options, Progress, compare};
+pub use gate::{GateOutcome, Gates};
+pub use stats::{Estimate, Record, Statistics};
+pub use windows::{Method, Window, Windows};
+
+/// A model, seen as a function from tokens to logits.
+pub trait Logits {
+    /// Rows of the output head: the length of every row of logits.
+    fn vocab(&self) -> usize;
+
+    /// Runs `tokens` from an empty cache and hands the logits of the positions `wanted` to `each(position, row)`, in
+    /// order. The row at position `i` predicts token `i + 1`.
+    fn logits(&mut self, tokens: &[u32], wanted: Range<usize>, each: &mut dyn FnMut(usize, &[f32])) -> Result<()>;
+}

@@ -6,12 +6,14 @@ use crate::quant::GgmlType;
 use crate::{Error, Result};
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, ErrorKind, Read};
 use std::path::Path;
 
 /// The largest header that is read. Real ones hold a vocabulary and reach some 30 MB; a larger file is no reason to let
 /// a string of it fill the memory.
 const MAX_HEADER: u64 = 256 << 20;
+/// The specification's limit on keys in bytes; tensor names are held to it too.
+const MAX_NAME: usize = 65_535;
 /// How deep arrays of arrays may go. ggml itself reads none.
 const MAX_DEPTH: u32 = 4;
 /// The smallest metadata entry: a key's length and one byte, the type, a one-byte value.
@@ -21,9 +23,12 @@ const MIN_TENSOR: u64 = 8 + 4 + 4 + 8;
 
 /// Reads and checks the header of a GGUF file (version 2 or 3, little-endian). Tensor data is not read.
 ///
-/// Errors: `Io` when the file cannot be opened; `BadInput` naming the file and the key or tensor for anything wrong.
+/// Errors: `Io` when the file cannot be read; `BadInput` naming the file and the key or tensor for anything wrong.
 pub fn read_header(path: &Path) -> Result<Header> {
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let file = File::open(path).map_err(|e| match e.kind() {
+        ErrorKind::NotFound => Error::bad_file(path, "no such file"),
+        _ => Error::io(path, e),
+    })?;
     let len = file.metadata().map_err(|e| Error::io(path, e))?.len();
     parse_header(BufReader::with_capacity(1 << 16, file), len, path)
 }
@@ -44,6 +49,9 @@ pub fn parse_header(reader: impl Read, file_len: u64, path: &Path) -> Result<Hea
     }
     // The header is over; from here on positions are those of the whole file.
     let data_start = align_up(r.pos, alignment).ok_or_else(|| r.bad("the data section begins beyond 2^64"))?;
+    if tensor_count > 0 && data_start > file_len {
+        return Err(r.cut("the padding before the data section"));
+    }
     let header = Header { version, metadata, tensors, alignment, data_start, file_len };
     check_tensors(&header, path)?;
     Ok(header)
@@ -76,14 +84,11 @@ fn read_metadata(r: &mut Reader<impl Read>, count: u64) -> Result<Metadata> {
     let mut entries = Vec::new();
     let mut seen = HashSet::new();
     for i in 0..count {
-        let key = r.string(&format!("metadata key {i}"))?;
-        if key.is_empty() {
-            return Err(r.bad(format!("metadata key {i} is empty")));
-        }
+        let key = r.name(&format!("metadata key {i}"))?;
+        let what = format!("metadata key '{}'", key.escape_debug());
         if !seen.insert(key.clone()) {
-            return Err(r.bad(format!("metadata key '{key}' appears twice")));
+            return Err(r.bad(format!("{what} appears twice")));
         }
-        let what = format!("metadata key '{key}'");
         let ty = r.u32(&what)?;
         let value = read_value(r, &what, ty)?;
         entries.push((key, value));
@@ -158,11 +163,8 @@ fn alignment_of(metadata: &Metadata) -> Result<u64, String> {
 }
 
 fn read_tensor(r: &mut Reader<impl Read>, index: u64) -> Result<TensorInfo> {
-    let name = r.string(&format!("the name of tensor {index}"))?;
-    if name.is_empty() {
-        return Err(r.bad(format!("the name of tensor {index} is empty")));
-    }
-    let what = format!("the table row of tensor '{name}'");
+    let name = r.name(&format!("the name of tensor {index}"))?;
+    let what = format!("the table row of tensor '{}'", name.escape_debug());
     let dim_count = r.u32(&what)?;
     if dim_count as usize > MAX_DIMS {
         return Err(r.bad(format!("has {dim_count} dimensions, more than {MAX_DIMS}")).tensor(name));
@@ -248,7 +250,7 @@ impl<R: Read> Reader<'_, R> {
             return Err(self.cut(what));
         }
         self.inner.read_exact(out).map_err(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => self.cut(what),
+            ErrorKind::UnexpectedEof => self.cut(what),
             _ => Error::io(self.path, e),
         })?;
         self.pos += len;
@@ -290,6 +292,15 @@ impl<R: Read> Reader<'_, R> {
         let mut bytes = vec![0; len as usize];
         self.fill(what, &mut bytes)?;
         String::from_utf8(bytes).map_err(|_| self.bad(format!("{what} is not valid UTF-8")))
+    }
+
+    /// A key or a tensor's name.
+    fn name(&mut self, what: &str) -> Result<String> {
+        match self.string(what)? {
+            name if name.is_empty() => Err(self.bad(format!("{what} is empty"))),
+            name if name.len() > MAX_NAME => Err(self.bad(format!("{what} is longer than {MAX_NAME} bytes"))),
+            name => Ok(name),
+        }
     }
 
     fn numbers<T, const N: usize>(&mut self, what: &str, count: u64, decode: fn([u8; N]) -> T) -> Result<Vec<T>> {

@@ -108,22 +108,14 @@ const LIMITS: [(&str, usize); 8] = [
 impl Config {
     /// The sizes alone, before anything is allocated by them.
     pub(super) fn check_sizes(&self) -> Result<()> {
-        let sizes = [
-            self.layers,
-            self.hidden,
-            self.ffn,
-            self.heads,
-            self.kv_heads,
-            self.head_dim,
-            self.vocab,
-            self.context,
-        ];
+        let sizes =
+            [self.layers, self.hidden, self.ffn, self.heads, self.kv_heads, self.head_dim, self.vocab, self.context];
         for ((name, limit), size) in LIMITS.into_iter().zip(sizes) {
             if size == 0 || size > limit {
                 return Err(Error::bad_input(format!("model configuration: {name} is {size}; expected 1 to {limit}")));
             }
         }
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             let what = format!("{} heads cannot share {} key-value heads evenly", self.heads, self.kv_heads);
             return Err(Error::bad_input(format!("model configuration: {what}")));
         }
@@ -138,7 +130,7 @@ impl Config {
             return bad(format!("norm epsilon is {}; expected 0 to 1", self.norm_eps));
         }
         let dims = self.rope.dims;
-        if dims == 0 || dims % 2 != 0 || dims > self.head_dim {
+        if dims == 0 || !dims.is_multiple_of(2) || dims > self.head_dim {
             return bad(format!("{dims} rotary dimensions of {}; expected an even number", self.head_dim));
         }
         if !(self.rope.theta >= 1.0 && self.rope.theta_local.is_none_or(|t| t >= 1.0)) {
@@ -171,7 +163,8 @@ impl Config {
     /// [`Error::Unsupported`] for an unknown architecture, [`Error::BadInput`] for a missing or absurd value.
     pub fn from_gguf(meta: &Metadata) -> Result<Config> {
         let arch = meta.str("general.architecture").ok_or_else(|| {
-            Error::bad_input("general.architecture is missing").hint("is this a model file, not a vocabulary or adapter?")
+            Error::bad_input("general.architecture is missing")
+                .hint("is this a model file, not a vocabulary or adapter?")
         })?;
         let family = families::by_gguf(arch).ok_or_else(|| {
             let known: Vec<_> = families::FAMILIES.iter().map(|f| f.gguf).collect();
@@ -219,7 +212,9 @@ impl Config {
             head_dim,
             vocab,
             context: k.size("context_length")?,
-            norm_eps: k.float("attention.layer_norm_rms_epsilon").ok_or_else(|| k.missing("attention.layer_norm_rms_epsilon"))?,
+            norm_eps: k
+                .float("attention.layer_norm_rms_epsilon")
+                .ok_or_else(|| k.missing("attention.layer_norm_rms_epsilon"))?,
             rope: Rope {
                 theta: k.float("rope.freq_base").unwrap_or(10_000.0),
                 theta_local: defaults.theta_local.map(|t| k.float("rope.freq_base_swa").unwrap_or(t)),

@@ -4,83 +4,7 @@
 //! `tensor_mapping.py`, llama.cpp's conversion scripts and loaders.
 
 use super::config::Config;
-
-/// What a tensor does in the model. One variant per GGUF tensor name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Role {
-    TokenEmbedding,
-    Output,
-    OutputNorm,
-    /// The norm in front of attention.
-    AttnNorm,
-    AttnQ,
-    AttnK,
-    AttnV,
-    /// Query, key and value rows in one matrix, in this order (phi3).
-    AttnQkv,
-    AttnOutput,
-    AttnQBias,
-    AttnKBias,
-    AttnVBias,
-    AttnOutputBias,
-    /// Norms over each query and key head (qwen3, gemma3).
-    AttnQNorm,
-    AttnKNorm,
-    /// The norm on the result of attention, before it is added to the residual (gemma2, gemma3).
-    PostAttnNorm,
-    /// The norm in front of the feed-forward block.
-    FfnNorm,
-    /// The norm on the result of the feed-forward block (gemma2, gemma3).
-    PostFfnNorm,
-    FfnGate,
-    FfnUp,
-    /// Gate rows, then up rows, in one matrix; GGUF calls it `ffn_up` (phi3).
-    FfnGateUp,
-    FfnDown,
-    FfnGateBias,
-    FfnUpBias,
-    FfnDownBias,
-    Router,
-    ExpertGate,
-    ExpertUp,
-    ExpertDown,
-    SharedRouter,
-    SharedGate,
-    SharedUp,
-    SharedDown,
-}
-
-impl Role {
-    pub fn is_norm(self) -> bool {
-        use Role::*;
-        matches!(
-            self,
-            OutputNorm | AttnNorm | AttnQNorm | AttnKNorm | PostAttnNorm | FfnNorm | PostFfnNorm
-        )
-    }
-
-    pub fn is_bias(self) -> bool {
-        use Role::*;
-        matches!(self, AttnQBias | AttnKBias | AttnVBias | AttnOutputBias | FfnGateBias | FfnUpBias | FfnDownBias)
-    }
-
-    /// Weights of all experts of a layer, stacked to `[experts, out, in]`.
-    pub fn is_expert(self) -> bool {
-        matches!(self, Role::ExpertGate | Role::ExpertUp | Role::ExpertDown)
-    }
-
-    pub fn is_router(self) -> bool {
-        matches!(self, Role::Router | Role::SharedRouter)
-    }
-
-    /// A linear layer inside a block: what quantization is about, apart from embeddings and the output.
-    pub fn is_linear(self) -> bool {
-        !self.is_norm()
-            && !self.is_bias()
-            && !self.is_router()
-            && !matches!(self, Role::TokenEmbedding | Role::Output)
-    }
-}
+pub use super::role::Role;
 
 /// A size that the configuration decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -307,13 +231,7 @@ pub fn supported() -> String {
 use Dim::*;
 use Source::{Half, One as At, PerExpert};
 
-const fn row(
-    sources: &'static [Source],
-    gguf: &'static str,
-    role: Role,
-    shape: &'static [Dim],
-    when: When,
-) -> Row {
+const fn row(sources: &'static [Source], gguf: &'static str, role: Role, shape: &'static [Dim], when: When) -> Row {
     Row { sources, gguf, role, shape, when }
 }
 

@@ -118,8 +118,9 @@ impl Config {
         let (family, name) = family_of(json)?;
         let d = &name.defaults;
         let j = HfJson::new(json);
-        let required =
-            |key: &str, default: Option<usize>| -> Result<usize> { j.size(&[key])?.or(default).ok_or_else(|| missing(key)) };
+        let required = |key: &str, default: Option<usize>| -> Result<usize> {
+            j.size(&[key])?.or(default).ok_or_else(|| missing(key))
+        };
         let layers = required("num_hidden_layers", d.layers)?;
         let hidden = required("hidden_size", d.hidden)?;
         let heads = required("num_attention_heads", d.heads)?;
@@ -130,7 +131,8 @@ impl Config {
             Some(n) => n,
             None if heads != 0 && hidden % heads == 0 => hidden / heads,
             None => {
-                let what = format!("config.json: hidden_size {hidden} is not a multiple of num_attention_heads {heads}");
+                let what =
+                    format!("config.json: hidden_size {hidden} is not a multiple of num_attention_heads {heads}");
                 return Err(Error::bad_input(what).hint("set head_dim"));
             }
         };
@@ -208,7 +210,9 @@ fn activation(j: HfJson, family: &Family) -> Result<Activation> {
     match (j.str(key)?, family.gemma) {
         (None | Some("gelu_pytorch_tanh" | "gelu"), true) => Ok(Activation::GeluTanh),
         (None | Some("silu" | "swish"), false) => Ok(Activation::Silu),
-        (Some(other), _) => Err(Error::Unsupported(format!("config.json: {key} '{other}' is not supported for {}", family.gguf))),
+        (Some(other), _) => {
+            Err(Error::Unsupported(format!("config.json: {key} '{other}' is not supported for {}", family.gguf)))
+        }
     }
 }
 

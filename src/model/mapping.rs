@@ -67,7 +67,9 @@ pub struct MappedTensor {
 /// layer by layer.
 pub fn expected_tensors(config: &Config) -> Vec<(String, Vec<usize>, Role, Option<usize>)> {
     let Some(family) = super::families::by_gguf(&config.arch) else { return Vec::new() };
-    expected(family, config).map(|(row, layer)| (named(row.gguf, layer, 0), shape_of(row, config), row.role, layer)).collect()
+    expected(family, config)
+        .map(|(row, layer)| (named(row.gguf, layer, 0), shape_of(row, config), row.role, layer))
+        .collect()
 }
 
 fn expected<'a>(
@@ -147,7 +149,8 @@ fn open_hf(ckpt: &Checkpoint) -> Result<Model> {
     let json = read_json(&path)?;
     if let Some(q) = json.get("quantization_config").filter(|q| !q.is_null()) {
         let method = q.get("quant_method").and_then(serde_json::Value::as_str).unwrap_or("an unnamed method");
-        let what = format!("{}: the checkpoint is already quantized ({method}); start from the original", path.display());
+        let what =
+            format!("{}: the checkpoint is already quantized ({method}); start from the original", path.display());
         return Err(Error::Unsupported(what));
     }
     let config = Config::from_hf(&json).map_err(|e| in_file(e, &path))?;
@@ -235,7 +238,16 @@ fn map_hf(ckpt: &Checkpoint, family: &'static Family, config: &Config) -> Result
             _ => RowOrder::Same,
         };
         let add = if row.role.is_norm() { family.norm_add } else { 0.0 };
-        tensors.push(MappedTensor { name: named(row.gguf, layer, 0), shape, parts, half, rows, add, role: row.role, layer });
+        tensors.push(MappedTensor {
+            name: named(row.gguf, layer, 0),
+            shape,
+            parts,
+            half,
+            rows,
+            add,
+            role: row.role,
+            layer,
+        });
     }
     let mut dropped = Vec::new();
     for (t, _) in ckpt.tensors().iter().zip(&used).filter(|(_, used)| !**used) {
@@ -371,7 +383,16 @@ fn open_gguf(ckpt: &Checkpoint) -> Result<Model> {
         }
         used[part] = true;
         let rows = RowOrder::Same;
-        tensors.push(MappedTensor { name, shape, parts: vec![part], half: None, rows, add: 0.0, role: row.role, layer });
+        tensors.push(MappedTensor {
+            name,
+            shape,
+            parts: vec![part],
+            half: None,
+            rows,
+            add: 0.0,
+            role: row.role,
+            layer,
+        });
     }
     if let Some((t, _)) = ckpt.tensors().iter().zip(&used).find(|(_, used)| !**used) {
         return Err(unexpected(ckpt, t, &config));
@@ -426,6 +447,16 @@ impl MappedTensor {
 
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// Rows of one matrix: all of them, or one expert's.
+    pub fn rows_per_matrix(&self) -> usize {
+        if self.shape.len() == 3 { self.shape[1] } else { self.row_count() }
+    }
+
+    /// Whether the stored rows are the rows: same order, nothing added, nothing left out.
+    pub fn is_verbatim(&self) -> bool {
+        self.half.is_none() && self.rows == RowOrder::Same && self.add == 0.0
     }
 
     /// Reads rows of the GGUF tensor as F32, transforms applied; `out` holds `rows.len() * cols` values.

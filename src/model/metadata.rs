@@ -45,7 +45,7 @@ pub fn gguf_metadata(model: &Model, ckpt: &Checkpoint, file_type: u32) -> Result
     }
     let sizes = ParameterCount::of(model);
     let fallback = json.get("model_type").and_then(serde_json::Value::as_str).unwrap_or(w.arch);
-    naming::set_general(&mut w.meta, ckpt.dir(), json, sizes.total, &sizes.label(), fallback)?;
+    naming::set_general(&mut w.meta, ckpt.dir(), json, sizes.total, &sizes.label(), fallback);
     match w.arch {
         "phi3" => w.phi3(&model.config, json, file_type)?,
         "gemma2" => w.gemma2(&model.config, file_type)?,
@@ -72,7 +72,8 @@ impl Writer {
     }
 
     fn size(&mut self, key: &str, value: usize) -> Result<()> {
-        let value = u32::try_from(value).map_err(|_| Error::bad_input(format!("{key} of {value} does not fit GGUF")))?;
+        let value =
+            u32::try_from(value).map_err(|_| Error::bad_input(format!("{key} of {value} does not fit GGUF")))?;
         self.set(key, value);
         Ok(())
     }
@@ -275,7 +276,8 @@ mod tests {
 
     #[test]
     fn sizes_have_two_digits() {
-        let cases = [(134_515_008, "135M"), (1_711_376_384, "1.7B"), (8_030_261_312, "8.0B"), (152_000, "152K"), (40, "0.04K")];
+        let cases =
+            [(134_515_008, "135M"), (1_711_376_384, "1.7B"), (8_030_261_312, "8.0B"), (152_000, "152K"), (40, "0.04K")];
         for (n, label) in cases {
             assert_eq!(rounded(n), label);
         }

@@ -7,6 +7,8 @@ mod hf_config;
 pub mod mapping;
 pub mod metadata;
 pub mod naming;
+mod role;
+pub mod tokenizer;
 
 pub use config::Config;
 pub use families::{Family, Role};

@@ -3,7 +3,6 @@
 //! are in `metadata`.
 
 use super::mapping::read_json;
-use crate::Result;
 use crate::gguf::Metadata;
 use regex::Regex;
 use std::path::Path;
@@ -171,7 +170,11 @@ pub fn title(id: &str) -> String {
         let mut after_letter = false;
         let mut out = String::new();
         for c in w.chars() {
-            if after_letter { out.push(c) } else { out.extend(c.to_uppercase()) }
+            if after_letter {
+                out.push(c)
+            } else {
+                out.extend(c.to_uppercase())
+            }
             after_letter = c.is_alphabetic();
         }
         out
@@ -253,9 +256,9 @@ pub fn set_general(
     params: u64,
     computed_size: &str,
     fallback: &str,
-) -> Result<()> {
+) {
     meta.set("general.type", "model");
-    set_sampling(meta, dir)?;
+    set_sampling(meta, dir);
     let card = model_card(dir);
     let values = |key: &str| card.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_slice()).unwrap_or_default();
     let one = |keys: &[&str]| keys.iter().find_map(|k| values(k).first().cloned());
@@ -304,7 +307,6 @@ pub fn set_general(
             meta.set(format!("general.{key}"), all);
         }
     }
-    Ok(())
 }
 
 /// Models or data sets that this one was made from, each a Hub id or an address.
@@ -335,38 +337,34 @@ fn set_origins(meta: &mut Metadata, prefix: &str, ids: &[String], params: u64) {
     }
 }
 
-/// The sampling settings of `generation_config.json`; a damaged file has none.
-fn set_sampling(meta: &mut Metadata, dir: &Path) -> Result<()> {
-    let path = dir.join("generation_config.json");
-    if !path.is_file() {
-        return Ok(());
-    }
-    let Ok(json) = read_json(&path) else { return Ok(()) };
+/// The sampling settings of `generation_config.json`; an absent or damaged file has none.
+fn set_sampling(meta: &mut Metadata, dir: &Path) {
+    let Ok(json) = read_json(&dir.join("generation_config.json")) else { return };
     let number = |keys: &[&str]| keys.iter().find_map(|k| json.get(k)).and_then(serde_json::Value::as_f64);
     if let Some(sequence) = json.get("sequence").and_then(serde_json::Value::as_str) {
         meta.set("general.sampling.sequence", sequence);
     }
-    for (key, sources, whole) in [
-        ("top_k", ["top_k", "top_k"], true),
-        ("top_p", ["top_p", "top_p"], false),
-        ("min_p", ["min_p", "min_p"], false),
-        ("xtc_probability", ["xtc_probability", "xtc_probability"], false),
-        ("xtc_threshold", ["xtc_threshold", "xtc_threshold"], false),
-        ("temp", ["temperature", "temperature"], false),
-        ("penalty_last_n", ["penalty_last_n", "penalty_last_n"], true),
-        ("penalty_repeat", ["penalty_repeat", "repetition_penalty"], false),
-        ("mirostat", ["mirostat", "mirostat"], true),
-        ("mirostat_tau", ["mirostat_tau", "mirostat_tau"], false),
-        ("mirostat_eta", ["mirostat_eta", "mirostat_eta"], false),
-    ] {
+    let settings: [(&str, &[&str], bool); 11] = [
+        ("top_k", &["top_k"], true),
+        ("top_p", &["top_p"], false),
+        ("min_p", &["min_p"], false),
+        ("xtc_probability", &["xtc_probability"], false),
+        ("xtc_threshold", &["xtc_threshold"], false),
+        ("temp", &["temperature"], false),
+        ("penalty_last_n", &["penalty_last_n"], true),
+        ("penalty_repeat", &["penalty_repeat", "repetition_penalty"], false),
+        ("mirostat", &["mirostat"], true),
+        ("mirostat_tau", &["mirostat_tau"], false),
+        ("mirostat_eta", &["mirostat_eta"], false),
+    ];
+    for (key, sources, whole) in settings {
         let key = format!("general.sampling.{key}");
-        match number(&sources) {
+        match number(sources) {
             Some(value) if whole => meta.set(key, value as i32),
             Some(value) => meta.set(key, value as f32),
             None => {}
         }
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -393,38 +391,26 @@ mod tests {
         );
         check("Mixtral", 0, [Some("Mixtral"), None, None, None, None, None]);
         check("Mixtral-8x7B", 0, [Some("Mixtral-8x7B"), None, Some("Mixtral"), None, None, Some("8x7B")]);
-        check("bigscience/bloom-7b1-petals", 0, [
-            Some("bloom-7b1-petals"),
-            Some("bigscience"),
-            Some("bloom"),
-            Some("petals"),
-            None,
-            Some("7.1B"),
-        ]);
-        check("meta-llama/Meta-Llama-3.1-8B", 8_000_000_000, [
-            Some("Meta-Llama-3.1-8B"),
-            Some("meta-llama"),
-            Some("Meta-Llama-3.1"),
-            None,
-            None,
-            Some("8B"),
-        ]);
-        check("Phi-3-mini-4k-instruct", 3_800_000_000, [
-            Some("Phi-3-mini-4k-instruct"),
-            None,
-            Some("Phi-3"),
-            Some("4k-instruct"),
-            None,
-            Some("mini"),
-        ]);
-        check("SmolLM-1.7B-Instruct", 1_700_000_000, [
-            Some("SmolLM-1.7B-Instruct"),
-            None,
-            Some("SmolLM"),
-            Some("Instruct"),
-            None,
-            Some("1.7B"),
-        ]);
+        check(
+            "bigscience/bloom-7b1-petals",
+            0,
+            [Some("bloom-7b1-petals"), Some("bigscience"), Some("bloom"), Some("petals"), None, Some("7.1B")],
+        );
+        check(
+            "meta-llama/Meta-Llama-3.1-8B",
+            8_000_000_000,
+            [Some("Meta-Llama-3.1-8B"), Some("meta-llama"), Some("Meta-Llama-3.1"), None, None, Some("8B")],
+        );
+        check(
+            "Phi-3-mini-4k-instruct",
+            3_800_000_000,
+            [Some("Phi-3-mini-4k-instruct"), None, Some("Phi-3"), Some("4k-instruct"), None, Some("mini")],
+        );
+        check(
+            "SmolLM-1.7B-Instruct",
+            1_700_000_000,
+            [Some("SmolLM-1.7B-Instruct"), None, Some("SmolLM"), Some("Instruct"), None, Some("1.7B")],
+        );
         assert_eq!(split_name("a model of mine", 0).full, some("a model of mine"));
     }
 

@@ -1,9 +1,37 @@
 //! Quantization of rows of weights to ggml blocks and back. One entry point per direction; the arithmetic of each type
 //! family is in a file of its own. Nothing here knows files, models or threads: rows in, bytes out.
 
+mod iquants;
+mod kquants;
+mod legacy;
+mod plain;
+pub mod presets;
+pub mod search;
 pub mod types;
 
 pub use types::GgmlType;
+
+/// Quantizes one whole row; lengths were checked by the caller.
+pub type QuantizeRow = fn(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]);
+/// Decodes any number of whole blocks.
+pub type DequantizeRow = fn(bytes: &[u8], out: &mut [f32]);
+/// Whether every scale is finite; else the first bad block and its scale.
+pub type CheckRow = fn(bytes: &[u8]) -> Result<(), (usize, f32)>;
+
+/// What can be done with a type.
+#[derive(Clone, Copy)]
+pub struct Codec {
+    pub quantize: Option<QuantizeRow>,
+    pub dequantize: DequantizeRow,
+    pub check: CheckRow,
+    pub needs_importance: bool,
+}
+
+impl Codec {
+    pub(crate) fn new(quantize: QuantizeRow, dequantize: DequantizeRow, check: CheckRow) -> Self {
+        Self { quantize: Some(quantize), dequantize, check, needs_importance: false }
+    }
+}
 
 /// Why a row could not be quantized, or why stored blocks are not sound.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -22,7 +50,103 @@ pub enum QuantError {
     Length { what: String },
 }
 
-/// Decodes whole blocks of `ty` into `out`.
-pub fn dequantize_rows(ty: GgmlType, _bytes: &[u8], _out: &mut [f32]) -> Result<(), QuantError> {
-    Err(QuantError::Unsupported { ty })
+/// The codec of a type; `None` for types that hold no weights (I8 .. I64, F64).
+pub fn codec(ty: GgmlType) -> Option<Codec> {
+    plain::codec(ty).or_else(|| legacy::codec(ty)).or_else(|| kquants::codec(ty)).or_else(|| iquants::codec(ty))
+}
+
+fn need(ty: GgmlType) -> Result<Codec, QuantError> {
+    codec(ty).ok_or(QuantError::Unsupported { ty })
+}
+
+/// Quantizes whole rows of `cols` weights. `importance` (`[cols]`, the mean squared activation of each input) steers the
+/// search of the types that use it.
+///
+/// Errors: lengths that do not fit, a weight that is not finite (by index into `src`), a type that cannot be written.
+pub fn quantize_rows(
+    ty: GgmlType,
+    src: &[f32],
+    cols: usize,
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+) -> Result<(), QuantError> {
+    let codec = need(ty)?;
+    let quantize = codec.quantize.ok_or(QuantError::Unsupported { ty })?;
+    let row_bytes = match ty.row_bytes(cols) {
+        Some(n) if cols > 0 => n,
+        _ => return Err(QuantError::NotWholeBlocks { ty, cols, block: ty.block() }),
+    };
+    if !src.len().is_multiple_of(cols) || src.len() / cols * row_bytes != out.len() {
+        let what = format!("{} weights in rows of {cols} do not fill {} bytes of {ty}", src.len(), out.len());
+        return Err(QuantError::Length { what });
+    }
+    if importance.is_some_and(|w| w.len() != cols) {
+        return Err(QuantError::Length { what: format!("the importance does not have {cols} columns") });
+    }
+    if codec.needs_importance && importance.is_none() {
+        return Err(QuantError::NeedsImportance { ty });
+    }
+    if let Some(index) = src.iter().position(|v| !v.is_finite()) {
+        return Err(QuantError::NotFinite { index, value: src[index] });
+    }
+    for (row, out) in src.chunks_exact(cols).zip(out.chunks_exact_mut(row_bytes)) {
+        quantize(row, importance, out);
+    }
+    Ok(())
+}
+
+/// Decodes whole blocks.
+pub fn dequantize_rows(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(), QuantError> {
+    let codec = need(ty)?;
+    check_length(ty, bytes)?;
+    if bytes.len() / ty.block_bytes() * ty.block() != out.len() {
+        let what = format!("{} bytes of {ty} do not hold {} weights", bytes.len(), out.len());
+        return Err(QuantError::Length { what });
+    }
+    (codec.dequantize)(bytes, out);
+    Ok(())
+}
+
+/// Checks that every scale of stored blocks is finite (for plain types: every number), as ggml does when it loads with
+/// `--check-tensors`.
+pub fn check_rows(ty: GgmlType, bytes: &[u8]) -> Result<(), QuantError> {
+    check_length(ty, bytes)?;
+    match codec(ty) {
+        Some(codec) => (codec.check)(bytes).map_err(|(block, value)| QuantError::BadScale { ty, block, value }),
+        None => Ok(()),
+    }
+}
+
+fn check_length(ty: GgmlType, bytes: &[u8]) -> Result<(), QuantError> {
+    if bytes.len().is_multiple_of(ty.block_bytes()) {
+        return Ok(());
+    }
+    Err(QuantError::Length { what: format!("{} bytes are not whole blocks of {ty}", bytes.len()) })
+}
+
+#[inline(always)]
+fn f16_at(bytes: &[u8], at: usize) -> f32 {
+    half::f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+}
+
+fn put_f16(bytes: &mut [u8], at: usize, value: f32) {
+    bytes[at..at + 2].copy_from_slice(&half::f16::from_f32(value).to_le_bytes());
+}
+
+/// What a scale is after it was stored.
+fn round_f16(value: f32) -> f32 {
+    half::f16::from_f32(value).to_f32()
+}
+
+/// Checks the `COUNT` f16 scales at byte `AT` of every block of `BYTES`.
+fn scales_at<const BYTES: usize, const AT: usize, const COUNT: usize>(bytes: &[u8]) -> Result<(), (usize, f32)> {
+    for (block, b) in bytes.chunks_exact(BYTES).enumerate() {
+        for i in 0..COUNT {
+            let at = AT + 2 * i;
+            if u16::from_le_bytes([b[at], b[at + 1]]) & 0x7c00 == 0x7c00 {
+                return Err((block, f16_at(b, at)));
+            }
+        }
+    }
+    Ok(())
 }

@@ -1,1 +1,15 @@
-//! (see below)
+//! The report: one versioned JSON schema, and its renderings as HTML, Markdown and terminal text. It knows figures, not
+//! models; everything it shows is in the JSON, so a saved report can be rendered again anywhere.
+
+mod charts;
+mod format;
+mod html;
+mod markdown;
+mod schema;
+mod summary;
+mod text;
+
+pub use html::render_html;
+pub use markdown::render_markdown;
+pub use schema::*;
+pub use text::render_text;

@@ -5,6 +5,7 @@ use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// An open file of a checkpoint.
 #[derive(Debug)]
@@ -16,7 +17,8 @@ pub struct SourceFile {
 }
 
 impl SourceFile {
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    /// Errors: `BadInput` when there is no such file or it is not a regular one; `Io` when it cannot be opened.
+    pub fn open(path: &Path) -> Result<Self> {
         let handle = File::open(path).map_err(|e| match e.kind() {
             ErrorKind::NotFound => Error::bad_file(path, "no such file"),
             _ => Error::io(path, e),
@@ -33,8 +35,10 @@ impl SourceFile {
         std::io::BufReader::with_capacity(1 << 16, &self.handle)
     }
 
-    /// Fills `out` from `position` on, without moving any shared position.
-    pub(super) fn read_at(&self, position: u64, out: &mut [u8]) -> Result<()> {
+    /// Fills `out` from `position` on, without moving any shared position. Any number of threads may read at once.
+    ///
+    /// Errors: `BadInput` when the file ends before `out` is full; `Io` when the disk fails.
+    pub fn read_at(&self, position: u64, out: &mut [u8]) -> Result<()> {
         read_exact_at(&self.handle, position, out).map_err(|e| match e.kind() {
             ErrorKind::UnexpectedEof => Error::bad_file(&self.path, "the file became shorter while it was being read")
                 .hint("let nothing write to the checkpoint meanwhile, and run again"),
@@ -65,12 +69,15 @@ fn read_exact_at(file: &File, mut position: u64, mut out: &mut [u8]) -> std::io:
     Ok(())
 }
 
-/// The SHA-256 of a file, as 64 lower-case hexadecimal digits.
-pub fn sha256_file(path: &Path) -> Result<String> {
+/// The SHA-256 of a file, as 64 lower-case hexadecimal digits. Looks at `cancel` once per MiB.
+pub fn sha256_file(path: &Path, cancel: &AtomicBool) -> Result<String> {
     let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
+        if cancel.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
         match file.read(&mut buffer) {
             Ok(0) => break,
             Ok(n) => hash.update(&buffer[..n]),

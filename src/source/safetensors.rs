@@ -50,8 +50,14 @@ pub fn parse_safetensors_header(mut reader: impl Read, file_len: u64, path: &Pat
     }
     let mut text = vec![0; len as usize];
     reader.read_exact(&mut text).map_err(read_error)?;
-    let entries: Entries =
-        serde_json::from_slice(&text).map_err(|e| bad(format!("the safetensors header is not valid: {e}")))?;
+    // The JSON reader looks at no text that it skips, so the whole is checked here.
+    let text = String::from_utf8(text).map_err(|_| bad("the safetensors header is not valid UTF-8".into()))?;
+    let entries: Entries = serde_json::from_str(&text).map_err(|e| {
+        // The message quotes the input, however long and whatever is in it.
+        let plain = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+        let quoted: String = e.to_string().chars().take(200).map(plain).collect();
+        bad(format!("the safetensors header is not valid: {quoted}"))
+    })?;
     drop(text);
     let tensors = check(entries.tensors, 8 + len, file_len, path)?;
     Ok(SafetensorsHeader { tensors, metadata: entries.metadata })

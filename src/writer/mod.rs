@@ -1,1 +1,7 @@
-//! (see below)
+//! Finished files. Everything is written beside its final name, synced, checked and only then renamed, so that nothing
+//! that looks finished ever is not. No algorithm lives here: callers hand over bytes and say where they go.
+
+pub mod atomic;
+pub mod gguf;
+
+pub use atomic::PartialFile;

@@ -1,0 +1,449 @@
+//! `quantize plan` and everything a conversion decides before it reads a weight: the model, the tokenizer, the metadata,
+//! and the type of every tensor for every target.
+
+use super::options::size;
+use super::{Format, OnFallback, PlanArgs, TypeArgs, options, print, print_json};
+use crate::gguf::Metadata;
+use crate::model::tokenizer::GgufVocab;
+use crate::model::{Config, Model, gguf_metadata};
+use crate::plan::devices::{self, Device};
+use crate::plan::{self, Plan, TargetPlan};
+use crate::quant::presets::{self, Candidate, Choice, ModelFacts, Preset, Request, Why};
+use crate::quant::{GgmlType, codec};
+use crate::source::{Checkpoint, Dtype};
+use crate::writer::gguf::human;
+use crate::{Error, Result, convert, gguf};
+use serde_json::json;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+/// A model that can be converted, and the decisions for each target.
+pub struct Prepared {
+    pub path: PathBuf,
+    pub ckpt: Checkpoint,
+    pub model: Model,
+    /// Everything but the file type and the provenance.
+    pub metadata: Metadata,
+    pub targets: Vec<Planned>,
+}
+
+/// One target: types in the order of [`convert::outputs`], and what the user should know.
+pub struct Planned {
+    pub preset: &'static Preset,
+    pub types: Vec<GgmlType>,
+    pub plan: TargetPlan,
+    recipe: String,
+}
+
+impl Planned {
+    /// Tensors that did not get the type they should have.
+    pub fn fallbacks(&self) -> usize {
+        self.plan.rows.iter().filter(|r| r.choice.why == Why::Fallback).count()
+    }
+
+    /// Departures from what was asked, for machines.
+    pub fn ledger(&self) -> Vec<serde_json::Value> {
+        let rows = self.plan.rows.iter().filter(|r| r.choice.why == Why::Fallback);
+        rows.map(|r| {
+            json!({ "kind": "fallback", "tensor": r.name, "wanted": r.choice.wanted.name(), "got": r.choice.got.name(),
+                    "reason": format!("rows of {} are not a multiple of {}", r.shape.last().unwrap_or(&0), r.choice.wanted.block()) })
+        })
+        .collect()
+    }
+
+    /// Provenance: what made this file, of what. Hashes are filled in at the end, in the same number of bytes.
+    pub fn record(&self, metadata: &mut Metadata, ckpt: &Checkpoint, hashes: bool) {
+        metadata.set("quantize.version", env!("CARGO_PKG_VERSION"));
+        metadata.set("quantize.recipe", self.recipe.as_str());
+        let name = |f: &crate::source::SourceFile| {
+            f.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
+        };
+        metadata.set("quantize.source.files", ckpt.files().iter().map(name).collect::<Vec<String>>());
+        if hashes {
+            metadata.set("quantize.source.sha256", vec!["0".repeat(64); ckpt.files().len()]);
+        }
+    }
+}
+
+impl Prepared {
+    pub fn weights(&self) -> u64 {
+        weights(&convert::outputs(&self.model))
+    }
+
+    fn plan(&self, threads: usize) -> Plan {
+        let tensors = owned(&convert::outputs(&self.model));
+        Plan {
+            weights: self.weights(),
+            source_bytes: Some(convert::source_bytes(&self.ckpt, &self.model)),
+            peak_memory: plan::conversion_memory(&self.model.config, &tensors, threads),
+            disk: self.targets.iter().map(|t| t.plan.file_bytes).sum(),
+            kv_bytes_per_token: plan::kv_bytes_per_token(&self.model.config),
+            targets: self.targets.iter().map(|t| t.plan.clone()).collect(),
+        }
+    }
+
+    /// Says on standard error what departs from what was asked.
+    pub fn warn(&self, quiet: bool) {
+        if quiet {
+            return;
+        }
+        for target in &self.targets {
+            for line in fallback_lines(&target.plan) {
+                eprintln!("{}: {line}", target.preset.name);
+            }
+        }
+    }
+}
+
+fn weights(tensors: &[(&str, &[usize])]) -> u64 {
+    tensors.iter().map(|(_, shape)| shape.iter().map(|d| *d as u64).product::<u64>()).sum()
+}
+
+fn owned(tensors: &[(&str, &[usize])]) -> Vec<(String, Vec<usize>)> {
+    tensors.iter().map(|(n, s)| (n.to_string(), s.to_vec())).collect()
+}
+
+/// `ffn_gate ×30 wanted Q4_K, got Q5_0: rows of 576 are not a multiple of 256`
+fn fallback_lines(plan: &TargetPlan) -> Vec<String> {
+    let mut groups: Vec<(String, GgmlType, GgmlType, usize, usize)> = Vec::new();
+    for row in plan.rows.iter().filter(|r| r.choice.why == Why::Fallback) {
+        let (part, cols) = (part_of(&row.name), row.shape.last().copied().unwrap_or(0));
+        let same = |g: &&mut (String, GgmlType, GgmlType, usize, usize)| {
+            (g.0.as_str(), g.1, g.2, g.3) == (&part, row.choice.wanted, row.choice.got, cols)
+        };
+        match groups.iter_mut().find(same) {
+            Some(group) => group.4 += 1,
+            None => groups.push((part, row.choice.wanted, row.choice.got, cols, 1)),
+        }
+    }
+    let line = |(part, wanted, got, cols, n): (String, GgmlType, GgmlType, usize, usize)| {
+        format!("{part} ×{n}: wanted {wanted}, got {got}, because rows of {cols} are not a multiple of {}", wanted.block())
+    };
+    groups.into_iter().map(line).collect()
+}
+
+/// The name without its layer: `blk.7.ffn_down.weight` → `ffn_down`.
+fn part_of(name: &str) -> String {
+    let name = name.strip_suffix(".weight").unwrap_or(name);
+    match name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
+        Some((_, part)) => part.to_string(),
+        None => name.to_string(),
+    }
+}
+
+/// Opens and checks everything, and decides every type. Nothing is written, no weight is read.
+pub fn prepare(path: &Path, args: &TypeArgs, has_imatrix: bool) -> Result<Prepared> {
+    let requests = requests(args)?;
+    let ckpt = Checkpoint::open(path)?;
+    let model = Model::open(&ckpt)?;
+    let mut metadata = gguf_metadata(&model, &ckpt, 0)?;
+    if ckpt.gguf().is_none() {
+        let vocab = GgufVocab::from_hf_dir(ckpt.dir(), model.config.vocab, &model.config.arch, args.pretokenizer.as_deref())?;
+        vocab.write(&mut metadata);
+    } else if let Some(name) = &args.pretokenizer {
+        metadata.set("tokenizer.ggml.pre", name.as_str());
+    }
+    let sources = source_types(&ckpt, &model);
+    if let Some((name, ty)) = sources.iter().find(|(_, ty)| ty.is_some_and(|t| !t.is_plain()))
+        && !args.allow_requantize
+    {
+        let what = format!("is already quantized ({})", ty.map_or("", |t| t.name()));
+        return Err(Error::bad_file(&ckpt.files()[0].path, what)
+            .tensor(name.as_str())
+            .hint("start from the original checkpoint, or accept the added loss with --allow-requantize"));
+    }
+    let outputs = convert::outputs(&model);
+    let kept: Vec<GgmlType> = outputs
+        .iter()
+        .zip(&sources)
+        .map(|((name, shape), (_, source))| plan::kept_type(name, shape, *source))
+        .collect();
+    let header = gguf::encode_header(&metadata, &[], gguf::DEFAULT_ALIGNMENT).len() as u64;
+    let tensors = owned(&outputs);
+    let mut targets = Vec::new();
+    for request in requests {
+        let choices = decide(&request, &model.config, &tensors, &kept, has_imatrix)?;
+        on_fallback(args.on_fallback, &request, &tensors, &choices)?;
+        let table: u64 = tensors.iter().map(|(n, s)| (24 + n.len() + 8 * s.len()) as u64).sum();
+        let plan = plan::target(request.preset, &tensors, &choices, header + table);
+        let types = choices.iter().map(|c| c.got).collect();
+        targets.push(Planned { preset: request.preset, types, plan, recipe: recipe(&request, args) });
+    }
+    Ok(Prepared { path: path.to_path_buf(), ckpt, model, metadata, targets })
+}
+
+/// The type each output has in the source, where there is one.
+fn source_types(ckpt: &Checkpoint, model: &Model) -> Vec<(String, Option<GgmlType>)> {
+    let generated = model.generated.iter().map(|g| (g.name.clone(), Some(GgmlType::F32)));
+    let mapped = model.tensors.iter().map(|t| {
+        let dtype = t.parts.first().map(|p| ckpt.tensors()[*p].dtype);
+        let ty = match dtype {
+            Some(Dtype::Ggml(ty)) => Some(ty),
+            _ => None,
+        };
+        (t.name.clone(), ty)
+    });
+    generated.chain(mapped).collect()
+}
+
+fn decide(
+    request: &Request,
+    config: &Config,
+    tensors: &[(String, Vec<usize>)],
+    kept: &[GgmlType],
+    has_imatrix: bool,
+) -> Result<Vec<Choice>> {
+    let candidates: Vec<Candidate> =
+        tensors.iter().zip(kept).map(|((name, shape), kept)| Candidate { name, shape, kept: *kept }).collect();
+    let facts = ModelFacts {
+        arch: &config.arch,
+        layers: config.layers,
+        heads: config.heads,
+        kv_heads: config.kv_heads,
+        experts: config.experts.as_ref().map_or(0, |e| e.count),
+        has_imatrix,
+    };
+    let (choices, unused) = presets::choose(request, &facts, &candidates);
+    if let Some(rule) = unused.first() {
+        let regex = request.overrides[*rule].0.as_str();
+        return Err(Error::Usage(format!("--tensor-type '{regex}' matches no tensor; see: quantize plan MODEL --all")));
+    }
+    for (choice, (name, _)) in choices.iter().zip(tensors) {
+        let Some(codec) = codec(choice.got) else {
+            return Err(Error::Unsupported(format!("tensor '{name}': {} cannot be written", choice.got)));
+        };
+        if codec.needs_importance && !has_imatrix {
+            let (preset, ty) = (request.preset.name, choice.got);
+            return Err(Error::Unsupported(format!(
+                "{preset}: tensor '{name}' in {ty} needs an importance matrix\n  hint: make one with: quantize calibrate MODEL -o imatrix.gguf, then add --imatrix imatrix.gguf"
+            )));
+        }
+    }
+    Ok(choices)
+}
+
+fn on_fallback(policy: OnFallback, request: &Request, tensors: &[(String, Vec<usize>)], choices: &[Choice]) -> Result<()> {
+    let first = choices.iter().zip(tensors).find(|(c, _)| c.why == Why::Fallback);
+    match (policy, first) {
+        (OnFallback::Error, Some((choice, (name, shape)))) => Err(Error::Unsupported(format!(
+            "{}: tensor '{name}' cannot be {}: rows of {} are not a multiple of {}\n  hint: --on-fallback warn accepts {} instead",
+            request.preset.name,
+            choice.wanted,
+            shape.last().unwrap_or(&0),
+            choice.wanted.block(),
+            choice.got,
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The command line's types, checked.
+fn requests(args: &TypeArgs) -> Result<Vec<Request>> {
+    if args.to.is_empty() {
+        return Err(Error::Usage("no target type; try --to q4_k_m".into()));
+    }
+    let ty = |flag: &str, text: &Option<String>| text.as_deref().map(|t| tensor_type(flag, t)).transpose();
+    let (output, embedding) =
+        (ty("--output-tensor-type", &args.output_tensor_type)?, ty("--token-embedding-type", &args.token_embedding_type)?);
+    let mut overrides = Vec::new();
+    let file = match &args.tensor_type_file {
+        Some(path) => std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?,
+        None => String::new(),
+    };
+    let lines = file.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
+    for rule in args.tensor_type.iter().map(String::as_str).chain(lines) {
+        let bad = |why: &str| Error::Usage(format!("--tensor-type '{rule}': {why}; write REGEX=TYPE"));
+        let (pattern, name) = rule.rsplit_once('=').ok_or_else(|| bad("no '='"))?;
+        let regex = regex::Regex::new(&pattern.to_lowercase()).map_err(|e| bad(&e.to_string()))?;
+        overrides.push((regex, tensor_type("--tensor-type", name)?));
+    }
+    let mut requests: Vec<Request> = Vec::new();
+    for name in &args.to {
+        let preset = presets::find(name).ok_or_else(|| unknown(name))?;
+        if requests.iter().any(|r| r.preset == preset) {
+            return Err(Error::Usage(format!("{} is asked for twice", preset.name)));
+        }
+        let overrides = overrides.clone();
+        requests.push(Request { preset, pure: args.pure, leave_output: args.leave_output_tensor, output, embedding, overrides });
+    }
+    Ok(requests)
+}
+
+fn tensor_type(flag: &str, name: &str) -> Result<GgmlType> {
+    let known = GgmlType::from_name(name).filter(|t| codec(*t).is_some_and(|c| c.quantize.is_some()));
+    known.ok_or_else(|| Error::Usage(format!("{flag}: '{name}' is no tensor type; try q6_k, q8_0, f16 or bf16")))
+}
+
+fn unknown(name: &str) -> Error {
+    let names: Vec<String> = presets::PRESETS.iter().map(|p| p.name.to_lowercase()).collect();
+    Error::Usage(format!("'{name}' is no target type; known are {}", names.join(", ")))
+}
+
+/// The recipe as recorded in the file: the flags that decided its bytes.
+fn recipe(request: &Request, args: &TypeArgs) -> String {
+    let mut recipe = format!("--to {}", request.preset.name.to_lowercase());
+    for (on, flag) in [(request.pure, "--pure"), (request.leave_output, "--leave-output-tensor")] {
+        if on {
+            let _ = write!(recipe, " {flag}");
+        }
+    }
+    for (ty, flag) in [(request.output, "--output-tensor-type"), (request.embedding, "--token-embedding-type")] {
+        if let Some(ty) = ty {
+            let _ = write!(recipe, " {flag} {}", ty.name().to_lowercase());
+        }
+    }
+    for (regex, ty) in &request.overrides {
+        let _ = write!(recipe, " --tensor-type '{regex}={}'", ty.name().to_lowercase());
+    }
+    if args.allow_requantize {
+        recipe += " --allow-requantize";
+    }
+    recipe
+}
+
+pub fn run(args: PlanArgs) -> Result<()> {
+    let threads = options::threads(args.common.threads)?;
+    let device = |text: &String| Ok(Device { name: text.clone(), memory: size(text)? });
+    let asked: Vec<Device> = args.device.iter().map(device).collect::<Result<_>>()?;
+    let mut types = args.types.clone();
+    if types.to.is_empty() {
+        types.to = vec!["q4_k_m".into()];
+    }
+    let path = options::resolve_model(&args.model, &args.hub, args.common.quiet)?;
+    let (config, plan) = match config_only(&path)? {
+        Some(config) => {
+            let plan = from_config(&config, &types, threads)?;
+            (config, plan)
+        }
+        None => {
+            let prepared = prepare(&path, &types, true)?;
+            let plan = prepared.plan(threads);
+            (prepared.model.config, plan)
+        }
+    };
+    show(&plan, &config, &asked, args.context, args.all, args.common.format)
+}
+
+/// The same for `--dry-run`.
+pub fn describe(prepared: &Prepared, threads: usize, format: Format) -> Result<()> {
+    show(&prepared.plan(threads), &prepared.model.config, &[], 8192, false, format)
+}
+
+/// A config.json without weights: the file itself, or a folder that holds nothing else to read.
+fn config_only(path: &Path) -> Result<Option<Config>> {
+    let file = if path.is_dir() {
+        let has_weights = std::fs::read_dir(path).map_err(|e| Error::io(path, e))?.flatten().any(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name.ends_with(".safetensors") || name.ends_with(".gguf") || name.ends_with(".bin")
+        });
+        if has_weights {
+            return Ok(None);
+        }
+        path.join("config.json")
+    } else if path.extension().is_some_and(|e| e == "json") {
+        path.to_path_buf()
+    } else {
+        return Ok(None);
+    };
+    let text = std::fs::read(&file).map_err(|e| Error::io(&file, e))?;
+    let json = serde_json::from_slice(&text).map_err(|e| Error::bad_file(&file, format!("not JSON: {e}")))?;
+    Config::from_hf(&json).map(Some)
+}
+
+fn from_config(config: &Config, args: &TypeArgs, threads: usize) -> Result<Plan> {
+    let tensors = plan::tensors_of(config);
+    let kept: Vec<GgmlType> = tensors.iter().map(|(n, s)| plan::kept_type(n, s, None)).collect();
+    let header = plan::header_estimate(config, &tensors);
+    let mut targets = Vec::new();
+    for request in requests(args)? {
+        let choices = decide(&request, config, &tensors, &kept, true)?;
+        targets.push(plan::target(request.preset, &tensors, &choices, header));
+    }
+    let refs: Vec<(&str, &[usize])> = tensors.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
+    Ok(Plan {
+        weights: weights(&refs),
+        source_bytes: None,
+        peak_memory: plan::conversion_memory(config, &tensors, threads),
+        disk: targets.iter().map(|t| t.file_bytes).sum(),
+        kv_bytes_per_token: plan::kv_bytes_per_token(config),
+        targets,
+    })
+}
+
+fn show(plan: &Plan, config: &Config, asked: &[Device], context: usize, all: bool, format: Format) -> Result<()> {
+    let devices = if asked.is_empty() { devices::table() } else { asked.to_vec() };
+    let fits = |target: &TargetPlan| -> Vec<devices::Fit> {
+        let one = |d| devices::fit(d, target.tensor_bytes, plan.kv_bytes_per_token, context as u64, config.context as u64);
+        devices.iter().map(one).collect()
+    };
+    if format == Format::Json {
+        let mut value = serde_json::to_value(plan).map_err(|e| Error::Internal(e.to_string()))?;
+        for (i, target) in plan.targets.iter().enumerate() {
+            value["targets"][i]["devices"] = json!(fits(target));
+        }
+        return print_json(&value);
+    }
+    let mut out = String::new();
+    let _ = writeln!(out, "{} weights, {}", plan.weights, config.arch);
+    if let Some(bytes) = plan.source_bytes {
+        let _ = writeln!(out, "source {}", human(bytes));
+    }
+    for target in &plan.targets {
+        let bits = target.bits_per_weight;
+        let _ = writeln!(out, "\n{}: {}, {bits:.2} bits per weight", target.name, human(target.file_bytes));
+        tensor_table(&mut out, target, all);
+        for line in fallback_lines(target) {
+            let _ = writeln!(out, "  fallback: {line}");
+        }
+        if target.fallback_weights > 0 {
+            let share = 100.0 * target.fallback_weights as f64 / plan.weights.max(1) as f64;
+            let _ = writeln!(out, "  {share:.1} % of the weights get another type than asked");
+        }
+        device_table(&mut out, &fits(target), context);
+    }
+    let memory = human(plan.peak_memory);
+    let _ = writeln!(out, "\nto convert: about {memory} of memory, {} of disk", human(plan.disk));
+    print(&out)
+}
+
+/// Rows grouped by part, type and reason; or one row per tensor.
+fn tensor_table(out: &mut String, target: &TargetPlan, all: bool) {
+    let mut groups: Vec<(String, &plan::Row, usize, u64)> = Vec::new();
+    for row in &target.rows {
+        let part = if all { row.name.clone() } else { part_of(&row.name) };
+        let same = |g: &&mut (String, &plan::Row, usize, u64)| {
+            g.0 == part && g.1.choice.got == row.choice.got && g.1.choice.wanted == row.choice.wanted && g.1.shape == row.shape
+        };
+        match groups.iter_mut().find(same) {
+            Some(group) => (group.2, group.3) = (group.2 + 1, group.3 + row.bytes),
+            None => groups.push((part, row, 1, row.bytes)),
+        }
+    }
+    let width = groups.iter().map(|g| g.0.len()).max().unwrap_or(0);
+    for (part, row, count, bytes) in groups {
+        let shape = row.shape.iter().map(|d| d.to_string()).collect::<Vec<_>>().join("×");
+        let (wanted, got) = (row.choice.wanted, row.choice.got);
+        let change = if wanted == got { got.to_string() } else { format!("{wanted} → {got}") };
+        let why = match row.choice.why {
+            Why::Default => "",
+            Why::Mixture => "mixture",
+            Why::Asked => "asked",
+            Why::Kept => "kept",
+            Why::Fallback => "fallback",
+        };
+        let _ = writeln!(out, "  {part:<width$}  ×{count:<4} {shape:<18} {change:<14} {:>10}  {why}", human(bytes));
+    }
+}
+
+fn device_table(out: &mut String, fits: &[devices::Fit], context: usize) {
+    let _ = writeln!(out, "  room for the weights and {context} tokens of context:");
+    for fit in fits {
+        let answer = match (fit.fits, fit.context) {
+            (true, n) => format!("yes (up to {n} tokens)"),
+            (false, 0) => "no".to_string(),
+            (false, n) => format!("only {n} tokens"),
+        };
+        let _ = writeln!(out, "    {:<20} {answer}", fit.device);
+    }
+}

@@ -1,0 +1,114 @@
+//! Progress on standard error: a bar with rate and time left on a terminal, a plain line every few seconds elsewhere.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::IsTerminal;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What is counted, and so how rates are printed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    Bytes,
+    Tokens,
+}
+
+/// One phase of a run.
+pub struct Progress {
+    bar: Option<ProgressBar>,
+    plain: Option<Plain>,
+}
+
+struct Plain {
+    label: String,
+    unit: Unit,
+    total: u64,
+    done: AtomicU64,
+    start: Instant,
+    last: Mutex<Instant>,
+}
+
+/// The bar on screen, so that an error message does not land in the middle of it.
+static CURRENT: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+impl Progress {
+    pub fn new(label: &str, total: u64, unit: Unit, quiet: bool) -> Self {
+        if quiet {
+            return Self { bar: None, plain: None };
+        }
+        if !std::io::stderr().is_terminal() {
+            let now = Instant::now();
+            let plain = Plain {
+                label: label.to_string(),
+                unit,
+                total,
+                done: AtomicU64::new(0),
+                start: now,
+                last: Mutex::new(now),
+            };
+            return Self { bar: None, plain: Some(plain) };
+        }
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(8));
+        let template = match unit {
+            Unit::Bytes => {
+                "{prefix:>12} {wide_bar} {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left"
+            }
+            Unit::Tokens => "{prefix:>12} {wide_bar} {human_pos}/{human_len} tokens  {per_sec}  {eta} left",
+        };
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_prefix(label.to_string());
+        if let Ok(mut current) = CURRENT.lock() {
+            *current = Some(bar.clone());
+        }
+        Self { bar: Some(bar), plain: None }
+    }
+
+    pub fn advance(&self, n: u64) {
+        if let Some(bar) = &self.bar {
+            bar.inc(n);
+        }
+        if let Some(plain) = &self.plain {
+            plain.advance(n);
+        }
+    }
+
+    pub fn finish(&self) {
+        clear();
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Plain {
+    fn advance(&self, n: u64) {
+        let done = self.done.fetch_add(n, Ordering::Relaxed) + n;
+        let Ok(mut last) = self.last.try_lock() else { return };
+        if last.elapsed() < PLAIN_INTERVAL {
+            return;
+        }
+        *last = Instant::now();
+        let seconds = self.start.elapsed().as_secs_f64();
+        let rate = done as f64 / seconds.max(1e-9);
+        let left = Duration::from_secs_f64((self.total.saturating_sub(done)) as f64 / rate.max(1.0));
+        let rate = match self.unit {
+            Unit::Bytes => format!("{}/s", crate::writer::gguf::human(rate as u64)),
+            Unit::Tokens => format!("{rate:.0} tokens/s"),
+        };
+        let percent = 100.0 * done as f64 / self.total.max(1) as f64;
+        eprintln!("{}: {percent:.0} %, {rate}, {} left", self.label, indicatif::HumanDuration(left));
+    }
+}
+
+/// Takes a bar off the screen, if there is one.
+pub fn clear() {
+    if let Ok(mut current) = CURRENT.lock()
+        && let Some(bar) = current.take()
+    {
+        bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,214 @@
+//! The streaming pass: every tensor is read and decoded once, in pieces of whole rows, and each piece is quantized and
+//! written for every target before the next one is touched. Memory is a few pieces per thread, whatever the model's
+//! size. Which type a tensor gets was decided before; nothing is decided here.
+
+use crate::gguf::TensorInfo;
+use crate::model::{MappedTensor, Model};
+use crate::quant::{self, GgmlType, QuantError};
+use crate::source::{Checkpoint, Dtype};
+use crate::{Error, Result};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// Weights per piece; whole rows, at least one.
+pub const PIECE: usize = 1 << 19;
+
+/// What a long run reports to and asks.
+pub struct Control<'a> {
+    pub threads: usize,
+    /// Set from a signal handler; the run stops at the next piece.
+    pub cancel: &'a AtomicBool,
+    /// Called with the number of source bytes that were just dealt with.
+    pub advance: &'a (dyn Fn(u64) + Sync),
+}
+
+impl Control<'_> {
+    pub fn check(&self) -> Result<()> {
+        if self.cancel.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+    }
+}
+
+/// Statistics of one tensor's input activations: the importance of each column, per stacked matrix (`[matrices, cols]`).
+pub type Importance<'a> = &'a (dyn Fn(&str) -> Option<&'a [f32]> + Sync);
+
+/// Where derived bytes go: into an artifact, or against one that is being verified.
+pub trait Sink: Sync {
+    /// Takes a piece of tensor number `tensor` (in the order of [`outputs`]) that begins at byte `offset` of it.
+    fn put(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<()>;
+}
+
+/// One output of the run: `types[i]` is what tensor `i` of [`outputs`] becomes.
+pub struct Target<'a> {
+    pub types: Vec<GgmlType>,
+    pub sink: &'a dyn Sink,
+}
+
+/// Name, shape (outermost first) of everything the artifacts hold: generated tensors, then the mapped ones.
+pub fn outputs(model: &Model) -> Vec<(&str, &[usize])> {
+    let generated = model.generated.iter().map(|g| (g.name.as_str(), g.shape.as_slice()));
+    generated.chain(model.tensors.iter().map(|t| (t.name.as_str(), t.shape.as_slice()))).collect()
+}
+
+/// The same, as GGUF tensor entries of the given types that have no place yet.
+pub fn entries(model: &Model, types: &[GgmlType]) -> Vec<TensorInfo> {
+    let entry = |((name, shape), ty): ((&str, &[usize]), &GgmlType)| TensorInfo {
+        name: name.to_string(),
+        dims: shape.iter().rev().map(|d| *d as u64).collect(),
+        ty: *ty,
+        offset: 0,
+    };
+    outputs(model).into_iter().zip(types).map(entry).collect()
+}
+
+/// Source bytes that a run over `model` reads.
+pub fn source_bytes(ckpt: &Checkpoint, model: &Model) -> u64 {
+    let len = |part: &usize| ckpt.tensors().get(*part).map_or(0, |t| t.bytes());
+    model.tensors.iter().flat_map(|t| t.parts.iter()).map(len).sum()
+}
+
+/// Reads every tensor once and writes it to every target.
+pub fn run<'a>(
+    ckpt: &'a Checkpoint,
+    model: &Model,
+    importance: Importance<'a>,
+    targets: &'a [Target<'a>],
+    control: &Control,
+) -> Result<()> {
+    for (index, tensor) in model.generated.iter().enumerate() {
+        for target in targets {
+            let cols = tensor.shape.last().copied().unwrap_or(1);
+            let mut bytes = Vec::new();
+            encode(target.types[index], &tensor.values, cols, None, &mut bytes)
+                .map_err(|e| Error::Internal(format!("{}: {e}", tensor.name)))?;
+            target.sink.put(index, 0, &bytes)?;
+        }
+    }
+    let mut pieces = Vec::new();
+    for (index, tensor) in model.tensors.iter().enumerate() {
+        let step = (PIECE / tensor.cols().max(1)).max(1);
+        let rows = tensor.row_count();
+        // A piece never spans two experts, so that each has its own importance.
+        let matrix = tensor.rows_per_matrix().max(1);
+        for base in (0..rows).step_by(matrix) {
+            let end = (base + matrix).min(rows);
+            pieces.extend((base..end).step_by(step).map(|r| (index, r..(r + step).min(end))));
+        }
+    }
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<()> {
+        let mut worker = Worker { ckpt, importance, targets, scratch: Vec::new(), rows: Vec::new(), bytes: Vec::new() };
+        while let Some((index, rows)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let tensor = &model.tensors[*index];
+            let done = control.check().and_then(|()| worker.piece(tensor, model.generated.len() + index, rows.clone()));
+            if let Err(e) = done {
+                next.store(pieces.len(), Ordering::Relaxed); // the other threads stop at their next piece
+                return Err(e);
+            }
+            (control.advance)(tensor.source_bytes(ckpt, rows));
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..control.threads.max(1)).map(|_| scope.spawn(work)).collect();
+        // Every thread is joined before the first error is returned, so that nothing writes any more.
+        let results: Vec<_> = workers.into_iter().map(|w| w.join()).collect();
+        results.into_iter().try_for_each(|r| {
+            r.unwrap_or_else(|_| Err(Error::Internal("a quantization thread panicked; please report this".into())))
+        })
+    })
+}
+
+/// One thread's buffers.
+struct Worker<'a> {
+    ckpt: &'a Checkpoint,
+    importance: Importance<'a>,
+    targets: &'a [Target<'a>],
+    scratch: Vec<u8>,
+    rows: Vec<f32>,
+    bytes: Vec<u8>,
+}
+
+impl Worker<'_> {
+    /// Reads rows of a tensor and writes them to every target.
+    fn piece(&mut self, tensor: &MappedTensor, index: usize, rows: Range<usize>) -> Result<()> {
+        let cols = tensor.cols();
+        let mut decoded = false;
+        for target in self.targets {
+            let ty = target.types[index];
+            let row_bytes =
+                ty.row_bytes(cols).ok_or_else(|| Error::Internal(format!("{}: {ty} rows of {cols}", tensor.name)))?;
+            if tensor.copies(self.ckpt, ty) {
+                self.bytes.resize(row_bytes * rows.len(), 0);
+                let part = &self.ckpt.tensors()[tensor.parts[0]];
+                self.ckpt.read(part, (rows.start * row_bytes) as u64, &mut self.bytes)?;
+                quant::check_rows(ty, &self.bytes).map_err(|e| fault(self.ckpt, tensor, &rows, ty, e))?;
+            } else {
+                if !decoded {
+                    self.rows.resize(cols * rows.len(), 0.0);
+                    tensor.read_rows(self.ckpt, rows.clone(), &mut self.scratch, &mut self.rows)?;
+                    decoded = true;
+                }
+                let weights = (self.importance)(&tensor.name);
+                let matrix = rows.start / tensor.rows_per_matrix().max(1);
+                let weights = weights.map(|w| if w.len() > cols { &w[matrix * cols..(matrix + 1) * cols] } else { w });
+                encode(ty, &self.rows, cols, weights, &mut self.bytes)
+                    .map_err(|e| fault(self.ckpt, tensor, &rows, ty, e))?;
+            }
+            target.sink.put(index, (rows.start * row_bytes) as u64, &self.bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// Quantizes whole rows into `out` and checks what came out: a weight too large for the type shows here.
+fn encode(
+    ty: GgmlType,
+    rows: &[f32],
+    cols: usize,
+    weights: Option<&[f32]>,
+    out: &mut Vec<u8>,
+) -> Result<(), QuantError> {
+    let row_bytes = ty.row_bytes(cols).ok_or(QuantError::NotWholeBlocks { ty, cols, block: ty.block() })?;
+    out.resize(rows.len() / cols.max(1) * row_bytes, 0);
+    quant::quantize_rows(ty, rows, cols, weights, out)?;
+    quant::check_rows(ty, out)
+}
+
+impl MappedTensor {
+    /// Whether the stored bytes are already what type `ty` asks for, so that they are copied and not re-coded.
+    fn copies(&self, ckpt: &Checkpoint, ty: GgmlType) -> bool {
+        let same = |part: &usize| ckpt.tensors()[*part].dtype == Dtype::Ggml(ty);
+        self.parts.len() == 1 && self.is_verbatim() && self.parts.iter().all(same)
+    }
+
+    fn source_bytes(&self, ckpt: &Checkpoint, rows: &Range<usize>) -> u64 {
+        let len: u64 = self.parts.iter().map(|p| ckpt.tensors()[*p].bytes()).sum();
+        let all = self.row_count().max(1) as u64;
+        len * rows.end as u64 / all - len * rows.start as u64 / all
+    }
+}
+
+/// Names the weight at fault: source file, source tensor, row and column.
+fn fault(ckpt: &Checkpoint, tensor: &MappedTensor, rows: &Range<usize>, ty: GgmlType, error: QuantError) -> Error {
+    let cols = tensor.cols().max(1);
+    let part = tensor.parts.get(rows.start / tensor.rows_per_matrix().max(1)).or(tensor.parts.first());
+    let meta = part.map(|p| &ckpt.tensors()[*p]);
+    let file = meta.and_then(|m| ckpt.files().get(m.file)).map(|f| f.path.clone()).unwrap_or_default();
+    let name = meta.map_or(&tensor.name, |m| &m.name);
+    match error {
+        QuantError::NotFinite { index, value } => {
+            let (row, col) = (rows.start + index / cols, index % cols);
+            Error::bad_file(file, format!("the weight in row {row}, column {col} is {value}"))
+                .tensor(name)
+                .hint("the checkpoint is damaged or its training diverged; download it again or ask its author")
+        }
+        QuantError::BadScale { block, .. } => {
+            let at = rows.start * cols + block * ty.block();
+            let what = format!("a weight near row {}, column {} is too large for {ty}", at / cols, at % cols);
+            Error::bad_file(file, what)
+                .tensor(name)
+                .hint(format!("give it a type with more range: --tensor-type '{}=bf16'", regex::escape(&tensor.name)))
+        }
+        other => Error::bad_file(file, other.to_string()).tensor(name),
+    }
+}

@@ -1,0 +1,274 @@
+//! The driver: runs the base once per chunk and every candidate on the same tokens in lock-step, so that no logits are
+//! stored, and boils each scored position down to one record. It holds the base's logits of one chunk
+//! (`[scored positions, vocab]` f32) and a few rows of a candidate's.
+
+use rayon::prelude::*;
+
+use super::klbase::{self, KlBaseReader, KlBaseWriter};
+use super::softmax::{self, NotFinite, Row};
+use super::stats::Record;
+use super::windows::{Method, Window, Windows};
+use super::{Logits, bootstrap};
+use crate::{Error, Result};
+
+/// Rows of a candidate's logits that are gathered before they are scored on all threads.
+const BATCH: usize = 32;
+
+/// A model under comparison and the name it goes by in errors and reports.
+pub struct Candidate<'a> {
+    pub name: String,
+    pub model: &'a mut dyn Logits,
+}
+
+/// Where the base's logits come from.
+pub enum Base<'a> {
+    Model(Candidate<'a>),
+    /// A file of llama-perplexity's `--kl-divergence-base`; stream and windows must be the file's own.
+    File(Box<KlBaseReader>),
+}
+
+/// What has been done so far, handed to the progress callback after each model's share of a chunk.
+pub struct Progress<'a> {
+    /// Chunks finished by `model`, of `chunks`.
+    pub done: usize,
+    pub chunks: usize,
+    pub model: &'a str,
+    /// Records so far of the candidate just run; empty after the base.
+    pub records: &'a [Record],
+    /// The base's negative log-likelihoods so far.
+    pub base: &'a [f64],
+}
+
+/// What else the driver does on the way.
+#[derive(Default)]
+pub struct Options<'a> {
+    /// Stores the base's logits as they come.
+    pub save_base: Option<KlBaseWriter>,
+    /// Called after each model's share of a chunk; an error stops the comparison.
+    pub progress: Option<&'a mut dyn FnMut(&Progress) -> Result<()>>,
+}
+
+/// The records of a comparison: per candidate, all scored positions, chunk by chunk.
+#[derive(Debug, Default)]
+pub struct Comparison {
+    /// −ln p(actual token) of the base, nats.
+    pub base: Vec<f64>,
+    pub candidates: Vec<Vec<Record>>,
+    pub chunks: usize,
+}
+
+impl Comparison {
+    /// Statistics with confidence intervals, and all pairs.
+    pub fn summarize(&self, config: bootstrap::Bootstrap) -> (Vec<super::Statistics>, Vec<bootstrap::Pair>) {
+        bootstrap::summarize(&self.candidates, self.chunks, config)
+    }
+}
+
+/// The base's logits of one chunk: rows of `[vocab]`, boiled down beside them.
+struct BaseChunk {
+    logits: Vec<f32>,
+    rows: Vec<Row>,
+}
+
+/// Runs the comparison over `stream`. With no candidates this is a perplexity run of the base, and no logits are kept.
+///
+/// Fails if vocabularies differ, if a token lies outside them, and if any model gives NaN or infinite logits (the error
+/// names the model and the position).
+pub fn compare(
+    mut base: Base,
+    candidates: &mut [Candidate],
+    stream: &[u32],
+    windows: &Windows,
+    mut options: Options,
+) -> Result<Comparison> {
+    let vocab = match &base {
+        Base::Model(m) => m.model.vocab(),
+        Base::File(f) => f.vocab(),
+    };
+    check(&base, vocab, candidates, stream, windows)?;
+    // llama-perplexity leaves the far tail out of the sum; its figures are only met by doing so too.
+    let floor = match windows.method {
+        Method::LlamaCpp { .. } => klbase::FLOOR,
+        Method::Strided { .. } => f32::NEG_INFINITY,
+    };
+    let scored = windows.method.scored();
+    let base_name = match &base {
+        Base::Model(m) => m.name.clone(),
+        Base::File(f) => f.path().display().to_string(),
+    };
+    let mut result =
+        Comparison { base: Vec::new(), candidates: vec![Vec::new(); candidates.len()], chunks: windows.count };
+    let mut chunk = BaseChunk { logits: Vec::new(), rows: Vec::new() };
+    for (index, window) in windows.iter().enumerate() {
+        let input = windows.input(stream, window);
+        // Targets come from the stream itself; only position 0, which is never scored as a target, may hold BOS.
+        let targets = &stream[window.start + scored.start + 1..window.start + scored.end + 1];
+        let locate =
+            |name: &str, row: usize, fault: NotFinite| not_finite(name, index, window, scored.start + row, fault);
+
+        chunk.rows.clear();
+        chunk.logits.clear();
+        match &mut base {
+            Base::Model(m) => {
+                let keep = !candidates.is_empty() || options.save_base.is_some();
+                each_batch(m, vocab, &input, scored.clone(), &mut |first, batch| {
+                    for (i, row) in scan(batch, vocab).into_iter().enumerate() {
+                        let row = row.map_err(|fault| locate(&base_name, first + i, fault))?;
+                        result.base.push(row.lse - batch[i * vocab + targets[first + i] as usize] as f64);
+                        chunk.rows.push(row);
+                    }
+                    if keep {
+                        chunk.logits.extend_from_slice(batch);
+                    }
+                    Ok(())
+                })?;
+            }
+            Base::File(f) => {
+                chunk.logits.resize(scored.len() * vocab, 0.0);
+                for row in chunk.logits.chunks_mut(vocab) {
+                    f.next_row(row)?;
+                }
+                for (i, row) in scan(&chunk.logits, vocab).into_iter().enumerate() {
+                    let top = row.map_err(|fault| locate(&base_name, i, fault))?.top;
+                    result.base.push(-chunk.logits[i * vocab + targets[i] as usize] as f64);
+                    // The file holds log-probabilities: they are normalised already, up to its rounding.
+                    chunk.rows.push(Row { lse: 0.0, top });
+                }
+            }
+        }
+        if let Some(writer) = &mut options.save_base {
+            for (logits, row) in chunk.logits.chunks(vocab).zip(&chunk.rows) {
+                writer.row(logits, row.lse)?;
+            }
+        }
+        report(&mut options, index, windows, &base_name, &[], &result.base)?;
+
+        let nll_base = &result.base[index * scored.len()..];
+        for (candidate, records) in candidates.iter_mut().zip(&mut result.candidates) {
+            let name = candidate.name.clone();
+            each_batch(candidate, vocab, &input, scored.clone(), &mut |first, batch| {
+                let fresh: Vec<Result<Record, (usize, NotFinite)>> = batch
+                    .par_chunks(vocab)
+                    .enumerate()
+                    .map(|(i, q)| {
+                        let at = first + i;
+                        let row = softmax::row(q).map_err(|fault| (at, fault))?;
+                        let (b, b_row) = (&chunk.logits[at * vocab..][..vocab], &chunk.rows[at]);
+                        let nll = row.lse - q[targets[at] as usize] as f64;
+                        let kld = softmax::kl(b, b_row, q, &row, floor);
+                        Ok(Record::new(nll_base[at], nll, kld, row.top == b_row.top))
+                    })
+                    .collect();
+                for record in fresh {
+                    records.push(record.map_err(|(at, fault)| locate(&name, at, fault))?);
+                }
+                Ok(())
+            })?;
+            report(&mut options, index, windows, &name, records, &result.base)?;
+        }
+    }
+    if let Some(writer) = options.save_base.take() {
+        writer.finish()?;
+    }
+    Ok(result)
+}
+
+fn report(
+    options: &mut Options,
+    index: usize,
+    windows: &Windows,
+    model: &str,
+    records: &[Record],
+    base: &[f64],
+) -> Result<()> {
+    match &mut options.progress {
+        Some(progress) => progress(&Progress { done: index + 1, chunks: windows.count, model, records, base }),
+        None => Ok(()),
+    }
+}
+
+/// What can be known to be wrong before anything is run.
+fn check(base: &Base, vocab: usize, candidates: &[Candidate], stream: &[u32], windows: &Windows) -> Result<()> {
+    for c in candidates.iter().filter(|c| c.model.vocab() != vocab) {
+        return Err(Error::bad_input(format!(
+            "'{}' has a vocabulary of {} tokens, the base has {vocab}: they cannot be compared token by token",
+            c.name,
+            c.model.vocab()
+        ))
+        .hint("compare artifacts made from the same model; check that the base is the model the candidate came from"));
+    }
+    if windows.count == 0 || stream.len() < windows.covered_tokens() {
+        return Err(Error::Internal(format!("{} windows over {} tokens", windows.count, stream.len())));
+    }
+    if let Some(token) = stream.iter().chain(&windows.bos).find(|&&t| t as usize >= vocab) {
+        return Err(Error::bad_input(format!("the text holds token {token}, but the models know only {vocab} tokens"))
+            .hint("the tokenizer does not belong to this model"));
+    }
+    if let Base::File(file) = base {
+        let own = file.windows(windows.bos);
+        if own.method != windows.method
+            || windows.count > own.count
+            || !file.tokens().starts_with(&stream[..windows.covered_tokens()])
+        {
+            return Err(Error::bad_file(file.path(), "was made from another text, tokenizer or context")
+                .hint("evaluate the tokens of the file itself, or write the file again for this text"));
+        }
+    }
+    Ok(())
+}
+
+/// Runs `tokens` and hands the logits on in batches: `score(index of the first row, rows)`. Checks that the model keeps
+/// its word on order, number and length of rows.
+fn each_batch(
+    c: &mut Candidate,
+    vocab: usize,
+    tokens: &[u32],
+    wanted: std::ops::Range<usize>,
+    score: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+) -> Result<()> {
+    let mut batch = Vec::with_capacity(BATCH * vocab);
+    let mut next = wanted.start;
+    let mut first = 0;
+    let mut outcome = Ok(());
+    c.model.logits(tokens, wanted.clone(), &mut |position, row| {
+        if outcome.is_err() {
+            return;
+        }
+        if position != next || row.len() != vocab {
+            outcome = Err(Error::Internal(format!("'{}' gave logits out of order at {position}", c.name)));
+            return;
+        }
+        batch.extend_from_slice(row);
+        next += 1;
+        if batch.len() == BATCH * vocab || next == wanted.end {
+            outcome = score(first, &batch);
+            first = next - wanted.start;
+            batch.clear();
+        }
+    })?;
+    outcome?;
+    if next != wanted.end {
+        return Err(Error::Internal(format!(
+            "'{}' gave {} of {} rows of logits",
+            c.name,
+            next - wanted.start,
+            wanted.len()
+        )));
+    }
+    Ok(())
+}
+
+fn scan(rows: &[f32], vocab: usize) -> Vec<Result<Row, NotFinite>> {
+    rows.par_chunks(vocab).map(softmax::row).collect()
+}
+
+fn not_finite(name: &str, chunk: usize, window: Window, position: usize, fault: NotFinite) -> Error {
+    Error::bad_input(format!(
+        "'{name}' gives a logit of {} for token {} at position {position} of chunk {} (text token {})",
+        fault.value,
+        fault.index,
+        chunk + 1,
+        window.start + position
+    ))
+    .hint("the file is damaged or its weights overflow: check it with `quantize verify`")
+}

@@ -1,0 +1,221 @@
+//! Quality gates: limits on a candidate's loss that can fail a build. The point estimate decides; the confidence interval
+//! says how sure that is. A gate that the text is too short to judge is an error, never a pass.
+
+use serde::{Deserialize, Serialize};
+
+use super::stats::{Estimate, Statistics};
+use crate::{Error, Result};
+
+/// Fewest scored positions for any gate.
+pub const MIN_TOKENS: usize = 1000;
+/// Fewest chunks for any gate: below, the bootstrap interval means nothing.
+pub const MIN_CHUNKS: usize = 4;
+/// Fewest disagreements that a candidate exactly at a `min_top1` limit must be expected to show.
+const MIN_EVENTS: f64 = 10.0;
+
+/// The limits asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Gates {
+    /// Largest mean KL divergence, nats.
+    pub max_kld: Option<f64>,
+    /// Largest rise in perplexity, as a fraction (0.03 is 3 %).
+    pub max_ppl_increase: Option<f64>,
+    /// Smallest share of equal first choices, as a fraction.
+    pub min_top1: Option<f64>,
+}
+
+/// What one gate said about one candidate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GateOutcome {
+    /// `max_kld`, `max_ppl_increase` or `min_top1`.
+    pub gate: String,
+    pub candidate: String,
+    pub limit: f64,
+    pub value: f64,
+    pub ci95: [f64; 2],
+    pub pass: bool,
+    /// Whether the whole interval lies on the same side of the limit.
+    pub certain: bool,
+}
+
+impl GateOutcome {
+    /// One sentence: what was measured, against what, and how sure it is.
+    pub fn sentence(&self) -> String {
+        let (what, sign) = match (self.gate.as_str(), self.pass) {
+            ("max_kld", true) => ("KL divergence", "within"),
+            ("max_kld", false) => ("KL divergence", "above"),
+            ("max_ppl_increase", true) => ("perplexity increase", "within"),
+            ("max_ppl_increase", false) => ("perplexity increase", "above"),
+            (_, true) => ("same top choice", "at or above"),
+            (_, false) => ("same top choice", "below"),
+        };
+        let show = |v: f64| if self.gate == "max_kld" { significant(v) } else { format!("{:.2} %", 100.0 * v) };
+        let unsure =
+            if self.certain { "" } else { "; the interval includes the limit, so more text could change this" };
+        format!(
+            "{}: {what} {} (95 % interval {} to {}) is {sign} the limit of {}{unsure}",
+            self.candidate,
+            show(self.value),
+            show(self.ci95[0]),
+            show(self.ci95[1]),
+            show(self.limit),
+        )
+    }
+}
+
+/// Three significant digits, no exponent.
+fn significant(v: f64) -> String {
+    let digits = if v == 0.0 { 0 } else { (2 - v.abs().log10().floor() as i32).clamp(0, 9) };
+    format!("{v:.*}", digits as usize)
+}
+
+impl Gates {
+    pub fn is_empty(&self) -> bool {
+        *self == Gates::default()
+    }
+
+    /// Fails before anything is run if `tokens` scored positions in `chunks` chunks cannot judge these gates.
+    ///
+    /// The rule: at least [`MIN_CHUNKS`] chunks and [`MIN_TOKENS`] positions, and for `min_top1` enough positions that a
+    /// candidate exactly at the limit would show ten disagreements (10,000 for 99.9 %).
+    pub fn check_size(&self, tokens: usize, chunks: usize) -> Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        for (flag, limit, low, high) in [
+            ("--max-kld", self.max_kld, 0.0, f64::MAX),
+            ("--max-ppl-increase", self.max_ppl_increase, 0.0, f64::MAX),
+            ("--min-top1", self.min_top1, 0.0, 1.0),
+        ] {
+            if let Some(limit) = limit.filter(|l| !(low..=high).contains(l)) {
+                return Err(Error::Usage(format!("{flag}: {limit} is out of range")));
+            }
+        }
+        let for_top1 = match self.min_top1 {
+            Some(limit) if limit < 1.0 => (MIN_EVENTS / (1.0 - limit)).round() as usize,
+            _ => 0,
+        };
+        let needed = MIN_TOKENS.max(for_top1);
+        if tokens < needed || chunks < MIN_CHUNKS {
+            return Err(Error::bad_input(format!(
+                "too few tokens for the asked gate: {tokens} scored positions in {chunks} chunks, \
+                 needed {needed} in at least {MIN_CHUNKS}"
+            ))
+            .hint("give a longer --text, raise --chunks, or loosen the gate"));
+        }
+        Ok(())
+    }
+
+    /// Judges one candidate. Fails as [`Gates::check_size`] does, and if the interval straddles the limit and is wider to
+    /// either side than the limit itself: then the text says nothing about the gate.
+    pub fn judge(&self, candidate: &str, s: &Statistics, chunks: usize) -> Result<Vec<GateOutcome>> {
+        self.check_size(s.tokens, chunks)?;
+        let mut outcomes = Vec::new();
+        let mut judge = |gate: &str, limit: Option<f64>, e: Estimate, room: fn(f64) -> f64, upper: bool| {
+            let Some(limit) = limit else { return Ok(()) };
+            let ci95 = e.ci95.unwrap_or([e.value - 1.96 * e.std_error, e.value + 1.96 * e.std_error]);
+            let passes = |v: f64| if upper { v <= limit } else { v >= limit };
+            let certain = passes(ci95[0]) == passes(ci95[1]);
+            let half = (ci95[1] - ci95[0]) / 2.0;
+            if !certain && half > room(limit) && room(limit) > 0.0 {
+                return Err(Error::bad_input(format!(
+                    "too few tokens for the asked gate: {candidate}'s {gate} is {} with a 95 % interval of {} to {}, \
+                     too wide to judge a limit of {limit}",
+                    significant(e.value),
+                    significant(ci95[0]),
+                    significant(ci95[1])
+                ))
+                .hint("give a longer --text, raise --chunks, or loosen the gate"));
+            }
+            let (gate, candidate) = (gate.to_string(), candidate.to_string());
+            outcomes.push(GateOutcome { gate, candidate, limit, value: e.value, ci95, pass: passes(e.value), certain });
+            Ok(())
+        };
+        let rise = |r: Estimate| Estimate {
+            value: r.value - 1.0,
+            std_error: r.std_error,
+            ci95: r.ci95.map(|ci| ci.map(|v| v - 1.0)),
+        };
+        judge("max_kld", self.max_kld, s.kld, |limit| limit, true)?;
+        judge("max_ppl_increase", self.max_ppl_increase, rise(s.ppl_ratio), |limit| limit, true)?;
+        judge("min_top1", self.min_top1, s.same_top, |limit| 1.0 - limit, false)?;
+        Ok(outcomes)
+    }
+}
+
+/// The error of a build whose gates failed, or `Ok`.
+pub fn verdict(outcomes: &[GateOutcome]) -> Result<()> {
+    let failed: Vec<String> = outcomes.iter().filter(|o| !o.pass).map(GateOutcome::sentence).collect();
+    if failed.is_empty() { Ok(()) } else { Err(Error::Gate(format!("quality gate failed: {}", failed.join("\n  ")))) }
+}
+
+/// Parses a share: `3%` and `0.03` are the same. The error is a sentence for the user.
+pub fn parse_share(text: &str) -> Result<f64, String> {
+    let trimmed = text.trim();
+    let (number, unit) = match trimmed.strip_suffix('%') {
+        Some(n) => (n.trim_end(), 100.0),
+        None => (trimmed, 1.0),
+    };
+    match number.parse::<f64>() {
+        Ok(v) if v.is_finite() && v >= 0.0 => Ok(v / unit),
+        _ => Err(format!("'{text}' is not a share: write it as 3% or 0.03")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stats(kld: f64, half: f64) -> Statistics {
+        let e =
+            |value: f64, half: f64| Estimate { value, std_error: half / 2.0, ci95: Some([value - half, value + half]) };
+        Statistics {
+            tokens: 10_200,
+            kld: e(kld, half),
+            ppl_ratio: e(1.02, 0.004),
+            same_top: e(0.93, 0.005),
+            ..Statistics::default()
+        }
+    }
+
+    #[test]
+    fn the_point_estimate_decides_and_the_interval_is_said() {
+        let gates = Gates { max_kld: Some(0.05), max_ppl_increase: Some(0.03), min_top1: Some(0.95) };
+        let outcomes = gates.judge("Q4_K_M", &stats(0.048, 0.004), 40).unwrap();
+        assert_eq!(outcomes.iter().map(|o| o.pass).collect::<Vec<_>>(), [true, true, false]);
+        assert_eq!(outcomes.iter().map(|o| o.certain).collect::<Vec<_>>(), [false, true, true]);
+        assert!(
+            outcomes[0].sentence().contains("0.0480 (95 % interval 0.0440 to 0.0520) is within the limit of 0.0500;")
+        );
+        assert!((outcomes[1].value - 0.02).abs() < 1e-12);
+        let error = verdict(&outcomes).unwrap_err();
+        assert_eq!(error.exit_code(), 6);
+        assert!(error.to_string().contains("same top choice 93.00 %"), "{error}");
+        assert!(verdict(&outcomes[..2]).is_ok());
+    }
+
+    #[test]
+    fn too_few_tokens_is_an_error_and_not_a_pass() {
+        let kld = Gates { max_kld: Some(0.05), ..Gates::default() };
+        assert!(kld.check_size(999, 4).unwrap_err().to_string().contains("too few tokens"));
+        assert!(kld.check_size(5000, 3).is_err());
+        assert!(kld.check_size(1000, 4).is_ok());
+        assert!(Gates::default().check_size(1, 1).is_ok());
+        let top1 = Gates { min_top1: Some(0.999), ..Gates::default() };
+        assert!(top1.check_size(9_999, 40).is_err());
+        assert!(top1.check_size(10_000, 40).is_ok());
+        let tight = Gates { max_kld: Some(0.001), ..Gates::default() };
+        assert!(tight.judge("a", &stats(0.0005, 0.002), 40).unwrap_err().to_string().contains("too wide to judge"));
+        assert!(!tight.judge("a", &stats(0.5, 0.02), 40).unwrap()[0].pass, "a clear failure needs no precision");
+    }
+
+    #[test]
+    fn shares_read_both_ways() {
+        assert_eq!(parse_share("3%"), Ok(0.03));
+        assert_eq!(parse_share(" 0.03 "), Ok(0.03));
+        assert!(parse_share("-1%").is_err());
+        assert!(parse_share("x").unwrap_err().contains("3% or 0.03"));
+        let out = Gates { min_top1: Some(95.0), ..Gates::default() };
+        assert_eq!(out.check_size(10_000, 40).unwrap_err().exit_code(), 2);
+    }
+}

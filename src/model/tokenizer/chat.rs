@@ -1,0 +1,180 @@
+//! Renders chat templates as transformers does: Jinja with `trim_blocks` and `lstrip_blocks`, Python's methods on strings
+//! and dicts, `raise_exception`, `strftime_now` and a `tojson` that writes like `json.dumps`. Tools and documents, which
+//! some templates also take, are left out.
+
+use crate::{Error, Result};
+use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::{Environment, ErrorKind, context};
+use regex::Regex;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Steps a template may take; real ones need a few hundred per message.
+const FUEL: u64 = 5_000_000;
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    pub role: String,
+    pub content: String,
+}
+
+impl Message {
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into() }
+    }
+}
+
+/// The prompt that `template` makes of `messages`; `bos` and `eos` are the texts of those tokens (empty for none).
+///
+/// # Errors
+/// [`Error::BadInput`] when the template is faulty, refuses the messages, or does not come to an end.
+pub fn render_chat(
+    template: &str,
+    messages: &[Message],
+    bos: &str,
+    eos: &str,
+    add_generation_prompt: bool,
+) -> Result<String> {
+    let mut env = Environment::new();
+    let syntax = minijinja::syntax::SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    env.set_syntax(syntax.map_err(|e| Error::Internal(format!("template syntax: {e}")))?);
+    env.set_fuel(Some(FUEL));
+    env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    env.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+    });
+    env.add_function("strftime_now", |format: String| strftime(&format, now()));
+    env.add_filter("tojson", tojson);
+    let source = plain_generation_blocks(template);
+    let entry = |m: &Message| Value::from_iter([("role", m.role.as_str()), ("content", m.content.as_str())]);
+    let messages: Vec<Value> = messages.iter().map(entry).collect();
+    let rendered = env.template_from_named_str("chat_template", &source).and_then(|t| {
+        t.render(context! {
+            messages, add_generation_prompt,
+            bos_token => bos, eos_token => eos,
+            tools => Value::UNDEFINED, documents => Value::UNDEFINED,
+        })
+    });
+    rendered.map_err(|e| Error::bad_input(format!("chat template: {e}")))
+}
+
+/// transformers marks the assistant's text with `{% generation %}` blocks; they render what is inside.
+fn plain_generation_blocks(template: &str) -> String {
+    let replace = |text: &str, tag: &str, with: &str| {
+        let regex = Regex::new(&format!(r"\{{%([-+]?)\s*{tag}\s*([-+]?)%\}}"));
+        regex.map_or_else(|_| text.to_string(), |r| r.replace_all(text, format!("{{%$1 {with} $2%}}")).into_owned())
+    };
+    replace(&replace(template, "generation", "if true"), "endgeneration", "endif")
+}
+
+/// `json.dumps(value, ensure_ascii=False, indent=indent)`.
+fn tojson(value: Value, kwargs: Kwargs) -> Result<String, minijinja::Error> {
+    let indent: Option<usize> = kwargs.get("indent")?;
+    let _: Option<bool> = kwargs.get("ensure_ascii")?;
+    kwargs.assert_all_used()?;
+    let mut out = String::new();
+    dump(&value, indent, 0, &mut out)?;
+    Ok(out)
+}
+
+fn dump(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) -> Result<(), minijinja::Error> {
+    let newline = |depth: usize, out: &mut String| {
+        if let Some(width) = indent {
+            out.push('\n');
+            out.extend(std::iter::repeat_n(' ', width * depth));
+        }
+    };
+    let (open, close) = match value.kind() {
+        ValueKind::Map => ('{', '}'),
+        ValueKind::Seq | ValueKind::Iterable => ('[', ']'),
+        _ => {
+            out.push_str(&scalar(value)?);
+            return Ok(());
+        }
+    };
+    out.push(open);
+    let mut empty = true;
+    for entry in value.try_iter()? {
+        if !empty {
+            out.push_str(if indent.is_some() { "," } else { ", " });
+        }
+        empty = false;
+        newline(depth + 1, out);
+        if open == '{' {
+            out.push_str(&scalar(&entry)?);
+            out.push_str(": ");
+            dump(&value.get_item(&entry)?, indent, depth + 1, out)?;
+        } else {
+            dump(&entry, indent, depth + 1, out)?;
+        }
+    }
+    if !empty {
+        newline(depth, out);
+    }
+    out.push(close);
+    Ok(())
+}
+
+fn scalar(value: &Value) -> Result<String, minijinja::Error> {
+    match value.kind() {
+        ValueKind::None => Ok("null".into()),
+        ValueKind::Bool | ValueKind::Number => Ok(value.to_string()),
+        ValueKind::String => Ok(serde_json::Value::from(value.as_str().unwrap_or_default()).to_string()),
+        kind => Err(minijinja::Error::new(ErrorKind::BadSerialization, format!("{kind} cannot be written as JSON"))),
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+const MONTHS: [&str; 12] = [
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "December",
+];
+const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+
+/// Python's `strftime` for a time in seconds since 1970 (UTC); directives that templates do not use stay as they are.
+fn strftime(format: &str, seconds: u64) -> String {
+    let days = seconds / 86400;
+    let (year, month, day) = civil(days);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    let month_name = MONTHS.get(month as usize - 1).copied().unwrap_or_default();
+    let day_name = DAYS.get((days % 7) as usize).copied().unwrap_or_default();
+    let mut out = String::new();
+    let mut chars = format.chars();
+    while let Some(c) = chars.next() {
+        if c != '%' {
+            out.push(c);
+            continue;
+        }
+        match chars.next() {
+            Some('Y') => out.push_str(&year.to_string()),
+            Some('y') => out.push_str(&format!("{:02}", year % 100)),
+            Some('m') => out.push_str(&format!("{month:02}")),
+            Some('d') => out.push_str(&format!("{day:02}")),
+            Some('B') => out.push_str(month_name),
+            Some('b') => out.push_str(month_name.get(..3).unwrap_or_default()),
+            Some('A') => out.push_str(day_name),
+            Some('a') => out.push_str(day_name.get(..3).unwrap_or_default()),
+            Some('H') => out.push_str(&format!("{hour:02}")),
+            Some('M') => out.push_str(&format!("{minute:02}")),
+            Some('S') => out.push_str(&format!("{second:02}")),
+            Some('%') | None => out.push('%'),
+            Some(other) => out.extend(['%', other]),
+        }
+    }
+    out
+}
+
+/// Year, month and day of a number of days since 1970 (Howard Hinnant's `civil_from_days`).
+fn civil(days: u64) -> (u64, u64, u64) {
+    let z = days + 719_468;
+    let (era, doe) = (z / 146_097, z % 146_097);
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    (yoe + era * 400 + u64::from(month <= 2), month, doy - (153 * mp + 2) / 5 + 1)
+}

@@ -1,0 +1,122 @@
+//! The tokenizer's JSON files of a Hugging Face folder, read once and handed to the parts that interpret them. It
+//! interprets nothing itself.
+
+use crate::{Error, Result};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// No tokenizer file is near this size; a larger one is refused before it is read.
+const MAX_FILE: u64 = 512 << 20;
+
+/// What lies in a folder, each file as parsed JSON or `None` where it is absent.
+pub(super) struct HfFiles {
+    pub dir: PathBuf,
+    pub tokenizer: Option<Value>,
+    pub tokenizer_config: Option<Value>,
+    pub config: Option<Value>,
+    pub added_tokens: Option<Value>,
+}
+
+impl HfFiles {
+    pub fn open(dir: &Path) -> Result<Self> {
+        let json = |name| read_json(&dir.join(name));
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            tokenizer: json("tokenizer.json")?,
+            tokenizer_config: json("tokenizer_config.json")?,
+            config: json("config.json")?,
+            added_tokens: json("added_tokens.json")?,
+        })
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// A string of `tokenizer_config.json`.
+    pub fn config_str(&self, key: &str) -> Option<&str> {
+        self.tokenizer_config.as_ref()?.get(key)?.as_str()
+    }
+
+    /// Added tokens: those of `tokenizer.json`, with `added_tokens_decoder` of `tokenizer_config.json` taking
+    /// precedence, as transformers loads them. In order of id.
+    pub fn merged_added_tokens(&self) -> Result<Vec<AddedToken>> {
+        let mut tokens = std::collections::BTreeMap::new();
+        for token in self.tokenizer_added_tokens()? {
+            tokens.insert(token.id, token);
+        }
+        for token in self.decoder_added_tokens()? {
+            tokens.insert(token.id, token);
+        }
+        Ok(tokens.into_values().collect())
+    }
+
+    /// `added_tokens` of `tokenizer.json`, in file order.
+    pub fn tokenizer_added_tokens(&self) -> Result<Vec<AddedToken>> {
+        let Some(list) = self.tokenizer.as_ref().and_then(|t| t.get("added_tokens")) else { return Ok(Vec::new()) };
+        let bad = || Error::bad_file(self.path("tokenizer.json"), "'added_tokens' is not a list of {id, content}");
+        if list.is_null() {
+            return Ok(Vec::new());
+        }
+        let list = list.as_array().ok_or_else(bad)?;
+        list.iter().map(|t| AddedToken::new(t.get("id").and_then(Value::as_u64), t).ok_or_else(bad)).collect()
+    }
+
+    /// `added_tokens_decoder` of `tokenizer_config.json`, in file order.
+    pub fn decoder_added_tokens(&self) -> Result<Vec<AddedToken>> {
+        let Some(map) = self.tokenizer_config.as_ref().and_then(|t| t.get("added_tokens_decoder")) else {
+            return Ok(Vec::new());
+        };
+        let bad = || Error::bad_file(self.path("tokenizer_config.json"), "'added_tokens_decoder' is not {id: {content}}");
+        if map.is_null() {
+            return Ok(Vec::new());
+        }
+        let map = map.as_object().ok_or_else(bad)?;
+        map.iter().map(|(id, t)| AddedToken::new(id.parse().ok(), t).ok_or_else(bad)).collect()
+    }
+}
+
+/// One added token.
+#[derive(Clone, Debug)]
+pub(super) struct AddedToken {
+    pub id: usize,
+    pub content: String,
+    pub special: bool,
+}
+
+impl AddedToken {
+    fn new(id: Option<u64>, json: &Value) -> Option<Self> {
+        Some(Self {
+            id: id?.try_into().ok()?,
+            content: json.get("content")?.as_str()?.to_string(),
+            special: json.get("special").and_then(Value::as_bool).unwrap_or(false),
+        })
+    }
+}
+
+/// The whole file, or `None` when there is none.
+pub(super) fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
+    let len = match std::fs::metadata(path) {
+        Ok(meta) if meta.is_file() => meta.len(),
+        Ok(_) => return Ok(None),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io(path, e)),
+    };
+    if len > MAX_FILE {
+        return Err(Error::bad_file(path, format!("{len} bytes is too large for a tokenizer file")));
+    }
+    std::fs::read(path).map(Some).map_err(|e| Error::io(path, e))
+}
+
+pub(super) fn read_text(path: &Path) -> Result<Option<String>> {
+    let Some(bytes) = read_optional(path)? else { return Ok(None) };
+    String::from_utf8(bytes).map(Some).map_err(|_| Error::bad_file(path, "not valid UTF-8"))
+}
+
+pub(super) fn read_json(path: &Path) -> Result<Option<Value>> {
+    let Some(bytes) = read_optional(path)? else { return Ok(None) };
+    match serde_json::from_slice(&bytes) {
+        Ok(value) => Ok(Some(value)),
+        Err(e) => Err(Error::bad_file(path, format!("not valid JSON: {e}")).hint("download the file again")),
+    }
+}

@@ -1,0 +1,315 @@
+//! Builds the tokenizer metadata of a GGUF file from a Hugging Face folder, with the keys, types and order of llama.cpp's
+//! converter: byte-level BPE from `tokenizer.json`, SentencePiece from `tokenizer.model`, or from a `tokenizer.json` that
+//! restates a SentencePiece model. Special tokens are decided in `special`, the pre-tokenizer's name in `pre`.
+
+use super::files::{AddedToken, HfFiles, read_optional};
+use super::sentencepiece::{self, Piece, TokenType};
+use super::special::Special;
+use super::{GgufVocab, pre};
+use crate::gguf::Metadata;
+use crate::{Error, Result};
+use serde_json::Value;
+use std::collections::HashMap;
+
+/// The score of an added token, and of a row that no token belongs to, as the converter writes them.
+const ADDED_SCORE: f32 = -1000.0;
+const PADDING_SCORE: f32 = -10000.0;
+/// Rows of an embedding beyond this are a fault of the input, not a vocabulary.
+const MAX_ROWS: usize = 1 << 24;
+
+/// See [`GgufVocab::from_hf_dir`].
+pub(super) fn build(files: &HfFiles, rows: usize, arch: &str, pre_override: Option<&str>) -> Result<GgufVocab> {
+    if rows == 0 || rows > MAX_ROWS {
+        return Err(Error::bad_file(&files.dir, format!("a vocabulary of {rows} rows is not plausible")));
+    }
+    if let Some(name) = pre_override {
+        pre::check_name(name)?;
+    }
+    let mut meta = Metadata::new();
+    let prefix = files.tokenizer_config.as_ref().and_then(|c| c.get("add_prefix_space")?.as_bool());
+    if let Some(prefix) = prefix.filter(|_| arch == "llama") {
+        meta.set("tokenizer.ggml.add_space_prefix", prefix);
+    }
+    let mut space_prefix = None;
+    match source(files, arch)? {
+        Source::SentencePiece(pieces) => {
+            let vocab = Vocab::from_pieces(files, pieces, rows, arch)?;
+            vocab.write_spm(files, &mut meta)?;
+            space_prefix = arch.starts_with("gemma").then_some(false);
+        }
+        Source::JsonSpm(json) => {
+            let vocab = Vocab::from_spm_json(files, json, rows)?;
+            vocab.write_spm(files, &mut meta)?;
+            if !prepends_space(json) {
+                space_prefix = Some(false);
+            }
+        }
+        Source::JsonBpe(json) => {
+            let pre = pre::recognise(files, json, pre_override)?;
+            let vocab = Vocab::from_bpe_json(files, json, rows)?;
+            meta.set("tokenizer.ggml.model", "gpt2");
+            meta.set("tokenizer.ggml.pre", pre);
+            meta.set("tokenizer.ggml.tokens", vocab.tokens);
+            meta.set("tokenizer.ggml.token_type", vocab.types.iter().map(|&t| t as i32).collect::<Vec<_>>());
+            Special::load(files, true, None)?.write(&mut meta);
+        }
+    }
+    if let Some(prefix) = space_prefix {
+        if meta.get("tokenizer.ggml.add_space_prefix").is_none() {
+            meta.set("tokenizer.ggml.add_space_prefix", prefix);
+        }
+    }
+    if arch == "llama" {
+        by_vocabulary_size(rows, &mut meta);
+    }
+    GgufVocab::from_metadata(&meta).map_err(|e| match e {
+        Error::BadInput(finding) => Error::bad_file(&files.dir, finding.what),
+        other => other,
+    })
+}
+
+/// Two models that the converter knows by their vocabulary size: CodeLlama's infill tokens, and Granite's missing BOS.
+fn by_vocabulary_size(rows: usize, meta: &mut Metadata) {
+    match rows {
+        32016 => {
+            for (ty, id) in [("prefix", 32007u32), ("suffix", 32008), ("middle", 32009), ("eot", 32010)] {
+                meta.set(format!("tokenizer.ggml.{ty}_token_id"), id);
+            }
+        }
+        49152 => meta.set("tokenizer.ggml.add_bos_token", false),
+        _ => {}
+    }
+}
+
+enum Source<'a> {
+    SentencePiece(Vec<Piece>),
+    /// `tokenizer.json` in SentencePiece's spelling: BPE over characters with `<0xXX>` bytes to fall back on.
+    JsonSpm(&'a Value),
+    JsonBpe(&'a Value),
+}
+
+fn source<'a>(files: &'a HfFiles, arch: &str) -> Result<Source<'a>> {
+    let json = files.tokenizer.as_ref();
+    // Phi-4 and the Qwen mixtures are byte-level whatever else lies in the folder.
+    let byte_level = (arch == "phi3" && files.config_str("tokenizer_class") == Some("GPT2Tokenizer"))
+        || matches!(arch, "qwen2moe" | "qwen3moe");
+    let path = files.path("tokenizer.model");
+    if !(byte_level && json.is_some()) {
+        if let Some(bytes) = read_optional(&path)? {
+            if sentencepiece::looks_like_model(&bytes) || json.is_none() {
+                return Ok(Source::SentencePiece(sentencepiece::parse(&path, &bytes)?));
+            }
+        }
+    }
+    let Some(json) = json else {
+        let what = "no tokenizer: neither tokenizer.json nor tokenizer.model is here";
+        return Err(Error::bad_file(&files.dir, what).hint("download the tokenizer files of the model into this folder"));
+    };
+    let file = files.path("tokenizer.json");
+    let model = json.get("model").ok_or_else(|| Error::bad_file(&file, "'model' is missing"))?;
+    let ty = model.get("type").and_then(Value::as_str).unwrap_or("BPE");
+    if ty != "BPE" || model.get("vocab").is_none_or(|v| !v.is_object()) {
+        let what = format!("{}: a {ty} tokenizer is not supported (only BPE and SentencePiece are)", file.display());
+        return Err(Error::Unsupported(what));
+    }
+    if model.get("byte_fallback").and_then(Value::as_bool) == Some(true) {
+        return Ok(Source::JsonSpm(json));
+    }
+    let mentions = |key| json.get(key).is_some_and(|v| v.to_string().contains("\"ByteLevel\""));
+    if !mentions("pre_tokenizer") && !mentions("decoder") {
+        let what = format!("{}: this BPE tokenizer is neither byte-level nor SentencePiece's", file.display());
+        return Err(Error::Unsupported(what));
+    }
+    Ok(Source::JsonBpe(json))
+}
+
+/// Whether `tokenizer.json` puts a space before a text (`Prepend`, or `Metaspace` unless told never to).
+fn prepends_space(json: &Value) -> bool {
+    let normalizer = json.get("normalizer").map(Value::to_string).unwrap_or_default();
+    let pre = json.get("pre_tokenizer").map(Value::to_string).unwrap_or_default();
+    let metaspace = pre.contains("\"Metaspace\"") || normalizer.contains("\"Metaspace\"");
+    normalizer.contains("\"Prepend\"")
+        || (metaspace && !pre.contains("\"never\"") && !pre.contains("\"add_prefix_space\":false"))
+}
+
+/// A vocabulary under construction: one entry per embedding row.
+struct Vocab {
+    tokens: Vec<String>,
+    scores: Vec<f32>,
+    types: Vec<TokenType>,
+}
+
+impl Vocab {
+    /// `rows` unused rows, named `[PADi]`.
+    fn padding(rows: usize) -> Self {
+        Self {
+            tokens: (0..rows).map(|i| format!("[PAD{i}]")).collect(),
+            scores: vec![PADDING_SCORE; rows],
+            types: vec![TokenType::Unused; rows],
+        }
+    }
+
+    /// Sets a row; rows beyond the embedding are dropped.
+    fn set(&mut self, id: usize, token: String, score: f32, ty: TokenType) {
+        if let (Some(t), Some(s), Some(y)) = (self.tokens.get_mut(id), self.scores.get_mut(id), self.types.get_mut(id)) {
+            (*t, *s, *y) = (token, score, ty);
+        }
+    }
+
+    fn set_added(&mut self, token: AddedToken, is_control: bool) {
+        if is_control {
+            self.set(token.id, token.content, ADDED_SCORE, TokenType::Control);
+        } else {
+            // llama.cpp takes user-defined tokens as text, in which a space is a space.
+            self.set(token.id, token.content.replace('▁', " "), ADDED_SCORE, TokenType::UserDefined);
+        }
+    }
+
+    fn from_pieces(files: &HfFiles, pieces: Vec<Piece>, rows: usize, arch: &str) -> Result<Self> {
+        let mut vocab = Self::padding(rows);
+        for (id, piece) in pieces.into_iter().enumerate() {
+            let ty = match piece.ty {
+                TokenType::UserDefined => TokenType::Normal,
+                ty => ty,
+            };
+            vocab.set(id, piece.text, piece.score, ty);
+        }
+        if let Some(added) = &files.added_tokens {
+            let bad = || Error::bad_file(files.path("added_tokens.json"), "not a map of tokens to ids");
+            for (token, id) in added.as_object().ok_or_else(bad)? {
+                let id = id.as_u64().and_then(|id| usize::try_from(id).ok()).ok_or_else(bad)?;
+                vocab.set(id, token.clone(), ADDED_SCORE, TokenType::UserDefined);
+            }
+        }
+        // For phi3 the converter goes by the flags alone, keeps the spelling, and reads tokenizer.json too.
+        let phi3 = arch == "phi3";
+        let mut added = files.decoder_added_tokens()?;
+        if phi3 {
+            added.extend(files.tokenizer_added_tokens()?);
+        }
+        for token in added {
+            if phi3 {
+                let ty = if token.special { TokenType::Control } else { TokenType::UserDefined };
+                vocab.set(token.id, token.content, ADDED_SCORE, ty);
+            } else {
+                let control = token.special || looks_special(&token.content);
+                vocab.set_added(token, control);
+            }
+        }
+        Ok(vocab)
+    }
+
+    fn from_bpe_json(files: &HfFiles, json: &Value, rows: usize) -> Result<Self> {
+        let mut vocab = Self::padding(rows);
+        let added = files.merged_added_tokens()?;
+        let texts: std::collections::HashSet<&str> = added.iter().map(|t| t.content.as_str()).collect();
+        for (token, id) in json_vocab(files, json, rows)? {
+            if !texts.contains(token) {
+                vocab.set(id, token.to_string(), 0.0, TokenType::Normal);
+            }
+        }
+        for token in added {
+            check_row(files, &token.content, token.id, rows)?;
+            let control = token.special || looks_special(&token.content);
+            vocab.set_added(token, control);
+        }
+        Ok(vocab)
+    }
+
+    /// Scores are not in `tokenizer.json`. SentencePiece gives the n-th piece that training produced the score `-n`, and
+    /// lists the single characters after them; the order of the merges is the order of the pieces, so this is what the
+    /// original model holds.
+    fn from_spm_json(files: &HfFiles, json: &Value, rows: usize) -> Result<Self> {
+        let mut vocab = Self::padding(rows);
+        let mut entries = json_vocab(files, json, rows)?;
+        entries.sort_by_key(|&(_, id)| id);
+        let ranks = merged_pieces(json);
+        let mut next = ranks.len();
+        let added = files.merged_added_tokens()?;
+        let added_ids: std::collections::HashSet<usize> = added.iter().map(|t| t.id).collect();
+        let unknown = json.get("model").and_then(|m| m.get("unk_token")?.as_str());
+        for (token, id) in entries {
+            if added_ids.contains(&id) {
+                continue;
+            }
+            if is_byte_token(token) {
+                vocab.set(id, token.to_string(), 0.0, TokenType::Byte);
+            } else if Some(token) == unknown {
+                vocab.set(id, token.to_string(), 0.0, TokenType::Unknown);
+            } else {
+                let rank = ranks.get(token).copied().unwrap_or_else(|| {
+                    next += 1;
+                    next - 1
+                });
+                vocab.set(id, token.to_string(), -(rank as f32), TokenType::Normal);
+            }
+        }
+        for token in added {
+            let control = token.special || looks_special(&token.content);
+            vocab.set_added(token, control);
+        }
+        Ok(vocab)
+    }
+
+    fn write_spm(self, files: &HfFiles, meta: &mut Metadata) -> Result<()> {
+        let rows = self.tokens.len();
+        meta.set("tokenizer.ggml.model", "llama");
+        meta.set("tokenizer.ggml.pre", "default");
+        meta.set("tokenizer.ggml.tokens", self.tokens);
+        meta.set("tokenizer.ggml.scores", self.scores);
+        meta.set("tokenizer.ggml.token_type", self.types.iter().map(|&t| t as i32).collect::<Vec<_>>());
+        Special::load(files, false, Some(rows))?.write(meta);
+        Ok(())
+    }
+}
+
+/// `model.vocab` as (token, id), every id checked against the embedding.
+fn json_vocab<'a>(files: &HfFiles, json: &'a Value, rows: usize) -> Result<Vec<(&'a str, usize)>> {
+    let bad = || Error::bad_file(files.path("tokenizer.json"), "'model.vocab' is not a map of tokens to ids");
+    let map = json.get("model").and_then(|m| m.get("vocab")?.as_object()).ok_or_else(bad)?;
+    let mut vocab = Vec::with_capacity(map.len());
+    for (token, id) in map {
+        let id = id.as_u64().and_then(|id| usize::try_from(id).ok()).ok_or_else(bad)?;
+        check_row(files, token, id, rows)?;
+        vocab.push((token.as_str(), id));
+    }
+    Ok(vocab)
+}
+
+fn check_row(files: &HfFiles, token: &str, id: usize, rows: usize) -> Result<()> {
+    if id < rows {
+        return Ok(());
+    }
+    let what = format!("token '{token}' has id {id}, but the embedding has only {rows} rows");
+    Err(Error::bad_file(files.path("tokenizer.json"), what).hint("is this the tokenizer of another model?"))
+}
+
+/// What the merges produce, numbered in order of first appearance.
+fn merged_pieces(json: &Value) -> HashMap<String, usize> {
+    let mut pieces = HashMap::new();
+    let merges = json.get("model").and_then(|m| m.get("merges")?.as_array());
+    for merge in merges.into_iter().flatten() {
+        let piece = match merge {
+            Value::String(pair) => pair.split_once(' ').map(|(a, b)| format!("{a}{b}")),
+            pair => pair.get(0).and_then(Value::as_str).zip(pair.get(1).and_then(Value::as_str)).map(|(a, b)| format!("{a}{b}")),
+        };
+        let n = pieces.len();
+        if let Some(piece) = piece {
+            pieces.entry(piece).or_insert(n);
+        }
+    }
+    pieces
+}
+
+/// `<0xXX>`.
+fn is_byte_token(token: &str) -> bool {
+    super::byte_of(token).is_some()
+}
+
+/// Tokens that some models forget to mark as special, by the converter's list.
+fn looks_special(token: &str) -> bool {
+    matches!(token, "<pad>" | "<mask>" | "<2mass>" | "[@BOS@]")
+        || (token.starts_with("<|") && token.ends_with("|>"))
+        || (token.starts_with("<｜") && token.ends_with("｜>"))
+        || (token.starts_with("<unused") && token.ends_with('>'))
+}

@@ -1,0 +1,440 @@
+//! The report as one HTML file that needs no network: text, tables, inline SVG, one style sheet, a few lines of script that
+//! make tables sort. All text from outside goes through `escape`. The charts themselves are in `charts`.
+
+use std::fmt::Write;
+
+use super::charts;
+use super::format::{bytes, count, duration, escape, fixed, parameters, percent, signed, signed_percent, significant};
+use super::schema::{Candidate, Report, TensorDamage};
+use super::summary;
+use super::text::decimals_for;
+use crate::eval::{Estimate, Statistics};
+
+/// Adds formatted text; writing to a `String` cannot fail.
+macro_rules! add {
+    ($out:expr, $($arg:tt)*) => {{ let _ = write!($out, $($arg)*); }};
+}
+
+/// Renders the whole page.
+pub fn render_html(report: &Report) -> String {
+    let title = escape(&summary::title(report));
+    let mut out = String::with_capacity(64 * 1024);
+    add!(
+        out,
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" \
+         content=\"width=device-width, initial-scale=1\">\n<meta name=\"color-scheme\" content=\"light dark\">\n\
+         <title>{title} · quantization report</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n",
+        include_str!("report.css")
+    );
+    header(&mut out, report, &title);
+    section(
+        &mut out,
+        "Size against quality",
+        &[
+            "Each point is one artifact: further left is smaller, further down is closer to the original. Bars are 95 % \
+         intervals; the line joins the artifacts that no other beats on both.",
+        ],
+        charts::scatter(report),
+    );
+    section(&mut out, "Results", &["Small figures are 95 % intervals."], results(report));
+    section(
+        &mut out,
+        "How single predictions move",
+        &[
+            "How much more (right) or less (left) probability each artifact gives to the token that really came next. A \
+         narrow, centred band means that predictions hardly changed.",
+        ],
+        charts::dp_bands(report).map(|svg| format!("{}<figure>{svg}</figure>", DP_KEY)),
+    );
+    section(
+        &mut out,
+        "Which of two is better?",
+        &["Paired differences in KL divergence on the same chunks of text, which cancels the difficulty of the text."],
+        pairs(report),
+    );
+    let weighted = report.candidates.iter().flat_map(|c| &c.tensors).any(|t| t.rel_error_weighted.is_some());
+    let error = if weighted {
+        "The error of every tensor, weighted by the activations it meets"
+    } else {
+        "The error of every tensor"
+    };
+    let error = format!("{error}, layer by layer from the input (left) to the output (right).");
+    section(&mut out, "Where the error sits", &[error.as_str()], damage(report));
+    section(
+        &mut out,
+        "What costs quality",
+        &["KL divergence with only one group of tensors quantized and everything else as in the original."],
+        ablations(report),
+    );
+    section(&mut out, "Departures from what was asked", &[], ledger(report));
+    section(&mut out, "How it was measured", &[], Some(facts(report)));
+    add!(
+        out,
+        "<footer>{} {}{}</footer>\n</main>\n<script>\n{}</script>\n</body>\n</html>\n",
+        escape(&report.tool.name),
+        escape(&report.tool.version),
+        if report.created.is_empty() { String::new() } else { format!(" · {}", escape(&report.created)) },
+        include_str!("report.js")
+    );
+    out
+}
+
+const DP_KEY: &str = "<ul class=\"key\"><li><i class=\"b3\"></i>middle 50 %</li><li><i class=\"b2\"></i>90 %</li>\
+    <li><i class=\"b1\"></i>98 %</li><li><i class=\"line\"></i>99.8 %</li><li><i class=\"tick\"></i>median</li></ul>";
+
+fn section(out: &mut String, title: &str, notes: &[&str], body: Option<String>) {
+    let Some(body) = body else { return };
+    add!(out, "<section>\n<h2>{title}</h2>\n");
+    for note in notes {
+        add!(out, "<p class=\"note\">{}</p>\n", escape(note));
+    }
+    *out += &body;
+    *out += "\n</section>\n";
+}
+
+fn header(out: &mut String, report: &Report, title: &str) {
+    let model = report.source.as_ref().or(report.base.as_ref().map(|b| &b.artifact));
+    let about = match model {
+        Some(a) if a.parameters > 0 => format!(" · {} parameters", parameters(a.parameters)),
+        _ => String::new(),
+    };
+    add!(out, "<header>\n<p class=\"eyebrow\">Quantization report{about}</p>\n<h1>{title}</h1>\n");
+    add!(out, "<p class=\"lead\">{}</p>\n", escape(&summary::headline(report)));
+    for line in summary::details(report) {
+        add!(out, "<p>{}</p>\n", escape(&line));
+    }
+    if let Some((c, s)) = summary::headline_candidate(report) {
+        figures(out, report, c, s);
+    }
+    if let Some((pass, verdict)) = summary::gates(report) {
+        add!(out, "<div class=\"verdict{}\"><p>{verdict}</p><ul>", if pass { "" } else { " bad" });
+        for gate in &report.gates {
+            let (class, word) = if gate.pass { ("", "Passed") } else { (" class=\"bad\"", "Failed") };
+            add!(out, "<li{class}><span hidden>{word}: </span>{}</li>", escape(&gate.sentence()));
+        }
+        *out += "</ul></div>\n";
+    }
+    *out += "</header>\n";
+}
+
+/// The four figures of the headline's candidate.
+fn figures(out: &mut String, report: &Report, c: &Candidate, s: &Statistics) {
+    let range = |e: Estimate, show: &dyn Fn(f64) -> String| match e.ci95 {
+        Some([low, high]) => format!("{} to {}", show(low), show(high)),
+        None => format!("± {}", show(e.std_error)),
+    };
+    let size = summary::size_share(report, c).map_or(String::new(), |p| format!("{} of the original", percent(p, 0)));
+    let top = |v: f64| percent(v, 1);
+    let ppl = |v: f64| signed_percent(v - 1.0, 1);
+    let kld = |v: f64| significant(v, 3);
+    add!(out, "<dl class=\"figures\" aria-label=\"{}\">", escape(&c.artifact.name));
+    for (name, value, below) in [
+        (format!("{} size", c.artifact.name), bytes(c.artifact.bytes), size),
+        ("Same top choice".into(), top(s.same_top.value), range(s.same_top, &top)),
+        (
+            "Perplexity".into(),
+            ppl(s.ppl_ratio.value),
+            match s.ppl_ratio.ci95 {
+                Some([low, high]) => format!("{} to {}", ppl(low), ppl(high)),
+                None => format!("± {}", percent(s.ppl_ratio.std_error, 1)),
+            },
+        ),
+        ("KL divergence, nats".into(), kld(s.kld.value), range(s.kld, &kld)),
+    ] {
+        add!(out, "<div><dt>{}</dt><dd class=\"big\">{value}</dd><dd class=\"ci\">{below}</dd></div>", escape(&name));
+    }
+    *out += "</dl>\n";
+}
+
+/// One cell: the sort key, the text, and a small second line.
+fn cell(out: &mut String, key: f64, text: &str, small: &str) {
+    let small = if small.is_empty() { String::new() } else { format!("<span class=\"ci\">{small}</span>") };
+    add!(out, "<td data-v=\"{key}\">{text}{small}</td>");
+}
+
+fn interval(e: Estimate, show: impl Fn(f64) -> String) -> String {
+    e.ci95.map_or(String::new(), |[low, high]| format!("{} to {}", show(low), show(high)))
+}
+
+fn results(report: &Report) -> Option<String> {
+    if report.candidates.is_empty() && report.base.is_none() {
+        return None;
+    }
+    let mut out = String::from(
+        "<div class=\"scroll\"><table class=\"sort\"><thead><tr><th>Model</th><th>Size</th><th>Bits/weight</th>\
+         <th>Perplexity</th><th>Change</th><th>KL mean</th><th>KL 99 %</th><th>RMS Δp</th><th>Same top</th></tr></thead><tbody>",
+    );
+    let all = summary::measured(report);
+    if let Some(base) = &report.base {
+        let a = &base.artifact;
+        add!(out, "<tr class=\"base\"><td>{} (base)</td>", escape(&a.name));
+        cell(&mut out, a.bytes as f64, &bytes(a.bytes), "");
+        cell(&mut out, a.bpw, &fixed(a.bpw, 2), "");
+        match base.ppl.or(all.first().map(|(_, s)| s.ppl_base)) {
+            Some(p) => {
+                let d = decimals_for(p).min(3);
+                cell(&mut out, p.value, &fixed(p.value, d), &interval(p, |v| fixed(v, d)));
+            }
+            None => out += "<td>–</td>",
+        }
+        out += &"<td>–</td>".repeat(5);
+        out += "</tr>";
+    }
+    let mut candidates: Vec<&Candidate> = report.candidates.iter().collect();
+    candidates.sort_by_key(|c| std::cmp::Reverse(c.artifact.bytes));
+    for c in candidates {
+        let a = &c.artifact;
+        let failed = report.gates.iter().any(|g| g.candidate == a.name && !g.pass);
+        let tag = if failed { " <span class=\"tag bad\">failed</span>" } else { "" };
+        add!(out, "<tr><td class=\"name\" title=\"{}\">{}{tag}</td>", escape(&a.path), escape(&a.name));
+        let share = summary::size_share(report, c).map_or(String::new(), |s| format!("{} of base", percent(s, 0)));
+        cell(&mut out, a.bytes as f64, &bytes(a.bytes), &share);
+        cell(&mut out, a.bpw, &fixed(a.bpw, 2), "");
+        match &c.stats {
+            Some(s) => {
+                let d = decimals_for(s.ppl).min(3);
+                cell(&mut out, s.ppl.value, &fixed(s.ppl.value, d), &interval(s.ppl, |v| fixed(v, d)));
+                let change = |v: f64| signed_percent(v - 1.0, 2);
+                let bare = |v: f64| signed(100.0 * (v - 1.0), 2);
+                cell(&mut out, s.ppl_ratio.value, &change(s.ppl_ratio.value), &interval(s.ppl_ratio, bare));
+                let d = decimals_for(s.kld).min(5);
+                cell(&mut out, s.kld.value, &fixed(s.kld.value, d), &interval(s.kld, |v| fixed(v, d)));
+                cell(&mut out, s.kld_percentiles.p99, &significant(s.kld_percentiles.p99, 3), "");
+                let bare = |v: f64| fixed(100.0 * v, 2);
+                cell(&mut out, s.dp_rms.value, &percent(s.dp_rms.value, 2), &interval(s.dp_rms, bare));
+                cell(&mut out, s.same_top.value, &percent(s.same_top.value, 2), &interval(s.same_top, bare));
+            }
+            None => out += &"<td>–</td>".repeat(6),
+        }
+        out += "</tr>";
+    }
+    out += "</tbody></table></div>";
+    if !all.is_empty() {
+        out += "<details><summary>All statistics</summary>";
+        statistics(&mut out, &all);
+        out += "</details>";
+        out += GLOSSARY;
+    }
+    Some(out)
+}
+
+const GLOSSARY: &str = "<details><summary>What the columns mean</summary><dl class=\"facts\">\
+    <dt>Perplexity</dt><dd>How surprised the model is by the text: e to the mean negative log-likelihood. Lower is better.</dd>\
+    <dt>KL</dt><dd>KL divergence of the artifact's predictions from the original's, in nats per token: 0 is a perfect copy. \
+    “99 %” is the value that one token in a hundred exceeds.</dd>\
+    <dt>Δp</dt><dd>Change in the probability of the token that really came next; RMS is its root mean square.</dd>\
+    <dt>Same top</dt><dd>Share of positions where both put the same token first.</dd>\
+    <dt>Intervals</dt><dd>95 % confidence intervals by bootstrap over whole chunks, because neighbouring tokens are not \
+    independent.</dd></dl></details>";
+
+/// Every figure that llama-perplexity prints, a column per candidate.
+fn statistics(out: &mut String, all: &[(&Candidate, &Statistics)]) {
+    *out += "<div class=\"scroll\"><table><thead><tr><th>Statistic</th>";
+    for (c, _) in all {
+        add!(out, "<th>{}</th>", escape(&c.artifact.name));
+    }
+    *out += "</tr></thead><tbody>";
+    let pm = |e: Estimate, scale: f64, unit: &str| {
+        let e = Estimate { value: e.value * scale, std_error: e.std_error * scale, ci95: None };
+        format!("{} ± {}{unit}", fixed(e.value, decimals_for(e)), fixed(e.std_error, decimals_for(e)))
+    };
+    let points = "\u{a0}%";
+    let rows: [(&str, &dyn Fn(&Statistics) -> String); 12] = [
+        ("Perplexity", &|s| pm(s.ppl, 1.0, "")),
+        ("Perplexity of the base", &|s| pm(s.ppl_base, 1.0, "")),
+        ("Correlation of ln PPL", &|s| percent(s.correlation, 2)),
+        ("ln(PPL / base)", &|s| pm(s.ln_ppl_ratio, 1.0, "")),
+        ("PPL / base", &|s| pm(s.ppl_ratio, 1.0, "")),
+        ("PPL − base", &|s| pm(s.ppl_difference, 1.0, "")),
+        ("KL mean", &|s| pm(s.kld, 1.0, "")),
+        ("Δp mean", &|s| pm(s.dp, 100.0, points)),
+        ("Δp RMS", &|s| pm(s.dp_rms, 100.0, points)),
+        ("Same top", &|s| pm(s.same_top, 100.0, points)),
+        ("Tokens scored", &|s| count(s.tokens)),
+        ("KL median", &|s| fixed(s.kld_percentiles.median, 6)),
+    ];
+    for (name, value) in rows {
+        add!(out, "<tr><td>{name}</td>");
+        for (_, s) in all {
+            add!(out, "<td>{}</td>", value(s));
+        }
+        *out += "</tr>";
+    }
+    type Pick = fn(&crate::eval::stats::Percentiles) -> f64;
+    let picks: [(&str, Pick); 13] = [
+        ("maximum", |p| p.max),
+        ("99.9 %", |p| p.p99_9),
+        ("99 %", |p| p.p99),
+        ("95 %", |p| p.p95),
+        ("90 %", |p| p.p90),
+        ("75 %", |p| p.p75),
+        ("median", |p| p.median),
+        ("25 %", |p| p.p25),
+        ("10 %", |p| p.p10),
+        ("5 %", |p| p.p5),
+        ("1 %", |p| p.p1),
+        ("0.1 %", |p| p.p0_1),
+        ("minimum", |p| p.min),
+    ];
+    for (name, pick) in picks.iter().filter(|(name, _)| *name != "median") {
+        add!(out, "<tr><td>KL {name}</td>");
+        for (_, s) in all {
+            add!(out, "<td>{}</td>", fixed(pick(&s.kld_percentiles), 6));
+        }
+        *out += "</tr>";
+    }
+    for (name, pick) in picks {
+        add!(out, "<tr><td>Δp {name}</td>");
+        for (_, s) in all {
+            add!(out, "<td>{}</td>", signed_percent(pick(&s.dp_percentiles), 3));
+        }
+        *out += "</tr>";
+    }
+    *out += "</tbody></table></div>";
+}
+
+fn pairs(report: &Report) -> Option<String> {
+    if report.pairs.is_empty() {
+        return None;
+    }
+    let name = |i: usize| escape(report.candidates.get(i).map_or("?", |c| c.artifact.name.as_str()));
+    let mut out = String::from(
+        "<div class=\"scroll\"><table class=\"sort\"><thead><tr><th>Pair</th><th>KL difference</th><th>p</th>\
+         <th>Perplexity ratio</th><th>Same top difference</th><th class=\"text\">Closer to the original</th></tr></thead><tbody>",
+    );
+    for p in &report.pairs {
+        add!(out, "<tr><td>{} against {}</td>", name(p.first), name(p.second));
+        let d = decimals_for(Estimate::new(0.0, (p.kld.ci95[1] - p.kld.ci95[0]) / 4.0));
+        let show = |v: f64| signed(v, d);
+        cell(&mut out, p.kld.value, &show(p.kld.value), &format!("{} to {}", show(p.kld.ci95[0]), show(p.kld.ci95[1])));
+        cell(&mut out, p.kld.p_value, &significant(p.kld.p_value, 2), "");
+        let ratio = |v: f64| fixed(v.exp(), 4);
+        let ci = p.ln_ppl.ci95;
+        cell(&mut out, p.ln_ppl.value, &ratio(p.ln_ppl.value), &format!("{} to {}", ratio(ci[0]), ratio(ci[1])));
+        let share = |v: f64| signed(100.0 * v, 2);
+        let ci = p.same_top.ci95;
+        let below = format!("{} to {}", share(ci[0]), share(ci[1]));
+        cell(&mut out, p.same_top.value, &signed_percent(p.same_top.value, 2), &below);
+        match p.better() {
+            Some(i) => add!(out, "<td class=\"text\"><span class=\"tag\">{}</span></td></tr>", name(i)),
+            None => add!(out, "<td class=\"text\"><span class=\"tag mute\">not significant</span></td></tr>"),
+        };
+    }
+    out += "</tbody></table></div>";
+    if report.pairs.len() > 10 {
+        out = format!("<details><summary>{} pairs</summary>{out}</details>", report.pairs.len());
+    }
+    Some(out)
+}
+
+fn damage(report: &Report) -> Option<String> {
+    let mut out = charts::strips(report)?;
+    for c in report.candidates.iter().filter(|c| !c.tensors.is_empty()) {
+        let mut tensors: Vec<&TensorDamage> = c.tensors.iter().collect();
+        tensors.sort_by(|a, b| charts::shown_error(b).total_cmp(&charts::shown_error(a)));
+        add!(
+            out,
+            "<details><summary>Tensors of {}, worst first</summary><div class=\"scroll\"><table class=\"sort\"><thead><tr>\
+             <th>Tensor</th><th class=\"text\">Type</th><th>Size</th><th>Relative error</th><th>Weighted error</th></tr></thead><tbody>",
+            escape(&c.artifact.name)
+        );
+        for t in tensors {
+            add!(out, "<tr><td><code>{}</code></td><td class=\"text\">{}</td>", escape(&t.name), escape(&t.ty));
+            cell(&mut out, t.bytes as f64, &bytes(t.bytes), "");
+            cell(&mut out, t.rel_error, &percent(t.rel_error, 3), "");
+            match t.rel_error_weighted {
+                Some(e) => cell(&mut out, e, &percent(e, 3), ""),
+                None => out += "<td data-v=\"-1\">–</td>",
+            }
+            out += "</tr>";
+        }
+        out += "</tbody></table></div></details>";
+    }
+    Some(out)
+}
+
+fn ablations(report: &Report) -> Option<String> {
+    let mut out = String::new();
+    for c in report.candidates.iter().filter(|c| !c.ablation.is_empty()) {
+        add!(out, "<h3>{}</h3>{}", escape(&c.artifact.name), charts::ablation(&c.ablation));
+    }
+    (!out.is_empty()).then_some(out)
+}
+
+fn ledger(report: &Report) -> Option<String> {
+    if report.ledger.is_empty() {
+        return None;
+    }
+    let mut out = String::from(
+        "<div class=\"scroll\"><table class=\"sort\"><thead><tr><th>Model</th><th class=\"text\">What</th>\
+         <th class=\"text\">Tensor</th><th class=\"text\">Asked</th><th class=\"text\">Done</th><th class=\"text\">Reason</th></tr></thead><tbody>",
+    );
+    for l in &report.ledger {
+        add!(
+            out,
+            "<tr><td>{}</td><td class=\"text\">{}</td><td class=\"text\"><code>{}</code></td><td class=\"text\">{}</td>\
+             <td class=\"text\">{}</td><td class=\"text wrap\">{}</td></tr>",
+            escape(&l.candidate),
+            escape(&l.kind),
+            escape(l.tensor.as_deref().unwrap_or("–")),
+            escape(&l.asked),
+            escape(&l.done),
+            escape(&l.reason)
+        );
+    }
+    out += "</tbody></table></div>";
+    Some(out)
+}
+
+/// Method, command and environment.
+fn facts(report: &Report) -> String {
+    let mut out = String::new();
+    if let Some(method) = summary::method(report) {
+        add!(out, "<p>{}</p>", escape(&method));
+    }
+    out += "<dl class=\"facts\">";
+    let mut fact = |name: &str, value: String| {
+        if !value.is_empty() {
+            add!(out, "<dt>{name}</dt><dd>{value}</dd>");
+        }
+    };
+    if !report.command.is_empty() {
+        fact("Command", format!("<code>{}</code>", escape(&report.command)));
+    }
+    for (name, artifact) in [("Source", report.source.as_ref()), ("Base", report.base.as_ref().map(|b| &b.artifact))] {
+        if let Some(a) = artifact {
+            fact(name, format!("<code>{}</code>, {}, {}", escape(&a.path), escape(&a.format), bytes(a.bytes)));
+        }
+    }
+    if let Some(m) = &report.method {
+        fact("Context", format!("{} tokens, stride {}", count(m.ctx), count(m.stride)));
+        fact("Chunks", format!("{} ({} tokens scored)", count(m.chunks), count(m.tokens)));
+        fact("Text", format!("<code>{}</code> ({})", escape(&m.text), escape(&m.text_format)));
+        fact("Text SHA-256", format!("<code>{}</code>", escape(&m.text_sha256)));
+        fact("BOS", m.bos.map_or("none".into(), |b| format!("token {b}, first of every chunk")));
+        fact("Activations", escape(&m.activations));
+        if let Some(floor) = m.kl_floor {
+            fact(
+                "KL sum",
+                format!("tokens with ln p above {} in the base, as llama-perplexity does", significant(floor, 2)),
+            );
+        }
+        fact(
+            "Intervals",
+            format!("{} bootstrap resamples of whole chunks, seed {}", count(m.bootstrap.resamples), m.bootstrap.seed),
+        );
+    }
+    let e = &report.environment;
+    fact(
+        "Machine",
+        match (e.cpu.is_empty(), e.threads) {
+            (true, _) => String::new(),
+            (_, threads) => format!("{}, {} threads, {}", escape(&e.cpu), threads, escape(&e.os)),
+        },
+    );
+    if e.seconds > 0.0 {
+        let memory = if e.peak_rss > 0 { format!(", peak memory {}", bytes(e.peak_rss)) } else { String::new() };
+        fact("Run time", format!("{}{memory}", duration(e.seconds)));
+    }
+    out + "</dl>"
+}

@@ -1,0 +1,219 @@
+//! The JSON schema of a report, field by field (documented for readers in `docs/report-schema.md`). It holds no rendering.
+//!
+//! Within one version fields are only added, always optional. A reader refuses a version it does not know.
+
+use serde::{Deserialize, Serialize};
+
+use crate::eval::bootstrap::{Bootstrap, Pair};
+use crate::eval::gate::GateOutcome;
+use crate::eval::stats::{Estimate, Statistics};
+use crate::{Error, Result};
+
+/// The version that this tool writes.
+pub const SCHEMA: &str = "quantize-report/1";
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Always [`SCHEMA`].
+    pub schema: String,
+    pub tool: Tool,
+    /// The command line that made the report.
+    pub command: String,
+    /// UTC, RFC 3339; empty where a reproducible report was asked for.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub created: String,
+    /// The checkpoint that everything was made from, where the tool knows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Artifact>,
+    /// How it was measured; absent if nothing was run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<MethodInfo>,
+    /// What the candidates are compared with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Base>,
+    #[serde(default)]
+    pub candidates: Vec<Candidate>,
+    /// Paired differences; `first` and `second` count `candidates` from 0.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pairs: Vec<Pair>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gates: Vec<GateOutcome>,
+    /// Every departure from what was asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ledger: Vec<LedgerRow>,
+    #[serde(default)]
+    pub environment: Environment,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Tool {
+    pub name: String,
+    pub version: String,
+}
+
+/// A model on disk.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Artifact {
+    /// Short name for tables and charts, for instance `Q4_K_M`.
+    pub name: String,
+    pub path: String,
+    /// `gguf`, `safetensors`, ...
+    pub format: String,
+    /// Bytes of all its weight files.
+    pub bytes: u64,
+    pub parameters: u64,
+    /// Bits per weight: 8 · bytes of tensor data / parameters.
+    pub bpw: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MethodInfo {
+    /// `llama.cpp` or `strided`.
+    pub name: String,
+    pub ctx: usize,
+    pub stride: usize,
+    pub chunks: usize,
+    /// Positions scored.
+    pub tokens: usize,
+    /// Path of the text.
+    pub text: String,
+    pub text_sha256: String,
+    /// `plain` or `chat`.
+    pub text_format: String,
+    /// Token put over the first of every chunk, if the tokenizer asks for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bos: Option<u32>,
+    /// `f32`: the loss is the weights' alone. `q8`: activations rounded to 8 bits as llama.cpp's CPU kernels do.
+    pub activations: String,
+    /// Smallest ln p of the base that enters the KL divergence; absent if all do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl_floor: Option<f64>,
+    #[serde(default)]
+    pub bootstrap: Bootstrap,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Base {
+    #[serde(flatten)]
+    pub artifact: Artifact,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ppl: Option<Estimate>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    #[serde(flatten)]
+    pub artifact: Artifact,
+    /// Absent if it was converted but not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stats: Option<Statistics>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tensors: Vec<TensorDamage>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ablation: Vec<Ablation>,
+}
+
+/// How far one tensor is from its source.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TensorDamage {
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<usize>,
+    /// What the tensor is for: `attn_q`, `ffn_down`, `token_embd`, ...
+    pub role: String,
+    /// The type it is stored in.
+    #[serde(rename = "type")]
+    pub ty: String,
+    pub bytes: u64,
+    /// ‖W − W'‖ / ‖W‖ (Frobenius).
+    pub rel_error: f64,
+    /// The same with every column weighted by the mean square of the activation it meets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rel_error_weighted: Option<f64>,
+}
+
+/// The loss with one group of tensors quantized and all others as in the base.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Ablation {
+    pub group: String,
+    pub tensors: usize,
+    /// Bytes of the group as quantized.
+    pub bytes: u64,
+    pub kld: Estimate,
+}
+
+/// One departure from what was asked: a fallback type, a dropped tensor, an unseen expert.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LedgerRow {
+    /// The candidate it belongs to, by name.
+    pub candidate: String,
+    /// `fallback`, `dropped`, `damping`, ...
+    pub kind: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tensor: Option<String>,
+    pub asked: String,
+    pub done: String,
+    pub reason: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Environment {
+    pub os: String,
+    pub cpu: String,
+    pub threads: usize,
+    /// Wall-clock seconds of the run.
+    pub seconds: f64,
+    /// Largest resident memory, bytes; 0 if unknown.
+    #[serde(default)]
+    pub peak_rss: u64,
+}
+
+impl Report {
+    /// An empty report of this tool.
+    pub fn new(command: impl Into<String>) -> Report {
+        Report {
+            schema: SCHEMA.to_string(),
+            tool: Tool { name: "quantize".to_string(), version: env!("CARGO_PKG_VERSION").to_string() },
+            command: command.into(),
+            ..Report::default()
+        }
+    }
+
+    /// Pretty-printed JSON with a final newline.
+    pub fn to_json(&self) -> Result<String> {
+        let mut text =
+            serde_json::to_string_pretty(self).map_err(|e| Error::Internal(format!("report to JSON: {e}")))?;
+        text.push('\n');
+        Ok(text)
+    }
+
+    /// Reads a saved report; fails on other schemas, with the reason, and on references to candidates that are not there.
+    pub fn from_json(text: &str) -> Result<Report> {
+        let value: serde_json::Value =
+            serde_json::from_str(text).map_err(|e| Error::bad_input(format!("is not JSON: {e}")))?;
+        match value.get("schema").and_then(|s| s.as_str()) {
+            Some(SCHEMA) => {}
+            Some(other) => {
+                return Err(Error::bad_input(format!("the report has schema '{other}', this tool reads '{SCHEMA}'"))
+                    .hint("render it with the version of the tool that wrote it"));
+            }
+            None => {
+                return Err(Error::bad_input("is not a report of this tool: it has no \"schema\"")
+                    .hint("write one with `quantize compare ... --report out.json`"));
+            }
+        }
+        let report: Report =
+            serde_json::from_value(value).map_err(|e| Error::bad_input(format!("is not a valid report: {e}")))?;
+        if let Some(pair) = report.pairs.iter().find(|p| p.first.max(p.second) >= report.candidates.len()) {
+            return Err(Error::bad_input(format!(
+                "is not a valid report: a pair names candidates {} and {} of {}",
+                pair.first,
+                pair.second,
+                report.candidates.len()
+            )));
+        }
+        Ok(report)
+    }
+}

@@ -1,0 +1,137 @@
+//! The plain-language sentences at the top of every rendering: what a candidate keeps, what it costs, and whether the gates
+//! held. Plain text without markup.
+
+use super::format::{bytes, percent, signed_percent, significant};
+use super::schema::{Candidate, Report};
+use crate::eval::stats::Statistics;
+
+/// Every candidate that was run, smallest first, with its statistics.
+pub fn measured(report: &Report) -> Vec<(&Candidate, &Statistics)> {
+    let mut all: Vec<_> = report.candidates.iter().filter_map(|c| Some((c, c.stats.as_ref()?))).collect();
+    all.sort_by_key(|(c, _)| c.artifact.bytes);
+    all
+}
+
+/// Bytes of the base, or of the source if the base is unknown.
+pub fn base_bytes(report: &Report) -> Option<u64> {
+    let base = report.base.as_ref().map(|b| b.artifact.bytes).filter(|&b| b > 0);
+    base.or_else(|| report.source.as_ref().map(|s| s.bytes)).filter(|&b| b > 0)
+}
+
+/// Size of a candidate as a share of the base.
+pub fn size_share(report: &Report, c: &Candidate) -> Option<f64> {
+    base_bytes(report).map(|b| c.artifact.bytes as f64 / b as f64)
+}
+
+/// The title: the model's name.
+pub fn title(report: &Report) -> String {
+    let name = |n: &str| (!n.is_empty()).then(|| n.to_string());
+    report
+        .source
+        .as_ref()
+        .and_then(|s| name(&s.name))
+        .or_else(|| report.base.as_ref().and_then(|b| name(&b.artifact.name)))
+        .unwrap_or_else(|| "Quantization report".to_string())
+}
+
+/// The candidate the headline speaks of: the smallest one that passes all gates if there are any; without gates the
+/// smallest whose KL divergence stays below 0.1, and failing that the closest one.
+pub fn headline_candidate(report: &Report) -> Option<(&Candidate, &Statistics)> {
+    let all = measured(report);
+    let failed = |name: &str| report.gates.iter().any(|g| g.candidate == name && !g.pass);
+    let good = if report.gates.is_empty() {
+        all.iter().find(|(_, s)| s.kld.value < 0.1)
+    } else {
+        all.iter().find(|(c, _)| !failed(&c.artifact.name))
+    };
+    good.or_else(|| all.iter().min_by(|a, b| a.1.kld.value.total_cmp(&b.1.kld.value))).copied()
+}
+
+/// `Q4_K_M keeps 93.1 % of the top choices at 32 % of the size.`
+pub fn headline(report: &Report) -> String {
+    match headline_candidate(report) {
+        Some((c, s)) => {
+            let size = match size_share(report, c) {
+                Some(share) => format!("{} of the size", percent(share, 0)),
+                None => bytes(c.artifact.bytes),
+            };
+            format!("{} keeps {} of the top choices at {size}.", c.artifact.name, top1(s))
+        }
+        None => match (&report.base, report.candidates.len()) {
+            (Some(base), 0) if base.ppl.is_some() => {
+                let ppl = base.ppl.unwrap_or_default();
+                format!("{} has a perplexity of {}.", title(report), significant(ppl.value, 5))
+            }
+            (_, 0) => "Nothing was measured.".to_string(),
+            (_, 1) => "One artifact was written; its quality was not measured.".to_string(),
+            (_, n) => format!("{n} artifacts were written; their quality was not measured."),
+        },
+    }
+}
+
+/// One decimal, two where one would round to 100 %.
+fn top1(s: &Statistics) -> String {
+    percent(s.same_top.value, if s.same_top.value > 0.9995 { 2 } else { 1 })
+}
+
+/// What goes with the headline, a sentence each.
+pub fn details(report: &Report) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some((c, s)) = headline_candidate(report) {
+        let size = base_bytes(report).map(|b| format!("from {} to {}", bytes(b), bytes(c.artifact.bytes)));
+        let size = size.map(|s| format!("It shrinks {s}. ")).unwrap_or_default();
+        lines.push(format!(
+            "{size}Perplexity goes from {} to {} ({}), and the KL divergence from the original is {} nats per token.",
+            significant(s.ppl_base.value, 4),
+            significant(s.ppl.value, 4),
+            signed_percent(s.ppl_ratio.value - 1.0, 1),
+            significant(s.kld.value, 3),
+        ));
+    }
+    let all = measured(report);
+    let ranked =
+        |a: &&(&Candidate, &Statistics), b: &&(&Candidate, &Statistics)| a.1.kld.value.total_cmp(&b.1.kld.value);
+    if let (Some(best), Some(worst)) = (all.iter().min_by(ranked), all.iter().max_by(ranked))
+        && all.len() > 1
+    {
+        lines.push(format!(
+            "Of {} candidates, {} is closest to the original (KL {}, {} of its size) and {} is furthest (KL {}, {}).",
+            all.len(),
+            best.0.artifact.name,
+            significant(best.1.kld.value, 2),
+            size_share(report, best.0).map_or("–".into(), |s| percent(s, 0)),
+            worst.0.artifact.name,
+            significant(worst.1.kld.value, 2),
+            size_share(report, worst.0).map_or("–".into(), |s| percent(s, 0)),
+        ));
+    }
+    lines
+}
+
+/// `All 6 quality gates passed.` and the like; `None` without gates.
+pub fn gates(report: &Report) -> Option<(bool, String)> {
+    let failed = report.gates.iter().filter(|g| !g.pass).count();
+    match (report.gates.len(), failed) {
+        (0, _) => None,
+        (1, 0) => Some((true, "The quality gate passed.".into())),
+        (n, 0) => Some((true, format!("All {n} quality gates passed."))),
+        (1, _) => Some((false, "The quality gate failed.".into())),
+        (n, f) => Some((false, format!("{f} of {n} quality gates failed."))),
+    }
+}
+
+/// How it was measured, in one sentence.
+pub fn method(report: &Report) -> Option<String> {
+    let m = report.method.as_ref()?;
+    let windows = match m.name.as_str() {
+        "llama.cpp" => {
+            format!("{} chunks of {} tokens, the second half of each scored (llama.cpp's method)", m.chunks, m.ctx)
+        }
+        _ => format!("{} windows of {} tokens, {} scored in each", m.chunks, m.ctx, m.stride),
+    };
+    let activations = match m.activations.as_str() {
+        "q8" => "activations rounded to 8 bits, as llama.cpp's CPU kernels do",
+        _ => "activations in f32, so the loss is that of the weights alone",
+    };
+    Some(format!("{} tokens of {} in {windows}; {activations}.", super::format::count(m.tokens), m.text))
+}

@@ -1,0 +1,109 @@
+//! The report on a terminal: the headline, one aligned table, gates, significant differences, departures. No colour.
+
+use super::format::{bytes, fixed, percent, signed_percent, significant};
+use super::schema::Report;
+use super::summary;
+use crate::eval::Estimate;
+
+/// `value ± standard error`.
+fn with_error(e: Estimate, decimals: usize) -> String {
+    format!("{} ± {}", fixed(e.value, decimals), fixed(e.std_error, decimals))
+}
+
+/// Decimals that show two digits of a standard error.
+pub fn decimals_for(e: Estimate) -> usize {
+    if e.std_error > 0.0 { (1 - e.std_error.log10().floor() as i32).clamp(0, 7) as usize } else { 4 }
+}
+
+/// The table's cells, header first. Shared with Markdown.
+pub fn table(report: &Report) -> Vec<Vec<String>> {
+    let head = ["model", "size", "of base", "bpw", "perplexity", "vs base", "KL mean", "KL 99%", "RMS Δp", "same top"];
+    let mut rows = vec![head.map(str::to_string).to_vec()];
+    let dash = || "–".to_string();
+    if let Some(base) = &report.base {
+        let a = &base.artifact;
+        let ppl = base.ppl.or_else(|| summary::measured(report).first().map(|(_, s)| s.ppl_base));
+        rows.push(vec![
+            format!("{} (base)", a.name),
+            bytes(a.bytes),
+            percent(1.0, 0),
+            fixed(a.bpw, 2),
+            ppl.map_or_else(dash, |p| with_error(p, decimals_for(p).min(3))),
+            dash(),
+            dash(),
+            dash(),
+            dash(),
+            dash(),
+        ]);
+    }
+    let mut candidates: Vec<_> = report.candidates.iter().collect();
+    candidates.sort_by_key(|c| std::cmp::Reverse(c.artifact.bytes));
+    for c in candidates {
+        let a = &c.artifact;
+        let share = summary::size_share(report, c).map_or_else(dash, |s| percent(s, 0));
+        let mut row = vec![a.name.clone(), bytes(a.bytes), share, fixed(a.bpw, 2)];
+        match &c.stats {
+            Some(s) => row.extend([
+                with_error(s.ppl, decimals_for(s.ppl).min(3)),
+                signed_percent(s.ppl_ratio.value - 1.0, 2),
+                with_error(s.kld, decimals_for(s.kld)),
+                significant(s.kld_percentiles.p99, 3),
+                percent(s.dp_rms.value, 2),
+                percent(s.same_top.value, 2),
+            ]),
+            None => row.extend((0..6).map(|_| dash())),
+        }
+        rows.push(row);
+    }
+    rows
+}
+
+/// Renders for a terminal: at most about 110 columns, aligned by characters.
+pub fn render_text(report: &Report) -> String {
+    let mut out = format!("{}\n{}\n", summary::title(report), summary::headline(report));
+    for line in summary::details(report) {
+        out += &format!("{line}\n");
+    }
+    let rows = table(report);
+    if rows.len() > 1 {
+        let widths: Vec<usize> =
+            (0..rows[0].len()).map(|c| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0)).collect();
+        out.push('\n');
+        for row in &rows {
+            let line: Vec<String> = row
+                .iter()
+                .zip(&widths)
+                .enumerate()
+                .map(|(i, (cell, &w))| if i == 0 { format!("{cell:<w$}") } else { format!("{cell:>w$}") })
+                .collect();
+            out += &format!("{}\n", line.join("  "));
+        }
+        out += "\nKL in nats per token; ± is one standard error.\n";
+    }
+    if let Some((_, verdict)) = summary::gates(report) {
+        out += &format!("\n{verdict}\n");
+        for gate in &report.gates {
+            out += &format!("  {}  {}\n", if gate.pass { "pass" } else { "FAIL" }, gate.sentence());
+        }
+    }
+    let unclear: Vec<_> = report.pairs.iter().filter(|p| p.better().is_none()).collect();
+    if !unclear.is_empty() {
+        out.push('\n');
+        for p in unclear {
+            let name = |i: usize| report.candidates.get(i).map_or("?", |c| c.artifact.name.as_str());
+            out += &format!("No significant difference in KL between {} and {}.\n", name(p.first), name(p.second));
+        }
+    }
+    if !report.ledger.is_empty() {
+        out += "\nDepartures from what was asked:\n";
+        for row in &report.ledger {
+            let tensor = row.tensor.as_deref().map(|t| format!(" {t}")).unwrap_or_default();
+            out +=
+                &format!("  {}: {}{tensor}: {} → {} ({})\n", row.candidate, row.kind, row.asked, row.done, row.reason);
+        }
+    }
+    if let Some(method) = summary::method(report) {
+        out += &format!("\nMeasured on {method}\n");
+    }
+    out
+}

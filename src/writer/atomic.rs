@@ -1,0 +1,191 @@
+//! One output file under a temporary name in its final folder: positioned writes from any thread, then sync and rename.
+//! Dropping it without [`PartialFile::finish`] removes it. A killed process leaves at most a hidden `.partial` file.
+
+use crate::{Error, Result};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
+
+/// A file that does not exist under its final name yet.
+#[derive(Debug)]
+pub struct PartialFile {
+    temp: NamedTempFile,
+    target: PathBuf,
+    force: bool,
+}
+
+impl PartialFile {
+    /// Opens a temporary file in the folder of `target`. An existing `target` is an error unless `force`.
+    pub fn create(target: &Path, force: bool) -> Result<Self> {
+        refuse_existing(target, force)?;
+        let folder = folder_of(target);
+        let name = target.file_name().and_then(|n| n.to_str()).unwrap_or("output");
+        let temp = tempfile::Builder::new()
+            .prefix(&format!(".{name}."))
+            .suffix(".partial")
+            .tempfile_in(folder)
+            .map_err(|e| Error::io(folder, e))?;
+        Ok(Self { temp, target: target.to_path_buf(), force })
+    }
+
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Where the bytes are until [`finish`](Self::finish).
+    pub fn temp_path(&self) -> &Path {
+        self.temp.path()
+    }
+
+    /// Sets the length and reserves the space, so that a full disk shows before the work and not after it.
+    pub fn reserve(&self, len: u64) -> Result<()> {
+        self.file().set_len(len).map_err(|e| Error::io(&self.target, e))?;
+        #[cfg(target_os = "linux")]
+        if len > 0 {
+            use rustix::fs::{FallocateFlags, fallocate};
+            match fallocate(self.file(), FallocateFlags::empty(), 0, len) {
+                // File systems that cannot reserve say so; then the writes themselves find out.
+                Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
+                Err(e) => return Err(Error::io(&self.target, e.into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `bytes` at `offset`. Any number of threads may call this at once.
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        write_all_at(self.file(), offset, bytes).map_err(|e| Error::io(&self.target, e))
+    }
+
+    /// Makes sure that the bytes are on the disk.
+    pub fn sync(&self) -> Result<()> {
+        self.file().sync_all().map_err(|e| Error::io(&self.target, e))
+    }
+
+    /// Syncs and gives the file its final name.
+    pub fn finish(self) -> Result<()> {
+        self.sync()?;
+        set_usual_mode(self.file()).map_err(|e| Error::io(&self.target, e))?;
+        let target = self.target;
+        if self.force {
+            self.temp.persist(&target).map_err(|e| Error::io(&target, e.error))?;
+        } else {
+            self.temp.persist_noclobber(&target).map_err(|e| Error::io(&target, e.error))?;
+        }
+        sync_folder(&target);
+        Ok(())
+    }
+
+    fn file(&self) -> &File {
+        self.temp.as_file()
+    }
+}
+
+/// An existing file is an error of usage unless `force`; so is a folder, always.
+pub fn refuse_existing(target: &Path, force: bool) -> Result<()> {
+    if target.is_dir() {
+        return Err(Error::Usage(format!("{} is a folder; name a file", target.display())));
+    }
+    if !force && target.symlink_metadata().is_ok() {
+        return Err(Error::Usage(format!("{} exists; use --force to replace it", target.display())));
+    }
+    Ok(())
+}
+
+/// Bytes that can still be written in the folder of `target`, where the system tells.
+pub fn free_space(target: &Path) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        let stat = rustix::fs::statvfs(folder_of(target)).ok()?;
+        stat.f_bavail.checked_mul(stat.f_frsize)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = target;
+        None
+    }
+}
+
+/// The folder a file lives in; `.` for a bare name.
+pub fn folder_of(target: &Path) -> &Path {
+    match target.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    }
+}
+
+/// Writes a small text file atomically.
+pub fn write_text(target: &Path, text: &str, force: bool) -> Result<()> {
+    let file = PartialFile::create(target, force)?;
+    file.write_at(0, text.as_bytes())?;
+    file.finish()
+}
+
+#[cfg(unix)]
+fn write_all_at(file: &File, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+}
+
+#[cfg(windows)]
+fn write_all_at(file: &File, mut offset: u64, mut bytes: &[u8]) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        let n = std::os::windows::fs::FileExt::seek_write(file, bytes, offset)?;
+        bytes = &bytes[n..];
+        offset += n as u64;
+    }
+    Ok(())
+}
+
+/// Temporary files are private; the finished one gets the mode any new file would have.
+#[cfg(unix)]
+fn set_usual_mode(file: &File) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let mask = rustix::process::umask(rustix::fs::Mode::empty());
+    rustix::process::umask(mask);
+    file.set_permissions(std::fs::Permissions::from_mode(0o666 & !mask.bits()))
+}
+
+#[cfg(not(unix))]
+fn set_usual_mode(_: &File) -> std::io::Result<()> {
+    Ok(())
+}
+
+/// The rename itself should survive a power cut. A file system that cannot sync folders loses only that.
+fn sync_folder(target: &Path) {
+    if let Ok(folder) = File::open(folder_of(target)) {
+        let _ = folder.sync_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_left_unless_finished() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("a.gguf");
+        let file = PartialFile::create(&target, false).unwrap();
+        file.write_at(3, b"abc").unwrap();
+        drop(file);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn finished_files_have_their_bytes_and_are_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("a.gguf");
+        write_text(&target, "one", false).unwrap();
+        assert!(matches!(write_text(&target, "two", false), Err(Error::Usage(_))));
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "one");
+        write_text(&target, "two", true).unwrap();
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "two");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_missing_folder_is_an_io_error() {
+        let err = PartialFile::create(Path::new("/nonexistent/x/a.gguf"), false).unwrap_err();
+        assert_eq!(err.exit_code(), 5);
+    }
+}

@@ -1,0 +1,256 @@
+//! A GGUF artifact being written: one file, or the shards of a split one. The layout is known before a byte is written,
+//! tensors may arrive in any order and in pieces, and the header goes in last, so a file that a crash left behind has
+//! no valid header either.
+
+use super::atomic::{PartialFile, free_space};
+use crate::gguf::{self, DEFAULT_ALIGNMENT, Metadata, TensorInfo};
+use crate::quant;
+use crate::source::SourceFile;
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// When to begin another shard, as llama.cpp's gguf-split has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Split {
+    #[default]
+    Never,
+    /// Tensor bytes per shard, at most (a single larger tensor still fits in a shard of its own).
+    MaxBytes(u64),
+    MaxTensors(usize),
+    /// So many shards of about equal size.
+    Count(usize),
+}
+
+struct Shard {
+    file: PartialFile,
+    metadata: Metadata,
+    tensors: Vec<TensorInfo>,
+    header_len: u64,
+}
+
+/// Where a tensor lies: shard, absolute offset.
+#[derive(Clone, Copy)]
+struct Place {
+    shard: usize,
+    offset: u64,
+}
+
+/// A GGUF file (or its shards) under temporary names.
+pub struct Artifact {
+    shards: Vec<Shard>,
+    places: Vec<Place>,
+    total_bytes: u64,
+    tensor_bytes: u64,
+}
+
+impl Artifact {
+    /// Lays out the file and reserves its space; `tensors` need no offsets. Metadata may change until
+    /// [`finish`](Self::finish), but only to values that encode to the same number of bytes.
+    pub fn create(
+        target: &Path,
+        metadata: &Metadata,
+        tensors: &[TensorInfo],
+        split: Split,
+        force: bool,
+    ) -> Result<Self> {
+        let groups = group(tensors, split)?;
+        let count = groups.len();
+        let (mut plans, mut places) = (Vec::with_capacity(count), Vec::with_capacity(tensors.len()));
+        let (mut total, mut tensor_bytes) = (0, 0);
+        for (no, members) in groups.into_iter().enumerate() {
+            let mut metadata = if no == 0 { metadata.clone() } else { Metadata::new() };
+            if count > 1 {
+                metadata.set("split.no", no as u16);
+                metadata.set("split.count", count as u16);
+                metadata.set("split.tensors.count", tensors.len() as i32);
+            }
+            let mut tensors = tensors[members].to_vec();
+            let data = gguf::layout(&mut tensors, DEFAULT_ALIGNMENT)?;
+            let header_len = gguf::encode_header(&metadata, &tensors, DEFAULT_ALIGNMENT).len() as u64;
+            places.extend(tensors.iter().map(|t| Place { shard: no, offset: header_len + t.offset }));
+            tensor_bytes += tensors.iter().filter_map(TensorInfo::bytes).sum::<u64>();
+            total += header_len + data;
+            plans.push((metadata, tensors, header_len, header_len + data));
+        }
+        if let Some(free) = free_space(target).filter(|free| *free < total) {
+            let (need, free) = (human(total), human(free));
+            return Err(Error::Storage(format!("{}: needs {need} of disk, {free} free", target.display())));
+        }
+        let mut shards = Vec::with_capacity(count);
+        for (no, (metadata, tensors, header_len, len)) in plans.into_iter().enumerate() {
+            let file = PartialFile::create(&shard_path(target, no, count), force)?;
+            file.reserve(len)?;
+            shards.push(Shard { file, metadata, tensors, header_len });
+        }
+        Ok(Self { shards, places, total_bytes: total, tensor_bytes })
+    }
+
+    /// Size of all shards together.
+    pub fn total_bytes(&self) -> u64 {
+        self.total_bytes
+    }
+
+    /// Size of the tensor data alone, without headers and padding.
+    pub fn tensor_bytes(&self) -> u64 {
+        self.tensor_bytes
+    }
+
+    /// Changes a metadata value before the header is written.
+    pub fn set_metadata(&mut self, key: &str, value: impl Into<gguf::Value>) {
+        if let Some(first) = self.shards.first_mut() {
+            first.metadata.set(key, value);
+        }
+    }
+
+    /// Writes the headers, syncs, reads everything back and checks it, then gives the files their names.
+    /// Returns the final paths.
+    pub fn finish(self, threads: usize) -> Result<Vec<PathBuf>> {
+        for shard in &self.shards {
+            let header = gguf::encode_header(&shard.metadata, &shard.tensors, DEFAULT_ALIGNMENT);
+            if header.len() as u64 != shard.header_len {
+                return Err(Error::Internal("the header changed its size while the file was written".into()));
+            }
+            shard.file.write_at(0, &header)?;
+        }
+        for shard in &self.shards {
+            shard.file.sync()?;
+            check_file(shard.file.temp_path(), shard.file.target(), &shard.metadata, &shard.tensors, threads)?;
+        }
+        let mut paths = Vec::with_capacity(self.shards.len());
+        for shard in self.shards {
+            paths.push(shard.file.target().to_path_buf());
+            shard.file.finish()?;
+        }
+        Ok(paths)
+    }
+}
+
+impl crate::convert::Sink for Artifact {
+    fn put(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        let place = self.places[tensor];
+        self.shards[place.shard].file.write_at(place.offset + offset, bytes)
+    }
+}
+
+/// Re-reads a finished temporary file: the header must say what was meant, every block's scales must be finite.
+fn check_file(temp: &Path, target: &Path, metadata: &Metadata, tensors: &[TensorInfo], threads: usize) -> Result<()> {
+    let fault = |what: String| Error::Storage(format!("{}: re-reading what was written: {what}", target.display()));
+    let header = gguf::read_header(temp).map_err(|e| fault(e.to_string()))?;
+    if header.metadata != *metadata || header.tensors != *tensors {
+        return Err(fault("the header differs from what was written".into()));
+    }
+    let file = SourceFile::open(temp)?;
+    check_blocks(&file, &header, threads, &|tensor, what| {
+        // What was read back is what was computed: a bad scale means a weight too large for the type.
+        Error::bad_file(target, what)
+            .tensor(tensor)
+            .hint("use a type with a wider range for it: --tensor-type NAME=bf16")
+    })
+}
+
+/// Checks the scales of every block of an open GGUF file, in pieces, on `threads` threads.
+pub fn check_blocks(
+    file: &SourceFile,
+    header: &gguf::Header,
+    threads: usize,
+    fault: &(dyn Fn(&str, String) -> Error + Sync),
+) -> Result<()> {
+    const PIECE: usize = 4 << 20;
+    let mut pieces = Vec::new();
+    for (index, t) in header.tensors.iter().enumerate() {
+        let len = t.bytes().ok_or_else(|| fault(&t.name, "rows are not whole blocks".into()))?;
+        let step = (PIECE / t.ty.block_bytes() * t.ty.block_bytes()) as u64;
+        pieces.extend((0..len).step_by(step as usize).map(|at| (index, at, step.min(len - at) as usize)));
+    }
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<()> {
+        let mut buffer = vec![0u8; PIECE];
+        while let Some(&(index, at, len)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let tensor = &header.tensors[index];
+            let bytes = &mut buffer[..len];
+            file.read_at(header.data_start + tensor.offset + at, bytes)?;
+            quant::check_rows(tensor.ty, bytes).map_err(|e| {
+                next.store(pieces.len(), Ordering::Relaxed);
+                fault(&tensor.name, e.to_string())
+            })?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(work)).collect();
+        workers
+            .into_iter()
+            .try_for_each(|w| w.join().unwrap_or_else(|_| Err(Error::Internal("a checking thread panicked".into()))))
+    })
+}
+
+/// `name-00001-of-00003.gguf`, or the target itself when there is one file only.
+pub fn shard_path(target: &Path, no: usize, count: usize) -> PathBuf {
+    if count == 1 {
+        return target.to_path_buf();
+    }
+    let stem = target.file_stem().and_then(|s| s.to_str()).unwrap_or("model");
+    target.with_file_name(format!("{stem}-{:05}-of-{count:05}.gguf", no + 1))
+}
+
+/// Which tensors go into which shard.
+fn group(tensors: &[TensorInfo], split: Split) -> Result<Vec<std::ops::Range<usize>>> {
+    let total: u64 = tensors.iter().filter_map(TensorInfo::bytes).sum();
+    let mut groups = Vec::new();
+    let (mut start, mut bytes) = (0, 0u64);
+    for (i, tensor) in tensors.iter().enumerate() {
+        let len = tensor.bytes().unwrap_or(0).next_multiple_of(DEFAULT_ALIGNMENT);
+        let full = match split {
+            Split::Never => false,
+            Split::MaxBytes(max) => bytes + len > max,
+            Split::MaxTensors(max) => i - start >= max.max(1),
+            Split::Count(n) => groups.len() + 1 < n && bytes + len / 2 > total / n as u64,
+        };
+        if full && i > start {
+            groups.push(start..i);
+            (start, bytes) = (i, 0);
+        }
+        bytes += len;
+    }
+    groups.push(start..tensors.len());
+    if groups.len() > u16::MAX as usize {
+        return Err(Error::Usage(format!("{} shards are too many; raise --split-max-size", groups.len())));
+    }
+    Ok(groups)
+}
+
+/// Decimal units, as disks are sold and as llama.cpp's split sizes are given.
+pub fn human(bytes: u64) -> String {
+    let b = bytes as f64;
+    match bytes {
+        0..=999 => format!("{bytes} B"),
+        1_000..=999_999 => format!("{:.1} kB", b / 1e3),
+        1_000_000..=999_999_999 => format!("{:.1} MB", b / 1e6),
+        _ => format!("{:.2} GB", b / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(name: &str, cols: u64, rows: u64) -> TensorInfo {
+        TensorInfo { name: name.into(), dims: vec![cols, rows], ty: crate::quant::GgmlType::F32, offset: 0 }
+    }
+
+    #[test]
+    fn shards_hold_at_most_the_size_asked_unless_one_tensor_is_larger() {
+        let tensors = [spec("a", 8, 1), spec("b", 8, 1), spec("c", 80, 1), spec("d", 8, 1)];
+        assert_eq!(group(&tensors, Split::MaxBytes(64)).unwrap(), vec![0..2, 2..3, 3..4]);
+        assert_eq!(group(&tensors, Split::MaxTensors(3)).unwrap(), vec![0..3, 3..4]);
+        assert_eq!(group(&tensors, Split::Never).unwrap(), vec![0..4]);
+        assert_eq!(group(&tensors, Split::Count(2)).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn shards_are_named_as_llama_cpp_names_them() {
+        assert_eq!(shard_path(Path::new("x/m.gguf"), 1, 3), Path::new("x/m-00002-of-00003.gguf"));
+        assert_eq!(shard_path(Path::new("x/m.gguf"), 0, 1), Path::new("x/m.gguf"));
+    }
+}
