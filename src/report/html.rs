@@ -269,7 +269,8 @@ fn statistics(out: &mut String, all: &[(&Candidate, &Statistics)]) {
         format!("{} ± {}{unit}", fixed(e.value, decimals_for(e)), fixed(e.std_error, decimals_for(e)))
     };
     let points = "\u{a0}%";
-    let rows: [(&str, &dyn Fn(&Statistics) -> String); 12] = [
+    type Show<'a> = &'a dyn Fn(&Statistics) -> String;
+    let rows: [(&str, Show); 12] = [
         ("Perplexity", &|s| pm(s.ppl, 1.0, "")),
         ("Perplexity of the base", &|s| pm(s.ppl_base, 1.0, "")),
         ("Correlation of ln PPL", &|s| percent(s.correlation, 2)),
