@@ -244,7 +244,9 @@ fn partial_reports_render_too() {
         c.stats = Some(summarize(&[same], 4, Bootstrap::default()).0[0]);
         c.tensors.iter_mut().for_each(|t| (t.rel_error, t.rel_error_weighted) = (0.0, None));
     }
-    for report in [Report::new("quantize"), converted, perplexity, one, perfect] {
+    let mut sizeless = sample("");
+    sizeless.candidates.iter_mut().for_each(|c| c.artifact.bytes = 0);
+    for report in [Report::new("quantize"), converted, perplexity, one, perfect, sizeless] {
         let html = render_html(&report);
         check_well_formed(&html);
         assert_figures(&html);

@@ -49,6 +49,9 @@ fn round_bytes(n: f64) -> String {
 /// About `n` round numbers from `low` to `high`.
 fn linear_ticks(low: f64, high: f64, n: f64) -> Vec<f64> {
     let rough = (high - low) / n;
+    if !rough.is_normal() || rough < 0.0 {
+        return Vec::new();
+    }
     let power = 10f64.powf(rough.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|&s| s >= rough).unwrap_or(rough);
     let first = (low / step).ceil() as i64;
@@ -89,7 +92,7 @@ pub fn scatter(report: &Report) -> Option<String> {
     let (low, high) = ((low.log10() - 0.12), (high.log10() + 0.12));
     let sizes = || points.iter().map(|(c, _)| c.artifact.bytes as f64);
     let (smallest, largest) = (sizes().fold(f64::MAX, f64::min), sizes().fold(0.0, f64::max));
-    let pad = ((largest - smallest) * 0.08).max(largest * 0.03);
+    let pad = ((largest - smallest) * 0.08).max(largest * 0.03).max(1.0);
     let (left, right) = (smallest - pad, largest + pad * 1.6);
 
     let described: Vec<String> = points
@@ -388,6 +391,6 @@ mod tests {
         assert_eq!(log_ticks(0.009, 0.3), [0.01, 0.02, 0.05, 0.1, 0.2]);
         assert_eq!(log_ticks(1e-5, 1.0).len(), 6);
         assert_eq!(linear_ticks(80e6, 210e6, 6.0), [1.0e8, 1.5e8, 2.0e8]);
-        assert!(linear_ticks(5.0, 5.0, 4.0).len() <= 1);
+        assert!(linear_ticks(5.0, 5.0, 4.0).is_empty());
     }
 }
