@@ -6,14 +6,13 @@ use crate::{Error, Result};
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, ErrorKind, context};
 use regex::Regex;
-use serde::Serialize;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Steps a template may take; real ones need a few hundred per message.
 const FUEL: u64 = 5_000_000;
 
 /// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     pub role: String,
     pub content: String,
@@ -37,8 +36,8 @@ pub fn render_chat(
     add_generation_prompt: bool,
 ) -> Result<String> {
     let mut env = Environment::new();
-    env.set_trim_blocks(true);
-    env.set_lstrip_blocks(true);
+    let syntax = minijinja::syntax::SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    env.set_syntax(syntax.map_err(|e| Error::Internal(format!("template syntax: {e}")))?);
     env.set_fuel(Some(FUEL));
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
@@ -48,6 +47,8 @@ pub fn render_chat(
     env.add_function("strftime_now", |format: String| strftime(&format, now()));
     env.add_filter("tojson", tojson);
     let source = plain_generation_blocks(template);
+    let entry = |m: &Message| Value::from_iter([("role", m.role.as_str()), ("content", m.content.as_str())]);
+    let messages: Vec<Value> = messages.iter().map(entry).collect();
     let rendered = env.template_from_named_str("chat_template", &source).and_then(|t| {
         t.render(context! {
             messages, add_generation_prompt,
@@ -78,9 +79,6 @@ fn tojson(value: Value, kwargs: Kwargs) -> Result<String, minijinja::Error> {
 }
 
 fn dump(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) -> Result<(), minijinja::Error> {
-    let json = |v: &Value| {
-        serde_json::to_string(v).map_err(|e| minijinja::Error::new(ErrorKind::BadSerialization, e.to_string()))
-    };
     let newline = |depth: usize, out: &mut String| {
         if let Some(width) = indent {
             out.push('\n');
@@ -91,7 +89,7 @@ fn dump(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) ->
         ValueKind::Map => ('{', '}'),
         ValueKind::Seq | ValueKind::Iterable => ('[', ']'),
         _ => {
-            out.push_str(&json(value)?);
+            out.push_str(&scalar(value)?);
             return Ok(());
         }
     };
@@ -104,7 +102,7 @@ fn dump(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) ->
         empty = false;
         newline(depth + 1, out);
         if open == '{' {
-            out.push_str(&json(&entry)?);
+            out.push_str(&scalar(&entry)?);
             out.push_str(": ");
             dump(&value.get_item(&entry)?, indent, depth + 1, out)?;
         } else {
@@ -116,6 +114,15 @@ fn dump(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) ->
     }
     out.push(close);
     Ok(())
+}
+
+fn scalar(value: &Value) -> Result<String, minijinja::Error> {
+    match value.kind() {
+        ValueKind::None => Ok("null".into()),
+        ValueKind::Bool | ValueKind::Number => Ok(value.to_string()),
+        ValueKind::String => Ok(serde_json::Value::from(value.as_str().unwrap_or_default()).to_string()),
+        kind => Err(minijinja::Error::new(ErrorKind::BadSerialization, format!("{kind} cannot be written as JSON"))),
+    }
 }
 
 fn now() -> u64 {

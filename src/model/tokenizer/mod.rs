@@ -1,10 +1,3 @@
-<<<<<<< HEAD
-//! stub
-pub struct GgufVocab;
-impl GgufVocab {
-    pub fn from_hf_dir(_: &std::path::Path, _: usize, _: &str, _: Option<&str>) -> crate::Result<Self> { Ok(Self) }
-    pub fn write(&self, _: &mut crate::gguf::Metadata) {}
-=======
 //! Tokenizers: the vocabulary as GGUF metadata holds it ([`GgufVocab`]), the same vocabulary at work ([`Tokenizer`]), and
 //! chat templates ([`render_chat`]). Training of tokenizers is not here, nor are WordPiece and unigram models.
 
@@ -150,5 +143,4 @@ fn byte_of(token: &str) -> Option<u8> {
         return None;
     }
     u8::from_str_radix(hex, 16).ok()
->>>>>>> 5a16eca (Tokenizers: vocabulary for GGUF, runtime, chat templates (first draft))
 }
