@@ -11,7 +11,9 @@ const UNSUPPORTED: [&str; 2] = ["bert-bge", "gemma-4"];
 
 fn vocabularies(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
-    let mut paths: Vec<_> = entries.filter(|p| p.with_extension("gguf.inp").exists() && p.extension().is_some_and(|e| e == "gguf")).collect();
+    let mut paths: Vec<_> = entries
+        .filter(|p| p.with_extension("gguf.inp").exists() && p.extension().is_some_and(|e| e == "gguf"))
+        .collect();
     paths.sort();
     paths
 }
