@@ -1,11 +1,11 @@
 //! The forward pass against logits that transformers computed in float32, for every family of the conformance data.
 
-use quantize::infer::{Cache, Engine, Sampling, generate};
 use quantize::gguf::{DEFAULT_ALIGNMENT, TensorInfo, encode_header, layout};
-use quantize::model::{MappedTensor, Model};
-use quantize::model::metadata::{gguf_metadata, keeps_f32};
+use quantize::infer::{Cache, Engine, Sampling, generate};
 use quantize::model::config::Attention;
 use quantize::model::mapping::Generated;
+use quantize::model::metadata::{gguf_metadata, keeps_f32};
+use quantize::model::{MappedTensor, Model};
 use quantize::quant::GgmlType;
 use quantize::source::Checkpoint;
 use std::path::{Path, PathBuf};
@@ -102,7 +102,8 @@ struct Expected {
 }
 
 fn expected(folder: &Path) -> Expected {
-    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
     let sequences: Vec<Vec<u32>> = serde_json::from_value(json["input_ids"].clone()).unwrap();
     let shape: Vec<usize> = serde_json::from_value(json["logits_shape"].clone()).unwrap();
     let bytes = std::fs::read(folder.join("expected_logits.f32")).unwrap();
