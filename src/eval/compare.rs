@@ -39,13 +39,16 @@ pub struct Progress<'a> {
     pub base: &'a [f64],
 }
 
+/// Hears of every model's share of a chunk; an error stops the comparison.
+pub type OnProgress<'a> = dyn FnMut(&Progress) -> Result<()> + 'a;
+
 /// What else the driver does on the way.
 #[derive(Default)]
 pub struct Options<'a> {
     /// Stores the base's logits as they come.
     pub save_base: Option<KlBaseWriter>,
     /// Called after each model's share of a chunk; an error stops the comparison.
-    pub progress: Option<&'a mut dyn FnMut(&Progress) -> Result<()>>,
+    pub progress: Option<&'a mut OnProgress<'a>>,
 }
 
 /// The records of a comparison: per candidate, all scored positions, chunk by chunk.
@@ -189,7 +192,7 @@ fn report(
 
 /// What can be known to be wrong before anything is run.
 fn check(base: &Base, vocab: usize, candidates: &[Candidate], stream: &[u32], windows: &Windows) -> Result<()> {
-    for c in candidates.iter().filter(|c| c.model.vocab() != vocab) {
+    if let Some(c) = candidates.iter().find(|c| c.model.vocab() != vocab) {
         return Err(Error::bad_input(format!(
             "'{}' has a vocabulary of {} tokens, the base has {vocab}: they cannot be compared token by token",
             c.name,

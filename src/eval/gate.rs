@@ -49,16 +49,20 @@ impl GateOutcome {
             (_, true) => ("same top choice", "at or above"),
             (_, false) => ("same top choice", "below"),
         };
+        // The limit as it was asked for; what was measured with the digits it deserves.
+        let limit = match self.gate.as_str() {
+            "max_kld" => format!("{}", self.limit),
+            _ => format!("{} %", (self.limit * 1e8).round() / 1e6),
+        };
         let show = |v: f64| if self.gate == "max_kld" { significant(v) } else { format!("{:.2} %", 100.0 * v) };
         let unsure =
             if self.certain { "" } else { "; the interval includes the limit, so more text could change this" };
         format!(
-            "{}: {what} {} (95 % interval {} to {}) is {sign} the limit of {}{unsure}",
+            "{}: {what} {} (95 % interval {} to {}) is {sign} the limit of {limit}{unsure}",
             self.candidate,
             show(self.value),
             show(self.ci95[0]),
             show(self.ci95[1]),
-            show(self.limit),
         )
     }
 }
@@ -185,7 +189,7 @@ mod tests {
         assert_eq!(outcomes.iter().map(|o| o.pass).collect::<Vec<_>>(), [true, true, false]);
         assert_eq!(outcomes.iter().map(|o| o.certain).collect::<Vec<_>>(), [false, true, true]);
         assert!(
-            outcomes[0].sentence().contains("0.0480 (95 % interval 0.0440 to 0.0520) is within the limit of 0.0500;")
+            outcomes[0].sentence().contains("0.0480 (95 % interval 0.0440 to 0.0520) is within the limit of 0.05;")
         );
         assert!((outcomes[1].value - 0.02).abs() < 1e-12);
         let error = verdict(&outcomes).unwrap_err();

@@ -42,23 +42,36 @@ fn exp(x: f32) -> f32 {
     if x > -87.0 { y * scale } else { 0.0 }
 }
 
-/// Largest value and a flag that is NaN if any value is NaN or infinite.
+/// Largest value, and whether all values are finite.
 #[inline(always)]
-fn max_and_flag(x: &[f32]) -> (f32, f32) {
+fn max_and_finite(x: &[f32]) -> (f32, bool) {
     let mut max = [f32::NEG_INFINITY; LANES];
-    let mut flag = [0f32; LANES];
+    // Magnitudes compare as integers; infinity is the first that is not finite, NaN lies above.
+    let mut magnitude = [0u32; LANES];
     let (chunks, rest) = x.as_chunks::<LANES>();
     for c in chunks {
         for l in 0..LANES {
             max[l] = if c[l] > max[l] { c[l] } else { max[l] };
-            flag[l] += c[l] * 0.0;
+        }
+        for l in 0..LANES {
+            magnitude[l] = magnitude[l].max(c[l].to_bits() & 0x7fff_ffff);
         }
     }
     for (l, &v) in rest.iter().enumerate() {
         max[l] = if v > max[l] { v } else { max[l] };
-        flag[l] += v * 0.0;
+        magnitude[l] = magnitude[l].max(v.to_bits() & 0x7fff_ffff);
     }
-    (max.into_iter().fold(f32::NEG_INFINITY, f32::max), flag.iter().sum())
+    let finite = magnitude.iter().all(|&m| m < f32::INFINITY.to_bits());
+    (max.into_iter().fold(f32::NEG_INFINITY, f32::max), finite)
+}
+
+/// First index of `max`, by whole blocks, so that the search runs in vectors.
+#[inline(always)]
+fn first_equal(x: &[f32], max: f32) -> usize {
+    let hit = |block: &[f32]| block.iter().fold(false, |hit, &v| hit | (v == max));
+    let block = x.chunks(BLOCK).position(hit).unwrap_or(0);
+    let start = block * BLOCK;
+    start + x[start..].iter().position(|&v| v == max).unwrap_or(0)
 }
 
 /// Σ f(a_i, b_i) with f32 lanes inside blocks and f64 across them.
@@ -83,9 +96,9 @@ fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f64 {
 }
 
 #[inline(always)]
-fn row_body(x: &[f32]) -> (f32, f32, f64) {
-    let (max, flag) = max_and_flag(x);
-    (max, flag, sum2(x, x, |v, _| exp(v - max)))
+fn row_body(x: &[f32]) -> (f32, bool, f64) {
+    let (max, finite) = max_and_finite(x);
+    (max, finite, sum2(x, x, |v, _| exp(v - max)))
 }
 
 #[inline(always)]
@@ -122,17 +135,17 @@ macro_rules! dispatch {
     };
 }
 
-dispatch!(row_kernel, row_body, (x: &[f32]) -> (f32, f32, f64));
+dispatch!(row_kernel, row_body, (x: &[f32]) -> (f32, bool, f64));
 dispatch!(kl_kernel, kl_body, (base: &[f32], q: &[f32], lse_base: f32, offset: f32, floor: f32) -> f64);
 
 /// Log-sum-exp and argmax of `logits` `[vocab]`. A NaN or an infinity anywhere is an error, for it would spoil every mean.
 pub fn row(logits: &[f32]) -> Result<Row, NotFinite> {
-    let (max, flag, sum) = row_kernel(logits);
-    if flag.is_nan() || logits.is_empty() {
+    let (max, finite, sum) = row_kernel(logits);
+    if !finite || logits.is_empty() {
         let index = logits.iter().position(|v| !v.is_finite()).unwrap_or(0);
         return Err(NotFinite { index, value: logits.get(index).copied().unwrap_or(f32::NAN) });
     }
-    let top = logits.iter().position(|&v| v == max).unwrap_or(0);
+    let top = first_equal(logits, max);
     Ok(Row { lse: max as f64 + sum.ln(), top })
 }
 

@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use super::format::{bytes, escape, percent, significant};
+use super::format::{bytes, escape, fixed, percent, significant};
 use super::schema::{Ablation, Candidate, Report, TensorDamage};
 use super::summary;
 use crate::eval::Statistics;
@@ -23,7 +23,7 @@ fn overlap(a: &Rect, b: &Rect) -> bool {
 
 /// Rough width of a text in pixels at the charts' font size.
 fn text_width(text: &str) -> f64 {
-    text.chars().count() as f64 * 7.8
+    text.chars().count() as f64 * 8.8
 }
 
 /// Round numbers 1, 2, 5 · 10ⁿ from `low` to `high`, and the powers of ten alone if those are many.
@@ -35,9 +35,23 @@ fn log_ticks(low: f64, high: f64) -> Vec<f64> {
     if fine.len() <= 9 { fine } else { decades.map(|d| 10f64.powi(d)).filter(inside).collect() }
 }
 
+/// A size that is a round number: `80 MB`, not `80.0 MB`.
+fn round_bytes(n: f64) -> String {
+    let text = bytes(n as u64);
+    match text.split_once('\u{a0}') {
+        Some((number, unit)) if number.contains('.') => {
+            format!("{}\u{a0}{unit}", number.trim_end_matches('0').trim_end_matches('.'))
+        }
+        _ => text,
+    }
+}
+
 /// About `n` round numbers from `low` to `high`.
 fn linear_ticks(low: f64, high: f64, n: f64) -> Vec<f64> {
     let rough = (high - low) / n;
+    if !rough.is_normal() || rough < 0.0 {
+        return Vec::new();
+    }
     let power = 10f64.powf(rough.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|&s| s >= rough).unwrap_or(rough);
     let first = (low / step).ceil() as i64;
@@ -78,7 +92,7 @@ pub fn scatter(report: &Report) -> Option<String> {
     let (low, high) = ((low.log10() - 0.12), (high.log10() + 0.12));
     let sizes = || points.iter().map(|(c, _)| c.artifact.bytes as f64);
     let (smallest, largest) = (sizes().fold(f64::MAX, f64::min), sizes().fold(0.0, f64::max));
-    let pad = ((largest - smallest) * 0.08).max(largest * 0.03);
+    let pad = ((largest - smallest) * 0.08).max(largest * 0.03).max(1.0);
     let (left, right) = (smallest - pad, largest + pad * 1.6);
 
     let described: Vec<String> = points
@@ -103,7 +117,7 @@ pub fn scatter(report: &Report) -> Option<String> {
         }
         add!(out, "<line x1=\"{x0}\" x2=\"{x1}\" y1=\"{y1}\" y2=\"{y1}\" class=\"base\"/>");
         for t in linear_ticks(left.max(0.0), right, if narrow { 3.0 } else { 7.0 }) {
-            add!(out, "<text x=\"{:.1}\" y=\"{:.1}\" class=\"soft mid\">{}</text>", x(t), y1 + 19.0, bytes(t as u64));
+            add!(out, "<text x=\"{:.1}\" y=\"{:.1}\" class=\"soft mid\">{}</text>", x(t), y1 + 19.0, round_bytes(t));
         }
         let title = match summary::base_bytes(report) {
             Some(base) => format!("size (original: {})", bytes(base)),
@@ -113,7 +127,7 @@ pub fn scatter(report: &Report) -> Option<String> {
 
         if let Some(limit) = limit {
             add!(out, "<line x1=\"{x0}\" x2=\"{x1}\" y1=\"{0:.1}\" y2=\"{0:.1}\" class=\"limit\"/>", y(limit));
-            let text = format!("limit {}", significant(limit, 2));
+            let text = format!("limit {limit}");
             add!(out, "<text x=\"{x1}\" y=\"{:.1}\" class=\"limit-label end\">{text}</text>", y(limit) - 6.0);
         }
         let mut best = f64::MAX;
@@ -168,17 +182,18 @@ pub fn scatter(report: &Report) -> Option<String> {
                     add!(out, "<path d=\"M{cx:.1} {:.1}l6.5 6.5l-6.5 6.5l-6.5 -6.5z\" class=\"dot bad\"/>", cy - 6.5);
                 }
             }
-            // Right, left, above, below: the first place that is free, or right.
+            // Around the point, right first: the first place that is free, or the left, where the plot has room.
             let width = text_width(&a.name);
-            let places: [(f64, f64, &str, Rect); 4] = [
+            let places: [(f64, f64, &str, Rect); 5] = [
                 (cx + 11.0, cy - 4.0, "", [cx + 10.0, cy - 15.0, cx + 11.0 + width, cy]),
                 (cx - 11.0, cy + 13.0, " end", [cx - 11.0 - width, cy + 1.0, cx - 10.0, cy + 16.0]),
                 (cx + 11.0, top - 8.0, "", [cx + 11.0, top - 20.0, cx + 11.0 + width, top - 4.0]),
                 (cx - 11.0, bottom + 16.0, " end", [cx - 11.0 - width, bottom + 4.0, cx - 11.0, bottom + 20.0]),
+                (cx - 11.0, cy - 4.0, " end", [cx - 11.0 - width, cy - 15.0, cx - 10.0, cy]),
             ];
-            let inside = |r: &Rect| r[0] >= x0 && r[2] <= x1 + 4.0 && r[1] >= y0 - 10.0 && r[3] <= y1;
+            let inside = |r: &Rect| r[0] >= x0 && r[2] <= x1 && r[1] >= y0 - 10.0 && r[3] <= y1;
             let free = places.iter().find(|p| inside(&p.3) && !taken.iter().any(|t| overlap(t, &p.3)));
-            let (tx, ty, anchor, rect) = free.unwrap_or(&places[0]);
+            let (tx, ty, anchor, rect) = free.unwrap_or(&places[4]);
             taken.push(*rect);
             add!(out, "<text x=\"{tx:.1}\" y=\"{ty:.1}\" class=\"name{anchor}\">{}</text></g>", escape(&a.name));
         }
@@ -281,33 +296,33 @@ pub fn shown_error(t: &TensorDamage) -> f64 {
     t.rel_error_weighted.unwrap_or(t.rel_error)
 }
 
-/// Error per layer and kind of tensor, a strip for every kind and a block of strips for every candidate, on one scale.
+/// Error per layer and kind of tensor: a strip for every kind, a block of strips for every candidate. Each candidate has
+/// its own scale, for the question is where its error sits; how large it is stands beside its name.
 pub fn strips(report: &Report) -> Option<String> {
-    let shown = |t: &&TensorDamage| t.layer.is_some() && shown_error(t) > 0.0;
-    let errors: Vec<f64> =
-        report.candidates.iter().flat_map(|c| c.tensors.iter().filter(shown).map(shown_error)).collect();
-    let (low, high) = (errors.iter().copied().fold(f64::MAX, f64::min), errors.iter().copied().fold(0.0, f64::max));
-    if errors.is_empty() || !high.is_finite() {
-        return None;
-    }
-    // Nine steps, even on a log scale.
-    let (low, span) = (low.ln(), (high.ln() - low.ln()).max(1e-9));
-    let step = |e: f64| if e > 0.0 { (((e.ln() - low) / span * 8.0).floor() as usize).min(7) + 1 } else { 0 };
-    let mut out = String::from("<p class=\"ramp\"><span>");
-    add!(
-        out,
-        "{}</span><svg viewBox=\"0 0 8 1\" preserveAspectRatio=\"none\" aria-hidden=\"true\">",
-        percent(low.exp(), 2)
-    );
-    for i in 0..8 {
-        add!(out, "<rect x=\"{i}\" width=\"1.02\" height=\"1\" class=\"h{}\"/>", i + 1);
-    }
-    add!(out, "</svg><span>{} relative error (log scale)</span></p>", percent(high, 1));
+    let shown = |t: &&TensorDamage| t.layer.is_some() && shown_error(t) > 0.0 && shown_error(t).is_finite();
     let mut candidates: Vec<&Candidate> =
         report.candidates.iter().filter(|c| c.tensors.iter().any(|t| shown(&t))).collect();
     candidates.sort_by_key(|c| std::cmp::Reverse(c.artifact.bytes));
-    for c in candidates {
+    let mut out = String::new();
+    for c in &candidates {
         let tensors: Vec<&TensorDamage> = c.tensors.iter().filter(shown).collect();
+        let low = tensors.iter().map(|t| shown_error(t)).fold(f64::MAX, f64::min);
+        let high = tensors.iter().map(|t| shown_error(t)).fold(0.0, f64::max);
+        // Eight steps, even on a log scale; at least a factor of two from end to end, lest rounding look like structure.
+        let (mid, span) = ((low * high).sqrt().ln(), (high / low).max(2.0).ln());
+        let step = |e: f64| (((e.ln() - mid) / span + 0.5) * 8.0).floor().clamp(0.0, 7.0) as usize + 1;
+        let end = |side: f64| percent((mid + side * span / 2.0).exp(), 2);
+        add!(
+            out,
+            "<h3 class=\"ramp\">{}<span>{}</span><svg viewBox=\"0 0 8 1\" preserveAspectRatio=\"none\" role=\"img\" \
+             aria-label=\"colour scale\">",
+            escape(&c.artifact.name),
+            end(-1.0)
+        );
+        for i in 0..8 {
+            add!(out, "<rect x=\"{i}\" width=\"1.02\" height=\"1\" class=\"h{}\"/>", i + 1);
+        }
+        add!(out, "</svg><span>{}</span></h3><div class=\"strips\">", end(1.0));
         let layers = tensors.iter().filter_map(|t| t.layer).max().unwrap_or(0) + 1;
         let mut roles: Vec<&str> = Vec::new();
         for t in &tensors {
@@ -315,7 +330,6 @@ pub fn strips(report: &Report) -> Option<String> {
                 roles.push(&t.role);
             }
         }
-        add!(out, "<h3>{}</h3><div class=\"strips\">", escape(&c.artifact.name));
         for role in roles {
             let of_role: Vec<_> = tensors.iter().filter(|t| t.role == role).collect();
             let mean = of_role.iter().map(|t| shown_error(t)).sum::<f64>() / of_role.len().max(1) as f64;
@@ -342,7 +356,7 @@ pub fn strips(report: &Report) -> Option<String> {
         }
         add!(out, "<span></span><span class=\"layers\"><span>layer 0</span><span>{}</span></span></div>", layers - 1);
     }
-    Some(out)
+    (!candidates.is_empty()).then_some(out)
 }
 
 /// KL divergence with one group quantized at a time, longest bar first.
@@ -350,16 +364,18 @@ pub fn ablation(groups: &[Ablation]) -> String {
     let mut sorted: Vec<&Ablation> = groups.iter().collect();
     sorted.sort_by(|a, b| b.kld.value.total_cmp(&a.kld.value));
     let longest = sorted.first().map_or(1.0, |a| a.kld.value).max(1e-12);
+    // One number of decimals for all, set by the longest bar.
+    let digits = (2.0 - longest.log10().floor()).clamp(0.0, 9.0) as usize;
     let mut out = String::from("<div class=\"bars\">");
     for a in sorted {
         let width = (a.kld.value / longest).clamp(0.0, 1.0) * 100.0;
         add!(
             out,
-            "<span>{}</span><svg viewBox=\"0 0 100 1\" preserveAspectRatio=\"none\" aria-hidden=\"true\"><rect width=\"{width:.2}\" \
-             height=\"1\"/></svg><span>{} <span class=\"ci\">± {}, {}</span></span>",
+            "<div><span>{}</span><svg viewBox=\"0 0 100 1\" preserveAspectRatio=\"none\" aria-hidden=\"true\"><rect width=\"{width:.2}\" \
+             height=\"1\"/></svg><span>{} <span class=\"ci\">± {}</span></span><span class=\"ci\">{}</span></div>",
             escape(&a.group),
-            significant(a.kld.value, 3),
-            significant(a.kld.std_error, 2),
+            fixed(a.kld.value, digits),
+            fixed(a.kld.std_error, digits),
             bytes(a.bytes)
         );
     }
@@ -375,6 +391,6 @@ mod tests {
         assert_eq!(log_ticks(0.009, 0.3), [0.01, 0.02, 0.05, 0.1, 0.2]);
         assert_eq!(log_ticks(1e-5, 1.0).len(), 6);
         assert_eq!(linear_ticks(80e6, 210e6, 6.0), [1.0e8, 1.5e8, 2.0e8]);
-        assert!(linear_ticks(5.0, 5.0, 4.0).len() <= 1);
+        assert!(linear_ticks(5.0, 5.0, 4.0).is_empty());
     }
 }

@@ -58,7 +58,9 @@ pub fn render_html(report: &Report) -> String {
     } else {
         "The error of every tensor"
     };
-    let error = format!("{error}, layer by layer from the input (left) to the output (right).");
+    let error = format!(
+        "{error}, layer by layer from the input (left) to the output (right). Each artifact has its own colour scale."
+    );
     section(&mut out, "Where the error sits", &[error.as_str()], damage(report));
     section(
         &mut out,
@@ -82,11 +84,16 @@ pub fn render_html(report: &Report) -> String {
 const DP_KEY: &str = "<ul class=\"key\"><li><i class=\"b3\"></i>middle 50 %</li><li><i class=\"b2\"></i>90 %</li>\
     <li><i class=\"b1\"></i>98 %</li><li><i class=\"line\"></i>99.8 %</li><li><i class=\"tick\"></i>median</li></ul>";
 
+/// Escapes running text and keeps percent signs with their figures.
+fn prose(text: &str) -> String {
+    escape(text).replace(" %", "\u{a0}%")
+}
+
 fn section(out: &mut String, title: &str, notes: &[&str], body: Option<String>) {
     let Some(body) = body else { return };
     add!(out, "<section>\n<h2>{title}</h2>\n");
     for note in notes {
-        add!(out, "<p class=\"note\">{}</p>\n", escape(note));
+        add!(out, "<p class=\"note\">{}</p>\n", prose(note));
     }
     *out += &body;
     *out += "\n</section>\n";
@@ -99,27 +106,48 @@ fn header(out: &mut String, report: &Report, title: &str) {
         _ => String::new(),
     };
     add!(out, "<header>\n<p class=\"eyebrow\">Quantization report{about}</p>\n<h1>{title}</h1>\n");
-    add!(out, "<p class=\"lead\">{}</p>\n", escape(&summary::headline(report)));
+    add!(out, "<p class=\"lead\">{}</p>\n", prose(&summary::headline(report)));
     for line in summary::details(report) {
-        add!(out, "<p>{}</p>\n", escape(&line));
+        add!(out, "<p>{}</p>\n", prose(&line));
     }
     if let Some((c, s)) = summary::headline_candidate(report) {
         figures(out, report, c, s);
     }
-    if let Some((pass, verdict)) = summary::gates(report) {
-        add!(out, "<div class=\"verdict{}\"><p>{verdict}</p><ul>", if pass { "" } else { " bad" });
-        for gate in &report.gates {
-            let (class, word) = if gate.pass { ("", "Passed") } else { (" class=\"bad\"", "Failed") };
-            add!(out, "<li{class}><span hidden>{word}: </span>{}</li>", escape(&gate.sentence()));
-        }
-        *out += "</ul></div>\n";
-    }
+    verdict(out, report);
     *out += "</header>\n";
+}
+
+/// Gates folded away as soon as their list is longer than this; failed ones never are.
+const SHOWN_GATES: usize = 6;
+
+fn verdict(out: &mut String, report: &Report) {
+    let Some((pass, verdict)) = summary::gates(report) else { return };
+    add!(out, "<div class=\"verdict{}\"><p>{verdict}</p>", if pass { "" } else { " bad" });
+    let list = |out: &mut String, pass: bool| {
+        let (class, word) = if pass { ("", "Passed") } else { (" class=\"bad\"", "Failed") };
+        *out += "<ul>";
+        for gate in report.gates.iter().filter(|g| g.pass == pass) {
+            add!(out, "<li{class}><span hidden>{word}: </span>{}</li>", prose(&gate.sentence()));
+        }
+        *out += "</ul>";
+    };
+    if !pass {
+        list(out, false);
+    }
+    let passed = report.gates.iter().filter(|g| g.pass).count();
+    if report.gates.len() > SHOWN_GATES && passed > 0 {
+        add!(out, "<details><summary>{passed} passed</summary>");
+        list(out, true);
+        *out += "</details>";
+    } else if passed > 0 {
+        list(out, true);
+    }
+    *out += "</div>\n";
 }
 
 /// The four figures of the headline's candidate.
 fn figures(out: &mut String, report: &Report, c: &Candidate, s: &Statistics) {
-    let range = |e: Estimate, show: &dyn Fn(f64) -> String| match e.ci95 {
+    let interval = |e: Estimate, show: &dyn Fn(f64) -> String| match e.ci95 {
         Some([low, high]) => format!("{} to {}", show(low), show(high)),
         None => format!("± {}", show(e.std_error)),
     };
@@ -130,7 +158,7 @@ fn figures(out: &mut String, report: &Report, c: &Candidate, s: &Statistics) {
     add!(out, "<dl class=\"figures\" aria-label=\"{}\">", escape(&c.artifact.name));
     for (name, value, below) in [
         (format!("{} size", c.artifact.name), bytes(c.artifact.bytes), size),
-        ("Same top choice".into(), top(s.same_top.value), range(s.same_top, &top)),
+        ("Same top choice".into(), top(s.same_top.value), interval(s.same_top, &top)),
         (
             "Perplexity".into(),
             ppl(s.ppl_ratio.value),
@@ -139,7 +167,7 @@ fn figures(out: &mut String, report: &Report, c: &Candidate, s: &Statistics) {
                 None => format!("± {}", percent(s.ppl_ratio.std_error, 1)),
             },
         ),
-        ("KL divergence, nats".into(), kld(s.kld.value), range(s.kld, &kld)),
+        ("KL divergence, nats".into(), kld(s.kld.value), interval(s.kld, &kld)),
     ] {
         add!(out, "<div><dt>{}</dt><dd class=\"big\">{value}</dd><dd class=\"ci\">{below}</dd></div>", escape(&name));
     }
@@ -152,8 +180,9 @@ fn cell(out: &mut String, key: f64, text: &str, small: &str) {
     add!(out, "<td data-v=\"{key}\">{text}{small}</td>");
 }
 
-fn interval(e: Estimate, show: impl Fn(f64) -> String) -> String {
-    e.ci95.map_or(String::new(), |[low, high]| format!("{} to {}", show(low), show(high)))
+/// `low–high`, for figures that are never negative.
+fn range(e: Estimate, show: impl Fn(f64) -> String) -> String {
+    e.ci95.map_or(String::new(), |[low, high]| format!("{}–{}", show(low), show(high)))
 }
 
 fn results(report: &Report) -> Option<String> {
@@ -161,23 +190,23 @@ fn results(report: &Report) -> Option<String> {
         return None;
     }
     let mut out = String::from(
-        "<div class=\"scroll\"><table class=\"sort\"><thead><tr><th>Model</th><th>Size</th><th>Bits/weight</th>\
-         <th>Perplexity</th><th>Change</th><th>KL mean</th><th>KL 99 %</th><th>RMS Δp</th><th>Same top</th></tr></thead><tbody>",
+        "<div class=\"scroll\"><table class=\"sort\"><thead><tr><th>Model</th><th>Size</th><th>KL mean</th><th>KL 99 %</th>\
+         <th>Same top</th><th>Perplexity</th><th>Change</th><th>RMS Δp</th></tr></thead><tbody>",
     );
     let all = summary::measured(report);
     if let Some(base) = &report.base {
         let a = &base.artifact;
         add!(out, "<tr class=\"base\"><td>{} (base)</td>", escape(&a.name));
-        cell(&mut out, a.bytes as f64, &bytes(a.bytes), "");
-        cell(&mut out, a.bpw, &fixed(a.bpw, 2), "");
+        cell(&mut out, a.bytes as f64, &bytes(a.bytes), &format!("{} bpw", fixed(a.bpw, 2)));
+        out += &"<td>–</td>".repeat(3);
         match base.ppl.or(all.first().map(|(_, s)| s.ppl_base)) {
             Some(p) => {
                 let d = decimals_for(p).min(3);
-                cell(&mut out, p.value, &fixed(p.value, d), &interval(p, |v| fixed(v, d)));
+                cell(&mut out, p.value, &fixed(p.value, d), &range(p, |v| fixed(v, d)));
             }
             None => out += "<td>–</td>",
         }
-        out += &"<td>–</td>".repeat(5);
+        out += &"<td>–</td>".repeat(2);
         out += "</tr>";
     }
     let mut candidates: Vec<&Candidate> = report.candidates.iter().collect();
@@ -187,22 +216,22 @@ fn results(report: &Report) -> Option<String> {
         let failed = report.gates.iter().any(|g| g.candidate == a.name && !g.pass);
         let tag = if failed { " <span class=\"tag bad\">failed</span>" } else { "" };
         add!(out, "<tr><td class=\"name\" title=\"{}\">{}{tag}</td>", escape(&a.path), escape(&a.name));
-        let share = summary::size_share(report, c).map_or(String::new(), |s| format!("{} of base", percent(s, 0)));
-        cell(&mut out, a.bytes as f64, &bytes(a.bytes), &share);
-        cell(&mut out, a.bpw, &fixed(a.bpw, 2), "");
+        let share = summary::size_share(report, c).map_or(String::new(), |s| format!("{} · ", percent(s, 0)));
+        cell(&mut out, a.bytes as f64, &bytes(a.bytes), &format!("{share}{} bpw", fixed(a.bpw, 2)));
         match &c.stats {
             Some(s) => {
-                let d = decimals_for(s.ppl).min(3);
-                cell(&mut out, s.ppl.value, &fixed(s.ppl.value, d), &interval(s.ppl, |v| fixed(v, d)));
-                let change = |v: f64| signed_percent(v - 1.0, 2);
-                let bare = |v: f64| signed(100.0 * (v - 1.0), 2);
-                cell(&mut out, s.ppl_ratio.value, &change(s.ppl_ratio.value), &interval(s.ppl_ratio, bare));
+                let bare = |v: f64| fixed(100.0 * v, 1);
                 let d = decimals_for(s.kld).min(5);
-                cell(&mut out, s.kld.value, &fixed(s.kld.value, d), &interval(s.kld, |v| fixed(v, d)));
+                cell(&mut out, s.kld.value, &fixed(s.kld.value, d), &range(s.kld, |v| fixed(v, d)));
                 cell(&mut out, s.kld_percentiles.p99, &significant(s.kld_percentiles.p99, 3), "");
-                let bare = |v: f64| fixed(100.0 * v, 2);
-                cell(&mut out, s.dp_rms.value, &percent(s.dp_rms.value, 2), &interval(s.dp_rms, bare));
-                cell(&mut out, s.same_top.value, &percent(s.same_top.value, 2), &interval(s.same_top, bare));
+                cell(&mut out, s.same_top.value, &percent(s.same_top.value, 1), &range(s.same_top, bare));
+                let d = decimals_for(s.ppl).min(3);
+                cell(&mut out, s.ppl.value, &fixed(s.ppl.value, d), &range(s.ppl, |v| fixed(v, d)));
+                let d = decimals_for(Estimate::new(0.0, 100.0 * s.ppl_ratio.std_error)).min(2);
+                let change = |v: f64| signed(100.0 * (v - 1.0), d);
+                let ci = s.ppl_ratio.ci95.map_or(String::new(), |[l, h]| format!("{} to {}", change(l), change(h)));
+                cell(&mut out, s.ppl_ratio.value, &signed_percent(s.ppl_ratio.value - 1.0, d), &ci);
+                cell(&mut out, s.dp_rms.value, &percent(s.dp_rms.value, 1), &range(s.dp_rms, bare));
             }
             None => out += &"<td>–</td>".repeat(6),
         }
@@ -224,6 +253,7 @@ const GLOSSARY: &str = "<details><summary>What the columns mean</summary><dl cla
     “99 %” is the value that one token in a hundred exceeds.</dd>\
     <dt>Δp</dt><dd>Change in the probability of the token that really came next; RMS is its root mean square.</dd>\
     <dt>Same top</dt><dd>Share of positions where both put the same token first.</dd>\
+    <dt>bpw</dt><dd>Bits per weight: 8 times the bytes of tensor data over the number of parameters.</dd>\
     <dt>Intervals</dt><dd>95 % confidence intervals by bootstrap over whole chunks, because neighbouring tokens are not \
     independent.</dd></dl></details>";
 
@@ -239,7 +269,8 @@ fn statistics(out: &mut String, all: &[(&Candidate, &Statistics)]) {
         format!("{} ± {}{unit}", fixed(e.value, decimals_for(e)), fixed(e.std_error, decimals_for(e)))
     };
     let points = "\u{a0}%";
-    let rows: [(&str, &dyn Fn(&Statistics) -> String); 12] = [
+    type Show<'a> = &'a dyn Fn(&Statistics) -> String;
+    let rows: [(&str, Show); 12] = [
         ("Perplexity", &|s| pm(s.ppl, 1.0, "")),
         ("Perplexity of the base", &|s| pm(s.ppl_base, 1.0, "")),
         ("Correlation of ln PPL", &|s| percent(s.correlation, 2)),
@@ -293,6 +324,9 @@ fn statistics(out: &mut String, all: &[(&Candidate, &Statistics)]) {
     *out += "</tbody></table></div>";
 }
 
+/// More pairs than this are folded away behind their summary.
+const SHOWN_PAIRS: usize = 6;
+
 fn pairs(report: &Report) -> Option<String> {
     if report.pairs.is_empty() {
         return None;
@@ -307,7 +341,8 @@ fn pairs(report: &Report) -> Option<String> {
         let d = decimals_for(Estimate::new(0.0, (p.kld.ci95[1] - p.kld.ci95[0]) / 4.0));
         let show = |v: f64| signed(v, d);
         cell(&mut out, p.kld.value, &show(p.kld.value), &format!("{} to {}", show(p.kld.ci95[0]), show(p.kld.ci95[1])));
-        cell(&mut out, p.kld.p_value, &significant(p.kld.p_value, 2), "");
+        let p_value = if p.kld.p_value < 0.001 { "&lt; 0.001".to_string() } else { significant(p.kld.p_value, 2) };
+        cell(&mut out, p.kld.p_value, &p_value, "");
         let ratio = |v: f64| fixed(v.exp(), 4);
         let ci = p.ln_ppl.ci95;
         cell(&mut out, p.ln_ppl.value, &ratio(p.ln_ppl.value), &format!("{} to {}", ratio(ci[0]), ratio(ci[1])));
@@ -321,10 +356,25 @@ fn pairs(report: &Report) -> Option<String> {
         };
     }
     out += "</tbody></table></div>";
-    if report.pairs.len() > 10 {
-        out = format!("<details><summary>{} pairs</summary>{out}</details>", report.pairs.len());
+    let unclear: Vec<String> = report
+        .pairs
+        .iter()
+        .filter(|p| p.better().is_none())
+        .map(|p| format!("{} and {}", name(p.first), name(p.second)))
+        .collect();
+    let verdict = match (report.pairs.len(), unclear.as_slice()) {
+        (1, []) => "The difference is significant at the 95 % level.".to_string(),
+        (n, []) => format!("All {n} differences are significant at the 95 % level."),
+        (1, _) => "The difference is not significant: the text cannot tell them apart.".to_string(),
+        (_, pairs) => format!(
+            "The text cannot tell apart {}; all other differences are significant at the 95 % level.",
+            pairs.join(", ")
+        ),
+    };
+    if report.pairs.len() > SHOWN_PAIRS {
+        out = format!("<details><summary>All {} pairs</summary>{out}</details>", report.pairs.len());
     }
-    Some(out)
+    Some(format!("<p>{verdict}</p>{out}"))
 }
 
 fn damage(report: &Report) -> Option<String> {
