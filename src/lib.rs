@@ -16,6 +16,7 @@ pub mod model;
 pub mod plan;
 pub mod quant;
 pub mod report;
+pub mod runnable;
 pub mod source;
 pub mod writer;
 

@@ -103,7 +103,9 @@ fn source<'a>(files: &'a HfFiles, arch: &str) -> Result<Source<'a>> {
     }
     let Some(json) = json else {
         let what = "no tokenizer: neither tokenizer.json nor tokenizer.model is here";
-        return Err(Error::bad_file(&files.dir, what).hint("download the tokenizer files of the model into this folder"));
+        return Err(
+            Error::bad_file(&files.dir, what).hint("download the tokenizer files of the model into this folder")
+        );
     };
     let file = files.path("tokenizer.json");
     let model = json.get("model").ok_or_else(|| Error::bad_file(&file, "'model' is missing"))?;
@@ -151,7 +153,8 @@ impl Vocab {
 
     /// Sets a row; rows beyond the embedding are dropped.
     fn set(&mut self, id: usize, token: String, score: f32, ty: TokenType) {
-        if let (Some(t), Some(s), Some(y)) = (self.tokens.get_mut(id), self.scores.get_mut(id), self.types.get_mut(id)) {
+        if let (Some(t), Some(s), Some(y)) = (self.tokens.get_mut(id), self.scores.get_mut(id), self.types.get_mut(id))
+        {
             (*t, *s, *y) = (token, score, ty);
         }
     }
@@ -291,7 +294,11 @@ fn merged_pieces(json: &Value) -> HashMap<String, usize> {
     for merge in merges.into_iter().flatten() {
         let piece = match merge {
             Value::String(pair) => pair.split_once(' ').map(|(a, b)| format!("{a}{b}")),
-            pair => pair.get(0).and_then(Value::as_str).zip(pair.get(1).and_then(Value::as_str)).map(|(a, b)| format!("{a}{b}")),
+            pair => pair
+                .get(0)
+                .and_then(Value::as_str)
+                .zip(pair.get(1).and_then(Value::as_str))
+                .map(|(a, b)| format!("{a}{b}")),
         };
         let n = pieces.len();
         if let Some(piece) = piece {
