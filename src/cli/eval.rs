@@ -3,7 +3,7 @@
 
 use super::options::{self, CANCEL};
 use super::progress::{Progress, Unit};
-use super::{CommonArgs, CompareArgs, EvalArgs, Format, GateArgs, ReportArgs, TextArgs, print};
+use super::{Activations, CommonArgs, CompareArgs, EvalArgs, Format, GateArgs, ReportArgs, TextArgs, print};
 use crate::eval::bootstrap::{self, Bootstrap};
 use crate::eval::gate::{self, Gates};
 use crate::eval::klbase::{FLOOR, KlBaseReader, KlBaseWriter};
@@ -21,7 +21,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 pub fn eval(args: EvalArgs) -> Result<()> {
     let threads = start(&args.common)?;
     let begin = Instant::now();
-    let mut base = open(&args.model, args.common.quiet)?;
+    let mut base = open(&args.model, args.text.activations, args.common.quiet)?;
     let text = Prepared::new(&base, &args.text)?;
     let save = match &args.save_logits {
         Some(path) => Some(KlBaseWriter::create(path, &text.windows, eval::Logits::vocab(&base), &text.stream)?),
@@ -72,16 +72,16 @@ pub fn measure(models: &[PathBuf], text: &TextArgs, gates: &Gates, threads: usiz
     let stored = if is_base_file(base_path) { Some(KlBaseReader::open(base_path)?) } else { None };
     let mut base = match &stored {
         Some(_) => None,
-        None => Some(open(base_path, quiet)?),
+        None => Some(open(base_path, text.activations, quiet)?),
     };
     let mut candidates: Vec<Runnable> = Vec::with_capacity(candidate_paths.len());
     for path in candidate_paths {
-        candidates.push(open(path, quiet)?);
+        candidates.push(open(path, text.activations, quiet)?);
     }
     unique_names(&mut candidates);
     let prepared = match (&base, &stored) {
         (Some(base), _) => Prepared::new(base, text)?,
-        (None, Some(stored)) => Prepared::stored(stored, &candidates[0], base_path)?,
+        (None, Some(stored)) => Prepared::stored(stored, &candidates[0], base_path, text.activations)?,
         (None, None) => return Err(Error::Internal("no base".into())),
     };
     if let Some(base) = &base {
@@ -182,14 +182,16 @@ fn start(common: &CommonArgs) -> Result<usize> {
     options::threads(common.threads)
 }
 
-fn open(path: &Path, quiet: bool) -> Result<Runnable> {
+fn open(path: &Path, activations: Activations, quiet: bool) -> Result<Runnable> {
     if CANCEL.load(Ordering::Relaxed) {
         return Err(Error::Interrupted);
     }
     if !quiet {
         eprintln!("loading {}", path.display());
     }
-    Runnable::open(path)
+    let mut model = Runnable::open(path)?;
+    model.engine.round_activations(activations == Activations::Q8);
+    Ok(model)
 }
 
 /// A file of llama-perplexity's `--kl-divergence-base`, by its first bytes.
@@ -233,6 +235,7 @@ struct Prepared {
     path: PathBuf,
     stream: Vec<u32>,
     windows: Windows,
+    activations: Activations,
 }
 
 impl Prepared {
@@ -253,13 +256,13 @@ impl Prepared {
                 format!("--ctx {} is more than the model's context of {}", args.ctx, model.engine.config.context);
             return Err(Error::Usage(what));
         }
-        Ok(Self { corpus, path, stream, windows })
+        Ok(Self { corpus, path, stream, windows, activations: args.activations })
     }
 
-    fn stored(base: &KlBaseReader, model: &Runnable, path: &Path) -> Result<Self> {
+    fn stored(base: &KlBaseReader, model: &Runnable, path: &Path, activations: Activations) -> Result<Self> {
         let corpus = Corpus { format: "tokens", documents: Vec::new(), sha256: String::new() };
         let windows = base.windows(eval::text::Encoder::bos(model));
-        Ok(Self { corpus, path: path.to_path_buf(), stream: base.tokens().to_vec(), windows })
+        Ok(Self { corpus, path: path.to_path_buf(), stream: base.tokens().to_vec(), windows, activations })
     }
 
     fn compare(
@@ -294,7 +297,7 @@ impl Prepared {
             text_sha256: self.corpus.sha256.clone(),
             text_format: self.corpus.format.into(),
             bos: self.windows.bos,
-            activations: "f32".into(),
+            activations: if self.activations == Activations::Q8 { "q8" } else { "f32" }.into(),
             kl_floor: matches!(method, Method::LlamaCpp { .. }).then_some(f64::from(FLOOR)),
             bootstrap: Bootstrap::default(),
         });

@@ -251,6 +251,16 @@ pub struct VerifyArgs {
     pub common: CommonArgs,
 }
 
+/// How activations meet quantized weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Activations {
+    /// Exact: the loss measured is the weights' alone
+    #[default]
+    F32,
+    /// Rounded to 8 bits before products with quantized weights, as llama.cpp's CPU kernels do
+    Q8,
+}
+
 /// The text to measure on, and how it is cut.
 #[derive(Clone, Debug, Args)]
 pub struct TextArgs {
@@ -266,6 +276,9 @@ pub struct TextArgs {
     /// Chunks to use [default: all]
     #[arg(long, value_name = "N")]
     pub chunks: Option<usize>,
+    /// Activations in f32, or rounded to 8 bits as llama.cpp's CPU kernels do
+    #[arg(long, value_enum, default_value_t, value_name = "KIND")]
+    pub activations: Activations,
 }
 
 /// Limits that end the run with exit code 6.
