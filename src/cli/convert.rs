@@ -68,7 +68,7 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
         chunks: args.chunks,
         activations: Default::default(),
     };
-    let mut report = eval::measure(&models, &text, &gates, threads, args.common.quiet)?;
+    let mut report = eval::measure(&models, &text, &gates, None, threads, args.common.quiet)?;
     for (target, i) in targets.iter().zip(0..report.candidates.len()) {
         let rows = target.ledger_rows(&report.candidates[i].artifact.name);
         report.ledger.extend(rows);

@@ -4,6 +4,7 @@
 use super::options::{self, CANCEL};
 use super::progress::{Progress, Unit};
 use super::{Activations, CommonArgs, CompareArgs, EvalArgs, Format, GateArgs, ReportArgs, TextArgs, print};
+use crate::ablation::ablate as ablate_groups;
 use crate::eval::bootstrap::{self, Bootstrap};
 use crate::eval::gate::{self, Gates};
 use crate::eval::klbase::{FLOOR, KlBaseReader, KlBaseWriter};
@@ -43,7 +44,8 @@ pub fn eval(args: EvalArgs) -> Result<()> {
 pub fn compare(args: CompareArgs) -> Result<()> {
     let threads = start(&args.common)?;
     let gates = gates(&args.gates)?;
-    let report = measure(&args.models, &args.text, &gates, threads, args.common.quiet)?;
+    let ablate = args.ablate.then_some(args.ablate_chunks);
+    let report = measure(&args.models, &args.text, &gates, ablate, threads, args.common.quiet)?;
     let outcome = gate::verdict(&report.gates);
     finish(&report, &args.report, args.common.format, args.force)?;
     outcome
@@ -62,8 +64,16 @@ pub fn render(args: ReportArgs) -> Result<()> {
     finish(&report, &args.to, args.common.format, args.force)
 }
 
-/// Runs the base and every candidate over one token stream. `models[0]` is the base.
-pub fn measure(models: &[PathBuf], text: &TextArgs, gates: &Gates, threads: usize, quiet: bool) -> Result<Report> {
+/// Runs the base and every candidate over one token stream. `models[0]` is the base. With `ablate`, also the base with one
+/// group of each candidate's tensors at a time, on so many chunks.
+pub fn measure(
+    models: &[PathBuf],
+    text: &TextArgs,
+    gates: &Gates,
+    ablate: Option<usize>,
+    threads: usize,
+    quiet: bool,
+) -> Result<Report> {
     let begin = Instant::now();
     let [base_path, candidate_paths @ ..] = models else {
         return Err(Error::Usage("compare needs a base and at least one candidate".into()));

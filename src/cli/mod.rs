@@ -321,6 +321,12 @@ pub struct CompareArgs {
     pub models: Vec<PathBuf>,
     #[command(flatten)]
     pub text: TextArgs,
+    /// Also measure the loss of each group of tensors quantized alone (loads the base twice)
+    #[arg(long)]
+    pub ablate: bool,
+    /// Chunks for --ablate
+    #[arg(long, value_name = "N", default_value_t = 8, requires = "ablate")]
+    pub ablate_chunks: usize,
     #[command(flatten)]
     pub gates: GateArgs,
     /// Write the report: .html, .md, .json or .txt (repeatable)
