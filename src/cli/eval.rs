@@ -137,12 +137,24 @@ pub fn measure(
         report.gates.extend(gates.judge(&artifact.name, &stats, prepared.windows.count)?);
         report.candidates.push(report::Candidate { artifact, stats: Some(stats), ..report::Candidate::default() });
     }
-    if let Some(base) = &base {
-        for (candidate, row) in candidates.iter().zip(&mut report.candidates) {
-            row.tensors =
-                eval::damage::measure((&base.ckpt, &base.model), (&candidate.ckpt, &candidate.model), &CANCEL)?;
+    let Some(mut base) = base else {
+        return match ablate {
+            Some(_) => Err(Error::Usage("--ablate needs the base model itself, not its stored logits".into())),
+            None => Ok(report),
+        };
+    };
+    let mut twin = ablate.map(|_| open(base_path, text.activations, quiet)).transpose()?;
+    for (candidate, row) in candidates.iter_mut().zip(&mut report.candidates) {
+        let (from, to) = ((&base.ckpt, &base.model), (&candidate.ckpt, &candidate.model));
+        row.tensors = eval::damage::measure(from, to, &CANCEL)?;
+        if let (Some(twin), Some(chunks)) = (&mut twin, ablate) {
+            let count = chunks.clamp(1, prepared.windows.count);
+            let windows = Windows { count, ..prepared.windows.clone() };
+            row.ablation = ablate_groups(&mut base, twin, candidate, &prepared.stream, &windows, &CANCEL)?;
         }
     }
+    report.environment.seconds = begin.elapsed().as_secs_f64();
+    report.environment.peak_rss = peak_rss();
     Ok(report)
 }
 
