@@ -43,7 +43,12 @@ fn conformance(name: &str) -> PathBuf {
 
 /// One value as the expected files state it: arrays by length, head and the SHA-256 of Python's JSON of the list.
 fn stated(value: &Value) -> serde_json::Value {
-    fn array<T: Clone>(ty: &str, items: &[T], python: impl Fn(&T) -> String, json: impl Fn(&T) -> serde_json::Value) -> serde_json::Value {
+    fn array<T: Clone>(
+        ty: &str,
+        items: &[T],
+        python: impl Fn(&T) -> String,
+        json: impl Fn(&T) -> serde_json::Value,
+    ) -> serde_json::Value {
         let text = format!("[{}]", items.iter().map(python).collect::<Vec<_>>().join(", "));
         let sha: String = Sha256::digest(text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
         let head: Vec<_> = items.iter().take(4).map(json).collect();
@@ -55,7 +60,9 @@ fn stated(value: &Value) -> serde_json::Value {
         Value::Bool(v) => json!({"type": ["BOOL"], "value": v}),
         Value::Array(Array::String(v)) => array("STRING", v, |s| json!(s).to_string(), |s| json!(s)),
         Value::Array(Array::I32(v)) => array("INT32", v, |n| n.to_string(), |n| json!(n)),
-        Value::Array(Array::F32(v)) => array("FLOAT32", v, |x| format!("{:?}", f64::from(*x)), |x| json!(f64::from(*x))),
+        Value::Array(Array::F32(v)) => {
+            array("FLOAT32", v, |x| format!("{:?}", f64::from(*x)), |x| json!(f64::from(*x)))
+        }
         other => panic!("no tokenizer key holds {other:?}"),
     }
 }
@@ -104,7 +111,12 @@ fn same_from_both(dir: &Path, rows: usize, arch: &str) {
     for text in CORPUS.iter().map(|t| t.to_string()).chain([CORPUS.join("\n")]) {
         for parse_special in [false, true] {
             let ids = gguf.encode(&text, parse_special).unwrap();
-            assert_eq!(source.encode(&text, parse_special).unwrap(), ids, "{}: {text:?} {parse_special}", dir.display());
+            assert_eq!(
+                source.encode(&text, parse_special).unwrap(),
+                ids,
+                "{}: {text:?} {parse_special}",
+                dir.display()
+            );
             if parse_special {
                 continue;
             }

@@ -4,8 +4,9 @@
 use super::options::{self, CANCEL};
 use super::plan::{Prepared, describe, prepare};
 use super::progress::{Progress, Unit};
-use super::{ConvertArgs, Format, print, print_json};
+use super::{ConvertArgs, Format, TextArgs, eval, print, print_json};
 use crate::convert::{self, Control, Target};
+use crate::eval::gate;
 use crate::source;
 use crate::writer::atomic::{refuse_existing, write_text};
 use crate::writer::gguf::{Artifact, Split, human};
@@ -19,6 +20,10 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
     let start = Instant::now();
     positionals(&mut args)?;
     let model_arg = args.model.first().cloned().unwrap_or_default();
+    let gates = eval::gates(&args.gates)?;
+    if args.text.is_none() && !gates.is_empty() {
+        return Err(Error::Usage("a quality gate needs a text to measure on: add --text FILE".into()));
+    }
     let threads = options::threads(args.common.threads)?;
     options::catch_interrupt()?;
     let path = options::resolve_model(&model_arg, &args.hub, args.common.quiet)?;
@@ -42,7 +47,42 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
             write_text(&modelfile_path(&written.output), &text, args.force)?;
         }
     }
-    summary(&prepared, &artifacts, start.elapsed().as_secs_f64(), args.common.format)
+    let seconds = start.elapsed().as_secs_f64();
+    let Some(text) = args.text else {
+        return match args.common.format {
+            Format::Text => summary(&prepared, &artifacts, seconds),
+            Format::Json => print_json(&summary_json(&prepared, &artifacts, seconds)),
+        };
+    };
+    // Then the source and what was just made of it, over one token stream.
+    let json = summary_json(&prepared, &artifacts, seconds);
+    if args.common.format == Format::Text {
+        summary(&prepared, &artifacts, seconds)?;
+    }
+    let Prepared { path, targets, .. } = prepared;
+    let models: Vec<PathBuf> = std::iter::once(path).chain(artifacts.iter().map(|a| a.paths[0].clone())).collect();
+    let text = TextArgs {
+        text: Some(text),
+        ctx: args.ctx,
+        stride: None,
+        chunks: args.chunks,
+        activations: Default::default(),
+    };
+    let mut report = eval::measure(&models, &text, &gates, None, threads, args.common.quiet)?;
+    for (target, i) in targets.iter().zip(0..report.candidates.len()) {
+        let rows = target.ledger_rows(&report.candidates[i].artifact.name);
+        report.ledger.extend(rows);
+    }
+    eval::save(&report, &args.report, args.force)?;
+    match args.common.format {
+        Format::Text => print(&format!("\n{}", crate::report::render_text(&report)))?,
+        Format::Json => {
+            let mut json = json;
+            json["report"] = serde_json::to_value(&report).map_err(|e| Error::Internal(e.to_string()))?;
+            print_json(&json)?;
+        }
+    }
+    gate::verdict(&report.gates)
 }
 
 /// One finished artifact.
@@ -51,6 +91,12 @@ struct Written {
     paths: Vec<PathBuf>,
     bytes: u64,
     tensor_bytes: u64,
+}
+
+impl Written {
+    fn bits(&self, prepared: &Prepared) -> f64 {
+        8.0 * self.tensor_bytes as f64 / prepared.weights().max(1) as f64
+    }
 }
 
 /// The streaming pass, and the files it makes.
@@ -107,7 +153,8 @@ fn hash_sources(prepared: &Prepared, threads: usize) -> Result<Vec<String>> {
     };
     let mut hashes = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads.min(files.len())).map(|_| scope.spawn(work)).collect();
-        let joined = workers.into_iter().map(|w| w.join().unwrap_or_else(|_| Err(Error::Internal("hashing panicked".into()))));
+        let joined =
+            workers.into_iter().map(|w| w.join().unwrap_or_else(|_| Err(Error::Internal("hashing panicked".into()))));
         joined.collect::<Result<Vec<_>>>()
     })?
     .concat();
@@ -162,24 +209,27 @@ fn file_name(path: &Path) -> String {
     path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
 }
 
-/// The last word: what was written, how large it is, what was not as asked.
-fn summary(prepared: &Prepared, artifacts: &[Written], seconds: f64, format: Format) -> Result<()> {
+/// The last word, for machines.
+fn summary_json(prepared: &Prepared, artifacts: &[Written], seconds: f64) -> serde_json::Value {
     let source = convert::source_bytes(&prepared.ckpt, &prepared.model);
-    let weights = prepared.weights();
-    let bits = |bytes: u64| 8.0 * bytes as f64 / weights.max(1) as f64;
-    if format == Format::Json {
-        let rows = artifacts.iter().zip(&prepared.targets).map(|(a, t)| {
-            json!({ "type": t.preset.name, "paths": a.paths, "bytes": a.bytes, "bits_per_weight": bits(a.tensor_bytes),
-                    "ratio": a.bytes as f64 / source.max(1) as f64, "fallbacks": t.fallbacks(), "ledger": t.ledger() })
-        });
-        let rows: Vec<_> = rows.collect();
-        let dropped: Vec<_> =
-            prepared.model.dropped.iter().map(|(name, why)| json!({ "tensor": name, "reason": why })).collect();
-        return print_json(&json!({
-            "version": env!("CARGO_PKG_VERSION"), "source": prepared.path, "source_bytes": source, "weights": weights,
-            "tensors": prepared.ckpt.tensors().len(), "dropped": dropped, "artifacts": rows, "seconds": seconds,
-        }));
-    }
+    let rows = artifacts.iter().zip(&prepared.targets).map(|(a, t)| {
+        json!({ "type": t.preset.name, "paths": a.paths, "bytes": a.bytes, "bits_per_weight": a.bits(prepared),
+                "ratio": a.bytes as f64 / source.max(1) as f64, "fallbacks": t.fallbacks(), "ledger": t.ledger_rows(t.preset.name) })
+    });
+    let rows: Vec<_> = rows.collect();
+    let dropped = prepared.model.dropped.iter().map(|(name, why)| json!({ "tensor": name, "reason": why }));
+    let dropped: Vec<_> = dropped.collect();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"), "source": prepared.path, "source_bytes": source,
+        "weights": prepared.weights(), "tensors": prepared.ckpt.tensors().len(), "dropped": dropped,
+        "artifacts": rows, "seconds": seconds,
+    })
+}
+
+/// The last word: what was written, how large it is, what was not as asked. Paths go to standard output, the rest is
+/// for the person at the terminal.
+fn summary(prepared: &Prepared, artifacts: &[Written], seconds: f64) -> Result<()> {
+    let source = convert::source_bytes(&prepared.ckpt, &prepared.model);
     let mut out = String::new();
     for (a, t) in artifacts.iter().zip(&prepared.targets) {
         for path in &a.paths {
@@ -189,7 +239,7 @@ fn summary(prepared: &Prepared, artifacts: &[Written], seconds: f64, format: For
             "  {:<8} {:>10}  {:.2} bits per weight  {:.1} % of the source  {}",
             t.preset.name,
             human(a.bytes),
-            bits(a.tensor_bytes),
+            a.bits(prepared),
             100.0 * a.bytes as f64 / source.max(1) as f64,
             match t.fallbacks() {
                 0 => "no fallbacks".to_string(),
@@ -197,7 +247,14 @@ fn summary(prepared: &Prepared, artifacts: &[Written], seconds: f64, format: For
             }
         );
     }
-    let (total, kept) = (prepared.ckpt.tensors().len(), prepared.model.dropped.len());
-    eprintln!("  {total} source tensors: {} written, {kept} dropped, in {seconds:.1} s", total - kept);
+    let (total, dropped) = (prepared.ckpt.tensors().len(), &prepared.model.dropped);
+    eprintln!(
+        "  {total} source tensors: {} written, {} dropped, in {seconds:.1} s",
+        total - dropped.len(),
+        dropped.len()
+    );
+    for (name, why) in dropped {
+        eprintln!("    dropped {name}: {why}");
+    }
     print(&out)
 }

@@ -2,6 +2,8 @@
 //! what lies below is called with values that were checked here.
 
 mod convert;
+mod eval;
+mod generate;
 mod inspect;
 mod options;
 mod plan;
@@ -20,6 +22,9 @@ Examples:
   quantize plan ./model --to q4_k_m --device 24GB     sizes, fallbacks and what fits, before a weight is read
   quantize --to q4_k_m ./model --tensor-type 'ffn_down=q6_k' --output-tensor-type q8_0
   quantize --to q8_0 HuggingFaceTB/SmolLM2-135M       fetch from the Hub first, with resume
+  quantize compare ./model a-Q4_K_M.gguf b.gguf --text eval.txt --report report.html
+  quantize --to q4_k_m ./model --text eval.txt --max-kld 0.05     convert, measure, and fail if it is worse
+  quantize generate a-Q4_K_M.gguf --chat --prompt 'Why is the sky blue?'
   quantize inspect model.gguf                         metadata and tensors
   quantize verify model.gguf --source ./model         derive every tensor again and compare
 
@@ -47,6 +52,14 @@ enum Command {
     Verify(VerifyArgs),
     /// Download what a conversion needs from the Hub, with resume
     Pull(PullArgs),
+    /// Measure the perplexity of a model on a text
+    Eval(EvalArgs),
+    /// Compare artifacts with the model they were made from: KL divergence, perplexity, top-1 agreement, with error bars
+    Compare(CompareArgs),
+    /// Render a saved JSON report as HTML, Markdown or text
+    Report(ReportArgs),
+    /// Continue a prompt, or answer it with --chat
+    Generate(GenerateArgs),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
     /// Print the manual page (roff)
@@ -171,6 +184,20 @@ pub struct ConvertArgs {
     /// Do not hash the source files (saves one more read of a checkpoint larger than the memory)
     #[arg(long)]
     pub no_source_hash: bool,
+    /// After converting, compare the artifacts with the source on this text
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<PathBuf>,
+    /// Chunks of the text to use [default: all]
+    #[arg(long, value_name = "N", requires = "text")]
+    pub chunks: Option<usize>,
+    /// Tokens per chunk
+    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
+    pub ctx: usize,
+    /// Write the report of that comparison: .html, .md, .json or .txt (repeatable)
+    #[arg(long, value_name = "FILE", requires = "text")]
+    pub report: Vec<PathBuf>,
+    #[command(flatten)]
+    pub gates: GateArgs,
     #[command(flatten)]
     pub hub: HubArgs,
     #[command(flatten)]
@@ -224,6 +251,145 @@ pub struct VerifyArgs {
     pub common: CommonArgs,
 }
 
+/// How activations meet quantized weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Activations {
+    /// Exact: the loss measured is the weights' alone
+    #[default]
+    F32,
+    /// Rounded to 8 bits before products with quantized weights, as llama.cpp's CPU kernels do
+    Q8,
+}
+
+/// The text to measure on, and how it is cut.
+#[derive(Clone, Debug, Args)]
+pub struct TextArgs {
+    /// Evaluation text: plain, or chat JSONL (rendered with the model's own template)
+    #[arg(long, short = 'f', value_name = "FILE")]
+    pub text: Option<PathBuf>,
+    /// Tokens per chunk; the second half of each is scored, as llama-perplexity does
+    #[arg(long, short = 'c', value_name = "TOKENS", default_value_t = 512)]
+    pub ctx: usize,
+    /// Move a window of --ctx tokens on by so many and score the new ones, instead
+    #[arg(long, value_name = "TOKENS")]
+    pub stride: Option<usize>,
+    /// Chunks to use [default: all]
+    #[arg(long, value_name = "N")]
+    pub chunks: Option<usize>,
+    /// Activations in f32, or rounded to 8 bits as llama.cpp's CPU kernels do
+    #[arg(long, value_enum, default_value_t, value_name = "KIND")]
+    pub activations: Activations,
+}
+
+/// Limits that end the run with exit code 6.
+#[derive(Clone, Debug, Args)]
+pub struct GateArgs {
+    /// Fail when the mean KL divergence (nats per token) is above this
+    #[arg(long, value_name = "KLD")]
+    pub max_kld: Option<f64>,
+    /// Fail when perplexity rises by more: 3% or 0.03
+    #[arg(long, value_name = "SHARE")]
+    pub max_ppl_increase: Option<String>,
+    /// Fail when the same token comes first less often: 95% or 0.95
+    #[arg(long, value_name = "SHARE")]
+    pub min_top1: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// A checkpoint folder or a GGUF file
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub text: TextArgs,
+    /// Store the logits in llama-perplexity's --kl-divergence-base format
+    #[arg(long, value_name = "FILE")]
+    pub save_logits: Option<PathBuf>,
+    /// Write the report: .html, .md, .json or .txt (repeatable)
+    #[arg(long, value_name = "FILE")]
+    pub report: Vec<PathBuf>,
+    /// Replace existing reports
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// The base, then its quantizations: folders or GGUF files. The base may be a --kl-divergence-base file
+    #[arg(value_name = "MODEL", num_args = 2.., required = true)]
+    pub models: Vec<PathBuf>,
+    #[command(flatten)]
+    pub text: TextArgs,
+    /// Also measure the loss of each group of tensors quantized alone (loads the base twice)
+    #[arg(long)]
+    pub ablate: bool,
+    /// Chunks for --ablate
+    #[arg(long, value_name = "N", default_value_t = 8, requires = "ablate")]
+    pub ablate_chunks: usize,
+    #[command(flatten)]
+    pub gates: GateArgs,
+    /// Write the report: .html, .md, .json or .txt (repeatable)
+    #[arg(long, value_name = "FILE")]
+    pub report: Vec<PathBuf>,
+    /// Replace existing reports
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// A report saved as JSON
+    pub file: PathBuf,
+    /// Where to render it: .html, .md, .json or .txt (repeatable) [default: text on standard output]
+    #[arg(long, short = 'o', value_name = "FILE")]
+    pub to: Vec<PathBuf>,
+    /// Replace existing files
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// A checkpoint folder, a GGUF file or a Hub id
+    pub model: String,
+    /// The text to continue
+    #[arg(long, short, value_name = "TEXT")]
+    pub prompt: String,
+    /// Put the prompt into the model's chat template, as the user's turn
+    #[arg(long)]
+    pub chat: bool,
+    /// System message for --chat
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub system: Option<String>,
+    /// Recognise special tokens in the prompt
+    #[arg(long)]
+    pub special: bool,
+    /// Tokens to generate, at most
+    #[arg(short, value_name = "N", default_value_t = 128)]
+    pub n: usize,
+    /// Temperature; 0 always takes the most likely token
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub temp: f32,
+    /// Only the K most likely tokens; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+    /// Only the most likely tokens that together reach P
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Seed of the sampling
+    #[arg(long)]
+    pub seed: Option<u64>,
+    #[command(flatten)]
+    pub hub: HubArgs,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
 #[derive(Debug, Args)]
 pub struct PullArgs {
     /// Hub id: org/name, or org/name@revision
@@ -257,6 +423,10 @@ fn run(cli: Cli) -> Result<()> {
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Verify(args)) => verify::run(args),
         Some(Command::Pull(args)) => pull::run(args),
+        Some(Command::Eval(args)) => eval::eval(args),
+        Some(Command::Compare(args)) => eval::compare(args),
+        Some(Command::Report(args)) => eval::render(args),
+        Some(Command::Generate(args)) => generate::run(args),
         Some(Command::Completions { shell }) => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "quantize", &mut script);

@@ -10,6 +10,7 @@ use crate::plan::devices::{self, Device};
 use crate::plan::{self, Plan, TargetPlan};
 use crate::quant::presets::{self, Candidate, Choice, ModelFacts, Preset, Request, Why};
 use crate::quant::{GgmlType, codec};
+use crate::report::LedgerRow;
 use crate::source::{Checkpoint, Dtype};
 use crate::writer::gguf::human;
 use crate::{Error, Result, convert, gguf};
@@ -41,12 +42,20 @@ impl Planned {
         self.plan.rows.iter().filter(|r| r.choice.why == Why::Fallback).count()
     }
 
-    /// Departures from what was asked, for machines.
-    pub fn ledger(&self) -> Vec<serde_json::Value> {
+    /// Departures from what was asked, as rows of a report.
+    pub fn ledger_rows(&self, candidate: &str) -> Vec<LedgerRow> {
         let rows = self.plan.rows.iter().filter(|r| r.choice.why == Why::Fallback);
-        rows.map(|r| {
-            json!({ "kind": "fallback", "tensor": r.name, "wanted": r.choice.wanted.name(), "got": r.choice.got.name(),
-                    "reason": format!("rows of {} are not a multiple of {}", r.shape.last().unwrap_or(&0), r.choice.wanted.block()) })
+        rows.map(|r| LedgerRow {
+            candidate: candidate.to_string(),
+            kind: "fallback".into(),
+            tensor: Some(r.name.clone()),
+            asked: r.choice.wanted.to_string(),
+            done: r.choice.got.to_string(),
+            reason: format!(
+                "rows of {} are not a multiple of {}",
+                r.shape.last().unwrap_or(&0),
+                r.choice.wanted.block()
+            ),
         })
         .collect()
     }
@@ -117,7 +126,10 @@ fn fallback_lines(plan: &TargetPlan) -> Vec<String> {
         }
     }
     let line = |(part, wanted, got, cols, n): (String, GgmlType, GgmlType, usize, usize)| {
-        format!("{part} ×{n}: wanted {wanted}, got {got}, because rows of {cols} are not a multiple of {}", wanted.block())
+        format!(
+            "{part} ×{n}: wanted {wanted}, got {got}, because rows of {cols} are not a multiple of {}",
+            wanted.block()
+        )
     };
     groups.into_iter().map(line).collect()
 }
@@ -138,7 +150,8 @@ pub fn prepare(path: &Path, args: &TypeArgs, has_imatrix: bool) -> Result<Prepar
     let model = Model::open(&ckpt)?;
     let mut metadata = gguf_metadata(&model, &ckpt, 0)?;
     if ckpt.gguf().is_none() {
-        let vocab = GgufVocab::from_hf_dir(ckpt.dir(), model.config.vocab, &model.config.arch, args.pretokenizer.as_deref())?;
+        let vocab =
+            GgufVocab::from_hf_dir(ckpt.dir(), model.config.vocab, &model.config.arch, args.pretokenizer.as_deref())?;
         vocab.write(&mut metadata);
     } else if let Some(name) = &args.pretokenizer {
         metadata.set("tokenizer.ggml.pre", name.as_str());
@@ -222,7 +235,12 @@ fn decide(
     Ok(choices)
 }
 
-fn on_fallback(policy: OnFallback, request: &Request, tensors: &[(String, Vec<usize>)], choices: &[Choice]) -> Result<()> {
+fn on_fallback(
+    policy: OnFallback,
+    request: &Request,
+    tensors: &[(String, Vec<usize>)],
+    choices: &[Choice],
+) -> Result<()> {
     let first = choices.iter().zip(tensors).find(|(c, _)| c.why == Why::Fallback);
     match (policy, first) {
         (OnFallback::Error, Some((choice, (name, shape)))) => Err(Error::Unsupported(format!(
@@ -243,8 +261,10 @@ fn requests(args: &TypeArgs) -> Result<Vec<Request>> {
         return Err(Error::Usage("no target type; try --to q4_k_m".into()));
     }
     let ty = |flag: &str, text: &Option<String>| text.as_deref().map(|t| tensor_type(flag, t)).transpose();
-    let (output, embedding) =
-        (ty("--output-tensor-type", &args.output_tensor_type)?, ty("--token-embedding-type", &args.token_embedding_type)?);
+    let (output, embedding) = (
+        ty("--output-tensor-type", &args.output_tensor_type)?,
+        ty("--token-embedding-type", &args.token_embedding_type)?,
+    );
     let mut overrides = Vec::new();
     let file = match &args.tensor_type_file {
         Some(path) => std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?,
@@ -264,7 +284,14 @@ fn requests(args: &TypeArgs) -> Result<Vec<Request>> {
             return Err(Error::Usage(format!("{} is asked for twice", preset.name)));
         }
         let overrides = overrides.clone();
-        requests.push(Request { preset, pure: args.pure, leave_output: args.leave_output_tensor, output, embedding, overrides });
+        requests.push(Request {
+            preset,
+            pure: args.pure,
+            leave_output: args.leave_output_tensor,
+            output,
+            embedding,
+            overrides,
+        });
     }
     Ok(requests)
 }
@@ -374,7 +401,8 @@ fn from_config(config: &Config, args: &TypeArgs, threads: usize) -> Result<Plan>
 fn show(plan: &Plan, config: &Config, asked: &[Device], context: usize, all: bool, format: Format) -> Result<()> {
     let devices = if asked.is_empty() { devices::table() } else { asked.to_vec() };
     let fits = |target: &TargetPlan| -> Vec<devices::Fit> {
-        let one = |d| devices::fit(d, target.tensor_bytes, plan.kv_bytes_per_token, context as u64, config.context as u64);
+        let one =
+            |d| devices::fit(d, target.tensor_bytes, plan.kv_bytes_per_token, context as u64, config.context as u64);
         devices.iter().map(one).collect()
     };
     if format == Format::Json {
@@ -413,7 +441,10 @@ fn tensor_table(out: &mut String, target: &TargetPlan, all: bool) {
     for row in &target.rows {
         let part = if all { row.name.clone() } else { part_of(&row.name) };
         let same = |g: &&mut (String, &plan::Row, usize, u64)| {
-            g.0 == part && g.1.choice.got == row.choice.got && g.1.choice.wanted == row.choice.wanted && g.1.shape == row.shape
+            g.0 == part
+                && g.1.choice.got == row.choice.got
+                && g.1.choice.wanted == row.choice.wanted
+                && g.1.shape == row.shape
         };
         match groups.iter_mut().find(same) {
             Some(group) => (group.2, group.3) = (group.2 + 1, group.3 + row.bytes),

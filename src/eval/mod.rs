@@ -6,6 +6,7 @@
 
 pub mod bootstrap;
 pub mod compare;
+pub mod damage;
 pub mod gate;
 pub mod klbase;
 pub mod softmax;

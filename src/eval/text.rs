@@ -3,23 +3,16 @@
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::model::tokenizer::Message;
 use crate::{Error, Result};
-
-/// One turn of a conversation, as chat templates expect it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    pub role: String,
-    pub content: String,
-}
 
 /// What the evaluation needs of a tokenizer.
 pub trait Encoder {
     /// Token ids of `text`, without BOS or EOS; special tokens written in the text count as such if `parse_special`.
-    fn encode(&self, text: &str, parse_special: bool) -> Vec<u32>;
+    fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>>;
     /// The BOS token, for tokenizers that put one before every text.
     fn bos(&self) -> Option<u32>;
     /// The conversation through the model's chat template, without a generation prompt.
@@ -84,8 +77,8 @@ impl Corpus {
         let mut stream = Vec::new();
         for document in &self.documents {
             let tokens = match document {
-                Document::Text(text) => encoder.encode(text, false),
-                Document::Chat(messages) => encoder.encode(&encoder.render_chat(messages)?, true),
+                Document::Text(text) => encoder.encode(text, false)?,
+                Document::Chat(messages) => encoder.encode(&encoder.render_chat(messages)?, true)?,
             };
             match encoder.bos() {
                 Some(bos) if tokens.first() != Some(&bos) => stream.push(bos),
@@ -148,9 +141,9 @@ mod tests {
 
     struct Bytes(Option<u32>);
     impl Encoder for Bytes {
-        fn encode(&self, text: &str, special: bool) -> Vec<u32> {
+        fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
             let special = if special { 1000 } else { 0 };
-            text.bytes().map(|b| if b == b'^' { special } else { b as u32 }).collect()
+            Ok(text.bytes().map(|b| if b == b'^' { special } else { b as u32 }).collect())
         }
         fn bos(&self) -> Option<u32> {
             self.0

@@ -29,7 +29,12 @@ pub struct Cache {
 impl Cache {
     /// For a sequence of up to `capacity` tokens that comes in any number of batches, in a model of `layers` layers.
     pub fn new(layers: usize, capacity: usize) -> Self {
-        Cache { layers: (0..layers).map(|_| KeyValues::default()).collect(), len: 0, capacity, buffers: Buffers::default() }
+        Cache {
+            layers: (0..layers).map(|_| KeyValues::default()).collect(),
+            len: 0,
+            capacity,
+            buffers: Buffers::default(),
+        }
     }
 
     /// For sequences of up to `capacity` tokens that come whole, each in one batch: the layers share one buffer, and
@@ -99,14 +104,7 @@ const FEW_QUERIES: usize = 4;
 
 /// Attends from the last `n` positions of `kv` to all before them. The queries are the first `heads * dim` columns of
 /// `q` (`[n, stride]`); the result goes to `out` (`[n, heads * dim]`). `packed` is working memory.
-pub(super) fn attend(
-    shape: Heads,
-    q: &[f32],
-    stride: usize,
-    kv: &KeyValues,
-    packed: &mut Vec<f32>,
-    out: &mut [f32],
-) {
+pub(super) fn attend(shape: Heads, q: &[f32], stride: usize, kv: &KeyValues, packed: &mut Vec<f32>, out: &mut [f32]) {
     let Heads { heads, kv_heads, dim, .. } = shape;
     let (width, n) = (kv_heads * dim, q.len() / stride);
     let first = kv.keys.len() / width - n;
@@ -201,14 +199,7 @@ impl Block<'_> {
 
     /// The same from packed keys.
     #[cfg(target_arch = "x86_64")]
-    fn attend_packed(
-        &self,
-        q: &[f32],
-        stride: usize,
-        packed: &[f32],
-        scores: &mut Vec<f32>,
-        out: MatMut<'_, f32>,
-    ) {
+    fn attend_packed(&self, q: &[f32], stride: usize, packed: &[f32], scores: &mut Vec<f32>, out: MatMut<'_, f32>) {
         use gemm::{PANEL, Panels, Rows, multiply};
         let (dim, n) = (self.shape.dim, self.queries.len());
         let width = self.shape.kv_heads * dim;
@@ -266,7 +257,9 @@ mod tests {
     fn attention_equals_its_definition() {
         let (heads, kv_heads, past) = (4, 2, 30);
         let choices = [(None, None), (Some(16), None), (None, Some(0.7)), (Some(70), Some(2.0))];
-        for ((window, softcap), (dim, n)) in choices.into_iter().flat_map(|c| [(8, 150), (32, 150), (64, 3)].map(|d| (c, d))) {
+        for ((window, softcap), (dim, n)) in
+            choices.into_iter().flat_map(|c| [(8, 150), (32, 150), (64, 3)].map(|d| (c, d)))
+        {
             let shape = Heads { heads, kv_heads, dim, scale: 0.9, softcap, window };
             let kv = KeyValues {
                 keys: numbers((past + n) * kv_heads * dim, 1),
@@ -289,7 +282,8 @@ mod tests {
                     };
                     let total: f64 = (low..=position).map(score).sum();
                     for d in 0..dim {
-                        let exact: f64 = (low..=position).map(|p| score(p) / total * row(&kv.values, p)[d] as f64).sum();
+                        let exact: f64 =
+                            (low..=position).map(|p| score(p) / total * row(&kv.values, p)[d] as f64).sum();
                         let got = out[(t * heads + h) * dim + d] as f64;
                         assert!((got - exact).abs() < 1e-5, "{window:?} {softcap:?} query {t} head {h}: {got} {exact}");
                     }

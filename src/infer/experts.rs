@@ -33,14 +33,7 @@ pub(super) struct SharedExpert {
 
 impl Experts {
     /// `out = Σ weight · expert(x)`, both `[n, hidden]`.
-    pub fn forward(
-        &self,
-        x: &[f32],
-        hidden: usize,
-        out: &mut [f32],
-        inner: &mut Inner,
-        observer: &mut dyn Observer,
-    ) {
+    pub fn forward(&self, x: &[f32], hidden: usize, out: &mut [f32], inner: &mut Inner, observer: &mut dyn Observer) {
         let n = x.len() / hidden;
         let chosen = self.route(x, n, observer);
         out.fill(0.0);
@@ -61,7 +54,9 @@ impl Experts {
             if gate.is_some() {
                 observer.input(name, None, x);
             }
-            for ((out, row), x) in out.chunks_exact_mut(hidden).zip(rows.chunks_exact(hidden)).zip(x.chunks_exact(hidden)) {
+            for ((out, row), x) in
+                out.chunks_exact_mut(hidden).zip(rows.chunks_exact(hidden)).zip(x.chunks_exact(hidden))
+            {
                 let weight = gate.as_ref().map_or(1.0, |g| 1.0 / (1.0 + (-vector::dot(g, x)).exp()));
                 vector::add_scaled(out, weight, row);
             }

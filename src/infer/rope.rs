@@ -144,12 +144,8 @@ mod tests {
 
     #[test]
     fn llama3_divides_long_wavelengths() {
-        let scaling = RopeScaling::Llama3 {
-            factor: 8.0,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_context: 32,
-        };
+        let scaling =
+            RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 32 };
         let (f, scale) = frequencies(&rope(scaling), &Factors::default(), 256, 256);
         let want = [1.0, 0.095_839_985, 0.0125, 0.003_952_847, 0.00125, 3.952_847e-4, 1.25e-4, 3.952_847e-5];
         close(&f, &want);

@@ -106,5 +106,8 @@ pub fn kept_type(name: &str, shape: &[usize], source: Option<GgmlType>) -> GgmlT
 
 /// Names and shapes of a model known by its configuration only, in GGUF order.
 pub fn tensors_of(config: &Config) -> Vec<(String, Vec<usize>)> {
-    crate::model::expected_tensors(config).into_iter().map(|(name, shape, _role, _): (_, _, Role, _)| (name, shape)).collect()
+    crate::model::expected_tensors(config)
+        .into_iter()
+        .map(|(name, shape, _role, _): (_, _, Role, _)| (name, shape))
+        .collect()
 }

@@ -365,7 +365,7 @@ fn mixture(
     if let Some(slot) = slot {
         counters[slot] += 1;
     }
-    let more_bits = i < n / 8 || i >= 7 * n / 8 || (i.wrapping_sub(n / 8) % 3 == 2 && i >= n / 8);
+    let more_bits = i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2;
     let gqa4 = facts.heads / facts.kv_heads.max(1) >= 4;
     let holds = |when: When| match when {
         When::Always => true,
@@ -385,7 +385,8 @@ fn mixture(
     let rule = RULES.iter().find(|r| r.category == category && r.presets.contains(&preset.name) && holds(r.when));
     let mut ty = rule.map(|r| r.ty);
     if category == Category::AttnV && !OWN_ATTN_V.contains(&preset.name) {
-        let is_70b = facts.layers == 80 && (facts.arch == "qwen2" || facts.arch == "llama" && facts.heads != facts.kv_heads);
+        let is_70b =
+            facts.layers == 80 && (facts.arch == "qwen2" || facts.arch == "llama" && facts.heads != facts.kv_heads);
         if is_70b && matches!(ty.unwrap_or(preset.default), Q3_K | Q4_K) {
             ty = Some(Q5_K);
         }
@@ -464,8 +465,7 @@ mod tests {
     #[test]
     fn q4_k_m_gives_more_bits_to_the_ends_and_every_third_layer() {
         let choices = types(&request("q4_k_m"), &facts(16, 0), 256);
-        let more: Vec<usize> =
-            (0..16).filter(|i| of(&choices, &format!("blk.{i}.ffn_down.weight")) == Q6_K).collect();
+        let more: Vec<usize> = (0..16).filter(|i| of(&choices, &format!("blk.{i}.ffn_down.weight")) == Q6_K).collect();
         assert_eq!(more, [0, 1, 4, 7, 10, 13, 14, 15]);
         assert_eq!(of(&choices, "output.weight"), Q6_K);
         assert_eq!(of(&choices, "token_embd.weight"), Q4_K);

@@ -27,7 +27,9 @@ impl Bpe {
         let name = vocab.pre().unwrap_or("default");
         pre::check_name(name)?;
         let pre = pre::by_name(name).filter(|p| !p.split.is_empty()).ok_or_else(|| {
-            Error::Unsupported(format!("text cannot be tokenized with the pre-tokenizer '{name}' here; converting works"))
+            Error::Unsupported(format!(
+                "text cannot be tokenized with the pre-tokenizer '{name}' here; converting works"
+            ))
         })?;
         let tokens = vocab.tokens().len();
         let mut symbols: HashMap<String, u32> = HashMap::with_capacity(tokens);
@@ -64,11 +66,10 @@ impl Bpe {
     }
 
     fn word(&self, word: &str, out: &mut Vec<u32>) {
-        if self.ignore_merges {
-            if let Some(&id) = self.symbols.get(word).filter(|&&id| (id as usize) < self.tokens) {
-                out.push(id);
-                return;
-            }
+        let whole = self.symbols.get(word).filter(|&&id| self.ignore_merges && (id as usize) < self.tokens);
+        if let Some(&id) = whole {
+            out.push(id);
+            return;
         }
         let mut buffer = [0; 4];
         let symbol = |c: char| self.symbols.get(&*c.encode_utf8(&mut buffer)).copied().unwrap_or(UNKNOWN);
@@ -123,7 +124,10 @@ impl Chain {
     }
 
     fn is_pair(&self, left: usize, right: usize, pair: (u32, u32)) -> bool {
-        !self.gone[left] && !self.gone[right] && self.next[left] == right && (self.symbols[left], self.symbols[right]) == pair
+        !self.gone[left]
+            && !self.gone[right]
+            && self.next[left] == right
+            && (self.symbols[left], self.symbols[right]) == pair
     }
 
     fn join(&mut self, left: usize, right: usize, whole: u32) {

@@ -67,7 +67,8 @@ impl HfFiles {
         let Some(map) = self.tokenizer_config.as_ref().and_then(|t| t.get("added_tokens_decoder")) else {
             return Ok(Vec::new());
         };
-        let bad = || Error::bad_file(self.path("tokenizer_config.json"), "'added_tokens_decoder' is not {id: {content}}");
+        let bad =
+            || Error::bad_file(self.path("tokenizer_config.json"), "'added_tokens_decoder' is not {id: {content}}");
         if map.is_null() {
             return Ok(Vec::new());
         }

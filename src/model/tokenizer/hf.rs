@@ -54,10 +54,10 @@ pub(super) fn build(files: &HfFiles, rows: usize, arch: &str, pre_override: Opti
             Special::load(files, true, None)?.write(&mut meta);
         }
     }
-    if let Some(prefix) = space_prefix {
-        if meta.get("tokenizer.ggml.add_space_prefix").is_none() {
-            meta.set("tokenizer.ggml.add_space_prefix", prefix);
-        }
+    if let Some(prefix) = space_prefix
+        && meta.get("tokenizer.ggml.add_space_prefix").is_none()
+    {
+        meta.set("tokenizer.ggml.add_space_prefix", prefix);
     }
     if arch == "llama" {
         by_vocabulary_size(rows, &mut meta);
@@ -94,16 +94,17 @@ fn source<'a>(files: &'a HfFiles, arch: &str) -> Result<Source<'a>> {
     let byte_level = (arch == "phi3" && files.config_str("tokenizer_class") == Some("GPT2Tokenizer"))
         || matches!(arch, "qwen2moe" | "qwen3moe");
     let path = files.path("tokenizer.model");
-    if !(byte_level && json.is_some()) {
-        if let Some(bytes) = read_optional(&path)? {
-            if sentencepiece::looks_like_model(&bytes) || json.is_none() {
-                return Ok(Source::SentencePiece(sentencepiece::parse(&path, &bytes)?));
-            }
-        }
+    if !(byte_level && json.is_some())
+        && let Some(bytes) = read_optional(&path)?
+        && (sentencepiece::looks_like_model(&bytes) || json.is_none())
+    {
+        return Ok(Source::SentencePiece(sentencepiece::parse(&path, &bytes)?));
     }
     let Some(json) = json else {
         let what = "no tokenizer: neither tokenizer.json nor tokenizer.model is here";
-        return Err(Error::bad_file(&files.dir, what).hint("download the tokenizer files of the model into this folder"));
+        return Err(
+            Error::bad_file(&files.dir, what).hint("download the tokenizer files of the model into this folder")
+        );
     };
     let file = files.path("tokenizer.json");
     let model = json.get("model").ok_or_else(|| Error::bad_file(&file, "'model' is missing"))?;
@@ -151,7 +152,8 @@ impl Vocab {
 
     /// Sets a row; rows beyond the embedding are dropped.
     fn set(&mut self, id: usize, token: String, score: f32, ty: TokenType) {
-        if let (Some(t), Some(s), Some(y)) = (self.tokens.get_mut(id), self.scores.get_mut(id), self.types.get_mut(id)) {
+        if let (Some(t), Some(s), Some(y)) = (self.tokens.get_mut(id), self.scores.get_mut(id), self.types.get_mut(id))
+        {
             (*t, *s, *y) = (token, score, ty);
         }
     }
@@ -217,8 +219,8 @@ impl Vocab {
     }
 
     /// Scores are not in `tokenizer.json`. SentencePiece gives the n-th piece that training produced the score `-n`, and
-    /// lists the single characters after them; the order of the merges is the order of the pieces, so this is what the
-    /// original model holds.
+    /// lists the single characters after them; the order of the merges is the order of the pieces, so this restores the
+    /// original numbers, or, where pieces were added by hand, the order of what can be merged, which is all that tokenization looks at.
     fn from_spm_json(files: &HfFiles, json: &Value, rows: usize) -> Result<Self> {
         let mut vocab = Self::padding(rows);
         let mut entries = json_vocab(files, json, rows)?;
@@ -291,7 +293,11 @@ fn merged_pieces(json: &Value) -> HashMap<String, usize> {
     for merge in merges.into_iter().flatten() {
         let piece = match merge {
             Value::String(pair) => pair.split_once(' ').map(|(a, b)| format!("{a}{b}")),
-            pair => pair.get(0).and_then(Value::as_str).zip(pair.get(1).and_then(Value::as_str)).map(|(a, b)| format!("{a}{b}")),
+            pair => pair
+                .get(0)
+                .and_then(Value::as_str)
+                .zip(pair.get(1).and_then(Value::as_str))
+                .map(|(a, b)| format!("{a}{b}")),
         };
         let n = pieces.len();
         if let Some(piece) = piece {

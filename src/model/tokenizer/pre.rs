@@ -35,17 +35,22 @@ const fn whole_bos(name: &'static str, split: &'static [&'static str]) -> PreTok
 // Patterns of words, as they stand in the tokenizer.json files.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const DEEPSEEK3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
-const BAILING: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
-const BAILING_JSON: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
-const SEED_CODER: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
+const BAILING: &str =
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
+const BAILING_JSON: &str =
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
+const SEED_CODER: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
 const UFAKZEKA: &str = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const EXAONE_MOE: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+";
-const MINICPM5: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const MINICPM5: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
 const BLOOM_JSON: &str = r" ?[^(\s|[.,!?…。，、।۔،])]+";
 
@@ -172,9 +177,13 @@ pub fn by_name(name: &str) -> Option<&'static PreTokenizer> {
 enum Step<'a> {
     /// Every match is a word, and so is what lies between matches.
     Split(&'a str),
-    Digits { single: bool },
+    Digits {
+        single: bool,
+    },
     /// `regex`: cuts as GPT-2 did; otherwise it only respells bytes.
-    ByteLevel { regex: bool },
+    ByteLevel {
+        regex: bool,
+    },
     /// Runs of punctuation are words.
     Punctuation,
     Other(String),
@@ -282,10 +291,8 @@ pub(super) fn recognise(files: &HfFiles, tokenizer: &Value, chosen: Option<&str>
     }
     let canonical = tokenizer.get("pre_tokenizer").map(steps).unwrap_or_default();
     let steps: Vec<Step> = canonical.iter().map(Canonical::step).collect();
-    let nfc = match normalizer(tokenizer.get("normalizer")) {
-        Some(nfc) => nfc,
-        None => return Err(unrecognised(files, "its normalizer changes the text", &steps)),
-    };
+    let normalizer = normalizer(tokenizer.get("normalizer"));
+    let nfc = normalizer == Some(true);
     let ignore = tokenizer.get("model").and_then(|m| m.get("ignore_merges")).and_then(Value::as_bool) == Some(true);
     let added = files.merged_added_tokens()?;
     let has = |content: &str| added.iter().any(|t| t.content == content);
@@ -297,8 +304,18 @@ pub(super) fn recognise(files: &HfFiles, tokenizer: &Value, chosen: Option<&str>
         When::IgnoreMerges => ignore,
         When::IgnoreMergesAndToken(token) => ignore && has(token),
     };
-    let found = SHAPES.iter().find(|s| s.steps == steps && fits(s.when));
-    found.map(|s| s.name).ok_or_else(|| unrecognised(files, "its pre_tokenizer is not a known one", &steps))
+    let shapes = || SHAPES.iter().filter(|s| fits(s.when));
+    let why = match shapes().find(|s| s.steps == steps) {
+        Some(shape) if normalizer.is_some() => return Ok(shape.name),
+        Some(_) => "its normalizer changes the text",
+        None => "its pre_tokenizer is not a known one",
+    };
+    let closest = closest(&signature(&steps), shapes().map(|s| (s.name, signature(s.steps))));
+    Err(Error::Unsupported(format!(
+        "{}: the pre-tokenizer was not recognised: {why}; the closest known one is '{closest}'\n  \
+         hint: if you know that it splits text the same way, pass --pretokenizer {closest}",
+        files.path("tokenizer.json").display()
+    )))
 }
 
 /// The name itself, if llama.cpp knows it.
@@ -315,15 +332,6 @@ fn unknown_name(name: &str) -> Error {
     Error::Unsupported(format!(
         "'{name}' is no pre-tokenizer that llama.cpp knows (closest: '{closest}')\n  hint: one of {}",
         names.join(", ")
-    ))
-}
-
-fn unrecognised(files: &HfFiles, why: &str, steps: &[Step]) -> Error {
-    let closest = closest(&signature(steps), SHAPES.iter().map(|s| (s.name, signature(s.steps))));
-    Error::Unsupported(format!(
-        "{}: the pre-tokenizer was not recognised: {why}; the closest known one is '{closest}'\n  \
-         hint: if you know that it splits text the same way, pass --pretokenizer {closest}",
-        files.path("tokenizer.json").display()
     ))
 }
 

@@ -199,8 +199,9 @@ fn with_eos(mut end: Vec<u32>, eos: Option<u32>) -> Vec<u32> {
 
 fn sentencepiece_len(files: &HfFiles) -> Result<usize> {
     let path = files.path("tokenizer.model");
-    let bytes = super::files::read_optional(&path)?
-        .ok_or_else(|| Error::bad_file(&files.dir, "no tokenizer: neither tokenizer.json nor tokenizer.model is here"))?;
+    let bytes = super::files::read_optional(&path)?.ok_or_else(|| {
+        Error::bad_file(&files.dir, "no tokenizer: neither tokenizer.json nor tokenizer.model is here")
+    })?;
     Ok(super::sentencepiece::parse(&path, &bytes)?.len())
 }
 
@@ -261,7 +262,7 @@ struct Gguf {
 
 #[derive(Debug)]
 enum Kind {
-    Bpe(Bpe),
+    Bpe(Box<Bpe>),
     Spm(Spm),
 }
 
@@ -308,7 +309,7 @@ impl Gguf {
             }
         }
         specials.sort_by_key(|s| std::cmp::Reverse(s.text.len()));
-        let kind = if spm { Kind::Spm(Spm::new(vocab)) } else { Kind::Bpe(Bpe::new(vocab)?) };
+        let kind = if spm { Kind::Spm(Spm::new(vocab)) } else { Kind::Bpe(Box::new(Bpe::new(vocab)?)) };
         let space_prefix = spm && vocab.flag("add_space_prefix").unwrap_or(true);
         Ok(Self { kind, specials, pieces, space_prefix })
     }

@@ -116,7 +116,9 @@ impl Special {
 
     fn load_merges(&mut self, files: &HfFiles) -> Result<()> {
         if let Some(merges) = files.tokenizer.as_ref().and_then(|t| t.get("model")?.get("merges")?.as_array()) {
-            let bad = || Error::bad_file(files.path("tokenizer.json"), "'merges' is neither \"a b\" strings nor [a, b] pairs");
+            let bad = || {
+                Error::bad_file(files.path("tokenizer.json"), "'merges' is neither \"a b\" strings nor [a, b] pairs")
+            };
             self.merges = merges.iter().map(|m| merge(m).ok_or_else(bad)).collect::<Result<_>>()?;
         }
         if self.merges.is_empty() {
@@ -182,16 +184,13 @@ impl Special {
         let get = |config: &Map<String, Value>, key: &str| config.get(key).filter(|v| truthy(v)).cloned();
         let (mut bos, mut cls) = (get(config, "bos_token"), get(config, "cls_token"));
         let (mut eos, mut sep) = (get(config, "eos_token"), get(config, "sep_token"));
-        if bos.is_none() && known {
-            if let Some(token) = &cls {
-                config.insert("bos_token".into(), token.clone());
-                bos = cls.clone();
-            }
-        }
-        if eos.is_none() && known {
-            if let Some(token) = &sep {
-                config.insert("eos_token".into(), token.clone());
-                eos = sep.clone();
+        for (key, token, substitute) in [("bos_token", &mut bos, &cls), ("eos_token", &mut eos, &sep)] {
+            if let Some(other) = substitute
+                && token.is_none()
+                && known
+            {
+                config.insert(key.into(), other.clone());
+                *token = substitute.clone();
             }
         }
         let Some(post) = tokenizer.get("post_processor").filter(|p| truthy(p)) else { return };
@@ -244,7 +243,8 @@ impl Special {
                     if let Some(last) = &last {
                         if known && eos.as_ref() != Some(last) {
                             // The token that was named EOS becomes the end of a turn.
-                            if let Some(ty) = ["eot", "eom"].into_iter().find(|ty| !self.types.iter().any(|t| t == ty)) {
+                            if let Some(ty) = ["eot", "eom"].into_iter().find(|ty| !self.types.iter().any(|t| t == ty))
+                            {
                                 self.types.push(ty.into());
                                 config.insert(format!("{ty}_token"), eos.clone().unwrap_or_default());
                             }
@@ -349,12 +349,14 @@ fn separator(pair: &[Value], first: Option<&Value>, last: Option<&Value>, known:
     let start = usize::from(first.is_some() && special_id(pair.first()).as_ref() == first);
     let end = pair.len() - usize::from(last.is_some() && special_id(pair.last()).as_ref() == last && !pair.is_empty());
     let pair = pair.get(start..end)?;
-    let sequence = |step: Option<&Value>, id: &str| step.and_then(|s| s.get("Sequence")?.get("id")?.as_str()) == Some(id);
+    let sequence =
+        |step: Option<&Value>, id: &str| step.and_then(|s| s.get("Sequence")?.get("id")?.as_str()) == Some(id);
     if !sequence(pair.first(), "A") || !sequence(pair.last(), "B") {
         return None;
     }
     let middle = pair.get(1..pair.len().checked_sub(1)?)?;
-    let is_separator = |step: &Value| special_id(Some(step)).is_some_and(|id| known.iter().any(|k| k.as_ref() == Some(&id)));
+    let is_separator =
+        |step: &Value| special_id(Some(step)).is_some_and(|id| known.iter().any(|k| k.as_ref() == Some(&id)));
     match middle {
         [] => None,
         [a, b] => Some((is_separator(a) && last.is_none()) || is_separator(b)),

@@ -1,0 +1,365 @@
+//! `quantize eval`, `quantize compare` and `quantize report`: what an artifact is worth, as text, JSON, HTML and Markdown,
+//! and an exit code that says whether quality held. Also used after a conversion, for the gates there.
+
+use super::options::{self, CANCEL};
+use super::progress::{Progress, Unit};
+use super::{Activations, CommonArgs, CompareArgs, EvalArgs, Format, GateArgs, ReportArgs, TextArgs, print};
+use crate::ablation::ablate as ablate_groups;
+use crate::eval::bootstrap::{self, Bootstrap};
+use crate::eval::gate::{self, Gates};
+use crate::eval::klbase::{FLOOR, KlBaseReader, KlBaseWriter};
+use crate::eval::text::Corpus;
+use crate::eval::{self, Base, Candidate, Method, Options, Windows};
+use crate::report::{self, Environment, MethodInfo, Report};
+use crate::runnable::Runnable;
+use crate::writer::atomic::write_text;
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// `quantize eval MODEL`: perplexity alone.
+pub fn eval(args: EvalArgs) -> Result<()> {
+    let threads = start(&args.common)?;
+    let begin = Instant::now();
+    let mut base = open(&args.model, args.text.activations, args.common.quiet)?;
+    let text = Prepared::new(&base, &args.text)?;
+    let save = match &args.save_logits {
+        Some(path) => Some(KlBaseWriter::create(path, &text.windows, eval::Logits::vocab(&base), &text.stream)?),
+        None => None,
+    };
+    let progress = Progress::new("evaluating", text.windows.covered_tokens() as u64, Unit::Tokens, args.common.quiet);
+    let artifact = base.artifact.clone();
+    let comparison = {
+        let model = Candidate { name: artifact.name.clone(), model: &mut base };
+        text.compare(Base::Model(model), &mut [], save, &progress)?
+    };
+    let ppl = bootstrap::perplexity(&comparison.base, comparison.chunks, Bootstrap::default());
+    let mut report = text.report(threads, begin);
+    report.base = Some(report::Base { artifact, ppl: Some(ppl) });
+    finish(&report, &args.report, args.common.format, args.force)
+}
+
+/// `quantize compare BASE Q...`: everything said about each candidate against the base.
+pub fn compare(args: CompareArgs) -> Result<()> {
+    let threads = start(&args.common)?;
+    let gates = gates(&args.gates)?;
+    let ablate = args.ablate.then_some(args.ablate_chunks);
+    let report = measure(&args.models, &args.text, &gates, ablate, threads, args.common.quiet)?;
+    let outcome = gate::verdict(&report.gates);
+    finish(&report, &args.report, args.common.format, args.force)?;
+    outcome
+}
+
+/// `quantize report saved.json`: the same report in another form.
+pub fn render(args: ReportArgs) -> Result<()> {
+    let text = std::fs::read_to_string(&args.file).map_err(|e| Error::io(&args.file, e))?;
+    let report = Report::from_json(&text).map_err(|e| match e {
+        Error::BadInput(mut finding) => {
+            finding.file = Some(args.file.clone());
+            Error::BadInput(finding)
+        }
+        other => other,
+    })?;
+    finish(&report, &args.to, args.common.format, args.force)
+}
+
+/// Runs the base and every candidate over one token stream. `models[0]` is the base. With `ablate`, also the base with one
+/// group of each candidate's tensors at a time, on so many chunks.
+pub fn measure(
+    models: &[PathBuf],
+    text: &TextArgs,
+    gates: &Gates,
+    ablate: Option<usize>,
+    threads: usize,
+    quiet: bool,
+) -> Result<Report> {
+    let begin = Instant::now();
+    let [base_path, candidate_paths @ ..] = models else {
+        return Err(Error::Usage("compare needs a base and at least one candidate".into()));
+    };
+    // A stored base has its own tokens; otherwise the base's tokenizer makes them.
+    let stored = if is_base_file(base_path) { Some(KlBaseReader::open(base_path)?) } else { None };
+    let mut base = match &stored {
+        Some(_) => None,
+        None => Some(open(base_path, text.activations, quiet)?),
+    };
+    let mut candidates: Vec<Runnable> = Vec::with_capacity(candidate_paths.len());
+    for path in candidate_paths {
+        candidates.push(open(path, text.activations, quiet)?);
+    }
+    unique_names(&mut candidates);
+    let prepared = match (&base, &stored) {
+        (Some(base), _) => Prepared::new(base, text)?,
+        (None, Some(stored)) => Prepared::stored(stored, &candidates[0], base_path, text.activations)?,
+        (None, None) => return Err(Error::Internal("no base".into())),
+    };
+    if let Some(base) = &base {
+        for candidate in &candidates {
+            same_tokens(base, candidate, &prepared)?;
+        }
+    }
+    gates.check_size(prepared.windows.scored_tokens(), prepared.windows.count)?;
+    let runs = candidates.len() + usize::from(base.is_some());
+    let total = (prepared.windows.covered_tokens() * runs) as u64;
+    let progress = Progress::new("comparing", total, Unit::Tokens, quiet);
+    let base_artifact = base.as_ref().map(|b| b.artifact.clone());
+    let artifacts: Vec<_> = candidates.iter().map(|c| c.artifact.clone()).collect();
+    let comparison = {
+        let mut rows: Vec<Candidate> = candidates
+            .iter_mut()
+            .zip(&artifacts)
+            .map(|(model, a)| Candidate { name: a.name.clone(), model: model as &mut dyn eval::Logits })
+            .collect();
+        let from = match (&mut base, stored) {
+            (Some(base), _) => {
+                let name = base.artifact.name.clone();
+                Base::Model(Candidate { name, model: base })
+            }
+            (None, Some(stored)) => Base::File(Box::new(stored)),
+            (None, None) => return Err(Error::Internal("no base".into())),
+        };
+        prepared.compare(from, &mut rows, None, &progress)?
+    };
+    let (statistics, pairs) = comparison.summarize(Bootstrap::default());
+    let mut report = prepared.report(threads, begin);
+    report.base = Some(report::Base {
+        artifact: base_artifact.unwrap_or_else(|| report::Artifact {
+            name: "base".into(),
+            path: base_path.display().to_string(),
+            format: "logits".into(),
+            ..report::Artifact::default()
+        }),
+        ppl: Some(bootstrap::perplexity(&comparison.base, comparison.chunks, Bootstrap::default())),
+    });
+    report.pairs = pairs;
+    for (artifact, stats) in artifacts.into_iter().zip(statistics) {
+        report.gates.extend(gates.judge(&artifact.name, &stats, prepared.windows.count)?);
+        report.candidates.push(report::Candidate { artifact, stats: Some(stats), ..report::Candidate::default() });
+    }
+    let Some(mut base) = base else {
+        return match ablate {
+            Some(_) => Err(Error::Usage("--ablate needs the base model itself, not its stored logits".into())),
+            None => Ok(report),
+        };
+    };
+    let mut twin = ablate.map(|_| open(base_path, text.activations, quiet)).transpose()?;
+    for (candidate, row) in candidates.iter_mut().zip(&mut report.candidates) {
+        let (from, to) = ((&base.ckpt, &base.model), (&candidate.ckpt, &candidate.model));
+        row.tensors = eval::damage::measure(from, to, &CANCEL)?;
+        if let (Some(twin), Some(chunks)) = (&mut twin, ablate) {
+            let count = chunks.clamp(1, prepared.windows.count);
+            let windows = Windows { count, ..prepared.windows.clone() };
+            row.ablation = ablate_groups(&mut base, twin, candidate, &prepared.stream, &windows, &CANCEL)?;
+        }
+    }
+    report.environment.seconds = begin.elapsed().as_secs_f64();
+    report.environment.peak_rss = peak_rss();
+    Ok(report)
+}
+
+/// The gates asked for on the command line.
+pub fn gates(args: &GateArgs) -> Result<Gates> {
+    let share = |flag: &str, text: &Option<String>| match text {
+        Some(text) => gate::parse_share(text).map(Some).map_err(|e| Error::Usage(format!("{flag}: {e}"))),
+        None => Ok(None),
+    };
+    Ok(Gates {
+        max_kld: args.max_kld,
+        max_ppl_increase: share("--max-ppl-increase", &args.max_ppl_increase)?,
+        min_top1: share("--min-top1", &args.min_top1)?,
+    })
+}
+
+/// Saves the report in every form asked for and prints it.
+fn finish(report: &Report, files: &[PathBuf], format: Format, force: bool) -> Result<()> {
+    save(report, files, force)?;
+    match format {
+        Format::Text => print(&report::render_text(report)),
+        Format::Json => print(&report.to_json()?),
+    }
+}
+
+/// Writes the report in every form asked for.
+pub fn save(report: &Report, files: &[PathBuf], force: bool) -> Result<()> {
+    for path in files {
+        let text = match path.extension().and_then(|e| e.to_str()) {
+            Some("html" | "htm") => report::render_html(report),
+            Some("md" | "markdown") => report::render_markdown(report),
+            Some("json") => report.to_json()?,
+            Some("txt") => report::render_text(report),
+            _ => {
+                let what = format!("{}: a report's name ends in .html, .md, .json or .txt", path.display());
+                return Err(Error::Usage(what));
+            }
+        };
+        write_text(path, &text, force)?;
+        eprintln!("wrote {}", path.display());
+    }
+    Ok(())
+}
+
+fn start(common: &CommonArgs) -> Result<usize> {
+    options::catch_interrupt()?;
+    options::threads(common.threads)
+}
+
+fn open(path: &Path, activations: Activations, quiet: bool) -> Result<Runnable> {
+    if CANCEL.load(Ordering::Relaxed) {
+        return Err(Error::Interrupted);
+    }
+    if !quiet {
+        eprintln!("loading {}", path.display());
+    }
+    let mut model = Runnable::open(path)?;
+    model.engine.round_activations(activations == Activations::Q8);
+    Ok(model)
+}
+
+/// A file of llama-perplexity's `--kl-divergence-base`, by its first bytes.
+fn is_base_file(path: &Path) -> bool {
+    use std::io::Read;
+    let mut magic = [0u8; 8];
+    let read = std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut magic));
+    read.is_ok() && &magic == b"_logits_"
+}
+
+/// Two candidates of one type are told apart by their files' names.
+fn unique_names(candidates: &mut [Runnable]) {
+    let names: Vec<String> = candidates.iter().map(|c| c.artifact.name.clone()).collect();
+    for candidate in candidates {
+        if names.iter().filter(|n| **n == candidate.artifact.name).count() > 1 {
+            let path = Path::new(&candidate.artifact.path);
+            let name = path.file_name().map(|n| n.to_string_lossy().into_owned());
+            candidate.artifact.name = name.unwrap_or_else(|| candidate.artifact.path.clone());
+        }
+    }
+}
+
+/// A candidate must read the text as the base does, or the comparison means nothing.
+fn same_tokens(base: &Runnable, candidate: &Runnable, text: &Prepared) -> Result<()> {
+    let path = &candidate.artifact.path;
+    let (theirs, ours) = (candidate.engine.config.vocab, base.engine.config.vocab);
+    if theirs != ours {
+        let what = format!("its vocabulary has {theirs} tokens, the base's {ours}: it is another model");
+        return Err(Error::bad_file(path, what).hint("compare a model with quantizations of itself"));
+    }
+    if text.corpus.tokens(candidate)? != text.stream {
+        return Err(Error::bad_file(path, "its tokenizer reads the text as other tokens than the base's")
+            .hint("the file was converted with another tokenizer or pre-tokenizer; convert it again"));
+    }
+    Ok(())
+}
+
+/// A text as one token stream, and the windows over it.
+struct Prepared {
+    corpus: Corpus,
+    path: PathBuf,
+    stream: Vec<u32>,
+    windows: Windows,
+    activations: Activations,
+}
+
+impl Prepared {
+    fn new(model: &Runnable, args: &TextArgs) -> Result<Self> {
+        let path = match &args.text {
+            Some(path) => path.clone(),
+            None => return Err(Error::Usage("no text to evaluate on; give --text FILE".into())),
+        };
+        let corpus = Corpus::open(&path)?;
+        let stream = corpus.tokens(model)?;
+        let method = match args.stride {
+            Some(stride) => Method::Strided { ctx: args.ctx, stride },
+            None => Method::LlamaCpp { ctx: args.ctx },
+        };
+        let windows = Windows::plan(method, stream.len(), args.chunks, eval::text::Encoder::bos(model))?;
+        if args.ctx > model.engine.config.context {
+            let what =
+                format!("--ctx {} is more than the model's context of {}", args.ctx, model.engine.config.context);
+            return Err(Error::Usage(what));
+        }
+        Ok(Self { corpus, path, stream, windows, activations: args.activations })
+    }
+
+    fn stored(base: &KlBaseReader, model: &Runnable, path: &Path, activations: Activations) -> Result<Self> {
+        let corpus = Corpus { format: "tokens", documents: Vec::new(), sha256: String::new() };
+        let windows = base.windows(eval::text::Encoder::bos(model));
+        Ok(Self { corpus, path: path.to_path_buf(), stream: base.tokens().to_vec(), windows, activations })
+    }
+
+    fn compare(
+        &self,
+        base: Base,
+        candidates: &mut [Candidate],
+        save_base: Option<KlBaseWriter>,
+        progress: &Progress,
+    ) -> Result<eval::Comparison> {
+        let per_chunk = (self.windows.covered_tokens() / self.windows.count.max(1)) as u64;
+        let mut on_progress = |_: &eval::Progress| {
+            progress.advance(per_chunk);
+            if CANCEL.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+        };
+        let options = Options { save_base, progress: Some(&mut on_progress) };
+        let comparison = eval::compare(base, candidates, &self.stream, &self.windows, options);
+        progress.finish();
+        comparison
+    }
+
+    fn report(&self, threads: usize, begin: Instant) -> Report {
+        let mut report = Report::new(std::env::args().collect::<Vec<_>>().join(" "));
+        report.created = now();
+        let method = self.windows.method;
+        report.method = Some(MethodInfo {
+            name: method.name().into(),
+            ctx: method.ctx(),
+            stride: method.stride(),
+            chunks: self.windows.count,
+            tokens: self.windows.scored_tokens(),
+            text: self.path.display().to_string(),
+            text_sha256: self.corpus.sha256.clone(),
+            text_format: self.corpus.format.into(),
+            bos: self.windows.bos,
+            activations: if self.activations == Activations::Q8 { "q8" } else { "f32" }.into(),
+            kl_floor: matches!(method, Method::LlamaCpp { .. }).then_some(f64::from(FLOOR)),
+            bootstrap: Bootstrap::default(),
+        });
+        report.environment = Environment {
+            os: std::env::consts::OS.into(),
+            cpu: cpu_name(),
+            threads,
+            seconds: begin.elapsed().as_secs_f64(),
+            peak_rss: peak_rss(),
+        };
+        report
+    }
+}
+
+/// UTC, RFC 3339, from the seconds since 1970 (days to a civil date after Howard Hinnant).
+fn now() -> String {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let z = days + 719_468;
+    let (era, day_of_era) = (z / 146_097, z % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest % 3600 / 60, rest % 60)
+}
+
+fn cpu_name() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = info.lines().find(|l| l.starts_with("model name"));
+    let name = line.and_then(|l| l.split_once(':')).map(|(_, name)| name.trim().to_string());
+    name.unwrap_or_else(|| std::env::consts::ARCH.into())
+}
+
+/// Largest resident memory of this process so far, where the system tells.
+fn peak_rss() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|l| l.starts_with("VmHWM:"));
+    let kib = line.and_then(|l| l.split_whitespace().nth(1)).and_then(|n| n.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}

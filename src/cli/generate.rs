@@ -1,0 +1,74 @@
+//! `quantize generate`: text from a model, through the reference inference. Text goes to standard output as it comes.
+
+use super::{GenerateArgs, options};
+use crate::infer::{Sampling, generate};
+use crate::model::tokenizer::Message;
+use crate::runnable::Runnable;
+use crate::{Error, Result};
+use std::io::Write;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+pub fn run(args: GenerateArgs) -> Result<()> {
+    options::catch_interrupt()?;
+    options::threads(args.common.threads)?;
+    let path = options::resolve_model(&args.model, &args.hub, args.common.quiet)?;
+    let model = Runnable::open(&path)?;
+    let prompt = prompt(&model, &args)?;
+    let sampling =
+        Sampling { temperature: args.temp, top_k: args.top_k, top_p: args.top_p, seed: args.seed.unwrap_or(0) };
+    let limit = args.n.min(model.engine.config.context.saturating_sub(prompt.len()));
+    if limit == 0 {
+        let context = model.engine.config.context;
+        return Err(Error::bad_input(format!("the prompt's {} tokens fill the context of {context}", prompt.len())));
+    }
+    let mut stream = model.tokenizer.stream();
+    let mut out = std::io::stdout().lock();
+    let (start, mut failed) = (Instant::now(), None);
+    let mut show = |text: &str| {
+        let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        if let Err(e) = written {
+            // A reader that went away ends the text, and is no error.
+            failed = (e.kind() != std::io::ErrorKind::BrokenPipe).then_some(e);
+            return false;
+        }
+        true
+    };
+    let stop = model.tokenizer.end_tokens().to_vec();
+    let made = generate(&model.engine, &prompt, limit, &stop, sampling, |token| {
+        let go_on = show(&stream.push(token));
+        go_on && !options::CANCEL.load(Ordering::Relaxed)
+    })?;
+    show(&stream.finish());
+    show("\n");
+    if let Some(e) = failed {
+        return Err(Error::io("standard output", e));
+    }
+    if !args.common.quiet {
+        let seconds = start.elapsed().as_secs_f64();
+        eprintln!("{} tokens after {}, {:.1} tokens/s", made.len(), prompt.len(), made.len() as f64 / seconds);
+    }
+    Ok(())
+}
+
+/// The prompt's tokens: plain text behind BOS where the model wants one, or one user turn in the chat template.
+fn prompt(model: &Runnable, args: &GenerateArgs) -> Result<Vec<u32>> {
+    let bos = model.tokenizer.bos().filter(|_| model.tokenizer.add_bos());
+    let tokens = if args.chat {
+        let mut messages = Vec::new();
+        if let Some(system) = &args.system {
+            messages.push(Message::new("system", system));
+        }
+        messages.push(Message::new("user", &args.prompt));
+        model.tokenizer.encode(&model.render(&messages, true)?, true)?
+    } else {
+        model.tokenizer.encode(&args.prompt, args.special)?
+    };
+    // A template that writes BOS itself gets no second one.
+    let bos = bos.filter(|bos| tokens.first() != Some(bos));
+    let tokens: Vec<u32> = bos.into_iter().chain(tokens).collect();
+    if tokens.is_empty() {
+        return Err(Error::Usage("the prompt is empty; give --prompt TEXT".into()));
+    }
+    Ok(tokens)
+}

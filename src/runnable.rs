@@ -1,0 +1,122 @@
+//! A model that can be run: its weights in memory, its tokenizer and its chat template, from a checkpoint folder or from
+//! a GGUF file alone. This is where the evaluator's view of a model (logits of tokens) meets the forward pass.
+
+use crate::eval::Logits;
+use crate::eval::text::Encoder;
+use crate::infer::{Cache, Engine};
+use crate::model::Model;
+use crate::model::tokenizer::{Message, Tokenizer, render_chat};
+use crate::quant::presets::PRESETS;
+use crate::report::Artifact;
+use crate::source::{Checkpoint, Dtype};
+use crate::{Error, Result};
+use std::ops::Range;
+use std::path::Path;
+
+/// Logits that are computed together: enough rows for an efficient product, few enough to stay small.
+const HEAD_BYTES: usize = 64 << 20;
+
+pub struct Runnable {
+    pub ckpt: Checkpoint,
+    pub model: Model,
+    pub engine: Engine,
+    pub tokenizer: Tokenizer,
+    pub artifact: Artifact,
+}
+
+impl Runnable {
+    /// Opens and loads a model.
+    ///
+    /// Errors: those of [`Checkpoint::open`], [`Model::open`], the tokenizer and [`Engine::load`].
+    pub fn open(path: &Path) -> Result<Self> {
+        let ckpt = Checkpoint::open(path)?;
+        let model = Model::open(&ckpt)?;
+        let tokenizer = match ckpt.gguf() {
+            Some(metadata) => Tokenizer::from_gguf(metadata)?,
+            None => Tokenizer::from_hf_dir(ckpt.dir())?,
+        };
+        let engine = Engine::load(&ckpt, &model)?;
+        let artifact = artifact(path, &ckpt);
+        Ok(Self { ckpt, model, engine, tokenizer, artifact })
+    }
+
+    /// The conversation through the model's chat template.
+    ///
+    /// Errors: `BadInput` when there is no template, or it cannot be rendered.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let template = self.tokenizer.chat_template().ok_or_else(|| {
+            Error::bad_file(&self.artifact.path, "the model has no chat template").hint("use plain text instead")
+        })?;
+        let text = |id: Option<u32>| id.and_then(|id| self.tokenizer.token_text(id)).unwrap_or_default();
+        render_chat(template, messages, &text(self.tokenizer.bos()), &text(self.tokenizer.eos()), add_generation_prompt)
+    }
+}
+
+/// Name, size and format of what lies at `path`.
+fn artifact(path: &Path, ckpt: &Checkpoint) -> Artifact {
+    let parameters: u64 = ckpt.tensors().iter().map(|t| t.elements() as u64).sum();
+    let tensor_bytes: u64 = ckpt.tensors().iter().map(|t| t.bytes()).sum();
+    let (format, name) = match ckpt.gguf() {
+        Some(metadata) => {
+            let file_type = metadata.uint("general.file_type");
+            let preset = PRESETS.iter().find(|p| Some(u64::from(p.file_type)) == file_type);
+            ("gguf", preset.map(|p| p.name.to_string()))
+        }
+        None => {
+            let largest = ckpt.tensors().iter().max_by_key(|t| t.bytes());
+            let ty = largest.map(|t| match t.dtype {
+                Dtype::Ggml(ty) => ty.name().to_string(),
+                other => other.to_string(),
+            });
+            ("safetensors", ty)
+        }
+    };
+    let stem = || path.file_stem().map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned());
+    Artifact {
+        name: name.unwrap_or_else(stem),
+        path: path.display().to_string(),
+        format: format.into(),
+        bytes: ckpt.files().iter().map(|f| f.len).sum(),
+        parameters,
+        bpw: 8.0 * tensor_bytes as f64 / parameters.max(1) as f64,
+        sha256: None,
+    }
+}
+
+impl Logits for Runnable {
+    fn vocab(&self) -> usize {
+        self.engine.config.vocab
+    }
+
+    fn logits(&mut self, tokens: &[u32], wanted: Range<usize>, each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
+        let (width, vocab) = (self.engine.config.hidden, self.vocab());
+        let hidden = self.engine.hidden(tokens, &mut Cache::one_batch(tokens.len()), &mut ())?;
+        let step = (HEAD_BYTES / (4 * vocab.max(1))).max(16);
+        let mut logits = Vec::new();
+        let mut position = wanted.start;
+        while position < wanted.end {
+            let end = (position + step).min(wanted.end);
+            self.engine.head_into(&hidden[position * width..end * width], &mut logits, &mut ());
+            for (i, row) in logits.chunks_exact(vocab).enumerate() {
+                each(position + i, row);
+            }
+            position = end;
+        }
+        Ok(())
+    }
+}
+
+/// The model's own tokenizer, as the evaluation uses it.
+impl Encoder for Runnable {
+    fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>> {
+        self.tokenizer.encode(text, parse_special)
+    }
+
+    fn bos(&self) -> Option<u32> {
+        self.tokenizer.bos().filter(|_| self.tokenizer.add_bos())
+    }
+
+    fn render_chat(&self, messages: &[Message]) -> Result<String> {
+        self.render(messages, false)
+    }
+}
