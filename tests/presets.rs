@@ -115,7 +115,10 @@ fn types_equal_those_of_llama_quantize() {
                     };
                     compared += 1;
                     if choice.got.name() != want {
-                        wrong.push(format!("{model_name} {preset} imatrix={has_imatrix} {name}: {} not {want}", choice.got));
+                        wrong.push(format!(
+                            "{model_name} {preset} imatrix={has_imatrix} {name}: {} not {want}",
+                            choice.got
+                        ));
                     }
                 }
             }
