@@ -4,7 +4,8 @@
 //! Llama-3.1 8B: bartowski/Meta-Llama-3.1-8B-Instruct-GGUF and mradermacher/Meta-Llama-3.1-8B-Instruct-GGUF;
 //! Llama-3.1 70B and 405B: mradermacher/Meta-Llama-3.1-70B-GGUF, mradermacher/Meta-Llama-3.1-405B-GGUF (the 405B as first
 //! released, with 16 key/value heads instead of 8);
-//! Mixtral 8x7B: gobean/Mixtral-8x7B-Instruct-v0.1-GGUF (Q4_K_M) and TheBloke/Mixtral-8x7B-v0.1-GGUF (Q8_0).
+//! Mixtral 8x7B: gobean/Mixtral-8x7B-Instruct-v0.1-GGUF (Q4_K_M) and TheBloke/dolphin-2.5-mixtral-8x7b-GGUF
+//! (Q8_0: a fine-tune of it with two more tokens).
 
 use assert_cmd::Command;
 use serde_json::Value;
@@ -82,4 +83,35 @@ fn bits_per_weight_as_llama_cpp_documents_them() {
         let ours = target["bits_per_weight"].as_f64().unwrap();
         assert!((ours - bits).abs() < 0.0001, "{name}: {ours:.4}, documented {bits}");
     }
+}
+
+#[test]
+fn a_planned_size_is_the_size_of_the_file() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama");
+    let dir = tempfile::tempdir().unwrap();
+    for ty in ["q8_0", "q4_k_m", "bf16"] {
+        let path = dir.path().join(format!("{ty}.gguf"));
+        let mut convert = Command::cargo_bin("quantize").unwrap();
+        convert.args(["--quiet", "--to", ty, "-o"]).arg(&path).arg(&model).assert().success();
+        assert_eq!(sizes(&model, ty), [std::fs::metadata(&path).unwrap().len() as f64], "{ty}");
+    }
+}
+
+#[test]
+fn a_type_that_needs_an_importance_matrix_is_planned_but_not_written() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama");
+    let targets = plan(&model, "iq2_xxs,q2_k_s,q2_k")["targets"].clone();
+    let needs: Vec<_> = targets.as_array().unwrap().iter().map(|t| t["needs_importance"].as_bool().unwrap()).collect();
+    assert_eq!(needs, [true, true, false]);
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::cargo_bin("quantize")
+        .unwrap()
+        .args(["--quiet", "--to", "q2_k_s", "-o"])
+        .arg(dir.path().join("x.gguf"))
+        .arg(&model)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(4));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("importance matrix"));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }

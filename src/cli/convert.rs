@@ -2,7 +2,7 @@
 //! the model, the tokenizer, the types, the output names, the disk space. Then one pass writes every target.
 
 use super::options::{self, CANCEL};
-use super::plan::{Prepared, describe, prepare};
+use super::plan::{Prepared, Purpose, describe, prepare};
 use super::progress::{Progress, Unit};
 use super::{ConvertArgs, Format, TextArgs, eval, print, print_json};
 use crate::convert::{self, Control, Target};
@@ -27,7 +27,7 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
     let threads = options::threads(args.common.threads)?;
     options::catch_interrupt()?;
     let path = options::resolve_model(&model_arg, &args.hub, args.common.quiet)?;
-    let prepared = prepare(&path, &args.types, false)?;
+    let prepared = prepare(&path, &args.types, Purpose::Convert)?;
     if args.dry_run {
         return describe(&prepared, threads, args.common.format);
     }
@@ -105,10 +105,7 @@ fn write(prepared: &Prepared, args: &ConvertArgs, outputs: &[PathBuf], threads: 
     let split = split(args, prepared)?;
     let mut artifacts = Vec::new();
     for (target, output) in prepared.targets.iter().zip(outputs) {
-        let mut metadata = prepared.metadata.clone();
-        metadata.set("general.file_type", target.preset.file_type);
-        target.record(&mut metadata, ckpt, !args.no_source_hash);
-        options::override_metadata(&mut metadata, &args.types.override_kv)?;
+        let metadata = prepared.metadata_of(target, &args.types, !args.no_source_hash)?;
         let entries = convert::entries(model, &target.types);
         artifacts.push(Artifact::create(output, &metadata, &entries, split, args.force)?);
     }

@@ -59,22 +59,39 @@ impl Planned {
         })
         .collect()
     }
+}
 
-    /// Provenance: what made this file, of what. Hashes are filled in at the end, in the same number of bytes.
-    pub fn record(&self, metadata: &mut Metadata, ckpt: &Checkpoint, hashes: bool) {
-        metadata.set("quantize.version", env!("CARGO_PKG_VERSION"));
-        metadata.set("quantize.recipe", self.recipe.as_str());
-        let name = |f: &crate::source::SourceFile| {
-            f.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
-        };
-        metadata.set("quantize.source.files", ckpt.files().iter().map(name).collect::<Vec<String>>());
-        if hashes {
-            metadata.set("quantize.source.sha256", vec!["0".repeat(64); ckpt.files().len()]);
-        }
+/// The metadata of one target: `base`, the file type, provenance (what made this file, of what), and what the user sets.
+/// Hashes are filled in at the end, in the same number of bytes.
+fn metadata_of(
+    base: &Metadata,
+    preset: &Preset,
+    recipe: &str,
+    ckpt: &Checkpoint,
+    args: &TypeArgs,
+    hashes: bool,
+) -> Result<Metadata> {
+    let mut metadata = base.clone();
+    metadata.set("general.file_type", preset.file_type);
+    metadata.set("quantize.version", env!("CARGO_PKG_VERSION"));
+    metadata.set("quantize.recipe", recipe);
+    let name = |f: &crate::source::SourceFile| {
+        f.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
+    };
+    metadata.set("quantize.source.files", ckpt.files().iter().map(name).collect::<Vec<String>>());
+    if hashes {
+        metadata.set("quantize.source.sha256", vec!["0".repeat(64); ckpt.files().len()]);
     }
+    options::override_metadata(&mut metadata, &args.override_kv)?;
+    Ok(metadata)
 }
 
 impl Prepared {
+    /// What stands in the header of `target`, but for the source's hashes.
+    pub fn metadata_of(&self, target: &Planned, args: &TypeArgs, hashes: bool) -> Result<Metadata> {
+        metadata_of(&self.metadata, target.preset, &target.recipe, &self.ckpt, args, hashes)
+    }
+
     pub fn weights(&self) -> u64 {
         weights(&convert::outputs(&self.model))
     }
@@ -143,8 +160,15 @@ fn part_of(name: &str) -> String {
     }
 }
 
+/// What the decisions are for: a plan may show a type that needs an importance matrix, a conversion has to have one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    Plan,
+    Convert,
+}
+
 /// Opens and checks everything, and decides every type. Nothing is written, no weight is read.
-pub fn prepare(path: &Path, args: &TypeArgs, has_imatrix: bool) -> Result<Prepared> {
+pub fn prepare(path: &Path, args: &TypeArgs, purpose: Purpose) -> Result<Prepared> {
     let requests = requests(args)?;
     let ckpt = Checkpoint::open(path)?;
     let model = Model::open(&ckpt)?;
@@ -171,16 +195,17 @@ pub fn prepare(path: &Path, args: &TypeArgs, has_imatrix: bool) -> Result<Prepar
         .zip(&sources)
         .map(|((name, shape), (_, source))| plan::kept_type(name, shape, *source))
         .collect();
-    let header = gguf::encode_header(&metadata, &[], gguf::DEFAULT_ALIGNMENT).len() as u64;
     let tensors = owned(&outputs);
     let mut targets = Vec::new();
     for request in requests {
-        let choices = decide(&request, &model.config, &tensors, &kept, has_imatrix)?;
+        let choices = decide(&request, &model.config, &tensors, &kept, purpose)?;
         on_fallback(args.on_fallback, &request, &tensors, &choices)?;
-        let table: u64 = tensors.iter().map(|(n, s)| (24 + n.len() + 8 * s.len()) as u64).sum();
-        let plan = plan::target(request.preset, &tensors, &choices, header + table);
-        let types = choices.iter().map(|c| c.got).collect();
-        targets.push(Planned { preset: request.preset, types, plan, recipe: recipe(&request, args) });
+        let types: Vec<GgmlType> = choices.iter().map(|c| c.got).collect();
+        let recipe = recipe(&request, args);
+        let complete = metadata_of(&metadata, request.preset, &recipe, &ckpt, args, true)?;
+        let header = gguf::encode_header(&complete, &convert::entries(&model, &types), gguf::DEFAULT_ALIGNMENT).len();
+        let plan = plan::target(request.preset, &tensors, &choices, header as u64);
+        targets.push(Planned { preset: request.preset, types, plan, recipe });
     }
     Ok(Prepared { path: path.to_path_buf(), ckpt, model, metadata, targets })
 }
@@ -204,33 +229,43 @@ fn decide(
     config: &Config,
     tensors: &[(String, Vec<usize>)],
     kept: &[GgmlType],
-    has_imatrix: bool,
+    purpose: Purpose,
 ) -> Result<Vec<Choice>> {
     let candidates: Vec<Candidate> =
         tensors.iter().zip(kept).map(|((name, shape), kept)| Candidate { name, shape, kept: *kept }).collect();
-    let facts = ModelFacts {
+    let mut facts = ModelFacts {
         arch: &config.arch,
         layers: config.layers,
         heads: config.heads,
         kv_heads: config.kv_heads,
         experts: config.experts.as_ref().map_or(0, |e| e.count),
-        has_imatrix,
+        has_imatrix: false,
     };
-    let (choices, unused) = presets::choose(request, &facts, &candidates);
+    let (mut choices, unused) = presets::choose(request, &facts, &candidates);
     if let Some(rule) = unused.first() {
         let regex = request.overrides[*rule].0.as_str();
         return Err(Error::Usage(format!("--tensor-type '{regex}' matches no tensor; see: quantize plan MODEL --all")));
     }
-    for (choice, (name, _)) in choices.iter().zip(tensors) {
-        let Some(codec) = codec(choice.got) else {
-            return Err(Error::Unsupported(format!("tensor '{name}': {} cannot be written", choice.got)));
-        };
-        if codec.needs_importance && !has_imatrix {
-            let (preset, ty) = (request.preset.name, choice.got);
+    let at_fault = |choices: &[Choice], fault: &dyn Fn(&str, GgmlType) -> bool| {
+        choices
+            .iter()
+            .zip(tensors)
+            .find(|(c, (name, _))| fault(name, c.got))
+            .map(|(c, (name, _))| (name.clone(), c.got))
+    };
+    let needs = |name: &str, ty| presets::needs_importance(request.preset, name, ty);
+    if let Some((name, ty)) = at_fault(&choices, &needs) {
+        if purpose == Purpose::Convert {
             return Err(Error::Unsupported(format!(
-                "{preset}: tensor '{name}' in {ty} needs an importance matrix\n  hint: make one with: quantize calibrate MODEL -o imatrix.gguf, then add --imatrix imatrix.gguf"
+                "{}: tensor '{name}' in {ty} needs an importance matrix\n  hint: make one with: quantize calibrate MODEL -o imatrix.gguf, then add --imatrix imatrix.gguf",
+                request.preset.name
             )));
         }
+        facts.has_imatrix = true;
+        choices = presets::choose(request, &facts, &candidates).0;
+    }
+    if let Some((name, ty)) = at_fault(&choices, &|_, ty| codec(ty).is_none_or(|c| c.quantize.is_none())) {
+        return Err(Error::Unsupported(format!("tensor '{name}': {ty} cannot be written")));
     }
     Ok(choices)
 }
@@ -274,7 +309,8 @@ fn requests(args: &TypeArgs) -> Result<Vec<Request>> {
     for rule in args.tensor_type.iter().map(String::as_str).chain(lines) {
         let bad = |why: &str| Error::Usage(format!("--tensor-type '{rule}': {why}; write REGEX=TYPE"));
         let (pattern, name) = rule.rsplit_once('=').ok_or_else(|| bad("no '='"))?;
-        let regex = regex::Regex::new(&pattern.to_lowercase()).map_err(|e| bad(&e.to_string()))?;
+        let regex = regex::RegexBuilder::new(pattern).case_insensitive(true).build();
+        let regex = regex.map_err(|e| bad(&e.to_string()))?;
         overrides.push((regex, tensor_type("--tensor-type", name)?));
     }
     let mut requests: Vec<Request> = Vec::new();
@@ -343,7 +379,7 @@ pub fn run(args: PlanArgs) -> Result<()> {
             (config, plan)
         }
         None => {
-            let prepared = prepare(&path, &types, true)?;
+            let prepared = prepare(&path, &types, Purpose::Plan)?;
             let plan = prepared.plan(threads);
             (prepared.model.config, plan)
         }
@@ -384,7 +420,7 @@ fn from_config(config: &Config, args: &TypeArgs, threads: usize) -> Result<Plan>
     let header = plan::header_estimate(config, &tensors);
     let mut targets = Vec::new();
     for request in requests(args)? {
-        let choices = decide(&request, config, &tensors, &kept, true)?;
+        let choices = decide(&request, config, &tensors, &kept, Purpose::Plan)?;
         targets.push(plan::target(request.preset, &tensors, &choices, header));
     }
     let refs: Vec<(&str, &[usize])> = tensors.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
@@ -420,6 +456,9 @@ fn show(plan: &Plan, config: &Config, asked: &[Device], context: usize, all: boo
     for target in &plan.targets {
         let bits = target.bits_per_weight;
         let _ = writeln!(out, "\n{}: {}, {bits:.2} bits per weight", target.name, human(target.file_bytes));
+        if target.needs_importance {
+            let _ = writeln!(out, "  needs an importance matrix; planned as if there were one");
+        }
         tensor_table(&mut out, target, all);
         for line in fallback_lines(target) {
             let _ = writeln!(out, "  fallback: {line}");
@@ -428,7 +467,7 @@ fn show(plan: &Plan, config: &Config, asked: &[Device], context: usize, all: boo
             let share = 100.0 * target.fallback_weights as f64 / plan.weights.max(1) as f64;
             let _ = writeln!(out, "  {share:.1} % of the weights get another type than asked");
         }
-        device_table(&mut out, &fits(target), context);
+        device_table(&mut out, &fits(target), context, config.context);
     }
     let memory = human(plan.peak_memory);
     let _ = writeln!(out, "\nto convert: about {memory} of memory, {} of disk", human(plan.disk));
@@ -467,7 +506,8 @@ fn tensor_table(out: &mut String, target: &TargetPlan, all: bool) {
     }
 }
 
-fn device_table(out: &mut String, fits: &[devices::Fit], context: usize) {
+fn device_table(out: &mut String, fits: &[devices::Fit], context: usize, longest: usize) {
+    let context = context.min(longest);
     let _ = writeln!(out, "  room for the weights and {context} tokens of context:");
     for fit in fits {
         let answer = match (fit.fits, fit.context) {

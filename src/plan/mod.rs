@@ -6,7 +6,7 @@ pub mod devices;
 use crate::gguf::TensorInfo;
 use crate::model::{Config, Role};
 use crate::quant::GgmlType;
-use crate::quant::presets::{Choice, Preset, Why};
+use crate::quant::presets::{self, Choice, Preset, Why};
 use serde::Serialize;
 
 /// One tensor of the plan.
@@ -30,6 +30,8 @@ pub struct TargetPlan {
     pub bits_per_weight: f64,
     /// Weights that did not get the type they should have.
     pub fallback_weights: u64,
+    /// Whether this type cannot be made without an importance matrix. The rows are then those with one.
+    pub needs_importance: bool,
     pub rows: Vec<Row>,
 }
 
@@ -50,6 +52,7 @@ pub struct Plan {
 /// The plan of one target. `header` is the size of everything before the tensor data.
 pub fn target(preset: &Preset, tensors: &[(String, Vec<usize>)], choices: &[Choice], header: u64) -> TargetPlan {
     let (mut tensor_bytes, mut padded, mut weights, mut fallback_weights) = (0, 0, 0, 0);
+    let mut needs_importance = false;
     let mut rows = Vec::with_capacity(tensors.len());
     for ((name, shape), choice) in tensors.iter().zip(choices) {
         let bytes = bytes_of(shape, choice.got);
@@ -60,10 +63,20 @@ pub fn target(preset: &Preset, tensors: &[(String, Vec<usize>)], choices: &[Choi
         if choice.why == Why::Fallback {
             fallback_weights += n;
         }
+        needs_importance |= presets::needs_importance(preset, name, choice.got);
         rows.push(Row { name: name.clone(), shape: shape.clone(), choice: choice.clone(), bytes });
     }
     let bits_per_weight = 8.0 * tensor_bytes as f64 / weights.max(1) as f64;
-    TargetPlan { name: preset.name, file_bytes: header + padded, tensor_bytes, bits_per_weight, fallback_weights, rows }
+    let file_bytes = header + padded;
+    TargetPlan {
+        name: preset.name,
+        file_bytes,
+        tensor_bytes,
+        bits_per_weight,
+        fallback_weights,
+        needs_importance,
+        rows,
+    }
 }
 
 fn bytes_of(shape: &[usize], ty: GgmlType) -> u64 {
