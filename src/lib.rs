@@ -4,6 +4,7 @@
 //! [`writer`] (a finished file) → [`infer`] and [`eval`] (what it is worth) → [`report`]. [`gguf`] is the container
 //! format that both ends share, [`convert`] the streaming pass that joins them, [`cli`] the only place that reads flags or the environment.
 
+pub mod ablation;
 pub mod calibration;
 pub mod cli;
 pub mod convert;

@@ -2,7 +2,6 @@
 
 use quantize::gguf::{DEFAULT_ALIGNMENT, TensorInfo, encode_header, layout};
 use quantize::infer::{Cache, Engine, Sampling, generate};
-use quantize::model::config::Attention;
 use quantize::model::mapping::Generated;
 use quantize::model::metadata::{gguf_metadata, keeps_f32};
 use quantize::model::{MappedTensor, Model};
@@ -56,11 +55,6 @@ fn write_f16_gguf(folder: &Path, path: &Path) {
     // The tokenizer is not needed to run token ids, but the size of the vocabulary is.
     let tokens: Vec<String> = (0..model.config.vocab).map(|t| t.to_string()).collect();
     meta.set("tokenizer.ggml.tokens", tokens);
-    // llama.cpp's converter does not store the window of mistral, nor does llama.cpp apply one; where a file says so, it
-    // is applied.
-    if let (Some(Attention::Sliding { window }), "llama") = (model.config.attention.first(), &*model.config.arch) {
-        meta.set("llama.attention.sliding_window", *window as u32);
-    }
     let (mut infos, mut data) = (Vec::new(), Vec::new());
     let mut add = |name: &str, shape: &[usize], values: &[f32]| {
         let ty = if keeps_f32(name, shape) { GgmlType::F32 } else { GgmlType::F16 };

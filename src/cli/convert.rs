@@ -69,8 +69,14 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
     }
     let Prepared { path, targets, .. } = prepared;
     let models: Vec<PathBuf> = std::iter::once(path).chain(artifacts.iter().map(|a| a.paths[0].clone())).collect();
-    let text = TextArgs { text: Some(text), ctx: args.ctx, stride: None, chunks: args.chunks };
-    let mut report = eval::measure(&models, &text, &gates, threads, args.common.quiet)?;
+    let text = TextArgs {
+        text: Some(text),
+        ctx: args.ctx,
+        stride: None,
+        chunks: args.chunks,
+        activations: Default::default(),
+    };
+    let mut report = eval::measure(&models, &text, &gates, None, threads, args.common.quiet)?;
     for (target, i) in targets.iter().zip(0..report.candidates.len()) {
         let rows = target.ledger_rows(&report.candidates[i].artifact.name);
         report.ledger.extend(rows);

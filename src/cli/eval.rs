@@ -3,7 +3,8 @@
 
 use super::options::{self, CANCEL};
 use super::progress::{Progress, Unit};
-use super::{CommonArgs, CompareArgs, EvalArgs, Format, GateArgs, ReportArgs, TextArgs, print};
+use super::{Activations, CommonArgs, CompareArgs, EvalArgs, Format, GateArgs, ReportArgs, TextArgs, print};
+use crate::ablation::ablate as ablate_groups;
 use crate::eval::bootstrap::{self, Bootstrap};
 use crate::eval::gate::{self, Gates};
 use crate::eval::klbase::{FLOOR, KlBaseReader, KlBaseWriter};
@@ -21,7 +22,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 pub fn eval(args: EvalArgs) -> Result<()> {
     let threads = start(&args.common)?;
     let begin = Instant::now();
-    let mut base = open(&args.model, args.common.quiet)?;
+    let mut base = open(&args.model, args.text.activations, args.common.quiet)?;
     let text = Prepared::new(&base, &args.text)?;
     let save = match &args.save_logits {
         Some(path) => Some(KlBaseWriter::create(path, &text.windows, eval::Logits::vocab(&base), &text.stream)?),
@@ -43,7 +44,8 @@ pub fn eval(args: EvalArgs) -> Result<()> {
 pub fn compare(args: CompareArgs) -> Result<()> {
     let threads = start(&args.common)?;
     let gates = gates(&args.gates)?;
-    let report = measure(&args.models, &args.text, &gates, threads, args.common.quiet)?;
+    let ablate = args.ablate.then_some(args.ablate_chunks);
+    let report = measure(&args.models, &args.text, &gates, ablate, threads, args.common.quiet)?;
     let outcome = gate::verdict(&report.gates);
     finish(&report, &args.report, args.common.format, args.force)?;
     outcome
@@ -62,8 +64,16 @@ pub fn render(args: ReportArgs) -> Result<()> {
     finish(&report, &args.to, args.common.format, args.force)
 }
 
-/// Runs the base and every candidate over one token stream. `models[0]` is the base.
-pub fn measure(models: &[PathBuf], text: &TextArgs, gates: &Gates, threads: usize, quiet: bool) -> Result<Report> {
+/// Runs the base and every candidate over one token stream. `models[0]` is the base. With `ablate`, also the base with one
+/// group of each candidate's tensors at a time, on so many chunks.
+pub fn measure(
+    models: &[PathBuf],
+    text: &TextArgs,
+    gates: &Gates,
+    ablate: Option<usize>,
+    threads: usize,
+    quiet: bool,
+) -> Result<Report> {
     let begin = Instant::now();
     let [base_path, candidate_paths @ ..] = models else {
         return Err(Error::Usage("compare needs a base and at least one candidate".into()));
@@ -72,16 +82,16 @@ pub fn measure(models: &[PathBuf], text: &TextArgs, gates: &Gates, threads: usiz
     let stored = if is_base_file(base_path) { Some(KlBaseReader::open(base_path)?) } else { None };
     let mut base = match &stored {
         Some(_) => None,
-        None => Some(open(base_path, quiet)?),
+        None => Some(open(base_path, text.activations, quiet)?),
     };
     let mut candidates: Vec<Runnable> = Vec::with_capacity(candidate_paths.len());
     for path in candidate_paths {
-        candidates.push(open(path, quiet)?);
+        candidates.push(open(path, text.activations, quiet)?);
     }
     unique_names(&mut candidates);
     let prepared = match (&base, &stored) {
         (Some(base), _) => Prepared::new(base, text)?,
-        (None, Some(stored)) => Prepared::stored(stored, &candidates[0], base_path)?,
+        (None, Some(stored)) => Prepared::stored(stored, &candidates[0], base_path, text.activations)?,
         (None, None) => return Err(Error::Internal("no base".into())),
     };
     if let Some(base) = &base {
@@ -127,12 +137,24 @@ pub fn measure(models: &[PathBuf], text: &TextArgs, gates: &Gates, threads: usiz
         report.gates.extend(gates.judge(&artifact.name, &stats, prepared.windows.count)?);
         report.candidates.push(report::Candidate { artifact, stats: Some(stats), ..report::Candidate::default() });
     }
-    if let Some(base) = &base {
-        for (candidate, row) in candidates.iter().zip(&mut report.candidates) {
-            row.tensors =
-                eval::damage::measure((&base.ckpt, &base.model), (&candidate.ckpt, &candidate.model), &CANCEL)?;
+    let Some(mut base) = base else {
+        return match ablate {
+            Some(_) => Err(Error::Usage("--ablate needs the base model itself, not its stored logits".into())),
+            None => Ok(report),
+        };
+    };
+    let mut twin = ablate.map(|_| open(base_path, text.activations, quiet)).transpose()?;
+    for (candidate, row) in candidates.iter_mut().zip(&mut report.candidates) {
+        let (from, to) = ((&base.ckpt, &base.model), (&candidate.ckpt, &candidate.model));
+        row.tensors = eval::damage::measure(from, to, &CANCEL)?;
+        if let (Some(twin), Some(chunks)) = (&mut twin, ablate) {
+            let count = chunks.clamp(1, prepared.windows.count);
+            let windows = Windows { count, ..prepared.windows.clone() };
+            row.ablation = ablate_groups(&mut base, twin, candidate, &prepared.stream, &windows, &CANCEL)?;
         }
     }
+    report.environment.seconds = begin.elapsed().as_secs_f64();
+    report.environment.peak_rss = peak_rss();
     Ok(report)
 }
 
@@ -182,14 +204,16 @@ fn start(common: &CommonArgs) -> Result<usize> {
     options::threads(common.threads)
 }
 
-fn open(path: &Path, quiet: bool) -> Result<Runnable> {
+fn open(path: &Path, activations: Activations, quiet: bool) -> Result<Runnable> {
     if CANCEL.load(Ordering::Relaxed) {
         return Err(Error::Interrupted);
     }
     if !quiet {
         eprintln!("loading {}", path.display());
     }
-    Runnable::open(path)
+    let mut model = Runnable::open(path)?;
+    model.engine.round_activations(activations == Activations::Q8);
+    Ok(model)
 }
 
 /// A file of llama-perplexity's `--kl-divergence-base`, by its first bytes.
@@ -233,6 +257,7 @@ struct Prepared {
     path: PathBuf,
     stream: Vec<u32>,
     windows: Windows,
+    activations: Activations,
 }
 
 impl Prepared {
@@ -253,13 +278,13 @@ impl Prepared {
                 format!("--ctx {} is more than the model's context of {}", args.ctx, model.engine.config.context);
             return Err(Error::Usage(what));
         }
-        Ok(Self { corpus, path, stream, windows })
+        Ok(Self { corpus, path, stream, windows, activations: args.activations })
     }
 
-    fn stored(base: &KlBaseReader, model: &Runnable, path: &Path) -> Result<Self> {
+    fn stored(base: &KlBaseReader, model: &Runnable, path: &Path, activations: Activations) -> Result<Self> {
         let corpus = Corpus { format: "tokens", documents: Vec::new(), sha256: String::new() };
         let windows = base.windows(eval::text::Encoder::bos(model));
-        Ok(Self { corpus, path: path.to_path_buf(), stream: base.tokens().to_vec(), windows })
+        Ok(Self { corpus, path: path.to_path_buf(), stream: base.tokens().to_vec(), windows, activations })
     }
 
     fn compare(
@@ -294,7 +319,7 @@ impl Prepared {
             text_sha256: self.corpus.sha256.clone(),
             text_format: self.corpus.format.into(),
             bos: self.windows.bos,
-            activations: "f32".into(),
+            activations: if self.activations == Activations::Q8 { "q8" } else { "f32" }.into(),
             kl_floor: matches!(method, Method::LlamaCpp { .. }).then_some(f64::from(FLOOR)),
             bootstrap: Bootstrap::default(),
         });

@@ -330,6 +330,16 @@ pub struct CalibrateArgs {
     pub common: CommonArgs,
 }
 
+/// How activations meet quantized weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Activations {
+    /// Exact: the loss measured is the weights' alone
+    #[default]
+    F32,
+    /// Rounded to 8 bits before products with quantized weights, as llama.cpp's CPU kernels do
+    Q8,
+}
+
 /// The text to measure on, and how it is cut.
 #[derive(Clone, Debug, Args)]
 pub struct TextArgs {
@@ -345,6 +355,9 @@ pub struct TextArgs {
     /// Chunks to use [default: all]
     #[arg(long, value_name = "N")]
     pub chunks: Option<usize>,
+    /// Activations in f32, or rounded to 8 bits as llama.cpp's CPU kernels do
+    #[arg(long, value_enum, default_value_t, value_name = "KIND")]
+    pub activations: Activations,
 }
 
 /// Limits that end the run with exit code 6.
@@ -387,6 +400,12 @@ pub struct CompareArgs {
     pub models: Vec<PathBuf>,
     #[command(flatten)]
     pub text: TextArgs,
+    /// Also measure the loss of each group of tensors quantized alone (loads the base twice)
+    #[arg(long)]
+    pub ablate: bool,
+    /// Chunks for --ablate
+    #[arg(long, value_name = "N", default_value_t = 8, requires = "ablate")]
+    pub ablate_chunks: usize,
     #[command(flatten)]
     pub gates: GateArgs,
     /// Write the report: .html, .md, .json or .txt (repeatable)

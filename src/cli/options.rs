@@ -213,7 +213,7 @@ mod tests {
         assert_eq!(paths(None, &["Q4_K_M"]).unwrap(), [PathBuf::from("m-Q4_K_M.gguf")]);
         assert_eq!(paths(Some(dir.path()), &["Q8_0"]).unwrap(), [dir.path().join("m-Q8_0.gguf")]);
         let file = dir.path().join("x.gguf");
-        assert_eq!(paths(Some(&file), &["Q8_0"]).unwrap(), [file.clone()]);
+        assert_eq!(paths(Some(&file), &["Q8_0"]).unwrap(), std::slice::from_ref(&file));
         assert!(paths(Some(&file), &["Q8_0", "F16"]).is_err());
         let pattern = dir.path().join("x-{type}.gguf");
         assert_eq!(paths(Some(&pattern), &["Q8_0", "F16"]).unwrap()[1], dir.path().join("x-F16.gguf"));

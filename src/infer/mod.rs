@@ -2,6 +2,7 @@
 //! `f32`, matrix products accumulate in `f32`, and a batch is all tokens of a chunk at once or one new token after a
 //! cache. It reads top to bottom (after llama2.c) and measures nothing; the evaluator does.
 
+mod activations;
 mod attention;
 mod experts;
 mod rope;
@@ -38,6 +39,8 @@ pub struct Linear {
     pub name: String,
     pub weight: Box<dyn RowSource>,
     pub bias: Option<Vec<f32>>,
+    /// Round activations to 8 bits in blocks of this length before the product, as ggml's CPU kernels do.
+    rounding: Option<usize>,
 }
 
 impl Linear {
@@ -45,11 +48,18 @@ impl Linear {
         self.weight.rows()
     }
 
+    fn matmul(&self, x: &[f32], rows: Range<usize>, y: Output<'_>) {
+        match self.rounding.filter(|block| self.weight.cols().is_multiple_of(*block)) {
+            Some(block) => matmul(&activations::rounded(x, block), &*self.weight, rows, y),
+            None => matmul(x, &*self.weight, rows, y),
+        }
+    }
+
     /// `y = x · Wᵀ + bias`.
     fn product(&self, x: &[f32], y: Output<'_>, observer: &mut dyn Observer) {
         observer.input(&self.name, None, x);
         let (stride, at) = (y.stride, y.at);
-        matmul(x, &*self.weight, 0..self.out(), Output { data: &mut *y.data, stride, at });
+        self.matmul(x, 0..self.out(), Output { data: &mut *y.data, stride, at });
         if let Some(bias) = &self.bias {
             for row in y.data.chunks_exact_mut(stride) {
                 vector::add_scaled(&mut row[at..at + bias.len()], 1.0, bias);
@@ -60,7 +70,7 @@ impl Linear {
     /// `y = x · W[expert]ᵀ`, where each expert has `out` rows.
     fn expert_product(&self, expert: usize, out: usize, x: &[f32], y: Output<'_>, observer: &mut dyn Observer) {
         observer.input(&self.name, Some(expert), x);
-        matmul(x, &*self.weight, expert * out..(expert + 1) * out, y);
+        self.matmul(x, expert * out..(expert + 1) * out, y);
     }
 }
 
@@ -138,7 +148,7 @@ const ROWS_PER_TASK: usize = 32;
 
 enum Mlp {
     Dense(FeedForward),
-    Experts(Experts),
+    Experts(Box<Experts>),
 }
 
 struct Layer {
@@ -305,6 +315,14 @@ impl Engine {
         output.product(&normed, Output::whole(logits, vocab), observer);
         if let Some(cap) = self.config.logit_softcap {
             logits.par_chunks_mut(vocab).for_each(|row| vector::soft_cap(row, cap));
+        }
+    }
+
+    /// Whether to round activations to 8 bits before products with quantized weights, as llama.cpp does on a CPU. Off
+    /// by default. It follows the types that the weights have when it is called.
+    pub fn round_activations(&mut self, on: bool) {
+        for linear in self.linears_mut() {
+            linear.rounding = linear.weight.ggml_type().filter(|_| on).and_then(activations::block_for);
         }
     }
 

@@ -61,6 +61,10 @@ impl RowSource for Stored {
         self.cols
     }
 
+    fn ggml_type(&self) -> Option<GgmlType> {
+        Some(self.ty)
+    }
+
     fn decode(&self, rows: Range<usize>, out: &mut [f32]) {
         let decoded = self.try_decode(&self.bytes[rows.start * self.row_bytes..rows.end * self.row_bytes], out);
         // The first row was decoded when the matrix was made, so the type is known to work.
@@ -114,7 +118,8 @@ impl Loader<'_> {
             return Err(self.wrong_shape(t, &format!("[{rows}, {cols}]")));
         }
         let weight = self.matrix(t)?;
-        Ok(Linear { name: weight_name, weight, bias: self.optional_vector(&format!("{name}.bias"), rows)? })
+        let bias = self.optional_vector(&format!("{name}.bias"), rows)?;
+        Ok(Linear { name: weight_name, weight, bias, rounding: None })
     }
 
     /// Whether a tensor can stay in its stored bytes, and as which type.
@@ -209,7 +214,7 @@ impl Loader<'_> {
             vec![part("attn_q", q)?, part("attn_k", kv)?, part("attn_v", kv)?]
         };
         let mlp = if self.by_name.contains_key(&*name("ffn_gate_inp.weight")) {
-            Mlp::Experts(self.experts(model, index)?)
+            Mlp::Experts(Box::new(self.experts(model, index)?))
         } else {
             Mlp::Dense(self.feed_forward(model, index, "", c.ffn)?)
         };

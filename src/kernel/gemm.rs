@@ -96,7 +96,7 @@ pub(crate) unsafe fn multiply(x: Rows<'_>, w: Panels<'_>, rows: usize, y: *mut f
             (panels, PANEL * cols, PANEL)
         }
         Panels::Plain { data, step } => {
-            assert!(rows % PANEL == 0 && rows <= step && data.len() >= (cols - 1) * step + rows);
+            assert!(rows.is_multiple_of(PANEL) && rows <= step && data.len() >= (cols - 1) * step + rows);
             (data, PANEL, step)
         }
     };

@@ -5,6 +5,7 @@
 pub(crate) mod gemm;
 pub mod vector;
 
+use crate::quant::GgmlType;
 use faer::linalg::matmul::matmul as faer_matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
@@ -15,6 +16,10 @@ use std::ops::Range;
 pub trait RowSource: Send + Sync {
     fn rows(&self) -> usize;
     fn cols(&self) -> usize;
+    /// The type of the stored blocks, if they are ggml's.
+    fn ggml_type(&self) -> Option<GgmlType> {
+        None
+    }
     /// Writes `rows` to `out` (`[rows.len(), cols]`). The caller keeps `rows` inside the matrix and `out` of that size.
     fn decode(&self, rows: Range<usize>, out: &mut [f32]);
 }

@@ -115,6 +115,10 @@ impl Writer {
             "llama" => {
                 self.size("vocab_size", c.vocab)?;
                 self.size("rope.dimension_count", c.rope.dims)?;
+                // llama.cpp reads and writes no window for this architecture; our own readers need it.
+                if let Some(window) = window_of(c) {
+                    self.size("attention.sliding_window", window)?;
+                }
             }
             "gemma3" => {
                 if let Some(cap) = c.logit_softcap {

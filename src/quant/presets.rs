@@ -365,7 +365,7 @@ fn mixture(
     if let Some(slot) = slot {
         counters[slot] += 1;
     }
-    let more_bits = i < n / 8 || i >= 7 * n / 8 || (i.wrapping_sub(n / 8) % 3 == 2 && i >= n / 8);
+    let more_bits = i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2;
     let gqa4 = facts.heads / facts.kv_heads.max(1) >= 4;
     let holds = |when: When| match when {
         When::Always => true,

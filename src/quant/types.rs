@@ -125,7 +125,7 @@ impl GgmlType {
     /// Bytes of a row of `cols` weights; `None` when the row is not a whole number of blocks or the size overflows.
     pub fn row_bytes(self, cols: usize) -> Option<usize> {
         let info = self.info();
-        if cols % info.block != 0 { None } else { (cols / info.block).checked_mul(info.bytes) }
+        if cols.is_multiple_of(info.block) { (cols / info.block).checked_mul(info.bytes) } else { None }
     }
 
     pub fn bits_per_weight(self) -> f64 {

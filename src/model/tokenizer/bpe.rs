@@ -66,11 +66,10 @@ impl Bpe {
     }
 
     fn word(&self, word: &str, out: &mut Vec<u32>) {
-        if self.ignore_merges {
-            if let Some(&id) = self.symbols.get(word).filter(|&&id| (id as usize) < self.tokens) {
-                out.push(id);
-                return;
-            }
+        let whole = self.symbols.get(word).filter(|&&id| self.ignore_merges && (id as usize) < self.tokens);
+        if let Some(&id) = whole {
+            out.push(id);
+            return;
         }
         let mut buffer = [0; 4];
         let symbol = |c: char| self.symbols.get(&*c.encode_utf8(&mut buffer)).copied().unwrap_or(UNKNOWN);

@@ -46,14 +46,16 @@ pub fn render_chat(
     });
     env.add_function("strftime_now", |format: String| strftime(&format, now()));
     env.add_filter("tojson", tojson);
+    // As in Python, where None cannot be iterated.
+    env.add_test("iterable", |value: Value| !value.is_none() && value.try_iter().is_ok());
     let source = plain_generation_blocks(template);
-    let entry = |m: &Message| Value::from_iter([("role", m.role.as_str()), ("content", m.content.as_str())]);
+    let entry = |m: &Message| context! { role => m.role.as_str(), content => m.content.as_str() };
     let messages: Vec<Value> = messages.iter().map(entry).collect();
     let rendered = env.template_from_named_str("chat_template", &source).and_then(|t| {
         t.render(context! {
             messages, add_generation_prompt,
             bos_token => bos, eos_token => eos,
-            tools => Value::UNDEFINED, documents => Value::UNDEFINED,
+            tools => (), documents => (),
         })
     });
     rendered.map_err(|e| Error::bad_input(format!("chat template: {e}")))
@@ -119,7 +121,9 @@ fn dump(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) ->
 fn scalar(value: &Value) -> Result<String, minijinja::Error> {
     match value.kind() {
         ValueKind::None => Ok("null".into()),
-        ValueKind::Bool | ValueKind::Number => Ok(value.to_string()),
+        // Values print as in Python, where truth is capitalised.
+        ValueKind::Bool => Ok(value.is_true().to_string()),
+        ValueKind::Number => Ok(value.to_string()),
         ValueKind::String => Ok(serde_json::Value::from(value.as_str().unwrap_or_default()).to_string()),
         kind => Err(minijinja::Error::new(ErrorKind::BadSerialization, format!("{kind} cannot be written as JSON"))),
     }

@@ -54,10 +54,10 @@ pub(super) fn build(files: &HfFiles, rows: usize, arch: &str, pre_override: Opti
             Special::load(files, true, None)?.write(&mut meta);
         }
     }
-    if let Some(prefix) = space_prefix {
-        if meta.get("tokenizer.ggml.add_space_prefix").is_none() {
-            meta.set("tokenizer.ggml.add_space_prefix", prefix);
-        }
+    if let Some(prefix) = space_prefix
+        && meta.get("tokenizer.ggml.add_space_prefix").is_none()
+    {
+        meta.set("tokenizer.ggml.add_space_prefix", prefix);
     }
     if arch == "llama" {
         by_vocabulary_size(rows, &mut meta);
@@ -94,12 +94,11 @@ fn source<'a>(files: &'a HfFiles, arch: &str) -> Result<Source<'a>> {
     let byte_level = (arch == "phi3" && files.config_str("tokenizer_class") == Some("GPT2Tokenizer"))
         || matches!(arch, "qwen2moe" | "qwen3moe");
     let path = files.path("tokenizer.model");
-    if !(byte_level && json.is_some()) {
-        if let Some(bytes) = read_optional(&path)? {
-            if sentencepiece::looks_like_model(&bytes) || json.is_none() {
-                return Ok(Source::SentencePiece(sentencepiece::parse(&path, &bytes)?));
-            }
-        }
+    if !(byte_level && json.is_some())
+        && let Some(bytes) = read_optional(&path)?
+        && (sentencepiece::looks_like_model(&bytes) || json.is_none())
+    {
+        return Ok(Source::SentencePiece(sentencepiece::parse(&path, &bytes)?));
     }
     let Some(json) = json else {
         let what = "no tokenizer: neither tokenizer.json nor tokenizer.model is here";
@@ -220,8 +219,8 @@ impl Vocab {
     }
 
     /// Scores are not in `tokenizer.json`. SentencePiece gives the n-th piece that training produced the score `-n`, and
-    /// lists the single characters after them; the order of the merges is the order of the pieces, so this is what the
-    /// original model holds.
+    /// lists the single characters after them; the order of the merges is the order of the pieces, so this restores the
+    /// original numbers, or, where pieces were added by hand, the order of what can be merged, which is all that tokenization looks at.
     fn from_spm_json(files: &HfFiles, json: &Value, rows: usize) -> Result<Self> {
         let mut vocab = Self::padding(rows);
         let mut entries = json_vocab(files, json, rows)?;

@@ -291,10 +291,8 @@ pub(super) fn recognise(files: &HfFiles, tokenizer: &Value, chosen: Option<&str>
     }
     let canonical = tokenizer.get("pre_tokenizer").map(steps).unwrap_or_default();
     let steps: Vec<Step> = canonical.iter().map(Canonical::step).collect();
-    let nfc = match normalizer(tokenizer.get("normalizer")) {
-        Some(nfc) => nfc,
-        None => return Err(unrecognised(files, "its normalizer changes the text", &steps)),
-    };
+    let normalizer = normalizer(tokenizer.get("normalizer"));
+    let nfc = normalizer == Some(true);
     let ignore = tokenizer.get("model").and_then(|m| m.get("ignore_merges")).and_then(Value::as_bool) == Some(true);
     let added = files.merged_added_tokens()?;
     let has = |content: &str| added.iter().any(|t| t.content == content);
@@ -306,8 +304,18 @@ pub(super) fn recognise(files: &HfFiles, tokenizer: &Value, chosen: Option<&str>
         When::IgnoreMerges => ignore,
         When::IgnoreMergesAndToken(token) => ignore && has(token),
     };
-    let found = SHAPES.iter().find(|s| s.steps == steps && fits(s.when));
-    found.map(|s| s.name).ok_or_else(|| unrecognised(files, "its pre_tokenizer is not a known one", &steps))
+    let shapes = || SHAPES.iter().filter(|s| fits(s.when));
+    let why = match shapes().find(|s| s.steps == steps) {
+        Some(shape) if normalizer.is_some() => return Ok(shape.name),
+        Some(_) => "its normalizer changes the text",
+        None => "its pre_tokenizer is not a known one",
+    };
+    let closest = closest(&signature(&steps), shapes().map(|s| (s.name, signature(s.steps))));
+    Err(Error::Unsupported(format!(
+        "{}: the pre-tokenizer was not recognised: {why}; the closest known one is '{closest}'\n  \
+         hint: if you know that it splits text the same way, pass --pretokenizer {closest}",
+        files.path("tokenizer.json").display()
+    )))
 }
 
 /// The name itself, if llama.cpp knows it.
@@ -324,15 +332,6 @@ fn unknown_name(name: &str) -> Error {
     Error::Unsupported(format!(
         "'{name}' is no pre-tokenizer that llama.cpp knows (closest: '{closest}')\n  hint: one of {}",
         names.join(", ")
-    ))
-}
-
-fn unrecognised(files: &HfFiles, why: &str, steps: &[Step]) -> Error {
-    let closest = closest(&signature(steps), SHAPES.iter().map(|s| (s.name, signature(s.steps))));
-    Error::Unsupported(format!(
-        "{}: the pre-tokenizer was not recognised: {why}; the closest known one is '{closest}'\n  \
-         hint: if you know that it splits text the same way, pass --pretokenizer {closest}",
-        files.path("tokenizer.json").display()
     ))
 }
 

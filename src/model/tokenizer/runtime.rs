@@ -262,7 +262,7 @@ struct Gguf {
 
 #[derive(Debug)]
 enum Kind {
-    Bpe(Bpe),
+    Bpe(Box<Bpe>),
     Spm(Spm),
 }
 
@@ -309,7 +309,7 @@ impl Gguf {
             }
         }
         specials.sort_by_key(|s| std::cmp::Reverse(s.text.len()));
-        let kind = if spm { Kind::Spm(Spm::new(vocab)) } else { Kind::Bpe(Bpe::new(vocab)?) };
+        let kind = if spm { Kind::Spm(Spm::new(vocab)) } else { Kind::Bpe(Box::new(Bpe::new(vocab)?)) };
         let space_prefix = spm && vocab.flag("add_space_prefix").unwrap_or(true);
         Ok(Self { kind, specials, pieces, space_prefix })
     }

@@ -184,16 +184,13 @@ impl Special {
         let get = |config: &Map<String, Value>, key: &str| config.get(key).filter(|v| truthy(v)).cloned();
         let (mut bos, mut cls) = (get(config, "bos_token"), get(config, "cls_token"));
         let (mut eos, mut sep) = (get(config, "eos_token"), get(config, "sep_token"));
-        if bos.is_none() && known {
-            if let Some(token) = &cls {
-                config.insert("bos_token".into(), token.clone());
-                bos = cls.clone();
-            }
-        }
-        if eos.is_none() && known {
-            if let Some(token) = &sep {
-                config.insert("eos_token".into(), token.clone());
-                eos = sep.clone();
+        for (key, token, substitute) in [("bos_token", &mut bos, &cls), ("eos_token", &mut eos, &sep)] {
+            if let Some(other) = substitute
+                && token.is_none()
+                && known
+            {
+                config.insert(key.into(), other.clone());
+                *token = substitute.clone();
             }
         }
         let Some(post) = tokenizer.get("post_processor").filter(|p| truthy(p)) else { return };

@@ -43,7 +43,7 @@ impl Splitter {
 
     /// The words of `text` as byte ranges, in order, covering it without gaps.
     pub fn words(&self, text: &str) -> Vec<Range<usize>> {
-        let mut words = vec![0..text.len()];
+        let mut words: Vec<Range<usize>> = std::iter::once(0..text.len()).collect();
         for step in &self.steps {
             let mut next = Vec::with_capacity(words.len());
             for word in words {
