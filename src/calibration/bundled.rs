@@ -28,4 +28,12 @@ texts! {
     "code" "code/library.sql"
     "code" "code/backup.sh"
     "code" "code/mixed.txt"
+    "german" "german.txt"
+    "french" "french.txt"
+    "spanish" "spanish.txt"
+    "russian" "russian.txt"
+    "chinese" "chinese.txt"
+    "japanese" "japanese.txt"
+    "arabic" "arabic.txt"
+    "hindi" "hindi.txt"
 }

@@ -166,7 +166,7 @@ pub struct CalibrationArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = data::DEFAULT_SEQ_LEN)]
     pub seq_len: usize,
     /// Seed of what is drawn and sampled for calibration
-    #[arg(long = "calibration-seed", value_name = "SEED", default_value_t = 0)]
+    #[arg(long = "seed", value_name = "SEED", default_value_t = 0)]
     pub calibration_seed: u64,
 }
 
