@@ -3,6 +3,7 @@
 
 use super::options::size;
 use super::{Format, OnFallback, PlanArgs, TypeArgs, options, print, print_json};
+use crate::calibration::imatrix::is_required;
 use crate::gguf::Metadata;
 use crate::model::tokenizer::GgufVocab;
 use crate::model::{Config, Model, gguf_metadata};
@@ -33,7 +34,7 @@ pub struct Planned {
     pub preset: &'static Preset,
     pub types: Vec<GgmlType>,
     pub plan: TargetPlan,
-    recipe: String,
+    pub recipe: String,
 }
 
 impl Planned {
@@ -143,8 +144,18 @@ fn part_of(name: &str) -> String {
     }
 }
 
+/// Whether there is an importance matrix.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Imatrix {
+    Given,
+    /// A type that needs one is refused.
+    Absent,
+    /// A plan: one is assumed for the presets that need it.
+    WhereNeeded,
+}
+
 /// Opens and checks everything, and decides every type. Nothing is written, no weight is read.
-pub fn prepare(path: &Path, args: &TypeArgs, has_imatrix: bool) -> Result<Prepared> {
+pub fn prepare(path: &Path, args: &TypeArgs, imatrix: Imatrix) -> Result<Prepared> {
     let requests = requests(args)?;
     let ckpt = Checkpoint::open(path)?;
     let model = Model::open(&ckpt)?;
@@ -175,7 +186,7 @@ pub fn prepare(path: &Path, args: &TypeArgs, has_imatrix: bool) -> Result<Prepar
     let tensors = owned(&outputs);
     let mut targets = Vec::new();
     for request in requests {
-        let choices = decide(&request, &model.config, &tensors, &kept, has_imatrix)?;
+        let choices = decide(&request, &model.config, &tensors, &kept, imatrix)?;
         on_fallback(args.on_fallback, &request, &tensors, &choices)?;
         let table: u64 = tensors.iter().map(|(n, s)| (24 + n.len() + 8 * s.len()) as u64).sum();
         let plan = plan::target(request.preset, &tensors, &choices, header + table);
@@ -204,8 +215,9 @@ fn decide(
     config: &Config,
     tensors: &[(String, Vec<usize>)],
     kept: &[GgmlType],
-    has_imatrix: bool,
+    imatrix: Imatrix,
 ) -> Result<Vec<Choice>> {
+    let has_imatrix = imatrix == Imatrix::Given;
     let candidates: Vec<Candidate> =
         tensors.iter().zip(kept).map(|((name, shape), kept)| Candidate { name, shape, kept: *kept }).collect();
     let facts = ModelFacts {
@@ -225,10 +237,13 @@ fn decide(
         let Some(codec) = codec(choice.got) else {
             return Err(Error::Unsupported(format!("tensor '{name}': {} cannot be written", choice.got)));
         };
-        if codec.needs_importance && !has_imatrix {
-            let (preset, ty) = (request.preset.name, choice.got);
+        let (preset, ty) = (request.preset.name, choice.got);
+        if (codec.needs_importance || is_required(name, ty, preset)) && !has_imatrix {
+            if imatrix == Imatrix::WhereNeeded {
+                return decide(request, config, tensors, kept, Imatrix::Given);
+            }
             return Err(Error::Unsupported(format!(
-                "{preset}: tensor '{name}' in {ty} needs an importance matrix\n  hint: make one with: quantize calibrate MODEL -o imatrix.gguf, then add --imatrix imatrix.gguf"
+                "{preset}: tensor '{name}' in {ty} needs an importance matrix\n  hint: make one with: quantize calibrate MODEL -o imatrix.gguf, then add --imatrix imatrix.gguf (or calibrate in the same run with --calibration default)"
             )));
         }
     }
@@ -337,13 +352,14 @@ pub fn run(args: PlanArgs) -> Result<()> {
         types.to = vec!["q4_k_m".into()];
     }
     let path = options::resolve_model(&args.model, &args.hub, args.common.quiet)?;
+    let imatrix = if args.imatrix.is_some() { Imatrix::Given } else { Imatrix::WhereNeeded };
     let (config, plan) = match config_only(&path)? {
         Some(config) => {
-            let plan = from_config(&config, &types, threads)?;
+            let plan = from_config(&config, &types, imatrix, threads)?;
             (config, plan)
         }
         None => {
-            let prepared = prepare(&path, &types, true)?;
+            let prepared = prepare(&path, &types, imatrix)?;
             let plan = prepared.plan(threads);
             (prepared.model.config, plan)
         }
@@ -378,13 +394,13 @@ fn config_only(path: &Path) -> Result<Option<Config>> {
     Config::from_hf(&json).map(Some)
 }
 
-fn from_config(config: &Config, args: &TypeArgs, threads: usize) -> Result<Plan> {
+fn from_config(config: &Config, args: &TypeArgs, imatrix: Imatrix, threads: usize) -> Result<Plan> {
     let tensors = plan::tensors_of(config);
     let kept: Vec<GgmlType> = tensors.iter().map(|(n, s)| plan::kept_type(n, s, None)).collect();
     let header = plan::header_estimate(config, &tensors);
     let mut targets = Vec::new();
     for request in requests(args)? {
-        let choices = decide(&request, config, &tensors, &kept, true)?;
+        let choices = decide(&request, config, &tensors, &kept, imatrix)?;
         targets.push(plan::target(request.preset, &tensors, &choices, header));
     }
     let refs: Vec<(&str, &[usize])> = tensors.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
