@@ -100,8 +100,8 @@ pub fn measure(
         }
     }
     gates.check_size(prepared.windows.scored_tokens(), prepared.windows.count)?;
-    let runs = candidates.len() + usize::from(base.is_some());
-    let total = (prepared.windows.covered_tokens() * runs) as u64;
+    // The base counts as a run even where its logits are read from a file.
+    let total = (prepared.windows.covered_tokens() * (candidates.len() + 1)) as u64;
     let progress = Progress::new("comparing", total, Unit::Tokens, quiet);
     let base_artifact = base.as_ref().map(|b| b.artifact.clone());
     let artifacts: Vec<_> = candidates.iter().map(|c| c.artifact.clone()).collect();
