@@ -39,6 +39,8 @@ struct Faults {
     corrupt: bool,
     /// Answer so many requests with 503 first.
     busy: usize,
+    /// State this size of the weights.
+    stated: Option<usize>,
     private: bool,
 }
 
@@ -206,8 +208,9 @@ fn answer(
     let Some(mut body) = files.lock().unwrap().get(name).cloned() else { return status("404 Not Found") };
     let hash = sha256(&body);
     if redirects {
+        let stated = faults.lock().unwrap().stated;
         let location = format!("http://localhost:{port}/cdn/{name}");
-        let linked = format!("X-Linked-Size: {}\r\nX-Linked-ETag: \"{hash}\"\r\nX-Repo-Commit: {COMMIT}", body.len());
+        let linked = format!("X-Linked-Size: {}\r\nX-Linked-ETag: \"{hash}\"\r\nX-Repo-Commit: {COMMIT}", stated.unwrap_or(body.len()));
         return status(&format!("302 Found\r\nLocation: {location}\r\n{linked}"));
     }
     let (mut limit, mut stall) = (usize::MAX, false);
@@ -394,6 +397,20 @@ fn corrupt_content_is_found() {
     hub.quantize(&["pull", "org/tiny"]).code(3).stderr(told);
     assert!(!hub.snapshot().join(WEIGHTS).exists());
     hub.faults.lock().unwrap().corrupt = false;
+    hub.quantize(&["pull", "org/tiny"]).success();
+    hub.assert_complete();
+}
+
+#[cfg(unix)]
+#[test]
+fn too_little_space_and_false_sizes_are_found() {
+    let hub = Hub::start(Faults { stated: Some(1 << 60), ..Faults::default() });
+    let told = predicate::str::contains("of disk").and(predicate::str::contains("HF_HOME"));
+    hub.quantize(&["pull", "org/tiny"]).code(5).stderr(told);
+    assert!(hub.weight_ranges().is_empty());
+    hub.faults.lock().unwrap().stated = Some(1000);
+    hub.quantize(&["pull", "org/tiny"]).code(3).stderr(predicate::str::contains("more than the 1000 bytes"));
+    hub.faults.lock().unwrap().stated = None;
     hub.quantize(&["pull", "org/tiny"]).success();
     hub.assert_complete();
 }
