@@ -41,6 +41,7 @@ mod with_hub {
         match args.common.format {
             Format::Text => print(&format!("{}\n", path.display())),
             Format::Json => print_json(&serde_json::json!({
+                "id": args.id,
                 "path": path,
                 "commit": snapshot.commit,
                 "files": snapshot.files,

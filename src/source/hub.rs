@@ -57,9 +57,9 @@ pub struct Snapshot {
 /// An interrupted download goes on where it stopped, also one of another run. Sizes are always checked, contents where
 /// the Hub states a SHA-256 (all large files).
 ///
-/// Errors: `Usage` for an impossible id or revision; `BadInput` (exit code 3) when the Hub refuses access or knows no such
-/// repository, when the repository holds no safetensors, and when contents do not match their hash; `Storage` (exit
-/// code 5) when the network fails, the disk is full, or files are missing in offline mode; `Interrupted`.
+/// Errors: `Usage` for an impossible id or revision; `BadInput` when the Hub knows no such repository, when contents do
+/// not match their hash, and when files are missing in offline mode; `Unsupported` for a repository without safetensors;
+/// `Storage` when access is denied, the network fails or the disk is full; `Interrupted`.
 pub fn fetch(id: &str, options: &HubOptions, watch: &Watch) -> Result<Snapshot> {
     check_names(id, &options.revision)?;
     let repo = Repo::with_revision(id.to_string(), RepoType::Model, options.revision.clone());

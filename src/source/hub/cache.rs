@@ -105,15 +105,12 @@ impl Folder {
 
     /// The snapshot of `revision` as the cache has it, for use without a network.
     ///
-    /// Errors: `Storage` when anything that a conversion needs is missing.
+    /// Errors: `BadInput` when anything that a conversion needs is missing.
     pub(super) fn complete(&self, id: &str, revision: &str) -> Result<Snapshot> {
         let missing = |what: &str| {
             let revised = if revision == "main" { String::new() } else { format!("@{revision}") };
-            Error::Storage(format!(
-                "{id}: {what} in the cache {}, and offline mode is on\n  hint: run `quantize pull {id}{revised}` once \
-                 without --offline and HF_HUB_OFFLINE",
-                self.cache.display()
-            ))
+            Error::bad_input(format!("{id}: offline mode, and {what} in the cache {}", self.cache.display()))
+                .hint(format!("run `quantize pull {id}{revised}` once without --offline and HF_HUB_OFFLINE"))
         };
         let commit = self.commit(revision).ok_or_else(|| missing(&format!("revision '{revision}' is not")))?;
         let path = self.snapshot(&commit);

@@ -44,7 +44,7 @@ pub(super) fn small(names: &BTreeSet<String>) -> Vec<String> {
 
 /// The weights of a repository with these files; the same choice as for a folder on disk.
 ///
-/// Errors: `BadInput` when there is no config.json or there are no safetensors.
+/// Errors: `Unsupported` when there is no config.json or there are no safetensors.
 pub(super) fn weights(id: &str, names: &BTreeSet<String>) -> Result<Weights> {
     let has = |suffix: &str| names.iter().any(|name| name.ends_with(suffix));
     let single = names.contains(SINGLE);
@@ -71,11 +71,11 @@ pub(super) fn weights(id: &str, names: &BTreeSet<String>) -> Result<Weights> {
         } else {
             ("holds no safetensors at its top level", "check the id; adapters and datasets cannot be converted")
         };
-        return Err(Error::bad_input(format!("{id}: the repository {what}")).hint(hint));
+        return Err(Error::Unsupported(format!("{id}: the repository {what}\n  hint: {hint}")));
     }
     if !names.contains(CONFIG) {
-        let error = Error::bad_input(format!("{id}: the repository has no {CONFIG}"));
-        return Err(error.hint("look for the repository of the model in the transformers layout"));
+        let hint = "look for the repository of the model in the transformers layout";
+        return Err(Error::Unsupported(format!("{id}: the repository has no {CONFIG}\n  hint: {hint}")));
     }
     Ok(Weights::Files(files))
 }

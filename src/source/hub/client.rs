@@ -152,16 +152,15 @@ impl<'a> Client<'a> {
     pub(super) fn download(&self, commit: &str, file: &RemoteFile, part: &Path, advance: &dyn Fn(u64)) -> Result<()> {
         let url = self.url(commit, &file.name);
         let mut partial = Partial::open(part, file.size)?;
-        let resumed = partial.len > 0;
         self.receive(&url, file, &mut partial, advance)?;
-        let mut hash = partial.digest();
-        if resumed && file.sha256().is_some_and(|expected| expected != hash) {
-            // What an earlier run left may have been the bad part.
+        let wrong = |partial: &Partial| file.sha256().is_some_and(|expected| expected != partial.digest());
+        if wrong(&partial) {
+            // What an earlier run left may have been the bad part, or it was an accident on the way.
             partial.clear()?;
             self.receive(&url, file, &mut partial, advance)?;
-            hash = partial.digest();
         }
-        if file.sha256().is_some_and(|expected| expected != hash) {
+        if wrong(&partial) {
+            let hash = partial.digest();
             partial.clear()?;
             let what = format!("{}: {}: the content is corrupt: its SHA-256 is {hash}", self.id, file.name);
             let error = Error::bad_input(format!("{what}, the Hub states {}", file.etag));
@@ -272,20 +271,28 @@ impl<'a> Client<'a> {
         let id = self.id;
         let said = header(response, &["x-error-message"]).filter(|s| s.len() <= 300);
         let said = said.map(|s| format!(" (the server says: {})", s.escape_debug())).unwrap_or_default();
+        let denied = |what: &str, hint: &str| Error::Storage(format!("{id}: {what}{said}\n  hint: {hint}"));
         match (status, &self.options.token) {
-            (401, None) => {
-                Error::bad_input(format!("{id}: access needs a token, or there is no such repository{said}"))
-                    .hint("check the id; for a private or gated model set HF_TOKEN (huggingface.co/settings/tokens)")
-            }
-            (401, Some(_)) => Error::bad_input(format!("{id}: the token was not accepted{said}"))
-                .hint("set HF_TOKEN to a valid token (huggingface.co/settings/tokens), or unset it for a public model"),
-            (403, None) => Error::bad_input(format!("{id}: access was refused{said}"))
-                .hint("accept the model's conditions on its page, then set HF_TOKEN to a token of that account"),
-            (403, Some(_)) => Error::bad_input(format!("{id}: access was refused to the token's account{said}"))
-                .hint("accept the model's conditions on its page, or set HF_TOKEN to a token that may read the model"),
+            (401, None) => denied(
+                "access is denied: it needs a token, or there is no such repository",
+                "check the id; for a private or gated model set HF_TOKEN (huggingface.co/settings/tokens)",
+            ),
+            (401, Some(_)) => denied(
+                "access is denied: the token was not accepted",
+                "set HF_TOKEN to a valid token (huggingface.co/settings/tokens), or unset it for a public model",
+            ),
+            (403, None) => denied(
+                "access is denied",
+                "accept the model's terms on its page, then set HF_TOKEN to a token of that account",
+            ),
+            (403, Some(_)) => denied(
+                "access is denied to the token's account",
+                "accept the model's terms on its page, or set HF_TOKEN to a token that may read the model",
+            ),
             (404, _) => {
                 let revision = &self.options.revision;
-                Error::bad_input(format!("{id} at revision '{revision}': the Hub does not have {what}{said}"))
+                let what = format!("{id} at revision '{revision}': {what} was not found on {}", self.options.endpoint);
+                Error::bad_input(what + &said)
                     .hint("check the spelling of org/name and the revision; private models also need HF_TOKEN")
             }
             _ => Error::bad_input(format!("{id}: {}: HTTP status {status}{said}", response.get_url())),
