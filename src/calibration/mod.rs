@@ -1,1 +1,8 @@
-//! (see below)
+//! Calibration: the texts a model is shown ([`data`]), what its linear layers see meanwhile ([`stats`]), and importance
+//! matrices in llama.cpp's formats ([`imatrix`]). What a quantizer does with an importance is its own matter (`quant`).
+
+mod bundled;
+pub mod data;
+pub mod imatrix;
+pub mod stats;
+pub mod summary;

@@ -1,8 +1,9 @@
 //! The main job: `quantize --to TYPE[,TYPE...] MODEL`. Everything that can be refused is refused before a weight is read:
 //! the model, the tokenizer, the types, the output names, the disk space. Then one pass writes every target.
 
+use super::calibrate::{self, Importance};
 use super::options::{self, CANCEL};
-use super::plan::{Prepared, Purpose, describe, prepare};
+use super::plan::{Planned, Prepared, describe, prepare};
 use super::progress::{Progress, Unit};
 use super::{ConvertArgs, Format, TextArgs, eval, print, print_json};
 use crate::convert::{self, Control, Target};
@@ -27,7 +28,9 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
     let threads = options::threads(args.common.threads)?;
     options::catch_interrupt()?;
     let path = options::resolve_model(&model_arg, &args.hub, args.common.quiet)?;
-    let prepared = prepare(&path, &args.types, Purpose::Convert)?;
+    let importance = calibrate::Plan::new(&args.imatrix, &args.calibration)?;
+    let prepared = prepare(&path, &args.types, importance.kind())?;
+    let importance = importance.open(&prepared.model)?;
     if args.dry_run {
         return describe(&prepared, threads, args.common.format);
     }
@@ -39,8 +42,12 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
             refuse_existing(&modelfile_path(output), args.force)?;
         }
     }
+    if let Some(file) = &args.save_imatrix {
+        refuse_existing(file, args.force)?;
+    }
     prepared.warn(args.common.quiet);
-    let artifacts = write(&prepared, &args, &outputs, threads)?;
+    let importance = importance.make(&prepared, &args)?;
+    let artifacts = write(&prepared, &args, importance.as_ref(), &outputs, threads)?;
     if args.modelfile {
         for written in &artifacts {
             let text = format!("FROM ./{}\n", file_name(&written.paths[0]));
@@ -48,14 +55,15 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
         }
     }
     let seconds = start.elapsed().as_secs_f64();
+    let importance = importance.as_ref();
     let Some(text) = args.text else {
         return match args.common.format {
             Format::Text => summary(&prepared, &artifacts, seconds),
-            Format::Json => print_json(&summary_json(&prepared, &artifacts, seconds)),
+            Format::Json => print_json(&summary_json(&prepared, importance, &artifacts, seconds)),
         };
     };
     // Then the source and what was just made of it, over one token stream.
-    let json = summary_json(&prepared, &artifacts, seconds);
+    let json = summary_json(&prepared, importance, &artifacts, seconds);
     if args.common.format == Format::Text {
         summary(&prepared, &artifacts, seconds)?;
     }
@@ -72,6 +80,7 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
     for (target, i) in targets.iter().zip(0..report.candidates.len()) {
         let rows = target.ledger_rows(&report.candidates[i].artifact.name);
         report.ledger.extend(rows);
+        report.ledger.extend(importance.map_or_else(Vec::new, |x| x.ledger_rows(&report.candidates[i].artifact.name)));
     }
     eval::save(&report, &args.report, args.force)?;
     match args.common.format {
@@ -100,12 +109,24 @@ impl Written {
 }
 
 /// The streaming pass, and the files it makes.
-fn write(prepared: &Prepared, args: &ConvertArgs, outputs: &[PathBuf], threads: usize) -> Result<Vec<Written>> {
+fn write(
+    prepared: &Prepared,
+    args: &ConvertArgs,
+    importance: Option<&Importance>,
+    outputs: &[PathBuf],
+    threads: usize,
+) -> Result<Vec<Written>> {
     let (ckpt, model) = (&prepared.ckpt, &prepared.model);
     let split = split(args, prepared)?;
     let mut artifacts = Vec::new();
     for (target, output) in prepared.targets.iter().zip(outputs) {
-        let metadata = prepared.metadata_of(target, &args.types, !args.no_source_hash)?;
+        let mut metadata = prepared.metadata.clone();
+        metadata.set("general.file_type", target.preset.file_type);
+        target.record(&mut metadata, ckpt, !args.no_source_hash);
+        if let Some(importance) = importance {
+            importance.record(&mut metadata);
+        }
+        options::override_metadata(&mut metadata, &args.types.override_kv)?;
         let entries = convert::entries(model, &target.types);
         artifacts.push(Artifact::create(output, &metadata, &entries, split, args.force)?);
     }
@@ -117,7 +138,7 @@ fn write(prepared: &Prepared, args: &ConvertArgs, outputs: &[PathBuf], threads: 
         .zip(&prepared.targets)
         .map(|(artifact, t)| Target { types: t.types.clone(), sink: artifact })
         .collect();
-    convert::run(ckpt, model, &|_| None, &sinks, &control)?;
+    convert::run(ckpt, model, &|name| importance.and_then(|i| i.of(name)), &sinks, &control)?;
     drop(sinks);
     progress.finish();
     if !args.no_source_hash {
@@ -207,11 +228,20 @@ fn file_name(path: &Path) -> String {
 }
 
 /// The last word, for machines.
-fn summary_json(prepared: &Prepared, artifacts: &[Written], seconds: f64) -> serde_json::Value {
+fn summary_json(
+    prepared: &Prepared,
+    importance: Option<&Importance>,
+    artifacts: &[Written],
+    seconds: f64,
+) -> serde_json::Value {
+    let ledger = |t: &Planned| {
+        let name = t.preset.name;
+        [t.ledger_rows(name), importance.map_or_else(Vec::new, |i| i.ledger_rows(name))].concat()
+    };
     let source = convert::source_bytes(&prepared.ckpt, &prepared.model);
     let rows = artifacts.iter().zip(&prepared.targets).map(|(a, t)| {
         json!({ "type": t.preset.name, "paths": a.paths, "bytes": a.bytes, "bits_per_weight": a.bits(prepared),
-                "ratio": a.bytes as f64 / source.max(1) as f64, "fallbacks": t.fallbacks(), "ledger": t.ledger_rows(t.preset.name) })
+                "ratio": a.bytes as f64 / source.max(1) as f64, "fallbacks": t.fallbacks(), "ledger": ledger(t) })
     });
     let rows: Vec<_> = rows.collect();
     let dropped = prepared.model.dropped.iter().map(|(name, why)| json!({ "tensor": name, "reason": why }));
@@ -219,7 +249,7 @@ fn summary_json(prepared: &Prepared, artifacts: &[Written], seconds: f64) -> ser
     json!({
         "version": env!("CARGO_PKG_VERSION"), "source": prepared.path, "source_bytes": source,
         "weights": prepared.weights(), "tensors": prepared.ckpt.tensors().len(), "dropped": dropped,
-        "artifacts": rows, "seconds": seconds,
+        "artifacts": rows, "seconds": seconds, "calibration": importance.and_then(|i| i.data.as_ref()),
     })
 }
 

@@ -1,6 +1,7 @@
 //! The command line: clap types, one subcommand per file. This is the only layer that reads flags and the environment;
 //! what lies below is called with values that were checked here.
 
+mod calibrate;
 mod convert;
 mod eval;
 mod generate;
@@ -11,6 +12,8 @@ mod progress;
 mod pull;
 mod verify;
 
+use crate::calibration::data;
+use crate::calibration::imatrix::UnseenExperts;
 use crate::{Error, Result};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -25,6 +28,8 @@ Examples:
   quantize compare ./model a-Q4_K_M.gguf b.gguf --text eval.txt --report report.html
   quantize --to q4_k_m ./model --text eval.txt --max-kld 0.05     convert, measure, and fail if it is worse
   quantize generate a-Q4_K_M.gguf --chat --prompt 'Why is the sky blue?'
+  quantize calibrate ./model -o imatrix.gguf          importance matrix from the bundled texts, as llama-imatrix makes
+  quantize --to iq2_m ./model --imatrix imatrix.gguf  use one; --calibration default makes one in the same run
   quantize inspect model.gguf                         metadata and tensors
   quantize verify model.gguf --source ./model         derive every tensor again and compare
 
@@ -52,6 +57,8 @@ enum Command {
     Verify(VerifyArgs),
     /// Download what a conversion needs from the Hub, with resume
     Pull(PullArgs),
+    /// Make an importance matrix: show the model texts, and record what its layers see
+    Calibrate(CalibrateArgs),
     /// Measure the perplexity of a model on a text
     Eval(EvalArgs),
     /// Compare artifacts with the model they were made from: KL divergence, perplexity, top-1 agreement, with error bars
@@ -134,6 +141,35 @@ pub struct TypeArgs {
     pub pretokenizer: Option<String>,
 }
 
+/// Which importance matrix weighs the quantization error.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ImatrixArgs {
+    /// Importance matrix: llama.cpp's GGUF form or the older .dat
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
+    /// What an expert gets that saw no token in calibration [default: layer-mean]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub unseen_experts: Option<UnseenExperts>,
+}
+
+/// Which texts a model is calibrated on.
+#[derive(Clone, Debug, Args)]
+pub struct CalibrationArgs {
+    /// Calibration data: default (bundled texts), a text or JSONL file, self (sampled from the model), tokens:random
+    /// (repeatable; sources share the tokens equally)
+    #[arg(long, value_name = "SOURCE")]
+    pub calibration: Vec<String>,
+    /// Tokens to calibrate on, drawn from all over the sources
+    #[arg(long, value_name = "N", default_value_t = data::DEFAULT_TOKENS)]
+    pub calibration_tokens: usize,
+    /// Tokens per calibration window
+    #[arg(long, value_name = "TOKENS", default_value_t = data::DEFAULT_SEQ_LEN)]
+    pub seq_len: usize,
+    /// Seed of what is drawn and sampled for calibration
+    #[arg(long = "seed", value_name = "SEED", default_value_t = 0)]
+    pub calibration_seed: u64,
+}
+
 /// Where Hub ids are resolved.
 #[derive(Clone, Debug, Args)]
 pub struct HubArgs {
@@ -160,6 +196,13 @@ pub struct ConvertArgs {
     pub model: Vec<String>,
     #[command(flatten)]
     pub types: TypeArgs,
+    #[command(flatten)]
+    pub imatrix: ImatrixArgs,
+    #[command(flatten)]
+    pub calibration: CalibrationArgs,
+    /// Keep the importance matrix that --calibration makes
+    #[arg(long, value_name = "FILE", requires = "calibration")]
+    pub save_imatrix: Option<PathBuf>,
     /// Output file or folder [default: MODEL-TYPE.gguf in the current folder]
     #[arg(short, long, visible_alias = "outfile", value_name = "PATH")]
     pub output: Option<PathBuf>,
@@ -211,6 +254,9 @@ pub struct PlanArgs {
     pub model: String,
     #[command(flatten)]
     pub types: TypeArgs,
+    /// Plan for an importance matrix, which changes a few types (presets that need one imply it)
+    #[arg(long, num_args = 0..=1, default_missing_value = "", value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
     /// Memory of the device it should fit, e.g. 24GB (repeatable) [default: a built-in table]
     #[arg(long, value_name = "SIZE")]
     pub device: Vec<String>,
@@ -247,6 +293,39 @@ pub struct VerifyArgs {
     /// The checkpoint it was made from: every tensor is derived again and compared
     #[arg(long, value_name = "MODEL")]
     pub source: Option<PathBuf>,
+    #[command(flatten)]
+    pub imatrix: ImatrixArgs,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct CalibrateArgs {
+    /// A checkpoint folder, a GGUF file or a Hub id; none to merge or show importance matrices
+    #[arg(value_name = "MODEL")]
+    pub model: Option<String>,
+    #[command(flatten)]
+    pub data: CalibrationArgs,
+    /// Where the importance matrix goes; a name in .dat gets llama.cpp's older form
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Add importance matrices made before, of other texts
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub merge: Vec<PathBuf>,
+    /// Collect for output.weight too
+    #[arg(long)]
+    pub process_output: bool,
+    /// Print statistics of the activations, tensor by tensor
+    #[arg(long)]
+    pub show_statistics: bool,
+    /// Say how much of this evaluation text is in the calibration data
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<PathBuf>,
+    /// Replace an existing file
+    #[arg(short, long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub hub: HubArgs,
     #[command(flatten)]
     pub common: CommonArgs,
 }
@@ -423,6 +502,7 @@ fn run(cli: Cli) -> Result<()> {
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Verify(args)) => verify::run(args),
         Some(Command::Pull(args)) => pull::run(args),
+        Some(Command::Calibrate(args)) => calibrate::run(args),
         Some(Command::Eval(args)) => eval::eval(args),
         Some(Command::Compare(args)) => eval::compare(args),
         Some(Command::Report(args)) => eval::render(args),

@@ -33,7 +33,7 @@ pub struct Planned {
     pub preset: &'static Preset,
     pub types: Vec<GgmlType>,
     pub plan: TargetPlan,
-    recipe: String,
+    pub recipe: String,
 }
 
 impl Planned {
@@ -59,39 +59,22 @@ impl Planned {
         })
         .collect()
     }
-}
 
-/// The metadata of one target: `base`, the file type, provenance (what made this file, of what), and what the user sets.
-/// Hashes are filled in at the end, in the same number of bytes.
-fn metadata_of(
-    base: &Metadata,
-    preset: &Preset,
-    recipe: &str,
-    ckpt: &Checkpoint,
-    args: &TypeArgs,
-    hashes: bool,
-) -> Result<Metadata> {
-    let mut metadata = base.clone();
-    metadata.set("general.file_type", preset.file_type);
-    metadata.set("quantize.version", env!("CARGO_PKG_VERSION"));
-    metadata.set("quantize.recipe", recipe);
-    let name = |f: &crate::source::SourceFile| {
-        f.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
-    };
-    metadata.set("quantize.source.files", ckpt.files().iter().map(name).collect::<Vec<String>>());
-    if hashes {
-        metadata.set("quantize.source.sha256", vec!["0".repeat(64); ckpt.files().len()]);
+    /// Provenance: what made this file, of what. Hashes are filled in at the end, in the same number of bytes.
+    pub fn record(&self, metadata: &mut Metadata, ckpt: &Checkpoint, hashes: bool) {
+        metadata.set("quantize.version", env!("CARGO_PKG_VERSION"));
+        metadata.set("quantize.recipe", self.recipe.as_str());
+        let name = |f: &crate::source::SourceFile| {
+            f.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
+        };
+        metadata.set("quantize.source.files", ckpt.files().iter().map(name).collect::<Vec<String>>());
+        if hashes {
+            metadata.set("quantize.source.sha256", vec!["0".repeat(64); ckpt.files().len()]);
+        }
     }
-    options::override_metadata(&mut metadata, &args.override_kv)?;
-    Ok(metadata)
 }
 
 impl Prepared {
-    /// What stands in the header of `target`, but for the source's hashes.
-    pub fn metadata_of(&self, target: &Planned, args: &TypeArgs, hashes: bool) -> Result<Metadata> {
-        metadata_of(&self.metadata, target.preset, &target.recipe, &self.ckpt, args, hashes)
-    }
-
     pub fn weights(&self) -> u64 {
         weights(&convert::outputs(&self.model))
     }
@@ -160,15 +143,18 @@ fn part_of(name: &str) -> String {
     }
 }
 
-/// What the decisions are for: a plan may show a type that needs an importance matrix, a conversion has to have one.
+/// Whether there is an importance matrix.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    Plan,
-    Convert,
+pub enum Imatrix {
+    Given,
+    /// A type that needs one is refused.
+    Absent,
+    /// A plan: one is assumed for the presets that need it.
+    WhereNeeded,
 }
 
 /// Opens and checks everything, and decides every type. Nothing is written, no weight is read.
-pub fn prepare(path: &Path, args: &TypeArgs, purpose: Purpose) -> Result<Prepared> {
+pub fn prepare(path: &Path, args: &TypeArgs, imatrix: Imatrix) -> Result<Prepared> {
     let requests = requests(args)?;
     let ckpt = Checkpoint::open(path)?;
     let model = Model::open(&ckpt)?;
@@ -198,14 +184,19 @@ pub fn prepare(path: &Path, args: &TypeArgs, purpose: Purpose) -> Result<Prepare
     let tensors = owned(&outputs);
     let mut targets = Vec::new();
     for request in requests {
-        let choices = decide(&request, &model.config, &tensors, &kept, purpose)?;
+        let choices = decide(&request, &model.config, &tensors, &kept, imatrix)?;
         on_fallback(args.on_fallback, &request, &tensors, &choices)?;
-        let types: Vec<GgmlType> = choices.iter().map(|c| c.got).collect();
-        let recipe = recipe(&request, args);
-        let complete = metadata_of(&metadata, request.preset, &recipe, &ckpt, args, true)?;
-        let header = gguf::encode_header(&complete, &convert::entries(&model, &types), gguf::DEFAULT_ALIGNMENT).len();
-        let plan = plan::target(request.preset, &tensors, &choices, header as u64);
-        targets.push(Planned { preset: request.preset, types, plan, recipe });
+        let plan = plan::target(request.preset, &tensors, &choices, 0);
+        let types = choices.iter().map(|c| c.got).collect();
+        let mut target = Planned { preset: request.preset, types, plan, recipe: recipe(&request, args) };
+        // The header as it will be written, but for what an importance matrix or shards add to it.
+        let mut complete = metadata.clone();
+        complete.set("general.file_type", target.preset.file_type);
+        target.record(&mut complete, &ckpt, true);
+        options::override_metadata(&mut complete, &args.override_kv)?;
+        let entries = convert::entries(&model, &target.types);
+        target.plan.file_bytes += gguf::encode_header(&complete, &entries, gguf::DEFAULT_ALIGNMENT).len() as u64;
+        targets.push(target);
     }
     Ok(Prepared { path: path.to_path_buf(), ckpt, model, metadata, targets })
 }
@@ -229,43 +220,37 @@ fn decide(
     config: &Config,
     tensors: &[(String, Vec<usize>)],
     kept: &[GgmlType],
-    purpose: Purpose,
+    imatrix: Imatrix,
 ) -> Result<Vec<Choice>> {
+    let has_imatrix = imatrix == Imatrix::Given;
     let candidates: Vec<Candidate> =
         tensors.iter().zip(kept).map(|((name, shape), kept)| Candidate { name, shape, kept: *kept }).collect();
-    let mut facts = ModelFacts {
+    let facts = ModelFacts {
         arch: &config.arch,
         layers: config.layers,
         heads: config.heads,
         kv_heads: config.kv_heads,
         experts: config.experts.as_ref().map_or(0, |e| e.count),
-        has_imatrix: false,
+        has_imatrix,
     };
-    let (mut choices, unused) = presets::choose(request, &facts, &candidates);
+    let (choices, unused) = presets::choose(request, &facts, &candidates);
     if let Some(rule) = unused.first() {
         let regex = request.overrides[*rule].0.as_str();
         return Err(Error::Usage(format!("--tensor-type '{regex}' matches no tensor; see: quantize plan MODEL --all")));
     }
-    let at_fault = |choices: &[Choice], fault: &dyn Fn(&str, GgmlType) -> bool| {
-        choices
-            .iter()
-            .zip(tensors)
-            .find(|(c, (name, _))| fault(name, c.got))
-            .map(|(c, (name, _))| (name.clone(), c.got))
-    };
-    let needs = |name: &str, ty| presets::needs_importance(request.preset, name, ty);
-    if let Some((name, ty)) = at_fault(&choices, &needs) {
-        if purpose == Purpose::Convert {
+    for (choice, (name, _)) in choices.iter().zip(tensors) {
+        let (preset, ty) = (request.preset.name, choice.got);
+        if codec(ty).is_none_or(|c| c.quantize.is_none()) {
+            return Err(Error::Unsupported(format!("tensor '{name}': {ty} cannot be written")));
+        }
+        if plan::needs_importance(request.preset, name, ty) && !has_imatrix {
+            if imatrix == Imatrix::WhereNeeded {
+                return decide(request, config, tensors, kept, Imatrix::Given);
+            }
             return Err(Error::Unsupported(format!(
-                "{}: tensor '{name}' in {ty} needs an importance matrix\n  hint: make one with: quantize calibrate MODEL -o imatrix.gguf, then add --imatrix imatrix.gguf",
-                request.preset.name
+                "{preset}: tensor '{name}' in {ty} needs an importance matrix\n  hint: make one with: quantize calibrate MODEL -o imatrix.gguf, then add --imatrix imatrix.gguf (or calibrate in the same run with --calibration default)"
             )));
         }
-        facts.has_imatrix = true;
-        choices = presets::choose(request, &facts, &candidates).0;
-    }
-    if let Some((name, ty)) = at_fault(&choices, &|_, ty| codec(ty).is_none_or(|c| c.quantize.is_none())) {
-        return Err(Error::Unsupported(format!("tensor '{name}': {ty} cannot be written")));
     }
     Ok(choices)
 }
@@ -373,13 +358,14 @@ pub fn run(args: PlanArgs) -> Result<()> {
         types.to = vec!["q4_k_m".into()];
     }
     let path = options::resolve_model(&args.model, &args.hub, args.common.quiet)?;
+    let imatrix = if args.imatrix.is_some() { Imatrix::Given } else { Imatrix::WhereNeeded };
     let (config, plan) = match config_only(&path)? {
         Some(config) => {
-            let plan = from_config(&config, &types, threads)?;
+            let plan = from_config(&config, &types, imatrix, threads)?;
             (config, plan)
         }
         None => {
-            let prepared = prepare(&path, &types, Purpose::Plan)?;
+            let prepared = prepare(&path, &types, imatrix)?;
             let plan = prepared.plan(threads);
             (prepared.model.config, plan)
         }
@@ -414,13 +400,13 @@ fn config_only(path: &Path) -> Result<Option<Config>> {
     Config::from_hf(&json).map(Some)
 }
 
-fn from_config(config: &Config, args: &TypeArgs, threads: usize) -> Result<Plan> {
+fn from_config(config: &Config, args: &TypeArgs, imatrix: Imatrix, threads: usize) -> Result<Plan> {
     let tensors = plan::tensors_of(config);
     let kept: Vec<GgmlType> = tensors.iter().map(|(n, s)| plan::kept_type(n, s, None)).collect();
     let header = plan::header_estimate(config, &tensors);
     let mut targets = Vec::new();
     for request in requests(args)? {
-        let choices = decide(&request, config, &tensors, &kept, Purpose::Plan)?;
+        let choices = decide(&request, config, &tensors, &kept, imatrix)?;
         targets.push(plan::target(request.preset, &tensors, &choices, header));
     }
     let refs: Vec<(&str, &[usize])> = tensors.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
@@ -457,7 +443,7 @@ fn show(plan: &Plan, config: &Config, asked: &[Device], context: usize, all: boo
         let bits = target.bits_per_weight;
         let _ = writeln!(out, "\n{}: {}, {bits:.2} bits per weight", target.name, human(target.file_bytes));
         if target.needs_importance {
-            let _ = writeln!(out, "  needs an importance matrix; planned as if there were one");
+            let _ = writeln!(out, "  needs an importance matrix, and is planned as with one");
         }
         tensor_table(&mut out, target, all);
         for line in fallback_lines(target) {
@@ -467,7 +453,7 @@ fn show(plan: &Plan, config: &Config, asked: &[Device], context: usize, all: boo
             let share = 100.0 * target.fallback_weights as f64 / plan.weights.max(1) as f64;
             let _ = writeln!(out, "  {share:.1} % of the weights get another type than asked");
         }
-        device_table(&mut out, &fits(target), context, config.context);
+        device_table(&mut out, &fits(target), context.min(config.context));
     }
     let memory = human(plan.peak_memory);
     let _ = writeln!(out, "\nto convert: about {memory} of memory, {} of disk", human(plan.disk));
@@ -506,8 +492,7 @@ fn tensor_table(out: &mut String, target: &TargetPlan, all: bool) {
     }
 }
 
-fn device_table(out: &mut String, fits: &[devices::Fit], context: usize, longest: usize) {
-    let context = context.min(longest);
+fn device_table(out: &mut String, fits: &[devices::Fit], context: usize) {
     let _ = writeln!(out, "  room for the weights and {context} tokens of context:");
     for fit in fits {
         let answer = match (fit.fits, fit.context) {

@@ -1,15 +1,148 @@
-//! `quantize pull`: fetches from the Hub what a conversion needs.
+//! `quantize pull`: fetches from the Hub what a conversion needs. Also where a Hub id given to any other command becomes
+//! a folder, and where the Hub's environment variables are read.
 
-use super::{HubArgs, PullArgs, print};
-use crate::{Error, Result};
+use super::{HubArgs, PullArgs};
+use crate::Result;
 use std::path::{Path, PathBuf};
 
+#[cfg(not(feature = "hub"))]
 pub fn run(args: PullArgs) -> Result<()> {
-    let path = fetch(&args.id, &args.hub, args.local_dir.as_deref(), args.common.quiet)?;
-    print(&format!("{}\n", path.display()))
+    fetch(&args.id, &args.hub, args.local_dir.as_deref(), args.common.quiet).map(|_| ())
 }
 
-/// The folder that holds the files of a Hub id, after fetching those that are missing.
+/// Errors: always `Unsupported`: this build has no Hub.
+#[cfg(not(feature = "hub"))]
 pub fn fetch(id: &str, _hub: &HubArgs, _local_dir: Option<&Path>, _quiet: bool) -> Result<PathBuf> {
-    Err(Error::Unsupported(format!("{id}: this build cannot fetch from the Hub")))
+    Err(crate::Error::Unsupported(format!(
+        "{id}: this build cannot fetch from the Hub\n  hint: download the repository another way and name its folder, or \
+         build with `--features hub`"
+    )))
+}
+
+#[cfg(feature = "hub")]
+pub use with_hub::{fetch, run};
+
+#[cfg(feature = "hub")]
+mod with_hub {
+    use super::*;
+    use crate::Error;
+    use crate::cli::options::{CANCEL, catch_interrupt};
+    use crate::cli::progress::{Progress, Unit};
+    use crate::cli::{Format, print, print_json};
+    use crate::source::hub::{self, HubOptions, Snapshot, Watch};
+    use crate::writer::{atomic::free_space, gguf::human};
+    use std::cell::OnceCell;
+
+    const ENDPOINT: &str = "https://huggingface.co";
+
+    pub fn run(args: PullArgs) -> Result<()> {
+        catch_interrupt()?;
+        let (path, snapshot) = pull(&args.id, &args.hub, args.local_dir.as_deref(), args.common.quiet)?;
+        match args.common.format {
+            Format::Text => print(&format!("{}\n", path.display())),
+            Format::Json => print_json(&serde_json::json!({
+                "id": args.id,
+                "path": path,
+                "commit": snapshot.commit,
+                "files": snapshot.files,
+            })),
+        }
+    }
+
+    /// The folder that holds the files of a Hub id (`org/name` or `org/name@revision`), after fetching those that are
+    /// missing: `local_dir` where one is given, else the snapshot in the cache.
+    pub fn fetch(id: &str, args: &HubArgs, local_dir: Option<&Path>, quiet: bool) -> Result<PathBuf> {
+        pull(id, args, local_dir, quiet).map(|(path, _)| path)
+    }
+
+    fn pull(id: &str, args: &HubArgs, local_dir: Option<&Path>, quiet: bool) -> Result<(PathBuf, Snapshot)> {
+        let (id, options) = options(id, args)?;
+        let progress = OnceCell::new();
+        let begin = |bytes: u64| {
+            if let Some(free) = free_space(&existing(&options.cache).join("x")).filter(|&free| free < bytes) {
+                return Err(Error::Storage(format!(
+                    "{}: needs {} of disk, {} free\n  hint: make room, or set HF_HOME to a folder on another disk",
+                    options.cache.display(),
+                    human(bytes),
+                    human(free)
+                )));
+            }
+            progress.get_or_init(|| Progress::new("downloading", bytes, Unit::Bytes, quiet));
+            Ok(())
+        };
+        let advance = |bytes: u64| progress.get().into_iter().for_each(|p: &Progress| p.advance(bytes));
+        let fetched = hub::fetch(id, &options, &Watch { cancel: &CANCEL, begin: &begin, advance: &advance });
+        progress.get().into_iter().for_each(Progress::finish);
+        let snapshot = fetched?;
+        match local_dir {
+            Some(dir) => hub::export(&snapshot, dir).map(|()| (dir.to_path_buf(), snapshot)),
+            None => Ok((snapshot.path.clone(), snapshot)),
+        }
+    }
+
+    /// Flags, then the variables that huggingface_hub reads, then its defaults.
+    fn options<'a>(id: &'a str, args: &HubArgs) -> Result<(&'a str, HubOptions)> {
+        let (id, revision) = match (id.split_once('@'), &args.revision) {
+            (Some((_, at)), Some(flag)) if at != flag => {
+                return Err(Error::Usage(format!("'{id}' and --revision {flag} name different revisions")));
+            }
+            (Some((id, at)), _) => (id, at.to_string()),
+            (None, flag) => (id, flag.clone().unwrap_or_else(|| "main".into())),
+        };
+        let home = match &args.hf_home {
+            Some(home) if !home.as_os_str().is_empty() => home.clone(),
+            _ => default_home().ok_or_else(|| Error::Usage("there is no home folder; set HF_HOME".into()))?,
+        };
+        let home = std::path::absolute(&home).map_err(|e| Error::io(&home, e))?;
+        let cache = std::env::var_os("HF_HUB_CACHE").filter(|path| !path.is_empty()).map(PathBuf::from);
+        let endpoint = args.hf_endpoint.as_deref().unwrap_or_default().trim().trim_end_matches('/');
+        let endpoint = if endpoint.is_empty() { ENDPOINT } else { endpoint };
+        if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
+            return Err(Error::Usage(format!("HF_ENDPOINT '{endpoint}' does not begin with https:// or http://")));
+        }
+        let stored = || std::fs::read_to_string(home.join("token")).ok();
+        let token = args.hf_token.clone().filter(|token| !token.trim().is_empty()).or_else(stored);
+        let token = token.map(|token| token.trim().to_string()).filter(|token| !token.is_empty());
+        if token.as_ref().is_some_and(|token| !token.bytes().all(|b| b.is_ascii_graphic())) {
+            return Err(Error::Usage("the token in HF_TOKEN or HF_HOME/token holds characters no token has".into()));
+        }
+        let options = HubOptions {
+            endpoint: endpoint.to_string(),
+            cache: cache.unwrap_or_else(|| home.join("hub")),
+            token,
+            proxy: proxy(endpoint),
+            offline: args.offline,
+            revision,
+        };
+        Ok((id, options))
+    }
+
+    fn default_home() -> Option<PathBuf> {
+        let cache = std::env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()).map(PathBuf::from);
+        Some(cache.or_else(|| Some(std::env::home_dir()?.join(".cache")))?.join("huggingface"))
+    }
+
+    /// The proxy that the customary variables name for the endpoint.
+    fn proxy(endpoint: &str) -> Option<String> {
+        let var = |name: &str| {
+            let value = std::env::var(name.to_lowercase()).or_else(|_| std::env::var(name));
+            value.ok().filter(|value| !value.is_empty())
+        };
+        let (scheme, rest) = endpoint.split_once("://")?;
+        let host = rest.split(['/', ':']).next()?;
+        let except = var("NO_PROXY").unwrap_or_default();
+        let covers = |rule: &str| {
+            let rule = rule.trim().trim_start_matches('.');
+            rule == "*" || (!rule.is_empty() && (host == rule || host.ends_with(&format!(".{rule}"))))
+        };
+        if except.split(',').any(covers) {
+            return None;
+        }
+        var(if scheme == "https" { "HTTPS_PROXY" } else { "HTTP_PROXY" }).or_else(|| var("ALL_PROXY"))
+    }
+
+    /// The nearest folder above that exists already.
+    fn existing(path: &Path) -> PathBuf {
+        path.ancestors().find(|p| p.is_dir()).unwrap_or(path).to_path_buf()
+    }
 }

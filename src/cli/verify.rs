@@ -1,9 +1,10 @@
 //! `quantize verify`: is this GGUF file sound, do other readers see the same file, and does the source it claims really
 //! give these bytes? Every tensor is derived again and compared, which is stronger than any signature alone.
 
+use super::calibrate::Importance;
 use super::options::{CANCEL, catch_interrupt, threads};
 use super::progress::{Progress, Unit};
-use super::{Format, VerifyArgs, print, print_json};
+use super::{Format, ImatrixArgs, VerifyArgs, print, print_json};
 use crate::convert::{self, Control, Sink, Target};
 use crate::model::Model;
 use crate::quant::GgmlType;
@@ -26,7 +27,7 @@ pub fn run(args: VerifyArgs) -> Result<()> {
         cross_read(&part.path, &header)?;
     }
     let derived = match &args.source {
-        Some(source) => Some(derive(&file, source, threads, args.common.quiet)?),
+        Some(source) => Some(derive(&file, source, &args.imatrix, threads, args.common.quiet)?),
         None => None,
     };
     let (differing, compared) = derived.unwrap_or_default();
@@ -68,9 +69,21 @@ fn cross_read(path: &std::path::Path, header: &gguf::Header) -> Result<()> {
 }
 
 /// Compares what a run over the source would write with what the file holds.
-fn derive(file: &Checkpoint, source: &std::path::Path, threads: usize, quiet: bool) -> Result<(Vec<String>, usize)> {
+fn derive(
+    file: &Checkpoint,
+    source: &std::path::Path,
+    imatrix: &ImatrixArgs,
+    threads: usize,
+    quiet: bool,
+) -> Result<(Vec<String>, usize)> {
     let ckpt = Checkpoint::open(source)?;
     let model = Model::open(&ckpt)?;
+    let importance = Importance::open(imatrix, &model)?;
+    let recorded = file.gguf().is_some_and(|m| m.uint("quantize.imatrix.entries_count").is_some());
+    if recorded && importance.is_none() {
+        let what = "was made with an importance matrix, without which its tensors cannot be derived";
+        return Err(Error::bad_file(&file.files()[0].path, what).hint("name it with --imatrix FILE"));
+    }
     let mut stored = Vec::new();
     for (name, shape) in convert::outputs(&model) {
         let found = file.find(name).map(|i| &file.tensors()[i]);
@@ -92,7 +105,8 @@ fn derive(file: &Checkpoint, source: &std::path::Path, threads: usize, quiet: bo
     let compare = Compare { file, stored, differing: Mutex::default() };
     let progress = Progress::new("verifying", convert::source_bytes(&ckpt, &model), Unit::Bytes, quiet);
     let control = Control { threads, cancel: &CANCEL, advance: &|n| progress.advance(n) };
-    convert::run(&ckpt, &model, &|_| None, &[Target { types, sink: &compare }], &control)?;
+    let importance = |name: &str| importance.as_ref().and_then(|i| i.of(name));
+    convert::run(&ckpt, &model, &importance, &[Target { types, sink: &compare }], &control)?;
     progress.finish();
     let mut differing = compare.differing.into_inner().unwrap_or_default();
     differing.sort();

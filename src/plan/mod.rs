@@ -3,10 +3,12 @@
 
 pub mod devices;
 
+use crate::calibration::imatrix::is_required;
 use crate::gguf::TensorInfo;
 use crate::model::{Config, Role};
-use crate::quant::GgmlType;
-use crate::quant::presets::{self, Choice, Preset, Why};
+
+use crate::quant::presets::{Choice, Preset, Why};
+use crate::quant::{GgmlType, codec};
 use serde::Serialize;
 
 /// One tensor of the plan.
@@ -63,7 +65,7 @@ pub fn target(preset: &Preset, tensors: &[(String, Vec<usize>)], choices: &[Choi
         if choice.why == Why::Fallback {
             fallback_weights += n;
         }
-        needs_importance |= presets::needs_importance(preset, name, choice.got);
+        needs_importance |= self::needs_importance(preset, name, choice.got);
         rows.push(Row { name: name.clone(), shape: shape.clone(), choice: choice.clone(), bytes });
     }
     let bits_per_weight = 8.0 * tensor_bytes as f64 / weights.max(1) as f64;
@@ -77,6 +79,11 @@ pub fn target(preset: &Preset, tensors: &[(String, Vec<usize>)], choices: &[Choi
         needs_importance,
         rows,
     }
+}
+
+/// Whether this tensor cannot be made without an importance matrix, or comes out as garbage.
+pub fn needs_importance(preset: &Preset, name: &str, ty: GgmlType) -> bool {
+    codec(ty).is_some_and(|c| c.needs_importance) || is_required(name, ty, preset.name)
 }
 
 fn bytes_of(shape: &[usize], ty: GgmlType) -> u64 {

@@ -50,17 +50,6 @@ pub fn find(text: &str) -> Option<&'static Preset> {
     PRESETS.iter().find(|p| p.name == name || number == Some(p.file_type))
 }
 
-/// Whether a tensor comes out as garbage without an importance matrix (llama.cpp's `tensor_requires_imatrix`, which spares
-/// the embedding and the head; the codes of IQ1_S, IQ2_XXS and IQ2_XS cannot be searched without one at all).
-pub fn needs_importance(preset: &Preset, name: &str, ty: GgmlType) -> bool {
-    match ty {
-        IQ1_S | IQ2_XXS | IQ2_XS => true,
-        IQ1_M | IQ2_S | IQ3_XXS => !matches!(category(name), Category::Output | Category::Embedding),
-        Q2_K => preset.name == "Q2_K_S" && !matches!(category(name), Category::Output | Category::Embedding),
-        _ => false,
-    }
-}
-
 /// What a tensor is to the rules, by its GGUF name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Category {
@@ -306,7 +295,9 @@ const NEVER_QUANTIZED: &[&str] = &[
 
 /// Norms, biases, routers and other small tensors stay as they are.
 pub fn allows_quantization(name: &str, shape: &[usize]) -> bool {
-    shape.len() >= 2
+    // A matrix of one row is a vector to ggml.
+    let dims = shape.iter().skip_while(|d| **d == 1).count();
+    dims >= 2
         && name.ends_with("weight")
         && !name.ends_with("_norm.weight")
         && !NEVER_QUANTIZED.iter().any(|part| name.contains(part))
@@ -526,16 +517,6 @@ mod tests {
         let shape = [64, 256];
         let tensors: Vec<_> = names.iter().map(|n| Candidate { name: n, shape: &shape, kept: F32 }).collect();
         assert_eq!(choose(&r, &facts(4, 0), &tensors).1, [1]);
-    }
-
-    #[test]
-    fn two_bits_need_an_importance_matrix_except_in_the_head() {
-        let needs = |preset: &str, name: &str, ty| needs_importance(find(preset).unwrap(), name, ty);
-        assert!(needs("q2_k_s", "blk.0.ffn_up.weight", Q2_K));
-        assert!(!needs("q2_k", "blk.0.ffn_up.weight", Q2_K));
-        assert!(!needs("q2_k_s", "token_embd.weight", Q2_K));
-        assert!(needs("q4_k_m", "blk.0.ffn_up.weight", IQ3_XXS));
-        assert!(needs("q4_k_m", "output.weight", IQ2_XXS));
     }
 
     #[test]

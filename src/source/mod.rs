@@ -5,6 +5,8 @@ mod decode;
 mod file;
 mod folder;
 mod gguf;
+#[cfg(feature = "hub")]
+pub mod hub;
 mod safetensors;
 
 pub use file::{SourceFile, sha256_file};

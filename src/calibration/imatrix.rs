@@ -1,0 +1,477 @@
+//! Importance matrices as llama.cpp stores them: the GGUF form, which is written, and the older `.dat`, which is written
+//! on request; both are read. Also from the statistics of a run, several into one, and as the weights of a quantizer.
+//! Sources: llama.cpp's `imatrix.cpp`, `imatrix-loader.cpp`, and `load_imatrix` in `quantize.cpp`.
+
+use super::data::DataReport;
+use super::stats::Input;
+use crate::gguf::{self, Metadata, TensorInfo};
+use crate::model::Model;
+use crate::quant::GgmlType;
+use crate::source::Checkpoint;
+use crate::writer::atomic::PartialFile;
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+const SUMS: &str = ".in_sum2";
+const COUNTS: &str = ".counts";
+/// Ours, and ignored by llama.cpp: Σ |x| per channel.
+const MAGNITUDES: &str = ".in_abs";
+
+/// What is known of the inputs of one tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// `[matrices, cols]`: Σ x² over the tokens.
+    pub sums: Vec<f32>,
+    /// `[matrices, cols]`: Σ |x|, where it was collected.
+    pub magnitudes: Option<Vec<f32>>,
+    /// Tokens per matrix. One number may stand for all matrices.
+    pub counts: Vec<u64>,
+}
+
+impl Entry {
+    fn cols(&self) -> usize {
+        self.sums.len() / self.counts.len().max(1)
+    }
+}
+
+/// An importance matrix: entries by GGUF tensor name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Imatrix {
+    pub entries: BTreeMap<String, Entry>,
+    /// What it was computed on, as its maker says.
+    pub datasets: Vec<String>,
+    pub chunks: u32,
+    /// Tokens per chunk; 0 where the file does not say (`.dat`).
+    pub chunk_size: u32,
+}
+
+/// What an expert gets that saw no token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnseenExperts {
+    /// The mean over the layer's other experts.
+    #[default]
+    LayerMean,
+    /// Equal weights for all channels, as llama-quantize does.
+    Plain,
+    /// Stop.
+    Error,
+}
+
+impl UnseenExperts {
+    pub fn name(self) -> &'static str {
+        match self {
+            UnseenExperts::LayerMean => "layer-mean",
+            UnseenExperts::Plain => "plain",
+            UnseenExperts::Error => "error",
+        }
+    }
+}
+
+/// Weights for a quantizer, and the tensors in which an expert had none of its own.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Weights {
+    /// `[matrices * cols]` by GGUF tensor name.
+    pub by_name: BTreeMap<String, Vec<f32>>,
+    /// Tensor and its experts without tokens.
+    pub unseen: Vec<(String, Vec<usize>)>,
+}
+
+impl Imatrix {
+    /// From the statistics of a run over `data`.
+    pub fn new(inputs: &BTreeMap<String, Input>, data: &DataReport) -> Self {
+        let single = |v: &[f64]| v.iter().map(|v| *v as f32).collect::<Vec<f32>>();
+        let entry = |input: &Input| Entry {
+            sums: single(&input.sum2),
+            magnitudes: Some(single(&input.abs)),
+            counts: input.counts.clone(),
+        };
+        Self {
+            entries: inputs.iter().map(|(name, input)| (name.clone(), entry(input))).collect(),
+            datasets: data.sources.iter().map(|s| s.name.clone()).collect(),
+            chunks: (data.tokens / data.seq_len.max(1)) as u32,
+            chunk_size: data.seq_len as u32,
+        }
+    }
+
+    /// Reads either form.
+    ///
+    /// Errors: `BadInput` for a file that is neither, lacks a part, or holds a number that is not finite; `Io`.
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut magic = [0u8; 4];
+        let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+        let is_gguf = std::io::Read::read_exact(&mut &file, &mut magic).is_ok() && magic == gguf::MAGIC;
+        let imatrix = if is_gguf { read_gguf(path)? } else { read_dat(path)? };
+        if imatrix.entries.is_empty() {
+            return Err(Error::bad_file(path, "the importance matrix has no entries"));
+        }
+        for (name, entry) in &imatrix.entries {
+            let wrong = |what: &str| Err(Error::bad_file(path, what).tensor(name));
+            if entry.counts.is_empty() || entry.sums.is_empty() || entry.sums.len() % entry.counts.len() != 0 {
+                return wrong("its sums and counts do not fit each other");
+            }
+            if entry.sums.iter().any(|s| !s.is_finite() || *s < 0.0) {
+                return wrong("the importance is not a finite number of at least 0; calibrate again");
+            }
+        }
+        Ok(imatrix)
+    }
+
+    /// Adds the sums and counts of `other`, as if its data had come after.
+    ///
+    /// Errors: `BadInput` naming the tensor that has another size in `other`.
+    pub fn merge(&mut self, other: Imatrix) -> Result<()> {
+        for (name, entry) in other.entries {
+            let Some(known) = self.entries.get_mut(&name) else {
+                self.entries.insert(name, entry);
+                continue;
+            };
+            if known.sums.len() != entry.sums.len() || known.counts.len() != entry.counts.len() {
+                let what = "has another size in the other importance matrix";
+                return Err(Error::bad_input(what).tensor(name).hint("only matrices of one model can be merged"));
+            }
+            let add = |a: &mut [f32], b: &[f32]| {
+                a.iter_mut().zip(b).for_each(|(a, b)| *a = (f64::from(*a) + f64::from(*b)) as f32);
+            };
+            add(&mut known.sums, &entry.sums);
+            known.magnitudes = match (known.magnitudes.take(), entry.magnitudes) {
+                (Some(mut a), Some(b)) => {
+                    add(&mut a, &b);
+                    Some(a)
+                }
+                _ => None,
+            };
+            known.counts.iter_mut().zip(&entry.counts).for_each(|(a, b)| *a += b);
+        }
+        self.datasets.extend(other.datasets);
+        self.chunks += other.chunks;
+        if self.chunk_size == 0 {
+            self.chunk_size = other.chunk_size;
+        }
+        Ok(())
+    }
+
+    /// Writes llama.cpp's GGUF form, or the older one when the name ends in `.dat`. `extra` keys are added to the former.
+    ///
+    /// Errors: `Usage` when the file exists and `force` is not set; `Io`.
+    pub fn write(&self, path: &Path, extra: &Metadata, force: bool) -> Result<()> {
+        let file = PartialFile::create(path, force)?;
+        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("dat")) {
+            file.write_at(0, &self.encode_dat())?;
+            return file.finish();
+        }
+        let mut meta = Metadata::new();
+        meta.set("general.type", "imatrix");
+        meta.set("imatrix.datasets", self.datasets.clone());
+        meta.set("imatrix.chunk_count", self.chunks);
+        meta.set("imatrix.chunk_size", self.chunk_size);
+        extra.iter().for_each(|(key, value)| meta.set(key, value.clone()));
+        let (mut infos, mut data): (Vec<TensorInfo>, Vec<Vec<f32>>) = (Vec::new(), Vec::new());
+        for (name, entry) in &self.entries {
+            let mut put = |suffix: &str, cols: usize, values: Vec<f32>| {
+                let dims = vec![cols as u64, (values.len() / cols.max(1)) as u64];
+                infos.push(TensorInfo { name: format!("{name}{suffix}"), dims, ty: GgmlType::F32, offset: 0 });
+                data.push(values);
+            };
+            put(SUMS, entry.cols(), entry.sums.clone());
+            put(COUNTS, 1, entry.counts.iter().map(|c| *c as f32).collect());
+            if let Some(magnitudes) = &entry.magnitudes {
+                put(MAGNITUDES, entry.cols(), magnitudes.clone());
+            }
+        }
+        let len = gguf::layout(&mut infos, gguf::DEFAULT_ALIGNMENT)?;
+        let header = gguf::encode_header(&meta, &infos, gguf::DEFAULT_ALIGNMENT);
+        let mut bytes = vec![0; len as usize];
+        for (info, values) in infos.iter().zip(&data) {
+            let place = bytes.get_mut(info.offset as usize..).into_iter().flat_map(|b| b.chunks_exact_mut(4));
+            place.zip(values).for_each(|(place, v)| place.copy_from_slice(&v.to_le_bytes()));
+        }
+        file.write_at(0, &header)?;
+        file.write_at(header.len() as u64, &bytes)?;
+        file.finish()
+    }
+
+    /// Means times a number of calls, as readers of the older form divide it out again.
+    fn encode_dat(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let seen: Vec<_> = self.entries.iter().filter(|(_, e)| e.counts.iter().any(|c| *c > 0)).collect();
+        let put = |out: &mut Vec<u8>, v: usize| out.extend((v as i32).to_le_bytes());
+        put(&mut out, seen.len());
+        for (name, entry) in seen {
+            put(&mut out, name.len());
+            out.extend(name.as_bytes());
+            let calls = entry.counts.iter().max().copied().unwrap_or(0).div_ceil(u64::from(self.chunk_size.max(1)));
+            put(&mut out, calls as usize);
+            put(&mut out, entry.sums.len());
+            for (sums, count) in entry.sums.chunks(entry.cols()).zip(&entry.counts) {
+                for sum in sums {
+                    let mean = if *count > 0 { sum / *count as f32 } else { 1.0 };
+                    out.extend((mean * calls as f32).to_le_bytes());
+                }
+            }
+        }
+        put(&mut out, self.chunks as usize);
+        let dataset = self.datasets.last().map_or("", String::as_str);
+        put(&mut out, dataset.len());
+        out.extend(dataset.as_bytes());
+        out
+    }
+
+    /// Whether this was made of `model`.
+    ///
+    /// Errors: `BadInput` naming `path` and the first tensor that has another size, or that the model does not have.
+    pub fn check(&self, model: &Model, path: &Path) -> Result<()> {
+        let hint = "it was made of another model; make one with: quantize calibrate MODEL -o imatrix.gguf";
+        let mut known = 0;
+        for (name, entry) in &self.entries {
+            let Some(tensor) = model.tensors.iter().find(|t| t.name == *name) else {
+                let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+                if layer.is_some_and(|l| l >= model.config.layers) {
+                    let what =
+                        format!("the importance matrix has this tensor, but the model {} layers", model.config.layers);
+                    return Err(Error::bad_file(path, what).tensor(name).hint(hint));
+                }
+                continue;
+            };
+            known += 1;
+            let expected = tensor.cols() * tensor.row_count() / tensor.rows_per_matrix().max(1);
+            if entry.sums.len() != expected {
+                let what = format!("the importance matrix has {} channels, the model {expected}", entry.sums.len());
+                return Err(Error::bad_file(path, what).tensor(name).hint(hint));
+            }
+        }
+        if known == 0 {
+            return Err(Error::bad_file(path, "the importance matrix has no tensor of this model").hint(hint));
+        }
+        Ok(())
+    }
+
+    /// The mean square of every channel: sum / count in `f32`, as llama-quantize does.
+    ///
+    /// Errors: `BadInput` for an unseen expert under [`UnseenExperts::Error`].
+    pub fn weights(&self, unseen: UnseenExperts) -> Result<Weights> {
+        let mut weights = Weights::default();
+        for (name, entry) in &self.entries {
+            let mut values = Vec::with_capacity(entry.sums.len());
+            let missing: Vec<usize> = (0..entry.counts.len()).filter(|i| entry.counts[*i] == 0).collect();
+            for (sums, count) in entry.sums.chunks(entry.cols()).zip(&entry.counts) {
+                match *count {
+                    0 => values.extend(std::iter::repeat_n(1.0, sums.len())),
+                    n => values.extend(sums.iter().map(|s| s / n as f32)),
+                }
+            }
+            if entry.counts.len() > 1 && !missing.is_empty() {
+                if unseen == UnseenExperts::Error {
+                    let what =
+                        format!("{} of {} experts saw no token in calibration", missing.len(), entry.counts.len());
+                    let hint = "calibrate on more tokens, or choose --unseen-experts layer-mean or plain";
+                    return Err(Error::bad_input(what).tensor(name).hint(hint));
+                }
+                if unseen == UnseenExperts::LayerMean && missing.len() < entry.counts.len() {
+                    let mean = mean(entry);
+                    missing.iter().for_each(|e| values[e * mean.len()..][..mean.len()].copy_from_slice(&mean));
+                }
+                weights.unseen.push((name.clone(), missing));
+            }
+            weights.by_name.insert(name.clone(), values);
+        }
+        Ok(weights)
+    }
+}
+
+/// The mean square per channel over the tokens of all experts.
+fn mean(entry: &Entry) -> Vec<f32> {
+    let tokens: u64 = entry.counts.iter().sum();
+    let channel = |c: usize| entry.sums.iter().skip(c).step_by(entry.cols()).map(|s| f64::from(*s)).sum::<f64>();
+    (0..entry.cols()).map(|c| (channel(c) / tokens.max(1) as f64) as f32).collect()
+}
+
+/// Whether llama-quantize refuses to make this tensor without importance.
+pub fn is_required(name: &str, ty: GgmlType, preset: &str) -> bool {
+    use GgmlType::*;
+    if name.starts_with("token_embd.") || name == "per_layer_token_embd.weight" || name == "output.weight" {
+        return false;
+    }
+    match ty {
+        IQ3_XXS | IQ2_XXS | IQ2_XS | IQ2_S | IQ1_M | IQ1_S => true,
+        Q2_K => preset == "Q2_K_S",
+        _ => false,
+    }
+}
+
+fn read_gguf(path: &Path) -> Result<Imatrix> {
+    let file = Checkpoint::open(path)?;
+    let meta = file.gguf().ok_or_else(|| Error::bad_file(path, "is no GGUF file"))?;
+    let not_one = |what: &str| {
+        Error::bad_file(path, what.to_string()).hint("make one with: quantize calibrate MODEL -o imatrix.gguf")
+    };
+    if meta.str("general.type") != Some("imatrix") {
+        return Err(not_one("is a GGUF file, but no importance matrix"));
+    }
+    let number = |key: &str| {
+        meta.uint(key).and_then(|v| u32::try_from(v).ok()).ok_or_else(|| not_one(&format!("the key {key} is missing")))
+    };
+    let datasets = meta.strings("imatrix.datasets").ok_or_else(|| not_one("the key imatrix.datasets is missing"))?;
+    let mut imatrix = Imatrix {
+        entries: BTreeMap::new(),
+        datasets: datasets.to_vec(),
+        chunks: number("imatrix.chunk_count")?,
+        chunk_size: number("imatrix.chunk_size")?,
+    };
+    let values = |name: &str| -> Result<Option<Vec<f32>>> {
+        let Some(tensor) = file.find(name).map(|i| &file.tensors()[i]) else { return Ok(None) };
+        if tensor.dtype != crate::source::Dtype::Ggml(GgmlType::F32) {
+            return Err(Error::bad_file(path, format!("is of type {}, not F32", tensor.dtype)).tensor(name));
+        }
+        let mut out = vec![0.0; tensor.elements()];
+        file.read_f32(tensor, 0..out.len(), &mut Vec::new(), &mut out)?;
+        Ok(Some(out))
+    };
+    for tensor in file.tensors() {
+        if let Some(name) = tensor.name.strip_suffix(COUNTS)
+            && file.find(&format!("{name}{SUMS}")).is_none()
+        {
+            return Err(Error::bad_file(path, "has counts, but no sums").tensor(name));
+        }
+        let Some(name) = tensor.name.strip_suffix(SUMS) else { continue };
+        let sums = values(&tensor.name)?.unwrap_or_default();
+        let counts = values(&format!("{name}{COUNTS}"))?;
+        let counts = counts.ok_or_else(|| Error::bad_file(path, "has sums, but no counts").tensor(name))?;
+        if counts.iter().any(|c| !(0.0..1e18).contains(c)) {
+            return Err(Error::bad_file(path, "a token count is not a number of at least 0").tensor(name));
+        }
+        let magnitudes = values(&format!("{name}{MAGNITUDES}"))?.filter(|m| m.len() == sums.len());
+        let counts = counts.iter().map(|c| c.round() as u64).collect();
+        imatrix.entries.insert(name.to_string(), Entry { sums, magnitudes, counts });
+    }
+    Ok(imatrix)
+}
+
+fn read_dat(path: &Path) -> Result<Imatrix> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let bad = || {
+        Error::bad_file(path, "is no importance matrix").hint("make one with: quantize calibrate MODEL -o imatrix.gguf")
+    };
+    let mut rest = bytes.as_slice();
+    let count = int(&mut rest).filter(|n| (1..1_000_000).contains(n)).ok_or_else(bad)?;
+    let mut imatrix = Imatrix::default();
+    for _ in 0..count {
+        let entry = dat_entry(&mut rest).ok_or_else(bad)?;
+        imatrix.entries.insert(entry.0, entry.1);
+    }
+    // What follows is optional: chunks and the data set's name.
+    if let Some(chunks) = int(&mut rest) {
+        imatrix.chunks = u32::try_from(chunks).unwrap_or(0);
+        if let Some(name) = int(&mut rest).and_then(|n| take(&mut rest, usize::try_from(n).ok()?)) {
+            imatrix.datasets.push(String::from_utf8_lossy(name).into_owned());
+        }
+    }
+    Ok(imatrix)
+}
+
+fn dat_entry(rest: &mut &[u8]) -> Option<(String, Entry)> {
+    let len = usize::try_from(int(rest)?).ok().filter(|n| (1..4096).contains(n))?;
+    let name = std::str::from_utf8(take(rest, len)?).ok()?.to_string();
+    let calls = u64::try_from(int(rest)?).ok()?;
+    let n = usize::try_from(int(rest)?).ok().filter(|n| *n > 0)?;
+    let values = take(rest, n.checked_mul(4)?)?;
+    let sums = values.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    // Without a number of calls the sums are the means already.
+    Some((name, Entry { sums, magnitudes: None, counts: vec![calls.max(1)] }))
+}
+
+fn take<'a>(rest: &mut &'a [u8], n: usize) -> Option<&'a [u8]> {
+    let (head, tail) = rest.split_at_checked(n)?;
+    *rest = tail;
+    Some(head)
+}
+
+fn int(rest: &mut &[u8]) -> Option<i32> {
+    Some(i32::from_le_bytes(take(rest, 4)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Imatrix {
+        let entry = |sums: &[f32], counts: &[u64]| Entry {
+            sums: sums.to_vec(),
+            magnitudes: Some(sums.to_vec()),
+            counts: counts.to_vec(),
+        };
+        Imatrix {
+            entries: BTreeMap::from([
+                ("blk.0.attn_q.weight".to_string(), entry(&[1.0, 2.0, 3.0], &[2])),
+                ("blk.0.ffn_down_exps.weight".to_string(), entry(&[2.0, 4.0, 0.0, 0.0, 6.0, 9.0], &[2, 0, 3])),
+            ]),
+            datasets: vec!["a.txt".into()],
+            chunks: 3,
+            chunk_size: 512,
+        }
+    }
+
+    #[test]
+    fn both_forms_come_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let (gguf, dat) = (dir.path().join("i.gguf"), dir.path().join("i.dat"));
+        let imatrix = example();
+        imatrix.write(&gguf, &Metadata::new(), false).unwrap();
+        assert_eq!(Imatrix::open(&gguf).unwrap(), imatrix);
+        imatrix.write(&dat, &Metadata::new(), false).unwrap();
+        let old = Imatrix::open(&dat).unwrap();
+        assert_eq!((old.chunks, &old.datasets), (3, &imatrix.datasets));
+        let plain = imatrix.weights(UnseenExperts::Plain).unwrap();
+        assert_eq!(old.weights(UnseenExperts::Plain).unwrap().by_name, plain.by_name);
+    }
+
+    #[test]
+    fn unseen_experts_get_what_was_asked_for() {
+        let weights = |policy| example().weights(policy).map(|w| w.by_name["blk.0.ffn_down_exps.weight"].clone());
+        assert_eq!(weights(UnseenExperts::Plain).unwrap(), [1.0, 2.0, 1.0, 1.0, 2.0, 3.0]);
+        assert_eq!(weights(UnseenExperts::LayerMean).unwrap(), [1.0, 2.0, 8.0 / 5.0, 13.0 / 5.0, 2.0, 3.0]);
+        assert!(weights(UnseenExperts::Error).unwrap_err().to_string().contains("1 of 3 experts"));
+        let all = example().weights(UnseenExperts::Plain).unwrap();
+        assert_eq!(all.unseen, [("blk.0.ffn_down_exps.weight".to_string(), vec![1])]);
+        assert_eq!(all.by_name["blk.0.attn_q.weight"], [0.5, 1.0, 1.5]);
+    }
+
+    #[test]
+    fn merging_adds() {
+        let mut merged = example();
+        merged.merge(example()).unwrap();
+        let entry = &merged.entries["blk.0.ffn_down_exps.weight"];
+        assert_eq!(entry.sums, [4.0, 8.0, 0.0, 0.0, 12.0, 18.0]);
+        assert_eq!((&entry.counts[..], merged.chunks, merged.datasets.len()), (&[4, 0, 6][..], 6, 2));
+        let mut other = example();
+        other.entries.get_mut("blk.0.attn_q.weight").unwrap().sums.pop();
+        assert!(merged.merge(other).unwrap_err().to_string().contains("another size"));
+    }
+
+    #[test]
+    fn damaged_files_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("i.gguf");
+        let mut imatrix = example();
+        imatrix.entries.get_mut("blk.0.attn_q.weight").unwrap().sums[1] = f32::NAN;
+        imatrix.write(&path, &Metadata::new(), false).unwrap();
+        assert!(Imatrix::open(&path).unwrap_err().to_string().contains("not a finite number"));
+        let dat = dir.path().join("i.dat");
+        example().write(&dat, &Metadata::new(), false).unwrap();
+        let bytes = std::fs::read(&dat).unwrap();
+        for cut in 0..bytes.len() - 13 {
+            std::fs::write(&path, &bytes[..cut]).unwrap();
+            assert!(Imatrix::open(&path).is_err(), "{cut}");
+        }
+        std::fs::write(&path, "text that is no matrix").unwrap();
+        assert!(Imatrix::open(&path).unwrap_err().to_string().contains("no importance matrix"));
+    }
+
+    #[test]
+    fn low_bit_types_need_importance_but_not_in_the_embedding() {
+        assert!(is_required("blk.0.attn_q.weight", GgmlType::IQ2_S, "IQ2_M"));
+        assert!(!is_required("token_embd.weight", GgmlType::IQ3_XXS, "IQ2_M"));
+        assert!(is_required("blk.0.attn_q.weight", GgmlType::Q2_K, "Q2_K_S"));
+        assert!(!is_required("blk.0.attn_q.weight", GgmlType::Q2_K, "Q2_K"));
+    }
+}

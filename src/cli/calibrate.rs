@@ -1,0 +1,400 @@
+//! `quantize calibrate`: an importance matrix from a model and texts, merged from several, or shown. Also where a
+//! conversion gets its importance: from a file, or from calibrating in the same run.
+
+use super::options::{self, CANCEL};
+use super::plan::{self, Prepared};
+use super::progress::{Progress, Unit};
+use super::{CalibrateArgs, CalibrationArgs, ConvertArgs, Format, ImatrixArgs, print, print_json};
+use crate::calibration::data::{self, Amount, DataReport, Drawn, Overlap, Source};
+use crate::calibration::imatrix::{Imatrix, UnseenExperts, Weights, is_required};
+use crate::calibration::stats::{self, ExpertUse, Statistics};
+use crate::calibration::summary;
+use crate::eval::text::Corpus;
+use crate::gguf::Metadata;
+use crate::model::Model;
+use crate::quant::codec;
+use crate::report::LedgerRow;
+use crate::runnable::Runnable;
+use crate::writer::atomic::refuse_existing;
+use crate::{Error, Result};
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+impl ValueEnum for UnseenExperts {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[UnseenExperts::LayerMean, UnseenExperts::Plain, UnseenExperts::Error]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self {
+            UnseenExperts::LayerMean => "the mean over the layer's other experts",
+            UnseenExperts::Plain => "all channels alike, as llama-quantize does",
+            UnseenExperts::Error => "stop",
+        };
+        Some(PossibleValue::new(self.name()).help(help))
+    }
+}
+
+pub fn run(args: CalibrateArgs) -> Result<()> {
+    let start = Instant::now();
+    options::catch_interrupt()?;
+    options::threads(args.common.threads)?;
+    if args.model.is_none() && args.merge.is_empty() {
+        return Err(Error::Usage(
+            "nothing to do: name a MODEL to calibrate, or importance matrices with --merge".into(),
+        ));
+    }
+    if args.output.is_none() && !args.show_statistics {
+        return Err(Error::Usage("name the file to write with -o imatrix.gguf".into()));
+    }
+    if let Some(output) = &args.output {
+        refuse_existing(output, args.force)?;
+    }
+    let earlier: Vec<Imatrix> = args.merge.iter().map(|path| Imatrix::open(path)).collect::<Result<_>>()?;
+    let mut extra = Metadata::new();
+    extra.set("quantize.version", env!("CARGO_PKG_VERSION"));
+    let (mut imatrix, mut made) = (None::<Imatrix>, None);
+    if let Some(model) = &args.model {
+        let path = options::resolve_model(model, &args.hub, args.common.quiet)?;
+        let sources = sources(&args.data)?;
+        let run = calibrate(&path, &sources, &args.data, args.text.as_deref(), args.process_output, args.common.quiet)?;
+        for (earlier, file) in earlier.iter().zip(&args.merge) {
+            earlier.check(&run.model, file)?;
+        }
+        describe(&mut extra, &run.data);
+        imatrix = Some(run.imatrix.clone());
+        made = Some(run);
+    }
+    for (other, file) in earlier.into_iter().zip(&args.merge) {
+        match &mut imatrix {
+            Some(imatrix) => imatrix.merge(other).map_err(|e| in_file(e, file))?,
+            None => imatrix = Some(other),
+        }
+    }
+    let imatrix = imatrix.ok_or_else(|| Error::Internal("no importance matrix".into()))?;
+    if let Some(output) = &args.output {
+        imatrix.write(output, &extra, args.force)?;
+    }
+    let rows = if args.show_statistics { summary::rows(&imatrix) } else { Vec::new() };
+    if args.common.format == Format::Json {
+        let experts = made.as_ref().map(|m| &m.experts);
+        return print_json(&json!({
+            "output": args.output, "entries": imatrix.entries.len(), "chunks": imatrix.chunks,
+            "data": made.as_ref().map(|m| &m.data), "experts": experts, "overlap": made.as_ref().and_then(|m| m.overlap),
+            "statistics": rows, "seconds": start.elapsed().as_secs_f64(),
+        }));
+    }
+    if let Some(made) = &made
+        && !args.common.quiet
+    {
+        made.tell();
+    }
+    if args.show_statistics {
+        print(&summary::table(&rows))?;
+    }
+    match &args.output {
+        Some(output) => print(&format!("{}\n", output.display())),
+        None => Ok(()),
+    }
+}
+
+fn in_file(error: Error, file: &Path) -> Error {
+    match error {
+        Error::BadInput(mut finding) => {
+            finding.file = Some(file.to_path_buf());
+            Error::BadInput(finding)
+        }
+        other => other,
+    }
+}
+
+/// The sources asked for; the bundled texts when none are.
+fn sources(args: &CalibrationArgs) -> Result<Vec<Source>> {
+    if args.calibration.is_empty() {
+        return Ok(vec![Source::Default]);
+    }
+    args.calibration.iter().map(|text| Source::parse(text)).collect()
+}
+
+/// A calibration run's results.
+struct Made {
+    model: Model,
+    imatrix: Imatrix,
+    data: DataReport,
+    experts: Vec<ExpertUse>,
+    overlap: Option<Overlap>,
+    /// Tokens per second.
+    speed: f64,
+}
+
+/// Loads the model, draws the data and runs it. `text` is compared with the data.
+fn calibrate(
+    path: &Path,
+    sources: &[Source],
+    args: &CalibrationArgs,
+    text: Option<&Path>,
+    head: bool,
+    quiet: bool,
+) -> Result<Made> {
+    let evaluation = text.map(Corpus::open).transpose()?;
+    if !quiet {
+        eprintln!("loading {}", path.display());
+    }
+    let model = Runnable::open(path)?;
+    let context = model.engine.config.context;
+    if args.seq_len > context {
+        return Err(Error::Usage(format!("--seq-len {} is more than the model's context of {context}", args.seq_len)));
+    }
+    let amount = Amount { tokens: args.calibration_tokens, seq_len: args.seq_len, seed: args.calibration_seed };
+    let go_on = || if CANCEL.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
+    let sampled = sources.iter().filter(|s| **s == Source::Model).count() * amount.tokens / sources.len().max(1);
+    let progress = Progress::new("sampling", sampled as u64, Unit::Tokens, quiet || sampled == 0);
+    let Drawn { windows, report: data } = data::draw(sources, amount, &model, &mut || {
+        progress.advance(1);
+        go_on()
+    })?;
+    progress.finish();
+    let overlap = match &evaluation {
+        Some(corpus) => Some(data::overlap(&windows, &corpus.tokens(&model)?)),
+        None => None,
+    };
+    let (mut statistics, start) = (Statistics::new(&model.model), Instant::now());
+    let progress = Progress::new("calibrating", data.tokens as u64, Unit::Tokens, quiet);
+    data::run(&model, &windows, &mut statistics, head, |n| {
+        progress.advance(n as u64);
+        go_on()
+    })
+    .map_err(|e| in_file(e, path))?;
+    progress.finish();
+    let speed = data.tokens as f64 / start.elapsed().as_secs_f64();
+    let inputs = statistics.finish()?;
+    let experts = stats::expert_use(inputs.iter().map(|(name, input)| (name.as_str(), input.counts.as_slice())));
+    let imatrix = Imatrix::new(&inputs, &data);
+    Ok(Made { model: model.model, imatrix, data, experts, overlap, speed })
+}
+
+impl Made {
+    /// What was used, for the person at the terminal.
+    fn tell(&self) {
+        let data = &self.data;
+        eprintln!(
+            "  {} tokens in windows of {} ({} asked for), {:.0} tokens/s, data {}",
+            data.tokens,
+            data.seq_len,
+            data.tokens_asked,
+            self.speed,
+            &data.sha256[..16]
+        );
+        for source in &data.sources {
+            let rows = (source.rows_used, source.rows, source.rows_dropped);
+            eprintln!(
+                "  {}: {} of {} rows used, {} dropped, {} tokens",
+                source.name, rows.0, rows.1, rows.2, source.tokens_used
+            );
+        }
+        if data.tokens < data.tokens_asked {
+            eprintln!("  the data has no more; name more sources for {} tokens", data.tokens_asked);
+        }
+        for row in self.experts.iter().filter(|e| !e.unseen.is_empty()) {
+            eprintln!("  {}: experts without a token: {:?}", row.tensor, row.unseen);
+        }
+        if let Some(least) = self.experts.iter().min_by_key(|e| e.min) {
+            eprintln!(
+                "  tokens per expert: at least {}, 5th percentile {}, median {}",
+                least.min, least.p5, least.median
+            );
+        }
+        if let Some(overlap) = self.overlap {
+            let flag = if overlap.is_suspicious() { "warning: " } else { "" };
+            eprintln!("  {flag}{}", overlap_text(overlap));
+        }
+    }
+}
+
+fn overlap_text(overlap: Overlap) -> String {
+    format!("{:.2} % of the evaluation text is in the calibration data (runs of 13 tokens)", 100.0 * overlap.share())
+}
+
+/// Which data a file is made with.
+fn describe(metadata: &mut Metadata, data: &DataReport) {
+    let names: Vec<String> = data.sources.iter().map(|s| s.name.clone()).collect();
+    metadata.set("quantize.calibration.sources", names);
+    metadata.set("quantize.calibration.tokens", data.tokens as u32);
+    metadata.set("quantize.calibration.seq_len", data.seq_len as u32);
+    metadata.set("quantize.calibration.seed", data.seed);
+    metadata.set("quantize.calibration.sha256", data.sha256.as_str());
+}
+
+/// Where a conversion's importance will come from, as far as the command line says.
+pub enum Plan {
+    None,
+    File(ImatrixArgs),
+    Calibrate(Vec<Source>),
+}
+
+impl Plan {
+    /// Errors: `Usage` for both at once, and those of [`Source::parse`].
+    pub fn new(imatrix: &ImatrixArgs, calibration: &CalibrationArgs) -> Result<Self> {
+        match (&imatrix.imatrix, calibration.calibration.is_empty()) {
+            (Some(_), false) => Err(Error::Usage(
+                "--imatrix and --calibration exclude each other; --calibration makes a new one".into(),
+            )),
+            (Some(_), true) => Ok(Plan::File(imatrix.clone())),
+            (None, false) => Ok(Plan::Calibrate(sources(calibration)?)),
+            (None, true) => Ok(Plan::None),
+        }
+    }
+
+    pub fn kind(&self) -> plan::Imatrix {
+        if matches!(self, Plan::None) { plan::Imatrix::Absent } else { plan::Imatrix::Given }
+    }
+
+    /// Reads the file, if there is one, and compares it with the model.
+    pub fn open(self, model: &Model) -> Result<Opened> {
+        Ok(match self {
+            Plan::None => Opened::None,
+            Plan::File(args) => Importance::open(&args, model)?.map_or(Opened::None, |i| Opened::File(Box::new(i))),
+            Plan::Calibrate(sources) => Opened::Calibrate(sources),
+        })
+    }
+}
+
+/// The same, after everything was checked that can be before the work.
+pub enum Opened {
+    None,
+    File(Box<Importance>),
+    Calibrate(Vec<Source>),
+}
+
+impl Opened {
+    /// The importance itself, calibrated now where it was asked for.
+    pub fn make(self, prepared: &Prepared, args: &ConvertArgs) -> Result<Option<Importance>> {
+        let importance = match self {
+            Opened::None => return Ok(None),
+            Opened::File(importance) => *importance,
+            Opened::Calibrate(sources) => {
+                let text = args.text.as_deref();
+                let made = calibrate(&prepared.path, &sources, &args.calibration, text, false, args.common.quiet)?;
+                if !args.common.quiet {
+                    made.tell();
+                }
+                if let Some(file) = &args.save_imatrix {
+                    let mut extra = Metadata::new();
+                    describe(&mut extra, &made.data);
+                    made.imatrix.write(file, &extra, args.force)?;
+                }
+                let unseen = args.imatrix.unseen_experts.unwrap_or_default();
+                let mut importance = Importance::new(&made.imatrix, args.save_imatrix.clone(), unseen)?;
+                (importance.data, importance.overlap) = (Some(made.data), made.overlap);
+                importance
+            }
+        };
+        importance.covers(prepared)?;
+        Ok(Some(importance))
+    }
+}
+
+/// Weights for every tensor, and what the artifact and the ledger say about them.
+pub struct Importance {
+    weights: Weights,
+    file: Option<PathBuf>,
+    dataset: Option<String>,
+    entries: usize,
+    chunks: u32,
+    unseen: UnseenExperts,
+    /// Where it was calibrated in this run.
+    pub data: Option<DataReport>,
+    overlap: Option<Overlap>,
+}
+
+impl Importance {
+    fn new(imatrix: &Imatrix, file: Option<PathBuf>, unseen: UnseenExperts) -> Result<Self> {
+        Ok(Self {
+            weights: imatrix.weights(unseen)?,
+            file,
+            dataset: imatrix.datasets.first().cloned(),
+            entries: imatrix.entries.len(),
+            chunks: imatrix.chunks,
+            unseen,
+            data: None,
+            overlap: None,
+        })
+    }
+
+    /// From a file that was checked against `model`; `None` when none is named.
+    pub fn open(args: &ImatrixArgs, model: &Model) -> Result<Option<Self>> {
+        let Some(path) = &args.imatrix else { return Ok(None) };
+        let imatrix = Imatrix::open(path)?;
+        imatrix.check(model, path)?;
+        Self::new(&imatrix, Some(path.clone()), args.unseen_experts.unwrap_or_default()).map(Some)
+    }
+
+    /// The weights of a tensor.
+    pub fn of(&self, name: &str) -> Option<&[f32]> {
+        self.weights.by_name.get(name).map(Vec::as_slice)
+    }
+
+    /// A tensor whose type needs importance must have an entry.
+    fn covers(&self, prepared: &Prepared) -> Result<()> {
+        for target in &prepared.targets {
+            for row in &target.plan.rows {
+                let (name, ty) = (row.name.as_str(), row.choice.got);
+                let needed = is_required(name, ty, target.preset.name) || codec(ty).is_some_and(|c| c.needs_importance);
+                if needed && self.of(name).is_none() {
+                    let what = format!("{ty} needs importance, and the matrix has none for it");
+                    let hint = format!("give it another type: --tensor-type '{}=q4_k'", regex::escape(name));
+                    let error = Error::bad_input(what).tensor(name).hint(hint);
+                    return Err(match &self.file {
+                        Some(file) => in_file(error, file),
+                        None => error,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// llama-quantize's keys, and where the data came from.
+    pub fn record(&self, metadata: &mut Metadata) {
+        if let Some(file) = &self.file {
+            metadata.set("quantize.imatrix.file", file.display().to_string());
+        }
+        if let Some(dataset) = &self.dataset {
+            metadata.set("quantize.imatrix.dataset", dataset.as_str());
+        }
+        metadata.set("quantize.imatrix.entries_count", self.entries as u32);
+        if self.chunks > 0 {
+            metadata.set("quantize.imatrix.chunks_count", self.chunks);
+        }
+        if !self.weights.unseen.is_empty() {
+            metadata.set("quantize.imatrix.unseen_experts", self.unseen.name());
+        }
+        if let Some(data) = &self.data {
+            describe(metadata, data);
+        }
+    }
+
+    /// Experts without data, and an evaluation text that was calibrated on.
+    pub fn ledger_rows(&self, candidate: &str) -> Vec<LedgerRow> {
+        let row = |kind: &str, tensor: Option<&str>, asked: &str, done: String, reason: String| LedgerRow {
+            candidate: candidate.to_string(),
+            kind: kind.into(),
+            tensor: tensor.map(String::from),
+            asked: asked.into(),
+            done,
+            reason,
+        };
+        let unseen = self.weights.unseen.iter().map(|(name, experts)| {
+            let reason = format!("{} experts saw no token in calibration: {experts:?}", experts.len());
+            row("unseen experts", Some(name), "importance of each expert's own", self.unseen.name().into(), reason)
+        });
+        let overlap = self.overlap.filter(|o| o.is_suspicious());
+        let overlap =
+            overlap.map(|o| row("overlap", None, "unseen evaluation text", "partly seen".into(), overlap_text(o)));
+        unseen.chain(overlap).collect()
+    }
+}

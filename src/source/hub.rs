@@ -1,0 +1,182 @@
+//! A repository of the Hugging Face Hub as a local folder: asks the Hub which files there are, fetches those that a
+//! conversion reads into the standard cache (`models--org--name/{blobs,refs,snapshots}`, shared with every other tool
+//! that uses it), and returns the snapshot's folder. Names and addresses come from the `hf-hub` crate; retries, resume,
+//! checks and offline use are done here. It uploads nothing and keeps no credentials.
+
+mod cache;
+mod choose;
+mod client;
+
+use crate::{Error, Result};
+use cache::Folder;
+use client::Client;
+use hf_hub::{Repo, RepoType};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+/// Where and how repositories are fetched.
+#[derive(Clone)]
+pub struct HubOptions {
+    /// Address of the Hub or of a mirror, without a slash at the end.
+    pub endpoint: String,
+    /// The cache folder (`HF_HOME/hub`).
+    pub cache: PathBuf,
+    /// Sent to the endpoint's host only.
+    pub token: Option<String>,
+    /// Address of an HTTP or SOCKS proxy.
+    pub proxy: Option<String>,
+    /// Use the cache alone.
+    pub offline: bool,
+    /// Branch, tag or commit.
+    pub revision: String,
+}
+
+/// How a caller follows and stops a download.
+pub struct Watch<'a> {
+    /// Set from elsewhere to stop.
+    pub cancel: &'a AtomicBool,
+    /// Called once, before the first byte, with the number of bytes still to fetch. An error stops the download.
+    pub begin: &'a (dyn Fn(u64) -> Result<()> + 'a),
+    /// Called with the number of bytes that arrived since the last call.
+    pub advance: &'a dyn Fn(u64),
+}
+
+/// A revision of a repository in the cache.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The folder with the files (links into the cache).
+    pub path: PathBuf,
+    /// The commit that the revision named.
+    pub commit: String,
+    /// Names of the files that a conversion reads, in the order they are fetched.
+    pub files: Vec<String>,
+}
+
+/// Makes sure that the files of `org/name` that a conversion reads are in the cache.
+///
+/// An interrupted download goes on where it stopped, also one of another run. Sizes are always checked, contents where
+/// the Hub states a SHA-256 (all large files).
+///
+/// Errors: `Usage` for an impossible id or revision; `BadInput` when the Hub knows no such repository, when contents do
+/// not match their hash, and when files are missing in offline mode; `Unsupported` for a repository without safetensors;
+/// `Storage` when access is denied, the network fails or the disk is full; `Interrupted`.
+pub fn fetch(id: &str, options: &HubOptions, watch: &Watch) -> Result<Snapshot> {
+    check_names(id, &options.revision)?;
+    let repo = Repo::with_revision(id.to_string(), RepoType::Model, options.revision.clone());
+    let folder = Folder::new(&options.cache, &repo);
+    if options.offline {
+        return folder.complete(id, &options.revision);
+    }
+    let client = Client::new(id, options, watch.cancel)?;
+    let listing = client.listing(&repo)?;
+    let mut files = choose::small(&listing.names);
+    let weights = match choose::weights(id, &listing.names)? {
+        choose::Weights::Files(weights) => weights,
+        choose::Weights::Indexed => {
+            let index = choose::INDEX.to_string();
+            get(&client, &folder, &listing.commit, std::slice::from_ref(&index), &|_| Ok(()), &|_| ())?;
+            let shards = choose::shards(&folder.snapshot(&listing.commit).join(&index))?;
+            if let Some(absent) = shards.iter().find(|s| !listing.names.contains(*s)) {
+                let what = format!("{id}: {index} names '{absent}', which is not in the repository");
+                return Err(Error::bad_input(what).hint("choose another revision with --revision"));
+            }
+            files.push(index);
+            shards
+        }
+    };
+    // Weights last: where they are complete, so is the rest.
+    files.extend(weights);
+    get(&client, &folder, &listing.commit, &files, watch.begin, watch.advance)?;
+    folder.set_ref(&repo, &listing.commit)?;
+    Ok(Snapshot { path: folder.snapshot(&listing.commit), commit: listing.commit, files })
+}
+
+/// Fetches those of `files` that the snapshot does not have yet.
+fn get(
+    client: &Client,
+    folder: &Folder,
+    commit: &str,
+    files: &[String],
+    begin: &dyn Fn(u64) -> Result<()>,
+    advance: &dyn Fn(u64),
+) -> Result<()> {
+    let missing = files.iter().filter(|name| !folder.has(commit, name));
+    let missing = missing.map(|name| client.describe(commit, name)).collect::<Result<Vec<_>>>()?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    begin(missing.iter().map(|file| file.size - folder.already(file)).sum())?;
+    for file in &missing {
+        let blob = folder.blob(file, client.cancel, |part| client.download(commit, file, part, advance))?;
+        folder.link(commit, &file.name, &blob)?;
+    }
+    Ok(())
+}
+
+/// Puts the snapshot's files into `dir` as well: weights as hard links where the file system can (no second copy),
+/// the small files as copies, so that editing one does not change the cache.
+pub fn export(snapshot: &Snapshot, dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+    for name in &snapshot.files {
+        let from = snapshot.path.join(name);
+        let from = from.canonicalize().map_err(|e| Error::io(&from, e))?;
+        let (to, temporary) = (dir.join(name), dir.join(format!(".{name}.incomplete")));
+        if to.canonicalize().is_ok_and(|to| to == from) {
+            continue;
+        }
+        for stale in [&to, &temporary] {
+            match std::fs::remove_file(stale) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(stale, e)),
+                _ => {}
+            }
+        }
+        if name.ends_with(".safetensors") && std::fs::hard_link(&from, &to).is_ok() {
+            continue;
+        }
+        let copied = std::fs::copy(&from, &temporary).and_then(|_| std::fs::rename(&temporary, &to));
+        if let Err(e) = copied {
+            let _ = std::fs::remove_file(&temporary);
+            return Err(Error::io(&to, e));
+        }
+    }
+    Ok(())
+}
+
+/// Ids and revisions become parts of paths and addresses.
+fn check_names(id: &str, revision: &str) -> Result<()> {
+    let part = |p: &str| {
+        !p.is_empty() && !p.starts_with('.') && p.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    if !matches!(id.split('/').collect::<Vec<_>>()[..], [org, name] if part(org) && part(name)) {
+        return Err(Error::Usage(format!("'{id}' is not a Hub id; write org/name")));
+    }
+    // What git allows in a name, less what could leave the folder of refs.
+    let odd = |c: char| c.is_whitespace() || c.is_control() || "\\?*[~^:%#\"'<>|".contains(c);
+    if revision.split('/').any(|p| p.is_empty() || p.starts_with('.')) || revision.contains(odd) {
+        return Err(Error::Usage(format!("'{revision}' is not a branch, tag or commit")));
+    }
+    Ok(())
+}
+
+/// Hexadecimal digits alone: a commit or a hash.
+fn is_hex(text: &str, len: std::ops::RangeInclusive<usize>) -> bool {
+    len.contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_leave_the_cache_are_refused() {
+        for (id, revision) in [("org/name", "main"), ("o-1/n_2.3", "refs/pr/4"), ("a/b", "v1.0-rc+2")] {
+            assert!(check_names(id, revision).is_ok(), "{id} {revision}");
+        }
+        for id in ["name", "a/b/c", "../b", "a/..", "a/", "a b/c", "a/b?c"] {
+            assert!(check_names(id, "main").is_err(), "{id}");
+        }
+        for revision in ["", "..", "a/../b", "/a", "a/", "a b", "a?b", "a%2fb", "a\\b"] {
+            assert!(check_names("a/b", revision).is_err(), "{revision}");
+        }
+    }
+}
