@@ -51,7 +51,12 @@ fn a_conversion_with_a_text_ends_with_the_comparison_and_its_gates() {
     // The F16 file holds the same weights; fewer bits lose more.
     assert_eq!(kld(0), 0.0);
     assert!(kld(1) > 0.0 && kld(1) < 0.001 && kld(2) > 10.0 * kld(1), "{} {}", kld(1), kld(2));
-    assert_eq!(candidates[2]["tensors"].as_array().unwrap().len(), 43);
+    let tensors = candidates[2]["tensors"].as_array().unwrap();
+    assert_eq!(tensors.len(), 43);
+    for tensor in tensors.iter().filter(|t| t["name"].as_str().unwrap().starts_with("blk.")) {
+        let (plain, weighted) = (tensor["rel_error"].as_f64().unwrap(), tensor["rel_error_weighted"].as_f64().unwrap());
+        assert!(plain > 0.01 && weighted > 0.01 && plain != weighted, "{tensor}");
+    }
     for (file, start) in [("r.html", "<!doctype html>"), ("r.md", "#")] {
         let rendered = std::fs::read_to_string(dir.path().join(file)).unwrap();
         assert!(rendered.to_lowercase().starts_with(start), "{file}: {}", &rendered[..80]);

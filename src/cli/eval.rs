@@ -5,18 +5,24 @@ use super::options::{self, CANCEL};
 use super::progress::{Progress, Unit};
 use super::{Activations, CommonArgs, CompareArgs, EvalArgs, Format, GateArgs, ReportArgs, TextArgs, print};
 use crate::ablation::ablate as ablate_groups;
+use crate::calibration::stats;
 use crate::eval::bootstrap::{self, Bootstrap};
 use crate::eval::gate::{self, Gates};
 use crate::eval::klbase::{FLOOR, KlBaseReader, KlBaseWriter};
 use crate::eval::text::Corpus;
 use crate::eval::{self, Base, Candidate, Method, Options, Windows};
+use crate::infer::Cache;
 use crate::report::{self, Environment, MethodInfo, Report};
 use crate::runnable::Runnable;
 use crate::writer::atomic::write_text;
 use crate::{Error, Result};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// Chunks whose activations weigh the errors of the damage report.
+const DAMAGE_CHUNKS: usize = 4;
 
 /// `quantize eval MODEL`: perplexity alone.
 pub fn eval(args: EvalArgs) -> Result<()> {
@@ -36,6 +42,7 @@ pub fn eval(args: EvalArgs) -> Result<()> {
     };
     let ppl = bootstrap::perplexity(&comparison.base, comparison.chunks, Bootstrap::default());
     let mut report = text.report(threads, begin);
+    report.source = Some(report::Artifact { name: options::model_name(&args.model), ..artifact.clone() });
     report.base = Some(report::Base { artifact, ppl: Some(ppl) });
     finish(&report, &args.report, args.common.format, args.force)
 }
@@ -100,8 +107,8 @@ pub fn measure(
         }
     }
     gates.check_size(prepared.windows.scored_tokens(), prepared.windows.count)?;
-    let runs = candidates.len() + usize::from(base.is_some());
-    let total = (prepared.windows.covered_tokens() * runs) as u64;
+    // The base counts as a run even where its logits are read from a file.
+    let total = (prepared.windows.covered_tokens() * (candidates.len() + 1)) as u64;
     let progress = Progress::new("comparing", total, Unit::Tokens, quiet);
     let base_artifact = base.as_ref().map(|b| b.artifact.clone());
     let artifacts: Vec<_> = candidates.iter().map(|c| c.artifact.clone()).collect();
@@ -123,6 +130,7 @@ pub fn measure(
     };
     let (statistics, pairs) = comparison.summarize(Bootstrap::default());
     let mut report = prepared.report(threads, begin);
+    report.source = base_artifact.clone().map(|a| report::Artifact { name: options::model_name(base_path), ..a });
     report.base = Some(report::Base {
         artifact: base_artifact.unwrap_or_else(|| report::Artifact {
             name: "base".into(),
@@ -143,10 +151,12 @@ pub fn measure(
             None => Ok(report),
         };
     };
+    let seen = activations(&base, &prepared)?;
     let mut twin = ablate.map(|_| open(base_path, text.activations, quiet)).transpose()?;
     for (candidate, row) in candidates.iter_mut().zip(&mut report.candidates) {
         let (from, to) = ((&base.ckpt, &base.model), (&candidate.ckpt, &candidate.model));
-        row.tensors = eval::damage::measure(from, to, &CANCEL)?;
+        let power = |name: &str| seen.get(name).map(|input| input.sum2.as_slice());
+        row.tensors = eval::damage::measure(from, to, &power, &CANCEL)?;
         if let (Some(twin), Some(chunks)) = (&mut twin, ablate) {
             let count = chunks.clamp(1, prepared.windows.count);
             let windows = Windows { count, ..prepared.windows.clone() };
@@ -156,6 +166,18 @@ pub fn measure(
     report.environment.seconds = begin.elapsed().as_secs_f64();
     report.environment.peak_rss = peak_rss();
     Ok(report)
+}
+
+/// What the base's linear layers see in the first chunks of the text: the weights of the damage report.
+fn activations(base: &Runnable, text: &Prepared) -> Result<BTreeMap<String, stats::Input>> {
+    let mut seen = stats::Statistics::new(&base.model);
+    for window in text.windows.iter().take(DAMAGE_CHUNKS) {
+        let tokens = text.windows.input(&text.stream, window);
+        let hidden = base.engine.hidden(&tokens, &mut Cache::one_batch(tokens.len()), &mut seen)?;
+        base.engine.head(&hidden[..base.engine.config.hidden], &mut seen);
+        seen.check()?;
+    }
+    seen.finish()
 }
 
 /// The gates asked for on the command line.

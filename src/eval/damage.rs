@@ -7,15 +7,20 @@ use crate::{Error, Result};
 use rayon::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Σ x² per input column of a matrix, by the matrix's GGUF name.
+pub type Power<'a> = dyn Fn(&str) -> Option<&'a [f64]> + Sync + 'a;
+
 /// Weights that are compared at a time.
 const PIECE: usize = 1 << 18;
 
-/// `‖W − W'‖ / ‖W‖` of every matrix that both models have, in the candidate's order.
+/// `‖W − W'‖ / ‖W‖` of every matrix that both models have, in the candidate's order; and the same with each column's error
+/// weighted by the power of the activation it meets, where `power` (`[matrices, cols]` by GGUF name) knows it.
 ///
 /// Errors: `BadInput` when shapes differ, and those of reading.
 pub fn measure(
     base: (&Checkpoint, &Model),
     candidate: (&Checkpoint, &Model),
+    power: &Power,
     cancel: &AtomicBool,
 ) -> Result<Vec<TensorDamage>> {
     let matrices: Vec<&MappedTensor> = candidate.1.tensors.iter().filter(|t| t.shape.len() >= 2).collect();
@@ -24,7 +29,7 @@ pub fn measure(
         if cancel.load(Ordering::Relaxed) {
             return Some(Err(Error::Interrupted));
         }
-        Some(compare(base.0, source, candidate.0, tensor))
+        Some(compare(base.0, source, candidate.0, tensor, power(&tensor.name)))
     };
     matrices.par_iter().filter_map(one).collect()
 }
@@ -34,6 +39,7 @@ fn compare(
     source: &MappedTensor,
     candidate: &Checkpoint,
     tensor: &MappedTensor,
+    power: Option<&[f64]>,
 ) -> Result<TensorDamage> {
     if source.shape != tensor.shape {
         let what = format!("its shape is {:?}, the base's {:?}", tensor.shape, source.shape);
@@ -42,19 +48,30 @@ fn compare(
     let (cols, rows) = (tensor.cols(), tensor.row_count());
     let step = (PIECE / cols.max(1)).max(1);
     let (mut scratch, mut a, mut b) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut error, mut norm) = (0.0f64, 0.0f64);
+    // Per column, so that the weighting can wait.
+    let matrices = rows / tensor.rows_per_matrix().max(1);
+    let (mut error, mut norm) = (vec![0.0f64; matrices * cols], vec![0.0f64; matrices * cols]);
     for start in (0..rows).step_by(step) {
         let range = start..(start + step).min(rows);
         a.resize(range.len() * cols, 0.0);
         b.resize(range.len() * cols, 0.0);
         source.read_rows(base, range.clone(), &mut scratch, &mut a)?;
         tensor.read_rows(candidate, range, &mut scratch, &mut b)?;
-        for (x, y) in a.iter().zip(&b) {
-            let (x, y) = (f64::from(*x), f64::from(*y));
-            error += (x - y) * (x - y);
-            norm += x * x;
+        for (i, (x, y)) in a.chunks_exact(cols).zip(b.chunks_exact(cols)).enumerate() {
+            let first = (start + i) / tensor.rows_per_matrix().max(1) * cols;
+            let columns = error[first..first + cols].iter_mut().zip(&mut norm[first..first + cols]);
+            for ((x, y), (error, norm)) in x.iter().zip(y).zip(columns) {
+                let (x, y) = (f64::from(*x), f64::from(*y));
+                *error += (x - y) * (x - y);
+                *norm += x * x;
+            }
         }
     }
+    let ratio = |error: f64, norm: f64| if norm > 0.0 { (error / norm).sqrt() } else { 0.0 };
+    let weighted = |power: &[f64]| {
+        let dot = |x: &[f64]| x.iter().zip(power).map(|(x, p)| x * p).sum::<f64>();
+        ratio(dot(&error), dot(&norm))
+    };
     let parts = tensor.parts.iter().map(|p| &candidate.tensors()[*p]);
     let ty = match parts.clone().next().map(|t| t.dtype) {
         Some(Dtype::Ggml(ty)) => ty.name().to_string(),
@@ -68,7 +85,7 @@ fn compare(
         role: name.rsplit('.').next().unwrap_or(name).to_string(),
         ty,
         bytes: parts.map(|t| t.bytes()).sum(),
-        rel_error: if norm > 0.0 { (error / norm).sqrt() } else { 0.0 },
-        rel_error_weighted: None,
+        rel_error: ratio(error.iter().sum(), norm.iter().sum()),
+        rel_error_weighted: power.filter(|p| p.len() == error.len()).map(weighted),
     })
 }

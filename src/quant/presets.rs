@@ -277,7 +277,9 @@ fn layer_of(name: &str) -> Option<usize> {
 
 /// Norms, biases, routers and other small tensors stay as they are.
 pub fn allows_quantization(name: &str, shape: &[usize]) -> bool {
-    shape.len() >= 2
+    // A matrix of one row is a vector to ggml.
+    let dims = shape.iter().skip_while(|d| **d == 1).count();
+    dims >= 2
         && name.ends_with("weight")
         && !name.ends_with("_norm.weight")
         && !["ffn_gate_inp.weight", "position_embd.", "token_types.", "ssm_conv1d.", "shortconv.conv."]

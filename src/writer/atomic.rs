@@ -24,7 +24,8 @@ impl PartialFile {
             .prefix(&format!(".{name}."))
             .suffix(".partial")
             .tempfile_in(folder)
-            .map_err(|e| Error::io(folder, e))?;
+            // The error itself names the temporary file, which means nothing to the user.
+            .map_err(|e| Error::io(target, e.kind().into()))?;
         Ok(Self { temp, target: target.to_path_buf(), force })
     }
 
