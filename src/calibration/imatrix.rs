@@ -225,10 +225,8 @@ impl Imatrix {
         let mut known = 0;
         for (name, entry) in &self.entries {
             let Some(tensor) = model.tensors.iter().find(|t| t.name == *name) else {
-                let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
-                if layer.is_some_and(|l| l >= model.config.layers) {
-                    let what =
-                        format!("the importance matrix has this tensor, but the model {} layers", model.config.layers);
+                if name.starts_with("blk.") {
+                    let what = "the importance matrix has this tensor, the model has not";
                     return Err(Error::bad_file(path, what).tensor(name).hint(hint));
                 }
                 continue;

@@ -13,6 +13,7 @@ use crate::eval::text::Corpus;
 use crate::gguf::Metadata;
 use crate::model::Model;
 use crate::quant::codec;
+use crate::quant::presets::Why;
 use crate::report::LedgerRow;
 use crate::runnable::Runnable;
 use crate::writer::atomic::refuse_existing;
@@ -273,7 +274,7 @@ pub enum Opened {
 impl Opened {
     /// The importance itself, calibrated now where it was asked for.
     pub fn make(self, prepared: &Prepared, args: &ConvertArgs) -> Result<Option<Importance>> {
-        let importance = match self {
+        let mut importance = match self {
             Opened::None => return Ok(None),
             Opened::File(importance) => *importance,
             Opened::Calibrate(sources) => {
@@ -293,7 +294,7 @@ impl Opened {
                 importance
             }
         };
-        importance.covers(prepared)?;
+        importance.cover(prepared)?;
         Ok(Some(importance))
     }
 }
@@ -306,6 +307,8 @@ pub struct Importance {
     entries: usize,
     chunks: u32,
     unseen: UnseenExperts,
+    /// Quantized tensors of layers that are not in the matrix.
+    missing: Vec<String>,
     /// Where it was calibrated in this run.
     pub data: Option<DataReport>,
     overlap: Option<Overlap>,
@@ -320,6 +323,7 @@ impl Importance {
             entries: imatrix.entries.len(),
             chunks: imatrix.chunks,
             unseen,
+            missing: Vec::new(),
             data: None,
             overlap: None,
         })
@@ -338,8 +342,8 @@ impl Importance {
         self.weights.by_name.get(name).map(Vec::as_slice)
     }
 
-    /// A tensor whose type needs importance must have an entry.
-    fn covers(&self, prepared: &Prepared) -> Result<()> {
+    /// A tensor whose type needs importance must have an entry; of the others it is noted which have none.
+    fn cover(&mut self, prepared: &Prepared) -> Result<()> {
         for target in &prepared.targets {
             for row in &target.plan.rows {
                 let (name, ty) = (row.name.as_str(), row.choice.got);
@@ -352,6 +356,10 @@ impl Importance {
                         Some(file) => in_file(error, file),
                         None => error,
                     });
+                }
+                let quantized = row.choice.why != Why::Kept && !ty.is_plain() && name.starts_with("blk.");
+                if quantized && self.of(name).is_none() && !self.missing.iter().any(|m| m == name) {
+                    self.missing.push(name.to_string());
                 }
             }
         }
@@ -378,7 +386,7 @@ impl Importance {
         }
     }
 
-    /// Experts without data, and an evaluation text that was calibrated on.
+    /// Experts and tensors without data, and an evaluation text that was calibrated on.
     pub fn ledger_rows(&self, candidate: &str) -> Vec<LedgerRow> {
         let row = |kind: &str, tensor: Option<&str>, asked: &str, done: String, reason: String| LedgerRow {
             candidate: candidate.to_string(),
@@ -395,6 +403,10 @@ impl Importance {
         let overlap = self.overlap.filter(|o| o.is_suspicious());
         let overlap =
             overlap.map(|o| row("overlap", None, "unseen evaluation text", "partly seen".into(), overlap_text(o)));
-        unseen.chain(overlap).collect()
+        let missing = self.missing.iter().map(|name| {
+            let reason = "the importance matrix has no entry for it".to_string();
+            row("no importance", Some(name), "weighted error", "plain error".into(), reason)
+        });
+        unseen.chain(missing).chain(overlap).collect()
     }
 }
