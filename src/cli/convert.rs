@@ -128,7 +128,9 @@ fn write(
         }
         options::override_metadata(&mut metadata, &args.types.override_kv)?;
         let entries = convert::entries(model, &target.types);
-        artifacts.push(Artifact::create(output, &metadata, &entries, split, args.force)?);
+        let artifact = Artifact::create(output, &metadata, &entries, split, args.force)?;
+        refuse_the_source(prepared, &artifact)?;
+        artifacts.push(artifact);
     }
     let total = convert::source_bytes(ckpt, model);
     let progress = Progress::new("quantizing", total, Unit::Bytes, args.common.quiet);
@@ -147,14 +149,26 @@ fn write(
             artifact.set_metadata("quantize.source.sha256", hashes.clone());
         }
     }
+    for artifact in &artifacts {
+        artifact.seal(threads, &CANCEL)?;
+    }
+    // All are complete; none had its name until here.
+    control.check()?;
     let mut written = Vec::new();
     for (artifact, output) in artifacts.into_iter().zip(outputs) {
-        control.check()?;
         let (bytes, tensor_bytes) = (artifact.total_bytes(), artifact.tensor_bytes());
-        let paths = artifact.finish(threads)?;
-        written.push(Written { output: output.clone(), paths, bytes, tensor_bytes });
+        written.push(Written { output: output.clone(), paths: artifact.publish()?, bytes, tensor_bytes });
     }
     Ok(written)
+}
+
+/// Not even `--force` lets a lossy copy take its source's place.
+fn refuse_the_source(prepared: &Prepared, artifact: &Artifact) -> Result<()> {
+    let sources: Vec<PathBuf> = prepared.ckpt.files().iter().flat_map(|f| f.path.canonicalize()).collect();
+    match artifact.targets().find(|target| target.canonicalize().is_ok_and(|t| sources.contains(&t))) {
+        Some(target) => Err(Error::Usage(format!("{} is the source itself; name another file", target.display()))),
+        None => Ok(()),
+    }
 }
 
 /// SHA-256 of every source file, several at once.
@@ -213,7 +227,7 @@ fn split(args: &ConvertArgs, prepared: &Prepared) -> Result<Split> {
         return Ok(Split::MaxBytes(options::size(size)?));
     }
     if let Some(n) = args.split_max_tensors {
-        return Ok(Split::MaxTensors(n));
+        return Ok(Split::MaxTensors(n.get()));
     }
     let files = prepared.ckpt.files().len();
     Ok(if args.keep_split && files > 1 { Split::Count(files) } else { Split::Never })

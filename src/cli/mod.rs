@@ -16,6 +16,7 @@ use crate::calibration::data;
 use crate::calibration::imatrix::UnseenExperts;
 use crate::{Error, Result};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
@@ -122,7 +123,7 @@ pub struct TypeArgs {
     #[arg(long, value_name = "TYPE")]
     pub token_embedding_type: Option<String>,
     /// Do not quantize output.weight
-    #[arg(long)]
+    #[arg(long, conflicts_with = "output_tensor_type")]
     pub leave_output_tensor: bool,
     /// One type for all tensors, no mixture rules
     #[arg(long)]
@@ -217,7 +218,7 @@ pub struct ConvertArgs {
     pub split_max_size: Option<String>,
     /// Begin a new shard after so many tensors
     #[arg(long, value_name = "N", conflicts_with_all = ["split_max_size", "keep_split"])]
-    pub split_max_tensors: Option<usize>,
+    pub split_max_tensors: Option<NonZeroUsize>,
     /// As many shards as the source has files
     #[arg(long)]
     pub keep_split: bool,

@@ -2,7 +2,7 @@
 //! named on the command line really is.
 
 use super::HubArgs;
-use crate::gguf::{Metadata, Value};
+use crate::gguf::{ALIGNMENT_KEY, Metadata, Value};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,7 +57,8 @@ pub fn size(text: &str) -> Result<u64> {
     if bytes < 1.0 || bytes > u64::MAX as f64 / 2.0 { Err(bad()) } else { Ok(bytes as u64) }
 }
 
-/// Applies `KEY=TYPE:VALUE` overrides. A key that exists keeps its own integer or float width.
+/// Applies `KEY=TYPE:VALUE` overrides. A key that exists keeps its type, down to the width of a number; keys that say how
+/// the file is laid out or where it comes from cannot be set.
 pub fn override_metadata(metadata: &mut Metadata, rules: &[String]) -> Result<()> {
     for rule in rules {
         let bad = |why: &str| {
@@ -70,17 +71,28 @@ pub fn override_metadata(metadata: &mut Metadata, rules: &[String]) -> Result<()
         if key.is_empty() || key.len() > 127 {
             return Err(bad("keys have 1 to 127 characters"));
         }
+        if key == ALIGNMENT_KEY || key.starts_with("split.") || key.starts_with("quantize.") {
+            return Err(bad("this key describes the file itself and cannot be set"));
+        }
+        let old = metadata.get(key);
         let value = match ty {
-            "int" => int_like(metadata.get(key), text.parse().map_err(|_| bad("not an integer"))?)
+            "int" => int_like(old, text.parse().map_err(|_| bad("not an integer"))?)
                 .ok_or_else(|| bad("out of the range of the existing value's type"))?,
-            "float" => match metadata.get(key) {
-                Some(Value::F64(_)) => Value::F64(text.parse().map_err(|_| bad("not a number"))?),
-                _ => Value::F32(text.parse().map_err(|_| bad("not a number"))?),
-            },
+            "float" => {
+                let v: f64 = text.parse().map_err(|_| bad("not a number"))?;
+                let v = if matches!(old, Some(Value::F64(_))) { Value::F64(v) } else { Value::F32(v as f32) };
+                if !matches!(v, Value::F64(v) if v.is_finite()) && !matches!(v, Value::F32(v) if v.is_finite()) {
+                    return Err(bad("not a finite number"));
+                }
+                v
+            }
             "bool" => Value::Bool(text.parse().map_err(|_| bad("not true or false"))?),
             "str" => Value::String(text.to_string()),
             _ => return Err(bad("unknown type")),
         };
+        if old.is_some_and(|old| std::mem::discriminant(old) != std::mem::discriminant(&value)) {
+            return Err(bad("the key exists and holds another type"));
+        }
         metadata.set(key, value);
     }
     Ok(())
@@ -201,7 +213,21 @@ mod tests {
         assert_eq!(m.str("a.b"), Some("x:y"));
         assert_eq!(m.bool("a.c"), Some(true));
         assert_eq!(m.get("a.e"), Some(&Value::I64(-3)));
-        for bad in ["x", "x=int", "x=int:a", "x=u32:1", "=int:1", "llama.context_length=int:-1"] {
+        for bad in [
+            "x",
+            "x=int",
+            "x=int:a",
+            "x=u32:1",
+            "=int:1",
+            "llama.context_length=int:-1",
+            "llama.context_length=str:2048",
+            "a.d=int:1",
+            "x=float:nan",
+            "x=float:1e40",
+            "general.alignment=int:64",
+            "split.count=int:2",
+            "quantize.version=str:0",
+        ] {
             assert!(override_metadata(&mut m, &[bad.to_string()]).is_err(), "{bad}");
         }
     }

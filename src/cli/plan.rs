@@ -159,6 +159,11 @@ pub fn prepare(path: &Path, args: &TypeArgs, imatrix: Imatrix) -> Result<Prepare
     let ckpt = Checkpoint::open(path)?;
     let model = Model::open(&ckpt)?;
     let mut metadata = gguf_metadata(&model, &ckpt, 0)?;
+    // A GGUF source's own layout and provenance are not the new file's.
+    let stale = |key: &str| key == gguf::ALIGNMENT_KEY || key.starts_with("quantize.");
+    for key in metadata.iter().map(|(key, _)| key.to_string()).filter(|key| stale(key)).collect::<Vec<_>>() {
+        metadata.remove(&key);
+    }
     if ckpt.gguf().is_none() {
         let vocab =
             GgufVocab::from_hf_dir(ckpt.dir(), model.config.vocab, &model.config.arch, args.pretokenizer.as_deref())?;
@@ -238,6 +243,13 @@ fn decide(
         let regex = request.overrides[*rule].0.as_str();
         return Err(Error::Usage(format!("--tensor-type '{regex}' matches no tensor; see: quantize plan MODEL --all")));
     }
+    for (regex, ty) in &request.overrides {
+        let mut matched = choices.iter().zip(tensors).filter(|(_, (name, _))| regex.is_match(name));
+        if matched.all(|(choice, _)| choice.why == Why::Kept && choice.got != *ty) {
+            let what = "matches only tensors that stay as they are (norms, biases, routers)";
+            return Err(Error::Usage(format!("--tensor-type '{}={ty}' {what}", regex.as_str())));
+        }
+    }
     for (choice, (name, _)) in choices.iter().zip(tensors) {
         let (preset, ty) = (request.preset.name, choice.got);
         if codec(ty).is_none_or(|c| c.quantize.is_none()) {
@@ -294,6 +306,9 @@ fn requests(args: &TypeArgs) -> Result<Vec<Request>> {
     for rule in args.tensor_type.iter().map(String::as_str).chain(lines) {
         let bad = |why: &str| Error::Usage(format!("--tensor-type '{rule}': {why}; write REGEX=TYPE"));
         let (pattern, name) = rule.rsplit_once('=').ok_or_else(|| bad("no '='"))?;
+        if pattern.is_empty() {
+            return Err(bad("an empty pattern matches everything"));
+        }
         let regex = regex::RegexBuilder::new(pattern).case_insensitive(true).build();
         let regex = regex.map_err(|e| bad(&e.to_string()))?;
         overrides.push((regex, tensor_type("--tensor-type", name)?));
@@ -395,7 +410,10 @@ fn config_only(path: &Path) -> Result<Option<Config>> {
     } else {
         return Ok(None);
     };
-    let text = std::fs::read(&file).map_err(|e| Error::io(&file, e))?;
+    let text = std::fs::read(&file).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => Error::bad_file(path, "holds no model: there is no config.json in it"),
+        _ => Error::io(&file, e),
+    })?;
     let json = serde_json::from_slice(&text).map_err(|e| Error::bad_file(&file, format!("not JSON: {e}")))?;
     Config::from_hf(&json).map(Some)
 }

@@ -23,7 +23,9 @@ pub fn run(args: VerifyArgs) -> Result<()> {
     }
     for part in file.files() {
         let header = gguf::read_header(&part.path)?;
-        check_blocks(part, &header, threads, &|tensor, what| Error::bad_file(&part.path, what).tensor(tensor))?;
+        check_blocks(part, &header, threads, &CANCEL, &|tensor, what| {
+            Error::bad_file(&part.path, what).tensor(tensor)
+        })?;
         cross_read(&part.path, &header)?;
     }
     let derived = match &args.source {

@@ -19,13 +19,19 @@ impl PartialFile {
     pub fn create(target: &Path, force: bool) -> Result<Self> {
         refuse_existing(target, force)?;
         let folder = folder_of(target);
-        let name = target.file_name().and_then(|n| n.to_str()).unwrap_or("output");
+        // Only so much of the name that the temporary one is never too long where the name itself is not.
+        let name: String = target.file_name().and_then(|n| n.to_str()).unwrap_or("output").chars().take(40).collect();
         let temp = tempfile::Builder::new()
             .prefix(&format!(".{name}."))
             .suffix(".partial")
             .tempfile_in(folder)
             // The error itself names the temporary file, which means nothing to the user.
-            .map_err(|e| Error::io(target, e.kind().into()))?;
+            .map_err(|e| match e.kind() {
+                std::io::ErrorKind::NotFound => {
+                    Error::Storage(format!("{}: the folder {} does not exist", target.display(), folder.display()))
+                }
+                kind => Error::io(target, kind.into()),
+            })?;
         Ok(Self { temp, target: target.to_path_buf(), force })
     }
 

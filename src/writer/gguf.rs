@@ -8,7 +8,7 @@ use crate::quant;
 use crate::source::SourceFile;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// When to begin another shard, as llama.cpp's gguf-split has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub struct Artifact {
 
 impl Artifact {
     /// Lays out the file and reserves its space; `tensors` need no offsets. Metadata may change until
-    /// [`finish`](Self::finish), but only to values that encode to the same number of bytes.
+    /// [`seal`](Self::seal), but only to values that encode to the same number of bytes.
     pub fn create(
         target: &Path,
         metadata: &Metadata,
@@ -103,9 +103,15 @@ impl Artifact {
         }
     }
 
-    /// Writes the headers, syncs, reads everything back and checks it, then gives the files their names.
-    /// Returns the final paths.
-    pub fn finish(self, threads: usize) -> Result<Vec<PathBuf>> {
+    /// The names that the files get in the end.
+    pub fn targets(&self) -> impl Iterator<Item = &Path> {
+        self.shards.iter().map(|shard| shard.file.target())
+    }
+
+    /// Writes the headers, syncs, reads everything back and checks it.
+    ///
+    /// Errors: `Interrupted` once `cancel` is set; `BadInput` when a weight was too large for its type.
+    pub fn seal(&self, threads: usize, cancel: &AtomicBool) -> Result<()> {
         for shard in &self.shards {
             let header = gguf::encode_header(&shard.metadata, &shard.tensors, DEFAULT_ALIGNMENT);
             if header.len() as u64 != shard.header_len {
@@ -115,8 +121,13 @@ impl Artifact {
         }
         for shard in &self.shards {
             shard.file.sync()?;
-            check_file(shard.file.temp_path(), shard.file.target(), &shard.metadata, &shard.tensors, threads)?;
+            check_file(shard, threads, cancel)?;
         }
+        Ok(())
+    }
+
+    /// Gives the files of a [sealed](Self::seal) artifact their names, and returns these.
+    pub fn publish(self) -> Result<Vec<PathBuf>> {
         let mut paths = Vec::with_capacity(self.shards.len());
         for shard in self.shards {
             paths.push(shard.file.target().to_path_buf());
@@ -134,14 +145,17 @@ impl crate::convert::Sink for Artifact {
 }
 
 /// Re-reads a finished temporary file: the header must say what was meant, every block's scales must be finite.
-fn check_file(temp: &Path, target: &Path, metadata: &Metadata, tensors: &[TensorInfo], threads: usize) -> Result<()> {
+fn check_file(shard: &Shard, threads: usize, cancel: &AtomicBool) -> Result<()> {
+    let (temp, target) = (shard.file.temp_path(), shard.file.target());
     let fault = |what: String| Error::Storage(format!("{}: re-reading what was written: {what}", target.display()));
     let header = gguf::read_header(temp).map_err(|e| fault(e.to_string()))?;
-    if header.metadata != *metadata || header.tensors != *tensors {
+    // Encoded, so that a NaN that the metadata of a source held equals itself.
+    let encoded = |m: &Metadata, t: &[TensorInfo]| gguf::encode_header(m, t, DEFAULT_ALIGNMENT);
+    if encoded(&header.metadata, &header.tensors) != encoded(&shard.metadata, &shard.tensors) {
         return Err(fault("the header differs from what was written".into()));
     }
     let file = SourceFile::open(temp)?;
-    check_blocks(&file, &header, threads, &|tensor, what| {
+    check_blocks(&file, &header, threads, cancel, &|tensor, what| {
         // What was read back is what was computed: a bad scale means a weight too large for the type.
         Error::bad_file(target, what)
             .tensor(tensor)
@@ -150,10 +164,13 @@ fn check_file(temp: &Path, target: &Path, metadata: &Metadata, tensors: &[Tensor
 }
 
 /// Checks the scales of every block of an open GGUF file, in pieces, on `threads` threads.
+///
+/// Errors: `Interrupted` once `cancel` is set; otherwise what `fault` makes of a tensor's name and what is wrong with it.
 pub fn check_blocks(
     file: &SourceFile,
     header: &gguf::Header,
     threads: usize,
+    cancel: &AtomicBool,
     fault: &(dyn Fn(&str, String) -> Error + Sync),
 ) -> Result<()> {
     const PIECE: usize = 4 << 20;
@@ -167,6 +184,9 @@ pub fn check_blocks(
     let work = || -> Result<()> {
         let mut buffer = vec![0u8; PIECE];
         while let Some(&(index, at, len)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if cancel.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
             let tensor = &header.tensors[index];
             let bytes = &mut buffer[..len];
             file.read_at(header.data_start + tensor.offset + at, bytes)?;
