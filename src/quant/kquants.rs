@@ -241,6 +241,11 @@ fn quantize_q45_k<const BITS: i32>(row: &[f32], importance: Option<&[f32]>, out:
         if importance.is_some() {
             d = qp(63, &scales, &total, &mut sc);
             dmin = qp(63, &mins, &total, &mut sm);
+            // A least-squares scale can come out negative, and its code then wraps. ggml limits it in Q5_K alone; in Q4_K
+            // the upper bits spill into those of another sub-block, before the weights are coded with what is stored.
+            if BITS == 5 {
+                (sc, sm) = (sc.map(|s| s.min(63)), sm.map(|m| m.min(63)));
+            }
         } else {
             let (max_scale, max_min) = (largest(&scales), largest(&mins));
             let round = |max: f32, v: f32| {

@@ -19,6 +19,13 @@ pub fn codec(ty: GgmlType) -> Option<Codec> {
     Some(codec)
 }
 
+/// `1 / d`, and 0 for a zero scale. `None` where it overflows: the weights of such a block are subnormal, its stored scale
+/// is 0, and its codes are those that x86-64 gets when it narrows ggml's infinities to a byte, namely 0.
+fn inverse(d: f32) -> Option<f32> {
+    let id = if d != 0.0 { 1.0 / d } else { 0.0 };
+    id.is_finite().then_some(id)
+}
+
 fn blocks(row: &[f32]) -> impl Iterator<Item = &[f32; N]> {
     row.as_chunks::<N>().0.iter()
 }
@@ -56,9 +63,10 @@ fn symmetric<const HALF: i32, const BYTES: usize>(row: &[f32], importance: Optio
                     }
                 }
                 let d = max / -(HALF as f32);
-                let id = if d != 0.0 { 1.0 / d } else { 0.0 };
-                let top = 2 * HALF - 1;
-                codes = x.map(|v| i32::from((v * id + (HALF as f32 + 0.5)) as i8).min(top) as u8);
+                if let Some(id) = inverse(d) {
+                    let top = 2 * HALF - 1;
+                    codes = x.map(|v| i32::from((v * id + (HALF as f32 + 0.5)) as i8).min(top) as u8);
+                }
                 d
             }
         };
@@ -89,8 +97,9 @@ fn asymmetric<const TOP: i32, const BYTES: usize>(row: &[f32], importance: Optio
                     }
                 }
                 let d = (max - min) / TOP as f32;
-                let id = if d != 0.0 { 1.0 / d } else { 0.0 };
-                codes = x.map(|v| (((v - min) * id + 0.5) as u8).min(TOP as u8));
+                if let Some(id) = inverse(d) {
+                    codes = x.map(|v| (((v - min) * id + 0.5) as u8).min(TOP as u8));
+                }
                 (d, min)
             }
         };
@@ -105,10 +114,14 @@ fn quantize_q8_0(row: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
     for (x, out) in blocks(row).zip(out.chunks_exact_mut(34)) {
         let amax = x.iter().fold(0.0f32, |m, v| if m > v.abs() { m } else { v.abs() });
         let d = amax / 127.0;
-        let id = if d != 0.0 { 1.0 / d } else { 0.0 };
         put_f16(out, 0, d);
-        for (byte, v) in out[2..].iter_mut().zip(x) {
-            *byte = (v * id).round() as i8 as u8;
+        match inverse(d) {
+            Some(id) => {
+                for (byte, v) in out[2..].iter_mut().zip(x) {
+                    *byte = (v * id).round() as i8 as u8;
+                }
+            }
+            None => out[2..].fill(0),
         }
     }
 }

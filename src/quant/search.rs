@@ -124,8 +124,8 @@ pub struct Grid {
 }
 
 /// Asymmetric codes in `[0, nmax]` with `x ≈ scale · code − min`; returns `(scale, min)`, `min ≥ 0`. Each starting scale
-/// is refitted with its minimum by weighted least squares, and the next one starts from the best minimum so far (ggml's `make_qkx2_quants`, and `make_qkx3_quants`, which
-/// computes the same with explicit weights).
+/// is refitted with its minimum by weighted least squares, and the next one starts from the best minimum so far (ggml's
+/// `make_qkx2_quants`, and `make_qkx3_quants`, which computes the same with explicit weights).
 pub fn qkx<const N: usize>(nmax: i32, x: &[f32; N], weights: &[f32; N], grid: Grid, codes: &mut [u8; N]) -> (f32, f32) {
     let (mut min, mut max) = (x[0], x[0]);
     let mut sum_w = weights[0];
