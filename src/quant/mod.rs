@@ -7,6 +7,8 @@ mod legacy;
 mod plain;
 pub mod presets;
 pub mod search;
+#[cfg(test)]
+mod tests;
 pub mod types;
 
 pub use types::GgmlType;

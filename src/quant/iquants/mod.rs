@@ -13,7 +13,7 @@ mod numeric;
 mod search;
 mod ternary;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use super::{CheckRow, Codec, DequantizeRow, GgmlType, QuantizeRow, scales_at};
 

@@ -8,27 +8,27 @@ use sha2::{Digest, Sha256};
 use super::codec;
 use crate::quant::{GgmlType, check_rows, dequantize_rows, quantize_rows};
 
-const ROWS: usize = 32;
-const COLS: usize = 1024;
+pub(in crate::quant) const ROWS: usize = 32;
+pub(in crate::quant) const COLS: usize = 1024;
 
-fn golden(name: &str) -> Vec<u8> {
+pub(in crate::quant) fn golden(name: &str) -> Vec<u8> {
     std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)).unwrap()
 }
 
-fn floats(bytes: &[u8]) -> Vec<f32> {
+pub(in crate::quant) fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
 }
 
-fn sha256(bytes: impl AsRef<[u8]>) -> String {
+pub(in crate::quant) fn sha256(bytes: impl AsRef<[u8]>) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn sha256_floats(values: &[f32]) -> String {
+pub(in crate::quant) fn sha256_floats(values: &[f32]) -> String {
     sha256(values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>())
 }
 
 /// `len` bytes: the digests of "name 0", "name 1", ...
-fn stream(name: &str, len: usize) -> Vec<u8> {
+pub(in crate::quant) fn stream(name: &str, len: usize) -> Vec<u8> {
     let mut bytes: Vec<u8> = (0..len.div_ceil(32)).flat_map(|i| Sha256::digest(format!("{name} {i}"))).collect();
     bytes.truncate(len);
     bytes
@@ -52,13 +52,13 @@ fn made_input() -> (Vec<f32>, Vec<f32>) {
     (weights.collect(), importance.collect())
 }
 
-fn quantize(ty: GgmlType, input: &[f32], importance: Option<&[f32]>) -> Vec<u8> {
+pub(in crate::quant) fn quantize(ty: GgmlType, input: &[f32], importance: Option<&[f32]>) -> Vec<u8> {
     let mut bytes = vec![0; ROWS * ty.row_bytes(COLS).unwrap()];
     quantize_rows(ty, input, COLS, importance, &mut bytes).unwrap();
     bytes
 }
 
-fn dequantize(ty: GgmlType, bytes: &[u8]) -> Vec<f32> {
+pub(in crate::quant) fn dequantize(ty: GgmlType, bytes: &[u8]) -> Vec<f32> {
     let mut values = vec![0.0; bytes.len() / ty.block_bytes() * ty.block()];
     dequantize_rows(ty, bytes, &mut values).unwrap();
     values
