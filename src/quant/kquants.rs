@@ -361,12 +361,13 @@ fn dequantize_q5_k(bytes: &[u8], out: &mut [f32]) {
         let high = &b[16..48];
         for (k, y) in y.as_chunks_mut::<64>().0.iter_mut().enumerate() {
             let q = &b[48 + 32 * k..][..32];
+            let (bit1, bit2) = (1u8 << (2 * k), 2u8 << (2 * k));
             let ((s1, m1), (s2, m2)) = (unpack_scale_min(&b[4..16], 2 * k), unpack_scale_min(&b[4..16], 2 * k + 1));
             let (d1, d2) = (d * f32::from(s1), d * f32::from(s2));
             let (m1, m2) = (dmin * f32::from(m1), dmin * f32::from(m2));
             for i in 0..32 {
-                y[i] = d1 * f32::from(q[i] & 15 | (high[i] >> (2 * k) & 1) << 4) - m1;
-                y[i + 32] = d2 * f32::from(q[i] >> 4 | (high[i] >> (2 * k + 1) & 1) << 4) - m2;
+                y[i] = d1 * f32::from((q[i] & 15) + if high[i] & bit1 != 0 { 16 } else { 0 }) - m1;
+                y[i + 32] = d2 * f32::from((q[i] >> 4) + if high[i] & bit2 != 0 { 16 } else { 0 }) - m2;
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The 32-weight types of the first generation: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0. Layouts and arithmetic are ggml's
 //! (`quantize_row_*_ref` without importance, `quantize_row_*_impl` with it).
 
-use super::search::{Grid, qkx, qx};
+use super::search::{Grid, nearest_int, qkx, qx};
 use super::{Codec, f16_at, put_f16, scales_at};
 use crate::quant::GgmlType;
 
@@ -109,16 +109,28 @@ fn asymmetric<const TOP: i32, const BYTES: usize>(row: &[f32], importance: Optio
     }
 }
 
+/// `roundf` for |x| below 2^22, by steps that the compiler can vectorize on any x86-64.
+#[inline(always)]
+fn round_half_away(x: f32) -> i32 {
+    let even = nearest_int(x);
+    let rest = x - even as f32; // exact; a tie that went to the even neighbour towards zero leaves a half
+    even + i32::from((rest == 0.5) & (x > 0.0)) - i32::from((rest == -0.5) & (x < 0.0))
+}
+
 /// Q8_0 takes no importance: at eight bits ggml rounds to the largest magnitude alone.
 fn quantize_q8_0(row: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
     for (x, out) in blocks(row).zip(out.chunks_exact_mut(34)) {
-        let amax = x.iter().fold(0.0f32, |m, v| if m > v.abs() { m } else { v.abs() });
-        let d = amax / 127.0;
+        // The largest of finite magnitudes is the same in any order; eight at a time can be vectorized.
+        let mut lanes = [0f32; 8];
+        for x in x.as_chunks::<8>().0 {
+            lanes = std::array::from_fn(|i| if lanes[i] > x[i].abs() { lanes[i] } else { x[i].abs() });
+        }
+        let d = lanes.iter().fold(0.0f32, |m, v| m.max(*v)) / 127.0;
         put_f16(out, 0, d);
         match inverse(d) {
             Some(id) => {
                 for (byte, v) in out[2..].iter_mut().zip(x) {
-                    *byte = (v * id).round() as i8 as u8;
+                    *byte = round_half_away(v * id) as u8;
                 }
             }
             None => out[2..].fill(0),
@@ -146,18 +158,28 @@ fn dequantize_q4_1(bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Bit `i` of the little-endian word at `at`, moved to bit 4.
+/// Codes of a Q5 block: low nibbles from `qs` (16 bytes), fifth bits from `qh` (4 bytes, code `i` at bit `i`).
 #[inline(always)]
-fn fifth(b: &[u8], at: usize, i: usize) -> u8 {
-    (b[at + i / 8] >> (i % 8) & 1) << 4
+fn five_bit_codes(qh: &[u8], qs: &[u8]) -> [u8; N] {
+    let mut codes = [0u8; N];
+    for (codes, high) in codes.as_chunks_mut::<8>().0.iter_mut().zip(qh) {
+        for (bit, code) in codes.iter_mut().enumerate() {
+            *code = if high & (1 << bit) != 0 { 16 } else { 0 };
+        }
+    }
+    let (first, second) = codes.split_at_mut(16);
+    for ((first, second), q) in first.iter_mut().zip(second).zip(qs) {
+        *first |= q & 15;
+        *second |= q >> 4;
+    }
+    codes
 }
 
 fn dequantize_q5_0(bytes: &[u8], out: &mut [f32]) {
     for (b, y) in bytes.chunks_exact(22).zip(out.as_chunks_mut::<N>().0) {
         let d = f16_at(b, 0);
-        for i in 0..16 {
-            y[i] = (i32::from(b[6 + i] & 15 | fifth(b, 2, i)) - 16) as f32 * d;
-            y[i + 16] = (i32::from(b[6 + i] >> 4 | fifth(b, 2, i + 16)) - 16) as f32 * d;
+        for (y, code) in y.iter_mut().zip(five_bit_codes(&b[2..6], &b[6..22])) {
+            *y = (i32::from(code) - 16) as f32 * d;
         }
     }
 }
@@ -165,9 +187,8 @@ fn dequantize_q5_0(bytes: &[u8], out: &mut [f32]) {
 fn dequantize_q5_1(bytes: &[u8], out: &mut [f32]) {
     for (b, y) in bytes.chunks_exact(24).zip(out.as_chunks_mut::<N>().0) {
         let (d, m) = (f16_at(b, 0), f16_at(b, 2));
-        for i in 0..16 {
-            y[i] = f32::from(b[8 + i] & 15 | fifth(b, 4, i)) * d + m;
-            y[i + 16] = f32::from(b[8 + i] >> 4 | fifth(b, 4, i + 16)) * d + m;
+        for (y, code) in y.iter_mut().zip(five_bit_codes(&b[4..8], &b[8..24])) {
+            *y = f32::from(code) * d + m;
         }
     }
 }
@@ -177,6 +198,21 @@ fn dequantize_q8_0(bytes: &[u8], out: &mut [f32]) {
         let d = f16_at(b, 0);
         for (y, q) in y.iter_mut().zip(&b[2..]) {
             *y = f32::from(*q as i8) * d;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_goes_away_from_zero() {
+        for i in -128 * 64..=128 * 64 {
+            let x = i as f32 / 64.0;
+            for x in [x.next_down(), x, x.next_up()] {
+                assert_eq!(round_half_away(x), x.round() as i32, "{x}");
+            }
         }
     }
 }

@@ -187,8 +187,9 @@ fn worst(ty: GgmlType, row: &[f32], importance: Option<&[f32]>) -> f32 {
     row.iter().zip(&back).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / amax.max(f32::MIN_POSITIVE)
 }
 
-/// Half a step where codes reach the largest magnitude, a whole one where the positive end has one code less, and twice the
-/// bound of even steps where a search may give up the ends for the middle. A half adds 2^-11 of the largest value.
+/// The bound of [`worst`]: half a step of the type's grid over `[-1, 1]`, or a whole one where the positive end has one
+/// code less; twice that for the types with sub-blocks up to Q5_K, whose search may give up the ends for the middle and whose
+/// scales are rounded themselves. Halves that hold scales add less than 2^-9.
 fn bound(ty: GgmlType) -> f32 {
     let step = match ty {
         GgmlType::F32 => return 0.0,
@@ -200,13 +201,13 @@ fn bound(ty: GgmlType) -> f32 {
         GgmlType::Q4_1 => 1.0 / 15.0,
         GgmlType::Q5_1 => 1.0 / 31.0,
         GgmlType::Q2_K => 2.0 / 3.0,
-        GgmlType::Q3_K => 2.0 / 4.0,
+        GgmlType::Q3_K => 1.0 / 2.0,
         GgmlType::Q4_K => 2.0 / 15.0,
         GgmlType::Q5_K => 2.0 / 31.0,
-        GgmlType::Q6_K => 2.0 / 32.0,
+        GgmlType::Q6_K => 1.0 / 32.0,
         _ => unreachable!(),
     };
-    step + 2f32.powi(-10)
+    step + 2f32.powi(-9)
 }
 
 proptest! {
