@@ -120,12 +120,8 @@ fn round_half_away(x: f32) -> i32 {
 /// Q8_0 takes no importance: at eight bits ggml rounds to the largest magnitude alone.
 fn quantize_q8_0(row: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
     for (x, out) in blocks(row).zip(out.chunks_exact_mut(34)) {
-        // The largest of finite magnitudes is the same in any order; eight at a time can be vectorized.
-        let mut lanes = [0f32; 8];
-        for x in x.as_chunks::<8>().0 {
-            lanes = std::array::from_fn(|i| if lanes[i] > x[i].abs() { lanes[i] } else { x[i].abs() });
-        }
-        let d = lanes.iter().fold(0.0f32, |m, v| m.max(*v)) / 127.0;
+        let amax = x.iter().fold(0.0f32, |m, v| if m > v.abs() { m } else { v.abs() });
+        let d = amax / 127.0;
         put_f16(out, 0, d);
         match inverse(d) {
             Some(id) => {
