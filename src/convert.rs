@@ -141,7 +141,7 @@ impl Worker<'_> {
                 self.bytes.resize(row_bytes * rows.len(), 0);
                 let part = &self.ckpt.tensors()[tensor.parts[0]];
                 self.ckpt.read(part, (rows.start * row_bytes) as u64, &mut self.bytes)?;
-                quant::check_rows(ty, &self.bytes).map_err(|e| fault(self.ckpt, tensor, &rows, ty, e))?;
+                quant::check_rows(ty, &self.bytes).map_err(|e| fault(self.ckpt, tensor, &rows, ty, as_stored(e)))?;
             } else {
                 if !decoded {
                     self.rows.resize(cols * rows.len(), 0.0);
@@ -185,6 +185,14 @@ impl MappedTensor {
         let len: u64 = self.parts.iter().map(|p| ckpt.tensors()[*p].bytes()).sum();
         let all = self.row_count().max(1) as u64;
         len * rows.end as u64 / all - len * rows.start as u64 / all
+    }
+}
+
+/// What a failed check means for bytes that were copied: nothing was too large, the source itself is damaged.
+fn as_stored(error: QuantError) -> QuantError {
+    match error {
+        QuantError::BadScale { ty, block, value } => QuantError::NotFinite { index: block * ty.block(), value },
+        other => other,
     }
 }
 

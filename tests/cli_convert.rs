@@ -94,8 +94,14 @@ fn the_f16_file_of_every_family_is_the_converters() {
                     let items: Vec<String> = v.iter().map(|s| serde_json::to_string(s).unwrap()).collect();
                     w["length"] == v.len() && w["sha256"] == *sha256(format!("[{}]", items.join(", ")).as_bytes())
                 }
-                (Value::Array(Array::I32(v)), w) => w["length"] == v.len() && w["head"][0] == v[0],
-                (Value::Array(Array::F32(v)), w) => w["length"] == v.len(),
+                (Value::Array(Array::I32(v)), w) => {
+                    let items: Vec<String> = v.iter().map(|n| n.to_string()).collect();
+                    w["length"] == v.len() && w["sha256"] == *sha256(format!("[{}]", items.join(", ")).as_bytes())
+                }
+                (Value::Array(Array::F32(v)), w) => {
+                    let items: Vec<String> = v.iter().map(|x| format!("{:?}", f64::from(*x))).collect();
+                    w["length"] == v.len() && w["sha256"] == *sha256(format!("[{}]", items.join(", ")).as_bytes())
+                }
                 other => panic!("{name}: {key}: {other:?}"),
             };
             assert!(same, "{name}: {key}: {value:?} against {want}");
@@ -347,4 +353,139 @@ fn plain_types_of_the_source_are_copied_bit_by_bit() {
         file.read(b, 0, &mut y).unwrap();
         assert!(x == y, "{to}");
     }
+}
+
+#[test]
+fn the_source_is_never_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    ok(quantize(dir.path(), &["--to", "f16", &tiny(), "-o", "a.gguf"]));
+    let before = std::fs::read(dir.path().join("a.gguf")).unwrap();
+    let out = quantize(dir.path(), &["--to", "q8_0", "a.gguf", "-o", "./a.gguf", "--force"]);
+    fails(&out, 2, &["a.gguf is the source itself"]);
+    let shards = ok(quantize(dir.path(), &["--to", "f16", &tiny(), "-o", "s.gguf", "--split-max-size", "6M"]));
+    let first = shards.lines().next().unwrap();
+    let out = quantize(dir.path(), &["--to", "f16", first, "-o", "s.gguf", "--split-max-size", "6M", "--force"]);
+    fails(&out, 2, &["is the source itself"]);
+    assert!(before == std::fs::read(dir.path().join("a.gguf")).unwrap());
+    assert_eq!(names(dir.path()).len(), 1 + shards.lines().count());
+}
+
+#[test]
+fn keys_that_describe_the_file_are_the_programs() {
+    let dir = tempfile::tempdir().unwrap();
+    for (rule, why) in [
+        ("general.alignment=int:64", "describes the file"),
+        ("split.count=int:3", "describes the file"),
+        ("quantize.source.sha256=str:x", "describes the file"),
+        ("general.file_type=str:x", "another type"),
+        ("tokenizer.ggml.tokens=str:x", "another type"),
+        ("x.y=float:nan", "finite"),
+    ] {
+        fails(&quantize(dir.path(), &["--to", "q8_0", &tiny(), "--override-kv", rule]), 2, &[rule, why]);
+    }
+    assert!(names(dir.path()).is_empty());
+}
+
+/// A GGUF file with another alignment, a NaN among its metadata and the provenance of an earlier run.
+#[test]
+fn layout_and_provenance_of_a_gguf_source_are_not_taken_over() {
+    let dir = tempfile::tempdir().unwrap();
+    ok(quantize(dir.path(), &["--to", "f16", &tiny(), "-o", "a.gguf"]));
+    let bytes = std::fs::read(dir.path().join("a.gguf")).unwrap();
+    let header = read_header(&dir.path().join("a.gguf")).unwrap();
+    let mut metadata = header.metadata.clone();
+    metadata.set("general.alignment", 256u32);
+    metadata.set("some.number", f32::NAN);
+    metadata.set("quantize.imatrix.file", "old.gguf");
+    let mut infos = header.tensors.clone();
+    quantize::gguf::layout(&mut infos, 256).unwrap();
+    let mut other = quantize::gguf::encode_header(&metadata, &infos, 256);
+    for (from, to) in header.tensors.iter().zip(&infos) {
+        let start = (header.data_start + from.offset) as usize;
+        other.resize(other.len().next_multiple_of(256), 0);
+        assert_eq!(other.len() as u64 % 256, to.offset % 256);
+        other.extend(&bytes[start..start + from.bytes().unwrap() as usize]);
+    }
+    other.resize(other.len().next_multiple_of(256), 0);
+    std::fs::write(dir.path().join("b.gguf"), other).unwrap();
+    ok(quantize(dir.path(), &["--to", "q4_0", "b.gguf", "-o", "c.gguf", "--no-source-hash"]));
+    ok(quantize(dir.path(), &["--to", "q4_0", &tiny(), "-o", "d.gguf"]));
+    ok(quantize(dir.path(), &["verify", "c.gguf", "--source", "b.gguf"]));
+    assert_eq!(tensors(&dir.path().join("c.gguf")), tensors(&dir.path().join("d.gguf")));
+    let m = read_header(&dir.path().join("c.gguf")).unwrap().metadata;
+    assert!(m.f32("some.number").is_some_and(f32::is_nan));
+    for key in ["general.alignment", "quantize.imatrix.file", "quantize.source.sha256"] {
+        assert_eq!(m.get(key), None, "{key}");
+    }
+}
+
+#[test]
+fn rules_come_from_a_file_too_and_must_have_an_effect() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("rules"), "# the last layers\n\nblk\\.[45]\\.ffn_down=q8_0\nATTN_V=q6_k\n").unwrap();
+    ok(quantize(dir.path(), &["--to", "q4_0", &tiny(), "--tensor-type-file", "rules", "-o", "x.gguf"]));
+    let header = read_header(&dir.path().join("x.gguf")).unwrap();
+    let ty = |name: &str| header.find(name).unwrap().ty.name();
+    assert_eq!(ty("blk.5.ffn_down.weight"), "Q8_0");
+    assert_eq!(ty("blk.3.ffn_down.weight"), "Q4_0");
+    assert_eq!(ty("blk.0.attn_v.weight"), "Q6_K");
+    let refused = |rule: &str, parts: &[&str]| {
+        fails(&quantize(dir.path(), &["--to", "q8_0", &tiny(), "--tensor-type", rule]), 2, parts);
+    };
+    refused("norm=q8_0", &["norm=Q8_0", "stay as they are"]);
+    refused("=q8_0", &["empty pattern"]);
+    refused("(=q8_0", &["unclosed group"]);
+    refused("ffn_down", &["REGEX=TYPE"]);
+    let out = quantize(dir.path(), &["--to", "q8_0", &tiny(), "--leave-output-tensor", "--output-tensor-type", "q6_k"]);
+    fails(&out, 2, &["--leave-output-tensor", "cannot be used with"]);
+    assert_eq!(names(dir.path()), ["rules", "x.gguf"]);
+}
+
+#[test]
+fn standard_output_is_for_results_and_quiet_is_quiet() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = root().join("conformance/llama");
+    let model = model.to_str().unwrap();
+    let out = quantize(dir.path(), &["--to", "q4_k_m,q8_0", model, "--format", "json", "--quiet"]);
+    assert_eq!(stderr(&out), "");
+    let summary: serde_json::Value = serde_json::from_str(&ok(out)).unwrap();
+    assert_eq!(summary["artifacts"].as_array().unwrap().len(), 2);
+    let out = quantize(dir.path(), &["verify", "llama-Q8_0.gguf", "--source", model, "--format", "json"]);
+    let found: serde_json::Value = serde_json::from_str(&ok(out)).unwrap();
+    assert_eq!((&found["sound"], &found["source"]["compared"]), (&true.into(), &30.into()));
+    assert_eq!(found["source"]["differing"], serde_json::json!([]));
+    // Errors leave standard output empty, also where JSON was asked for.
+    let out = quantize(dir.path(), &["--to", "q8_0", "absent", "--format", "json"]);
+    fails(&out, 3, &["absent: no such file or folder"]);
+    assert!(out.stdout.is_empty());
+}
+
+#[test]
+fn shards_by_count_of_tensors_and_of_the_sources_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let printed = ok(quantize(dir.path(), &["--to", "q8_0", &tiny(), "--split-max-tensors", "20"]));
+    assert_eq!(printed.lines().count(), 3);
+    let held = |name: &str| read_header(&dir.path().join(name)).unwrap().tensors.len();
+    assert_eq!(printed.lines().map(held).collect::<Vec<_>>(), [20, 20, 16]);
+    for bad in [["--split-max-tensors", "0"], ["--split-max-size", "0"], ["--split-max-size", "big"]] {
+        fails(&quantize(dir.path(), &[&["--to", "q8_0", &tiny()], &bad[..]].concat()), 2, &[bad[1]]);
+    }
+    let out = quantize(dir.path(), &["--to", "q8_0", &tiny(), "--split-max-tensors", "20"]);
+    fails(&out, 2, &["00001-of-00003.gguf exists", "--force"]);
+    // One file stays one file.
+    assert_eq!(ok(quantize(dir.path(), &["--to", "q6_k", &tiny(), "--keep-split"])), "tiny-llama-Q6_K.gguf\n");
+}
+
+#[test]
+fn plans_without_a_model_to_plan_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    fails(&quantize(dir.path(), &["plan", "."]), 3, &["no config.json"]);
+    let config = root().join("fixtures/tiny-llama/config.json");
+    let text = std::fs::read_to_string(config).unwrap();
+    std::fs::write(dir.path().join("config.json"), &text).unwrap();
+    assert!(ok(quantize(dir.path(), &["plan", "."])).contains("Q4_K_M: 3.3 MB"), "q4_k_m is the default");
+    std::fs::write(dir.path().join("other.json"), text.replace("LlamaForCausalLM", "MambaForCausalLM")).unwrap();
+    fails(&quantize(dir.path(), &["plan", "other.json"]), 4, &["MambaForCausalLM", "LlamaForCausalLM"]);
+    std::fs::write(dir.path().join("other.json"), text.replace("2048", "\"many\"")).unwrap();
+    fails(&quantize(dir.path(), &["plan", "other.json"]), 3, &["vocab_size"]);
 }

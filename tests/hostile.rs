@@ -91,6 +91,24 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
+/// Whether a file system of a few megabytes can be mounted in a namespace of its own; runs `script` in it with the folder,
+/// the binary and the fixture as `$1`, `$2` and `$3`.
+#[cfg(target_os = "linux")]
+fn in_a_namespace(dir: &Path, script: &str) -> Option<Output> {
+    let run = |flags: &[&str]| {
+        let mut unshare = Command::new("unshare");
+        unshare.args(flags).args(["sh", "-c", script, "sh"]).arg(dir);
+        unshare.arg(env!("CARGO_BIN_EXE_quantize")).arg(fixture()).output()
+    };
+    let mounts =
+        |out: &Output| !String::from_utf8_lossy(&out.stderr).contains("unshare:") && out.status.code() != Some(32);
+    let out = [&["-m"][..], &["-Urm"]].into_iter().find_map(|flags| run(flags).ok().filter(mounts));
+    if out.is_none() {
+        eprintln!("skipped: this system allows no mount namespace");
+    }
+    out
+}
+
 const DOWN: &str = "model.layers.1.mlp.down_proj.weight";
 
 #[test]
@@ -263,29 +281,45 @@ fn targets_that_cannot_be_written() {
     let out = quantize(dir.path(), &["--to", "q8_0", model, "-o", "absent/folder/x.gguf"]);
     fails(&out, 5, &["absent/folder"]);
     fails(&quantize(dir.path(), &["--to", "q8_0", model, "-o", "/proc/self/x.gguf"]), 5, &["/proc/self"]);
-    assert_eq!(names(dir.path()), ["file", "x.gguf"]);
+    fails(&quantize(dir.path(), &["--to", "q8_0", model, "-o", "file"]), 2, &["file is neither a folder nor"]);
+    let out = quantize(dir.path(), &["--to", "q8_0", model, "-o", "{type}.gguf", "--force"]);
+    assert!(out.status.success());
+    std::fs::remove_file(dir.path().join("Q8_0.gguf")).unwrap();
+    std::fs::create_dir(dir.path().join("Q8_0.gguf")).unwrap();
+    let out = quantize(dir.path(), &["--to", "q8_0", model, "-o", "{type}.gguf", "--force"]);
+    fails(&out, 2, &["Q8_0.gguf is a folder"]);
+    let long = format!("{}.gguf", "a".repeat(250));
+    assert!(quantize(dir.path(), &["--to", "q8_0", model, "-o", &long[5..]]).status.success());
+    std::fs::remove_file(dir.path().join(&long[5..])).unwrap();
+    fails(&quantize(dir.path(), &["--to", "q8_0", model, "-o", &format!("a{long}")]), 5, &["aaa"]);
+    assert_eq!(names(dir.path()), ["Q8_0.gguf", "file", "x.gguf"]);
 }
 
-/// A file system of one megabyte, in a mount namespace of its own.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_is_found_before_the_work() {
     let dir = tempfile::tempdir().unwrap();
     let script =
         "mount -t tmpfs -o size=1m tmpfs \"$1\" && cd \"$1\" && \"$2\" --to q8_0 \"$3\"; code=$?; ls -A; exit $code";
-    let run = |flags: &[&str]| {
-        let mut unshare = Command::new("unshare");
-        unshare.args(flags).args(["sh", "-c", script, "sh"]).arg(dir.path());
-        unshare.arg(env!("CARGO_BIN_EXE_quantize")).arg(fixture()).output()
-    };
-    let mounts =
-        |out: &Output| !String::from_utf8_lossy(&out.stderr).contains("unshare:") && out.status.code() != Some(32);
-    match [&["-m"][..], &["-Urm"]].into_iter().find_map(|flags| run(flags).ok().filter(mounts)) {
-        Some(out) => {
-            fails(&out, 5, &["needs 5.6 MB of disk"]);
-            assert!(out.stdout.is_empty(), "left: {}", String::from_utf8_lossy(&out.stdout));
-        }
-        None => eprintln!("skipped: this system allows no mount namespace"),
+    if let Some(out) = in_a_namespace(dir.path(), script) {
+        fails(&out, 5, &["needs 5.6 MB of disk"]);
+        assert!(out.stdout.is_empty(), "left: {}", String::from_utf8_lossy(&out.stdout));
+    }
+    // The first of two files fits, the second does not: neither stays.
+    let script = "mount -t tmpfs -o size=7m tmpfs \"$1\" && cd \"$1\" && \"$2\" --to q8_0,q4_k_m \"$3\"; code=$?; ls -A; exit $code";
+    if let Some(out) = in_a_namespace(dir.path(), script) {
+        fails(&out, 5, &["Q4_K_M.gguf", "of disk"]);
+        assert!(out.stdout.is_empty(), "left: {}", String::from_utf8_lossy(&out.stdout));
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_read_only_target_is_found_before_the_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = "mount -t tmpfs -o ro tmpfs \"$1\" && \"$2\" --to q8_0 \"$3\" -o \"$1/x.gguf\"";
+    if let Some(out) = in_a_namespace(dir.path(), script) {
+        fails(&out, 5, &["x.gguf", "read-only"]);
     }
 }
 
@@ -320,4 +354,200 @@ fn a_stopped_run_leaves_nothing_that_looks_finished() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(stopped_by("-KILL", dir.path()), None);
     assert!(names(dir.path()).iter().all(|n| n.starts_with('.') && n.ends_with(".partial")), "{:?}", names(dir.path()));
+}
+
+#[test]
+fn files_that_are_not_what_their_names_say() {
+    for (name, parts) in [
+        ("config.json", &["config.json", "JSON"][..]),
+        ("tokenizer.json", &["tokenizer.json", "JSON"]),
+        ("tokenizer_config.json", &["tokenizer_config.json", "JSON"]),
+        ("model.safetensors", &["model.safetensors", "too few"]),
+    ] {
+        let v = Victim::new();
+        std::fs::write(v.path(name), "").unwrap();
+        v.refused(3, parts);
+        std::fs::remove_file(v.path(name)).unwrap();
+        std::fs::create_dir(v.path(name)).unwrap();
+        if name != "tokenizer_config.json" {
+            v.refused(3, &[name.trim_end_matches(".json")]);
+        }
+    }
+    let v = Victim::new();
+    std::fs::write(v.path("config.json"), "[".repeat(100_000)).unwrap();
+    v.refused(3, &["config.json", "recursion"]);
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+        std::fs::remove_file(v.path(name)).unwrap();
+    }
+    v.refused(3, &["holds no model"]);
+    fails(&quantize(v.dir.path(), &["--to", "q8_0", "absent/model/folder"]), 3, &["absent/model/folder: no such"]);
+}
+
+/// A pipe that nobody writes to would stop the run for ever.
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_no_checkpoint() {
+    let v = Victim::new();
+    std::fs::remove_file(v.path("model.safetensors")).unwrap();
+    assert!(Command::new("mkfifo").arg(v.path("model.safetensors")).status().unwrap().success());
+    v.refused(3, &["model.safetensors: not a regular file"]);
+}
+
+#[test]
+fn bad_numbers_are_found_wherever_they_are() {
+    // In a vector that is kept in F32.
+    let v = Victim::new();
+    let norm = "model.layers.2.input_layernorm.weight";
+    let mut bytes = v.weights();
+    let at = v.data(norm) + 2 * 17;
+    bytes[at..at + 2].copy_from_slice(&0x7e00u16.to_le_bytes());
+    std::fs::write(v.path("model.safetensors"), bytes).unwrap();
+    v.refused(3, &[norm, "column 17", "NaN"]);
+    // In a GGUF source, which is copied where its type is the one that is asked for.
+    let dir = tempfile::tempdir().unwrap();
+    assert!(quantize(dir.path(), &["--to", "f16", fixture().to_str().unwrap(), "-o", "a.gguf"]).status.success());
+    let header = quantize::gguf::read_header(&dir.path().join("a.gguf")).unwrap();
+    let tensor = header.find("blk.4.ffn_up.weight").unwrap();
+    let mut bytes = std::fs::read(dir.path().join("a.gguf")).unwrap();
+    let at = (header.data_start + tensor.offset) as usize + 2 * (5 * 256 + 3);
+    bytes[at..at + 2].copy_from_slice(&0xfc00u16.to_le_bytes());
+    std::fs::write(dir.path().join("b.gguf"), bytes).unwrap();
+    for ty in ["f16", "bf16", "q8_0", "q4_k_m"] {
+        let out = quantize(dir.path(), &["--to", ty, "b.gguf", "-o", "c.gguf"]);
+        fails(&out, 3, &["b.gguf", "blk.4.ffn_up.weight", "row 5, column 3", "-inf"]);
+    }
+    assert_eq!(names(dir.path()), ["a.gguf", "b.gguf"]);
+}
+
+#[test]
+fn finite_weights_too_large_for_a_scale() {
+    let v = Victim::new();
+    let grown = v.weights().len();
+    let at = v.data(DOWN);
+    v.header(|h| h[DOWN]["dtype"] = json!("BF16"));
+    let mut bytes = v.weights();
+    let at = at + bytes.len() - grown + 2 * (7 * 128 + 40);
+    bytes[at..at + 2].copy_from_slice(&0x7f00u16.to_le_bytes()); // 1.7e38
+    std::fs::write(v.path("model.safetensors"), bytes).unwrap();
+    for ty in ["f16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl"] {
+        let out = quantize(v.dir.path(), &["--to", ty, "m"]);
+        fails(&out, 3, &[DOWN, "near row 7,", "too large for", "--tensor-type"]);
+        assert_eq!(names(v.dir.path()), ["m"], "{ty}");
+    }
+    // What the hint says helps.
+    let hint = r"blk\.1\.ffn_down\.weight=bf16";
+    assert!(quantize(v.dir.path(), &["--to", "q8_0", "m", "--tensor-type", hint]).status.success());
+}
+
+#[test]
+fn configurations_that_contradict_the_weights() {
+    let changed = |key: &str, value: Value| {
+        let v = Victim::new();
+        v.config(|c| c[key] = value);
+        v
+    };
+    changed("num_key_value_heads", json!(3)).refused(3, &["config.json", "3 key-value heads"]);
+    changed("num_key_value_heads", json!(4)).refused(3, &["k_proj"]);
+    changed("intermediate_size", json!(256)).refused(3, &["mlp.", "256"]);
+    changed("num_hidden_layers", json!(2)).refused(3, &["model.layers.2."]);
+    changed("num_hidden_layers", json!(u64::MAX)).refused(3, &["config.json"]);
+    changed("vocab_size", json!(100)).refused(3, &["[320, 64]", "[100, 64]"]);
+    changed("hidden_act", json!("gelu")).refused(4, &["hidden_act", "gelu"]);
+    changed("quantization_config", json!({ "quant_method": "gptq" })).refused(4, &["already quantized", "original"]);
+
+    // An output that is said to be the embedding is left out, and that is told.
+    let out = changed("tie_word_embeddings", json!(true)).convert();
+    let message = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && message.contains("30 source tensors: 29 written, 1 dropped"), "{message}");
+    assert!(message.contains("dropped lm_head.weight: "), "{message}");
+    // An output that is neither there nor said to be the embedding.
+    let v = Victim::new();
+    v.header(|h| {
+        let head = h.as_object_mut().unwrap().remove("lm_head.weight").unwrap();
+        h["model.layers.0.self_attn.rotary_emb.inv_freq"] = head;
+    });
+    v.refused(3, &["lm_head.weight", "tie_word_embeddings"]);
+    // A tensor that no one can place.
+    let v = Victim::new();
+    v.header(|h| {
+        let norm = h.as_object_mut().unwrap().remove("model.norm.weight").unwrap();
+        h["model.surprise.weight"] = norm;
+    });
+    v.refused(3, &["model."]);
+    // Whole numbers are no weights.
+    let v = Victim::new();
+    v.header(|h| {
+        h[DOWN]["dtype"] = json!("I16");
+    });
+    let out = v.convert();
+    assert!(matches!(out.status.code(), Some(3 | 4)), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(String::from_utf8_lossy(&out.stderr).contains(DOWN));
+}
+
+#[test]
+fn gguf_tensors_that_overlap_or_lie_outside() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("a.gguf");
+    assert!(quantize(dir.path(), &["--to", "q8_0", fixture().to_str().unwrap(), "-o", "a.gguf"]).status.success());
+    let header = quantize::gguf::read_header(&source).unwrap();
+    let bytes = std::fs::read(&source).unwrap();
+    for offset in [0, header.tensors[1].offset, 32, 33, 1 << 40, u64::MAX - 31] {
+        let mut tensors = header.tensors.clone();
+        tensors[7].offset = offset;
+        let mut changed = bytes.clone();
+        let new = quantize::gguf::encode_header(&header.metadata, &tensors, header.alignment);
+        changed[..new.len()].copy_from_slice(&new);
+        std::fs::write(dir.path().join("b.gguf"), changed).unwrap();
+        for args in
+            [&["inspect", "b.gguf"][..], &["verify", "b.gguf"], &["--to", "f16", "b.gguf", "--allow-requantize"]]
+        {
+            fails(&quantize(dir.path(), args), 3, &["b.gguf", &header.tensors[7].name]);
+        }
+    }
+    assert_eq!(names(dir.path()), ["a.gguf", "b.gguf"]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// The same for what stands beside the weights.
+    #[test]
+    fn flipped_bytes_of_the_small_files_never_panic(
+        which in 0usize..3, flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4), cut in any::<bool>()
+    ) {
+        let v = Victim::new();
+        let name = ["config.json", "tokenizer.json", "tokenizer_config.json"][which];
+        let mut bytes = std::fs::read(v.path(name)).unwrap();
+        for (at, byte) in &flips {
+            let at = at.index(bytes.len());
+            bytes[at] = *byte;
+        }
+        if cut {
+            bytes.truncate(flips[0].0.index(bytes.len()));
+        }
+        std::fs::write(v.path(name), bytes).unwrap();
+        let out = v.convert();
+        let code = out.status.code();
+        prop_assert!(matches!(code, Some(0 | 3 | 4)), "{:?}: {}", code, String::from_utf8_lossy(&out.stderr));
+        let expected: &[&str] = if code == Some(0) { &["m", "m-Q8_0.gguf"] } else { &["m"] };
+        prop_assert_eq!(names(v.dir.path()), expected);
+    }
+
+    /// And for a GGUF file's header.
+    #[test]
+    fn flipped_bytes_of_a_gguf_header_never_panic(flips in prop::collection::vec((0usize..6000, any::<u8>()), 1..4)) {
+        let v = Victim::new();
+        prop_assert!(quantize(v.dir.path(), &["--to", "f16", "m", "-o", "a.gguf"]).status.success());
+        let mut bytes = std::fs::read(v.dir.path().join("a.gguf")).unwrap();
+        for (at, byte) in flips {
+            bytes[at] = byte;
+        }
+        std::fs::write(v.dir.path().join("a.gguf"), bytes).unwrap();
+        for args in [&["verify", "a.gguf"][..], &["--to", "q8_0", "a.gguf", "-o", "b.gguf"]] {
+            let out = quantize(v.dir.path(), args);
+            let code = out.status.code();
+            prop_assert!(matches!(code, Some(0 | 3 | 4)), "{:?}: {}", code, String::from_utf8_lossy(&out.stderr));
+            prop_assert_eq!(v.dir.path().join("b.gguf").exists(), code == Some(0) && args[0] != "verify");
+        }
+    }
 }

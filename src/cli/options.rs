@@ -170,6 +170,10 @@ pub fn output_paths(output: Option<&Path>, model: &str, types: &[&str]) -> Resul
     }
     let is_folder = output.is_dir() || text.ends_with('/') || output.extension().is_none_or(|e| e != "gguf");
     if is_folder {
+        if output.exists() && !output.is_dir() {
+            let what = "is neither a folder nor named .gguf; name a folder, or a file that ends in .gguf";
+            return Err(Error::Usage(format!("{} {what}", output.display())));
+        }
         std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
         return Ok(types.iter().map(|ty| output.join(named(ty))).collect());
     }

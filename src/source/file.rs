@@ -19,14 +19,16 @@ pub struct SourceFile {
 impl SourceFile {
     /// Errors: `BadInput` when there is no such file or it is not a regular one; `Io` when it cannot be opened.
     pub fn open(path: &Path) -> Result<Self> {
-        let handle = File::open(path).map_err(|e| match e.kind() {
+        let fault = |e: std::io::Error| match e.kind() {
             ErrorKind::NotFound => Error::bad_file(path, "no such file"),
             _ => Error::io(path, e),
-        })?;
-        let metadata = handle.metadata().map_err(|e| Error::io(path, e))?;
-        if !metadata.is_file() {
+        };
+        // Before it is opened: that would wait forever for whoever writes to a pipe.
+        if !std::fs::metadata(path).map_err(fault)?.is_file() {
             return Err(Error::bad_file(path, "not a regular file"));
         }
+        let handle = File::open(path).map_err(fault)?;
+        let metadata = handle.metadata().map_err(|e| Error::io(path, e))?;
         Ok(Self { path: path.to_path_buf(), len: metadata.len(), handle })
     }
 
