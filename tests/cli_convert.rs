@@ -247,7 +247,8 @@ fn metadata_is_overridden_and_says_where_the_file_came_from() {
     assert_eq!(m.get("general.file_type"), Some(&Value::U32(7)));
     let weights = std::fs::read(root().join("fixtures/tiny-llama/model.safetensors")).unwrap();
     assert_eq!(m.strings("quantize.source.sha256"), Some(&[sha256(&weights)][..]));
-    assert_eq!(m.str("quantize.recipe"), Some("--to q8_0"));
+    let recipe = "--to q8_0 --override-kv 'llama.context_length=int:256' --override-kv 'general.name=str:Other'";
+    assert_eq!(m.str("quantize.recipe"), Some(recipe));
     fails(&quantize(dir.path(), &["--to", "q8_0", &tiny(), "--override-kv", "a=b"]), 2, &["a=b", "KEY=TYPE:VALUE"]);
 }
 
@@ -488,4 +489,42 @@ fn plans_without_a_model_to_plan_are_refused() {
     fails(&quantize(dir.path(), &["plan", "other.json"]), 4, &["MambaForCausalLM", "LlamaForCausalLM"]);
     std::fs::write(dir.path().join("other.json"), text.replace("2048", "\"many\"")).unwrap();
     fails(&quantize(dir.path(), &["plan", "other.json"]), 3, &["vocab_size"]);
+}
+
+#[test]
+fn a_checkpoint_in_shards_gives_the_same_bytes_and_keeps_its_split_on_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("m");
+    std::fs::create_dir(&folder).unwrap();
+    for name in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(root().join("fixtures/tiny-llama").join(name), folder.join(name)).unwrap();
+    }
+    let bytes = std::fs::read(root().join("fixtures/tiny-llama/model.safetensors")).unwrap();
+    let whole = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut map = serde_json::Map::new();
+    for no in 0..2 {
+        // Layers alternate between the shards.
+        let shard = format!("model-{:05}-of-00002.safetensors", no + 1);
+        let ours =
+            |name: &str| name.split('.').any(|part| part.parse::<usize>().is_ok_and(|n| n % 2 == 1)) == (no == 1);
+        let tensors: Vec<_> = whole.tensors().into_iter().filter(|(name, _)| ours(name)).collect();
+        map.extend(tensors.iter().map(|(name, _)| (name.clone(), shard.clone().into())));
+        safetensors::serialize_to_file(tensors, None, &folder.join(shard)).unwrap();
+    }
+    let index = serde_json::json!({ "metadata": {}, "weight_map": map });
+    std::fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    ok(quantize(dir.path(), &["--to", "q4_k_m", "m", "-o", "a.gguf"]));
+    ok(quantize(dir.path(), &["--to", "q4_k_m", &tiny(), "-o", "b.gguf"]));
+    assert_eq!(tensors(&dir.path().join("a.gguf")), tensors(&dir.path().join("b.gguf")));
+    ok(quantize(dir.path(), &["verify", "b.gguf", "--source", "m"]));
+    let m = read_header(&dir.path().join("a.gguf")).unwrap().metadata;
+    let files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+    assert_eq!(m.strings("quantize.source.files").unwrap(), files);
+    assert_eq!(
+        m.strings("quantize.source.sha256").unwrap(),
+        files.map(|f| sha256(&std::fs::read(folder.join(f)).unwrap()))
+    );
+    let kept = ok(quantize(dir.path(), &["--to", "q4_k_m", "m", "--keep-split"]));
+    assert_eq!(kept, "m-Q4_K_M-00001-of-00002.gguf\nm-Q4_K_M-00002-of-00002.gguf\n");
+    ok(quantize(dir.path(), &["verify", "m-Q4_K_M-00001-of-00002.gguf", "--source", "m"]));
 }

@@ -358,6 +358,12 @@ fn recipe(request: &Request, args: &TypeArgs) -> String {
     for (regex, ty) in &request.overrides {
         let _ = write!(recipe, " --tensor-type '{regex}={}'", ty.name().to_lowercase());
     }
+    if let Some(name) = &args.pretokenizer {
+        let _ = write!(recipe, " --pretokenizer {name}");
+    }
+    for rule in &args.override_kv {
+        let _ = write!(recipe, " --override-kv '{rule}'");
+    }
     if args.allow_requantize {
         recipe += " --allow-requantize";
     }

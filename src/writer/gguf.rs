@@ -126,13 +126,11 @@ impl Artifact {
         Ok(())
     }
 
-    /// Gives the files of a [sealed](Self::seal) artifact their names, and returns these.
+    /// Gives the files of a [sealed](Self::seal) artifact their names, and returns these. The first shard, by which a
+    /// model is opened, comes last: whoever finds it finds all of them.
     pub fn publish(self) -> Result<Vec<PathBuf>> {
-        let mut paths = Vec::with_capacity(self.shards.len());
-        for shard in self.shards {
-            paths.push(shard.file.target().to_path_buf());
-            shard.file.finish()?;
-        }
+        let paths = self.targets().map(Path::to_path_buf).collect();
+        self.shards.into_iter().rev().try_for_each(|shard| shard.file.finish())?;
         Ok(paths)
     }
 }
