@@ -123,10 +123,11 @@ pub fn matmul(x: &[f32], w: &dyn RowSource, rows: Range<usize>, y: Output<'_>) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn numbers(n: usize, seed: u32) -> Vec<f32> {
+    /// Repeatable numbers in -1 .. 1.
+    pub(crate) fn numbers(n: usize, seed: u32) -> Vec<f32> {
         let mut s = seed;
         let mut next = || {
             s = s.wrapping_mul(1664525).wrapping_add(1013904223);
