@@ -1,7 +1,7 @@
 //! A model that can be run: its weights in memory, its tokenizer and its chat template, from a checkpoint folder or from
 //! a GGUF file alone. This is where the evaluator's view of a model (logits of tokens) meets the forward pass.
 
-use crate::eval::Logits;
+use crate::eval::{EachRows, Logits};
 use crate::eval::text::Encoder;
 use crate::infer::{Cache, Engine};
 use crate::model::Model;
@@ -22,6 +22,14 @@ pub struct Runnable {
     pub engine: Engine,
     pub tokenizer: Tokenizer,
     pub artifact: Artifact,
+    work: Work,
+}
+
+/// Memory that one chunk after the other uses: fresh pages for each would cost more than some of the arithmetic.
+#[derive(Default)]
+struct Work {
+    cache: Option<Cache>,
+    logits: Vec<f32>,
 }
 
 impl Runnable {
@@ -37,7 +45,7 @@ impl Runnable {
         };
         let engine = Engine::load(&ckpt, &model)?;
         let artifact = artifact(path, &ckpt);
-        Ok(Self { ckpt, model, engine, tokenizer, artifact })
+        Ok(Self { ckpt, model, engine, tokenizer, artifact, work: Work::default() })
     }
 
     /// The conversation through the model's chat template.
@@ -88,18 +96,21 @@ impl Logits for Runnable {
         self.engine.config.vocab
     }
 
-    fn logits(&mut self, tokens: &[u32], wanted: Range<usize>, each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
+    fn logits(&mut self, tokens: &[u32], wanted: Range<usize>, each: &mut EachRows) -> Result<()> {
         let (width, vocab) = (self.engine.config.hidden, self.vocab());
-        let hidden = self.engine.hidden(tokens, &mut Cache::one_batch(tokens.len()), &mut ())?;
+        let Work { cache, logits } = &mut self.work;
+        let cache = match cache {
+            Some(cache) if cache.capacity() == tokens.len() => cache,
+            cache => cache.insert(Cache::one_batch(tokens.len())),
+        };
+        cache.truncate(0);
+        let hidden = self.engine.hidden(tokens, cache, &mut ())?;
         let step = (HEAD_BYTES / (4 * vocab.max(1))).max(16);
-        let mut logits = Vec::new();
         let mut position = wanted.start;
         while position < wanted.end {
             let end = (position + step).min(wanted.end);
-            self.engine.head_into(&hidden[position * width..end * width], &mut logits, &mut ());
-            for (i, row) in logits.chunks_exact(vocab).enumerate() {
-                each(position + i, row);
-            }
+            self.engine.head_into(&hidden[position * width..end * width], logits, &mut ());
+            each(position, logits)?;
             position = end;
         }
         Ok(())

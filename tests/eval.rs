@@ -6,7 +6,7 @@ use std::path::Path;
 use quantize::Result;
 use quantize::eval::bootstrap::{self, Bootstrap, Rng};
 use quantize::eval::klbase::{KlBaseReader, KlBaseWriter};
-use quantize::eval::{Base, Candidate, Logits, Method, Options, Windows, compare};
+use quantize::eval::{Base, Candidate, EachRows, Logits, Method, Options, Windows, compare};
 
 /// A bigram model: the logits after token `t` are row `t` of a table, whatever came before.
 struct Bigram {
@@ -36,14 +36,14 @@ impl Logits for Bigram {
         self.vocab
     }
 
-    fn logits(&mut self, tokens: &[u32], wanted: Range<usize>, each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
+    fn logits(&mut self, tokens: &[u32], wanted: Range<usize>, each: &mut EachRows) -> Result<()> {
         self.seen.push(tokens.to_vec());
         for position in wanted {
             let mut row = self.table[tokens[position] as usize * self.vocab..][..self.vocab].to_vec();
             if self.poison == Some(position) {
                 row[3] = f32::NAN;
             }
-            each(position, &row);
+            each(position, &row)?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! The driver: runs the base once per chunk and every candidate on the same tokens in lock-step, so that no logits are
 //! stored, and boils each scored position down to one record. It holds the base's logits of one chunk
-//! (`[scored positions, vocab]` f32) and a few rows of a candidate's.
+//! (`[scored positions, vocab]` f32).
 
 use rayon::prelude::*;
 
@@ -10,9 +10,6 @@ use super::stats::Record;
 use super::windows::{Method, Window, Windows};
 use super::{Logits, bootstrap};
 use crate::{Error, Result};
-
-/// Rows of a candidate's logits that are gathered before they are scored on all threads.
-const BATCH: usize = 32;
 
 /// A model under comparison and the name it goes by in errors and reports.
 pub struct Candidate<'a> {
@@ -220,8 +217,8 @@ fn check(base: &Base, vocab: usize, candidates: &[Candidate], stream: &[u32], wi
     Ok(())
 }
 
-/// Runs `tokens` and hands the logits on in batches: `score(index of the first row, rows)`. Checks that the model keeps
-/// its word on order, number and length of rows.
+/// Runs `tokens` and hands the logits on: `score(index of the first row, rows)`. Checks that the model keeps its word on
+/// order, number and length of rows.
 fn each_batch(
     c: &mut Candidate,
     vocab: usize,
@@ -229,34 +226,17 @@ fn each_batch(
     wanted: std::ops::Range<usize>,
     score: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
 ) -> Result<()> {
-    let mut batch = Vec::with_capacity(BATCH * vocab);
     let mut next = wanted.start;
-    let mut first = 0;
-    let mut outcome = Ok(());
-    c.model.logits(tokens, wanted.clone(), &mut |position, row| {
-        if outcome.is_err() {
-            return;
+    c.model.logits(tokens, wanted.clone(), &mut |position, rows| {
+        if position != next || !rows.len().is_multiple_of(vocab) {
+            return Err(Error::Internal(format!("'{}' gave logits out of order at {position}", c.name)));
         }
-        if position != next || row.len() != vocab {
-            outcome = Err(Error::Internal(format!("'{}' gave logits out of order at {position}", c.name)));
-            return;
-        }
-        batch.extend_from_slice(row);
-        next += 1;
-        if batch.len() == BATCH * vocab || next == wanted.end {
-            outcome = score(first, &batch);
-            first = next - wanted.start;
-            batch.clear();
-        }
+        next += rows.len() / vocab;
+        score(position - wanted.start, rows)
     })?;
-    outcome?;
     if next != wanted.end {
-        return Err(Error::Internal(format!(
-            "'{}' gave {} of {} rows of logits",
-            c.name,
-            next - wanted.start,
-            wanted.len()
-        )));
+        let (got, asked) = (next - wanted.start, wanted.len());
+        return Err(Error::Internal(format!("'{}' gave {got} of {asked} rows of logits", c.name)));
     }
     Ok(())
 }
