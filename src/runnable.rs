@@ -1,8 +1,8 @@
 //! A model that can be run: its weights in memory, its tokenizer and its chat template, from a checkpoint folder or from
 //! a GGUF file alone. This is where the evaluator's view of a model (logits of tokens) meets the forward pass.
 
-use crate::eval::{EachRows, Logits};
 use crate::eval::text::Encoder;
+use crate::eval::{EachRows, Logits};
 use crate::infer::{Cache, Engine};
 use crate::model::Model;
 use crate::model::tokenizer::{Message, Tokenizer, render_chat};
