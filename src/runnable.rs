@@ -29,6 +29,10 @@ pub struct Runnable {
 #[derive(Default)]
 struct Work {
     cache: Option<Cache>,
+    /// What the last layer gave for the chunks of `len` tokens, from position `from` of each on.
+    hidden: Vec<f32>,
+    len: usize,
+    from: usize,
     logits: Vec<f32>,
 }
 
@@ -96,20 +100,31 @@ impl Logits for Runnable {
         self.engine.config.vocab
     }
 
-    fn logits(&mut self, tokens: &[u32], wanted: Range<usize>, each: &mut EachRows) -> Result<()> {
-        let (width, vocab) = (self.engine.config.hidden, self.vocab());
-        let Work { cache, logits } = &mut self.work;
-        let cache = match cache {
-            Some(cache) if cache.capacity() == tokens.len() => cache,
-            cache => cache.insert(Cache::one_batch(tokens.len())),
+    fn run(&mut self, chunks: &[Vec<u32>], from: usize) -> Result<()> {
+        let len = chunks.first().map_or(0, Vec::len);
+        let cache = match &mut self.work.cache {
+            Some(cache) if cache.capacity() == len => cache,
+            cache => cache.insert(Cache::one_batch(len)),
         };
-        cache.truncate(0);
-        let hidden = self.engine.hidden(tokens, cache, &mut ())?;
+        let sequences: Vec<&[u32]> = chunks.iter().map(Vec::as_slice).collect();
+        self.work.hidden = self.engine.hidden_from(&sequences, from, cache)?;
+        (self.work.len, self.work.from) = (len, from);
+        Ok(())
+    }
+
+    fn logits(&mut self, chunk: usize, wanted: Range<usize>, each: &mut EachRows) -> Result<()> {
+        let (width, vocab) = (self.engine.config.hidden, self.vocab());
+        let Work { hidden, logits, len, from, .. } = &mut self.work;
+        let first = chunk * (*len - *from);
+        if wanted.start < *from || wanted.end > *len || hidden.len() < (first + *len - *from) * width {
+            return Err(Error::Internal(format!("chunk {chunk} or its positions {wanted:?} were not run")));
+        }
+        let row = |position: usize| (first + position - *from) * width;
         let step = (HEAD_BYTES / (4 * vocab.max(1))).max(16);
         let mut position = wanted.start;
         while position < wanted.end {
             let end = (position + step).min(wanted.end);
-            self.engine.head_into(&hidden[position * width..end * width], logits, &mut ());
+            self.engine.head_into(&hidden[row(position)..row(end)], logits, &mut ());
             each(position, logits)?;
             position = end;
         }
