@@ -74,15 +74,18 @@ impl Observer for Statistics {
         parts.for_each(|(i, (sum2, abs))| accumulate(x, cols, i * CHANNELS, sum2, abs));
         input.counts[matrix] += (x.len() / cols) as u64;
         if let Some(channel) = sum2.iter().position(|s| !s.is_finite()) {
-            self.fault.get_or_insert_with(|| {
-                Error::bad_input(format!("the activations that enter it are not finite (channel {channel})"))
-                    .tensor(linear)
-                    .hint("the model's weights are damaged, or its activations overflow; calibration would be useless")
-            });
+            self.fault.get_or_insert_with(|| not_finite(linear, channel));
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
     }
+}
+
+/// What is said of activations that are no numbers.
+pub(super) fn not_finite(linear: &str, channel: usize) -> Error {
+    Error::bad_input(format!("the activations that enter it are not finite (channel {channel})"))
+        .tensor(linear)
+        .hint("the model's weights are damaged, or its activations overflow; calibration would be useless")
 }
 
 /// Adds the rows of `x` (`[n, cols]`), channels `at ..`, to the sums.

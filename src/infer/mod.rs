@@ -469,10 +469,16 @@ impl Engine {
         logits
     }
 
-    /// The same into a vector that is reused from call to call.
-    pub fn head_into(&self, hidden: &[f32], logits: &mut Vec<f32>, observer: &mut dyn Observer) {
+    /// What enters the output matrix: the last layer's results, normalised.
+    pub fn head_input(&self, hidden: &[f32]) -> Vec<f32> {
         let mut normed = vec![0.0; hidden.len()];
         self.norm(hidden, &self.output_norm, &mut normed);
+        normed
+    }
+
+    /// The same into a vector that is reused from call to call.
+    pub fn head_into(&self, hidden: &[f32], logits: &mut Vec<f32>, observer: &mut dyn Observer) {
+        let normed = self.head_input(hidden);
         let output = self.output.as_ref().unwrap_or(&self.embedding);
         let vocab = output.out();
         logits.resize(normed.len() / self.config.hidden * vocab, 0.0);
