@@ -184,6 +184,8 @@ impl Isa {
 const TILE: usize = 8;
 /// Columns that are copied together.
 const PANEL: usize = 2 * TILE;
+/// One row of them.
+pub(super) type Panel = [f32; PANEL];
 
 /// `out[c] -= Σ_i x[i] · m[i, c]` for each bundle, where `m` is `[depth, out.len()]` with rows `stride` apart: the product
 /// that carries errors to other columns. Several bundles share each copied panel of `m`.
@@ -193,7 +195,7 @@ pub(super) fn subtract_product(
     stride: usize,
     depth: usize,
     bundles: &mut [(&[Lane], &mut [Lane])],
-    panel: &mut Vec<[f32; PANEL]>,
+    panel: &mut Vec<Panel>,
 ) {
     let Some(cols) = bundles.iter().map(|b| b.1.len()).min() else { return };
     for from in (0..cols).step_by(PANEL) {

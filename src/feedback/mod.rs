@@ -12,7 +12,7 @@ pub mod lanes;
 pub use factor::{Factor, FactorError, Local, Notes, Order, Shrink};
 pub use lanes::{Isa, LANES, Lane, ScaleType};
 
-use lanes::{Kernel, subtract_product};
+use lanes::{Kernel, Panel, subtract_product};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -292,7 +292,7 @@ impl<G: Grid> Kernel for Task<'_, G> {
 
 impl<G: Grid> Task<'_, G> {
     #[inline(always)]
-    fn polish(&self, bundles: &mut [Bundle<G::Part>], sweeps: usize, panel: &mut Vec<[f32; 16]>) {
+    fn polish(&self, bundles: &mut [Bundle<G::Part>], sweeps: usize, panel: &mut Vec<Panel>) {
         let Plan { factor, grid, blocks, squares, .. } = *self.plan;
         let n = factor.len();
         let rows: Vec<&[f32]> = self.rows.chunks(LANES * n).collect();
@@ -333,7 +333,7 @@ fn carry<'a, P>(
     places: &Range<usize>,
     bundles: &mut [Bundle<P>],
     change: impl Fn(usize) -> &'a [Lane],
-    panel: &mut Vec<[f32; 16]>,
+    panel: &mut Vec<Panel>,
 ) {
     match factor.hessian(places.start, 0) {
         Some(h) => {
