@@ -82,10 +82,11 @@ fn improve(items: &[Vec<Choice>], taken: &mut [usize], spent: &mut u64, budget: 
         }
     }
     let room = (budget - *spent) as i64;
-    let mut best: Option<(f64, Vec<(usize, usize)>, i64)> = None;
-    let mut offer = |saved: f64, change: Vec<(usize, usize)>, more: i64| {
-        if saved > best.as_ref().map_or(1e-12, |b| b.0) {
-            best = Some((saved, change, more));
+    // The loss saved, and the one or two changes with the bytes they need.
+    let (mut best, mut change, mut need) = (1e-12, Vec::new(), 0);
+    let mut offer = |saved: f64, changes: Vec<(usize, usize)>, more: i64| {
+        if saved > best {
+            (best, change, need) = (saved, changes, more);
         }
     };
     for &(more, saved, item, choice) in changes.iter().filter(|c| c.0 <= room) {
@@ -100,12 +101,11 @@ fn improve(items: &[Vec<Choice>], taken: &mut [usize], spent: &mut u64, budget: 
             offer(saved + free.1, vec![(item, choice), (free.2, free.3)], more + free.0);
         }
     }
-    let Some((_, change, more)) = best else { return false };
-    for (item, choice) in change {
-        taken[item] = choice;
+    for (item, choice) in &change {
+        taken[*item] = *choice;
     }
-    *spent = spent.wrapping_add_signed(more);
-    true
+    *spent = spent.wrapping_add_signed(need);
+    !change.is_empty()
 }
 
 #[cfg(test)]
