@@ -284,8 +284,7 @@ mod tests {
     #[test]
     fn what_differs_is_named() {
         let kept = ["model.layers.0.mlp.gate".to_string()];
-        let exceptions =
-            [Exception { module: "model.layers.0.mlp.up_proj".into(), spec: parse("fp8").unwrap() }];
+        let exceptions = [Exception { module: "model.layers.0.mlp.up_proj".into(), spec: parse("fp8").unwrap() }];
         let scope = Scope { kept: &kept, exceptions: &exceptions };
         let block = parse("fp8-block").unwrap().quantization_config(scope);
         assert_eq!(block["ignore"], json!(["lm_head", kept[0]]));

@@ -2,9 +2,7 @@
 //! Rounding follows `calculate_qparams`, `generate_gparam` and `_quantize`, each step in the type that torch has there.
 
 use super::bits::{pack_rows, to_bytes};
-use super::minifloat::{
-    self, E2M1, E2M1_MAX, E4M3_MAX, e4m3, e8m0, epsilon, round_all, rounded, to_e2m1, to_e4m3,
-};
+use super::minifloat::{self, E2M1, E2M1_MAX, E4M3_MAX, e4m3, e8m0, epsilon, round_all, rounded, to_e2m1, to_e4m3};
 use super::{FP8_BLOCK, Format, Module, Piece, ScaleRule, Spec};
 use crate::quant::GgmlType;
 use crate::{Error, Result};

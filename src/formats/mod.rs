@@ -276,11 +276,7 @@ impl Spec {
                 vec![slot("weight_packed", Dtype::U8, &[n, k / 2]), slot("weight_scale", Dtype::U8, &[n, groups])]
             }
             Nf4 | Fp4 => self.bnb_slots(rows, cols, dtype),
-            BnbInt8 => vec![
-                slot("SCB", F32, &[n]),
-                slot("weight", I8, &[n, k]),
-                slot("weight_format", Dtype::U8, &[]),
-            ],
+            BnbInt8 => vec![slot("SCB", F32, &[n]), slot("weight", I8, &[n, k]), slot("weight_format", Dtype::U8, &[])],
             MlxAffine => vec![
                 slot("biases", model, &[n, groups]),
                 slot("scales", model, &[n, groups]),
@@ -308,7 +304,10 @@ impl Spec {
         let (n, g) = (codes.rows * codes.cols, codes.rows * groups);
         let fits = codes.codes.len() == n && codes.scales.len() == g && codes.zeros.len() == g;
         if !fits || codes.bits != self.bits || codes.group != self.group_of(codes.cols) || !self.is_integer() {
-            return Err(Error::Internal(format!("codes of {} bits in groups of {} for {self}", codes.bits, codes.group)));
+            return Err(Error::Internal(format!(
+                "codes of {} bits in groups of {} for {self}",
+                codes.bits, codes.group
+            )));
         }
         let data = match self.format {
             Format::Gptq | Format::GptqV2 => integer::gptq(codes, self.format == Format::Gptq)?,
@@ -375,12 +374,16 @@ impl Spec {
 
 impl Slot {
     pub fn bytes(&self) -> u64 {
-        let size = match self.dtype {
-            Dtype::Ggml(ty) => ty.block_bytes(),
-            Dtype::U32 => 4,
-            _ => 1,
-        };
-        (self.shape.iter().product::<usize>() * size) as u64
+        (self.shape.iter().product::<usize>() * size_of(self.dtype)) as u64
+    }
+}
+
+/// Bytes of an element, for the types that packed modules are made of.
+fn size_of(dtype: Dtype) -> usize {
+    match dtype {
+        Dtype::Ggml(ty) => ty.block_bytes(),
+        Dtype::U32 => 4,
+        _ => 1,
     }
 }
 

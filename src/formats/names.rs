@@ -194,7 +194,8 @@ mod tests {
             assert_eq!(shown(name).as_deref(), Some(canonical), "{name}");
             assert_eq!(shown(canonical).as_deref(), Some(canonical));
         }
-        for name in ["", "q4_k_m", "gptq-5bit", "awq-8bit", "mlx-7bit", "mlx-4bit-16g", "nvfp4-32g", "gptq-0g", "fp8-x"] {
+        for name in ["", "q4_k_m", "gptq-5bit", "awq-8bit", "mlx-7bit", "mlx-4bit-16g", "nvfp4-32g", "gptq-0g", "fp8-x"]
+        {
             assert_eq!(parse(name), None, "{name}");
         }
         assert!(parse("gptq-128g").is_some_and(|s| s.group_given) && parse("gptq").is_some_and(|s| !s.group_given));

@@ -6,6 +6,7 @@ use super::bits::{from_bytes, to_bytes, transpose, unpack, words};
 use super::integer::AWQ_ORDER;
 use super::minifloat::{e4m3, e8m0};
 use super::packed::{Blocks, Coding, Input, Numbers, Packed, e2m1_table};
+use super::size_of;
 use crate::quant::GgmlType;
 use crate::source::Dtype;
 use half::{bf16, f16};
@@ -50,11 +51,9 @@ struct Suffixes {
 impl Kind {
     fn suffixes(self) -> Suffixes {
         match self {
-            Kind::Gptq { .. } | Kind::Awq => Suffixes {
-                main: &["qweight"],
-                sign: &["scales"],
-                others: &["qzeros", "g_idx"],
-            },
+            Kind::Gptq { .. } | Kind::Awq => {
+                Suffixes { main: &["qweight"], sign: &["scales"], others: &["qzeros", "g_idx"] }
+            }
             Kind::CompressedTensors => Suffixes {
                 main: &["weight_packed", "weight"],
                 sign: &["weight_scale"],
@@ -184,8 +183,7 @@ impl Scheme {
                 Some(packed) if packed.dtype == Dtype::U8 => p.matrix("weight_packed").map(|[n, half]| (n, 2 * half)),
                 Some(_) => {
                     let shape = p.get("weight_shape")?;
-                    let dims: Vec<usize> =
-                        integers(shape)?.iter().map(|d| usize::try_from(*d).unwrap_or(0)).collect();
+                    let dims: Vec<usize> = integers(shape)?.iter().map(|d| usize::try_from(*d).unwrap_or(0)).collect();
                     match dims[..] {
                         [n, k] if n > 0 && k > 0 => Ok((n, k)),
                         _ => Err(format!("'weight_shape' is {dims:?}")),
@@ -199,7 +197,8 @@ impl Scheme {
                 None => {
                     let state = bnb_state(&p)?;
                     let dims = state.get("shape").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-                    match dims.iter().map(|d| d.as_u64().and_then(|d| usize::try_from(d).ok())).collect::<Vec<_>>()[..] {
+                    match dims.iter().map(|d| d.as_u64().and_then(|d| usize::try_from(d).ok())).collect::<Vec<_>>()[..]
+                    {
                         [Some(n), Some(k)] if n > 0 && k > 0 => Ok((n, k)),
                         _ => Err("the quantization state names no shape".into()),
                     }
@@ -217,6 +216,10 @@ impl Scheme {
         let (n, k) = self.shape(module, &pieces)?;
         let size = n.checked_mul(k).filter(|size| *size > 0 && *size < usize::MAX / 64);
         size.ok_or_else(|| format!("{n} x {k} is no size of a matrix"))?;
+        let bytes = |p: &StoredPiece| p.shape.iter().product::<usize>() * size_of(p.dtype);
+        if let Some(piece) = pieces.iter().find(|p| p.data.len() != bytes(p)) {
+            return Err(format!("'{}' holds {} bytes for {:?}", piece.suffix, piece.data.len(), piece.shape));
+        }
         let p = Pieces(&pieces);
         let mut packed = match self.kind {
             Kind::Gptq { minus_one } => gptq(&p, n, k, minus_one)?,
@@ -409,7 +412,8 @@ fn numbers(piece: &StoredPiece) -> Found<Numbers> {
 fn single(piece: &StoredPiece) -> Found<f32> {
     let numbers = numbers(piece)?;
     match numbers.len() {
-        1 => Ok(numbers.get(0)),
+        1 if numbers.get(0).is_finite() => Ok(numbers.get(0)),
+        1 => Err(format!("'{}' is {}", piece.suffix, numbers.get(0))),
         n => Err(format!("'{}' holds {n} numbers; expected one", piece.suffix)),
     }
 }
