@@ -141,6 +141,41 @@ impl Scheme {
         }
     }
 
+    /// What people call the format, as far as the configuration tells.
+    pub fn label(&self) -> String {
+        let weights = |key: &str| {
+            let groups = self.config.get("config_groups").and_then(Value::as_object);
+            groups.and_then(|g| g.values().next()?.get("weights")?.get(key)?.as_u64())
+        };
+        let inputs = || {
+            let groups = self.config.get("config_groups").and_then(Value::as_object);
+            groups.is_some_and(|g| g.values().any(|g| g.get("input_activations").is_some_and(|a| !a.is_null())))
+        };
+        let text = |key: &str| self.config.get(key).and_then(Value::as_str).unwrap_or_default();
+        let yes = |key: &str| self.config.get(key).and_then(Value::as_bool).unwrap_or(false);
+        let bits = self.bits().map_or(String::new(), |b| format!("-{b}bit"));
+        match self.kind {
+            Kind::Gptq { .. } | Kind::Awq => format!("{}{bits}", self.name()),
+            Kind::CompressedTensors => match text("format") {
+                "pack-quantized" => format!("w{}a16", weights("num_bits").unwrap_or(4)),
+                "float-quantized" => "fp8".into(),
+                "int-quantized" => "int8".into(),
+                "nvfp4-pack-quantized" => if inputs() { "nvfp4" } else { "nvfp4a16" }.into(),
+                "mxfp4-pack-quantized" => "mxfp4".into(),
+                _ => self.name().into(),
+            },
+            Kind::Fp8 => "fp8".into(),
+            Kind::BitsAndBytes if yes("load_in_8bit") => "bnb-int8".into(),
+            Kind::BitsAndBytes => {
+                format!("{}{}", text("bnb_4bit_quant_type"), if yes("bnb_4bit_use_double_quant") { "-dq" } else { "" })
+            }
+            Kind::Mlx => match text("mode") {
+                "" | "affine" => format!("mlx{bits}"),
+                mode => format!("mlx-{mode}"),
+            },
+        }
+    }
+
     /// Takes a tensor's name apart into module and suffix, if packed modules have tensors of that suffix.
     pub fn split<'a>(&self, name: &'a str) -> Option<(&'a str, &'a str)> {
         let suffixes = self.kind.suffixes();
