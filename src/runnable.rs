@@ -63,12 +63,16 @@ fn artifact(path: &Path, ckpt: &Checkpoint) -> Artifact {
             ("gguf", preset.map(|p| p.name.to_string()))
         }
         None => {
-            let largest = ckpt.tensors().iter().max_by_key(|t| t.bytes());
-            let ty = largest.map(|t| match t.dtype {
-                Dtype::Ggml(ty) => ty.name().to_string(),
-                other => other.to_string(),
-            });
-            ("safetensors", ty)
+            if let Some(scheme) = ckpt.scheme() {
+                (scheme.name(), Some(scheme.label()))
+            } else {
+                let largest = ckpt.tensors().iter().max_by_key(|t| t.bytes());
+                let ty = largest.map(|t| match t.dtype {
+                    Dtype::Ggml(ty) => ty.name().to_string(),
+                    other => other.to_string(),
+                });
+                ("safetensors", ty)
+            }
         }
     };
     let stem = || path.file_stem().map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned());

@@ -4,6 +4,7 @@
 use super::experts::{Experts, SharedExpert};
 use super::rope::Factors;
 use super::{Engine, FeedForward, Layer, Linear, Mlp};
+use crate::formats::Packed;
 use crate::kernel::{Dense, RowSource, vector};
 use crate::model::config::Attention;
 use crate::model::mapping::RowOrder;
@@ -135,8 +136,28 @@ impl Loader<'_> {
         }
     }
 
+    /// The matrix as it is packed, where all of it is.
+    fn packed(&self, t: &MappedTensor) -> Result<Option<Box<dyn RowSource>>> {
+        let metas: Vec<_> = t.parts.iter().map(|p| &self.ckpt.tensors()[*p]).collect();
+        let all = metas.iter().all(|m| matches!(m.dtype, Dtype::Packed(_)));
+        if !all || metas.is_empty() || t.half.is_some() || t.add != 0.0 {
+            return Ok(None);
+        }
+        let parts: Result<Vec<Packed>> = metas.into_iter().map(|m| self.ckpt.load_packed(m)).collect();
+        let (mut parts, block) = (parts?, t.row_count() / t.parts.len());
+        if let RowOrder::Rope { heads } = t.rows {
+            let head = t.row_count() / heads.max(1);
+            parts =
+                parts.into_iter().map(|p| p.reorder(|row| row / head * head + rope_source(row % head, head))).collect();
+        }
+        Ok(Some(if parts.len() == 1 { Box::new(parts.remove(0)) } else { Box::new(Stacked { parts, block }) }))
+    }
+
     fn matrix(&self, t: &MappedTensor) -> Result<Box<dyn RowSource>> {
         let (rows, cols) = (t.row_count(), t.cols());
+        if let Some(packed) = self.packed(t)? {
+            return Ok(packed);
+        }
         let Some((ty, row_bytes)) = self.stored_type(t).and_then(|ty| Some((ty, ty.row_bytes(cols)?))) else {
             let mut data = vec![0.0; rows * cols];
             t.read_rows(self.ckpt, 0..rows, &mut Vec::new(), &mut data)?;
@@ -158,6 +179,35 @@ impl Loader<'_> {
     }
 }
 
+/// Matrices of the same width, one below the other: experts that lie one by one.
+struct Stacked {
+    parts: Vec<Packed>,
+    /// Rows of each.
+    block: usize,
+}
+
+impl RowSource for Stacked {
+    fn rows(&self) -> usize {
+        self.parts.len() * self.block
+    }
+
+    fn cols(&self) -> usize {
+        self.parts.first().map_or(0, RowSource::cols)
+    }
+
+    fn decode(&self, rows: Range<usize>, out: &mut [f32]) {
+        let cols = self.cols();
+        let mut row = rows.start;
+        while row < rows.end {
+            let (part, first) = (row / self.block, row % self.block);
+            let n = (self.block - first).min(rows.end - row);
+            let at = (row - rows.start) * cols;
+            self.parts[part].decode(first..first + n, &mut out[at..at + n * cols]);
+            row += n;
+        }
+    }
+}
+
 /// Puts the rows of every head from two halves into pairs: row `2j + i` was row `i * head / 2 + j` (the inverse of what
 /// llama.cpp's converter undoes).
 fn interleave(bytes: &mut [u8], row_bytes: usize, head: usize) {
@@ -166,10 +216,15 @@ fn interleave(bytes: &mut [u8], row_bytes: usize, head: usize) {
         old.clear();
         old.extend_from_slice(head_bytes);
         for (row, out) in head_bytes.chunks_exact_mut(row_bytes).enumerate() {
-            let source = row % 2 * (head / 2) + row / 2;
+            let source = rope_source(row, head);
             out.copy_from_slice(&old[source * row_bytes..][..row_bytes]);
         }
     }
+}
+
+/// The row of a head of `head` rows, as two halves, that becomes row `row` as pairs.
+fn rope_source(row: usize, head: usize) -> usize {
+    row % 2 * (head / 2) + row / 2
 }
 
 impl Engine {
