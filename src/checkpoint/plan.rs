@@ -120,7 +120,7 @@ fn settle_group(request: &Request, modules: &[Module], departures: &mut Vec<Depa
     };
     let Some(first) = fits(asked) else { return Ok(spec) };
     let best = [128, 64, 32].into_iter().filter(|g| *g < asked).find(|g| fits(*g).is_none());
-    let reason = format!("{}: {}", first.path, undivided(first, asked, request.tp));
+    let reason = undivided(first, asked, request.tp);
     if spec.group_given {
         let hint = match best {
             Some(group) => format!("groups of {group} divide every row: {}", Spec { group: best, ..spec }.named(group)),
@@ -148,11 +148,11 @@ impl Spec {
 }
 
 fn undivided(module: &Module, group: usize, tp: usize) -> String {
-    let cols = module.cols;
+    let (path, cols) = (&module.path, module.cols);
     match split_cols(module, tp) {
-        None => format!("its {cols} input channels cannot be split over {tp} devices"),
-        Some(part) if part == cols => format!("its rows of {cols} are not a multiple of {group}"),
-        Some(part) => format!("its rows of {cols}, split over {tp} devices, are {part}, not a multiple of {group}"),
+        None => format!("the {cols} input channels of {path} cannot be split over {tp} devices"),
+        Some(part) if part == cols => format!("{group} does not divide the rows of {cols} of {path}"),
+        Some(part) => format!("{group} does not divide the rows of {cols} of {path}, which are {part} on each of {tp} devices"),
     }
 }
 

@@ -217,7 +217,7 @@ pub fn prepare(
 
 fn line(d: &Departure) -> String {
     let module = d.module.as_deref().map_or(String::new(), |m| format!("{m}: "));
-    format!("{module}{} instead of {}, because of {}", d.done, d.asked, d.reason)
+    format!("{module}{} instead of {}: {}", d.done, d.asked, d.reason)
 }
 
 /// Says what departs from what was asked, alike departures together.
@@ -241,7 +241,7 @@ pub fn lines(departures: &[Departure]) -> Vec<String> {
     }
     let text = |(part, d, n): (String, &Departure, usize)| match n {
         1 => line(d),
-        n => format!("{part} ×{n}: {} instead of {}, because {}", d.done, d.asked, d.reason),
+        n => format!("{part} ×{n}: {} instead of {}: {}", d.done, d.asked, d.reason),
     };
     groups.into_iter().map(text).collect()
 }
