@@ -54,11 +54,16 @@ impl Contents {
     /// Sorts the tensors of a safetensors source. `embeddings`: the embedding and the output are modules too.
     ///
     /// # Errors
-    /// `Unsupported` for a GGUF source, whose names and row order are not Hugging Face's.
+    /// `Unsupported` for a GGUF source, whose names and row order are not Hugging Face's, and for a quantized one.
     pub fn of(ckpt: &Checkpoint, model: &Model, embeddings: bool) -> Result<Contents> {
-        if model.hf_config.is_none() {
+        let shown = ckpt.dir().display();
+        let Some(config) = &model.hf_config else {
             let what = "a checkpoint folder is made from a folder with config.json and safetensors, not from GGUF";
-            return Err(Error::Unsupported(format!("{}: {what}", ckpt.dir().display())));
+            return Err(Error::Unsupported(format!("{shown}: {what}")));
+        };
+        if ["quantization_config", "quantization"].iter().any(|key| config.get(key).is_some_and(|q| !q.is_null())) {
+            let what = "the checkpoint is already quantized; start from the original";
+            return Err(Error::Unsupported(format!("{shown}: {what}")));
         }
         let is_module =
             |role: Role| role.is_linear() || (embeddings && matches!(role, Role::TokenEmbedding | Role::Output));

@@ -5,7 +5,7 @@
 use super::atomic::{free_space, reserve, sync_folder, write_all_at};
 use super::gguf::human;
 use super::safetensors::{self, Entry, Layout};
-use crate::source::{Checkpoint, SourceFile};
+use crate::source::{SourceFile, parse_safetensors_header};
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -127,6 +127,8 @@ impl Folder {
             })?;
         }
         let by_name = entries.iter().enumerate().map(|(i, e)| (e.name.clone(), i)).collect();
+        // Of a run that was cut short while it gave the folder its name.
+        let _ = std::fs::remove_file(partial.join("config.json"));
         let journal = lock_journal(&partial, earlier.as_ref().map(HashMap::len), &head)?;
         let finished = earlier.unwrap_or_default();
         let mut folder = Folder {
@@ -294,13 +296,16 @@ impl Folder {
         Ok(self.target.clone())
     }
 
-    /// What was written must open as a checkpoint with exactly these tensors.
+    /// What was written must be sound shards with exactly these tensors.
     fn check(&self) -> Result<()> {
         let fault = |what: String| Error::Storage(format!("{}: re-reading what was written: {what}", self.partial.display()));
         let mut count = 0;
         for shard in &self.layout.shards {
-            let ckpt = Checkpoint::open(&self.partial.join(&shard.name)).map_err(|e| fault(e.to_string()))?;
-            for t in ckpt.tensors() {
+            let path = self.partial.join(&shard.name);
+            let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
+            let len = file.metadata().map_err(|e| Error::io(&path, e))?.len();
+            let header = parse_safetensors_header(file, len, &path).map_err(|e| fault(e.to_string()))?;
+            for t in header.tensors {
                 let known = self.find(&t.name).map(|i| &self.entries[i]);
                 if known.is_none_or(|e| e.dtype != t.dtype || e.shape != t.shape) {
                     return Err(fault(format!("tensor '{}' differs from what was meant", t.name)));
