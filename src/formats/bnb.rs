@@ -7,7 +7,7 @@ use crate::quant::GgmlType;
 use rayon::prelude::*;
 
 /// Quantiles of the normal distribution, ascending (QLoRA, Dettmers et al. 2023).
-pub(super) const NF4: [f32; 16] = [
+const NF4: [f32; 16] = [
     -1.0,
     -0.6961928,
     -0.52507305,
@@ -34,24 +34,22 @@ const NESTED_BLOCK: usize = 256;
 /// Characters kept for the number `nested_offset`, so that sizes do not depend on the weights.
 const OFFSET_CHARS: usize = 24;
 
-/// The values of the FP4 codes.
-pub(super) fn fp4_map() -> [f32; 16] {
-    std::array::from_fn(|code| {
-        let value = FP4_TWELFTHS[code & 7] / 12.0;
-        if code >= 8 { -value } else { value }
-    })
+/// The value of an FP4 code.
+const fn fp4_value(code: u8) -> f32 {
+    let value = FP4_TWELFTHS[(code & 7) as usize] / 12.0;
+    if code > 8 { -value } else { value }
 }
 
 /// bitsandbytes' `create_dynamic_map()`: 256 values in -1 ..= 1, dense around 0.
-pub(super) fn dynamic_map() -> [f32; 256] {
+fn dynamic_map() -> [f32; 256] {
     let mut values = vec![0.0, 1.0];
     for i in 0..7 {
         let bins = 1 << i;
         let edge = |j: usize| linspace_edge(j, bins);
-        let scale = 10f64.powi(i - 6);
+        let scale = 10f64.powi(i - 6) as f32;
         for j in 0..bins {
             let middle = (edge(j) + edge(j + 1)) / 2.0;
-            let value = (scale * f64::from(middle)) as f32;
+            let value = scale * middle;
             values.extend([value, -value]);
         }
     }
@@ -61,10 +59,11 @@ pub(super) fn dynamic_map() -> [f32; 256] {
     map
 }
 
-/// Edge `j` of `bins` equal bins of 0.1 .. 1, as torch's `linspace` computes it: from whichever end is nearer.
+/// Edge `j` of `bins` equal bins of 0.1 .. 1, as torch's `linspace` computes it: from whichever end is nearer, rounded once.
 fn linspace_edge(j: usize, bins: usize) -> f32 {
     let step = (1.0f32 - 0.1) / bins as f32;
-    if j < bins.div_ceil(2) { 0.1 + step * j as f32 } else { 1.0 - step * (bins - j) as f32 }
+    let from = |end: f32, steps: f64| (f64::from(end) + f64::from(step) * steps) as f32;
+    if j < bins.div_ceil(2) { from(0.1, j as f64) } else { from(1.0, -((bins - j) as f64)) }
 }
 
 impl Spec {
@@ -114,8 +113,8 @@ impl Spec {
     /// The data of [`Spec::bnb_slots`].
     pub(super) fn bnb_four_bits(&self, m: &Module) -> Vec<Vec<u8>> {
         let block = self.group_of(64);
-        let (map, code): (_, fn(f32) -> u8) = match self.format {
-            Format::Fp4 => (fp4_map(), to_fp4),
+        let (map, code): ([f32; 16], fn(f32) -> u8) = match self.format {
+            Format::Fp4 => (std::array::from_fn(|code| fp4_value(code as u8)), to_fp4),
             _ => (NF4, to_nf4),
         };
         let mut packed = vec![0; m.weights.len() / 2];
@@ -150,24 +149,38 @@ impl Spec {
     }
 }
 
-/// The entry of an ascending table that is nearest to `x`; of equals the lower.
+/// The entry of an ascending table that is nearest to `x`, after `x` was rounded to one of 65536 steps from -1 to 1, as
+/// bitsandbytes' look-up has it; of equals the lower.
 fn nearest(map: &[f32; 256], x: f32) -> u8 {
-    let above = map.partition_point(|v| *v < x).min(255);
+    const STEPS: f64 = 65535.0;
+    let x = ((f64::from(x) + 1.0) * (STEPS / 2.0)).round_ties_even() * 2.0 / STEPS - 1.0;
+    let above = map.partition_point(|v| f64::from(*v) < x).min(255);
     let below = above.saturating_sub(1);
-    if x - map[below] <= map[above] - x { below as u8 } else { above as u8 }
+    if x - f64::from(map[below]) <= f64::from(map[above]) - x { below as u8 } else { above as u8 }
 }
 
 fn to_nf4(x: f32) -> u8 {
-    NF4.windows(2).map(|pair| u8::from(x > (pair[0] + pair[1]) / 2.0)).sum()
+    place(&NF4, x)
 }
 
-/// Thresholds of bitsandbytes' `dQuantizeFP4`, halfway between magnitudes.
+/// FP4's values have two zeros: what is just above zero gets the code of the negative one.
 fn to_fp4(x: f32) -> u8 {
-    const BY_SIZE: [u8; 8] = [0, 1, 6, 7, 4, 5, 2, 3];
-    let a = x.abs();
-    let middles = [0.00260417, 0.0859375, 0.20833333, 0.29166667, 0.4166667, 0.583333, 0.8333333];
-    let place: usize = middles.iter().map(|middle| usize::from(a > *middle)).sum();
-    BY_SIZE[place] | u8::from(x < 0.0) << 3
+    const ASCENDING: [u8; 16] = [11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3];
+    const VALUES: [f32; 16] = {
+        let mut values = [0.0; 16];
+        let mut i = 0;
+        while i < 16 {
+            values[i] = fp4_value(ASCENDING[i]);
+            i += 1;
+        }
+        values
+    };
+    ASCENDING[usize::from(place(&VALUES, x))]
+}
+
+/// The place of the nearest of ascending values; of equals the lower.
+fn place(values: &[f32; 16], x: f32) -> u8 {
+    values.windows(2).map(|pair| u8::from(x > (pair[0] + pair[1]) / 2.0)).sum()
 }
 
 /// `SCB`, `weight`, `weight_format`: eight-bit integers, 127 for a row's largest weight.
@@ -177,7 +190,8 @@ pub(super) fn int8(m: &Module) -> Vec<Vec<u8>> {
     let rows = codes.par_chunks_mut(m.cols).zip(&mut scales).zip(m.weights.par_chunks(m.cols));
     rows.for_each(|((codes, scale), w)| {
         *scale = largest(w);
-        let inverse = if *scale > 0.0 { 127.0 / *scale } else { 0.0 };
+        // torch divides a number by a tensor in two steps.
+        let inverse = if *scale > 0.0 { 1.0 / *scale * 127.0 } else { 0.0 };
         codes.iter_mut().zip(w).for_each(|(code, w)| *code = (w * inverse).round_ties_even() as i8 as u8);
     });
     vec![scales.iter().flat_map(|x| x.to_le_bytes()).collect(), codes, vec![0]]

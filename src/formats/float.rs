@@ -108,7 +108,8 @@ pub struct Fp4Codes {
 pub fn global_scale(max: f32, dtype: GgmlType, rule: ScaleRule) -> f32 {
     let smallest = if dtype == GgmlType::F16 { half::f16::MIN_POSITIVE.to_f32() } else { f32::MIN_POSITIVE };
     let exact = E4M3_MAX * E2M1_MAX / max.max(smallest);
-    let scale = rounded(dtype, exact);
+    // torch divides a number by a tensor in two steps.
+    let scale = rounded(dtype, rounded(dtype, 1.0 / max.max(smallest)) * (E4M3_MAX * E2M1_MAX));
     match rule {
         // What overflows half precision is replaced, however small that makes every block scale.
         ScaleRule::Peer if !scale.is_finite() => 1.0,
@@ -124,7 +125,7 @@ impl Fp4Codes {
         let group = spec.group_of(m.cols);
         let mx = spec.format == Format::MxFp4;
         let input_global = match spec.format {
-            Format::NvFp4 => Some(global_scale(input_max(m, "nvfp4")?, GgmlType::F32, m.scales)),
+            Format::NvFp4 => Some(global_scale(input_max(m, "nvfp4")?, m.dtype, m.scales)),
             _ => None,
         };
         let global = match mx {

@@ -76,6 +76,17 @@ pub enum Input {
     NvFp4 { global: f32 },
 }
 
+impl Input {
+    /// What serves modules with the same input: the wider range of static scales.
+    pub fn shared(self, other: Input) -> Input {
+        match (self, other) {
+            (Input::Fp8Static { scale: a }, Input::Fp8Static { scale: b }) => Input::Fp8Static { scale: a.max(b) },
+            (Input::NvFp4 { global: a }, Input::NvFp4 { global: b }) => Input::NvFp4 { global: a.min(b) },
+            _ => self,
+        }
+    }
+}
+
 impl Numbers {
     pub(super) fn len(&self) -> usize {
         match self {

@@ -16,6 +16,7 @@ use crate::kernel::{Output, RowSource, matmul, vector};
 use crate::model::Config;
 use crate::model::config::Activation;
 use crate::{Error, Result};
+use activations::Rounding;
 use attention::{Heads, attend};
 use experts::Experts;
 use rayon::prelude::*;
@@ -39,8 +40,8 @@ pub struct Linear {
     pub name: String,
     pub weight: Box<dyn RowSource>,
     pub bias: Option<Vec<f32>>,
-    /// Round activations to 8 bits in blocks of this length before the product, as ggml's CPU kernels do.
-    rounding: Option<usize>,
+    /// What happens to activations before the product.
+    rounding: Rounding,
 }
 
 impl Linear {
@@ -49,8 +50,8 @@ impl Linear {
     }
 
     fn matmul(&self, x: &[f32], rows: Range<usize>, y: Output<'_>) {
-        match self.rounding.filter(|block| self.weight.cols().is_multiple_of(*block)) {
-            Some(block) => matmul(&activations::rounded(x, block), &*self.weight, rows, y),
+        match self.rounding.apply(x, self.weight.cols()) {
+            Some(rounded) => matmul(&rounded, &*self.weight, rows, y),
             None => matmul(x, &*self.weight, rows, y),
         }
     }
@@ -319,10 +320,12 @@ impl Engine {
     }
 
     /// Whether to round activations to 8 bits before products with quantized weights, as llama.cpp does on a CPU. Off
-    /// by default. It follows the types that the weights have when it is called.
+    /// by default. It follows the types that the weights have when it is called. Where a checkpoint's own format rounds
+    /// activations (FP8, INT8, NVFP4), that happens in any case.
     pub fn round_activations(&mut self, on: bool) {
-        for linear in self.linears_mut() {
-            linear.rounding = linear.weight.ggml_type().filter(|_| on).and_then(activations::block_for);
+        for linear in self.linears_mut().filter(|l| !matches!(l.rounding, Rounding::Format(_))) {
+            let block = linear.weight.ggml_type().filter(|_| on).and_then(activations::block_for);
+            linear.rounding = block.map_or(Rounding::None, Rounding::Ggml);
         }
     }
 

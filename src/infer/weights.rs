@@ -1,10 +1,11 @@
 //! Loading a model into memory. Matrices keep the bytes they are stored in and are decoded block by block in every
 //! product, so that a model needs little more memory than its file; norms, biases and rotary factors become `f32`.
 
+use super::activations::Rounding;
 use super::experts::{Experts, SharedExpert};
 use super::rope::Factors;
 use super::{Engine, FeedForward, Layer, Linear, Mlp};
-use crate::formats::Packed;
+use crate::formats::{Input, Packed};
 use crate::kernel::{Dense, RowSource, vector};
 use crate::model::config::Attention;
 use crate::model::mapping::RowOrder;
@@ -118,9 +119,12 @@ impl Loader<'_> {
         if t.row_count() != rows || t.cols() != cols {
             return Err(self.wrong_shape(t, &format!("[{rows}, {cols}]")));
         }
-        let weight = self.matrix(t)?;
         let bias = self.optional_vector(&format!("{name}.bias"), rows)?;
-        Ok(Linear { name: weight_name, weight, bias, rounding: None })
+        let (weight, rounding) = match self.packed(t)? {
+            Some((weight, input)) => (weight, Rounding::Format(input)),
+            None => (self.matrix(t)?, Rounding::None),
+        };
+        Ok(Linear { name: weight_name, weight, bias, rounding })
     }
 
     /// Whether a tensor can stay in its stored bytes, and as which type.
@@ -136,8 +140,8 @@ impl Loader<'_> {
         }
     }
 
-    /// The matrix as it is packed, where all of it is.
-    fn packed(&self, t: &MappedTensor) -> Result<Option<Box<dyn RowSource>>> {
+    /// The matrix as it is packed, where all of it is, and what its format does to the input.
+    fn packed(&self, t: &MappedTensor) -> Result<Option<(Box<dyn RowSource>, Input)>> {
         let metas: Vec<_> = t.parts.iter().map(|p| &self.ckpt.tensors()[*p]).collect();
         let all = metas.iter().all(|m| matches!(m.dtype, Dtype::Packed(_)));
         if !all || metas.is_empty() || t.half.is_some() || t.add != 0.0 {
@@ -150,14 +154,12 @@ impl Loader<'_> {
             parts =
                 parts.into_iter().map(|p| p.reorder(|row| row / head * head + rope_source(row % head, head))).collect();
         }
-        Ok(Some(if parts.len() == 1 { Box::new(parts.remove(0)) } else { Box::new(Stacked { parts, block }) }))
+        let input = parts.iter().map(Packed::input).reduce(Input::shared).unwrap_or_default();
+        Ok(Some((if parts.len() == 1 { Box::new(parts.remove(0)) } else { Box::new(Stacked { parts, block }) }, input)))
     }
 
     fn matrix(&self, t: &MappedTensor) -> Result<Box<dyn RowSource>> {
         let (rows, cols) = (t.row_count(), t.cols());
-        if let Some(packed) = self.packed(t)? {
-            return Ok(packed);
-        }
         let Some((ty, row_bytes)) = self.stored_type(t).and_then(|ty| Some((ty, ty.row_bytes(cols)?))) else {
             let mut data = vec![0.0; rows * cols];
             t.read_rows(self.ckpt, 0..rows, &mut Vec::new(), &mut data)?;
