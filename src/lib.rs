@@ -6,6 +6,7 @@
 
 pub mod ablation;
 pub mod calibration;
+pub mod checkpoint;
 pub mod cli;
 pub mod convert;
 pub mod error;

@@ -3,12 +3,14 @@
 
 use super::calibrate::{self, Importance};
 use super::options::{self, CANCEL};
-use super::plan::{Planned, Prepared, describe, prepare};
+use super::plan::{Planned, Prepared, prepare};
 use super::progress::{Progress, Unit};
-use super::{ConvertArgs, Format, TextArgs, eval, print, print_json};
+use super::{ConvertArgs, Format, TextArgs, eval, folder, print, print_json};
 use crate::convert::{self, Control, Target};
 use crate::eval::gate;
-use crate::source;
+use crate::model::Model;
+use crate::report::LedgerRow;
+use crate::source::{self, Checkpoint};
 use crate::writer::atomic::{refuse_existing, write_text};
 use crate::writer::gguf::{Artifact, Split, human};
 use crate::{Error, Result};
@@ -25,50 +27,68 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
     if args.text.is_none() && !gates.is_empty() {
         return Err(Error::Usage("a quality gate needs a text to measure on: add --text FILE".into()));
     }
+    let folder_targets = folder::take_targets(&mut args.types.to, &args.folder)?;
+    let only_folders = args.types.to.is_empty() && !folder_targets.is_empty();
+    refuse_idle_flags(&args, only_folders, folder_targets.is_empty())?;
     let threads = options::threads(args.common.threads)?;
     options::catch_interrupt()?;
     let path = options::resolve_model(&model_arg, &args.hub, args.common.quiet)?;
     let importance = calibrate::Plan::new(&args.imatrix, &args.calibration)?;
-    let prepared = prepare(&path, &args.types, importance.kind())?;
-    let importance = importance.open(&prepared.model)?;
+    let (prepared, source);
+    if only_folders {
+        let ckpt = Checkpoint::open(&path)?;
+        let model = Model::open(&ckpt)?;
+        (prepared, source) = (None, Some((ckpt, model)));
+    } else {
+        (prepared, source) = (Some(prepare(&path, &args.types, importance.kind())?), None);
+    }
+    let (ckpt, model) = match (&prepared, &source) {
+        (Some(p), _) => (&p.ckpt, &p.model),
+        (None, Some((ckpt, model))) => (ckpt, model),
+        (None, None) => return Err(Error::Internal("no source was opened".into())),
+    };
+    let importance = importance.open(model)?;
+    let model_name = options::model_name(&path);
+    let folder_paths = match args.dry_run {
+        true => folder_targets.iter().map(|t| PathBuf::from(&t.name)).collect(),
+        false => folder::output_paths(args.output.as_deref(), &model_name, &folder_targets, only_folders)?,
+    };
+    let folders = folder::prepare(ckpt, model, folder_targets, folder_paths, args.folder.tp, args.types.on_fallback)?;
     if args.dry_run {
-        return describe(&prepared, threads, args.common.format);
+        return describe(prepared.as_ref(), &folders, ckpt, threads, args.common.format);
     }
-    let names: Vec<&str> = prepared.targets.iter().map(|t| t.preset.name).collect();
-    let outputs = options::output_paths(args.output.as_deref(), &options::model_name(&path), &names)?;
-    for output in &outputs {
-        refuse_existing(output, args.force)?;
-        if args.modelfile {
-            refuse_existing(&modelfile_path(output), args.force)?;
+    for p in &folders {
+        folder::refuse_existing(&p.output, args.force)?;
+    }
+    if !args.common.quiet {
+        folder::warn(&folders);
+    }
+    let mut done = Done::default();
+    if let Some(prepared) = &prepared {
+        files(prepared, &args, importance, &model_name, threads, start, &mut done)?;
+    }
+    if !folders.is_empty() {
+        let written = folder::run(ckpt, model, &folders, &args)?;
+        done.paths.extend(written.iter().map(|w| w.path.clone()));
+        done.ledger.extend(written.iter().map(|w| w.departures.iter().map(folder::ledger_row).collect()));
+        let rows = folder::summary_json(&folders, &written, ckpt);
+        match done.json.as_mut().and_then(|json| json["artifacts"].as_array_mut()) {
+            Some(artifacts) => artifacts.extend(rows),
+            None => done.json = Some(folder::json(&path, ckpt, model, rows, start.elapsed().as_secs_f64())),
+        }
+        let text = folder::summary(&folders, &written, ckpt, &args);
+        if args.common.format == Format::Text {
+            print(&text)?;
+            eprintln!("  in {:.1} s", start.elapsed().as_secs_f64());
         }
     }
-    if let Some(file) = &args.save_imatrix {
-        refuse_existing(file, args.force)?;
-    }
-    prepared.warn(args.common.quiet);
-    let importance = importance.make(&prepared, &args)?;
-    let artifacts = write(&prepared, &args, importance.as_ref(), &outputs, threads)?;
-    if args.modelfile {
-        for written in &artifacts {
-            let text = format!("FROM ./{}\n", file_name(&written.paths[0]));
-            write_text(&modelfile_path(&written.output), &text, args.force)?;
-        }
-    }
-    let seconds = start.elapsed().as_secs_f64();
-    let importance = importance.as_ref();
+    let json = done.json.unwrap_or_default();
     let Some(text) = args.text else {
-        return match args.common.format {
-            Format::Text => summary(&prepared, &artifacts, seconds),
-            Format::Json => print_json(&summary_json(&prepared, importance, &artifacts, seconds)),
-        };
+        return if args.common.format == Format::Json { print_json(&json) } else { Ok(()) };
     };
     // Then the source and what was just made of it, over one token stream.
-    let json = summary_json(&prepared, importance, &artifacts, seconds);
-    if args.common.format == Format::Text {
-        summary(&prepared, &artifacts, seconds)?;
-    }
-    let Prepared { path, targets, .. } = prepared;
-    let models: Vec<PathBuf> = std::iter::once(path).chain(artifacts.iter().map(|a| a.paths[0].clone())).collect();
+    drop((prepared, source));
+    let models: Vec<PathBuf> = std::iter::once(path).chain(done.paths).collect();
     let text = TextArgs {
         text: Some(text),
         ctx: args.ctx,
@@ -77,10 +97,9 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
         activations: Default::default(),
     };
     let mut report = eval::measure(&models, &text, &gates, None, threads, args.common.quiet)?;
-    for (target, i) in targets.iter().zip(0..report.candidates.len()) {
-        let rows = target.ledger_rows(&report.candidates[i].artifact.name);
-        report.ledger.extend(rows);
-        report.ledger.extend(importance.map_or_else(Vec::new, |x| x.ledger_rows(&report.candidates[i].artifact.name)));
+    for (rows, candidate) in done.ledger.into_iter().zip(&report.candidates) {
+        let name = &candidate.artifact.name;
+        report.ledger.extend(rows.into_iter().map(|row| LedgerRow { candidate: name.clone(), ..row }));
     }
     eval::save(&report, &args.report, args.force)?;
     match args.common.format {
@@ -92,6 +111,115 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
         }
     }
     gate::verdict(&report.gates)
+}
+
+/// What a run made.
+#[derive(Default)]
+struct Done {
+    /// Of each artifact: the path by which it is opened.
+    paths: Vec<PathBuf>,
+    /// Of each artifact: what departs from what was asked.
+    ledger: Vec<Vec<LedgerRow>>,
+    json: Option<serde_json::Value>,
+}
+
+/// Flags that would do nothing are mistakes.
+fn refuse_idle_flags(args: &ConvertArgs, only_folders: bool, no_folders: bool) -> Result<()> {
+    let t = &args.types;
+    let gguf = [
+        (!t.tensor_type.is_empty() || t.tensor_type_file.is_some(), "--tensor-type"),
+        (t.output_tensor_type.is_some(), "--output-tensor-type"),
+        (t.token_embedding_type.is_some(), "--token-embedding-type"),
+        (t.leave_output_tensor, "--leave-output-tensor"),
+        (t.pure, "--pure"),
+        (!t.override_kv.is_empty(), "--override-kv"),
+        (t.pretokenizer.is_some(), "--pretokenizer"),
+        (args.imatrix.imatrix.is_some(), "--imatrix"),
+        (args.save_imatrix.is_some(), "--save-imatrix"),
+        (args.split_max_size.is_some(), "--split-max-size (folders have --max-shard-size)"),
+        (args.split_max_tensors.is_some(), "--split-max-tensors"),
+        (args.keep_split, "--keep-split"),
+        (args.modelfile, "--modelfile"),
+    ];
+    if only_folders && let Some((_, flag)) = gguf.iter().find(|(given, _)| *given) {
+        return Err(Error::Usage(format!("{flag} is for GGUF files, and none is to be written")));
+    }
+    if no_folders && let Some(flag) = args.folder.given() {
+        return Err(Error::Usage(format!(
+            "{flag} is for checkpoint folders (gptq, awq, fp8, ...), and none is to be written"
+        )));
+    }
+    Ok(())
+}
+
+/// What would be written, for `--dry-run`.
+fn describe(
+    prepared: Option<&Prepared>,
+    folders: &[folder::Prepared],
+    ckpt: &Checkpoint,
+    threads: usize,
+    format: Format,
+) -> Result<()> {
+    let mut value = match (prepared, format) {
+        (Some(p), Format::Text) => {
+            super::plan::describe(p, threads, format)?;
+            json!({})
+        }
+        (Some(p), Format::Json) => super::plan::to_json(p, threads)?,
+        (None, _) => json!({}),
+    };
+    match format {
+        Format::Text => print(&folder::plan_text(folders, ckpt, threads)),
+        Format::Json => {
+            value["folders"] = folders.iter().map(|p| folder::plan_of(p, ckpt, threads)).collect();
+            print_json(&value)
+        }
+    }
+}
+
+/// Writes the GGUF files.
+fn files(
+    prepared: &Prepared,
+    args: &ConvertArgs,
+    importance: calibrate::Opened,
+    model_name: &str,
+    threads: usize,
+    start: Instant,
+    done: &mut Done,
+) -> Result<()> {
+    let names: Vec<&str> = prepared.targets.iter().map(|t| t.preset.name).collect();
+    let outputs = options::output_paths(args.output.as_deref(), model_name, &names)?;
+    for output in &outputs {
+        refuse_existing(output, args.force)?;
+        if args.modelfile {
+            refuse_existing(&modelfile_path(output), args.force)?;
+        }
+    }
+    if let Some(file) = &args.save_imatrix {
+        refuse_existing(file, args.force)?;
+    }
+    prepared.warn(args.common.quiet);
+    let importance = importance.make(prepared, args)?;
+    let importance = importance.as_ref();
+    let artifacts = write(prepared, args, importance, &outputs, threads)?;
+    if args.modelfile {
+        for written in &artifacts {
+            let text = format!("FROM ./{}\n", file_name(&written.paths[0]));
+            write_text(&modelfile_path(&written.output), &text, args.force)?;
+        }
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    if args.common.format == Format::Text {
+        summary(prepared, &artifacts, seconds)?;
+    }
+    done.json = Some(summary_json(prepared, importance, &artifacts, seconds));
+    done.paths = artifacts.iter().map(|a| a.paths[0].clone()).collect();
+    for target in &prepared.targets {
+        let name = target.preset.name;
+        let of_importance = importance.map_or_else(Vec::new, |i| i.ledger_rows(name));
+        done.ledger.push([target.ledger_rows(name), of_importance].concat());
+    }
+    Ok(())
 }
 
 /// One finished artifact.
@@ -144,7 +272,7 @@ fn write(
     drop(sinks);
     progress.finish();
     if !args.no_source_hash {
-        let hashes = hash_sources(prepared, threads)?;
+        let hashes = hash_sources(ckpt, threads)?;
         for artifact in &mut artifacts {
             artifact.set_metadata("quantize.source.sha256", hashes.clone());
         }
@@ -172,8 +300,8 @@ fn refuse_the_source(prepared: &Prepared, artifact: &Artifact) -> Result<()> {
 }
 
 /// SHA-256 of every source file, several at once.
-fn hash_sources(prepared: &Prepared, threads: usize) -> Result<Vec<String>> {
-    let files = prepared.ckpt.files();
+pub fn hash_sources(ckpt: &Checkpoint, threads: usize) -> Result<Vec<String>> {
+    let files = ckpt.files();
     let next = AtomicUsize::new(0);
     let work = || -> Result<Vec<(usize, String)>> {
         let mut done = Vec::new();

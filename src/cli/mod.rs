@@ -4,6 +4,7 @@
 mod calibrate;
 mod convert;
 mod eval;
+mod folder;
 mod generate;
 mod inspect;
 mod options;
@@ -201,6 +202,8 @@ pub struct ConvertArgs {
     pub imatrix: ImatrixArgs,
     #[command(flatten)]
     pub calibration: CalibrationArgs,
+    #[command(flatten)]
+    pub folder: folder::FolderArgs,
     /// Keep the importance matrix that --calibration makes
     #[arg(long, value_name = "FILE", requires = "calibration")]
     pub save_imatrix: Option<PathBuf>,
@@ -255,6 +258,8 @@ pub struct PlanArgs {
     pub model: String,
     #[command(flatten)]
     pub types: TypeArgs,
+    #[command(flatten)]
+    pub folder: folder::FolderArgs,
     /// Plan for an importance matrix, which changes a few types (presets that need one imply it)
     #[arg(long, num_args = 0..=1, default_missing_value = "", value_name = "FILE")]
     pub imatrix: Option<PathBuf>,

@@ -394,6 +394,11 @@ pub fn run(args: PlanArgs) -> Result<()> {
     show(&plan, &config, &asked, args.context, args.all, args.common.format)
 }
 
+/// The plan of GGUF files as JSON, without devices.
+pub fn to_json(prepared: &Prepared, threads: usize) -> Result<serde_json::Value> {
+    serde_json::to_value(prepared.plan(threads)).map_err(|e| Error::Internal(e.to_string()))
+}
+
 /// The same for `--dry-run`.
 pub fn describe(prepared: &Prepared, threads: usize, format: Format) -> Result<()> {
     show(&prepared.plan(threads), &prepared.model.config, &[], 8192, false, format)

@@ -81,7 +81,7 @@ fn expected<'a>(
     rows(false).map(|row| (row, None)).chain(layers)
 }
 
-fn named(pattern: &str, layer: Option<usize>, expert: usize) -> String {
+pub(super) fn named(pattern: &str, layer: Option<usize>, expert: usize) -> String {
     let name = match layer {
         Some(layer) => pattern.replace("{layer}", &layer.to_string()),
         None => pattern.to_string(),
@@ -205,7 +205,7 @@ impl Names<'_> {
 }
 
 /// The name without the part that says which half of an image-and-text model it belongs to.
-fn text_name(name: &str) -> String {
+pub(super) fn text_name(name: &str) -> String {
     name.replacen("language_model.", "", 1)
 }
 

@@ -6,6 +6,7 @@ pub mod families;
 mod hf_config;
 pub mod mapping;
 pub mod metadata;
+pub mod modules;
 pub mod naming;
 mod role;
 pub mod tokenizer;

@@ -46,17 +46,7 @@ impl PartialFile {
 
     /// Sets the length and reserves the space, so that a full disk shows before the work and not after it.
     pub fn reserve(&self, len: u64) -> Result<()> {
-        self.file().set_len(len).map_err(|e| Error::io(&self.target, e))?;
-        #[cfg(target_os = "linux")]
-        if len > 0 {
-            use rustix::fs::{FallocateFlags, fallocate};
-            match fallocate(self.file(), FallocateFlags::empty(), 0, len) {
-                // File systems that cannot reserve say so; then the writes themselves find out.
-                Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
-                Err(e) => return Err(Error::io(&self.target, e.into())),
-            }
-        }
-        Ok(())
+        reserve(self.file(), len).map_err(|e| Error::io(&self.target, e))
     }
 
     /// Writes `bytes` at `offset`. Any number of threads may call this at once.
@@ -121,6 +111,20 @@ pub fn folder_of(target: &Path) -> &Path {
     }
 }
 
+/// Sets the length of a file and reserves its space where the file system can; where not, the writes find out.
+pub(super) fn reserve(file: &File, len: u64) -> std::io::Result<()> {
+    file.set_len(len)?;
+    #[cfg(target_os = "linux")]
+    if len > 0 {
+        use rustix::fs::{FallocateFlags, fallocate};
+        match fallocate(file, FallocateFlags::empty(), 0, len) {
+            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
 /// Writes a small text file atomically.
 pub fn write_text(target: &Path, text: &str, force: bool) -> Result<()> {
     let file = PartialFile::create(target, force)?;
@@ -129,12 +133,12 @@ pub fn write_text(target: &Path, text: &str, force: bool) -> Result<()> {
 }
 
 #[cfg(unix)]
-fn write_all_at(file: &File, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+pub(super) fn write_all_at(file: &File, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
     std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
 }
 
 #[cfg(windows)]
-fn write_all_at(file: &File, mut offset: u64, mut bytes: &[u8]) -> std::io::Result<()> {
+pub(super) fn write_all_at(file: &File, mut offset: u64, mut bytes: &[u8]) -> std::io::Result<()> {
     while !bytes.is_empty() {
         let n = std::os::windows::fs::FileExt::seek_write(file, bytes, offset)?;
         bytes = &bytes[n..];
@@ -158,7 +162,7 @@ fn set_usual_mode(_: &File) -> std::io::Result<()> {
 }
 
 /// The rename itself should survive a power cut. A file system that cannot sync folders loses only that.
-fn sync_folder(target: &Path) {
+pub(super) fn sync_folder(target: &Path) {
     if let Ok(folder) = File::open(folder_of(target)) {
         let _ = folder.sync_all();
     }

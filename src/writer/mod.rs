@@ -2,6 +2,8 @@
 //! that looks finished ever is not. No algorithm lives here: callers hand over bytes and say where they go.
 
 pub mod atomic;
+pub mod folder;
 pub mod gguf;
+pub mod safetensors;
 
 pub use atomic::PartialFile;

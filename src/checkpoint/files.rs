@@ -1,0 +1,145 @@
+//! The small files of a checkpoint folder: those copied from the source, the configuration with the quantization added,
+//! the manifest that says what was made of what, and the section of the model card for people.
+
+use super::plan::{Departure, Planned};
+use crate::formats::Spec;
+use crate::source::Checkpoint;
+use crate::writer::folder::{Folder, MANIFEST};
+use crate::{Error, Result};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Weights in some form, and files that describe them: what a quantized copy replaces. The rest is copied.
+const WEIGHTS: [&str; 13] = [
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".ot",
+    ".tflite",
+    ".npz",
+    ".index.json",
+];
+
+/// Files that are written here, whatever the source has under these names.
+const OURS: [&str; 5] = ["config.json", "quantize_config.json", "quant_config.json", MANIFEST, "README.md"];
+
+/// Larger files are no configuration, tokenizer or documentation.
+const LIMIT: u64 = 1 << 30;
+
+/// Names of the files beside the weights that belong to the model: everything in the folder itself that is neither a
+/// weight nor hidden, and the chat templates of `additional_chat_templates`.
+pub fn others(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for folder in ["", "additional_chat_templates"] {
+        let Ok(entries) = std::fs::read_dir(dir.join(folder)) else { continue };
+        for entry in entries {
+            let entry = entry.map_err(|e| Error::io(dir, e))?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            let small = entry.path().metadata().is_ok_and(|m| m.is_file() && m.len() <= LIMIT);
+            let lower = name.to_ascii_lowercase();
+            let weights = WEIGHTS.iter().any(|w| lower.ends_with(w));
+            if small && !weights && !name.starts_with('.') && !OURS.contains(&name.as_str()) {
+                names.push(if folder.is_empty() { name } else { format!("{folder}/{name}") });
+            }
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// The source's `config.json` with nothing changed but what was added.
+pub fn config(source: &Value, planned: &Planned) -> String {
+    let mut config = source.clone();
+    if let Value::Object(map) = &mut config {
+        if planned.spec.doubles_config() {
+            map.insert("quantization".into(), planned.config.clone());
+        }
+        map.insert("quantization_config".into(), planned.config.clone());
+    }
+    pretty(&config)
+}
+
+/// Indented by two, as transformers writes it, with a newline at the end.
+pub fn pretty(value: &Value) -> String {
+    serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
+}
+
+/// The model card's section; also what people see of the run when they open the folder.
+pub fn card_section(spec: &Spec, source: &str, manifest: &Value, departures: &[Departure]) -> String {
+    let bits = manifest["bits_per_weight"].as_f64().unwrap_or(0.0);
+    let mut text = format!(
+        "## Quantization\n\nThis is `{source}` quantized to `{spec}` by quantize {} ({bits:.2} bits per quantized weight). \
+         Embeddings, norms, routers and biases are as they were unless said otherwise; `{MANIFEST}` records the recipe, \
+         the source's hashes and the loss of every module.\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    if let Some(data) = manifest["calibration"].as_object() {
+        let (tokens, hash) = (&data["tokens"], data["sha256"].as_str().unwrap_or(""));
+        text += &format!("\nCalibration: {tokens} tokens, SHA-256 of the tokens `{hash}`.\n");
+    }
+    if !departures.is_empty() {
+        text += "\n| Module | Asked | Done | Reason |\n|---|---|---|---|\n";
+        const SHOWN: usize = 20;
+        for d in departures.iter().take(SHOWN) {
+            let module = d.module.as_deref().unwrap_or("all");
+            text += &format!("| {module} | {} | {} | {} |\n", d.asked, d.done, d.reason);
+        }
+        if departures.len() > SHOWN {
+            text += &format!("\n{} more are in `{MANIFEST}`.\n", departures.len() - SHOWN);
+        }
+    }
+    text
+}
+
+/// Writes everything that is small into the folder, `config.json` excepted.
+pub fn write(
+    folder: &Folder,
+    ckpt: &Checkpoint,
+    planned: &Planned,
+    manifest: &Value,
+    source: &str,
+    departures: &[Departure],
+) -> Result<()> {
+    for name in others(ckpt.dir())? {
+        folder.copy(&ckpt.dir().join(&name), &name)?;
+    }
+    for name in planned.spec.extra_config_files() {
+        folder.text(name, &pretty(&planned.config))?;
+    }
+    folder.text(MANIFEST, &pretty(manifest))?;
+    let card = ckpt.dir().join("README.md");
+    let mut text = match std::fs::read_to_string(&card) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(e) => return Err(Error::io(&card, e)),
+    };
+    if !text.is_empty() {
+        text += if text.ends_with('\n') { "\n" } else { "\n\n" };
+    }
+    folder.text("README.md", &(text + &card_section(&planned.spec, source, manifest, departures)))
+}
+
+/// Departures as rows of the manifest.
+pub fn ledger(departures: &[Departure]) -> Value {
+    let row = |d: &Departure| json!({ "module": d.module, "asked": d.asked, "done": d.done, "reason": d.reason });
+    departures.iter().map(row).collect()
+}
+
+/// The departures that a part of the run noted.
+pub fn departures(record: &Value) -> Vec<Departure> {
+    let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_string();
+    let rows = record["ledger"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let row = |row: &Value| Departure {
+        module: row["module"].as_str().map(String::from),
+        asked: text(row, "asked"),
+        done: text(row, "done"),
+        reason: text(row, "reason"),
+    };
+    rows.iter().map(row).collect()
+}

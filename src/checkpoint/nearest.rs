@@ -1,0 +1,108 @@
+//! Rounding to nearest: every module alone, as the format's own tool does it. The model is not run.
+
+use super::job::{Job, Method, formats_module, part, parts};
+use crate::formats::Spec;
+use crate::model::Role;
+use crate::model::modules::Module;
+use crate::{Error, Result};
+use rayon::prelude::*;
+use serde_json::{Value, json};
+
+/// Each module by itself.
+pub struct Nearest;
+
+/// Modules are worked on together up to so many weights (and a single larger one alone), which bounds the memory.
+const TOGETHER: usize = 1 << 25;
+
+/// The weights in memory at once, where the largest module has so many.
+pub fn at_once(largest: usize) -> usize {
+    TOGETHER.max(largest)
+}
+
+impl Method for Nearest {
+    fn run(&mut self, job: &Job) -> Result<()> {
+        for layer in parts(job.planned) {
+            let modules: Vec<usize> = job.planned.contents.layer(layer).map(|(i, _)| i).collect();
+            job.unless_finished(&part(layer), || {
+                let mut records = Vec::new();
+                for batch in batches(&job.planned.contents.modules, &modules) {
+                    job.control.check()?;
+                    let done: Result<Vec<Value>> = batch.par_iter().map(|i| round(job, *i)).collect();
+                    records.extend(done?);
+                }
+                Ok(json!({ "modules": records }))
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn batches(all: &[Module], chosen: &[usize]) -> Vec<Vec<usize>> {
+    let (mut batches, mut weights) = (vec![Vec::new()], 0);
+    for &i in chosen {
+        let size = all[i].rows * all[i].cols;
+        if weights > 0 && weights + size > TOGETHER {
+            batches.push(Vec::new());
+            weights = 0;
+        }
+        weights += size;
+        if let Some(batch) = batches.last_mut() {
+            batch.push(i);
+        }
+    }
+    batches
+}
+
+fn round(job: &Job, index: usize) -> Result<Value> {
+    let module = &job.planned.contents.modules[index];
+    let Some(spec) = job.planned.specs[index] else { return job.copy_module(index) };
+    let weights = module.read(job.ckpt)?;
+    let mut what = formats_module(job, index, &weights);
+    what.fused_max = fused_max(job, &spec, index, &weights)?;
+    let pieces = spec.quantize_nearest(&what).map_err(|e| in_file(e, job, module))?;
+    job.write_module(index, &pieces)?;
+    Ok(job.record(index, &weights, &job.unpack(index, &pieces)?))
+}
+
+/// Names file and tensor of a fault that the rounding found.
+fn in_file(error: Error, job: &Job, module: &Module) -> Error {
+    let meta = module.meta(job.ckpt);
+    match error {
+        Error::BadInput(mut finding) => {
+            finding.file = job.ckpt.files().get(meta.file).map(|f| f.path.clone());
+            finding.tensor = Some(meta.name.clone());
+            Error::BadInput(finding)
+        }
+        other => other,
+    }
+}
+
+/// Largest magnitude among the modules that share a global scale with this one.
+pub fn fused_max(job: &Job, spec: &Spec, index: usize, weights: &[f32]) -> Result<Option<f32>> {
+    if !spec.shares_global_scale() {
+        return Ok(None);
+    }
+    let modules = &job.planned.contents.modules;
+    let Some(set) = sharing_set(&modules[index]) else { return Ok(None) };
+    let largest = |w: &[f32]| w.iter().fold(0f32, |max, w| max.max(w.abs()));
+    let mut max = largest(weights);
+    for (i, other) in modules.iter().enumerate() {
+        if i != index && sharing_set(other) == Some(set) {
+            max = max.max(largest(&other.read(job.ckpt)?));
+        }
+    }
+    Ok(Some(max))
+}
+
+/// Modules whose rows engines put into one matrix: query, key and value; gate and up (of one expert).
+fn sharing_set(module: &Module) -> Option<(Option<usize>, u8, Option<usize>)> {
+    use Role::*;
+    let set = match module.role {
+        AttnQ | AttnK | AttnV => 0,
+        FfnGate | FfnUp => 1,
+        SharedGate | SharedUp => 2,
+        ExpertGate | ExpertUp => 3,
+        _ => return None,
+    };
+    Some((module.layer, set, module.expert))
+}

@@ -1,0 +1,253 @@
+//! What a checkpoint folder will hold, decided from the configuration and the shapes alone: how each linear layer is
+//! stored, where that departs from what was asked and why, and every tensor's type and shape. No weight is read.
+
+use crate::formats::{Exception, Format, Reach, Scope, Spec};
+use crate::model::modules::{Contents, Module};
+use crate::model::{Model, Role};
+use crate::source::Checkpoint;
+use crate::writer::safetensors::Entry;
+use crate::{Error, Result};
+use serde_json::Value;
+
+/// The bytes that transformers puts into one file unless told otherwise.
+pub const MAX_SHARD: u64 = 5_000_000_000;
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    pub spec: Spec,
+    /// Devices over which an engine is to split every layer.
+    pub tp: usize,
+}
+
+/// One way in which the folder departs from what was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Departure {
+    /// `None`: all modules.
+    pub module: Option<String>,
+    pub asked: String,
+    pub done: String,
+    pub reason: String,
+}
+
+/// A folder, decided.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// The format of most modules; its group is settled.
+    pub spec: Spec,
+    pub contents: Contents,
+    /// For each module of `contents`: how it is stored; `None`: as it is.
+    pub specs: Vec<Option<Spec>>,
+    pub departures: Vec<Departure>,
+    /// Every tensor of the folder, in the order of the source.
+    pub entries: Vec<Entry>,
+    /// The `quantization_config` object.
+    pub config: Value,
+}
+
+/// What stays in the source's type, as the name that follows "to" in a sentence.
+const KEPT: &str = "left as it is";
+
+impl Planned {
+    /// # Errors
+    /// `Unsupported` when a group that was asked for by name does not divide the rows, or nothing at all can be stored so.
+    pub fn new(ckpt: &Checkpoint, model: &Model, request: &Request) -> Result<Planned> {
+        let embeddings = request.spec.reach() == Reach::EmbeddingsToo;
+        let contents = Contents::of(ckpt, model, embeddings)?;
+        let mut departures = Vec::new();
+        let spec = settle_group(request, &contents.modules, &mut departures)?;
+        let mut specs: Vec<Option<Spec>> = vec![Some(spec); contents.modules.len()];
+        for (module, chosen) in contents.modules.iter().zip(&mut specs) {
+            let Some(reason) = refusal(&spec, module, request.tp) else { continue };
+            // Blocks have a sibling without them that any shape can have.
+            let instead = (spec.format == Format::Fp8Block).then(|| crate::formats::parse("fp8")).flatten();
+            departures.push(Departure {
+                module: Some(module.path.clone()),
+                asked: spec.to_string(),
+                done: instead.map_or(KEPT.into(), |s| s.to_string()),
+                reason,
+            });
+            *chosen = instead;
+        }
+        agree(&contents.modules, &mut specs, &mut departures);
+        if specs.iter().all(Option::is_none) {
+            let reason = departures.iter().rev().find(|d| d.module.is_some()).map_or("", |d| d.reason.as_str());
+            return Err(Error::Unsupported(format!(
+                "{spec}: no linear layer of this model can be stored so: {reason}"
+            )));
+        }
+        let entries = entries(ckpt, &contents, &specs);
+        let config = config(ckpt, model, &spec, &contents, &specs);
+        Ok(Planned { spec, contents, specs, departures, entries, config })
+    }
+
+    /// Bytes of all tensors.
+    pub fn tensor_bytes(&self) -> u64 {
+        self.entries.iter().filter_map(|e| e.bytes().ok()).sum()
+    }
+
+    /// Weights that are quantized, and bits that each takes with its share of scales.
+    pub fn quantized(&self, ckpt: &Checkpoint) -> (u64, f64) {
+        let (mut weights, mut bytes) = (0, 0);
+        for (m, spec) in self.contents.modules.iter().zip(&self.specs) {
+            if let Some(spec) = spec {
+                weights += (m.rows * m.cols) as u64;
+                bytes += spec.sizes(m.rows, m.cols, m.scale_type(ckpt));
+            }
+        }
+        (weights, 8.0 * bytes as f64 / weights.max(1) as f64)
+    }
+}
+
+/// Linear layers whose input channels are split when a layer is split over devices; of the others it is the rows.
+fn splits_columns(role: Role) -> bool {
+    matches!(role, Role::AttnOutput | Role::FfnDown | Role::ExpertDown | Role::SharedDown)
+}
+
+/// The input channels of a module on one of `tp` devices; `None` when they cannot be split evenly.
+fn split_cols(module: &Module, tp: usize) -> Option<usize> {
+    match splits_columns(module.role) {
+        true => module.cols.is_multiple_of(tp.max(1)).then(|| module.cols / tp.max(1)),
+        false => Some(module.cols),
+    }
+}
+
+/// Settles the group: the one asked for, or the largest usual one that divides every row, on every device.
+fn settle_group(request: &Request, modules: &[Module], departures: &mut Vec<Departure>) -> Result<Spec> {
+    let mut spec = request.spec;
+    let free =
+        matches!(spec.format, Format::Gptq | Format::GptqV2 | Format::Awq | Format::PackQuantized | Format::MlxAffine);
+    let Some(asked) = spec.group.filter(|_| free) else { return Ok(spec) };
+    let fits = |group: usize| {
+        modules.iter().find(|m| !split_cols(m, request.tp).is_some_and(|cols| cols.is_multiple_of(group)))
+    };
+    let Some(first) = fits(asked) else { return Ok(spec) };
+    let best = [128, 64, 32].into_iter().filter(|g| *g < asked).find(|g| fits(*g).is_none());
+    let reason = undivided(first, asked, request.tp);
+    if spec.group_given {
+        let hint = match best {
+            Some(group) => format!("groups of {group} divide every row: {}", Spec { group: best, ..spec }.named(group)),
+            None => "a format without groups takes it: fp8, int8, nf4".to_string(),
+        };
+        return Err(Error::Unsupported(format!("{spec}: {reason}\n  hint: {hint}")));
+    }
+    // Where no group divides all, the smallest leaves the fewest modules out.
+    let group = best.unwrap_or(32.min(asked));
+    spec.group = Some(group);
+    departures.push(Departure {
+        module: None,
+        asked: format!("groups of {asked}"),
+        done: format!("groups of {group}"),
+        reason,
+    });
+    Ok(spec)
+}
+
+impl Spec {
+    /// How to ask for this group.
+    fn named(&self, group: usize) -> String {
+        format!("--to {}", Spec { group: Some(group), ..*self })
+    }
+}
+
+fn undivided(module: &Module, group: usize, tp: usize) -> String {
+    let (path, cols) = (&module.path, module.cols);
+    match split_cols(module, tp) {
+        None => format!("the {cols} input channels of {path} cannot be split over {tp} devices"),
+        Some(part) if part == cols => format!("{group} does not divide the rows of {cols} of {path}"),
+        Some(part) => {
+            format!("{group} does not divide the rows of {cols} of {path}, which are {part} on each of {tp} devices")
+        }
+    }
+}
+
+/// Why this module cannot be stored so.
+fn refusal(spec: &Spec, module: &Module, tp: usize) -> Option<String> {
+    spec.refuses(module.rows, module.cols).or_else(|| {
+        let group = spec.group.filter(|_| spec.is_integer())?;
+        let survives = split_cols(module, tp).is_some_and(|cols| cols.is_multiple_of(group));
+        (!survives).then(|| undivided(module, group, tp))
+    })
+}
+
+/// Modules that engines fuse into one matrix, or run as one kernel; two modules with the same answer belong together.
+/// `None`: the module is on its own.
+pub fn fused_set(module: &Module) -> Option<(Option<usize>, u8)> {
+    use Role::*;
+    let set = match module.role {
+        AttnQ | AttnK | AttnV => 0,
+        FfnGate | FfnUp => 1,
+        SharedGate | SharedUp => 2,
+        ExpertGate | ExpertUp | ExpertDown => 3,
+        _ => return None,
+    };
+    Some((module.layer, set))
+}
+
+/// Fused modules must be stored alike: one that cannot be quantized keeps the others from it.
+fn agree(modules: &[Module], specs: &mut [Option<Spec>], departures: &mut Vec<Departure>) {
+    for i in 0..modules.len() {
+        let Some(set) = fused_set(&modules[i]) else { continue };
+        let lesser = (0..modules.len()).find(|j| fused_set(&modules[*j]) == Some(set) && specs[*j] != specs[i]);
+        let Some(j) = lesser else { continue };
+        // The one that departed already decides.
+        let departed = |k: usize| departures.iter().any(|d| d.module.as_deref() == Some(modules[k].path.as_str()));
+        if departed(j) && !departed(i) {
+            departures.push(Departure {
+                module: Some(modules[i].path.clone()),
+                asked: specs[i].map_or(KEPT.into(), |s| s.to_string()),
+                done: specs[j].map_or(KEPT.into(), |s| s.to_string()),
+                reason: format!("engines fuse it with {}", modules[j].path),
+            });
+            specs[i] = specs[j];
+        }
+    }
+}
+
+fn entries(ckpt: &Checkpoint, contents: &Contents, specs: &[Option<Spec>]) -> Vec<Entry> {
+    let mut placed: Vec<((usize, usize), Entry)> = Vec::new();
+    for kept in &contents.kept {
+        let t = &ckpt.tensors()[kept.source];
+        placed.push(((kept.source, 0), Entry { name: kept.name.clone(), dtype: t.dtype, shape: t.shape.clone() }));
+    }
+    for (m, spec) in contents.modules.iter().zip(specs) {
+        let at = (m.source, m.first_row);
+        match spec {
+            Some(spec) => {
+                for slot in spec.layout(m.rows, m.cols, m.scale_type(ckpt)) {
+                    let name = format!("{}.{}", m.path, slot.suffix);
+                    placed.push((at, Entry { name, dtype: slot.dtype, shape: slot.shape }));
+                }
+            }
+            None => {
+                let (name, dtype) = (format!("{}.weight", m.path), m.meta(ckpt).dtype);
+                placed.push((at, Entry { name, dtype, shape: vec![m.rows, m.cols] }));
+            }
+        }
+    }
+    placed.sort_by(|a, b| a.0.cmp(&b.0));
+    placed.into_iter().map(|(_, entry)| entry).collect()
+}
+
+/// `quantization_config`, with the names of everything that a loader would otherwise take for quantized.
+fn config(ckpt: &Checkpoint, model: &Model, spec: &Spec, contents: &Contents, specs: &[Option<Spec>]) -> Value {
+    let role_of = |source: usize| model.tensors.iter().find(|t| t.parts.contains(&source)).map(|t| t.role);
+    let mut kept = Vec::new();
+    for k in &contents.kept {
+        let matrix = ckpt.tensors()[k.source].shape.len() == 2;
+        // A matrix without a role belongs to an image encoder.
+        let linear = matrix && role_of(k.source).is_none_or(Role::is_router);
+        if let Some(path) = k.name.strip_suffix(".weight").filter(|_| linear) {
+            kept.push(path.to_string());
+        }
+    }
+    let mut exceptions = Vec::new();
+    for (m, chosen) in contents.modules.iter().zip(specs) {
+        match chosen {
+            None => kept.push(m.path.clone()),
+            Some(other) if other != spec => exceptions.push(Exception { module: m.path.clone(), spec: *other }),
+            Some(_) => {}
+        }
+    }
+    spec.quantization_config(Scope { kept: &kept, exceptions: &exceptions })
+}

@@ -1,0 +1,385 @@
+//! `--to gptq`, `--to fp8`, ...: quantized checkpoint folders. Flags become a format, a plan and a method; everything
+//! that can be refused is refused before a weight is read.
+
+use super::options::{self, CANCEL};
+use super::progress::{Progress, Unit};
+use super::{ConvertArgs, Format, OnFallback};
+use crate::checkpoint::job::Provenance;
+use crate::checkpoint::nearest::Nearest;
+use crate::checkpoint::{Departure, Job, Method, Planned, Request, Written};
+use crate::convert::Control;
+use crate::formats::{self, Spec};
+use crate::model::Model;
+use crate::report::LedgerRow;
+use crate::source::Checkpoint;
+pub use crate::writer::folder::refuse_existing;
+use crate::writer::folder::{Existing, MANIFEST};
+use crate::writer::gguf::human;
+use crate::{Error, Result};
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+/// The layout that `--to gptq` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Layout {
+    /// Zero points less one, as AutoGPTQ began it; what every engine reads
+    Gptq,
+    /// Zero points as they are
+    #[value(name = "gptq_v2")]
+    GptqV2,
+    /// compressed-tensors' pack-quantized
+    CompressedTensors,
+}
+
+/// How codes are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Rounding {
+    /// Each weight to the nearest code
+    Nearest,
+    /// With error feedback: later columns make up for the errors of earlier ones
+    Gptq,
+}
+
+/// What decides a quantized checkpoint folder, beyond the names given to --to.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Checkpoint folders (gptq, awq, fp8, nf4, mlx-4bit, ...)")]
+pub struct FolderArgs {
+    /// Columns under one scale; -1 for whole rows [default: 128, or the largest of 64 and 32 that divides every row]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub group_size: Option<i64>,
+    /// Bits per weight, where the format has a choice
+    #[arg(long, value_name = "N")]
+    pub bits: Option<u8>,
+    /// Symmetric groups, without zero points
+    #[arg(long, overrides_with = "asym")]
+    pub sym: bool,
+    /// Groups with zero points
+    #[arg(long)]
+    pub asym: bool,
+    /// GPTQ: quantize columns by falling activation and store the order (vLLM refuses such files)
+    #[arg(long)]
+    pub desc_act: bool,
+    /// GPTQ: which layout
+    #[arg(long, value_enum, value_name = "LAYOUT")]
+    pub checkpoint_format: Option<Layout>,
+    /// How codes are chosen [default: gptq where the format has integers in groups, nearest elsewhere]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub rounding: Option<Rounding>,
+    /// Begin another file where one would be larger
+    #[arg(long, value_name = "SIZE", default_value = "5GB")]
+    pub max_shard_size: String,
+    /// Devices over which an engine is to split every layer; groups are chosen so that they survive it
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub tp: usize,
+    /// Continue a run that was cut short
+    #[arg(long)]
+    pub resume: bool,
+}
+
+impl FolderArgs {
+    /// A flag that was given, if any.
+    pub fn given(&self) -> Option<&'static str> {
+        let flags = [
+            (self.group_size.is_some(), "--group-size"),
+            (self.bits.is_some(), "--bits"),
+            (self.sym, "--sym"),
+            (self.asym, "--asym"),
+            (self.desc_act, "--desc-act"),
+            (self.checkpoint_format.is_some(), "--checkpoint-format"),
+            (self.rounding.is_some(), "--rounding"),
+            (self.tp != 1, "--tp"),
+            (self.resume, "--resume"),
+        ];
+        flags.into_iter().find(|(given, _)| *given).map(|(_, flag)| flag)
+    }
+}
+
+/// A folder format that was asked for.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// As it was typed, in lower case; names the folder.
+    pub name: String,
+    pub spec: Spec,
+}
+
+/// Takes the folder formats out of `--to`'s values and applies the flags to them. A mix with GGUF types is fine: those
+/// that remain in `to` are GGUF types.
+pub fn take_targets(to: &mut Vec<String>, args: &FolderArgs) -> Result<Vec<Target>> {
+    let mut targets = Vec::new();
+    let mut rest = Vec::new();
+    for name in to.drain(..) {
+        match formats::parse(&name) {
+            Some(_) => targets.push(Target { spec: with_flags(&name, args)?, name: name.to_ascii_lowercase() }),
+            None => rest.push(name),
+        }
+    }
+    *to = rest;
+    for (i, t) in targets.iter().enumerate() {
+        if targets[..i].iter().any(|u| u.spec == t.spec) {
+            return Err(Error::Usage(format!("{} is asked for twice", t.spec)));
+        }
+    }
+    Ok(targets)
+}
+
+/// The format of a name, refined by the flags. Both speak one language: a flag is one more word of the name.
+fn with_flags(name: &str, args: &FolderArgs) -> Result<Spec> {
+    let mut full = name.to_ascii_lowercase();
+    let mut refine = |flag: &str, word: String| -> Result<()> {
+        full = format!("{full}-{word}");
+        match formats::parse(&full) {
+            Some(_) => Ok(()),
+            None => Err(Error::Usage(format!("{name} cannot have {flag}"))),
+        }
+    };
+    if let Some(bits) = args.bits {
+        refine(&format!("--bits {bits}"), format!("{bits}bit"))?;
+    }
+    match args.group_size {
+        Some(-1) => refine("--group-size -1", "channel".into())?,
+        Some(n) => refine(&format!("--group-size {n}"), format!("{n}g"))?,
+        None => {}
+    }
+    for (on, flag, word) in
+        [(args.sym, "--sym", "sym"), (args.asym, "--asym", "asym"), (args.desc_act, "--desc-act", "desc")]
+    {
+        if on {
+            refine(flag, word.into())?;
+        }
+    }
+    match args.checkpoint_format {
+        Some(Layout::Gptq) => refine("--checkpoint-format gptq", "v1".into())?,
+        Some(Layout::GptqV2) => refine("--checkpoint-format gptq_v2", "v2".into())?,
+        Some(Layout::CompressedTensors) | None => {}
+    }
+    let mut spec = formats::parse(&full).ok_or_else(|| Error::Internal(format!("the format {full}")))?;
+    if args.checkpoint_format == Some(Layout::CompressedTensors) {
+        let gptq = matches!(spec.format, formats::Format::Gptq | formats::Format::GptqV2);
+        if !(gptq && matches!(spec.bits, 4 | 8) && !spec.desc_act) {
+            let what = "is written as compressed-tensors with 4 or 8 bits and without --desc-act only";
+            return Err(Error::Usage(format!("{spec} {what}")));
+        }
+        spec.format = formats::Format::PackQuantized;
+    }
+    Ok(spec)
+}
+
+/// Where each folder goes. `output` is the folder itself for a single target, unless it exists and is no folder of ours
+/// or ends in a slash: then it is the place to put it.
+pub fn output_paths(output: Option<&Path>, model: &str, targets: &[Target], alone: bool) -> Result<Vec<PathBuf>> {
+    let named = |t: &Target| format!("{model}-{}", t.name);
+    let Some(output) = output else { return Ok(targets.iter().map(|t| PathBuf::from(named(t))).collect()) };
+    let text = output.to_string_lossy();
+    if let Some(marker) = ["{type}", "{ftype}"].into_iter().find(|m| text.contains(m)) {
+        return Ok(targets.iter().map(|t| PathBuf::from(text.replace(marker, &t.name))).collect());
+    }
+    let ours = !output.is_dir() || output.join(MANIFEST).is_file();
+    if targets.len() == 1 && alone && ours && !text.ends_with('/') {
+        return Ok(vec![output.to_path_buf()]);
+    }
+    if output.exists() && !output.is_dir() {
+        return Err(Error::Usage(format!("{} is not a folder; checkpoints go into one", output.display())));
+    }
+    std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
+    Ok(targets.iter().map(|t| output.join(named(t))).collect())
+}
+
+/// One folder, decided and named.
+pub struct Prepared {
+    pub target: Target,
+    pub planned: Planned,
+    pub output: PathBuf,
+}
+
+/// Decides every folder. Nothing is written, no weight is read.
+pub fn prepare(
+    ckpt: &Checkpoint,
+    model: &Model,
+    targets: Vec<Target>,
+    outputs: Vec<PathBuf>,
+    tp: usize,
+    on_fallback: OnFallback,
+) -> Result<Vec<Prepared>> {
+    let mut prepared = Vec::new();
+    for (target, output) in targets.into_iter().zip(outputs) {
+        let planned = Planned::new(ckpt, model, &Request { spec: target.spec, tp: tp.max(1) })?;
+        if on_fallback == OnFallback::Error
+            && let Some(d) = planned.departures.first()
+        {
+            let hint = "--on-fallback warn accepts it";
+            return Err(Error::Unsupported(format!("{}: {}\n  hint: {hint}", target.spec, line(d))));
+        }
+        prepared.push(Prepared { target, planned, output });
+    }
+    Ok(prepared)
+}
+
+fn line(d: &Departure) -> String {
+    let module = d.module.as_deref().map_or(String::new(), |m| format!("{m}: "));
+    format!("{module}{} instead of {}: {}", d.done, d.asked, d.reason)
+}
+
+/// Says what departs from what was asked, alike departures together.
+pub fn warn(prepared: &[Prepared]) {
+    for p in prepared {
+        for text in lines(&p.planned.departures) {
+            eprintln!("{}: {text}", p.target.name);
+        }
+    }
+}
+
+/// Departures in words; those that differ only in their layer are one line.
+pub fn lines(departures: &[Departure]) -> Vec<String> {
+    let mut groups: Vec<(String, &Departure, usize)> = Vec::new();
+    for d in departures {
+        let part = d.module.as_deref().map_or("", |m| m.rsplit('.').next().unwrap_or(m)).to_string();
+        match groups.iter_mut().find(|(p, e, _)| (p.as_str(), &e.asked, &e.done) == (&part, &d.asked, &d.done)) {
+            Some(group) => group.2 += 1,
+            None => groups.push((part, d, 1)),
+        }
+    }
+    let text = |(part, d, n): (String, &Departure, usize)| match n {
+        1 => line(d),
+        n => format!("{part} ×{n}: {} instead of {}: {}", d.done, d.asked, d.reason),
+    };
+    groups.into_iter().map(text).collect()
+}
+
+/// Everything on the command line that decides the bytes.
+fn recipe(p: &Prepared, args: &ConvertArgs, max_shard: u64) -> Value {
+    json!({
+        "to": p.target.name,
+        "format": p.planned.spec.to_string(),
+        "tp": args.folder.tp,
+        "rounding": "nearest",
+        "max_shard_bytes": max_shard,
+        "version": env!("CARGO_PKG_VERSION"),
+    })
+}
+
+/// Makes every folder, one after the other.
+pub fn run(ckpt: &Checkpoint, model: &Model, prepared: &[Prepared], args: &ConvertArgs) -> Result<Vec<Written>> {
+    let threads = options::threads(args.common.threads)?;
+    let max_shard = options::size(&args.folder.max_shard_size)?;
+    let existing = Existing { force: args.force, resume: args.folder.resume };
+    for p in prepared {
+        refuse_existing(&p.output, args.force)?;
+    }
+    let hashes = (!args.no_source_hash).then(|| super::convert::hash_sources(ckpt, threads)).transpose()?;
+    let name = options::model_name(ckpt.dir());
+    let mut written = Vec::new();
+    for p in prepared {
+        let total: u64 = ckpt.tensors().iter().map(|t| t.bytes()).sum();
+        let progress = Progress::new(&p.target.name, total, Unit::Bytes, args.common.quiet);
+        let control = Control { threads, cancel: &CANCEL, advance: &|n| progress.advance(n) };
+        let recipe = recipe(p, args, max_shard);
+        let job = Job::new((ckpt, model), &p.planned, &p.output, max_shard, &recipe, existing, &control)?;
+        let partial = job.folder.partial().to_path_buf();
+        let provenance = Provenance { name: &name, hashes: hashes.clone(), recipe: &recipe, calibration: Value::Null };
+        let mut method: Box<dyn Method> = Box::new(Nearest);
+        let done = job.make(&mut *method, &provenance);
+        progress.finish();
+        match done {
+            Ok(done) => written.push(done),
+            Err(e) => {
+                if partial.is_dir() && !args.common.quiet {
+                    eprintln!("finished parts are kept in {}; --resume continues behind them", partial.display());
+                }
+                return Err(e);
+            }
+        }
+    }
+    Ok(written)
+}
+
+/// A line per folder for people; paths go to standard output.
+pub fn summary(prepared: &[Prepared], written: &[Written], ckpt: &Checkpoint, args: &ConvertArgs) -> String {
+    let source: u64 = ckpt.tensors().iter().map(|t| t.bytes()).sum();
+    let mut out = String::new();
+    for (p, w) in prepared.iter().zip(written) {
+        out += &format!("{}\n", w.path.display());
+        let (_, bits) = p.planned.quantized(ckpt);
+        if args.common.format == Format::Text {
+            eprintln!(
+                "  {:<8} {:>10}  {bits:.2} bits per quantized weight  {:.1} % of the source  {}",
+                p.target.name,
+                human(w.tensor_bytes),
+                100.0 * w.tensor_bytes as f64 / source.max(1) as f64,
+                match w.departures.len() {
+                    0 => "as asked".to_string(),
+                    n => format!("{n} departures from what was asked (see {MANIFEST})"),
+                }
+            );
+        }
+    }
+    out
+}
+
+/// The same for machines.
+pub fn summary_json(prepared: &[Prepared], written: &[Written], ckpt: &Checkpoint) -> Vec<Value> {
+    let row = |(p, w): (&Prepared, &Written)| {
+        let (weights, bits) = p.planned.quantized(ckpt);
+        json!({
+            "type": p.target.name, "format": p.planned.spec.to_string(), "paths": [w.path], "bytes": w.tensor_bytes,
+            "quantized_weights": weights, "bits_per_weight": bits, "ledger": w.manifest["ledger"],
+        })
+    };
+    prepared.iter().zip(written).map(row).collect()
+}
+
+/// The whole result for machines, where only folders were made.
+pub fn json(path: &Path, ckpt: &Checkpoint, model: &Model, rows: Vec<Value>, seconds: f64) -> Value {
+    let dropped = model.dropped.iter().map(|(name, why)| json!({ "tensor": name, "reason": why }));
+    json!({
+        "version": env!("CARGO_PKG_VERSION"), "source": path,
+        "source_bytes": crate::convert::source_bytes(ckpt, model), "tensors": ckpt.tensors().len(),
+        "dropped": dropped.collect::<Vec<_>>(), "artifacts": rows, "seconds": seconds,
+    })
+}
+
+/// A departure as the report has it; the candidate's name is filled in there.
+pub fn ledger_row(d: &Departure) -> LedgerRow {
+    LedgerRow {
+        candidate: String::new(),
+        kind: "fallback".into(),
+        tensor: d.module.clone(),
+        asked: d.asked.clone(),
+        done: d.done.clone(),
+        reason: d.reason.clone(),
+    }
+}
+
+/// What the plan of a folder says.
+pub fn plan_of(p: &Prepared, ckpt: &Checkpoint, threads: usize) -> Value {
+    let (weights, bits) = p.planned.quantized(ckpt);
+    json!({
+        "type": p.target.name, "format": p.planned.spec.to_string(), "tensor_bytes": p.planned.tensor_bytes(),
+        "quantized_weights": weights, "bits_per_weight": bits, "quantization_config": p.planned.config,
+        "peak_memory": memory(p, threads), "ledger": crate::checkpoint::files::ledger(&p.planned.departures),
+    })
+}
+
+/// Bytes that the work holds at once: a batch of modules as numbers, packed and read back.
+fn memory(p: &Prepared, threads: usize) -> u64 {
+    let largest = p.planned.contents.modules.iter().map(|m| m.rows * m.cols).max().unwrap_or(0);
+    40_000_000 + 8 * crate::checkpoint::nearest::at_once(largest) as u64 + (threads as u64) * 1_000_000
+}
+
+/// The same for people.
+pub fn plan_text(folders: &[Prepared], ckpt: &Checkpoint, threads: usize) -> String {
+    let mut out = String::new();
+    for p in folders {
+        let (weights, bits) = p.planned.quantized(ckpt);
+        let all: u64 = ckpt.tensors().iter().map(|t| t.elements() as u64).sum();
+        let size = human(p.planned.tensor_bytes());
+        let share = 100.0 * weights as f64 / all.max(1) as f64;
+        out += &format!("\n{}: {size} as {}\n", p.target.name, p.planned.spec);
+        out += &format!("  {share:.1} % of {all} weights quantized, {bits:.2} bits each with their scales\n");
+        for line in lines(&p.planned.departures) {
+            out += &format!("  {line}\n");
+        }
+        out += &format!("  to make it: about {} of memory, {size} of disk\n", human(memory(p, threads)));
+    }
+    out
+}
