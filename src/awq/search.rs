@@ -1,0 +1,228 @@
+//! The scales of one group of channels: AWQ's curves, then a refinement per channel, decided by the error that the real
+//! rounding leaves in the outputs, `Σ tr((W − Q(W·s)/s) H (W − Q(W·s)/s)ᵀ)`. SmoothQuant's scales too, which are a formula.
+
+use super::grid::{Bundles, Grid, LANES, UNCLIPPED, group_errors, weighted_squares};
+use super::groups::Columns;
+use super::refine::{Layer, descend, expected_error};
+use rayon::prelude::*;
+
+/// Moments of what enters a linear layer (or one expert of it), sums over the tokens it saw.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// Σ x xᵀ, `[cols, cols]`.
+    pub gram: &'a [f32],
+    /// Σ |x| per column.
+    pub abs: &'a [f64],
+    /// max |x| per column.
+    pub max: &'a [f32],
+    pub tokens: u64,
+}
+
+/// A linear layer that reads the group's channels and will be quantized.
+#[derive(Clone, Copy, Debug)]
+pub struct Consumer<'a> {
+    /// `[rows, cols]`, one expert's.
+    pub weights: &'a [f32],
+    pub inputs: Inputs<'a>,
+    /// What the squared error of a column counts in the expected error. `None`: the diagonal of the gram, which is right
+    /// for rounding to nearest; with error feedback it is `1 / U_jj²` of the factor `H⁻¹ = UᵀU`.
+    pub importance: Option<&'a [f64]>,
+}
+
+/// How far the search goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Sweeps of the refinement per channel; 0 leaves AWQ's best curve.
+    pub sweeps: usize,
+    /// Rows of each layer that the expected error looks at.
+    pub range_rows: usize,
+    /// Rows of each layer that are rounded to compare candidates.
+    pub rounded_rows: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { sweeps: 4, range_rows: 1024, rounded_rows: 256 }
+    }
+}
+
+/// What a search found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scales {
+    /// Per channel.
+    pub scales: Vec<f32>,
+    /// Error of the outputs with them, over the rounded rows.
+    pub loss: f64,
+    /// The same with all scales 1; never below `loss`.
+    pub plain: f64,
+}
+
+/// AWQ's curves: exponents r = k / STEPS.
+const STEPS: usize = 20;
+
+/// Finds scales for `channels` channels that `consumers` read through `columns`. `settle` turns wished scales into ones
+/// that can be folded (see [`super::representable`]); what is returned has passed through it. All ones where nothing
+/// is better, and where no token came by.
+pub fn search(
+    columns: Columns,
+    channels: usize,
+    consumers: &[Consumer],
+    grid: Grid,
+    options: Options,
+    settle: &(dyn Fn(&[f32]) -> Vec<f32> + Sync),
+) -> Scales {
+    let cols = columns.count(channels);
+    let one = vec![1.0; channels];
+    let seen: Vec<&Consumer> = consumers.iter().filter(|c| c.inputs.tokens > 0).collect();
+    if seen.is_empty() || channels == 0 {
+        return Scales { scales: one, loss: 0.0, plain: 0.0 };
+    }
+    let ranges: Vec<_> = seen.iter().map(|c| Bundles::sample(c.weights, cols, options.range_rows)).collect();
+    let importance: Vec<Vec<f64>> = seen.iter().map(|c| importance(c, cols)).collect();
+    let layers: Vec<Layer> = ranges
+        .iter()
+        .zip(&importance)
+        .map(|((rows, each), importance)| Layer { rows, each: *each, importance })
+        .collect();
+    // Of the curves the cheap estimate takes one, of the three that remain the rounding itself.
+    let mut start = (one.clone(), f64::INFINITY);
+    for curve in curves(columns, channels, &seen, grid, &ranges) {
+        let error = expected_error(&layers, columns, grid, &curve);
+        if error < start.1 {
+            start = (curve, error);
+        }
+    }
+    let mut candidates = vec![start.0];
+    if options.sweeps > 0 {
+        candidates.push(descend(&layers, columns, grid, &candidates[0], options.sweeps));
+    }
+    let rounded: Vec<_> = seen.iter().map(|c| Bundles::sample(c.weights, cols, options.rounded_rows)).collect();
+    let loss = |scales: &[f32]| rounding_loss(columns, &seen, &rounded, grid, scales);
+    let plain = loss(&one);
+    let mut best = Scales { scales: one, loss: plain, plain };
+    for candidate in candidates {
+        let scales = settle(&candidate);
+        let loss = loss(&scales);
+        if loss < best.loss {
+            best = Scales { scales, loss, plain };
+        }
+    }
+    best
+}
+
+fn importance(consumer: &Consumer, cols: usize) -> Vec<f64> {
+    match consumer.importance {
+        Some(given) => given.to_vec(),
+        None => consumer.inputs.gram.iter().step_by(cols + 1).map(|h| f64::from(*h)).collect(),
+    }
+}
+
+/// AWQ's candidates, all ones first: with the mean magnitude `x` of a channel and the mean `w` of its weights relative
+/// to the largest of their groups, `x^r / (w^(1-r) + 1e-4)` and `x^r`, brought to `sqrt(max · min) = 1`.
+fn curves(
+    columns: Columns,
+    channels: usize,
+    consumers: &[&Consumer],
+    grid: Grid,
+    rows: &[(Bundles, f64)],
+) -> Vec<Vec<f32>> {
+    let (x, w) = (input_means(columns, channels, consumers), weight_means(columns, channels, grid, rows));
+    let curve = |k: usize, both: bool| {
+        let r = k as f32 / STEPS as f32;
+        let scale = |(x, w): (&f32, &f32)| {
+            let divisor = if both { w.powf(1.0 - r) + 1e-4 } else { 1.0 };
+            (x.powf(r) / divisor).max(1e-4)
+        };
+        let mut scales: Vec<f32> = x.iter().zip(&w).map(scale).collect();
+        let (low, high) = scales.iter().fold((f32::MAX, 0f32), |(l, h), s| (l.min(*s), h.max(*s)));
+        let middle = (low * high).sqrt();
+        scales.iter_mut().for_each(|s| *s /= middle);
+        scales.iter().all(|s| s.is_finite() && *s > 0.0).then_some(scales)
+    };
+    let all = (0..STEPS).flat_map(|k| [curve(k, false), curve(k, true)]);
+    all.flatten().collect()
+}
+
+/// mean |x| per channel over all tokens of all consumers and the columns that share the channel.
+fn input_means(columns: Columns, channels: usize, consumers: &[&Consumer]) -> Vec<f32> {
+    let mut sums = vec![0f64; channels];
+    for consumer in consumers {
+        consumer.inputs.abs.iter().enumerate().for_each(|(column, abs)| sums[columns.channel(column)] += abs);
+    }
+    let tokens: u64 = consumers.iter().map(|c| c.inputs.tokens).sum();
+    let shared = columns.count(channels) / channels.max(1) * tokens as usize;
+    sums.iter().map(|sum| (sum / shared as f64) as f32).collect()
+}
+
+/// Mean over rows and columns of |w| relative to the largest of its row and group, per channel.
+fn weight_means(columns: Columns, channels: usize, grid: Grid, rows: &[(Bundles, f64)]) -> Vec<f32> {
+    let mut sums = vec![0f64; channels];
+    let mut weight = 0.0;
+    for (bundles, each) in rows {
+        let size = grid.group(bundles.cols);
+        weight += bundles.count() as f64 * LANES as f64 * each;
+        for bundle in (0..bundles.count()).map(|b| bundles.bundle(b)) {
+            for (g, group) in bundle.chunks(size).enumerate() {
+                let mut largest = [0f32; LANES];
+                group.iter().for_each(|w| largest.iter_mut().zip(w).for_each(|(m, w)| *m = m.max(w.abs())));
+                for (i, w) in group.iter().enumerate() {
+                    let share: f32 = w.iter().zip(&largest).map(|(w, m)| if *m > 0.0 { w.abs() / m } else { 0.0 }).sum();
+                    sums[columns.channel(g * size + i)] += f64::from(share) * each;
+                }
+            }
+        }
+    }
+    let shared = weight * (columns.count(channels) / channels.max(1)) as f64;
+    sums.iter().map(|sum| (sum / shared) as f32).collect()
+}
+
+/// The error of the outputs when the sampled rows are rounded to nearest with these scales.
+fn rounding_loss(
+    columns: Columns,
+    consumers: &[&Consumer],
+    rows: &[(Bundles, f64)],
+    grid: Grid,
+    scales: &[f32],
+) -> f64 {
+    let spread = columns.spread(scales);
+    let tasks: Vec<(usize, usize)> =
+        rows.iter().enumerate().flat_map(|(c, (bundles, _))| (0..bundles.count()).map(move |b| (c, b))).collect();
+    let losses: Vec<f64> = tasks
+        .into_par_iter()
+        .map(|(c, b)| {
+            let (bundles, each) = &rows[c];
+            let cols = bundles.cols;
+            let mut errors = vec![[0.0; LANES]; cols];
+            let size = grid.group(cols);
+            let groups = bundles.bundle(b).chunks(size).zip(spread.chunks(size)).zip(errors.chunks_mut(size));
+            groups.for_each(|((w, s), e)| group_errors(grid, w, s, UNCLIPPED, e));
+            let lanes = weighted_squares(&errors, consumers[c].inputs.gram, cols, 0);
+            lanes.iter().map(|l| f64::from(*l)).sum::<f64>() * each
+        })
+        .collect();
+    losses.iter().sum()
+}
+
+/// SmoothQuant: `max|x|^alpha / max|w|^(1 - alpha)` per channel, which moves the difficulty of quantizing activations into
+/// the weights. A channel without inputs or weights keeps 1. 0.5 is the paper's `alpha`.
+pub fn smooth(columns: Columns, channels: usize, consumers: &[Consumer], alpha: f32) -> Vec<f32> {
+    let (mut x, mut w) = (vec![0f32; channels], vec![0f32; channels]);
+    let cols = columns.count(channels);
+    for consumer in consumers {
+        for (column, max) in consumer.inputs.max.iter().enumerate() {
+            let x = &mut x[columns.channel(column)];
+            *x = x.max(*max);
+        }
+        for row in consumer.weights.chunks_exact(cols.max(1)) {
+            for (column, weight) in row.iter().enumerate() {
+                let w = &mut w[columns.channel(column)];
+                *w = w.max(weight.abs());
+            }
+        }
+    }
+    let scale = |(x, w): (&f32, &f32)| {
+        let scale = x.powf(alpha) / w.powf(1.0 - alpha);
+        if scale.is_finite() && scale > 0.0 { scale.max(1e-5) } else { 1.0 }
+    };
+    x.iter().zip(&w).map(scale).collect()
+}
