@@ -53,3 +53,45 @@ pub fn clip(weights: &mut [f32], cols: usize, limits: &[f32], grid: Grid) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::tests::numbers;
+
+    /// The error of group-wise rounding in the outputs, over all groups alone.
+    fn loss(weights: &[f32], cut: &[f32], cols: usize, gram: &[f32], grid: Grid) -> f64 {
+        let size = grid.group(cols);
+        let (before, after) = (Bundles::sample(weights, cols, usize::MAX).0, Bundles::sample(cut, cols, usize::MAX).0);
+        let mut total = 0.0;
+        for b in 0..before.count() {
+            let groups = before.bundle(b).chunks(size).zip(after.bundle(b).chunks(size)).enumerate();
+            for (g, (w, cut)) in groups {
+                let mut errors = vec![[0.0; LANES]; w.len()];
+                group_errors(grid, cut, &vec![1.0; w.len()], UNCLIPPED, &mut errors);
+                for ((e, w), cut) in errors.iter_mut().zip(w).zip(cut) {
+                    (0..LANES).for_each(|l| e[l] += w[l] - cut[l]);
+                }
+                total += weighted_squares(&errors, gram, cols, g * size).iter().map(|l| f64::from(*l)).sum::<f64>();
+            }
+        }
+        total
+    }
+
+    #[test]
+    fn clipping_never_raises_the_error_of_a_group_and_lowers_it_for_long_tails() {
+        for (rows, cols, group) in [(20, 64, 32), (3, 37, 16), (1, 9, 0)] {
+            let grid = Grid { bits: 3, group, symmetric: false };
+            let weights: Vec<f32> = numbers(rows * cols, 1).iter().map(|w| w * w * w).collect();
+            let mut gram = vec![0.0; cols * cols];
+            (0..cols).for_each(|i| gram[i * cols + i] = 1.0 + i as f32 / cols as f32);
+            let limits = limits(&weights, cols, &gram, grid);
+            assert_eq!(limits.len(), rows * cols.div_ceil(grid.group(cols)));
+            let mut cut = weights.clone();
+            clip(&mut cut, cols, &limits, grid);
+            let (before, after) =
+                (loss(&weights, &weights, cols, &gram, grid), loss(&weights, &cut, cols, &gram, grid));
+            assert!(after <= before * 1.0001 && (rows < 20 || after < 0.98 * before), "{before} {after}");
+        }
+    }
+}

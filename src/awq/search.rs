@@ -226,3 +226,122 @@ pub fn smooth(columns: Columns, channels: usize, consumers: &[Consumer], alpha: 
     };
     x.iter().zip(&w).map(scale).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::tests::numbers;
+
+    /// Moments of `tokens` inputs whose channels differ a lot in size.
+    struct Moments {
+        gram: Vec<f32>,
+        abs: Vec<f64>,
+        max: Vec<f32>,
+        tokens: u64,
+    }
+
+    fn moments(cols: usize, tokens: usize, seed: u32) -> Moments {
+        let size: Vec<f32> = numbers(cols, seed).iter().map(|v| (2.5 * v).exp()).collect();
+        let common = numbers(tokens, seed + 1);
+        let own = numbers(tokens * cols, seed + 2);
+        let x: Vec<f32> = (0..tokens * cols).map(|i| size[i % cols] * (own[i] + 0.5 * common[i / cols])).collect();
+        let mut m = Moments { gram: vec![0.0; cols * cols], abs: vec![0.0; cols], max: vec![0.0; cols], tokens: tokens as u64 };
+        for x in x.chunks_exact(cols) {
+            for i in 0..cols {
+                m.abs[i] += f64::from(x[i].abs());
+                m.max[i] = m.max[i].max(x[i].abs());
+                for j in 0..cols {
+                    m.gram[i * cols + j] += x[i] * x[j];
+                }
+            }
+        }
+        m
+    }
+
+    impl Moments {
+        fn consumer<'a>(&'a self, weights: &'a [f32]) -> Consumer<'a> {
+            let inputs = Inputs { gram: &self.gram, abs: &self.abs, max: &self.max, tokens: self.tokens };
+            Consumer { weights, inputs, importance: None }
+        }
+    }
+
+    const ODD: [(Columns, usize, usize, usize); 5] = [
+        (Columns::Same, 64, 32, 40),
+        (Columns::Same, 33, 0, 7),
+        (Columns::Same, 70, 64, 1),
+        (Columns::Heads { shared: 3, dim: 8 }, 16, 16, 19),
+        (Columns::Heads { shared: 1, dim: 5 }, 15, 7, 33),
+    ];
+
+    #[test]
+    fn the_loss_is_never_above_that_of_no_scales_and_mostly_far_below() {
+        for (columns, channels, group, rows) in ODD {
+            for symmetric in [false, true] {
+                let grid = Grid { bits: 4, group, symmetric };
+                let cols = columns.count(channels);
+                let m = moments(cols, 50, 1);
+                let w = numbers(rows * cols, 9);
+                let consumers = [m.consumer(&w)];
+                let run = |sweeps| {
+                    let options = Options { sweeps, ..Options::default() };
+                    search(columns, channels, &consumers, grid, options, &<[f32]>::to_vec)
+                };
+                let (awq, refined) = (run(0), run(4));
+                println!("{columns:?} {group} {symmetric}: {:.3} {:.3}", awq.loss / awq.plain, refined.loss / awq.plain);
+                assert!(awq.loss <= awq.plain && refined.loss <= awq.loss);
+                // Symmetric codes reach less far on the positive side: what is scaled up most is then cut.
+                assert!(symmetric || refined.loss < 0.9 * refined.plain);
+                assert!(refined.scales.iter().all(|s| s.is_finite() && *s > 0.0) && refined.scales.len() == channels);
+            }
+        }
+    }
+
+    #[test]
+    fn scales_that_cannot_be_folded_are_not_taken() {
+        let m = moments(32, 20, 1);
+        let w = numbers(8 * 32, 9);
+        let grid = Grid { bits: 4, group: 32, symmetric: false };
+        let found = search(Columns::Same, 32, &[m.consumer(&w)], grid, Options::default(), &|s| vec![1.0; s.len()]);
+        assert_eq!((found.scales, found.loss), (vec![1.0; 32], found.plain));
+    }
+
+    #[test]
+    fn experts_count_by_their_tokens_and_unseen_ones_not_at_all() {
+        let (a, b) = (moments(32, 60, 1), moments(32, 2, 77));
+        let (wa, wb) = (numbers(16 * 32, 2), numbers(16 * 32, 3));
+        let grid = Grid { bits: 4, group: 32, symmetric: false };
+        let unseen = Moments { gram: vec![0.0; 32 * 32], abs: vec![0.0; 32], max: vec![0.0; 32], tokens: 0 };
+        let run = |consumers: &[Consumer]| {
+            search(Columns::Same, 32, consumers, grid, Options::default(), &<[f32]>::to_vec).scales
+        };
+        let alone = run(&[a.consumer(&wa)]);
+        assert_eq!(alone, run(&[a.consumer(&wa), unseen.consumer(&wb)]));
+        assert_eq!(run(&[unseen.consumer(&wb)]), vec![1.0; 32]);
+        let distance = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| (x / y).ln().abs()).sum::<f32>();
+        let both = run(&[a.consumer(&wa), b.consumer(&wb)]);
+        assert!(distance(&both, &alone) < distance(&both, &run(&[b.consumer(&wb)])));
+    }
+
+    #[test]
+    fn any_number_of_threads_finds_the_same_scales() {
+        let m = moments(96, 40, 4);
+        let w = numbers(100 * 96, 9);
+        let grid = Grid { bits: 4, group: 32, symmetric: false };
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let found = search(Columns::Same, 96, &[m.consumer(&w)], grid, Options::default(), &<[f32]>::to_vec);
+                (found, crate::awq::clip::limits(&w, 96, &m.gram, grid))
+            })
+        };
+        assert_eq!(run(1), run(3));
+    }
+
+    #[test]
+    fn smoothing_is_the_papers_formula() {
+        let inputs = |max: &'static [f32]| Inputs { gram: &[], abs: &[], max, tokens: 1 };
+        let consumer = |weights: &'static [f32], max| Consumer { weights, inputs: inputs(max), importance: None };
+        let (a, b) = (consumer(&[1.0, -2.0, 0.0, 4.0], &[9.0, 0.0]), consumer(&[-0.25, 1.0], &[16.0, 0.0]));
+        assert_eq!(smooth(Columns::Same, 2, &[a, b], 0.5), [4.0, 1.0]);
+    }
+}
