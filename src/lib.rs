@@ -10,6 +10,7 @@ pub mod cli;
 pub mod convert;
 pub mod error;
 pub mod eval;
+pub mod feedback;
 pub mod gguf;
 pub mod infer;
 pub mod kernel;

@@ -1,0 +1,3 @@
+//! Error feedback.
+
+pub mod ggml;
