@@ -40,7 +40,6 @@ pub trait Lanes: Copy {
     fn min(self, o: Self) -> Self;
     /// `self > o ? self : o`
     fn max(self, o: Self) -> Self;
-    fn sqrt(self) -> Self;
     /// `self < than ? yes : no`
     fn if_less(self, than: Self, yes: Self, no: Self) -> Self;
 
@@ -124,24 +123,87 @@ impl Lanes for Column {
     fn max(self, o: Self) -> Self {
         Column(std::array::from_fn(|i| if self.0[i] > o.0[i] { self.0[i] } else { o.0[i] }))
     }
-    fn sqrt(self) -> Self {
-        Column(self.0.map(f32::sqrt))
-    }
     fn if_less(self, than: Self, yes: Self, no: Self) -> Self {
         Column(std::array::from_fn(|i| if self.0[i] < than.0[i] { yes.0[i] } else { no.0[i] }))
     }
 }
 
+/// The instruction sets that the lanes are written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    Plain,
+    #[cfg(target_arch = "x86_64")]
+    Sse2,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Isa {
+    /// What this machine has, the widest last.
+    pub fn available() -> Vec<Isa> {
+        let mut all = vec![Isa::Plain];
+        #[cfg(target_arch = "x86_64")]
+        {
+            all.push(Isa::Sse2);
+            if is_x86_feature_detected!("avx2") {
+                all.push(Isa::Avx2);
+            }
+            if is_x86_feature_detected!("avx512f") {
+                all.push(Isa::Avx512);
+            }
+        }
+        all
+    }
+
+    /// The widest that this machine has.
+    pub fn detect() -> Isa {
+        Self::available().last().copied().unwrap_or(Isa::Plain)
+    }
+
+    /// Runs `kernel` with this set, which must be one of [`Isa::available`].
+    pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            Isa::Plain => kernel.run::<Column>(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Sse2 => kernel.run::<x86::Sse2>(),
+            // SAFETY: this set and the next come from `available`, which found them.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { x86::avx2(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { x86::avx512(kernel) },
+        }
+    }
+}
+
+/// Work that is compiled once per instruction set. All that it calls must be `#[inline(always)]`.
+pub trait Kernel {
+    type Output;
+    fn run<V: Lanes>(self) -> Self::Output;
+}
+
 #[cfg(target_arch = "x86_64")]
 pub mod x86 {
     //! The same in registers. A value of these types is only made inside functions whose instruction set was detected.
-    use super::{Column, Lanes};
+    use super::{Column, Kernel, Lanes};
     use std::arch::x86_64::*;
+
+    #[target_feature(enable = "avx2")]
+    pub(super) fn avx2<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run::<Avx2>()
+    }
+
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn avx512<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run::<Avx512>()
+    }
 
     /// `$name` holds `$count` vectors of `$width` floats.
     macro_rules! lanes {
         ($name:ident, $vector:ty, $count:literal, $width:literal, $wide:literal, $splat:ident, $load:ident, $store:ident,
-         $add:ident, $sub:ident, $mul:ident, $div:ident, $min:ident, $max:ident, $sqrt:ident, $select:path) => {
+         $add:ident, $sub:ident, $mul:ident, $div:ident, $min:ident, $max:ident, $select:path) => {
             #[derive(Clone, Copy)]
             pub struct $name([$vector; $count]);
 
@@ -200,10 +262,6 @@ pub mod x86 {
                     self.zip(o, |a, b| unsafe { $max(a, b) })
                 }
                 #[inline(always)]
-                fn sqrt(self) -> Self {
-                    self.zip(self, |a, _| unsafe { $sqrt(a) })
-                }
-                #[inline(always)]
                 fn if_less(self, than: Self, yes: Self, no: Self) -> Self {
                     let mut out = self;
                     for i in 0..$count {
@@ -238,13 +296,13 @@ pub mod x86 {
 
     #[rustfmt::skip]
     lanes!(Avx512, __m512, 1, 16, true, _mm512_set1_ps, _mm512_load_ps, _mm512_store_ps,
-        _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps, _mm512_div_ps, _mm512_min_ps, _mm512_max_ps, _mm512_sqrt_ps, select_512);
+        _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps, _mm512_div_ps, _mm512_min_ps, _mm512_max_ps, select_512);
     #[rustfmt::skip]
     lanes!(Avx2, __m256, 2, 8, false, _mm256_set1_ps, _mm256_load_ps, _mm256_store_ps,
-        _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps, _mm256_div_ps, _mm256_min_ps, _mm256_max_ps, _mm256_sqrt_ps, select_256);
+        _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps, _mm256_div_ps, _mm256_min_ps, _mm256_max_ps, select_256);
     #[rustfmt::skip]
     lanes!(Sse2, __m128, 4, 4, false, _mm_set1_ps, _mm_load_ps, _mm_store_ps,
-        _mm_add_ps, _mm_sub_ps, _mm_mul_ps, _mm_div_ps, _mm_min_ps, _mm_max_ps, _mm_sqrt_ps, select_128);
+        _mm_add_ps, _mm_sub_ps, _mm_mul_ps, _mm_div_ps, _mm_min_ps, _mm_max_ps, select_128);
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ pub struct Panels {
 }
 
 impl Panels {
-    fn new(matrix: &[f32], n: usize, upper: bool) -> Self {
+    pub fn new(matrix: &[f32], n: usize, upper: bool) -> Self {
         let mut data = Vec::with_capacity(if upper { n * (n + PANEL) / 2 } else { n * n });
         for first in (0..n).step_by(PANEL) {
             let rows = if upper { first + PANEL } else { n };

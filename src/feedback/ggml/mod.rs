@@ -9,7 +9,8 @@
 
 mod bundle;
 mod candidates;
-pub mod lanes;
+mod guard;
+mod lanes;
 mod layout;
 mod matrices;
 mod polish;
@@ -18,9 +19,12 @@ mod search;
 #[cfg(test)]
 mod tests;
 
+use super::factor::Factor;
 use crate::quant::{GgmlType, QuantError, QuantizeRow, codec};
+pub use guard::{Gauge, TypeLoss, Verdict, losses_by_type};
+
 use bundle::{Bundle, FirstPass};
-use lanes::{LANES, Lanes};
+use lanes::{Isa, Kernel, LANES, Lanes};
 use layout::Layout;
 use matrices::Matrices;
 use rayon::prelude::*;
@@ -55,17 +59,37 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// From the regularised Hessian `h` and the upper `u` with `h⁻¹ = uᵀu`, both `[cols, cols]`.
+    /// From the factor of the layer's Hessian, its columns in their natural order.
     ///
-    /// Errors: a type without feedback, `cols` that are not whole blocks, matrices of another size.
-    pub fn new(ty: GgmlType, h: &[f32], u: &[f32], cols: usize) -> Result<Self, QuantError> {
+    /// Errors: a type without feedback, columns that are not whole blocks or not in order.
+    pub fn new(ty: GgmlType, factor: &Factor) -> Result<Self, QuantError> {
+        let n = factor.len();
+        if factor.order().iter().enumerate().any(|(i, column)| i != *column as usize) {
+            return Err(QuantError::Length { what: format!("the {n} columns are not in their natural order") });
+        }
+        match (factor.hessian(0, 0), factor.upper(0, 0)) {
+            (Some(h), Some(u)) => Self::from_matrices(ty, h, u, n),
+            // A diagonal one.
+            _ => {
+                let diagonal = |f: fn(f32) -> f32| {
+                    let mut m = vec![0.0; n * n];
+                    factor.importance().iter().enumerate().for_each(|(i, v)| m[i * n + i] = f(*v));
+                    m
+                };
+                Self::from_matrices(ty, &diagonal(|v| v), &diagonal(|v| 1.0 / v.sqrt()), n)
+            }
+        }
+    }
+
+    /// From the regularised Hessian `h` and the upper `u` with `h⁻¹ = uᵀu`, both `[cols, cols]`.
+    fn from_matrices(ty: GgmlType, h: &[f32], u: &[f32], cols: usize) -> Result<Self, QuantError> {
         let unsupported = QuantError::Unsupported { ty };
         let layout = layout::layout(ty).ok_or(unsupported.clone())?;
         let quantize = codec(ty).and_then(|c| c.quantize).ok_or(unsupported)?;
         if cols == 0 || !cols.is_multiple_of(layout.block) {
             return Err(QuantError::NotWholeBlocks { ty, cols, block: layout.block });
         }
-        if h.len() != cols * cols || u.len() != cols * cols {
+        if h.len() < cols * cols || u.len() < cols * cols {
             return Err(QuantError::Length { what: format!("the Hessian is not of {cols} columns") });
         }
         Ok(Prepared { layout, quantize, matrices: Matrices::new(h, u, cols, &layout) })
@@ -85,40 +109,6 @@ pub fn feedback_rows(
     out: &mut [u8],
 ) -> Result<(), QuantError> {
     run(prepared, w, importance, stage, out, Isa::detect())
-}
-
-/// The instruction sets that the lanes are written for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Isa {
-    Plain,
-    #[cfg(target_arch = "x86_64")]
-    Sse2,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-}
-
-impl Isa {
-    /// What this machine has, the widest last.
-    fn available() -> Vec<Isa> {
-        let mut all = vec![Isa::Plain];
-        #[cfg(target_arch = "x86_64")]
-        {
-            all.push(Isa::Sse2);
-            if is_x86_feature_detected!("avx2") {
-                all.push(Isa::Avx2);
-            }
-            if is_x86_feature_detected!("avx512f") {
-                all.push(Isa::Avx512);
-            }
-        }
-        all
-    }
-
-    fn detect() -> Isa {
-        Self::available().last().copied().unwrap_or(Isa::Plain)
-    }
 }
 
 fn run(
@@ -150,13 +140,14 @@ fn run(
     let steps = Steps { layout, matrices, first, sweeps };
     w.par_chunks(LANES * cols).zip(out.par_chunks_mut(LANES * row_bytes)).for_each(|(rows, out)| {
         let mut bundle = Bundle::new(layout, rows, cols);
-        steps.run(&mut bundle, rows.len() / cols, isa);
+        isa.run(Task(steps, &mut bundle, rows.len() / cols));
         bundle.pack(layout, out, row_bytes);
     });
     Ok(())
 }
 
 /// What happens to a bundle.
+#[derive(Clone, Copy)]
 struct Steps<'a> {
     layout: &'a Layout,
     matrices: &'a Matrices,
@@ -164,47 +155,25 @@ struct Steps<'a> {
     sweeps: usize,
 }
 
-impl Steps<'_> {
-    fn run(&self, bundle: &mut Bundle, rows: usize, isa: Isa) {
-        match isa {
-            Isa::Plain => self.go::<lanes::Column>(bundle, rows),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Sse2 => self.go::<lanes::x86::Sse2>(bundle, rows),
-            // SAFETY: this set and the next come from `Isa::available`, which found them.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { self.avx2(bundle, rows) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { self.avx512(bundle, rows) },
-        }
-    }
+/// One bundle, of which so many rows are in use, and what happens to it.
+struct Task<'a>(Steps<'a>, &'a mut Bundle, usize);
 
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2")]
-    fn avx2(&self, bundle: &mut Bundle, rows: usize) {
-        self.go::<lanes::x86::Avx2>(bundle, rows);
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f")]
-    fn avx512(&self, bundle: &mut Bundle, rows: usize) {
-        self.go::<lanes::x86::Avx512>(bundle, rows);
-    }
+impl Kernel for Task<'_> {
+    type Output = ();
 
     #[inline(always)]
-    fn go<V: Lanes>(&self, bundle: &mut Bundle, rows: usize) {
-        if self.layout.table {
-            self.go_on::<V, true>(bundle, rows);
-        } else {
-            self.go_on::<V, false>(bundle, rows);
-        }
+    fn run<V: Lanes>(self) {
+        if self.0.layout.table { self.go::<V, true>() } else { self.go::<V, false>() }
     }
+}
 
+impl Task<'_> {
     #[inline(always)]
-    fn go_on<V: Lanes, const TABLE: bool>(&self, bundle: &mut Bundle, rows: usize) {
-        bundle.feedback::<V, TABLE>(self.layout, self.matrices, self.first, rows);
-        for _ in 0..self.sweeps {
-            bundle.polish::<V, TABLE>(self.layout, self.matrices);
+    fn go<V: Lanes, const TABLE: bool>(self) {
+        let Task(Steps { layout, matrices, first, sweeps }, bundle, rows) = self;
+        bundle.feedback::<V, TABLE>(layout, matrices, first, rows);
+        for _ in 0..sweeps {
+            bundle.polish::<V, TABLE>(layout, matrices);
         }
     }
 }

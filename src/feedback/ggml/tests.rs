@@ -61,7 +61,7 @@ fn weights(rows: usize, cols: usize, seed: u32) -> Vec<f32> {
 
 impl Problem {
     fn bytes(&self, ty: GgmlType, w: &[f32], stage: Stage, isa: Isa) -> Vec<u8> {
-        let prepared = Prepared::new(ty, &self.h, &self.u, self.cols).unwrap();
+        let prepared = Prepared::from_matrices(ty, &self.h, &self.u, self.cols).unwrap();
         let mut out = vec![0xa5; w.len() / ty.block() * ty.block_bytes()];
         run(&prepared, w, &self.importance, stage, &mut out, isa).unwrap();
         check_rows(ty, &out).unwrap();
@@ -110,10 +110,11 @@ fn blocks_decode_to_the_values_that_were_reckoned_with() {
     let w = weights(LANES, p.cols, 9);
     for ty in TYPES {
         let layout = layout(ty).unwrap();
-        let prepared = Prepared::new(ty, &p.h, &p.u, p.cols).unwrap();
+        let prepared = Prepared::from_matrices(ty, &p.h, &p.u, p.cols).unwrap();
         for (first, sweeps) in [(FirstPass::Ggml(prepared.quantize, &p.importance), 0), (FirstPass::InLoop, 2)] {
             let mut bundle = Bundle::new(&layout, &w, p.cols);
-            Steps { layout: &layout, matrices: &prepared.matrices, first, sweeps }.run(&mut bundle, LANES, Isa::Plain);
+            let steps = Steps { layout: &layout, matrices: &prepared.matrices, first, sweeps };
+            Isa::Plain.run(Task(steps, &mut bundle, LANES));
             let mut bytes = vec![0; w.len() / ty.block() * ty.block_bytes()];
             let row_bytes = bytes.len() / LANES;
             bundle.pack(&layout, &mut bytes, row_bytes);
@@ -224,7 +225,7 @@ fn odd_weights_give_sound_blocks() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let p = problem(256);
-    let prepared = Prepared::new(GgmlType::Q4_K, &p.h, &p.u, 256).unwrap();
+    let prepared = Prepared::from_matrices(GgmlType::Q4_K, &p.h, &p.u, 256).unwrap();
     let mut out = vec![0; 144];
     let mut go = |w: &[f32], importance: &[f32]| feedback_rows(&prepared, w, importance, Stage::default(), &mut out);
     let mut w = weights(1, 256, 1);
@@ -233,7 +234,41 @@ fn what_does_not_fit_is_refused() {
     assert!(matches!(go(&w, &p.importance[1..]), Err(QuantError::Length { .. })));
     w[77] = f32::NAN;
     assert!(matches!(go(&w, &p.importance), Err(QuantError::NotFinite { index: 77, .. })));
-    assert!(matches!(Prepared::new(GgmlType::IQ2_XS, &p.h, &p.u, 256), Err(QuantError::Unsupported { .. })));
-    let short = Prepared::new(GgmlType::Q4_K, &p.h[..128 * 128], &p.u[..128 * 128], 128);
+    assert!(matches!(Prepared::from_matrices(GgmlType::IQ2_XS, &p.h, &p.u, 256), Err(QuantError::Unsupported { .. })));
+    let short = Prepared::from_matrices(GgmlType::Q4_K, &p.h[..128 * 128], &p.u[..128 * 128], 128);
     assert!(matches!(short, Err(QuantError::NotWholeBlocks { .. })));
+}
+
+#[test]
+fn a_gauge_measures_the_loss_and_refuses_feedback_that_does_not_hold() {
+    let p = problem(256);
+    let w = weights(19, p.cols, 3);
+    let ty = GgmlType::Q3_K;
+    let feedback = p.bytes(ty, &w, Stage::default(), Isa::detect());
+    let mut ggml = vec![0; feedback.len()];
+    crate::quant::quantize_rows(ty, &w, p.cols, Some(&p.importance), &mut ggml).unwrap();
+    let same = Gauge::new(&p.h, p.cols).unwrap();
+    let exact: f64 = p.losses(ty, &w, &feedback).iter().sum();
+    let loss = same.loss(ty, &w, &feedback).unwrap();
+    assert!((loss / exact - 1.0).abs() < 1e-4, "{loss} {exact}");
+    // Other data, on which only the diagonal counts: there feedback's larger errors are not made good.
+    let mut other = vec![0.0; p.cols * p.cols];
+    (0..p.cols).for_each(|i| other[i * p.cols + i] = p.h[i * p.cols + i]);
+    let other = Gauge::new(&other, p.cols).unwrap();
+    let kept = Verdict::new(std::slice::from_ref(&same), ty, &w, &feedback, &ggml).unwrap();
+    assert!(kept.keep && kept.losses[0].0 < kept.losses[0].1);
+    let refused = Verdict::new(&[same, other], ty, &w, &feedback, &ggml).unwrap();
+    assert!(!refused.keep && refused.losses[1].0 > refused.losses[1].1, "{refused:?}");
+}
+
+#[test]
+fn more_bits_lose_less() {
+    let p = problem(256);
+    let w = weights(16, p.cols, 3);
+    let factor = crate::feedback::Factor::diagonal(&p.importance);
+    let gauge = Gauge::new(&p.h, p.cols).unwrap();
+    let types = [GgmlType::IQ3_S, GgmlType::Q4_K, GgmlType::Q5_K, GgmlType::Q6_K, GgmlType::F16];
+    let table = losses_by_type(&factor, &gauge, &w, &p.importance, &types, Stage::InLoop).unwrap();
+    assert_eq!(table.iter().map(|row| row.ty).collect::<Vec<_>>(), types);
+    assert!(table.is_sorted_by(|a, b| a.loss > b.loss && a.bytes < b.bytes), "{table:?}");
 }
