@@ -1,0 +1,515 @@
+//! Groups of integers with one scale and zero each (GPTQ, AWQ, compressed-tensors, MLX): rounding to nearest by the
+//! peers' formulas, and the [`Grid`] that chooses scales, zeros and codes inside the feedback loop. It packs nothing.
+
+use super::lanes::{LANES, Lane, ScaleType};
+use super::{Block, Factor, Grid, Local, Polish, Rounded, Square, SubBlock, round};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// What a format can hold. A weight is `(code - zero) · scale`, codes `0 .. 2^bits`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct IntSpec {
+    /// 2 to 8.
+    pub bits: u8,
+    /// Columns that share a scale; all of them for one scale per row. A last group may be shorter.
+    pub group: usize,
+    /// Zero is always `2^(bits - 1)`.
+    pub symmetric: bool,
+    /// The smallest zero that can be stored (1 in GPTQ's first format, which stores `zero - 1`).
+    pub least_zero: u8,
+    pub scale: ScaleType,
+}
+
+impl IntSpec {
+    pub fn max_code(&self) -> f32 {
+        ((1u32 << self.bits) - 1) as f32
+    }
+
+    fn middle(&self) -> f32 {
+        (1u32 << (self.bits - 1)) as f32
+    }
+
+    fn groups(&self, cols: usize) -> usize {
+        cols.div_ceil(self.group.max(1))
+    }
+}
+
+/// What every integer rounding yields and every integer packer takes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Codes {
+    pub rows: usize,
+    pub cols: usize,
+    pub bits: u8,
+    pub group: usize,
+    /// `[rows, cols]`.
+    pub codes: Vec<u8>,
+    /// `[rows, groups]`, each a number of the file's type.
+    pub scales: Vec<f32>,
+    /// `[rows, groups]`.
+    pub zeros: Vec<u8>,
+    /// The group of each column, where it is not `column / group` (`desc_act` without static groups).
+    pub g_idx: Option<Vec<u32>>,
+}
+
+impl Codes {
+    pub fn groups(&self) -> usize {
+        self.cols.div_ceil(self.group.max(1))
+    }
+
+    /// Writes the weights of `rows` to `out` (`[rows.len(), cols]`).
+    pub fn dequantize(&self, rows: Range<usize>, out: &mut [f32]) {
+        let groups = self.groups();
+        for (row, out) in rows.zip(out.chunks_mut(self.cols.max(1))) {
+            let codes = &self.codes[row * self.cols..][..self.cols];
+            let (scales, zeros) = (&self.scales[row * groups..][..groups], &self.zeros[row * groups..][..groups]);
+            for (column, (out, code)) in out.iter_mut().zip(codes).enumerate() {
+                let group = self.g_idx.as_ref().map_or(column / self.group, |g| g[column] as usize);
+                *out = (f32::from(*code) - f32::from(zeros[group])) * scales[group];
+            }
+        }
+    }
+}
+
+/// Rounds `w` (`[rows, cols]`, finite) to nearest with scales from the extremes, every step in the arithmetic of the
+/// scale's type, as compressed-tensors does: bit for bit its result when `w` is of that type.
+pub fn nearest(w: &[f32], rows: usize, cols: usize, spec: &IntSpec) -> Codes {
+    let (groups, middle, max) = (spec.groups(cols), spec.middle(), spec.max_code());
+    let step = |v: f32| spec.scale.round(Lane::splat(v)).0[0];
+    // What stands in for a scale of zero: the type's machine epsilon.
+    let epsilon = match spec.scale {
+        ScaleType::F16 => 9.765_625e-4,
+        ScaleType::Bf16 => 7.812_5e-3,
+        ScaleType::F32 => f32::EPSILON,
+    };
+    let (mut codes, mut scales, mut zeros) = (vec![0; rows * cols], vec![0.0; rows * groups], vec![0; rows * groups]);
+    let out = codes.par_chunks_mut(cols.max(1)).zip(scales.par_chunks_mut(groups.max(1)));
+    let out = out.zip(zeros.par_chunks_mut(groups.max(1))).zip(w.par_chunks(cols.max(1)));
+    out.for_each(|(((codes, scales), zeros), w)| {
+        let by_group = codes.chunks_mut(spec.group).zip(w.chunks(spec.group)).zip(scales.iter_mut().zip(zeros));
+        for ((codes, w), (scale, zero)) in by_group {
+            let (low, high) = w.iter().fold((0f32, 0f32), |(l, h), v| (l.min(*v), h.max(*v)));
+            let width = if spec.symmetric { step(high.max(-low) / (max / 2.0)) } else { step(step(high - low) / max) };
+            *scale = if width == 0.0 { epsilon } else { width };
+            let shift = if spec.symmetric {
+                0.0
+            } else {
+                let z = step(-middle - step(low / *scale)).round_ties_even();
+                z.clamp(f32::from(spec.least_zero) - middle, max - middle)
+            };
+            *zero = (shift + middle) as u8;
+            for (code, w) in codes.iter_mut().zip(w) {
+                let v = step(step(w / *scale) + shift).round_ties_even() + middle;
+                *code = v.clamp(0.0, max) as u8;
+            }
+        }
+    });
+    Codes { rows, cols, bits: spec.bits, group: spec.group, codes, scales, zeros, g_idx: None }
+}
+
+/// How hard to look for scales and codes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Search {
+    /// Try scales (and zeros) for every group and keep those of the lowest loss; otherwise they come from the extremes.
+    pub scales: bool,
+    /// Sweeps over codes and scales after the last column.
+    pub sweeps: usize,
+    /// Where groups do not follow the order of columns: scales from the weights as they were, groups in the file's
+    /// order, no index (`static_groups`).
+    pub static_groups: bool,
+}
+
+impl Default for Search {
+    fn default() -> Self {
+        Search { scales: true, sweeps: 1, static_groups: true }
+    }
+}
+
+/// Rounds `w` (`[rows, factor.len()]`, finite) with error feedback. Returns the codes, and the loss as a share of the
+/// weights' power (see [`Rounded::relative_loss`]). With a [`Factor::diagonal`] this is an importance-weighted search
+/// without feedback.
+pub fn quantize(w: &[f32], factor: &Factor, spec: &IntSpec, search: Search) -> (Codes, f64) {
+    let cols = factor.len();
+    let grid = IntGrid::new(factor, spec, search);
+    let rounded = round(w, factor, &grid, search.sweeps);
+    let loss = rounded.relative_loss();
+    (grid.assemble(w.len() / cols.max(1), factor, rounded), loss)
+}
+
+/// Columns of a block where groups and blocks are not the same.
+const FREE_BLOCK: usize = 128;
+
+struct IntGrid {
+    spec: IntSpec,
+    search: bool,
+    block: usize,
+    /// The file's group at each place, where groups are known beforehand.
+    group_of: Vec<u32>,
+    /// Each block is one group, whose parameters are chosen when its turn comes.
+    in_loop: bool,
+    /// The index to write.
+    g_idx: Option<Vec<u32>>,
+}
+
+/// Scale and zero of one group for each row.
+#[derive(Clone, Copy)]
+struct Parameters {
+    scale: Lane,
+    inverse: Lane,
+    zero: Lane,
+}
+
+impl Parameters {
+    #[inline(always)]
+    fn new(scale: Lane, zero: Lane, spec: &IntSpec) -> Self {
+        let smallest = spec.scale.smallest();
+        let scale = spec.scale.round(scale).map(|s| if s.abs() < smallest { smallest } else { s });
+        Parameters { scale, inverse: scale.map(|s| 1.0 / s), zero }
+    }
+
+    #[inline(always)]
+    fn code(&self, t: Lane, max: f32) -> Lane {
+        (t * self.inverse + self.zero).max(Lane::ZERO).min(Lane::splat(max)).round()
+    }
+
+    #[inline(always)]
+    fn value(&self, code: Lane) -> Lane {
+        (code - self.zero) * self.scale
+    }
+
+    /// Row by row those of `self` where `a < b`, else those of `other`.
+    #[inline(always)]
+    fn if_less(&self, a: Lane, b: Lane, other: &Parameters) -> Parameters {
+        Parameters {
+            scale: self.scale.if_less(a, b, other.scale),
+            inverse: self.inverse.if_less(a, b, other.inverse),
+            zero: self.zero.if_less(a, b, other.zero),
+        }
+    }
+}
+
+struct Part {
+    /// By place.
+    codes: Vec<[u8; LANES]>,
+    /// By the file's group.
+    parameters: Vec<Parameters>,
+}
+
+/// Grids that are tried at once.
+const TRIES: usize = 4;
+
+impl IntGrid {
+    fn new(factor: &Factor, spec: &IntSpec, search: Search) -> Self {
+        let (cols, group) = (factor.len(), spec.group.max(1));
+        let own: Vec<u32> = factor.order().iter().map(|c| *c / group as u32).collect();
+        let together = own.chunks(group).all(|block| block.iter().all(|g| *g == block[0]));
+        let small = group <= 2 * FREE_BLOCK;
+        let (group_of, in_loop, g_idx) = if together || search.static_groups {
+            (own, together && small, None)
+        } else {
+            let by_place: Vec<u32> = (0..cols).map(|p| (p / group) as u32).collect();
+            let mut index = vec![0; cols];
+            factor.order().iter().zip(&by_place).for_each(|(column, g)| index[*column as usize] = *g);
+            (by_place, small, Some(index))
+        };
+        let block = if in_loop { group } else { FREE_BLOCK };
+        IntGrid { spec: *spec, search: search.scales, block, group_of, in_loop, g_idx }
+    }
+
+    fn assemble(&self, rows: usize, factor: &Factor, rounded: Rounded<Part>) -> Codes {
+        let (cols, groups) = (factor.len(), self.spec.groups(factor.len()));
+        let (mut codes, mut scales) = (vec![0; rows * cols], vec![0.0; rows * groups]);
+        let mut zeros = vec![0; rows * groups];
+        for (row, part) in (0..rows).step_by(LANES).zip(&rounded.parts) {
+            for lane in 0..LANES.min(rows - row) {
+                let out = &mut codes[(row + lane) * cols..][..cols];
+                part.codes.iter().zip(factor.order()).for_each(|(code, column)| out[*column as usize] = code[lane]);
+                for (g, p) in part.parameters.iter().enumerate() {
+                    scales[(row + lane) * groups + g] = p.scale.0[lane];
+                    zeros[(row + lane) * groups + g] = p.zero.0[lane] as u8;
+                }
+            }
+        }
+        let (bits, group) = (self.spec.bits, self.spec.group);
+        Codes { rows, cols, bits, group, codes, scales, zeros, g_idx: self.g_idx.clone() }
+    }
+
+    /// The parameters of a group whose weights lie between `low <= 0` and `high >= 0`: from these extremes, or the best of
+    /// a few others by `loss`, which judges [`TRIES`] at a time.
+    #[inline(always)]
+    fn choose(&self, low: Lane, high: Lane, mut loss: impl FnMut(&[Parameters; TRIES]) -> [Lane; TRIES]) -> Parameters {
+        let spec = &self.spec;
+        let max = spec.max_code();
+        let plain = if spec.symmetric {
+            Parameters::new(high.max(low * -1.0).map(|v| v / (max / 2.0)), Lane::splat(spec.middle()), spec)
+        } else {
+            let p = Parameters::new((high - low).map(|v| v / max), Lane::ZERO, spec);
+            Parameters { zero: self.zero((low * p.inverse * -1.0).round()), ..p }
+        };
+        if !self.search {
+            return plain;
+        }
+        let mut best = (plain, Lane::splat(f32::INFINITY));
+        let mut ratio = Lane::splat(1.0);
+        let (largest, smallest) = match spec.bits {
+            0..=2 => (1.05, 0.35),
+            3 => (1.08, 0.5),
+            4 => (1.08, 0.68),
+            _ => (1.01, 0.9),
+        };
+        let count = if spec.symmetric { 2 * TRIES } else { TRIES };
+        let step = (largest - smallest) / (count - 1) as f32;
+        let shifts: &[f32] = if spec.symmetric { &[0.0] } else { &[0.0, -1.0, 1.0] };
+        for shift in shifts {
+            for from in (0..count).step_by(TRIES) {
+                let ratios: [f32; TRIES] = std::array::from_fn(|c| largest - (from + c) as f32 * step);
+                let tried = ratios.map(|r| Parameters::new(plain.scale * r, self.zero(plain.zero + *shift), spec));
+                let losses = loss(&tried);
+                for c in 0..TRIES {
+                    ratio = Lane::splat(ratios[c]).if_less(losses[c], best.1, ratio);
+                    best.0 = tried[c].if_less(losses[c], best.1, &best.0);
+                    best.1 = losses[c].min(best.1);
+                }
+            }
+        }
+        // Nearer to the best one.
+        let zero = best.0.zero;
+        let fine = [-0.6, -0.3, 0.3, 0.6].map(|d| Parameters::new(plain.scale * (ratio + d * step), zero, spec));
+        let losses = loss(&fine);
+        for c in 0..TRIES {
+            best.0 = fine[c].if_less(losses[c], best.1, &best.0);
+            best.1 = losses[c].min(best.1);
+        }
+        best.0
+    }
+
+    #[inline(always)]
+    fn zero(&self, zero: Lane) -> Lane {
+        zero.max(Lane::splat(f32::from(self.spec.least_zero))).min(Lane::splat(self.spec.max_code()))
+    }
+}
+
+#[inline(always)]
+fn extremes<'a>(weights: impl Iterator<Item = &'a Lane>) -> (Lane, Lane) {
+    weights.fold((Lane::ZERO, Lane::ZERO), |(low, high), w| (low.min(*w), high.max(*w)))
+}
+
+#[inline(always)]
+fn bytes(code: Lane) -> [u8; LANES] {
+    // Codes are whole numbers from 0 to 255 already.
+    code.0.map(|v| v as i32 as u8)
+}
+
+#[inline(always)]
+fn number(code: [u8; LANES]) -> Lane {
+    Lane(code.map(f32::from))
+}
+
+impl Grid for IntGrid {
+    type Part = Part;
+
+    fn block(&self) -> usize {
+        self.block
+    }
+
+    #[inline(always)]
+    fn start(&self, weights: &[Lane], factor: &Factor) -> Part {
+        let none = Parameters { scale: Lane::ZERO, inverse: Lane::ZERO, zero: Lane::ZERO };
+        let mut parameters = vec![none; self.spec.groups(weights.len())];
+        if !self.in_loop {
+            let max = self.spec.max_code();
+            let mut members = vec![Vec::new(); parameters.len()];
+            self.group_of.iter().enumerate().for_each(|(place, g)| members[*g as usize].push(place));
+            for (parameters, members) in parameters.iter_mut().zip(&members) {
+                let (low, high) = extremes(members.iter().map(|p| &weights[*p]));
+                *parameters = self.choose(low, high, |tried| {
+                    let mut loss = [Lane::ZERO; TRIES];
+                    for place in members {
+                        let h = factor.importance()[*place];
+                        for c in 0..TRIES {
+                            let e = weights[*place] - tried[c].value(tried[c].code(weights[*place], max));
+                            loss[c] += e * e * h;
+                        }
+                    }
+                    loss
+                });
+            }
+        }
+        Part { codes: vec![[0; LANES]; weights.len()], parameters }
+    }
+
+    #[inline(always)]
+    fn round(&self, part: &mut Part, block: Block<'_>) {
+        let max = self.spec.max_code();
+        if self.in_loop {
+            let (low, high) = extremes(block.weight.iter());
+            let mut errors = vec![[Lane::ZERO; TRIES]; block.weight.len()];
+            let chosen = self.choose(low, high, |tried| trial(block.local, block.weight, tried, max, &mut errors));
+            part.parameters[self.group_of[block.places.start] as usize] = chosen;
+        }
+        let mut errors = vec![[Lane::ZERO; 1]; block.weight.len()];
+        block.local.trial(0, block.weight, &mut errors, |j, [t]| {
+            let place = block.places.start + j;
+            let p = &part.parameters[self.group_of[place] as usize];
+            let code = p.code(t, max);
+            part.codes[place] = bytes(code);
+            block.value[j] = p.value(code);
+            [block.value[j]]
+        });
+        block.error.iter_mut().zip(&errors).for_each(|(out, [e])| *out = *e);
+    }
+
+    #[inline(always)]
+    fn polish(&self, part: &mut Part, block: Polish<'_>) {
+        let Polish { places, square, gradient, value } = block;
+        let before = value.to_vec();
+        if let [whole] = &square.parts[..] {
+            self.round_again(part, &places, whole, gradient, value);
+            for (j, before) in before.iter().enumerate() {
+                square.moved(j, value[j] - *before, gradient);
+            }
+        }
+        // One code after the other, to where the loss is least with all others fixed.
+        let max = self.spec.max_code();
+        for (j, value) in value.iter_mut().enumerate() {
+            let p = &part.parameters[self.group_of[places.start + j] as usize];
+            let code = p.code(*value + gradient[j] * (1.0 / square.diagonal(j)), max);
+            let change = p.value(code) - *value;
+            *value = p.value(code);
+            part.codes[places.start + j] = bytes(code);
+            square.moved(j, change, gradient);
+        }
+        if self.in_loop {
+            self.refit(part, &places, square, gradient, value);
+        }
+    }
+}
+
+impl IntGrid {
+    /// Runs the recurrence on the whole block once more, with the present parameters and some near them.
+    #[inline(always)]
+    fn round_again(&self, part: &mut Part, places: &Range<usize>, sub: &SubBlock, gradient: &[Lane], value: &mut [Lane]) {
+        let (max, spec) = (self.spec.max_code(), &self.spec);
+        let mut target = vec![Lane::ZERO; value.len()];
+        let excess = sub.target(value, gradient, &mut target);
+        let group = self.group_of[places.start] as usize;
+        let present = part.parameters[group];
+        let mut chosen = present;
+        if self.in_loop && self.search {
+            let mut errors = vec![[Lane::ZERO; TRIES]; value.len()];
+            let mut best = Lane::splat(f32::INFINITY);
+            let tries: &[[(f32, f32); TRIES]] = if spec.symmetric {
+                &[[(1.0, 0.0), (0.97, 0.0), (1.03, 0.0), (0.94, 0.0)]]
+            } else {
+                &[[(1.0, 0.0), (0.97, 0.0), (1.03, 0.0), (0.94, 0.0)], [(1.0, -1.0), (1.0, 1.0), (0.97, -1.0), (0.97, 1.0)]]
+            };
+            for tries in tries {
+                let tried = tries.map(|(ratio, shift)| {
+                    Parameters::new(present.scale * ratio, self.zero(present.zero + shift), spec)
+                });
+                let losses = trial(&sub.local, &target, &tried, max, &mut errors);
+                for c in 0..TRIES {
+                    chosen = tried[c].if_less(losses[c], best, &chosen);
+                    best = losses[c].min(best);
+                }
+            }
+        }
+        let mut errors = vec![[Lane::ZERO; 1]; value.len()];
+        let mut codes = vec![Lane::ZERO; value.len()];
+        let mut values = vec![Lane::ZERO; value.len()];
+        let [loss] = sub.local.trial(0, &target, &mut errors, |j, [t]| {
+            let p = if self.in_loop { chosen } else { part.parameters[self.group_of[places.start + j] as usize] };
+            codes[j] = p.code(t, max);
+            values[j] = p.value(codes[j]);
+            [values[j]]
+        });
+        // Both figures carry rounding errors: only what is lower beyond doubt is taken.
+        let bound = excess * ACCEPT;
+        for j in 0..value.len() {
+            value[j] = values[j].if_less(loss, bound, value[j]);
+            let code = &mut part.codes[places.start + j];
+            *code = bytes(codes[j].if_less(loss, bound, number(*code)));
+        }
+        if self.in_loop {
+            part.parameters[group] = chosen.if_less(loss, bound, &present);
+        }
+    }
+
+    /// The best scale for the block's codes, in closed form.
+    #[inline(always)]
+    fn refit(&self, part: &mut Part, places: &Range<usize>, square: &Square, gradient: &[Lane], value: &mut [Lane]) {
+        let group = self.group_of[places.start] as usize;
+        let present = part.parameters[group];
+        let steps: Vec<Lane> = part.codes[places.clone()].iter().map(|c| number(*c) - present.zero).collect();
+        let mut product = vec![Lane::ZERO; steps.len()];
+        square.product(0..steps.len(), &steps, &mut product);
+        let (mut yg, mut yhy) = (Lane::ZERO, Lane::ZERO);
+        for ((y, hy), g) in steps.iter().zip(&product).zip(gradient) {
+            yg += *y * *g;
+            yhy += *y * *hy;
+        }
+        let better = present.scale + yg.zip(yhy, |a, b| if b > 0.0 { a / b } else { 0.0 });
+        let better = Parameters::new(better, present.zero, &self.spec);
+        let d = better.scale - present.scale;
+        let change = d * (d * yhy - yg * 2.0);
+        // Lower by more than rounding errors can explain.
+        let bound = (d * yg).abs() * -1e-3;
+        part.parameters[group] = better.if_less(change, bound, &present);
+        for (value, steps) in value.iter_mut().zip(&steps) {
+            *value = *steps * part.parameters[group].scale;
+        }
+    }
+}
+
+/// A new choice must lower the loss at least to this share.
+const ACCEPT: f32 = 0.9999;
+
+/// The loss of [`TRIES`] grids over a block.
+#[inline(always)]
+fn trial(
+    local: &Local,
+    target: &[Lane],
+    tried: &[Parameters; TRIES],
+    max: f32,
+    errors: &mut [[Lane; TRIES]],
+) -> [Lane; TRIES] {
+    local.trial(0, target, errors, |_, t| std::array::from_fn(|c| tried[c].value(tried[c].code(t[c], max))))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::{Isa, round_with};
+    use super::*;
+
+    /// [`quantize`] with an instruction set.
+    pub(in super::super) fn quantize_with(w: &[f32], factor: &Factor, spec: &IntSpec, isa: Isa) -> Codes {
+        let grid = IntGrid::new(factor, spec, Search::default());
+        grid.assemble(w.len() / factor.len(), factor, round_with(w, factor, &grid, 1, isa))
+    }
+
+    /// The worked examples of a compressed-tensors file (SmolLM2-135M, layer 0, key, row 0).
+    #[test]
+    fn nearest_is_that_of_compressed_tensors() {
+        let mut w = vec![-0.15527, 0.34033, -0.48560, -0.32031, 0.00989, 0.17505, 0.17505, 0.50537];
+        w.push(-1.4766);
+        let w: Vec<f32> = w.into_iter().map(|v| half::f16::from_f64(v).to_f32()).collect();
+        let spec = IntSpec { bits: 4, group: 64, symmetric: true, least_zero: 0, scale: ScaleType::F16 };
+        let codes = nearest(&w, 1, w.len(), &spec);
+        assert_eq!(codes.codes[..8], [7, 10, 6, 6, 8, 9, 9, 11]);
+        assert!((codes.scales[0] - 0.19690).abs() < 1e-5);
+        assert_eq!(codes.zeros, [8]);
+    }
+
+    #[test]
+    fn zero_groups_and_negative_zeros_stay_in_range() {
+        let spec = IntSpec { bits: 4, group: 4, symmetric: false, least_zero: 1, scale: ScaleType::F16 };
+        let w = [0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0, -1.0, -2.0, -3.0, -4.0];
+        let codes = nearest(&w, 1, 12, &spec);
+        assert_eq!(codes.zeros, [1, 1, 15]);
+        let mut out = [0.0; 12];
+        codes.dequantize(0..1, &mut out);
+        assert_eq!(out[..4], [0.0; 4]);
+        for (a, b) in out.iter().zip(&w) {
+            assert!((a - b).abs() <= 0.4, "{a} {b}");
+        }
+    }
+}
