@@ -11,6 +11,7 @@ pub mod convert;
 pub mod error;
 pub mod eval;
 pub mod feedback;
+pub mod formats;
 pub mod gguf;
 pub mod infer;
 pub mod kernel;

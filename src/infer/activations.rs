@@ -1,7 +1,62 @@
-//! What ggml's CPU kernels do to activations before a product with quantized weights: round them to 8 bits, block by
-//! block (`quantize_row_q8_0`, `quantize_row_q8_K`). For comparing with llama.cpp; exact `f32` is the default elsewhere.
+//! What engines do to activations before a product with quantized weights. ggml's CPU kernels round them to 8 bits, block
+//! by block (`quantize_row_q8_0`, `quantize_row_q8_K`), which is for comparing with llama.cpp. Some checkpoint formats
+//! have the activations rounded too, which is part of what the checkpoint is worth. Exact `f32` everywhere else.
 
+use crate::formats::Input;
+use crate::formats::minifloat::{E2M1, E2M1_MAX, E4M3_MAX, e4m3, to_e2m1, to_e4m3};
 use crate::quant::GgmlType;
+use rayon::prelude::*;
+
+/// What happens to the activations of a linear layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Rounding {
+    None,
+    /// ggml's rounding in blocks of this length, where it divides the rows.
+    Ggml(usize),
+    /// What the checkpoint's format says.
+    Format(Input),
+}
+
+impl Rounding {
+    /// `x` (`[n, cols]`) after rounding; `None` if nothing changes.
+    pub(super) fn apply(self, x: &[f32], cols: usize) -> Option<Vec<f32>> {
+        match self {
+            Rounding::Ggml(block) if cols.is_multiple_of(block) => Some(rounded(x, block)),
+            Rounding::Format(input) if input != Input::Exact => {
+                let mut x = x.to_vec();
+                x.par_chunks_exact_mut(cols).with_min_len(8).for_each(|row| round_row(row, input));
+                Some(x)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// One token's activations, as vLLM's kernels round them.
+fn round_row(x: &mut [f32], input: Input) {
+    let largest = |x: &[f32]| x.iter().fold(0f32, |max, v| max.max(v.abs()));
+    match input {
+        Input::Exact => {}
+        Input::Fp8 { group } => {
+            for x in x.chunks_mut(group.unwrap_or(usize::MAX).max(1)) {
+                let scale = (largest(x) / E4M3_MAX).max(f32::MIN_POSITIVE);
+                x.iter_mut().for_each(|v| *v = e4m3(to_e4m3(*v / scale)) * scale);
+            }
+        }
+        Input::Fp8Static { scale } => x.iter_mut().for_each(|v| *v = e4m3(to_e4m3(*v / scale)) * scale),
+        Input::Int8 => {
+            let scale = (largest(x) / 127.0).max(f32::MIN_POSITIVE);
+            x.iter_mut().for_each(|v| *v = (*v / scale).round_ties_even() * scale);
+        }
+        Input::NvFp4 { global } => {
+            for x in x.chunks_mut(16) {
+                let scale = e4m3(to_e4m3(global * (largest(x) / E2M1_MAX))) / global;
+                let code = |v: f32| if scale > 0.0 { to_e2m1(v / scale) } else { 0 };
+                x.iter_mut().for_each(|v| *v = E2M1[usize::from(code(*v))] * scale);
+            }
+        }
+    }
+}
 
 /// Weights per block of rounded activations.
 const SHORT: usize = 32;
@@ -46,6 +101,33 @@ fn round_long(x: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Every format stays within half of its own step, and what it can hold it leaves alone.
+    #[test]
+    fn formats_round_to_what_they_can_hold() {
+        let x: Vec<f32> = (0..256).map(|i| ((i * 37) % 101) as f32 / 8.0 - 6.0).collect();
+        let global = 2688.0 / 6.5;
+        for (input, relative) in [
+            (Input::Fp8 { group: None }, 1.0 / 16.0),
+            (Input::Fp8 { group: Some(128) }, 1.0 / 16.0),
+            (Input::Fp8Static { scale: 6.5 / 448.0 }, 1.0 / 16.0),
+            (Input::Int8, 1.0 / 254.0),
+            (Input::NvFp4 { global }, 0.18),
+        ] {
+            let once = Rounding::Format(input).apply(&x, 256).unwrap();
+            for (x, y) in x.iter().zip(&once) {
+                let bound = if input == Input::Int8 { 6.7 * relative } else { x.abs() * relative + 0.3 * relative };
+                assert!(
+                    (x - y).abs() <= bound.max(if relative > 0.1 { 1.1 } else { 0.0 }),
+                    "{input:?}: {x} became {y}"
+                );
+            }
+            let twice = Rounding::Format(input).apply(&once, 256).unwrap();
+            assert!(once.iter().zip(&twice).all(|(a, b)| (a - b).abs() <= 1e-5 * a.abs()), "{input:?}");
+        }
+        assert_eq!(Rounding::Format(Input::Exact).apply(&x, 256), None);
+        assert_eq!(Rounding::Ggml(32).apply(&x, 100), None);
+    }
 
     #[test]
     fn blocks_round_to_multiples_of_their_scale() {

@@ -1,9 +1,11 @@
 //! Loading a model into memory. Matrices keep the bytes they are stored in and are decoded block by block in every
 //! product, so that a model needs little more memory than its file; norms, biases and rotary factors become `f32`.
 
+use super::activations::Rounding;
 use super::experts::{Experts, SharedExpert};
 use super::rope::Factors;
 use super::{Engine, FeedForward, Layer, Linear, Mlp};
+use crate::formats::{Input, Packed};
 use crate::kernel::{Dense, RowSource, vector};
 use crate::model::config::Attention;
 use crate::model::mapping::RowOrder;
@@ -117,9 +119,12 @@ impl Loader<'_> {
         if t.row_count() != rows || t.cols() != cols {
             return Err(self.wrong_shape(t, &format!("[{rows}, {cols}]")));
         }
-        let weight = self.matrix(t)?;
         let bias = self.optional_vector(&format!("{name}.bias"), rows)?;
-        Ok(Linear { name: weight_name, weight, bias, rounding: None })
+        let (weight, rounding) = match self.packed(t)? {
+            Some((weight, input)) => (weight, Rounding::Format(input)),
+            None => (self.matrix(t)?, Rounding::None),
+        };
+        Ok(Linear { name: weight_name, weight, bias, rounding })
     }
 
     /// Whether a tensor can stay in its stored bytes, and as which type.
@@ -133,6 +138,24 @@ impl Loader<'_> {
             }
             _ => None,
         }
+    }
+
+    /// The matrix as it is packed, where all of it is, and what its format does to the input.
+    fn packed(&self, t: &MappedTensor) -> Result<Option<(Box<dyn RowSource>, Input)>> {
+        let metas: Vec<_> = t.parts.iter().map(|p| &self.ckpt.tensors()[*p]).collect();
+        let all = metas.iter().all(|m| matches!(m.dtype, Dtype::Packed(_)));
+        if !all || metas.is_empty() || t.half.is_some() || t.add != 0.0 {
+            return Ok(None);
+        }
+        let parts: Result<Vec<Packed>> = metas.into_iter().map(|m| self.ckpt.load_packed(m)).collect();
+        let (mut parts, block) = (parts?, t.row_count() / t.parts.len());
+        if let RowOrder::Rope { heads } = t.rows {
+            let head = t.row_count() / heads.max(1);
+            parts =
+                parts.into_iter().map(|p| p.reorder(|row| row / head * head + rope_source(row % head, head))).collect();
+        }
+        let input = parts.iter().map(Packed::input).reduce(Input::shared).unwrap_or_default();
+        Ok(Some((if parts.len() == 1 { Box::new(parts.remove(0)) } else { Box::new(Stacked { parts, block }) }, input)))
     }
 
     fn matrix(&self, t: &MappedTensor) -> Result<Box<dyn RowSource>> {
@@ -158,6 +181,35 @@ impl Loader<'_> {
     }
 }
 
+/// Matrices of the same width, one below the other: experts that lie one by one.
+struct Stacked {
+    parts: Vec<Packed>,
+    /// Rows of each.
+    block: usize,
+}
+
+impl RowSource for Stacked {
+    fn rows(&self) -> usize {
+        self.parts.len() * self.block
+    }
+
+    fn cols(&self) -> usize {
+        self.parts.first().map_or(0, RowSource::cols)
+    }
+
+    fn decode(&self, rows: Range<usize>, out: &mut [f32]) {
+        let cols = self.cols();
+        let mut row = rows.start;
+        while row < rows.end {
+            let (part, first) = (row / self.block, row % self.block);
+            let n = (self.block - first).min(rows.end - row);
+            let at = (row - rows.start) * cols;
+            self.parts[part].decode(first..first + n, &mut out[at..at + n * cols]);
+            row += n;
+        }
+    }
+}
+
 /// Puts the rows of every head from two halves into pairs: row `2j + i` was row `i * head / 2 + j` (the inverse of what
 /// llama.cpp's converter undoes).
 fn interleave(bytes: &mut [u8], row_bytes: usize, head: usize) {
@@ -166,10 +218,15 @@ fn interleave(bytes: &mut [u8], row_bytes: usize, head: usize) {
         old.clear();
         old.extend_from_slice(head_bytes);
         for (row, out) in head_bytes.chunks_exact_mut(row_bytes).enumerate() {
-            let source = row % 2 * (head / 2) + row / 2;
+            let source = rope_source(row, head);
             out.copy_from_slice(&old[source * row_bytes..][..row_bytes]);
         }
     }
+}
+
+/// The row of a head of `head` rows, as two halves, that becomes row `row` as pairs.
+fn rope_source(row: usize, head: usize) -> usize {
+    row % 2 * (head / 2) + row / 2
 }
 
 impl Engine {
@@ -178,15 +235,24 @@ impl Engine {
     /// Errors: `BadInput` for a tensor that is missing or of another shape than the configuration says, `Unsupported`
     /// for a type that cannot be decoded, and those of reading.
     pub fn load(ckpt: &Checkpoint, model: &Model) -> Result<Engine> {
+        let mut engine = Self::shell(ckpt, model)?;
+        let loader = Loader::new(ckpt, model);
+        let layers = (0..model.config.layers).into_par_iter().map(|i| loader.layer(model, i).map(Some));
+        engine.layers = layers.collect::<Result<_>>()?;
+        Ok(engine)
+    }
+
+    /// The same without the layers, which [`Engine::load_layer`] brings in one at a time.
+    ///
+    /// Errors: as [`Engine::load`].
+    pub fn shell(ckpt: &Checkpoint, model: &Model) -> Result<Engine> {
         let c = &model.config;
-        let by_name = model.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
-        let loader = Loader { ckpt, by_name };
-        let layers: Result<Vec<Layer>> = (0..c.layers).into_par_iter().map(|i| loader.layer(model, i)).collect();
+        let loader = Loader::new(ckpt, model);
         let factors = |name: &str| model.generated.iter().find(|g| g.name == name).map(|g| g.values.clone());
         let untied = loader.by_name.contains_key("output.weight");
         Ok(Engine {
             embedding: loader.linear("token_embd", c.vocab, c.hidden)?,
-            layers: layers?,
+            layers: (0..c.layers).map(|_| None).collect(),
             output_norm: loader.vector("output_norm.weight", c.hidden)?,
             output: untied.then(|| loader.linear("output", c.vocab, c.hidden)).transpose()?,
             rope_factors: Factors {
@@ -197,6 +263,26 @@ impl Engine {
             interleaved_rope: model.family.interleaved_rope,
             config: c.clone(),
         })
+    }
+
+    /// Reads layer `index`; `ckpt` and `model` are those that the engine was made from.
+    ///
+    /// Errors: as [`Engine::load`].
+    pub fn load_layer(&mut self, ckpt: &Checkpoint, model: &Model, index: usize) -> Result<()> {
+        let layer = Loader::new(ckpt, model).layer(model, index)?;
+        self.layers[index] = Some(layer);
+        Ok(())
+    }
+
+    /// Frees the memory of layer `index`.
+    pub fn unload_layer(&mut self, index: usize) {
+        self.layers[index] = None;
+    }
+}
+
+impl<'a> Loader<'a> {
+    fn new(ckpt: &'a Checkpoint, model: &'a Model) -> Self {
+        Loader { ckpt, by_name: model.tensors.iter().map(|t| (t.name.as_str(), t)).collect() }
     }
 }
 

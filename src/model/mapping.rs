@@ -147,10 +147,8 @@ fn open_hf(ckpt: &Checkpoint) -> Result<Model> {
         return Err(Error::bad_file(ckpt.dir(), what).hint("copy it from the model's page beside the weights"));
     }
     let json = read_json(&path)?;
-    if let Some(q) = json.get("quantization_config").filter(|q| !q.is_null()) {
-        let method = q.get("quant_method").and_then(serde_json::Value::as_str).unwrap_or("an unnamed method");
-        let what =
-            format!("{}: the checkpoint is already quantized ({method}); start from the original", path.display());
+    if let Some(why) = ckpt.unknown_quantization() {
+        let what = format!("{}: the checkpoint is already quantized ({why}); start from the original", path.display());
         return Err(Error::Unsupported(what));
     }
     let config = Config::from_hf(&json).map_err(|e| in_file(e, &path))?;
@@ -197,7 +195,7 @@ impl Names<'_> {
                 .hint("does config.json belong to these weights?"));
         }
         let float = [GgmlType::F32, GgmlType::F16, GgmlType::BF16, GgmlType::F64].map(Dtype::Ggml);
-        if !float.contains(&t.dtype) {
+        if !float.contains(&t.dtype) && !matches!(t.dtype, Dtype::Packed(_)) {
             let file = file_of(self.ckpt, Some(t));
             let what = format!("{}: tensor '{}' is stored as {:?}", file.display(), t.name, t.dtype);
             return Err(Error::Unsupported(format!("{what}; weights must be F32, F16, BF16 or F64")));

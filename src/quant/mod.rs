@@ -1,6 +1,7 @@
 //! Quantization of rows of weights to ggml blocks and back. One entry point per direction; the arithmetic of each type
 //! family is in a file of its own. Nothing here knows files, models or threads: rows in, bytes out.
 
+pub mod allocate;
 pub(crate) mod iquants;
 pub(crate) mod kquants;
 pub(crate) mod legacy;

@@ -1,7 +1,7 @@
 //! What a path that a person typed means: which files of a folder make up the checkpoint, and whether a shard index
 //! agrees with the shards.
 
-use super::{Checkpoint, SourceFile, TensorMeta, gguf, safetensors};
+use super::{Checkpoint, SourceFile, TensorMeta, compressed, gguf, safetensors};
 use crate::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ fn open_file(path: &Path) -> Result<Checkpoint> {
         "safetensors" => {
             let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
             let tensors = safetensors::read(&file, 0)?;
-            Checkpoint::new(dir.to_path_buf(), vec![file], tensors, None)
+            compressed::present(Checkpoint::new(dir.to_path_buf(), vec![file], tensors, None)?)
         }
         "bin" | "pt" | "pth" | "ckpt" => Err(pytorch(path)),
         _ => {
@@ -96,7 +96,7 @@ fn pytorch(path: &Path) -> Error {
 fn open_single(dir: &Path, name: &str) -> Result<Checkpoint> {
     let file = SourceFile::open(&dir.join(name))?;
     let tensors = safetensors::read(&file, 0)?;
-    Checkpoint::new(dir.to_path_buf(), vec![file], tensors, None)
+    compressed::present(Checkpoint::new(dir.to_path_buf(), vec![file], tensors, None)?)
 }
 
 /// Tensor name to file name, from `model.safetensors.index.json`.
@@ -154,5 +154,5 @@ fn open_shards(dir: &Path, names: &BTreeSet<String>, index: &BTreeMap<String, St
         let error = Error::bad_file(&checkpoint.files[t.file].path, format!("{INDEX} does not name it"));
         return Err(error.tensor(t.name.as_str()).hint(hint));
     }
-    Ok(checkpoint)
+    compressed::present(checkpoint)
 }

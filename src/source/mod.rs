@@ -1,6 +1,7 @@
 //! A checkpoint as bytes on disk: which tensors there are, where they lie, and reading a range of one. It knows
 //! safetensors and GGUF containers and nothing of models or quantization.
 
+mod compressed;
 mod decode;
 mod file;
 mod folder;
@@ -39,12 +40,15 @@ pub enum Dtype {
     F6_E2M3,
     F6_E3M2,
     F4,
+    /// A module of several tensors, packed by this tool; it decodes by whole rows.
+    Packed(&'static str),
 }
 
 impl std::fmt::Display for Dtype {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Dtype::Ggml(ty) => ty.fmt(f),
+            Dtype::Packed(tool) => f.pad(tool),
             other => f.pad(&format!("{other:?}").to_uppercase()),
         }
     }
@@ -58,7 +62,7 @@ pub struct TensorMeta {
     pub shape: Vec<usize>,
     /// Index into [`Checkpoint::files`].
     pub file: usize,
-    /// Byte range inside that file.
+    /// Byte range inside that file. Of a packed module: from its main tensor, as long as all its tensors together.
     pub range: Range<u64>,
 }
 
@@ -82,6 +86,7 @@ pub struct Checkpoint {
     tensors: Vec<TensorMeta>,
     index: HashMap<String, usize>,
     gguf: Option<Metadata>,
+    quantization: compressed::Quantization,
 }
 
 impl Checkpoint {
@@ -103,7 +108,7 @@ impl Checkpoint {
                 return Err(Error::bad_file(&files[t.file].path, format!("is also in {first}")).tensor(t.name.as_str()));
             }
         }
-        Ok(Self { dir, files, tensors: found, index, gguf })
+        Ok(Self { dir, files, tensors: found, index, gguf, quantization: compressed::Quantization::None })
     }
 
     /// Every tensor, in order of files and of their place in them.
@@ -137,7 +142,7 @@ impl Checkpoint {
         let start = t.range.start.checked_add(offset);
         let end = start.and_then(|start| start.checked_add(out.len() as u64));
         match (start, end, self.files.get(t.file)) {
-            (Some(start), Some(end), Some(file)) if end <= t.range.end => {
+            (Some(start), Some(end), Some(file)) if end <= t.range.end && !matches!(t.dtype, Dtype::Packed(_)) => {
                 file.read_at(start, out).map_err(|e| e.tensor(t.name.as_str()))
             }
             _ => Err(Error::Internal(format!("{} bytes at {offset} are not in tensor '{}'", out.len(), t.name))),
@@ -145,7 +150,7 @@ impl Checkpoint {
     }
 
     /// Decodes the elements `elements` of `t`, counted in storage order, into `out` of that length. The range must begin
-    /// and end on block borders. `scratch` holds the stored bytes meanwhile and is reused from call to call.
+    /// and end on block borders, of a packed module on borders of rows. `scratch` holds the stored bytes meanwhile and is reused from call to call.
     ///
     /// Errors: as [`Checkpoint::read`]; `Unsupported` when the type holds no numbers that can be decoded alone.
     pub fn read_f32(
@@ -155,6 +160,9 @@ impl Checkpoint {
         scratch: &mut Vec<u8>,
         out: &mut [f32],
     ) -> Result<()> {
+        if let Dtype::Packed(_) = t.dtype {
+            return self.decode_packed(t, elements, out);
+        }
         let Dtype::Ggml(ty) = t.dtype else {
             return Err(Error::Unsupported(format!(
                 "tensor '{}' is of type {}, which holds no weights",

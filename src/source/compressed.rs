@@ -1,0 +1,212 @@
+//! Checkpoints whose linear layers are already packed (GPTQ, AWQ, compressed-tensors, FP8, bitsandbytes, MLX): the tensors
+//! of each packed module appear as one, `{module}.weight` of shape `[out, in]`, which decodes like any other. What the
+//! bytes mean is told by `formats`; here is only which tensors there are and how they are read.
+
+use super::{Checkpoint, Dtype, TensorMeta};
+use crate::formats::{Packed, Scheme, StoredPiece};
+use crate::kernel::RowSource;
+use crate::{Error, Result};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Larger files are no configuration.
+const MAX_CONFIG: u64 = 64 << 20;
+/// A tensor that only tells a shape is a few numbers, or a line of JSON.
+const MAX_SHAPE: u64 = 64 << 10;
+/// Modules kept between reads: enough for the threads of a converter that work through one tensor, or through
+/// neighbouring experts.
+const KEPT: usize = 8;
+
+/// What `config.json` says of quantization.
+#[derive(Debug, Default)]
+pub(super) enum Quantization {
+    #[default]
+    None,
+    Packed(Compressed),
+    /// There is one, but not one that can be read, for this reason.
+    Unknown(String),
+}
+
+#[derive(Debug)]
+pub(super) struct Compressed {
+    scheme: Scheme,
+    /// The packed modules, by the name under which they appear.
+    modules: HashMap<String, Module>,
+    recent: Mutex<VecDeque<(String, Slot)>>,
+}
+
+/// Empty until whoever came first has read the module.
+type Slot = Arc<Mutex<Option<Arc<Packed>>>>;
+
+#[derive(Debug)]
+struct Module {
+    name: String,
+    /// Suffix and place of each tensor.
+    pieces: Vec<(String, TensorMeta)>,
+}
+
+/// The checkpoint with its packed modules as single tensors, if `config.json` says that it has some.
+pub(super) fn present(plain: Checkpoint) -> Result<Checkpoint> {
+    let path = plain.dir.join("config.json");
+    // An absent or damaged configuration is for the reader of the model to report.
+    if !std::fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() <= MAX_CONFIG) {
+        return Ok(plain);
+    }
+    let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+    let Ok(config) = serde_json::from_slice(&text) else { return Ok(plain) };
+    match Scheme::of(&config) {
+        Ok(None) => Ok(plain),
+        Ok(Some(scheme)) => join(plain, scheme),
+        Err(why) => Ok(Checkpoint { quantization: Quantization::Unknown(why), ..plain }),
+    }
+}
+
+fn join(plain: Checkpoint, scheme: Scheme) -> Result<Checkpoint> {
+    let mut by_module: BTreeMap<&str, Vec<(&str, &TensorMeta)>> = BTreeMap::new();
+    for t in &plain.tensors {
+        if let Some((module, suffix)) = scheme.split(&t.name) {
+            by_module.entry(module).or_default().push((suffix, t));
+        }
+    }
+    // What becomes of a tensor: `None` hides it.
+    let mut fate: HashMap<&str, Option<TensorMeta>> = HashMap::new();
+    let mut modules = HashMap::new();
+    for (name, pieces) in by_module {
+        let suffixes: Vec<&str> = pieces.iter().map(|(suffix, _)| *suffix).collect();
+        let Some(main) = scheme.main(&suffixes) else { continue };
+        let shape = module_shape(&plain, &scheme, name, &pieces)?;
+        let bytes: u64 = pieces.iter().map(|(_, t)| t.bytes()).sum();
+        let (whole, dtype) = (format!("{name}.weight"), Dtype::Packed(scheme.name()));
+        for (suffix, t) in &pieces {
+            let shown = (*suffix == main).then(|| {
+                let range = t.range.start..t.range.start.saturating_add(bytes);
+                TensorMeta { name: whole.clone(), dtype, shape: vec![shape.0, shape.1], file: t.file, range }
+            });
+            fate.insert(&t.name, shown);
+        }
+        let pieces = pieces.into_iter().map(|(suffix, t)| (suffix.to_string(), t.clone())).collect();
+        modules.insert(whole, Module { name: name.to_string(), pieces });
+    }
+    if modules.is_empty() {
+        let why = format!("{}, but none of its tensors are here", scheme.name());
+        return Ok(Checkpoint { quantization: Quantization::Unknown(why), ..plain });
+    }
+    let mut tensors = Vec::with_capacity(plain.tensors.len());
+    for t in &plain.tensors {
+        match fate.remove(t.name.as_str()) {
+            Some(shown) => tensors.extend(shown),
+            None if scheme.is_for_the_engine(&t.name) => {}
+            None => tensors.push(t.clone()),
+        }
+    }
+    let packed = Compressed { scheme, modules, recent: Mutex::default() };
+    let mut joined = Checkpoint::new(plain.dir, plain.files, tensors, None)?;
+    joined.quantization = Quantization::Packed(packed);
+    Ok(joined)
+}
+
+fn module_shape(
+    ckpt: &Checkpoint,
+    scheme: &Scheme,
+    name: &str,
+    pieces: &[(&str, &TensorMeta)],
+) -> Result<(usize, usize)> {
+    let mut stored = Vec::with_capacity(pieces.len());
+    for (suffix, t) in pieces {
+        let mut data = Vec::new();
+        if scheme.tells_shape(suffix) && t.bytes() <= MAX_SHAPE {
+            data.resize(t.bytes() as usize, 0);
+            ckpt.read(t, 0, &mut data)?;
+        }
+        stored.push(StoredPiece { suffix: suffix.to_string(), dtype: t.dtype, shape: t.shape.clone(), data });
+    }
+    scheme.shape(name, &stored).map_err(|why| fault(ckpt, name, pieces.first().map(|(_, t)| *t), why))
+}
+
+/// What is wrong with a packed module, and where.
+fn fault(ckpt: &Checkpoint, name: &str, t: Option<&TensorMeta>, why: String) -> Error {
+    let file = t.and_then(|t| ckpt.files.get(t.file)).map_or(&ckpt.dir, |f| &f.path);
+    Error::bad_file(file, why).tensor(name).hint("does config.json belong to these weights?")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is behind these locks is whole at every moment.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Checkpoint {
+    /// How the linear layers are packed, if they are.
+    pub fn scheme(&self) -> Option<&Scheme> {
+        match &self.quantization {
+            Quantization::Packed(packed) => Some(&packed.scheme),
+            _ => None,
+        }
+    }
+
+    /// Why the quantization that `config.json` names cannot be read.
+    pub fn unknown_quantization(&self) -> Option<&str> {
+        match &self.quantization {
+            Quantization::Unknown(why) => Some(why),
+            _ => None,
+        }
+    }
+
+    /// Reads a packed module (a tensor of type [`Dtype::Packed`]) as it is. Any number of threads may read at once.
+    ///
+    /// Errors: `BadInput` when its tensors do not fit together; those of reading.
+    pub fn load_packed(&self, t: &TensorMeta) -> Result<Packed> {
+        let Quantization::Packed(packed) = &self.quantization else { return Err(not_packed(t)) };
+        let module = packed.modules.get(&t.name).ok_or_else(|| not_packed(t))?;
+        let mut pieces = Vec::with_capacity(module.pieces.len());
+        for (suffix, t) in &module.pieces {
+            let mut data = vec![0; t.bytes() as usize];
+            self.read(t, 0, &mut data)?;
+            pieces.push(StoredPiece { suffix: suffix.clone(), dtype: t.dtype, shape: t.shape.clone(), data });
+        }
+        packed.scheme.unpack(&module.name, pieces).map_err(|why| fault(self, &module.name, Some(t), why))
+    }
+
+    /// Decodes elements of a packed module, which must be whole rows. Recently read modules are kept.
+    pub(super) fn decode_packed(&self, t: &TensorMeta, elements: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let cols = t.shape.last().copied().unwrap_or(0);
+        let whole = cols > 0 && elements.start.is_multiple_of(cols) && elements.end.is_multiple_of(cols);
+        let Quantization::Packed(packed) = &self.quantization else { return Err(not_packed(t)) };
+        if !whole || elements.end > t.elements() || out.len() != elements.len() {
+            return Err(Error::Internal(format!("elements {elements:?} of '{}' are not whole rows", t.name)));
+        }
+        let slot = packed.slot(&t.name);
+        let mut held = lock(&slot);
+        let module = match &*held {
+            Some(module) => Arc::clone(module),
+            None => Arc::clone(held.insert(Arc::new(self.load_packed(t)?))),
+        };
+        drop(held);
+        module.decode(elements.start / cols..elements.end / cols, out);
+        Ok(())
+    }
+}
+
+fn not_packed(t: &TensorMeta) -> Error {
+    Error::Internal(format!("tensor '{}' is no packed module", t.name))
+}
+
+impl Compressed {
+    /// The place of a module among the recent ones; the oldest makes room.
+    fn slot(&self, name: &str) -> Slot {
+        let mut recent = lock(&self.recent);
+        if let Some(at) = recent.iter().position(|(held, _)| held == name)
+            && let Some(entry) = recent.remove(at)
+        {
+            let slot = Arc::clone(&entry.1);
+            recent.push_back(entry);
+            return slot;
+        }
+        if recent.len() >= KEPT {
+            recent.pop_front();
+        }
+        let slot = Slot::default();
+        recent.push_back((name.to_string(), Arc::clone(&slot)));
+        slot
+    }
+}
