@@ -33,7 +33,10 @@ pub struct Group {
 pub enum Columns {
     Same,
     /// Grouped-query attention: `shared` heads of `dim` columns one after the other read the same value head.
-    Heads { shared: usize, dim: usize },
+    Heads {
+        shared: usize,
+        dim: usize,
+    },
 }
 
 impl Columns {

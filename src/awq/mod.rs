@@ -14,5 +14,5 @@ mod search;
 
 pub use fold::{Factors, Fold, representable};
 pub use grid::Grid;
-pub use search::{Consumer, Inputs, Options, Scales, search, smooth};
 pub use groups::{Columns, Group, groups};
+pub use search::{Consumer, Inputs, Options, Scales, search, smooth};

@@ -116,12 +116,13 @@ impl<'a> State<'a> {
     /// This group's share of F if the factor of `channel` were `new` instead of `old`.
     fn cost(&self, channel: usize, old: f32, new: f32) -> f64 {
         let columns = self.next(channel);
-        let noise = self.columns[columns.clone()].iter().fold(self.noise, |noise, (_, c)| {
-            noise - self.column_noise(*c, old) + self.column_noise(*c, new)
-        });
+        let noise = self.columns[columns.clone()]
+            .iter()
+            .fold(self.noise, |noise, (_, c)| noise - self.column_noise(*c, old) + self.column_noise(*c, new));
         let after = &self.after[columns.end * self.bundles..][..self.bundles];
         let n = self.bundles;
-        let power = range_power(self.symmetric, &self.before, after, &self.weights[columns.start * n..columns.end * n], new);
+        let power =
+            range_power(self.symmetric, &self.before, after, &self.weights[columns.start * n..columns.end * n], new);
         power * self.layer.each * noise
     }
 
@@ -179,12 +180,11 @@ widest! {
 }
 
 /// Factors that are tried for each channel, widest first.
-const STEPS: [&[f32]; 3] = [&[2.0, SQRT_2, 1.0 / SQRT_2, 0.5], &[SQRT_2, 1.189_207, 0.840_896_4, 1.0 / SQRT_2], &[
-    1.189_207,
-    1.090_507_7,
-    0.917_004_04,
-    0.840_896_4,
-]];
+const STEPS: [&[f32]; 3] = [
+    &[2.0, SQRT_2, 1.0 / SQRT_2, 0.5],
+    &[SQRT_2, 1.189_207, 0.840_896_4, 1.0 / SQRT_2],
+    &[1.189_207, 1.090_507_7, 0.917_004_04, 0.840_896_4],
+];
 
 /// Lowers F from `scales` (per channel) by `sweeps` sweeps over the channels. Channels whose `fixed` is set keep their
 /// factor. The sets are independent, so the result does not depend on the number of threads.
@@ -262,8 +262,7 @@ mod tests {
         assert_eq!(count(Columns::Heads { shared: 3, dim: 64 }, 192, 32), 6);
         // A group of 128 that holds the end of one value head's columns and the start of the next links them.
         assert_eq!(count(Columns::Heads { shared: 3, dim: 64 }, 192, 128), 2);
-        let all: usize =
-            sets(Columns::Heads { shared: 3, dim: 64 }, 192, 128).iter().map(|s| s.channels.len()).sum();
+        let all: usize = sets(Columns::Heads { shared: 3, dim: 64 }, 192, 128).iter().map(|s| s.channels.len()).sum();
         assert_eq!(all, 192);
     }
 

@@ -166,7 +166,8 @@ fn weight_means(columns: Columns, channels: usize, grid: Grid, rows: &[(Bundles,
                 let mut largest = [0f32; LANES];
                 group.iter().for_each(|w| largest.iter_mut().zip(w).for_each(|(m, w)| *m = m.max(w.abs())));
                 for (i, w) in group.iter().enumerate() {
-                    let share: f32 = w.iter().zip(&largest).map(|(w, m)| if *m > 0.0 { w.abs() / m } else { 0.0 }).sum();
+                    let share: f32 =
+                        w.iter().zip(&largest).map(|(w, m)| if *m > 0.0 { w.abs() / m } else { 0.0 }).sum();
                     sums[columns.channel(g * size + i)] += f64::from(share) * each;
                 }
             }
@@ -245,7 +246,8 @@ mod tests {
         let common = numbers(tokens, seed + 1);
         let own = numbers(tokens * cols, seed + 2);
         let x: Vec<f32> = (0..tokens * cols).map(|i| size[i % cols] * (own[i] + 0.5 * common[i / cols])).collect();
-        let mut m = Moments { gram: vec![0.0; cols * cols], abs: vec![0.0; cols], max: vec![0.0; cols], tokens: tokens as u64 };
+        let mut m =
+            Moments { gram: vec![0.0; cols * cols], abs: vec![0.0; cols], max: vec![0.0; cols], tokens: tokens as u64 };
         for x in x.chunks_exact(cols) {
             for i in 0..cols {
                 m.abs[i] += f64::from(x[i].abs());
@@ -287,7 +289,11 @@ mod tests {
                     search(columns, channels, &consumers, grid, options, &<[f32]>::to_vec)
                 };
                 let (awq, refined) = (run(0), run(4));
-                println!("{columns:?} {group} {symmetric}: {:.3} {:.3}", awq.loss / awq.plain, refined.loss / awq.plain);
+                println!(
+                    "{columns:?} {group} {symmetric}: {:.3} {:.3}",
+                    awq.loss / awq.plain,
+                    refined.loss / awq.plain
+                );
                 assert!(awq.loss <= awq.plain && refined.loss <= awq.loss);
                 // Symmetric codes reach less far on the positive side: what is scaled up most is then cut.
                 assert!(symmetric || refined.loss < 0.9 * refined.plain);
