@@ -33,7 +33,7 @@ fn source(linear: &str) -> String {
 
 impl Observer for Grams {
     fn input(&mut self, linear: &str, _: Option<usize>, x: &[f32]) -> std::ops::ControlFlow<()> {
-        let Some(gram) = self.0.get_mut(linear) else { return };
+        let Some(gram) = self.0.get_mut(linear) else { return std::ops::ControlFlow::Continue(()) };
         let cols = gram.len().isqrt();
         let n = x.len() / cols;
         let mut transposed = vec![0f32; x.len()];
