@@ -20,6 +20,7 @@ pub mod kernel;
 pub mod model;
 pub mod plan;
 pub mod quant;
+pub mod refine;
 pub mod report;
 pub mod runnable;
 pub mod source;

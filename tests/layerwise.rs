@@ -81,7 +81,10 @@ impl Visit for Keep {
                 for name in &c.linears {
                     self.grams.insert((name.clone(), expert), m.gram.clone());
                     self.tokens.insert((name.clone(), expert), m.tokens);
-                    self.held.insert((name.clone(), expert), c.held.get(expert).map_or(0, |m| m.tokens));
+                    self.held.insert(
+                        (name.clone(), expert),
+                        c.held.first().and_then(|set| set.get(expert)).map_or(0, |m| m.tokens),
+                    );
                 }
             }
         }
@@ -239,7 +242,7 @@ fn activations_in_a_file_change_nothing() {
 #[test]
 fn held_out_windows_are_kept_apart() {
     let mut keep = Keep::default();
-    run("llama", &Options { hold_out: 3, ..Options::default() }, &mut keep).unwrap();
+    run("llama", &Options { held: vec![0, 0, 1, 0, 0, 1], ..Options::default() }, &mut keep).unwrap();
     // Windows 2 and 5 of 10, 15, 20, 25, 30 and 35 tokens.
     assert!(keep.held.values().all(|tokens| *tokens == 55));
     assert!(keep.tokens.values().all(|tokens| *tokens == 80));

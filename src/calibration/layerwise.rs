@@ -72,8 +72,8 @@ pub struct Captured {
     pub linears: Vec<String>,
     /// One, or one per expert.
     pub moments: Vec<Moments>,
-    /// The same of the held-out windows; empty when there are none.
-    pub held: Vec<Moments>,
+    /// The same for each set of held-out windows.
+    pub held: Vec<Vec<Moments>>,
 }
 
 /// Works on one layer after the other.
@@ -91,16 +91,11 @@ pub trait Visit {
 pub struct Options {
     /// Later stages see what the replaced weights make of the tokens; otherwise all see the original model.
     pub sequential: bool,
-    /// Every how many windows one is held out: its moments are kept apart. 0: none.
-    pub hold_out: usize,
+    /// The set of every window whose moments are kept apart, counted from 1; 0, and all windows beyond, are not.
+    pub held: Vec<usize>,
     /// Bytes of activations that may stay in memory; beyond, they go to a file in `spill`.
     pub max_memory: Option<u64>,
     pub spill: PathBuf,
-}
-
-/// Whether window number `index` is held out.
-pub fn is_held(index: usize, hold_out: usize) -> bool {
-    hold_out > 0 && index % hold_out == hold_out - 1
 }
 
 /// Runs `windows` through the layers of `model`. `control.advance` hears of `tokens` per window and layer. Returns the
@@ -147,7 +142,7 @@ pub fn run(
     let mut seen = Collecting::new(&head, None);
     for i in 0..windows.len() {
         let x = streams.get(i)?;
-        seen.held = is_held(i, options.hold_out);
+        seen.set = options.held.get(i).copied().unwrap_or(0);
         let _ = seen.input("output", None, &engine.head_input(&x));
         seen.check()?;
     }
@@ -184,7 +179,7 @@ impl Pass<'_> {
         for i in 0..self.windows.len() {
             self.control.check()?;
             let mut x = streams.get(i)?;
-            seen.held = is_held(i, self.options.hold_out);
+            seen.set = self.options.held.get(i).copied().unwrap_or(0);
             cache.truncate(0);
             match only {
                 None => {
@@ -240,7 +235,7 @@ struct Collecting<'a> {
     only: Option<Stage>,
     /// End each run once the inputs of the stage are seen.
     stop: bool,
-    held: bool,
+    set: usize,
     groups: BTreeMap<Input, Group>,
     fault: Option<Error>,
 }
@@ -249,13 +244,13 @@ struct Collecting<'a> {
 struct Group {
     /// The linear layer whose input is summed; the others are given the same.
     leader: String,
-    /// Per expert, of which a dense layer has one: moments, and those of the held-out windows.
-    sums: Vec<[Option<Collector>; 2]>,
+    /// Per set of windows and expert, of which a dense layer has one.
+    sums: Vec<Vec<Collector>>,
 }
 
 impl<'a> Collecting<'a> {
     fn new(inputs: &'a BTreeMap<String, Input>, only: Option<Stage>) -> Self {
-        Collecting { inputs, only, stop: false, held: false, groups: BTreeMap::new(), fault: None }
+        Collecting { inputs, only, stop: false, set: 0, groups: BTreeMap::new(), fault: None }
     }
 
     fn check(&mut self) -> Result<()> {
@@ -266,11 +261,9 @@ impl<'a> Collecting<'a> {
         let inputs = self.inputs;
         let captured = self.groups.into_iter().map(|(input, group)| {
             let linears = inputs.iter().filter(|(_, i)| **i == input).map(|(name, _)| name.clone()).collect();
-            let (mut moments, mut held) = (Vec::new(), Vec::new());
-            for [train, kept] in group.sums {
-                moments.extend(train.map(Collector::finish));
-                held.extend(kept.map(Collector::finish));
-            }
+            let sets = group.sums.into_iter().map(|set| set.into_iter().map(Collector::finish).collect());
+            let mut held: Vec<Vec<Moments>> = sets.collect();
+            let moments = if held.is_empty() { Vec::new() } else { held.remove(0) };
             Captured { linears, moments, held }
         });
         captured.collect()
@@ -287,11 +280,14 @@ impl Observer for Collecting<'_> {
             return ControlFlow::Continue(());
         }
         let expert = expert.unwrap_or(0);
-        if group.sums.len() <= expert {
-            group.sums.resize_with(expert + 1, Default::default);
+        if group.sums.len() <= self.set {
+            group.sums.resize_with(self.set + 1, Vec::new);
         }
-        let cols = input.cols;
-        let sums = group.sums[expert][usize::from(self.held)].get_or_insert_with(|| Collector::new(cols));
+        let set = &mut group.sums[self.set];
+        if set.len() <= expert {
+            set.resize_with(expert + 1, || Collector::new(input.cols));
+        }
+        let sums = &mut set[expert];
         if let Some(channel) = sums.add(x) {
             self.fault.get_or_insert_with(|| super::stats::not_finite(linear, channel));
             return ControlFlow::Break(());

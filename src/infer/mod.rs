@@ -11,6 +11,7 @@ mod weights;
 
 pub use attention::Cache;
 pub use sampling::{Sampler, Sampling, generate};
+pub use weights::Stored;
 
 use crate::kernel::{Output, RowSource, matmul, vector};
 use crate::model::Config;
