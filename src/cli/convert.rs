@@ -215,7 +215,7 @@ fn files(
     if args.common.format == Format::Text {
         summary(prepared, &artifacts, seconds)?;
     }
-    done.json = Some(summary_json(prepared, importance, &artifacts, seconds));
+    done.json = Some(summary_json(prepared, importance, &refused, &artifacts, seconds));
     done.paths = artifacts.iter().map(|a| a.paths[0].clone()).collect();
     for (target, refused) in prepared.targets.iter().zip(refused) {
         let name = target.preset.name;
@@ -400,17 +400,18 @@ fn file_name(path: &Path) -> String {
 fn summary_json(
     prepared: &Prepared,
     importance: Option<&Importance>,
+    refused: &[Vec<LedgerRow>],
     artifacts: &[Written],
     seconds: f64,
 ) -> serde_json::Value {
-    let ledger = |t: &Planned| {
+    let ledger = |(t, refused): (&Planned, &Vec<LedgerRow>)| {
         let name = t.preset.name;
-        [t.ledger_rows(name), importance.map_or_else(Vec::new, |i| i.ledger_rows(name))].concat()
+        [t.ledger_rows(name), importance.map_or_else(Vec::new, |i| i.ledger_rows(name)), refused.clone()].concat()
     };
     let source = convert::source_bytes(&prepared.ckpt, &prepared.model);
-    let rows = artifacts.iter().zip(&prepared.targets).map(|(a, t)| {
+    let rows = artifacts.iter().zip(prepared.targets.iter().zip(refused)).map(|(a, (t, refused))| {
         json!({ "type": t.preset.name, "paths": a.paths, "bytes": a.bytes, "bits_per_weight": a.bits(prepared),
-                "ratio": a.bytes as f64 / source.max(1) as f64, "fallbacks": t.fallbacks(), "ledger": ledger(t) })
+                "ratio": a.bytes as f64 / source.max(1) as f64, "fallbacks": t.fallbacks(), "ledger": ledger((t, refused)) })
     });
     let rows: Vec<_> = rows.collect();
     let dropped = prepared.model.dropped.iter().map(|(name, why)| json!({ "tensor": name, "reason": why }));
