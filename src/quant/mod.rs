@@ -3,6 +3,7 @@
 
 mod iquants;
 mod kquants;
+pub mod lanes;
 mod legacy;
 mod plain;
 pub mod presets;
@@ -11,6 +12,8 @@ pub mod search;
 mod tests;
 pub mod types;
 
+pub use lanes::Isa;
+use lanes::Job;
 pub use types::GgmlType;
 
 /// Quantizes one whole row; lengths were checked by the caller.
@@ -72,6 +75,18 @@ pub fn quantize_rows(
     importance: Option<&[f32]>,
     out: &mut [u8],
 ) -> Result<(), QuantError> {
+    quantize_rows_with(lanes::active(), ty, src, cols, importance, out)
+}
+
+/// [`quantize_rows`] with a given instruction set, which the machine must have. The bytes are the same with any.
+pub fn quantize_rows_with(
+    isa: Isa,
+    ty: GgmlType,
+    src: &[f32],
+    cols: usize,
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+) -> Result<(), QuantError> {
     let codec = need(ty)?;
     let quantize = codec.quantize.ok_or(QuantError::Unsupported { ty })?;
     let row_bytes = match ty.row_bytes(cols) {
@@ -90,6 +105,9 @@ pub fn quantize_rows(
     }
     if let Some(index) = src.iter().position(|v| !v.is_finite()) {
         return Err(QuantError::NotFinite { index, value: src[index] });
+    }
+    if lanes::quantize(isa, ty, &mut Job { src, cols, importance, out }) {
+        return Ok(());
     }
     for (row, out) in src.chunks_exact(cols).zip(out.chunks_exact_mut(row_bytes)) {
         quantize(row, importance, out);
