@@ -4,7 +4,7 @@
 
 use super::search::{extreme, q3, qkx, qp, qx};
 use super::vector::{Float, Int, MAX_LANES, Two};
-use super::{Bundle, Job, Kernel, lanes, transpose};
+use super::{Bundle, Halves, Job, Kernel, lanes, sum_squares, transpose};
 use crate::quant::kquants::{pack_q3_scales, pack_scale_min, unpack_scale_min};
 use crate::quant::search::{EPS, Grid};
 
@@ -44,30 +44,18 @@ impl<F: Float> Source<'_, F> {
     }
 }
 
-/// `Σ x²`, in order.
-#[inline(always)]
-fn sum_squares<F: Float>(x: &[F]) -> F {
-    let mut sum = F::splat(0.0);
-    for v in x {
-        sum = sum + *v * *v;
-    }
-    sum
-}
-
-/// Calls `each` with every bundle of `F::N` super-blocks, transposed. σ² is `factor` times the mean square where there is
-/// importance.
-#[inline(always)]
-fn for_each_bundle<F: Float>(job: &Job, factor: f32, mut each: impl FnMut(&Source<F>)) {
-    let mut x = [F::splat(0.0); QK];
-    for bundle in Bundle::<QK>::all(job, F::N) {
+impl<'a, F: Float> Source<'a, F> {
+    /// Transposes a bundle. σ² is `factor` times the mean square where there is importance.
+    #[inline(always)]
+    fn new(bundle: &'a Bundle<QK>, x: &'a mut [F; QK], weighted: bool, factor: f32) -> Self {
         // SAFETY: every lane points at a super-block.
-        unsafe { transpose(&bundle.rows, 0, &mut x) };
-        let sigma2 = if job.importance.is_some() && factor != 0.0 {
-            F::splat(factor) * sum_squares(&x) / F::splat(QK as f32)
+        unsafe { transpose(&bundle.rows, 0, x) };
+        let sigma2 = if weighted && factor != 0.0 {
+            F::splat(factor) * sum_squares(x) / F::splat(QK as f32)
         } else {
             F::splat(0.0)
         };
-        each(&Source { bundle: &bundle, x: &x, sigma2 });
+        Source { bundle, x, sigma2 }
     }
 }
 
@@ -124,33 +112,6 @@ struct ScaleCodes<const SUB: usize> {
     dmin: Halves,
 }
 
-/// Numbers rounded to half precision: their bits and what these are worth.
-struct Halves {
-    bits: [i32; MAX_LANES],
-    value: [f32; MAX_LANES],
-}
-
-impl Halves {
-    #[inline(always)]
-    fn new<F: Float>(v: F) -> Self {
-        let half = v.to_half();
-        Halves { bits: int_lanes(half), value: lanes(F::from_half(half)) }
-    }
-
-    #[inline(always)]
-    fn put(&self, lane: usize, out: &mut [u8]) {
-        out[..2].copy_from_slice(&(self.bits[lane] as u16).to_le_bytes());
-    }
-}
-
-#[inline(always)]
-fn int_lanes<I: Int>(v: I) -> [i32; MAX_LANES] {
-    let mut lanes = [0; MAX_LANES];
-    // SAFETY: no vector has more lanes.
-    unsafe { v.store(lanes.as_mut_ptr()) };
-    lanes
-}
-
 #[inline(always)]
 fn per_lane<F: Float, const SUB: usize>(v: &[F; SUB]) -> PerLane<f32, SUB> {
     let mut all = [[0.0; MAX_LANES]; SUB];
@@ -194,7 +155,9 @@ impl<const BITS: i32> Kernel for Q45K<'_, '_, BITS> {
         let top = (1 << BITS) - 1;
         let bytes = if BITS == 4 { 144 } else { 176 };
         let (weighted, out) = (job.importance.is_some(), job.out.as_mut_ptr());
-        for_each_bundle::<Two<F>>(job, 2.0, |source| {
+        let mut x = [Two::<F>::splat(0.0); QK];
+        for bundle in Bundle::<QK>::all(job, Two::<F>::N) {
+            let source = Source::new(&bundle, &mut x, weighted, 2.0);
             let zero = Two::<F>::splat(0.0);
             let (mut scales, mut mins, mut total) = ([zero; 8], [zero; 8], [zero; 8]);
             let (mut inverses, mut origins) = ([zero; 8], [zero; 8]);
@@ -238,7 +201,7 @@ impl<const BITS: i32> Kernel for Q45K<'_, '_, BITS> {
                 // SAFETY: a lane's 256 weights, and the bytes of its block.
                 unsafe { pack_45::<F, BITS>(source.bundle.rows[lane], &coding, out.as_mut_ptr().add(16)) };
             }
-        });
+        }
     }
 }
 
@@ -317,7 +280,9 @@ impl Kernel for Q2K<'_, '_> {
         const PLAIN: Grid = Grid { rmin: -0.5, rdelta: 0.1, steps: 15, mad: true };
         let job = self.0;
         let (weighted, out) = (job.importance.is_some(), job.out.as_mut_ptr());
-        for_each_bundle::<Two<F>>(job, 1.0, |source| {
+        let mut x = [Two::<F>::splat(0.0); QK];
+        for bundle in Bundle::<QK>::all(job, Two::<F>::N) {
+            let source = Source::new(&bundle, &mut x, weighted, 1.0);
             let zero = Two::<F>::splat(0.0);
             let (mut scales, mut mins, mut total) = ([zero; 16], [zero; 16], [zero; 16]);
             let (mut inverses, mut origins) = ([zero; 16], [zero; 16]);
@@ -369,17 +334,17 @@ impl Kernel for Q2K<'_, '_> {
                     for i in (0..32).step_by(F::N) {
                         // SAFETY: a lane's 256 weights, and 64 bytes of its block.
                         unsafe {
-                            let code = |quarter: usize| {
-                                let at = 128 * k + 32 * quarter + i;
-                                coding[at / 16].asymmetric::<F>(x.add(at), 3)
-                            };
-                            let (a, b, c, d) = (code(0), code(1), code(2), code(3));
+                            let at = 128 * k + i;
+                            let a = coding[at / 16].asymmetric::<F>(x.add(at), 3);
+                            let b = coding[at / 16 + 2].asymmetric::<F>(x.add(at + 32), 3);
+                            let c = coding[at / 16 + 4].asymmetric::<F>(x.add(at + 64), 3);
+                            let d = coding[at / 16 + 6].asymmetric::<F>(x.add(at + 96), 3);
                             (a | b.shl::<2>() | c.shl::<4>() | d.shl::<6>()).store_bytes(qs.add(32 * k + i));
                         }
                     }
                 }
             }
-        });
+        }
     }
 }
 
@@ -391,17 +356,26 @@ impl Kernel for Q3K<'_, '_> {
     fn run<F: Float>(self) {
         let job = self.0;
         let (weighted, out) = (job.importance.is_some(), job.out.as_mut_ptr());
-        for_each_bundle::<Two<F>>(job, 2.0, |source| {
+        let mut x = [Two::<F>::splat(0.0); QK];
+        for bundle in Bundle::<QK>::all(job, Two::<F>::N) {
+            let source = Source::new(&bundle, &mut x, weighted, 2.0);
             let zero = Two::<F>::splat(0.0);
             let (mut scales, mut total, mut inverses) = ([zero; 16], [zero; 16], [zero; 16]);
-            for j in 0..16 {
-                let x = source.sub_block::<16>(j);
-                if weighted {
+            if weighted {
+                for j in 0..16 {
                     let (weights, sum) = source.error_weights::<16>(j);
-                    let fit = qx(4, x, &weights);
+                    let fit = qx(4, source.sub_block::<16>(j), &weights);
                     (scales[j], inverses[j], total[j]) = (fit.scale, fit.inverse, sum);
-                } else {
-                    scales[j] = q3(4, x);
+                }
+            } else {
+                // Each step of a sweep waits for the one before; more lanes fill the time.
+                for j in (0..16).step_by(2) {
+                    let (a, b) = (source.sub_block::<16>(j), source.sub_block::<16>(j + 1));
+                    let mut pair = [Two(zero, zero); 16];
+                    for i in 0..16 {
+                        pair[i] = Two(a[i], b[i]);
+                    }
+                    Two(scales[j], scales[j + 1]) = q3(4, &pair);
                 }
             }
             let (d, codes) = scale_codes_3(&scales, &total, weighted);
@@ -454,7 +428,7 @@ impl Kernel for Q3K<'_, '_> {
                     }
                 }
             }
-        });
+        }
     }
 }
 
@@ -502,7 +476,9 @@ impl Kernel for Q6K<'_, '_> {
     fn run<F: Float>(self) {
         let job = self.0;
         let (weighted, out) = (job.importance.is_some(), job.out.as_mut_ptr());
-        for_each_bundle::<Two<F>>(job, 0.0, |source| {
+        let mut x = [Two::<F>::splat(0.0); QK];
+        for bundle in Bundle::<QK>::all(job, Two::<F>::N) {
+            let source = Source::new(&bundle, &mut x, weighted, 0.0);
             let zero = Two::<F>::splat(0.0);
             let (mut scales, mut inverses) = ([zero; 16], [zero; 16]);
             for j in 0..16 {
@@ -552,11 +528,11 @@ impl Kernel for Q6K<'_, '_> {
                     for i in (0..32).step_by(F::N) {
                         // SAFETY: a lane's 256 weights, and the 192 bytes of codes in its block.
                         unsafe {
-                            let code = |quarter: usize| {
-                                let at = 128 * k + 32 * quarter + i;
-                                coding[at / 16].symmetric::<F>(x.add(at), 32)
-                            };
-                            let (a, b, c, d) = (code(0), code(1), code(2), code(3));
+                            let at = 128 * k + i;
+                            let a = coding[at / 16].symmetric::<F>(x.add(at), 32);
+                            let b = coding[at / 16 + 2].symmetric::<F>(x.add(at + 32), 32);
+                            let c = coding[at / 16 + 4].symmetric::<F>(x.add(at + 64), 32);
+                            let d = coding[at / 16 + 6].symmetric::<F>(x.add(at + 96), 32);
                             let nibble = F::Int::splat(15);
                             ((a & nibble) | (c & nibble).shl::<4>()).store_bytes(qs.add(64 * k + i));
                             ((b & nibble) | (d & nibble).shl::<4>()).store_bytes(qs.add(64 * k + 32 + i));
@@ -566,6 +542,6 @@ impl Kernel for Q6K<'_, '_> {
                     }
                 }
             }
-        });
+        }
     }
 }

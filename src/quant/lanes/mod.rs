@@ -3,6 +3,7 @@
 //! every type and every instruction set. Lanes never exchange numbers, so each adds in the scalar order.
 
 mod kquants;
+mod legacy;
 mod portable;
 mod search;
 #[cfg(test)]
@@ -13,7 +14,7 @@ mod x86;
 
 use super::GgmlType;
 use std::sync::OnceLock;
-use vector::{Float, MAX_LANES};
+use vector::{Float, Int, MAX_LANES};
 
 /// Which instructions the quantizers use. The bytes do not depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -98,6 +99,11 @@ pub fn quantize(isa: Isa, ty: GgmlType, job: &mut Job) -> bool {
         return false;
     }
     match ty {
+        Q4_0 => dispatch(isa, legacy::Symmetric::<8, 18>(job)),
+        Q5_0 => dispatch(isa, legacy::Symmetric::<16, 22>(job)),
+        Q4_1 => dispatch(isa, legacy::Asymmetric::<15, 20>(job)),
+        Q5_1 => dispatch(isa, legacy::Asymmetric::<31, 24>(job)),
+        Q8_0 => dispatch(isa, legacy::Q8(job)),
         Q2_K => dispatch(isa, kquants::Q2K(job)),
         Q3_K => dispatch(isa, kquants::Q3K(job)),
         Q4_K => dispatch(isa, kquants::Q45K::<4>(job)),
@@ -195,6 +201,43 @@ unsafe fn transpose<F: Float>(rows: &[*const f32; MAX_LANES], at: usize, x: &mut
 #[inline(always)]
 fn lanes<F: Float>(v: F) -> [f32; MAX_LANES] {
     let mut lanes = [0.0; MAX_LANES];
+    // SAFETY: no vector has more lanes.
+    unsafe { v.store(lanes.as_mut_ptr()) };
+    lanes
+}
+
+/// `Σ x²`, in order.
+#[inline(always)]
+fn sum_squares<F: Float>(x: &[F]) -> F {
+    let mut sum = F::splat(0.0);
+    for v in x {
+        sum = sum + *v * *v;
+    }
+    sum
+}
+
+/// Numbers rounded to half precision: their bits and what these are worth.
+struct Halves {
+    bits: [i32; MAX_LANES],
+    value: [f32; MAX_LANES],
+}
+
+impl Halves {
+    #[inline(always)]
+    fn new<F: Float>(v: F) -> Self {
+        let half = v.to_half();
+        Halves { bits: int_lanes(half), value: lanes(F::from_half(half)) }
+    }
+
+    #[inline(always)]
+    fn put(&self, lane: usize, out: &mut [u8]) {
+        out[..2].copy_from_slice(&(self.bits[lane] as u16).to_le_bytes());
+    }
+}
+
+#[inline(always)]
+fn int_lanes<I: Int>(v: I) -> [i32; MAX_LANES] {
+    let mut lanes = [0; MAX_LANES];
     // SAFETY: no vector has more lanes.
     unsafe { v.store(lanes.as_mut_ptr()) };
     lanes

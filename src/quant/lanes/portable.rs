@@ -83,6 +83,7 @@ impl Float for F {
         fn same(self: Self, other: Self) -> M = |a, b| a == b;
         fn select(mask: M, yes: Self, no: Self) -> F = |m, a, b| if m { a } else { b };
         fn to_bits(self: Self) -> I = |a: f32| a.to_bits() as i32;
+        fn from_bits(bits: I) -> F = |b: i32| f32::from_bits(b as u32);
         fn truncate(self: Self) -> I = |a: f32| if a.abs() < 2147483648.0 { a as i32 } else { i32::MIN };
         fn to_half(self: Self) -> I = |a| i32::from(f16::from_f32(a).to_bits());
         fn from_half(bits: I) -> F = |b| f16::from_bits(b as u16).to_f32();

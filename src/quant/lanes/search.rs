@@ -36,14 +36,13 @@ pub fn qx<F: Float, const K: usize>(nmax: i32, x: &[F; K], weights: &[F; K]) -> 
         wx[i] = weights[i] * x[i];
     }
     let n = nmax as f32;
-    let sums = |iscale: F| qx_sums(n, x, weights, &wx, iscale);
     let mut inverse = F::splat(-n) / max;
-    let (sumlx, suml2) = sums(inverse);
+    let (sumlx, suml2) = qx_sums(n, x, weights, &wx, inverse);
     let mut scale = F::select(suml2.same(zero), zero, sumlx / suml2);
     let mut best = scale * sumlx;
     for step in (-9..=9).filter(|s| *s != 0) {
         let iscale = F::splat(-(n + 0.1 * step as f32)) / max;
-        let (sumlx, suml2) = sums(iscale);
+        let (sumlx, suml2) = qx_sums(n, x, weights, &wx, iscale);
         let better = suml2.gt(zero).and((sumlx * sumlx).gt(best * suml2));
         if better.any() {
             scale = F::select(better, sumlx / suml2, scale);
@@ -75,31 +74,36 @@ pub fn q3<F: Float, const K: usize>(nmax: i32, x: &[F; K]) -> F {
     let n = nmax as f32;
     let iscale = F::splat(-n) / max;
     let (mut sumlx, mut suml2) = (zero, zero);
-    let mut codes = [zero; K];
+    // What each weight adds to the sums with the code that it has.
+    let (mut codes, mut own_lx, mut own_l2) = ([zero; K], [zero; K], [zero; K]);
     for i in 0..K {
         let l = (iscale * x[i]).nearest_small(-n, n - 1.0);
         let w = x[i] * x[i];
-        sumlx = sumlx + w * x[i] * l;
-        suml2 = suml2 + w * l * l;
-        codes[i] = l;
+        (codes[i], own_lx[i], own_l2[i]) = (l, w * x[i] * l, w * l * l);
+        sumlx = sumlx + own_lx[i];
+        suml2 = suml2 + own_l2[i];
     }
     // A lane that a sweep leaves as it is will not change in another one either, so all sweep until none changes.
     for _ in 0..5 {
         let mut changed = false;
         for i in 0..K {
-            let (w, c) = (x[i] * x[i], codes[i]);
-            let wx = w * x[i];
-            let slx = sumlx - wx * c;
-            let sl2 = suml2 - w * c * c;
+            let slx = sumlx - own_lx[i];
+            let sl2 = suml2 - own_l2[i];
             let new = (x[i] * sl2 / slx).nearest().clamp(-nmax, nmax - 1).to_float();
-            let new_slx = slx + wx * new;
-            let new_sl2 = sl2 + w * new * new;
+            let w = x[i] * x[i];
+            let (new_lx, new_l2) = (w * x[i] * new, w * new * new);
+            let new_slx = slx + new_lx;
+            let new_sl2 = sl2 + new_l2;
             let better = (new_slx * new_slx * suml2).gt(sumlx * sumlx * new_sl2);
-            let take = slx.gt(zero).and(new.same(c).not()).and(new_sl2.gt(zero)).and(better);
-            codes[i] = F::select(take, new, c);
-            sumlx = F::select(take, new_slx, sumlx);
-            suml2 = F::select(take, new_sl2, suml2);
-            changed |= take.any();
+            let take = slx.gt(zero).and(new.same(codes[i]).not()).and(new_sl2.gt(zero)).and(better);
+            if take.any() {
+                codes[i] = F::select(take, new, codes[i]);
+                own_lx[i] = F::select(take, new_lx, own_lx[i]);
+                own_l2[i] = F::select(take, new_l2, own_l2[i]);
+                sumlx = F::select(take, new_slx, sumlx);
+                suml2 = F::select(take, new_sl2, suml2);
+                changed = true;
+            }
         }
         if !changed {
             break;
@@ -118,9 +122,8 @@ pub struct Asymmetric<F> {
     pub origin: F,
 }
 
-/// One starting scale's codes and their sums.
-struct Trial<F, const K: usize> {
-    codes: [F; K],
+/// Sums over the codes of one starting scale.
+struct Trial<F> {
     sum_l: F,
     sum_l2: F,
     sum_xl: F,
@@ -134,9 +137,10 @@ fn qkx_trial<F: Float, const K: usize, const SMALL: bool>(
     weights: &[F; K],
     iscale: F,
     min: F,
-) -> Trial<F, K> {
+    codes: &mut [F; K],
+) -> Trial<F> {
     let zero = F::splat(0.0);
-    let mut t = Trial { codes: [zero; K], sum_l: zero, sum_l2: zero, sum_xl: zero };
+    let mut t = Trial { sum_l: zero, sum_l2: zero, sum_xl: zero };
     for i in 0..K {
         let scaled = iscale * (x[i] - min);
         let l = if SMALL {
@@ -148,9 +152,32 @@ fn qkx_trial<F: Float, const K: usize, const SMALL: bool>(
         t.sum_l = t.sum_l + wl;
         t.sum_l2 = t.sum_l2 + wl * l;
         t.sum_xl = t.sum_xl + wl * x[i];
-        t.codes[i] = l;
+        codes[i] = l;
     }
     t
+}
+
+/// As rounding keeps the order, the extremes of a lane tell whether all arguments of the rounding are small.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn qkx_any_trial<F: Float, const K: usize>(
+    nmax: i32,
+    x: &[F; K],
+    weights: &[F; K],
+    iscale: F,
+    min: F,
+    low: F,
+    high: F,
+    dead: F::Mask,
+    codes: &mut [F; K],
+) -> Trial<F> {
+    let limit = F::splat(4_000_000.0);
+    let small = (iscale * (low - min)).abs().lt(limit).and((iscale * (high - min)).abs().lt(limit));
+    if small.or(dead).all() {
+        qkx_trial::<F, K, true>(nmax, x, weights, iscale, min, codes)
+    } else {
+        qkx_trial::<F, K, false>(nmax, x, weights, iscale, min, codes)
+    }
 }
 
 #[inline(always)]
@@ -184,24 +211,12 @@ pub fn qkx<F: Float, const K: usize>(nmax: i32, x: &[F; K], weights: &[F; K], gr
     let mut inverse = F::splat(n) / (max - min);
     let mut origin = min;
     let mut scale = F::splat(1.0) / inverse;
-    // As rounding keeps the order, the extremes tell whether all arguments of a rounding are small.
-    let small = |iscale: F, min: F| {
-        let limit = F::splat(4_000_000.0);
-        (iscale * (low - min)).abs().lt(limit).and((iscale * (high - min)).abs().lt(limit)).or(dead).all()
-    };
-    let first = if small(inverse, min) {
-        qkx_trial::<F, K, true>(nmax, x, weights, inverse, min)
-    } else {
-        qkx_trial::<F, K, false>(nmax, x, weights, inverse, min)
-    };
-    let mut best = qkx_error(x, weights, &first.codes, scale, min, grid.mad);
+    let mut codes = [zero; K];
+    qkx_any_trial(nmax, x, weights, inverse, min, low, high, dead, &mut codes);
+    let mut best = qkx_error(x, weights, &codes, scale, min, grid.mad);
     for step in 0..=grid.steps {
         let iscale = F::splat(grid.rmin + grid.rdelta * step as f32 + n) / (max - min);
-        let t = if small(iscale, min) {
-            qkx_trial::<F, K, true>(nmax, x, weights, iscale, min)
-        } else {
-            qkx_trial::<F, K, false>(nmax, x, weights, iscale, min)
-        };
+        let t = qkx_any_trial(nmax, x, weights, iscale, min, low, high, dead, &mut codes);
         let det = sum_w * t.sum_l2 - t.sum_l * t.sum_l;
         let mut this_scale = (sum_w * t.sum_xl - sum_x * t.sum_l) / det;
         let mut this_min = (t.sum_l2 * sum_x - t.sum_l * t.sum_xl) / det;
@@ -210,7 +225,7 @@ pub fn qkx<F: Float, const K: usize>(nmax: i32, x: &[F; K], weights: &[F; K], gr
             this_min = F::select(positive, zero, this_min);
             this_scale = F::select(positive, t.sum_xl / t.sum_l2, this_scale);
         }
-        let error = qkx_error(x, weights, &t.codes, this_scale, this_min, grid.mad);
+        let error = qkx_error(x, weights, &codes, this_scale, this_min, grid.mad);
         let better = det.gt(zero).and(error.lt(best)).and(dead.not());
         best = F::select(better, error, best);
         inverse = F::select(better, iscale, inverse);

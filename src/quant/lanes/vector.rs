@@ -46,6 +46,7 @@ pub trait Float: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = S
     fn same(self, other: Self) -> Self::Mask;
     fn select(mask: Self::Mask, yes: Self, no: Self) -> Self;
     fn to_bits(self) -> Self::Int;
+    fn from_bits(bits: Self::Int) -> Self;
     /// Towards zero. What lies outside of `i32` becomes its smallest number.
     fn truncate(self) -> Self::Int;
     /// The bits of each lane as a half-precision number, rounded to nearest even.
@@ -61,6 +62,14 @@ pub trait Float: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = S
     #[inline(always)]
     fn nearest(self) -> Self::Int {
         ((self + Self::splat(MAGIC)).to_bits() & Self::Int::splat(0x007f_ffff)) - Self::Int::splat(0x0040_0000)
+    }
+
+    /// `f32::round`, halves away from zero, for magnitudes below 2^22: adding the float below one half and cutting off.
+    #[inline(always)]
+    fn round_away(self) -> Self::Int {
+        let sign = self.to_bits() & Self::Int::splat(i32::MIN);
+        let half = Self::from_bits(sign | Self::Int::splat(0.5f32.next_down().to_bits() as i32));
+        (self + half).truncate()
     }
 
     /// `nearest_int(self).clamp(low, high)` as floats, for magnitudes below 2^22.
@@ -200,6 +209,10 @@ impl<T: Float> Float for Two<T> {
     #[inline(always)]
     fn to_bits(self) -> Self::Int {
         Two(self.0.to_bits(), self.1.to_bits())
+    }
+    #[inline(always)]
+    fn from_bits(bits: Self::Int) -> Self {
+        Two(T::from_bits(bits.0), T::from_bits(bits.1))
     }
     #[inline(always)]
     fn truncate(self) -> Self::Int {

@@ -127,6 +127,7 @@ impl Float for F4 {
         fn same(self: Self, other: Self) -> M4 = M4(_mm_cmpeq_ps(self.0, other.0));
         fn select(mask: M4, yes: Self, no: Self) -> Self = F4(blend4(mask.0, yes.0, no.0));
         fn to_bits(self: Self) -> I4 = I4(_mm_castps_si128(self.0));
+        fn from_bits(bits: I4) -> Self = F4(_mm_castsi128_ps(bits.0));
         fn truncate(self: Self) -> I4 = I4(_mm_cvttps_epi32(self.0));
     }
 }
@@ -196,6 +197,19 @@ operators! {
     I8 Add add _mm256_add_epi32 Sub sub _mm256_sub_epi32 BitAnd bitand _mm256_and_si256 BitOr bitor _mm256_or_si256
 }
 
+/// Four floats of row `i`, then of row `i + 4`.
+///
+/// # Safety
+/// Both must be readable at `at`.
+#[inline(always)]
+unsafe fn two_rows(rows: &[*const f32], i: usize, at: usize) -> __m256 {
+    // SAFETY: the caller's.
+    unsafe {
+        let low = _mm256_castps128_ps256(_mm_loadu_ps(rows[i].add(at)));
+        _mm256_insertf128_ps::<1>(low, _mm_loadu_ps(rows[i + 4].add(at)))
+    }
+}
+
 impl Float for F8 {
     const N: usize = 8;
     type Int = I8;
@@ -215,11 +229,8 @@ impl Float for F8 {
     unsafe fn columns(rows: &[*const f32], at: usize) -> [Self; 4] {
         // SAFETY: the caller's for the loads. Each half holds four rows, and is transposed by itself.
         unsafe {
-            let pair = |i: usize| {
-                let low = _mm256_castps128_ps256(_mm_loadu_ps(rows[i].add(at)));
-                _mm256_insertf128_ps::<1>(low, _mm_loadu_ps(rows[i + 4].add(at)))
-            };
-            let (r0, r1, r2, r3) = (pair(0), pair(1), pair(2), pair(3));
+            let (r0, r1, r2, r3) =
+                (two_rows(rows, 0, at), two_rows(rows, 1, at), two_rows(rows, 2, at), two_rows(rows, 3, at));
             let (a, b) = (_mm256_unpacklo_ps(r0, r1), _mm256_unpacklo_ps(r2, r3));
             let (c, d) = (_mm256_unpackhi_ps(r0, r1), _mm256_unpackhi_ps(r2, r3));
             [
@@ -242,6 +253,7 @@ impl Float for F8 {
         fn same(self: Self, other: Self) -> M8 = M8(_mm256_cmp_ps::<_CMP_EQ_OQ>(self.0, other.0));
         fn select(mask: M8, yes: Self, no: Self) -> Self = F8(_mm256_blendv_ps(no.0, yes.0, mask.0));
         fn to_bits(self: Self) -> I8 = I8(_mm256_castps_si256(self.0));
+        fn from_bits(bits: I8) -> Self = F8(_mm256_castsi256_ps(bits.0));
         fn truncate(self: Self) -> I8 = I8(_mm256_cvttps_epi32(self.0));
         fn to_half(self: Self) -> I8 =
             I8(_mm256_cvtepu16_epi32(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)));
@@ -321,6 +333,21 @@ operators! {
     I16 Add add _mm512_add_epi32 Sub sub _mm512_sub_epi32 BitAnd bitand _mm512_and_si512 BitOr bitor _mm512_or_si512
 }
 
+/// Four floats each of rows `i`, `i + 4`, `i + 8`, `i + 12`.
+///
+/// # Safety
+/// All must be readable at `at`.
+#[inline(always)]
+unsafe fn four_rows(rows: &[*const f32], i: usize, at: usize) -> __m512 {
+    // SAFETY: the caller's.
+    unsafe {
+        let v = _mm512_castps128_ps512(_mm_loadu_ps(rows[i].add(at)));
+        let v = _mm512_insertf32x4::<1>(v, _mm_loadu_ps(rows[i + 4].add(at)));
+        let v = _mm512_insertf32x4::<2>(v, _mm_loadu_ps(rows[i + 8].add(at)));
+        _mm512_insertf32x4::<3>(v, _mm_loadu_ps(rows[i + 12].add(at)))
+    }
+}
+
 impl Float for F16 {
     const N: usize = 16;
     type Int = I16;
@@ -340,13 +367,8 @@ impl Float for F16 {
     unsafe fn columns(rows: &[*const f32], at: usize) -> [Self; 4] {
         // SAFETY: the caller's for the loads. Each quarter holds four rows, and is transposed by itself.
         unsafe {
-            let four = |i: usize| {
-                let v = _mm512_castps128_ps512(_mm_loadu_ps(rows[i].add(at)));
-                let v = _mm512_insertf32x4::<1>(v, _mm_loadu_ps(rows[i + 4].add(at)));
-                let v = _mm512_insertf32x4::<2>(v, _mm_loadu_ps(rows[i + 8].add(at)));
-                _mm512_insertf32x4::<3>(v, _mm_loadu_ps(rows[i + 12].add(at)))
-            };
-            let (r0, r1, r2, r3) = (four(0), four(1), four(2), four(3));
+            let (r0, r1, r2, r3) =
+                (four_rows(rows, 0, at), four_rows(rows, 1, at), four_rows(rows, 2, at), four_rows(rows, 3, at));
             let (a, b) = (_mm512_unpacklo_ps(r0, r1), _mm512_unpacklo_ps(r2, r3));
             let (c, d) = (_mm512_unpackhi_ps(r0, r1), _mm512_unpackhi_ps(r2, r3));
             [
@@ -369,6 +391,7 @@ impl Float for F16 {
         fn same(self: Self, other: Self) -> M16 = M16(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(self.0, other.0));
         fn select(mask: M16, yes: Self, no: Self) -> Self = F16(_mm512_mask_blend_ps(mask.0, no.0, yes.0));
         fn to_bits(self: Self) -> I16 = I16(_mm512_castps_si512(self.0));
+        fn from_bits(bits: I16) -> Self = F16(_mm512_castsi512_ps(bits.0));
         fn truncate(self: Self) -> I16 = I16(_mm512_cvttps_epi32(self.0));
         fn to_half(self: Self) -> I16 =
             I16(_mm512_cvtepu16_epi32(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)));
