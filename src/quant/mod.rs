@@ -103,9 +103,7 @@ pub fn quantize_rows_with(
     if codec.needs_importance && importance.is_none() {
         return Err(QuantError::NeedsImportance { ty });
     }
-    // Without a way out of the loop it runs at the speed of the memory; which weight it is matters only if there is one.
-    let finite = |x: &[f32]| x.iter().fold(true, |all, v| all & v.is_finite());
-    if !finite(src)
+    if !lanes::all_finite(isa, src)
         && let Some(index) = src.iter().position(|v| !v.is_finite())
     {
         return Err(QuantError::NotFinite { index, value: src[index] });

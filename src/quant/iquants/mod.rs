@@ -3,12 +3,12 @@
 
 mod binary;
 mod codes;
-mod fp4;
+pub(super) mod fp4;
 mod grids;
 mod iq1;
 mod iq2;
 mod iq3;
-mod iq4;
+pub(super) mod iq4;
 mod numeric;
 mod search;
 mod ternary;

@@ -181,9 +181,7 @@ impl<const BITS: i32> Kernel for Q45K<'_, '_, BITS> {
             let (inverses, origins) = (per_lane(&inverses), per_lane(&origins));
             for lane in 0..source.bundle.count {
                 // SAFETY: the output has room for every super-block of the job.
-                let out = unsafe {
-                    std::slice::from_raw_parts_mut(out.add((source.bundle.first + lane) * bytes), bytes)
-                };
+                let out = unsafe { bundle.block(out, lane, bytes) };
                 codes.d.put(lane, out);
                 codes.dmin.put(lane, &mut out[2..]);
                 let (sc, sm) = (codes.scales.map(|s| s[lane] as u8), codes.mins.map(|m| m[lane] as u8));
@@ -303,7 +301,12 @@ impl Kernel for Q2K<'_, '_> {
             }
             let codes = if weighted {
                 let ((d, sc), (dmin, sm)) = (qp(15, &scales, &total), qp(15, &mins, &total));
-                ScaleCodes { scales: int_per_lane(&sc), mins: int_per_lane(&sm), d: Halves::new(d), dmin: Halves::new(dmin) }
+                ScaleCodes {
+                    scales: int_per_lane(&sc),
+                    mins: int_per_lane(&sm),
+                    d: Halves::new(d),
+                    dmin: Halves::new(dmin),
+                }
             } else {
                 let (max_scale, max_min) = (largest(&scales), largest(&mins));
                 let (sc, sm) = (rounded_to(15, &scales, max_scale), rounded_to(15, &mins, max_min));
@@ -314,8 +317,7 @@ impl Kernel for Q2K<'_, '_> {
             let (inverses, origins) = (per_lane(&inverses), per_lane(&origins));
             for lane in 0..source.bundle.count {
                 // SAFETY: the output has room for every super-block of the job.
-                let out =
-                    unsafe { std::slice::from_raw_parts_mut(out.add((source.bundle.first + lane) * 84), 84) };
+                let out = unsafe { bundle.block(out, lane, 84) };
                 codes.d.put(lane, &mut out[80..]);
                 codes.dmin.put(lane, &mut out[82..]);
                 let mut coding = [Coding::default(); 16];
@@ -382,8 +384,7 @@ impl Kernel for Q3K<'_, '_> {
             let (d, codes, inverses) = (Halves::new(d), int_per_lane(&codes), per_lane(&inverses));
             for lane in 0..source.bundle.count {
                 // SAFETY: the output has room for every super-block of the job.
-                let out =
-                    unsafe { std::slice::from_raw_parts_mut(out.add((source.bundle.first + lane) * 110), 110) };
+                let out = unsafe { bundle.block(out, lane, 110) };
                 let sc = codes.map(|c| c[lane] as u8);
                 pack_q3_scales(&sc, &mut out[96..108]);
                 d.put(lane, &mut out[108..]);
@@ -506,8 +507,7 @@ impl Kernel for Q6K<'_, '_> {
             let (codes, inverses) = (int_per_lane(&codes), per_lane(&inverses));
             for lane in 0..source.bundle.count {
                 // SAFETY: the output has room for every super-block of the job.
-                let out =
-                    unsafe { std::slice::from_raw_parts_mut(out.add((source.bundle.first + lane) * 210), 210) };
+                let out = unsafe { bundle.block(out, lane, 210) };
                 if empty[lane] != 0.0 {
                     out.fill(0);
                     continue;
@@ -517,11 +517,8 @@ impl Kernel for Q6K<'_, '_> {
                 for (j, coding) in coding.iter_mut().enumerate() {
                     let sc = codes[j][lane] as i8;
                     out[192 + j] = sc as u8;
-                    *coding = Coding {
-                        d: d.value[lane] * f32::from(sc),
-                        inverse: inverses[j][lane],
-                        ..Coding::default()
-                    };
+                    *coding =
+                        Coding { d: d.value[lane] * f32::from(sc), inverse: inverses[j][lane], ..Coding::default() };
                 }
                 let (x, qs) = (source.bundle.rows[lane], out.as_mut_ptr());
                 for k in 0..2 {

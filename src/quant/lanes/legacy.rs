@@ -85,16 +85,6 @@ unsafe fn pack<F: Float>(codes: &[F::Int; QK], five: bool, out: *mut u8) {
     }
 }
 
-/// Where a lane's block goes.
-///
-/// # Safety
-/// `out` must have room for all blocks of the job.
-#[inline(always)]
-unsafe fn block<'a>(out: *mut u8, bundle: &Bundle<QK>, lane: usize, bytes: usize) -> &'a mut [u8] {
-    // SAFETY: the caller's; the bundle's blocks are the job's.
-    unsafe { std::slice::from_raw_parts_mut(out.add((bundle.first + lane) * bytes), bytes) }
-}
-
 /// Q4_0 (`HALF` 8) and Q5_0 (16).
 pub struct Symmetric<'a, 'b, const HALF: i32, const BYTES: usize>(pub &'a mut Job<'b>);
 
@@ -112,7 +102,8 @@ impl<const HALF: i32, const BYTES: usize> Kernel for Symmetric<'_, '_, HALF, BYT
 impl<const HALF: i32, const BYTES: usize> Symmetric<'_, '_, HALF, BYTES> {
     #[inline(always)]
     fn weighted<F: Float>(self) {
-        let (job, out) = (&*self.0, self.0.out.as_ptr().cast_mut());
+        let out = self.0.out.as_mut_ptr();
+        let job = &*self.0;
         let means = mean_squares::<Two<F>>(job);
         let mut x = [Two::<F>::splat(0.0); QK];
         for bundle in Bundle::<QK>::all(job, Two::<F>::N) {
@@ -123,7 +114,7 @@ impl<const HALF: i32, const BYTES: usize> Symmetric<'_, '_, HALF, BYTES> {
             for lane in 0..bundle.count {
                 // SAFETY: the output has room for every block of the job; a lane has 32 weights.
                 unsafe {
-                    let out = block(out, &bundle, lane, BYTES);
+                    let out = bundle.block(out, lane, BYTES);
                     d.put(lane, out);
                     let mut codes = [F::Int::splat(0); QK];
                     if inverses[lane] != 0.0 {
@@ -141,7 +132,8 @@ impl<const HALF: i32, const BYTES: usize> Symmetric<'_, '_, HALF, BYTES> {
 
     #[inline(always)]
     fn plain<F: Float>(self) {
-        let (job, out) = (&*self.0, self.0.out.as_ptr().cast_mut());
+        let out = self.0.out.as_mut_ptr();
+        let job = &*self.0;
         let mut x = [F::splat(0.0); QK];
         for bundle in Bundle::<QK>::all(job, F::N) {
             // SAFETY: every lane points at a block.
@@ -155,7 +147,7 @@ impl<const HALF: i32, const BYTES: usize> Symmetric<'_, '_, HALF, BYTES> {
             for lane in 0..bundle.count {
                 // SAFETY: the output has room for every block of the job; a lane has 32 weights.
                 unsafe {
-                    let out = block(out, &bundle, lane, BYTES);
+                    let out = bundle.block(out, lane, BYTES);
                     halves.put(lane, out);
                     let mut codes = [F::Int::splat(0); QK];
                     if inverses[lane].is_finite() {
@@ -201,7 +193,8 @@ impl<const TOP: i32, const BYTES: usize> Asymmetric<'_, '_, TOP, BYTES> {
     #[inline(always)]
     fn weighted<F: Float>(self) {
         const GRID: Grid = Grid { rmin: -0.9, rdelta: 0.05, steps: 36, mad: false };
-        let (job, out) = (&*self.0, self.0.out.as_ptr().cast_mut());
+        let out = self.0.out.as_mut_ptr();
+        let job = &*self.0;
         let means = mean_squares::<Two<F>>(job);
         let mut x = [Two::<F>::splat(0.0); QK];
         for bundle in Bundle::<QK>::all(job, Two::<F>::N) {
@@ -213,7 +206,7 @@ impl<const TOP: i32, const BYTES: usize> Asymmetric<'_, '_, TOP, BYTES> {
             for lane in 0..bundle.count {
                 // SAFETY: the output has room for every block of the job; a lane has 32 weights.
                 unsafe {
-                    let out = block(out, &bundle, lane, BYTES);
+                    let out = bundle.block(out, lane, BYTES);
                     d.put(lane, out);
                     m.put(lane, &mut out[2..]);
                     let (inverse, origin) = (F::splat(inverses[lane]), F::splat(origins[lane]));
@@ -230,7 +223,8 @@ impl<const TOP: i32, const BYTES: usize> Asymmetric<'_, '_, TOP, BYTES> {
 
     #[inline(always)]
     fn plain<F: Float>(self) {
-        let (job, out) = (&*self.0, self.0.out.as_ptr().cast_mut());
+        let out = self.0.out.as_mut_ptr();
+        let job = &*self.0;
         let mut x = [F::splat(0.0); QK];
         for bundle in Bundle::<QK>::all(job, F::N) {
             // SAFETY: every lane points at a block.
@@ -242,7 +236,7 @@ impl<const TOP: i32, const BYTES: usize> Asymmetric<'_, '_, TOP, BYTES> {
             for lane in 0..bundle.count {
                 // SAFETY: the output has room for every block of the job; a lane has 32 weights.
                 unsafe {
-                    let out = block(out, &bundle, lane, BYTES);
+                    let out = bundle.block(out, lane, BYTES);
                     halves.put(lane, out);
                     minimums.put(lane, &mut out[2..]);
                     let mut codes = [F::Int::splat(0); QK];
@@ -266,7 +260,8 @@ pub struct Q8<'a, 'b>(pub &'a mut Job<'b>);
 impl Kernel for Q8<'_, '_> {
     #[inline(always)]
     fn run<F: Float>(self) {
-        let (job, out) = (&*self.0, self.0.out.as_ptr().cast_mut());
+        let out = self.0.out.as_mut_ptr();
+        let job = &*self.0;
         let mut x = [F::splat(0.0); QK];
         for bundle in Bundle::<QK>::all(job, F::N) {
             // SAFETY: every lane points at a block.
@@ -280,7 +275,7 @@ impl Kernel for Q8<'_, '_> {
             for lane in 0..bundle.count {
                 // SAFETY: the output has room for every block of the job; a lane has 32 weights.
                 unsafe {
-                    let out = block(out, &bundle, lane, 34);
+                    let out = bundle.block(out, lane, 34);
                     halves.put(lane, out);
                     if !inverses[lane].is_finite() {
                         out[2..].fill(0);

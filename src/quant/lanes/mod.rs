@@ -2,6 +2,7 @@
 //! beside this module are the specification; what comes from here equals theirs byte for byte, which the tests assert for
 //! every type and every instruction set. Lanes never exchange numbers, so each adds in the scalar order.
 
+mod iq4;
 mod kquants;
 mod legacy;
 mod portable;
@@ -14,7 +15,7 @@ mod x86;
 
 use super::GgmlType;
 use std::sync::OnceLock;
-use vector::{Float, Int, MAX_LANES};
+use vector::{Float, Int, MAX_LANES, Mask};
 
 /// Which instructions the quantizers use. The bytes do not depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -109,9 +110,44 @@ pub fn quantize(isa: Isa, ty: GgmlType, job: &mut Job) -> bool {
         Q4_K => dispatch(isa, kquants::Q45K::<4>(job)),
         Q5_K => dispatch(isa, kquants::Q45K::<5>(job)),
         Q6_K => dispatch(isa, kquants::Q6K(job)),
+        IQ4_NL => dispatch(isa, iq4::Nl(job)),
+        IQ4_XS => dispatch(isa, iq4::Xs(job)),
+        MXFP4 => dispatch(isa, iq4::Mx(job)),
+        NVFP4 => dispatch(isa, iq4::Nv(job)),
         _ => return false,
     }
     true
+}
+
+/// Whether every number is finite.
+pub fn all_finite(isa: Isa, src: &[f32]) -> bool {
+    let mut finite = true;
+    dispatch(isa, Finite { src, finite: &mut finite });
+    finite
+}
+
+struct Finite<'a> {
+    src: &'a [f32],
+    finite: &'a mut bool,
+}
+
+impl Kernel for Finite<'_> {
+    #[inline(always)]
+    fn run<F: Float>(self) {
+        // The largest exponent bits that occur; infinities and NaNs have them all.
+        let exponent = F::Int::splat(0x7f80_0000);
+        let mut most = [F::Int::splat(0); 4];
+        let whole = self.src.len() / (4 * F::N) * (4 * F::N);
+        for at in (0..whole).step_by(4 * F::N) {
+            for (k, most) in most.iter_mut().enumerate() {
+                // SAFETY: four vectors from `at` are within the slice.
+                let bits = unsafe { F::load(self.src.as_ptr().add(at + k * F::N)) }.to_bits();
+                *most = most.max(bits & exponent);
+            }
+        }
+        let all = most[0].max(most[1]).max(most[2].max(most[3]));
+        *self.finite = !all.eq(exponent).any() && self.src[whole..].iter().all(|v| v.is_finite());
+    }
 }
 
 /// Work that is written once for every width of vector.
@@ -182,6 +218,16 @@ impl<const BLOCK: usize> Bundle<BLOCK> {
             }
             bundle
         })
+    }
+
+    /// Where a lane's block goes.
+    ///
+    /// # Safety
+    /// `out` must have room for all blocks of the job, of `bytes` each, and nothing else may write to them meanwhile.
+    #[inline(always)]
+    unsafe fn block<'a>(&self, out: *mut u8, lane: usize, bytes: usize) -> &'a mut [u8] {
+        // SAFETY: the caller's; the bundle's blocks are the job's.
+        unsafe { std::slice::from_raw_parts_mut(out.add((self.first + lane) * bytes), bytes) }
     }
 }
 

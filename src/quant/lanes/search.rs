@@ -143,11 +143,7 @@ fn qkx_trial<F: Float, const K: usize, const SMALL: bool>(
     let mut t = Trial { sum_l: zero, sum_l2: zero, sum_xl: zero };
     for i in 0..K {
         let scaled = iscale * (x[i] - min);
-        let l = if SMALL {
-            scaled.nearest_small(0.0, nmax as f32)
-        } else {
-            scaled.nearest().clamp(0, nmax).to_float()
-        };
+        let l = if SMALL { scaled.nearest_small(0.0, nmax as f32) } else { scaled.nearest().clamp(0, nmax).to_float() };
         let wl = weights[i] * l;
         t.sum_l = t.sum_l + wl;
         t.sum_l2 = t.sum_l2 + wl * l;

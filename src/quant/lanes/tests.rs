@@ -31,8 +31,9 @@ fn differences(src: &[f32], cols: usize, importance: &[f32]) -> Vec<String> {
             for isa in instruction_sets() {
                 let got = bytes(isa, ty, src, cols, weights);
                 let block = ty.block_bytes();
-                let bad: Vec<_> =
-                    (0..got.len() / block).filter(|b| got[b * block..][..block] != expected[b * block..][..block]).collect();
+                let bad: Vec<_> = (0..got.len() / block)
+                    .filter(|b| got[b * block..][..block] != expected[b * block..][..block])
+                    .collect();
                 if !bad.is_empty() {
                     let kind = if weights.is_some() { "weighted" } else { "plain" };
                     wrong.push(format!("{ty} {kind} {}: {} blocks, first {}", isa.name(), bad.len(), bad[0]));
@@ -81,8 +82,20 @@ fn weight(kind: u32, numbers: &mut Numbers) -> f32 {
         9 => -3.0 - numbers.unit() * 2f32.powi(-18),
         10 => 3.0 + numbers.unit() * 2f32.powi(-18),
         // One outlier among small ones.
-        11 => if numbers.bits() % 16 == 0 { 100.0 } else { 1e-3 * numbers.normal() },
-        _ => if numbers.bits() % 2 == 0 { 1.0 } else { -1.0 },
+        11 => {
+            if numbers.bits() % 16 == 0 {
+                100.0
+            } else {
+                1e-3 * numbers.normal()
+            }
+        }
+        _ => {
+            if numbers.bits() % 2 == 0 {
+                1.0
+            } else {
+                -1.0
+            }
+        }
     }
 }
 

@@ -58,6 +58,26 @@ pub trait Float: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = S
         other.lt(self)
     }
 
+    /// How many of the ascending `bounds` are not above `self`: all of them for a NaN.
+    #[inline(always)]
+    fn index16(self, bounds: &[f32; 15]) -> Self::Int {
+        let mut index = Self::Int::splat(0);
+        for (k, bound) in bounds.iter().enumerate() {
+            index = Self::Int::select(self.lt(Self::splat(*bound)), index, Self::Int::splat(k as i32 + 1));
+        }
+        index
+    }
+
+    /// The value at [`index16`](Self::index16).
+    #[inline(always)]
+    fn value16(self, bounds: &[f32; 15], values: &[f32; 16]) -> Self {
+        let mut value = Self::splat(values[0]);
+        for (bound, next) in bounds.iter().zip(&values[1..]) {
+            value = Self::select(self.lt(Self::splat(*bound)), value, Self::splat(*next));
+        }
+        value
+    }
+
     /// `nearest_int` of the scalar search, for any argument.
     #[inline(always)]
     fn nearest(self) -> Self::Int {
@@ -81,9 +101,7 @@ pub trait Float: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = S
 }
 
 /// A vector of `i32`.
-pub trait Int:
-    Copy + Add<Output = Self> + Sub<Output = Self> + BitAnd<Output = Self> + BitOr<Output = Self>
-{
+pub trait Int: Copy + Add<Output = Self> + Sub<Output = Self> + BitAnd<Output = Self> + BitOr<Output = Self> {
     type Float: Float<Int = Self, Mask = Self::Mask>;
     type Mask: Mask;
 
@@ -213,6 +231,14 @@ impl<T: Float> Float for Two<T> {
     #[inline(always)]
     fn from_bits(bits: Self::Int) -> Self {
         Two(T::from_bits(bits.0), T::from_bits(bits.1))
+    }
+    #[inline(always)]
+    fn index16(self, bounds: &[f32; 15]) -> Self::Int {
+        Two(self.0.index16(bounds), self.1.index16(bounds))
+    }
+    #[inline(always)]
+    fn value16(self, bounds: &[f32; 15], values: &[f32; 16]) -> Self {
+        Two(self.0.value16(bounds, values), self.1.value16(bounds, values))
     }
     #[inline(always)]
     fn truncate(self) -> Self::Int {

@@ -348,6 +348,18 @@ unsafe fn four_rows(rows: &[*const f32], i: usize, at: usize) -> __m512 {
     }
 }
 
+/// Adds `STEP` to the index in the lanes where `x` is not below the bound `STEP - 1` places further.
+#[inline(always)]
+unsafe fn half_step<const STEP: i32>(x: __m512, bounds: __m512, index: __m512i) -> __m512i {
+    // SAFETY: see the top of the file.
+    unsafe {
+        let at = _mm512_add_epi32(index, _mm512_set1_epi32(STEP - 1));
+        let bound = _mm512_permutexvar_ps(at, bounds);
+        let above = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, bound);
+        _mm512_mask_add_epi32(index, above, index, _mm512_set1_epi32(STEP))
+    }
+}
+
 impl Float for F16 {
     const N: usize = 16;
     type Int = I16;
@@ -378,6 +390,24 @@ impl Float for F16 {
                 F16(_mm512_shuffle_ps::<0xee>(c, d)),
             ]
         }
+    }
+    #[inline(always)]
+    fn index16(self, bounds: &[f32; 15]) -> I16 {
+        // SAFETY: see the top of the file; the load covers fifteen floats and masks the sixteenth.
+        unsafe {
+            // By halves: the bound in the middle of what is left is looked up by the index so far.
+            let bounds = _mm512_maskz_loadu_ps(0x7fff, bounds.as_ptr());
+            let mut index = _mm512_setzero_si512();
+            index = half_step::<8>(self.0, bounds, index);
+            index = half_step::<4>(self.0, bounds, index);
+            index = half_step::<2>(self.0, bounds, index);
+            I16(half_step::<1>(self.0, bounds, index))
+        }
+    }
+    #[inline(always)]
+    fn value16(self, bounds: &[f32; 15], values: &[f32; 16]) -> Self {
+        // SAFETY: see the top of the file; the load covers the sixteen values.
+        F16(unsafe { _mm512_permutexvar_ps(self.index16(bounds).0, _mm512_loadu_ps(values.as_ptr())) })
     }
     methods! {
         fn splat(value: f32) -> Self = F16(_mm512_set1_ps(value));
