@@ -108,7 +108,7 @@ fn derive(
     let progress = Progress::new("verifying", convert::source_bytes(&ckpt, &model), Unit::Bytes, quiet);
     let control = Control { threads, cancel: &CANCEL, advance: &|n| progress.advance(n) };
     let importance = |name: &str| importance.as_ref().and_then(|i| i.of(name));
-    convert::run(&ckpt, &model, &importance, &[Target { types, sink: &compare }], &control)?;
+    convert::run(&ckpt, &model, &importance, &[Target { types, sink: &compare }], &|| Ok(()), &control)?;
     progress.finish();
     let mut differing = compare.differing.into_inner().unwrap_or_default();
     differing.sort();

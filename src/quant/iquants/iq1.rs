@@ -3,15 +3,15 @@
 //! order of additions are ggml's.
 
 use super::codes;
-use super::grids::{self, Grid, Place, unpack};
+use super::grids::{self, Grid, Nearest, Place, unpack};
 use super::numeric::{SUPER, block_importance, error_weights, get_u16, mean_square, own_square, scale_code};
 use crate::quant::{f16_at, put_f16};
 use half::f16;
 
 const DELTA: f32 = 0.125;
 /// The three values under either shift.
-const UP: [f32; 3] = [-1.0 + DELTA, DELTA, 1.0 + DELTA];
-const DOWN: [f32; 3] = [-1.0 - DELTA, -DELTA, 1.0 - DELTA];
+pub const UP: [f32; 3] = [-1.0 + DELTA, DELTA, 1.0 + DELTA];
+pub const DOWN: [f32; 3] = [-1.0 - DELTA, -DELTA, 1.0 - DELTA];
 
 const S_GROUP: usize = 32;
 const M_GROUP: usize = 16;
@@ -26,18 +26,18 @@ fn ascending<const G: usize>(x: &[f32]) -> [usize; G] {
 }
 
 /// The best split found: digits 0 before `first`, 1 up to `second`, 2 after it, in sorted order.
-struct Split {
+pub struct Split {
     first: usize,
     second: usize,
     scale: f32,
-    score: f32,
+    pub score: f32,
     /// Which of the offered pairs of sums it was.
     variant: usize,
 }
 
 impl Split {
     /// Takes over a split whose weighted correlation is better.
-    fn offer(best: &mut Option<Split>, sum_qx: f32, sum_q2: f32, first: usize, second: usize, variant: usize) {
+    pub fn offer(best: &mut Option<Split>, sum_qx: f32, sum_q2: f32, first: usize, second: usize, variant: usize) {
         let score = best.as_ref().map_or(-f32::MAX, |b| b.score);
         if sum_q2 > 0.0 && sum_qx * sum_qx > score * sum_q2 {
             let scale = sum_qx / sum_q2;
@@ -65,24 +65,19 @@ impl Split {
 }
 
 /// The grid point of one pattern: itself, or the nearest with these values under this scale. The flag says which.
-fn to_point(grid: &Grid<8>, digits: &[u8], x: &[f32], weight: &[f32], scale: f32, values: &[f32; 3]) -> (u16, bool) {
-    let candidates = match grid.place(digits) {
-        Place::On(index) => return (index, true),
-        Place::Off(candidates) => candidates,
-    };
-    // Where overflow leaves no distance below the largest float the first candidate stands.
-    let mut best = (candidates.first().copied().unwrap_or(0), f32::MAX);
-    for &candidate in candidates {
-        let mut sum = 0.0;
-        for ((digit, x), w) in grid.point(candidate).iter().zip(x).zip(weight) {
-            let diff = scale * values[usize::from(*digit)] - x;
-            sum += w * diff * diff;
-        }
-        if sum < best.1 {
-            best = (candidate, sum);
-        }
+#[inline(always)]
+fn to_point<P: Nearest>(
+    grid: &Grid<8>,
+    digits: &[u8],
+    x: &[f32],
+    weight: &[f32],
+    scale: f32,
+    values: &[f32; 3],
+) -> (u16, bool) {
+    match grid.place(digits) {
+        Place::On(index) => (index, true),
+        Place::Off(candidates) => (P::nearest(grid, candidates, values, x, weight, scale), false),
     }
-    (best.0, false)
 }
 
 /// Adds one point's weighted (value times x) and squared values, the values times `factor`, to the sums.
@@ -105,8 +100,39 @@ struct Group<const POINTS: usize> {
     shift: usize,
 }
 
+/// All splits of an IQ1_S group under both shifts, from the prefix sums.
+pub fn best_split_s(sum_x: &[f32; S_GROUP + 1], sum_w: &[f32; S_GROUP + 1]) -> Option<Split> {
+    let mut best = None;
+    for first in 0..=S_GROUP {
+        offer_s(&mut best, sum_x, sum_w, first, first..=S_GROUP);
+    }
+    best
+}
+
+/// Those splits with this first border.
+pub fn offer_s(
+    best: &mut Option<Split>,
+    sum_x: &[f32; S_GROUP + 1],
+    sum_w: &[f32; S_GROUP + 1],
+    first: usize,
+    seconds: std::ops::RangeInclusive<usize>,
+) {
+    for second in seconds {
+        for (variant, v) in [UP, DOWN].iter().enumerate() {
+            let sum_qx = sum_x[first] * v[0]
+                + (sum_x[second] - sum_x[first]) * v[1]
+                + (sum_x[S_GROUP] - sum_x[second]) * v[2];
+            let sum_q2 = sum_w[first] * v[0] * v[0]
+                + (sum_w[second] - sum_w[first]) * v[1] * v[1]
+                + (sum_w[S_GROUP] - sum_w[second]) * v[2] * v[2];
+            Split::offer(best, sum_qx, sum_q2, first, second, variant);
+        }
+    }
+}
+
 /// All splits of 32 weights under both shifts.
-fn search_s(x: &[f32], weight: &[f32]) -> Option<Group<4>> {
+#[inline(always)]
+fn search_s<P: Nearest>(x: &[f32], weight: &[f32]) -> Option<Group<4>> {
     if largest(x) < 1e-12 {
         return None;
     }
@@ -117,28 +143,15 @@ fn search_s(x: &[f32], weight: &[f32]) -> Option<Group<4>> {
         sum_x[rank + 1] = sum_x[rank] + weight[i] * x[i];
         sum_w[rank + 1] = sum_w[rank] + weight[i];
     }
-    let mut best = None;
-    for first in 0..=S_GROUP {
-        for second in first..=S_GROUP {
-            for (variant, v) in [UP, DOWN].iter().enumerate() {
-                let sum_qx = sum_x[first] * v[0]
-                    + (sum_x[second] - sum_x[first]) * v[1]
-                    + (sum_x[S_GROUP] - sum_x[second]) * v[2];
-                let sum_q2 = sum_w[first] * v[0] * v[0]
-                    + (sum_w[second] - sum_w[first]) * v[1] * v[1]
-                    + (sum_w[S_GROUP] - sum_w[second]) * v[2] * v[2];
-                Split::offer(&mut best, sum_qx, sum_q2, first, second, variant);
-            }
-        }
-    }
-    let mut best = best?;
+    let mut best = P::best_split_s(&sum_x, &sum_w)?;
     let (digits, mirrored) = best.digits(&order);
     let shift = best.variant ^ usize::from(mirrored);
-    finish(best.scale, &digits, shift, |_| if shift == 0 { &UP } else { &DOWN }, x, weight)
+    finish::<_, P>(best.scale, &digits, shift, |_| if shift == 0 { &UP } else { &DOWN }, x, weight)
 }
 
 /// Moves the digits to grid points and refits the scale if one of them was off the grid.
-fn finish<const POINTS: usize>(
+#[inline(always)]
+fn finish<const POINTS: usize, P: Nearest>(
     mut scale: f32,
     digits: &[u8],
     shift: usize,
@@ -151,7 +164,7 @@ fn finish<const POINTS: usize>(
     let mut all_on_grid = true;
     for (k, point) in points.iter_mut().enumerate() {
         let part = 8 * k..8 * k + 8;
-        let (index, on_grid) = to_point(grid, &digits[part.clone()], &x[part.clone()], &weight[part], scale, values(k));
+        let (index, on_grid) = to_point::<P>(grid, &digits[part.clone()], &x[part.clone()], &weight[part], scale, values(k));
         *point = index;
         all_on_grid &= on_grid;
     }
@@ -170,7 +183,8 @@ fn finish<const POINTS: usize>(
 }
 
 /// Block: f16 d; 32 low bytes of indices; 8 x u16 of 4 x 3 upper bits, the 3-bit scale, and the shift (1 is down).
-pub fn quantize_s(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+#[inline(always)]
+pub fn quantize_s<P: Nearest>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     for (i, (x, block)) in row.chunks_exact(SUPER).zip(out.chunks_exact_mut(50)).enumerate() {
         block.fill(0);
         let importance = block_importance(importance, i, SUPER);
@@ -181,7 +195,7 @@ pub fn quantize_s(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
         for (ib, x) in x.chunks_exact(S_GROUP).enumerate() {
             let mut weight = [0.0; S_GROUP];
             error_weights(x, block_importance(importance, ib, S_GROUP), mean_square, own_square, &mut weight);
-            let Some(group) = search_s(x, &weight) else { continue };
+            let Some(group) = search_s::<P>(x, &weight) else { continue };
             for (k, point) in group.points.iter().enumerate() {
                 block[2 + 4 * ib + k] = *point as u8;
                 heads[ib] |= (point >> 8) << (3 * k) | (group.shift as u16) << 15;
@@ -227,9 +241,47 @@ fn shifts_m(shift: usize, half: usize) -> &'static [f32; 3] {
     if shift >> (1 - half) & 1 == 0 { &UP } else { &DOWN }
 }
 
+/// All splits of an IQ1_M group under the four pairs of shifts, from the prefix sums `[half][rank]`.
+pub fn best_split_m(px: &[[f32; M_GROUP + 1]; 2], pw: &[[f32; M_GROUP + 1]; 2]) -> Option<Split> {
+    let mut best = None;
+    for first in 0..=M_GROUP {
+        offer_m(&mut best, px, pw, first, first..=M_GROUP);
+    }
+    best
+}
+
+/// Those splits with this first border.
+pub fn offer_m(
+    best: &mut Option<Split>,
+    px: &[[f32; M_GROUP + 1]; 2],
+    pw: &[[f32; M_GROUP + 1]; 2],
+    first: usize,
+    seconds: std::ops::RangeInclusive<usize>,
+) {
+    for second in seconds {
+        // [shift][half]
+        let mut qx = [[0.0f32; 2]; 2];
+        let mut q2 = [[0.0f32; 2]; 2];
+        for half in 0..2 {
+            let sum = px[half][first] + px[half][second];
+            for (shift, v) in [UP, DOWN].iter().enumerate() {
+                qx[shift][half] = px[half][M_GROUP] * v[2] - sum;
+                q2[shift][half] = pw[half][M_GROUP] * v[2] * v[2]
+                    + pw[half][first] * (v[0] * v[0] - v[1] * v[1])
+                    + pw[half][second] * (v[1] * v[1] - v[2] * v[2]);
+            }
+        }
+        for variant in 0..4 {
+            let (a, b) = (variant >> 1, variant & 1);
+            Split::offer(best, qx[a][0] + qx[b][1], q2[a][0] + q2[b][1], first, second, variant);
+        }
+    }
+}
+
 /// All splits of 16 weights under the four pairs of shifts. As neighbouring values are 1 apart under either shift, the
 /// sums over three groups collapse to prefix sums of each half.
-fn search_m(x: &[f32], weight: &[f32]) -> Option<Group<2>> {
+#[inline(always)]
+fn search_m<P: Nearest>(x: &[f32], weight: &[f32]) -> Option<Group<2>> {
     if largest(x) < 1e-7 {
         return None;
     }
@@ -243,36 +295,16 @@ fn search_m(x: &[f32], weight: &[f32]) -> Option<Group<2>> {
         px[1 - half][rank + 1] = px[1 - half][rank];
         pw[1 - half][rank + 1] = pw[1 - half][rank];
     }
-    let mut best = None;
-    for first in 0..=M_GROUP {
-        for second in first..=M_GROUP {
-            // [shift][half]
-            let mut qx = [[0.0f32; 2]; 2];
-            let mut q2 = [[0.0f32; 2]; 2];
-            for half in 0..2 {
-                let sum = px[half][first] + px[half][second];
-                for (shift, v) in [UP, DOWN].iter().enumerate() {
-                    qx[shift][half] = px[half][M_GROUP] * v[2] - sum;
-                    q2[shift][half] = pw[half][M_GROUP] * v[2] * v[2]
-                        + pw[half][first] * (v[0] * v[0] - v[1] * v[1])
-                        + pw[half][second] * (v[1] * v[1] - v[2] * v[2]);
-                }
-            }
-            for variant in 0..4 {
-                let (a, b) = (variant >> 1, variant & 1);
-                Split::offer(&mut best, qx[a][0] + qx[b][1], q2[a][0] + q2[b][1], first, second, variant);
-            }
-        }
-    }
-    let mut best = best?;
+    let mut best = P::best_split_m(&px, &pw)?;
     let (digits, mirrored) = best.digits(&order);
     let shift = if mirrored { 3 - best.variant } else { best.variant };
-    finish(best.scale, &digits, shift, |half| shifts_m(shift, half), x, weight)
+    finish::<_, P>(best.scale, &digits, shift, |half| shifts_m(shift, half), x, weight)
 }
 
 /// Block: 32 low bytes of indices; 16 bytes of two upper parts (3 bits and the shift, 1 is down); 4 x u16 of four 3-bit
 /// scales each, whose top nibbles together are the f16 d.
-pub fn quantize_m(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+#[inline(always)]
+pub fn quantize_m<P: Nearest>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     for (i, (x, block)) in row.chunks_exact(SUPER).zip(out.chunks_exact_mut(56)).enumerate() {
         block.fill(0);
         let importance = block_importance(importance, i, SUPER);
@@ -282,7 +314,7 @@ pub fn quantize_m(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
         let mut groups = [const { Group { scale: 0.0, points: [0; 2], shift: 0 } }; SUPER / M_GROUP];
         for (ib, group) in groups.iter_mut().enumerate() {
             let part = ib * M_GROUP..(ib + 1) * M_GROUP;
-            let Some(found) = search_m(&x[part.clone()], &weight[part]) else { continue };
+            let Some(found) = search_m::<P>(&x[part.clone()], &weight[part]) else { continue };
             block[2 * ib] = found.points[0] as u8;
             block[2 * ib + 1] = found.points[1] as u8;
             block[32 + ib] = (found.points[0] >> 8 | (found.points[1] >> 8) << 4) as u8;

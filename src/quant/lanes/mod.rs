@@ -2,6 +2,7 @@
 //! beside this module are the specification; what comes from here equals theirs byte for byte, which the tests assert for
 //! every type and every instruction set. Lanes never exchange numbers, so each adds in the scalar order.
 
+mod grid;
 mod iq4;
 mod kquants;
 mod legacy;
@@ -110,6 +111,13 @@ pub fn quantize(isa: Isa, ty: GgmlType, job: &mut Job) -> bool {
         Q4_K => dispatch(isa, kquants::Q45K::<4>(job)),
         Q5_K => dispatch(isa, kquants::Q45K::<5>(job)),
         Q6_K => dispatch(isa, kquants::Q6K(job)),
+        IQ1_S => dispatch(isa, grid::Iq1S(job)),
+        IQ1_M => dispatch(isa, grid::Iq1M(job)),
+        IQ2_XXS => dispatch(isa, grid::Iq2Xxs(job)),
+        IQ2_XS => dispatch(isa, grid::Iq2Xs(job)),
+        IQ2_S => dispatch(isa, grid::Iq2S(job)),
+        IQ3_XXS => dispatch(isa, grid::Iq3Xxs(job)),
+        IQ3_S => dispatch(isa, grid::Iq3S(job)),
         IQ4_NL => dispatch(isa, iq4::Nl(job)),
         IQ4_XS => dispatch(isa, iq4::Xs(job)),
         MXFP4 => dispatch(isa, iq4::Mx(job)),

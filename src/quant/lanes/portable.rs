@@ -107,6 +107,16 @@ impl Int for I {
         I(self.0.map(|v| (v as u32 >> BITS) as i32))
     }
     #[inline(always)]
+    unsafe fn load(from: *const i32) -> Self {
+        // SAFETY: the caller's.
+        I(unsafe { from.cast::<[i32; N]>().read() })
+    }
+    #[inline(always)]
+    unsafe fn load_words(from: *const u16) -> Self {
+        // SAFETY: the caller's.
+        I(unsafe { from.cast::<[u16; N]>().read() }.map(i32::from))
+    }
+    #[inline(always)]
     unsafe fn store(self, to: *mut i32) {
         // SAFETY: the caller's.
         unsafe { to.cast::<[i32; N]>().write(self.0) }
@@ -120,6 +130,7 @@ impl Int for I {
         fn min(self: Self, other: Self) -> I = i32::min;
         fn max(self: Self, other: Self) -> I = i32::max;
         fn eq(self: Self, other: Self) -> M = |a, b| a == b;
+        fn lt(self: Self, other: Self) -> M = |a, b| a < b;
         fn to_float(self: Self) -> F = |a| a as f32;
         fn select(mask: M, yes: Self, no: Self) -> I = |m, a, b| if m { a } else { b };
     }

@@ -78,6 +78,27 @@ pub trait Float: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = S
         value
     }
 
+    /// `table[index % 4]`.
+    #[inline(always)]
+    fn lookup4(index: Self::Int, table: &[f32; 4]) -> Self {
+        lookup(index, table)
+    }
+
+    /// `table[index % 8]`.
+    #[inline(always)]
+    fn lookup8(index: Self::Int, table: &[f32; 8]) -> Self {
+        lookup(index, table)
+    }
+
+    /// The least of all lanes, none of which is a NaN.
+    #[inline(always)]
+    fn least(self) -> f32 {
+        let mut lanes = [f32::INFINITY; MAX_LANES];
+        // SAFETY: no vector has more lanes.
+        unsafe { self.store(lanes.as_mut_ptr()) };
+        lanes.iter().fold(f32::INFINITY, |least, v| least.min(*v))
+    }
+
     /// `nearest_int` of the scalar search, for any argument.
     #[inline(always)]
     fn nearest(self) -> Self::Int {
@@ -100,6 +121,20 @@ pub trait Float: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = S
     }
 }
 
+/// A table lookup in every lane; the table's length is a power of two.
+#[inline(always)]
+fn lookup<F: Float>(index: F::Int, table: &[f32]) -> F {
+    let (mut at, mut lanes) = ([0i32; MAX_LANES], [0.0; MAX_LANES]);
+    // SAFETY: no vector has more lanes.
+    unsafe {
+        index.store(at.as_mut_ptr());
+        for (lane, at) in lanes.iter_mut().zip(at).take(F::N) {
+            *lane = table[at as usize & (table.len() - 1)];
+        }
+        F::load(lanes.as_ptr())
+    }
+}
+
 /// A vector of `i32`.
 pub trait Int: Copy + Add<Output = Self> + Sub<Output = Self> + BitAnd<Output = Self> + BitOr<Output = Self> {
     type Float: Float<Int = Self, Mask = Self::Mask>;
@@ -109,14 +144,32 @@ pub trait Int: Copy + Add<Output = Self> + Sub<Output = Self> + BitAnd<Output = 
     fn min(self, other: Self) -> Self;
     fn max(self, other: Self) -> Self;
     fn eq(self, other: Self) -> Self::Mask;
+    fn lt(self, other: Self) -> Self::Mask;
     fn to_float(self) -> Self::Float;
     fn select(mask: Self::Mask, yes: Self, no: Self) -> Self;
     fn shl<const BITS: i32>(self) -> Self;
     fn shr<const BITS: i32>(self) -> Self;
 
     /// # Safety
+    /// `from` must be readable for `N` integers.
+    unsafe fn load(from: *const i32) -> Self;
+
+    /// # Safety
+    /// `from` must be readable for `N` numbers.
+    unsafe fn load_words(from: *const u16) -> Self;
+
+    /// # Safety
     /// `to` must be writable for `N` integers.
     unsafe fn store(self, to: *mut i32);
+
+    /// The least of all lanes.
+    #[inline(always)]
+    fn least(self) -> i32 {
+        let mut lanes = [i32::MAX; MAX_LANES];
+        // SAFETY: no vector has more lanes.
+        unsafe { self.store(lanes.as_mut_ptr()) };
+        lanes.iter().fold(i32::MAX, |least, v| least.min(*v))
+    }
 
     /// Stores the low byte of every lane.
     ///
@@ -273,6 +326,20 @@ impl<T: Int> Int for Two<T> {
     #[inline(always)]
     fn eq(self, other: Self) -> Self::Mask {
         Two(self.0.eq(other.0), self.1.eq(other.1))
+    }
+    #[inline(always)]
+    fn lt(self, other: Self) -> Self::Mask {
+        Two(self.0.lt(other.0), self.1.lt(other.1))
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const i32) -> Self {
+        // SAFETY: the caller's, half for each.
+        unsafe { Two(T::load(from), T::load(from.add(T::Float::N))) }
+    }
+    #[inline(always)]
+    unsafe fn load_words(from: *const u16) -> Self {
+        // SAFETY: the caller's, half for each.
+        unsafe { Two(T::load_words(from), T::load_words(from.add(T::Float::N))) }
     }
     #[inline(always)]
     fn to_float(self) -> Self::Float {

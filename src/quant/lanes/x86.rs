@@ -137,6 +137,16 @@ impl Int for I4 {
     type Mask = M4;
 
     #[inline(always)]
+    unsafe fn load(from: *const i32) -> Self {
+        // SAFETY: the caller's.
+        I4(unsafe { _mm_loadu_si128(from.cast()) })
+    }
+    #[inline(always)]
+    unsafe fn load_words(from: *const u16) -> Self {
+        // SAFETY: the caller's.
+        I4(unsafe { _mm_unpacklo_epi16(_mm_loadl_epi64(from.cast()), _mm_setzero_si128()) })
+    }
+    #[inline(always)]
     unsafe fn store(self, to: *mut i32) {
         // SAFETY: the caller's.
         unsafe { _mm_storeu_si128(to.cast(), self.0) }
@@ -165,6 +175,7 @@ impl Int for I4 {
         fn min(self: Self, other: Self) -> Self = I4(blend4i(_mm_cmplt_epi32(self.0, other.0), self.0, other.0));
         fn max(self: Self, other: Self) -> Self = I4(blend4i(_mm_cmpgt_epi32(self.0, other.0), self.0, other.0));
         fn eq(self: Self, other: Self) -> M4 = M4(_mm_castsi128_ps(_mm_cmpeq_epi32(self.0, other.0)));
+        fn lt(self: Self, other: Self) -> M4 = M4(_mm_castsi128_ps(_mm_cmplt_epi32(self.0, other.0)));
         fn to_float(self: Self) -> F4 = F4(_mm_cvtepi32_ps(self.0));
         fn select(mask: M4, yes: Self, no: Self) -> Self = I4(blend4i(_mm_castps_si128(mask.0), yes.0, no.0));
     }
@@ -241,6 +252,16 @@ impl Float for F8 {
             ]
         }
     }
+    #[inline(always)]
+    fn lookup4(index: I8, table: &[f32; 4]) -> Self {
+        // SAFETY: see the top of the file.
+        F8(unsafe { _mm256_permutevar_ps(_mm256_broadcast_ps(&_mm_loadu_ps(table.as_ptr())), index.0) })
+    }
+    #[inline(always)]
+    fn lookup8(index: I8, table: &[f32; 8]) -> Self {
+        // SAFETY: see the top of the file.
+        F8(unsafe { _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr()), index.0) })
+    }
     methods! {
         fn splat(value: f32) -> Self = F8(_mm256_set1_ps(value));
         fn min(self: Self, other: Self) -> Self = F8(_mm256_min_ps(self.0, other.0));
@@ -268,6 +289,16 @@ impl Int for I8 {
     type Float = F8;
     type Mask = M8;
 
+    #[inline(always)]
+    unsafe fn load(from: *const i32) -> Self {
+        // SAFETY: the caller's.
+        I8(unsafe { _mm256_loadu_si256(from.cast()) })
+    }
+    #[inline(always)]
+    unsafe fn load_words(from: *const u16) -> Self {
+        // SAFETY: the caller's.
+        I8(unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast())) })
+    }
     #[inline(always)]
     unsafe fn store(self, to: *mut i32) {
         // SAFETY: the caller's.
@@ -297,6 +328,7 @@ impl Int for I8 {
         fn min(self: Self, other: Self) -> Self = I8(_mm256_min_epi32(self.0, other.0));
         fn max(self: Self, other: Self) -> Self = I8(_mm256_max_epi32(self.0, other.0));
         fn eq(self: Self, other: Self) -> M8 = M8(_mm256_castsi256_ps(_mm256_cmpeq_epi32(self.0, other.0)));
+        fn lt(self: Self, other: Self) -> M8 = M8(_mm256_castsi256_ps(_mm256_cmpgt_epi32(other.0, self.0)));
         fn to_float(self: Self) -> F8 = F8(_mm256_cvtepi32_ps(self.0));
         fn select(mask: M8, yes: Self, no: Self) -> Self = {
             let blended =
@@ -409,7 +441,18 @@ impl Float for F16 {
         // SAFETY: see the top of the file; the load covers the sixteen values.
         F16(unsafe { _mm512_permutexvar_ps(self.index16(bounds).0, _mm512_loadu_ps(values.as_ptr())) })
     }
+    #[inline(always)]
+    fn lookup4(index: I16, table: &[f32; 4]) -> Self {
+        // SAFETY: see the top of the file.
+        F16(unsafe { _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(table.as_ptr())), index.0) })
+    }
+    #[inline(always)]
+    fn lookup8(index: I16, table: &[f32; 8]) -> Self {
+        // SAFETY: see the top of the file. The table is there twice, so that the fourth bit does not matter.
+        F16(unsafe { _mm512_permutexvar_ps(index.0, _mm512_broadcast_f32x8(_mm256_loadu_ps(table.as_ptr()))) })
+    }
     methods! {
+        fn least(self: Self) -> f32 = _mm512_reduce_min_ps(self.0);
         fn splat(value: f32) -> Self = F16(_mm512_set1_ps(value));
         fn min(self: Self, other: Self) -> Self = F16(_mm512_min_ps(self.0, other.0));
         fn max(self: Self, other: Self) -> Self = F16(_mm512_max_ps(self.0, other.0));
@@ -433,6 +476,16 @@ impl Int for I16 {
     type Float = F16;
     type Mask = M16;
 
+    #[inline(always)]
+    unsafe fn load(from: *const i32) -> Self {
+        // SAFETY: the caller's.
+        I16(unsafe { _mm512_loadu_si512(from.cast()) })
+    }
+    #[inline(always)]
+    unsafe fn load_words(from: *const u16) -> Self {
+        // SAFETY: the caller's.
+        I16(unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast())) })
+    }
     #[inline(always)]
     unsafe fn store(self, to: *mut i32) {
         // SAFETY: the caller's.
@@ -458,6 +511,8 @@ impl Int for I16 {
         fn min(self: Self, other: Self) -> Self = I16(_mm512_min_epi32(self.0, other.0));
         fn max(self: Self, other: Self) -> Self = I16(_mm512_max_epi32(self.0, other.0));
         fn eq(self: Self, other: Self) -> M16 = M16(_mm512_cmpeq_epi32_mask(self.0, other.0));
+        fn lt(self: Self, other: Self) -> M16 = M16(_mm512_cmplt_epi32_mask(self.0, other.0));
+        fn least(self: Self) -> i32 = _mm512_reduce_min_epi32(self.0);
         fn to_float(self: Self) -> F16 = F16(_mm512_cvtepi32_ps(self.0));
         fn select(mask: M16, yes: Self, no: Self) -> Self = I16(_mm512_mask_blend_epi32(mask.0, no.0, yes.0));
     }
