@@ -119,8 +119,7 @@ pub fn run<'a>(
     std::thread::scope(|scope| {
         let threads = control.threads.max(1);
         let work = &work;
-        let workers: Vec<_> =
-            (0..threads).map(|i| scope.spawn(move || work(i < threads.div_ceil(2)))).collect();
+        let workers: Vec<_> = (0..threads).map(|i| scope.spawn(move || work(i < threads.div_ceil(2)))).collect();
         // Every thread is joined before the first error is returned, so that nothing writes any more.
         let results: Vec<_> = workers.into_iter().map(|w| w.join()).collect();
         results.into_iter().try_for_each(|r| {

@@ -39,9 +39,10 @@ pub enum Place<'a> {
     Off(Candidates<'a>),
 }
 
-/// Which of the candidates is nearest to `x` in the `weight`ed square when digit `l` stands for `scale · values[l]`; the
-/// first of equals. A trait, because this is most of the work of the types that use it, and has a form by lanes.
-pub trait Nearest {
+/// The steps of the codebook searches that are most of their work. A trait, because they also have a form by lanes.
+pub trait Steps {
+    /// Which of the candidates is nearest to `x` in the `weight`ed square when digit `l` stands for `scale · values[l]`;
+    /// the first of equals.
     fn nearest<const N: usize>(
         grid: &Grid<N>,
         candidates: Candidates,
@@ -50,6 +51,9 @@ pub trait Nearest {
         weight: &[f32],
         scale: f32,
     ) -> u16;
+
+    /// The indices of a group's weights in ascending order of value, equal ones in their own order.
+    fn ascending<const G: usize>(x: &[f32]) -> [usize; G];
 
     /// The best split of an IQ1_S group, from prefix sums in order of value.
     fn best_split_s(sum_x: &[f32; 33], sum_w: &[f32; 33]) -> Option<Split>;
@@ -61,7 +65,7 @@ pub trait Nearest {
 /// One candidate after the other: the specification.
 pub struct OneByOne;
 
-impl Nearest for OneByOne {
+impl Steps for OneByOne {
     fn nearest<const N: usize>(
         grid: &Grid<N>,
         candidates: Candidates,
@@ -83,6 +87,10 @@ impl Nearest for OneByOne {
             }
         }
         best.0
+    }
+
+    fn ascending<const G: usize>(x: &[f32]) -> [usize; G] {
+        iq1::ascending(x)
     }
 
     fn best_split_s(sum_x: &[f32; 33], sum_w: &[f32; 33]) -> Option<Split> {

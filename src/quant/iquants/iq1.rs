@@ -3,7 +3,7 @@
 //! order of additions are ggml's.
 
 use super::codes;
-use super::grids::{self, Grid, Nearest, Place, unpack};
+use super::grids::{self, Grid, Place, Steps, unpack};
 use super::numeric::{SUPER, block_importance, error_weights, get_u16, mean_square, own_square, scale_code};
 use crate::quant::{f16_at, put_f16};
 use half::f16;
@@ -18,7 +18,7 @@ const M_GROUP: usize = 16;
 
 /// The indices of a group's weights in ascending order of value, equal ones in their own order (ggml relies on a stable
 /// `qsort` here).
-fn ascending<const G: usize>(x: &[f32]) -> [usize; G] {
+pub fn ascending<const G: usize>(x: &[f32]) -> [usize; G] {
     let mut order: [usize; G] = std::array::from_fn(|i| i);
     // Adding zero makes the two zeros equal.
     order.sort_by(|&a, &b| (x[a] + 0.0).total_cmp(&(x[b] + 0.0)));
@@ -66,7 +66,7 @@ impl Split {
 
 /// The grid point of one pattern: itself, or the nearest with these values under this scale. The flag says which.
 #[inline(always)]
-fn to_point<P: Nearest>(
+fn to_point<P: Steps>(
     grid: &Grid<8>,
     digits: &[u8],
     x: &[f32],
@@ -104,39 +104,28 @@ struct Group<const POINTS: usize> {
 pub fn best_split_s(sum_x: &[f32; S_GROUP + 1], sum_w: &[f32; S_GROUP + 1]) -> Option<Split> {
     let mut best = None;
     for first in 0..=S_GROUP {
-        offer_s(&mut best, sum_x, sum_w, first, first..=S_GROUP);
+        for second in first..=S_GROUP {
+            for (variant, v) in [UP, DOWN].iter().enumerate() {
+                let sum_qx = sum_x[first] * v[0]
+                    + (sum_x[second] - sum_x[first]) * v[1]
+                    + (sum_x[S_GROUP] - sum_x[second]) * v[2];
+                let sum_q2 = sum_w[first] * v[0] * v[0]
+                    + (sum_w[second] - sum_w[first]) * v[1] * v[1]
+                    + (sum_w[S_GROUP] - sum_w[second]) * v[2] * v[2];
+                Split::offer(&mut best, sum_qx, sum_q2, first, second, variant);
+            }
+        }
     }
     best
 }
 
-/// Those splits with this first border.
-pub fn offer_s(
-    best: &mut Option<Split>,
-    sum_x: &[f32; S_GROUP + 1],
-    sum_w: &[f32; S_GROUP + 1],
-    first: usize,
-    seconds: std::ops::RangeInclusive<usize>,
-) {
-    for second in seconds {
-        for (variant, v) in [UP, DOWN].iter().enumerate() {
-            let sum_qx = sum_x[first] * v[0]
-                + (sum_x[second] - sum_x[first]) * v[1]
-                + (sum_x[S_GROUP] - sum_x[second]) * v[2];
-            let sum_q2 = sum_w[first] * v[0] * v[0]
-                + (sum_w[second] - sum_w[first]) * v[1] * v[1]
-                + (sum_w[S_GROUP] - sum_w[second]) * v[2] * v[2];
-            Split::offer(best, sum_qx, sum_q2, first, second, variant);
-        }
-    }
-}
-
 /// All splits of 32 weights under both shifts.
 #[inline(always)]
-fn search_s<P: Nearest>(x: &[f32], weight: &[f32]) -> Option<Group<4>> {
+fn search_s<P: Steps>(x: &[f32], weight: &[f32]) -> Option<Group<4>> {
     if largest(x) < 1e-12 {
         return None;
     }
-    let order: [usize; S_GROUP] = ascending(x);
+    let order: [usize; S_GROUP] = P::ascending(x);
     let mut sum_x = [0.0; S_GROUP + 1];
     let mut sum_w = [0.0; S_GROUP + 1];
     for (rank, &i) in order.iter().enumerate() {
@@ -151,7 +140,7 @@ fn search_s<P: Nearest>(x: &[f32], weight: &[f32]) -> Option<Group<4>> {
 
 /// Moves the digits to grid points and refits the scale if one of them was off the grid.
 #[inline(always)]
-fn finish<const POINTS: usize, P: Nearest>(
+fn finish<const POINTS: usize, P: Steps>(
     mut scale: f32,
     digits: &[u8],
     shift: usize,
@@ -164,7 +153,8 @@ fn finish<const POINTS: usize, P: Nearest>(
     let mut all_on_grid = true;
     for (k, point) in points.iter_mut().enumerate() {
         let part = 8 * k..8 * k + 8;
-        let (index, on_grid) = to_point::<P>(grid, &digits[part.clone()], &x[part.clone()], &weight[part], scale, values(k));
+        let (index, on_grid) =
+            to_point::<P>(grid, &digits[part.clone()], &x[part.clone()], &weight[part], scale, values(k));
         *point = index;
         all_on_grid &= on_grid;
     }
@@ -184,7 +174,7 @@ fn finish<const POINTS: usize, P: Nearest>(
 
 /// Block: f16 d; 32 low bytes of indices; 8 x u16 of 4 x 3 upper bits, the 3-bit scale, and the shift (1 is down).
 #[inline(always)]
-pub fn quantize_s<P: Nearest>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+pub fn quantize_s<P: Steps>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     for (i, (x, block)) in row.chunks_exact(SUPER).zip(out.chunks_exact_mut(50)).enumerate() {
         block.fill(0);
         let importance = block_importance(importance, i, SUPER);
@@ -245,47 +235,36 @@ fn shifts_m(shift: usize, half: usize) -> &'static [f32; 3] {
 pub fn best_split_m(px: &[[f32; M_GROUP + 1]; 2], pw: &[[f32; M_GROUP + 1]; 2]) -> Option<Split> {
     let mut best = None;
     for first in 0..=M_GROUP {
-        offer_m(&mut best, px, pw, first, first..=M_GROUP);
-    }
-    best
-}
-
-/// Those splits with this first border.
-pub fn offer_m(
-    best: &mut Option<Split>,
-    px: &[[f32; M_GROUP + 1]; 2],
-    pw: &[[f32; M_GROUP + 1]; 2],
-    first: usize,
-    seconds: std::ops::RangeInclusive<usize>,
-) {
-    for second in seconds {
-        // [shift][half]
-        let mut qx = [[0.0f32; 2]; 2];
-        let mut q2 = [[0.0f32; 2]; 2];
-        for half in 0..2 {
-            let sum = px[half][first] + px[half][second];
-            for (shift, v) in [UP, DOWN].iter().enumerate() {
-                qx[shift][half] = px[half][M_GROUP] * v[2] - sum;
-                q2[shift][half] = pw[half][M_GROUP] * v[2] * v[2]
-                    + pw[half][first] * (v[0] * v[0] - v[1] * v[1])
-                    + pw[half][second] * (v[1] * v[1] - v[2] * v[2]);
+        for second in first..=M_GROUP {
+            // [shift][half]
+            let mut qx = [[0.0f32; 2]; 2];
+            let mut q2 = [[0.0f32; 2]; 2];
+            for half in 0..2 {
+                let sum = px[half][first] + px[half][second];
+                for (shift, v) in [UP, DOWN].iter().enumerate() {
+                    qx[shift][half] = px[half][M_GROUP] * v[2] - sum;
+                    q2[shift][half] = pw[half][M_GROUP] * v[2] * v[2]
+                        + pw[half][first] * (v[0] * v[0] - v[1] * v[1])
+                        + pw[half][second] * (v[1] * v[1] - v[2] * v[2]);
+                }
+            }
+            for variant in 0..4 {
+                let (a, b) = (variant >> 1, variant & 1);
+                Split::offer(&mut best, qx[a][0] + qx[b][1], q2[a][0] + q2[b][1], first, second, variant);
             }
         }
-        for variant in 0..4 {
-            let (a, b) = (variant >> 1, variant & 1);
-            Split::offer(best, qx[a][0] + qx[b][1], q2[a][0] + q2[b][1], first, second, variant);
-        }
     }
+    best
 }
 
 /// All splits of 16 weights under the four pairs of shifts. As neighbouring values are 1 apart under either shift, the
 /// sums over three groups collapse to prefix sums of each half.
 #[inline(always)]
-fn search_m<P: Nearest>(x: &[f32], weight: &[f32]) -> Option<Group<2>> {
+fn search_m<P: Steps>(x: &[f32], weight: &[f32]) -> Option<Group<2>> {
     if largest(x) < 1e-7 {
         return None;
     }
-    let order: [usize; M_GROUP] = ascending(x);
+    let order: [usize; M_GROUP] = P::ascending(x);
     let mut px = [[0.0f32; M_GROUP + 1]; 2];
     let mut pw = [[0.0f32; M_GROUP + 1]; 2];
     for (rank, &i) in order.iter().enumerate() {
@@ -304,7 +283,7 @@ fn search_m<P: Nearest>(x: &[f32], weight: &[f32]) -> Option<Group<2>> {
 /// Block: 32 low bytes of indices; 16 bytes of two upper parts (3 bits and the shift, 1 is down); 4 x u16 of four 3-bit
 /// scales each, whose top nibbles together are the f16 d.
 #[inline(always)]
-pub fn quantize_m<P: Nearest>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+pub fn quantize_m<P: Steps>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     for (i, (x, block)) in row.chunks_exact(SUPER).zip(out.chunks_exact_mut(56)).enumerate() {
         block.fill(0);
         let importance = block_importance(importance, i, SUPER);

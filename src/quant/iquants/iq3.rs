@@ -2,7 +2,7 @@
 //! ggml's; the search is in `search.rs`.
 
 use super::codes;
-use super::grids::{self, Nearest};
+use super::grids::{self, Steps};
 use super::iq2::{even_signs, put_point, put_scales};
 use super::numeric::{SUPER, block_importance, get_u32, own_square, scale_code};
 use super::search::{Refit, Search};
@@ -37,7 +37,7 @@ const S: Search<4> = Search {
 
 /// Block: f16 d; 64 indices; then for every 32 weights 4 x 7 signs with the 4-bit scale on top.
 #[inline(always)]
-pub fn quantize_xxs<P: Nearest>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+pub fn quantize_xxs<P: Steps>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     for (i, (x, block)) in row.chunks_exact(SUPER).zip(out.chunks_exact_mut(98)).enumerate() {
         block.fill(0);
         let fitted = XXS.fit::<P>(x, block_importance(importance, i, SUPER));
@@ -78,7 +78,7 @@ pub fn dequantize_xxs(bytes: &[u8], out: &mut [f32]) {
 
 /// Block: f16 d; 64 low bytes of indices; 8 bytes of their upper bits; 32 bytes of signs; 4 bytes of 4-bit scales.
 #[inline(always)]
-pub fn quantize_s<P: Nearest>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+pub fn quantize_s<P: Steps>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     for (i, (x, block)) in row.chunks_exact(SUPER).zip(out.chunks_exact_mut(110)).enumerate() {
         block.fill(0);
         let fitted = S.fit::<P>(x, block_importance(importance, i, SUPER));

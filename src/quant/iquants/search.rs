@@ -2,7 +2,7 @@
 //! points are sought that lose least. The types differ in the rows of [`Search`]; how the result is packed is in `iq2.rs`
 //! and `iq3.rs`. The order of trials and of additions is ggml's, since both decide the bytes.
 
-use super::grids::{Grid, Nearest, Place};
+use super::grids::{Grid, Place, Steps};
 use super::numeric::{SUPER, error_weights, mean_square};
 use crate::quant::search::{nearest_int, qp};
 
@@ -59,7 +59,7 @@ const MAGNITUDES: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
 impl<const N: usize> Search<N> {
     /// Searches one super-block of 256 weights.
     #[inline(always)]
-    pub fn fit<P: Nearest>(&self, x: &[f32], importance: Option<&[f32]>) -> Fitted {
+    pub fn fit<P: Steps>(&self, x: &[f32], importance: Option<&[f32]>) -> Fitted {
         let mut fitted = Fitted {
             scales: [0.0; SUPER / 16],
             max_scale: 0.0,
@@ -107,7 +107,7 @@ impl<const N: usize> Search<N> {
     /// The scale and digits of one group, or `None` where it is stored as zero. The scale is negative where all signs
     /// have to turn.
     #[inline(always)]
-    fn fit_group<P: Nearest>(&self, x: &[f32], weight: &[f32]) -> Option<(f32, [u8; GROUP])> {
+    fn fit_group<P: Steps>(&self, x: &[f32], weight: &[f32]) -> Option<(f32, [u8; GROUP])> {
         let grid = (self.grid)();
         let top = i32::from(grid.levels()) - 1;
         let widest = (2 * top + 1) as f32;
@@ -176,7 +176,14 @@ impl<const N: usize> Search<N> {
 /// Rounds `x / scale` to digits and moves them to the nearest grid point. Says whether they were on the grid already.
 /// `inverse` and `scale` are given apart, because one is the rounded reciprocal of the other either way.
 #[inline(always)]
-fn to_grid<const N: usize, P: Nearest>(grid: &Grid<N>, x: &[f32], root: &[f32], inverse: f32, scale: f32, out: &mut [u8]) -> bool {
+fn to_grid<const N: usize, P: Steps>(
+    grid: &Grid<N>,
+    x: &[f32],
+    root: &[f32],
+    inverse: f32,
+    scale: f32,
+    out: &mut [u8],
+) -> bool {
     let top = i32::from(grid.levels()) - 1;
     for (digit, x) in out.iter_mut().zip(x) {
         *digit = nearest_int(0.5 * (inverse * x - 1.0)).clamp(0, top) as u8;

@@ -3,13 +3,13 @@
 //! adds up its distance in order; the splits of IQ1 are tried a vector at a time, one by one only where one is better.
 
 use super::vector::{Float, Int, MAX_LANES, Mask};
-use super::{Job, Kernel};
-use crate::quant::iquants::grids::{Candidates, Grid, Nearest};
-use crate::quant::iquants::iq1::{DOWN, Split, UP, offer_m, offer_s};
+use super::{Job, Kernel, int_lanes};
+use crate::quant::iquants::grids::{Candidates, Grid, Steps};
+use crate::quant::iquants::iq1::{DOWN, Split, UP};
 use crate::quant::iquants::{iq1, iq2, iq3};
 use std::marker::PhantomData;
 
-/// The lane form of [`Nearest`].
+/// The lane form of [`Steps`].
 struct ByLanes<F>(PhantomData<F>);
 
 const LANE: [i32; MAX_LANES] = {
@@ -22,7 +22,7 @@ const LANE: [i32; MAX_LANES] = {
     lane
 };
 
-impl<F: Float> Nearest for ByLanes<F> {
+impl<F: Float> Steps for ByLanes<F> {
     #[inline(always)]
     fn nearest<const N: usize>(
         _: &Grid<N>,
@@ -63,10 +63,38 @@ impl<F: Float> Nearest for ByLanes<F> {
             best = F::select(less, sum, best);
             best_at = F::Int::select(less, at, best_at);
         }
-        // The first of the least.
-        let least = best.same(F::splat(best.least()));
-        let at = F::Int::select(least, best_at, F::Int::splat(i32::MAX)).least();
+        // The first of the least; nearly always there is one.
+        let mut least = best.same(F::splat(best.least())).bits();
+        let positions = int_lanes(best_at);
+        let mut at = i32::MAX;
+        while least != 0 {
+            at = at.min(positions[least.trailing_zeros() as usize]);
+            least &= least - 1;
+        }
         candidates.points[at as usize]
+    }
+
+    /// A weight's rank is the number of those that come before it.
+    #[inline(always)]
+    fn ascending<const G: usize>(x: &[f32]) -> [usize; G] {
+        let mut order = [0; G];
+        // SAFETY: vectors of the group's weights and their places, of which the group is a multiple.
+        unsafe {
+            for at in (0..G).step_by(F::N) {
+                let (own, place) = (F::load(x[at..at + F::N].as_ptr()), F::Int::load(LANE[at..].as_ptr()));
+                let (zero, one) = (F::Int::splat(0), F::Int::splat(1));
+                let mut rank = zero;
+                for (j, other) in x[..G].iter().enumerate() {
+                    let other = F::splat(*other);
+                    let earlier = other.same(own).and(F::Int::splat(j as i32).lt(place));
+                    rank = rank + F::Int::select(other.lt(own).or(earlier), one, zero);
+                }
+                for (i, rank) in int_lanes(rank)[..F::N].iter().enumerate() {
+                    order[*rank as usize] = at + i;
+                }
+            }
+        }
+        order
     }
 
     #[inline(always)]
@@ -79,17 +107,13 @@ impl<F: Float> Nearest for ByLanes<F> {
             for second in (first..=32).step_by(F::N) {
                 // SAFETY: the arrays are padded by as much as any vector reads.
                 let (x, w) = unsafe { (F::load(x.as_ptr().add(second)), F::load(w.as_ptr().add(second))) };
-                let score = F::splat(best.as_ref().map_or(-f32::MAX, |b| b.score));
-                let mut better = false;
-                for v in [UP, DOWN] {
-                    let v = v.map(F::splat);
-                    let qx = first_x * v[0] + (x - first_x) * v[1] + (all_x - x) * v[2];
-                    let q2 = first_w * v[0] * v[0] + (w - first_w) * v[1] * v[1] + (all_w - w) * v[2] * v[2];
-                    better |= is_better(qx, q2, score);
+                let (mut qx, mut q2) = ([x; 2], [x; 2]);
+                for (variant, v) in [UP, DOWN].iter().enumerate() {
+                    let v = [F::splat(v[0]), F::splat(v[1]), F::splat(v[2])];
+                    qx[variant] = first_x * v[0] + (x - first_x) * v[1] + (all_x - x) * v[2];
+                    q2[variant] = first_w * v[0] * v[0] + (w - first_w) * v[1] * v[1] + (all_w - w) * v[2] * v[2];
                 }
-                if better {
-                    offer_s(&mut best, sum_x, sum_w, first, second..=(second + F::N - 1).min(32));
-                }
+                offer(&mut best, &qx, &q2, first, second, 32);
             }
         }
         best
@@ -101,41 +125,77 @@ impl<F: Float> Nearest for ByLanes<F> {
         let mut best: Option<Split> = None;
         for first in 0..=16 {
             for second in (first..=16).step_by(F::N) {
-                let score = F::splat(best.as_ref().map_or(-f32::MAX, |b| b.score));
                 let zero = F::splat(0.0);
                 // [shift][half]
                 let (mut qx, mut q2) = ([[zero; 2]; 2], [[zero; 2]; 2]);
                 for half in 0..2 {
                     // SAFETY: the arrays are padded by as much as any vector reads.
-                    let (x, w) = unsafe {
-                        (F::load(x[half].as_ptr().add(second)), F::load(w[half].as_ptr().add(second)))
-                    };
+                    let (x, w) =
+                        unsafe { (F::load(x[half].as_ptr().add(second)), F::load(w[half].as_ptr().add(second))) };
                     let sum = F::splat(px[half][first]) + x;
                     for (shift, v) in [UP, DOWN].iter().enumerate() {
                         qx[shift][half] = F::splat(px[half][16] * v[2]) - sum;
-                        q2[shift][half] = F::splat(
-                            pw[half][16] * v[2] * v[2] + pw[half][first] * (v[0] * v[0] - v[1] * v[1]),
-                        ) + w * F::splat(v[1] * v[1] - v[2] * v[2]);
+                        q2[shift][half] =
+                            F::splat(pw[half][16] * v[2] * v[2] + pw[half][first] * (v[0] * v[0] - v[1] * v[1]))
+                                + w * F::splat(v[1] * v[1] - v[2] * v[2]);
                     }
                 }
-                let mut better = false;
+                let (mut sum_qx, mut sum_q2) = ([zero; 4], [zero; 4]);
                 for variant in 0..4 {
                     let (a, b) = (variant >> 1, variant & 1);
-                    better |= is_better(qx[a][0] + qx[b][1], q2[a][0] + q2[b][1], score);
+                    sum_qx[variant] = qx[a][0] + qx[b][1];
+                    sum_q2[variant] = q2[a][0] + q2[b][1];
                 }
-                if better {
-                    offer_m(&mut best, px, pw, first, second..=(second + F::N - 1).min(16));
-                }
+                offer(&mut best, &sum_qx, &sum_q2, first, second, 16);
             }
         }
         best
     }
 }
 
-/// Whether any of the splits beats the score.
+/// Offers the splits with borders `first` and `second ..= last`, as many as there are lanes, in order of the second border
+/// and then of the variant. Whoever does not beat the score is passed over, and after each that does all are compared anew.
 #[inline(always)]
-fn is_better<F: Float>(qx: F, q2: F, score: F) -> bool {
-    q2.gt(F::splat(0.0)).and((qx * qx).gt(score * q2)).any()
+fn offer<F: Float, const V: usize>(
+    best: &mut Option<Split>,
+    qx: &[F; V],
+    q2: &[F; V],
+    first: usize,
+    second: usize,
+    last: usize,
+) {
+    let lanes = (last - second + 1).min(F::N);
+    let mut from = 0;
+    loop {
+        let score = F::splat(best.as_ref().map_or(-f32::MAX, |b| b.score));
+        let mut hits = [0; V];
+        let mut any = 0;
+        for v in 0..V {
+            let better = q2[v].gt(F::splat(0.0)).and((qx[v] * qx[v]).gt(score * q2[v]));
+            hits[v] = better.bits() & ((1 << lanes) - 1);
+            any |= hits[v];
+        }
+        let Some((lane, variant)) = next_hit(&hits, any, from) else { return };
+        let (qx, q2) = (super::lanes(qx[variant])[lane], super::lanes(q2[variant])[lane]);
+        Split::offer(best, qx, q2, first, second + lane, variant);
+        from = lane * V + variant + 1;
+    }
+}
+
+/// The first hit, by lane and then by variant, whose number `lane · V + variant` is at least `from`.
+#[inline(always)]
+fn next_hit<const V: usize>(hits: &[u32; V], any: u32, from: usize) -> Option<(usize, usize)> {
+    let mut rest = if from / V < 32 { any & (u32::MAX << (from / V)) } else { 0 };
+    while rest != 0 {
+        let lane = rest.trailing_zeros() as usize;
+        for (variant, hits) in hits.iter().enumerate() {
+            if hits >> lane & 1 == 1 && lane * V + variant >= from {
+                return Some((lane, variant));
+            }
+        }
+        rest &= rest - 1;
+    }
+    None
 }
 
 /// The numbers and as many of the last one as any vector may read beyond.

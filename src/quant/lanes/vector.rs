@@ -162,17 +162,6 @@ pub trait Int: Copy + Add<Output = Self> + Sub<Output = Self> + BitAnd<Output = 
     /// `to` must be writable for `N` integers.
     unsafe fn store(self, to: *mut i32);
 
-    /// The least of all lanes.
-    #[inline(always)]
-    fn least(self) -> i32 {
-        let mut lanes = [i32::MAX; MAX_LANES];
-        // SAFETY: no vector has more lanes.
-        unsafe { self.store(lanes.as_mut_ptr()) };
-        lanes.iter().fold(i32::MAX, |least, v| least.min(*v))
-    }
-
-    /// Stores the low byte of every lane.
-    ///
     /// # Safety
     /// `to` must be writable for `N` bytes.
     unsafe fn store_bytes(self, to: *mut u8);

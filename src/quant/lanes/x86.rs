@@ -512,7 +512,6 @@ impl Int for I16 {
         fn max(self: Self, other: Self) -> Self = I16(_mm512_max_epi32(self.0, other.0));
         fn eq(self: Self, other: Self) -> M16 = M16(_mm512_cmpeq_epi32_mask(self.0, other.0));
         fn lt(self: Self, other: Self) -> M16 = M16(_mm512_cmplt_epi32_mask(self.0, other.0));
-        fn least(self: Self) -> i32 = _mm512_reduce_min_epi32(self.0);
         fn to_float(self: Self) -> F16 = F16(_mm512_cvtepi32_ps(self.0));
         fn select(mask: M16, yes: Self, no: Self) -> Self = I16(_mm512_mask_blend_epi32(mask.0, no.0, yes.0));
     }
