@@ -10,8 +10,8 @@ use crate::{Error, Result};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// Weights per piece; whole rows, at least one.
-pub const PIECE: usize = 1 << 19;
+/// Weights per piece; whole rows, at least one. Its bytes, its numbers and its blocks stay in the second-level cache.
+pub const PIECE: usize = 1 << 17;
 
 /// What a long run reports to and asks.
 pub struct Control<'a> {
@@ -74,12 +74,17 @@ pub fn source_bytes(ckpt: &Checkpoint, model: &Model) -> u64 {
     model.tensors.iter().flat_map(|t| t.parts.iter()).map(len).sum()
 }
 
+/// Work beside the pass that does not depend on it. Half of the threads (at least one) call it before they turn to the
+/// weights, so that it must find its own end when several do.
+pub type Aside<'a> = &'a (dyn Fn() -> Result<()> + Sync);
+
 /// Reads every tensor once and writes it to every target.
 pub fn run<'a>(
     ckpt: &'a Checkpoint,
     model: &Model,
     importance: Importance<'a>,
     targets: &'a [Target<'a>],
+    aside: Aside<'a>,
     control: &Control,
 ) -> Result<()> {
     for (index, tensor) in model.generated.iter().enumerate() {
@@ -103,7 +108,10 @@ pub fn run<'a>(
         }
     }
     let next = AtomicUsize::new(0);
-    let work = || -> Result<()> {
+    let work = |begins_aside: bool| -> Result<()> {
+        if begins_aside {
+            aside().inspect_err(|_| next.store(pieces.len(), Ordering::Relaxed))?;
+        }
         let mut worker = Worker { ckpt, importance, targets, scratch: Vec::new(), rows: Vec::new(), bytes: Vec::new() };
         while let Some((index, rows)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
             let tensor = &model.tensors[*index];
@@ -117,7 +125,9 @@ pub fn run<'a>(
         Ok(())
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..control.threads.max(1)).map(|_| scope.spawn(work)).collect();
+        let threads = control.threads.max(1);
+        let work = &work;
+        let workers: Vec<_> = (0..threads).map(|i| scope.spawn(move || work(i < threads.div_ceil(2)))).collect();
         // Every thread is joined before the first error is returned, so that nothing writes any more.
         let results: Vec<_> = workers.into_iter().map(|w| w.join()).collect();
         results.into_iter().try_for_each(|r| {

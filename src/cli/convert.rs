@@ -16,6 +16,7 @@ use crate::writer::gguf::{Artifact, Split, human};
 use crate::{Error, Result};
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -286,11 +287,12 @@ fn write(prepared: &Prepared, args: &ConvertArgs, wanted: Wanted, outputs: &[Pat
         })
         .collect();
     let known = importance.as_ref().or(outcome.as_ref().map(|o| &o.importance));
-    convert::run(ckpt, model, &|name| known.and_then(|i| i.of(name)), &sinks, &control)?;
+    let hashes = SourceHashes::new(ckpt, args.no_source_hash);
+    convert::run(ckpt, model, &|name| known.and_then(|i| i.of(name)), &sinks, &|| hashes.work(), &control)?;
     drop(sinks);
     progress.finish();
     if !args.no_source_hash {
-        let hashes = hash_sources(ckpt, threads)?;
+        let hashes = hashes.finish()?;
         for artifact in artifacts.iter_mut().chain(&mut plain) {
             artifact.set_metadata("quantize.source.sha256", hashes.clone());
         }
@@ -328,25 +330,53 @@ fn refuse_the_source(prepared: &Prepared, artifact: &Artifact) -> Result<()> {
 
 /// SHA-256 of every source file, several at once.
 pub fn hash_sources(ckpt: &Checkpoint, threads: usize) -> Result<Vec<String>> {
-    let files = ckpt.files();
-    let next = AtomicUsize::new(0);
-    let work = || -> Result<Vec<(usize, String)>> {
-        let mut done = Vec::new();
+    let hashes = SourceHashes::new(ckpt, false);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads.min(ckpt.files().len())).map(|_| scope.spawn(|| hashes.work())).collect();
+        let panicked = || Err(Error::Internal("hashing panicked".into()));
+        workers.into_iter().try_for_each(|w| w.join().unwrap_or_else(|_| panicked()))
+    })?;
+    hashes.finish()
+}
+
+/// SHA-256 of every source file, by as many threads as come. They read ahead of those that quantize, so that a cold disk
+/// is read once.
+struct SourceHashes<'a> {
+    files: &'a [source::SourceFile],
+    next: AtomicUsize,
+    done: Mutex<Vec<(usize, String)>>,
+}
+
+impl<'a> SourceHashes<'a> {
+    fn new(ckpt: &'a Checkpoint, none: bool) -> Self {
+        let files = if none { &[] } else { ckpt.files() };
+        Self { files, next: AtomicUsize::new(0), done: Mutex::default() }
+    }
+
+    /// Hashes files until none is left.
+    fn work(&self) -> Result<()> {
         loop {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            let Some(file) = files.get(i) else { return Ok(done) };
-            done.push((i, source::sha256_file(&file.path, &CANCEL)?));
+            let i = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(file) = self.files.get(i) else { return Ok(()) };
+            let hash = source::sha256_file(&file.path, &CANCEL)?;
+            self.done().push((i, hash));
         }
-    };
-    let mut hashes = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads.min(files.len())).map(|_| scope.spawn(work)).collect();
-        let joined =
-            workers.into_iter().map(|w| w.join().unwrap_or_else(|_| Err(Error::Internal("hashing panicked".into()))));
-        joined.collect::<Result<Vec<_>>>()
-    })?
-    .concat();
-    hashes.sort();
-    Ok(hashes.into_iter().map(|(_, hash)| hash).collect())
+    }
+
+    /// The hashes in order of the files.
+    fn finish(&self) -> Result<Vec<String>> {
+        let mut hashes = std::mem::take(&mut *self.done());
+        hashes.sort();
+        match hashes.len() == self.files.len() {
+            true => Ok(hashes.into_iter().map(|(_, hash)| hash).collect()),
+            false => Err(Error::Internal("a source file was not hashed".into())),
+        }
+    }
+
+    fn done(&self) -> std::sync::MutexGuard<'_, Vec<(usize, String)>> {
+        // A thread that panicked has pushed or has not; the count tells.
+        self.done.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
 }
 
 /// llama-quantize's `IN [OUT] TYPE [THREADS]`, where `--to` was not given.

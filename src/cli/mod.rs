@@ -533,6 +533,7 @@ pub fn main() -> u8 {
 }
 
 fn run(cli: Cli) -> Result<()> {
+    options::instruction_set()?;
     match cli.command {
         None => convert::run(cli.convert),
         Some(Command::Plan(args)) => plan::run(args),

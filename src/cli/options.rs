@@ -3,6 +3,7 @@
 
 use super::HubArgs;
 use crate::gguf::{ALIGNMENT_KEY, Metadata, Value};
+use crate::quant::{Isa, lanes};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +19,22 @@ pub fn catch_interrupt() -> Result<()> {
         }
     });
     installed.map_err(|e| Error::Internal(format!("signal handler: {e}")))
+}
+
+/// `QUANTIZE_ISA` forces the instructions that the quantizers use, for tests: the bytes are the same with all of them.
+pub fn instruction_set() -> Result<()> {
+    let Ok(name) = std::env::var("QUANTIZE_ISA") else { return Ok(()) };
+    if name.is_empty() {
+        return Ok(());
+    }
+    let names = || {
+        let available = Isa::ALL.into_iter().filter(|isa| isa.is_available()).map(Isa::name);
+        available.collect::<Vec<_>>().join(", ")
+    };
+    match Isa::from_name(&name) {
+        Some(isa) if lanes::force(isa) => Ok(()),
+        _ => Err(Error::Usage(format!("QUANTIZE_ISA={name}: this machine has {}", names()))),
+    }
 }
 
 /// The number of worker threads; also sizes the global pool.

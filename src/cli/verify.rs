@@ -113,7 +113,8 @@ fn derive(
     let progress = Progress::new("verifying", convert::source_bytes(&ckpt, &model), Unit::Bytes, quiet);
     let control = Control { threads, cancel: &CANCEL, advance: &|n| progress.advance(n) };
     let importance = |name: &str| importance.as_ref().and_then(|i| i.of(name));
-    convert::run(&ckpt, &model, &importance, &[Target { types, sink: &compare, done: Vec::new() }], &control)?;
+    let target = Target { types, sink: &compare, done: Vec::new() };
+    convert::run(&ckpt, &model, &importance, &[target], &|| Ok(()), &control)?;
     progress.finish();
     let mut differing = compare.differing.into_inner().unwrap_or_default();
     differing.sort();

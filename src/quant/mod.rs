@@ -4,6 +4,7 @@
 pub mod allocate;
 pub(crate) mod iquants;
 pub(crate) mod kquants;
+pub mod lanes;
 pub(crate) mod legacy;
 mod plain;
 pub mod presets;
@@ -12,6 +13,8 @@ pub mod search;
 mod tests;
 pub mod types;
 
+pub use lanes::Isa;
+use lanes::Job;
 pub use types::GgmlType;
 
 /// Quantizes one whole row; lengths were checked by the caller.
@@ -73,6 +76,18 @@ pub fn quantize_rows(
     importance: Option<&[f32]>,
     out: &mut [u8],
 ) -> Result<(), QuantError> {
+    quantize_rows_with(lanes::active(), ty, src, cols, importance, out)
+}
+
+/// [`quantize_rows`] with a given instruction set, which the machine must have. The bytes are the same with any.
+pub fn quantize_rows_with(
+    isa: Isa,
+    ty: GgmlType,
+    src: &[f32],
+    cols: usize,
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+) -> Result<(), QuantError> {
     let codec = need(ty)?;
     let quantize = codec.quantize.ok_or(QuantError::Unsupported { ty })?;
     let row_bytes = match ty.row_bytes(cols) {
@@ -89,8 +104,13 @@ pub fn quantize_rows(
     if codec.needs_importance && importance.is_none() {
         return Err(QuantError::NeedsImportance { ty });
     }
-    if let Some(index) = src.iter().position(|v| !v.is_finite()) {
+    if !lanes::all_finite(isa, src)
+        && let Some(index) = src.iter().position(|v| !v.is_finite())
+    {
         return Err(QuantError::NotFinite { index, value: src[index] });
+    }
+    if lanes::quantize(isa, ty, &mut Job { src, cols, importance, out }) {
+        return Ok(());
     }
     for (row, out) in src.chunks_exact(cols).zip(out.chunks_exact_mut(row_bytes)) {
         quantize(row, importance, out);

@@ -2,7 +2,7 @@
 //! unsigned 8-bit float scale (E4M3) per 16. Layouts and rounding are ggml's, whose NVFP4 has no second, per-tensor scale.
 
 /// Twice the E2M1 values; the scales below are halved to match.
-const VALUES: [f32; 16] = [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
+pub const VALUES: [f32; 16] = [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
 const MX: usize = 32;
 const NV: usize = 16;
 
@@ -39,7 +39,7 @@ fn largest(x: &[f32]) -> f32 {
 }
 
 /// Half of `2^(e - 127)`.
-fn half_e8m0(e: u8) -> f32 {
+pub fn half_e8m0(e: u8) -> f32 {
     // The two smallest are subnormal.
     f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (u32::from(e) - 1) << 23 })
 }
@@ -56,7 +56,7 @@ fn floor_log2(x: f32) -> i32 {
 }
 
 /// The shared exponent of a group. Magnitudes under 2^-125 get the smallest one, where ggml's cast wraps around.
-fn shared_exponent(x: &[f32]) -> u8 {
+pub fn shared_exponent(x: &[f32]) -> u8 {
     let largest = largest(x);
     if largest < f32::MIN_POSITIVE { 0 } else { (floor_log2(largest) + 125).max(0) as u8 }
 }
@@ -84,7 +84,7 @@ pub fn check_mx(bytes: &[u8]) -> Result<(), (usize, f32)> {
 }
 
 /// Half of the unsigned E4M3 value; the NaN code counts as zero.
-fn half_ue4m3(code: u8) -> f32 {
+pub fn half_ue4m3(code: u8) -> f32 {
     let mantissa = f32::from(code & 7);
     let value = match (code >> 3) & 15 {
         _ if code == 0x7f => 0.0,
@@ -95,7 +95,7 @@ fn half_ue4m3(code: u8) -> f32 {
 }
 
 /// The unsigned E4M3 code of `x`, halves up, at most 448.
-fn to_ue4m3(x: f32) -> u8 {
+pub fn to_ue4m3(x: f32) -> u8 {
     if x.is_nan() || x <= 0.0 {
         return 0;
     }

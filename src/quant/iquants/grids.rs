@@ -5,6 +5,7 @@
 use std::sync::OnceLock;
 
 use super::codes;
+use super::iq1::{self, Split};
 
 const OFF_GRID: u16 = u16::MAX;
 
@@ -13,19 +14,92 @@ pub struct Grid<const N: usize> {
     bits: usize,
     levels: u8,
     points: Vec<[u8; N]>,
-    magnitudes: Vec<[f32; N]>,
     /// By packed pattern: the point's index, or `OFF_GRID`.
     index: Vec<u16>,
     /// By packed pattern: where its neighbour list starts in `neighbours`; the list ends where the next one starts.
     starts: Vec<u32>,
     neighbours: Vec<u16>,
+    /// The packed pattern of every entry of `neighbours`, and `PADDING` zeros.
+    patterns: Vec<u16>,
 }
+
+/// The nearest points of a pattern off the grid, nearest first, equal distances by index. Never empty.
+#[derive(Clone, Copy)]
+pub struct Candidates<'a> {
+    pub points: &'a [u16],
+    /// Their packed patterns, followed by [`PADDING`] more numbers that may be read as well.
+    pub patterns: &'a [u16],
+}
+
+pub const PADDING: usize = 32;
 
 /// Where a pattern lies.
 pub enum Place<'a> {
     On(u16),
-    /// The nearest points, nearest first, equal distances by index. Never empty.
-    Off(&'a [u16]),
+    Off(Candidates<'a>),
+}
+
+/// The steps of the codebook searches that are most of their work. A trait, because they also have a form by lanes.
+pub trait Steps {
+    /// Which of the candidates is nearest to `x` in the `weight`ed square when digit `l` stands for `scale · values[l]`;
+    /// the first of equals.
+    fn nearest<const N: usize>(
+        grid: &Grid<N>,
+        candidates: Candidates,
+        values: &[f32],
+        x: &[f32],
+        weight: &[f32],
+        scale: f32,
+    ) -> u16;
+
+    /// The indices of a group's weights in ascending order of value, equal ones in their own order.
+    fn ascending<const G: usize>(x: &[f32]) -> [usize; G];
+
+    /// The best split of an IQ1_S group, from prefix sums in order of value.
+    fn best_split_s(sum_x: &[f32; 33], sum_w: &[f32; 33]) -> Option<Split>;
+
+    /// The best split of an IQ1_M group, from prefix sums `[half][rank]` in order of value.
+    fn best_split_m(px: &[[f32; 17]; 2], pw: &[[f32; 17]; 2]) -> Option<Split>;
+}
+
+/// One candidate after the other: the specification.
+pub struct OneByOne;
+
+impl Steps for OneByOne {
+    fn nearest<const N: usize>(
+        grid: &Grid<N>,
+        candidates: Candidates,
+        values: &[f32],
+        x: &[f32],
+        weight: &[f32],
+        scale: f32,
+    ) -> u16 {
+        // Where overflow leaves no distance below the largest float ggml aborts; here the first candidate stands.
+        let mut best = (candidates.points.first().copied().unwrap_or(0), f32::MAX);
+        for &candidate in candidates.points {
+            let mut sum = 0.0;
+            for ((digit, x), w) in grid.point(candidate).iter().zip(x).zip(weight) {
+                let diff = scale * values[usize::from(*digit)] - x;
+                sum += w * diff * diff;
+            }
+            if sum < best.1 {
+                best = (candidate, sum);
+            }
+        }
+        best.0
+    }
+
+    fn ascending<const G: usize>(x: &[f32]) -> [usize; G] {
+        iq1::ascending(x)
+    }
+
+    fn best_split_s(sum_x: &[f32; 33], sum_w: &[f32; 33]) -> Option<Split> {
+        iq1::best_split_s(sum_x, sum_w)
+    }
+
+    fn best_split_m(px: &[[f32; 17]; 2], pw: &[[f32; 17]; 2]) -> Option<Split> {
+        iq1::best_split_m(px, pw)
+    }
 }
 
 impl<const N: usize> Grid<N> {
@@ -33,7 +107,6 @@ impl<const N: usize> Grid<N> {
     /// points at its `wanted` smallest distinct distances as neighbours.
     fn new(codes: &[u16], bits: usize, levels: u8, wanted: usize) -> Self {
         let points: Vec<[u8; N]> = codes.iter().map(|&code| unpack(code, bits)).collect();
-        let magnitudes = points.iter().map(|p| p.map(|digit| f32::from(2 * digit + 1))).collect();
         let patterns = 1usize << (N * bits);
         let mut index = vec![OFF_GRID; patterns];
         for (i, &code) in codes.iter().enumerate() {
@@ -66,7 +139,8 @@ impl<const N: usize> Grid<N> {
             }
         }
         starts.push(neighbours.len() as u32);
-        Grid { bits, levels, points, magnitudes, index, starts, neighbours }
+        let patterns = neighbours.iter().map(|i| codes[usize::from(*i)]).chain([0; PADDING]).collect();
+        Grid { bits, levels, points, index, starts, neighbours, patterns }
     }
 
     /// The number of values a digit can take.
@@ -82,26 +156,13 @@ impl<const N: usize> Grid<N> {
     pub fn place(&self, digits: &[u8]) -> Place<'_> {
         let pattern = digits.iter().rev().fold(0usize, |code, &digit| code << self.bits | usize::from(digit));
         match self.index[pattern] {
-            OFF_GRID => Place::Off(&self.neighbours[self.starts[pattern] as usize..self.starts[pattern + 1] as usize]),
+            OFF_GRID => {
+                let (start, end) = (self.starts[pattern] as usize, self.starts[pattern + 1] as usize);
+                let points = &self.neighbours[start..end];
+                Place::Off(Candidates { points, patterns: &self.patterns[start..end + PADDING] })
+            }
             index => Place::On(index),
         }
-    }
-
-    /// The candidate whose magnitudes times `scale` are nearest to `x` in the `weight`ed square; the first of equals.
-    pub fn nearest(&self, candidates: &[u16], x: &[f32], weight: &[f32], scale: f32) -> u16 {
-        // Where overflow leaves no distance below the largest float ggml aborts; here the first candidate stands.
-        let mut best = (candidates.first().copied().unwrap_or(0), f32::MAX);
-        for &candidate in candidates {
-            let mut sum = 0.0;
-            for ((q, x), w) in self.magnitudes[usize::from(candidate)].iter().zip(x).zip(weight) {
-                let diff = scale * q - x;
-                sum += w * diff * diff;
-            }
-            if sum < best.1 {
-                best = (candidate, sum);
-            }
-        }
-        best.0
     }
 }
 
@@ -153,7 +214,7 @@ mod tests {
             let mut distances: Vec<i32> = sorted.iter().map(|s| s.0).collect();
             distances.dedup();
             sorted.retain(|s| s.0 <= distances[2]);
-            assert_eq!(list, sorted.iter().map(|s| s.1).collect::<Vec<_>>());
+            assert_eq!(list.points, sorted.iter().map(|s| s.1).collect::<Vec<_>>());
         }
     }
 

@@ -3,22 +3,22 @@
 //! order of additions are ggml's.
 
 use super::codes;
-use super::grids::{self, Grid, Place, unpack};
+use super::grids::{self, Grid, Place, Steps, unpack};
 use super::numeric::{SUPER, block_importance, error_weights, get_u16, mean_square, own_square, scale_code};
 use crate::quant::{f16_at, put_f16};
 use half::f16;
 
 const DELTA: f32 = 0.125;
 /// The three values under either shift.
-const UP: [f32; 3] = [-1.0 + DELTA, DELTA, 1.0 + DELTA];
-const DOWN: [f32; 3] = [-1.0 - DELTA, -DELTA, 1.0 - DELTA];
+pub const UP: [f32; 3] = [-1.0 + DELTA, DELTA, 1.0 + DELTA];
+pub const DOWN: [f32; 3] = [-1.0 - DELTA, -DELTA, 1.0 - DELTA];
 
 const S_GROUP: usize = 32;
 const M_GROUP: usize = 16;
 
 /// The indices of a group's weights in ascending order of value, equal ones in their own order (ggml relies on a stable
 /// `qsort` here).
-fn ascending<const G: usize>(x: &[f32]) -> [usize; G] {
+pub fn ascending<const G: usize>(x: &[f32]) -> [usize; G] {
     let mut order: [usize; G] = std::array::from_fn(|i| i);
     // Adding zero makes the two zeros equal.
     order.sort_by(|&a, &b| (x[a] + 0.0).total_cmp(&(x[b] + 0.0)));
@@ -26,18 +26,18 @@ fn ascending<const G: usize>(x: &[f32]) -> [usize; G] {
 }
 
 /// The best split found: digits 0 before `first`, 1 up to `second`, 2 after it, in sorted order.
-struct Split {
+pub struct Split {
     first: usize,
     second: usize,
     scale: f32,
-    score: f32,
+    pub score: f32,
     /// Which of the offered pairs of sums it was.
     variant: usize,
 }
 
 impl Split {
     /// Takes over a split whose weighted correlation is better.
-    fn offer(best: &mut Option<Split>, sum_qx: f32, sum_q2: f32, first: usize, second: usize, variant: usize) {
+    pub fn offer(best: &mut Option<Split>, sum_qx: f32, sum_q2: f32, first: usize, second: usize, variant: usize) {
         let score = best.as_ref().map_or(-f32::MAX, |b| b.score);
         if sum_q2 > 0.0 && sum_qx * sum_qx > score * sum_q2 {
             let scale = sum_qx / sum_q2;
@@ -65,24 +65,19 @@ impl Split {
 }
 
 /// The grid point of one pattern: itself, or the nearest with these values under this scale. The flag says which.
-fn to_point(grid: &Grid<8>, digits: &[u8], x: &[f32], weight: &[f32], scale: f32, values: &[f32; 3]) -> (u16, bool) {
-    let candidates = match grid.place(digits) {
-        Place::On(index) => return (index, true),
-        Place::Off(candidates) => candidates,
-    };
-    // Where overflow leaves no distance below the largest float the first candidate stands.
-    let mut best = (candidates.first().copied().unwrap_or(0), f32::MAX);
-    for &candidate in candidates {
-        let mut sum = 0.0;
-        for ((digit, x), w) in grid.point(candidate).iter().zip(x).zip(weight) {
-            let diff = scale * values[usize::from(*digit)] - x;
-            sum += w * diff * diff;
-        }
-        if sum < best.1 {
-            best = (candidate, sum);
-        }
+#[inline(always)]
+fn to_point<P: Steps>(
+    grid: &Grid<8>,
+    digits: &[u8],
+    x: &[f32],
+    weight: &[f32],
+    scale: f32,
+    values: &[f32; 3],
+) -> (u16, bool) {
+    match grid.place(digits) {
+        Place::On(index) => (index, true),
+        Place::Off(candidates) => (P::nearest(grid, candidates, values, x, weight, scale), false),
     }
-    (best.0, false)
 }
 
 /// Adds one point's weighted (value times x) and squared values, the values times `factor`, to the sums.
@@ -105,18 +100,8 @@ struct Group<const POINTS: usize> {
     shift: usize,
 }
 
-/// All splits of 32 weights under both shifts.
-fn search_s(x: &[f32], weight: &[f32]) -> Option<Group<4>> {
-    if largest(x) < 1e-12 {
-        return None;
-    }
-    let order: [usize; S_GROUP] = ascending(x);
-    let mut sum_x = [0.0; S_GROUP + 1];
-    let mut sum_w = [0.0; S_GROUP + 1];
-    for (rank, &i) in order.iter().enumerate() {
-        sum_x[rank + 1] = sum_x[rank] + weight[i] * x[i];
-        sum_w[rank + 1] = sum_w[rank] + weight[i];
-    }
+/// All splits of an IQ1_S group under both shifts, from the prefix sums.
+pub fn best_split_s(sum_x: &[f32; S_GROUP + 1], sum_w: &[f32; S_GROUP + 1]) -> Option<Split> {
     let mut best = None;
     for first in 0..=S_GROUP {
         for second in first..=S_GROUP {
@@ -131,14 +116,31 @@ fn search_s(x: &[f32], weight: &[f32]) -> Option<Group<4>> {
             }
         }
     }
-    let mut best = best?;
+    best
+}
+
+/// All splits of 32 weights under both shifts.
+#[inline(always)]
+fn search_s<P: Steps>(x: &[f32], weight: &[f32]) -> Option<Group<4>> {
+    if largest(x) < 1e-12 {
+        return None;
+    }
+    let order: [usize; S_GROUP] = P::ascending(x);
+    let mut sum_x = [0.0; S_GROUP + 1];
+    let mut sum_w = [0.0; S_GROUP + 1];
+    for (rank, &i) in order.iter().enumerate() {
+        sum_x[rank + 1] = sum_x[rank] + weight[i] * x[i];
+        sum_w[rank + 1] = sum_w[rank] + weight[i];
+    }
+    let mut best = P::best_split_s(&sum_x, &sum_w)?;
     let (digits, mirrored) = best.digits(&order);
     let shift = best.variant ^ usize::from(mirrored);
-    finish(best.scale, &digits, shift, |_| if shift == 0 { &UP } else { &DOWN }, x, weight)
+    finish::<_, P>(best.scale, &digits, shift, |_| if shift == 0 { &UP } else { &DOWN }, x, weight)
 }
 
 /// Moves the digits to grid points and refits the scale if one of them was off the grid.
-fn finish<const POINTS: usize>(
+#[inline(always)]
+fn finish<const POINTS: usize, P: Steps>(
     mut scale: f32,
     digits: &[u8],
     shift: usize,
@@ -151,7 +153,8 @@ fn finish<const POINTS: usize>(
     let mut all_on_grid = true;
     for (k, point) in points.iter_mut().enumerate() {
         let part = 8 * k..8 * k + 8;
-        let (index, on_grid) = to_point(grid, &digits[part.clone()], &x[part.clone()], &weight[part], scale, values(k));
+        let (index, on_grid) =
+            to_point::<P>(grid, &digits[part.clone()], &x[part.clone()], &weight[part], scale, values(k));
         *point = index;
         all_on_grid &= on_grid;
     }
@@ -170,7 +173,8 @@ fn finish<const POINTS: usize>(
 }
 
 /// Block: f16 d; 32 low bytes of indices; 8 x u16 of 4 x 3 upper bits, the 3-bit scale, and the shift (1 is down).
-pub fn quantize_s(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+#[inline(always)]
+pub fn quantize_s<P: Steps>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     for (i, (x, block)) in row.chunks_exact(SUPER).zip(out.chunks_exact_mut(50)).enumerate() {
         block.fill(0);
         let importance = block_importance(importance, i, SUPER);
@@ -181,7 +185,7 @@ pub fn quantize_s(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
         for (ib, x) in x.chunks_exact(S_GROUP).enumerate() {
             let mut weight = [0.0; S_GROUP];
             error_weights(x, block_importance(importance, ib, S_GROUP), mean_square, own_square, &mut weight);
-            let Some(group) = search_s(x, &weight) else { continue };
+            let Some(group) = search_s::<P>(x, &weight) else { continue };
             for (k, point) in group.points.iter().enumerate() {
                 block[2 + 4 * ib + k] = *point as u8;
                 heads[ib] |= (point >> 8) << (3 * k) | (group.shift as u16) << 15;
@@ -227,22 +231,8 @@ fn shifts_m(shift: usize, half: usize) -> &'static [f32; 3] {
     if shift >> (1 - half) & 1 == 0 { &UP } else { &DOWN }
 }
 
-/// All splits of 16 weights under the four pairs of shifts. As neighbouring values are 1 apart under either shift, the
-/// sums over three groups collapse to prefix sums of each half.
-fn search_m(x: &[f32], weight: &[f32]) -> Option<Group<2>> {
-    if largest(x) < 1e-7 {
-        return None;
-    }
-    let order: [usize; M_GROUP] = ascending(x);
-    let mut px = [[0.0f32; M_GROUP + 1]; 2];
-    let mut pw = [[0.0f32; M_GROUP + 1]; 2];
-    for (rank, &i) in order.iter().enumerate() {
-        let half = i / (M_GROUP / 2);
-        px[half][rank + 1] = px[half][rank] + weight[i] * x[i];
-        pw[half][rank + 1] = pw[half][rank] + weight[i];
-        px[1 - half][rank + 1] = px[1 - half][rank];
-        pw[1 - half][rank + 1] = pw[1 - half][rank];
-    }
+/// All splits of an IQ1_M group under the four pairs of shifts, from the prefix sums `[half][rank]`.
+pub fn best_split_m(px: &[[f32; M_GROUP + 1]; 2], pw: &[[f32; M_GROUP + 1]; 2]) -> Option<Split> {
     let mut best = None;
     for first in 0..=M_GROUP {
         for second in first..=M_GROUP {
@@ -264,15 +254,36 @@ fn search_m(x: &[f32], weight: &[f32]) -> Option<Group<2>> {
             }
         }
     }
-    let mut best = best?;
+    best
+}
+
+/// All splits of 16 weights under the four pairs of shifts. As neighbouring values are 1 apart under either shift, the
+/// sums over three groups collapse to prefix sums of each half.
+#[inline(always)]
+fn search_m<P: Steps>(x: &[f32], weight: &[f32]) -> Option<Group<2>> {
+    if largest(x) < 1e-7 {
+        return None;
+    }
+    let order: [usize; M_GROUP] = P::ascending(x);
+    let mut px = [[0.0f32; M_GROUP + 1]; 2];
+    let mut pw = [[0.0f32; M_GROUP + 1]; 2];
+    for (rank, &i) in order.iter().enumerate() {
+        let half = i / (M_GROUP / 2);
+        px[half][rank + 1] = px[half][rank] + weight[i] * x[i];
+        pw[half][rank + 1] = pw[half][rank] + weight[i];
+        px[1 - half][rank + 1] = px[1 - half][rank];
+        pw[1 - half][rank + 1] = pw[1 - half][rank];
+    }
+    let mut best = P::best_split_m(&px, &pw)?;
     let (digits, mirrored) = best.digits(&order);
     let shift = if mirrored { 3 - best.variant } else { best.variant };
-    finish(best.scale, &digits, shift, |half| shifts_m(shift, half), x, weight)
+    finish::<_, P>(best.scale, &digits, shift, |half| shifts_m(shift, half), x, weight)
 }
 
 /// Block: 32 low bytes of indices; 16 bytes of two upper parts (3 bits and the shift, 1 is down); 4 x u16 of four 3-bit
 /// scales each, whose top nibbles together are the f16 d.
-pub fn quantize_m(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+#[inline(always)]
+pub fn quantize_m<P: Steps>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     for (i, (x, block)) in row.chunks_exact(SUPER).zip(out.chunks_exact_mut(56)).enumerate() {
         block.fill(0);
         let importance = block_importance(importance, i, SUPER);
@@ -282,7 +293,7 @@ pub fn quantize_m(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
         let mut groups = [const { Group { scale: 0.0, points: [0; 2], shift: 0 } }; SUPER / M_GROUP];
         for (ib, group) in groups.iter_mut().enumerate() {
             let part = ib * M_GROUP..(ib + 1) * M_GROUP;
-            let Some(found) = search_m(&x[part.clone()], &weight[part]) else { continue };
+            let Some(found) = search_m::<P>(&x[part.clone()], &weight[part]) else { continue };
             block[2 * ib] = found.points[0] as u8;
             block[2 * ib + 1] = found.points[1] as u8;
             block[32 + ib] = (found.points[0] >> 8 | (found.points[1] >> 8) << 4) as u8;

@@ -2,7 +2,7 @@
 //! Block layouts and constants are ggml's; the search is in `search.rs`.
 
 use super::codes;
-use super::grids::{self, unpack};
+use super::grids::{self, Steps, unpack};
 use super::numeric::{SUPER, block_importance, get_u16, get_u32, own_square, scale_code};
 use super::search::{Refit, Search};
 use crate::quant::{f16_at, put_f16};
@@ -53,10 +53,11 @@ fn point_scale(d: f32, code: u8) -> f32 {
 }
 
 /// Block: f16 d, then for every 32 weights four bytes of indices and 4 x 7 signs with the 4-bit scale on top.
-pub fn quantize_xxs(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+#[inline(always)]
+pub fn quantize_xxs<P: Steps>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     for (i, (x, block)) in row.chunks_exact(SUPER).zip(out.chunks_exact_mut(66)).enumerate() {
         block.fill(0);
-        let fitted = XXS.fit(x, block_importance(importance, i, SUPER));
+        let fitted = XXS.fit::<P>(x, block_importance(importance, i, SUPER));
         if fitted.max_scale == 0.0 {
             continue;
         }
@@ -89,10 +90,11 @@ pub fn dequantize_xxs(bytes: &[u8], out: &mut [f32]) {
 }
 
 /// Block: f16 d; 32 x u16 (9-bit index, 7 signs); eight bytes of 4-bit scales, one per 16 weights.
-pub fn quantize_xs(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+#[inline(always)]
+pub fn quantize_xs<P: Steps>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     for (i, (x, block)) in row.chunks_exact(SUPER).zip(out.chunks_exact_mut(74)).enumerate() {
         block.fill(0);
-        let fitted = XS.fit(x, block_importance(importance, i, SUPER));
+        let fitted = XS.fit::<P>(x, block_importance(importance, i, SUPER));
         if fitted.max_scale == 0.0 {
             continue;
         }
@@ -126,10 +128,11 @@ pub fn dequantize_xs(bytes: &[u8], out: &mut [f32]) {
 }
 
 /// Block: f16 d; 32 low bytes of indices; 32 bytes of signs; 8 bytes of the indices' upper two bits; 8 bytes of scales.
-pub fn quantize_s(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+#[inline(always)]
+pub fn quantize_s<P: Steps>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     for (i, (x, block)) in row.chunks_exact(SUPER).zip(out.chunks_exact_mut(82)).enumerate() {
         block.fill(0);
-        let fitted = S.fit(x, block_importance(importance, i, SUPER));
+        let fitted = S.fit::<P>(x, block_importance(importance, i, SUPER));
         for (k, point) in fitted.points[..32].iter().enumerate() {
             block[2 + k] = *point as u8;
             block[34 + k] = fitted.signs[k];

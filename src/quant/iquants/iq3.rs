@@ -2,7 +2,7 @@
 //! ggml's; the search is in `search.rs`.
 
 use super::codes;
-use super::grids;
+use super::grids::{self, Steps};
 use super::iq2::{even_signs, put_point, put_scales};
 use super::numeric::{SUPER, block_importance, get_u32, own_square, scale_code};
 use super::search::{Refit, Search};
@@ -36,10 +36,11 @@ const S: Search<4> = Search {
 };
 
 /// Block: f16 d; 64 indices; then for every 32 weights 4 x 7 signs with the 4-bit scale on top.
-pub fn quantize_xxs(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+#[inline(always)]
+pub fn quantize_xxs<P: Steps>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     for (i, (x, block)) in row.chunks_exact(SUPER).zip(out.chunks_exact_mut(98)).enumerate() {
         block.fill(0);
-        let fitted = XXS.fit(x, block_importance(importance, i, SUPER));
+        let fitted = XXS.fit::<P>(x, block_importance(importance, i, SUPER));
         if fitted.max_scale == 0.0 {
             continue;
         }
@@ -76,10 +77,11 @@ pub fn dequantize_xxs(bytes: &[u8], out: &mut [f32]) {
 }
 
 /// Block: f16 d; 64 low bytes of indices; 8 bytes of their upper bits; 32 bytes of signs; 4 bytes of 4-bit scales.
-pub fn quantize_s(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+#[inline(always)]
+pub fn quantize_s<P: Steps>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     for (i, (x, block)) in row.chunks_exact(SUPER).zip(out.chunks_exact_mut(110)).enumerate() {
         block.fill(0);
-        let fitted = S.fit(x, block_importance(importance, i, SUPER));
+        let fitted = S.fit::<P>(x, block_importance(importance, i, SUPER));
         // ggml does not step over the place of a group of zeros, so what follows one moves up in all but the upper bits.
         let stored = (0..8).filter(|ib| !fitted.zero[*ib]);
         for (place, ib) in stored.enumerate() {

@@ -3,11 +3,11 @@
 
 mod binary;
 mod codes;
-mod fp4;
-mod grids;
-mod iq1;
-mod iq2;
-mod iq3;
+pub(super) mod fp4;
+pub(super) mod grids;
+pub(super) mod iq1;
+pub(super) mod iq2;
+pub(super) mod iq3;
 pub(crate) mod iq4;
 mod numeric;
 mod search;
@@ -15,19 +15,21 @@ mod ternary;
 #[cfg(test)]
 pub(super) mod tests;
 
+use grids::OneByOne;
+
 use super::{CheckRow, Codec, DequantizeRow, GgmlType, QuantizeRow, scales_at};
 
 /// How `ty` is written and read; `None` for a type that is not of these families.
 pub fn codec(ty: GgmlType) -> Option<Codec> {
     use GgmlType::*;
     let (quantize, dequantize, check): (QuantizeRow, DequantizeRow, CheckRow) = match ty {
-        IQ1_S => (iq1::quantize_s, iq1::dequantize_s, scales_at::<50, 0, 1>),
-        IQ1_M => (iq1::quantize_m, iq1::dequantize_m, iq1::check_m),
-        IQ2_XXS => (iq2::quantize_xxs, iq2::dequantize_xxs, scales_at::<66, 0, 1>),
-        IQ2_XS => (iq2::quantize_xs, iq2::dequantize_xs, scales_at::<74, 0, 1>),
-        IQ2_S => (iq2::quantize_s, iq2::dequantize_s, scales_at::<82, 0, 1>),
-        IQ3_XXS => (iq3::quantize_xxs, iq3::dequantize_xxs, scales_at::<98, 0, 1>),
-        IQ3_S => (iq3::quantize_s, iq3::dequantize_s, scales_at::<110, 0, 1>),
+        IQ1_S => (iq1::quantize_s::<OneByOne>, iq1::dequantize_s, scales_at::<50, 0, 1>),
+        IQ1_M => (iq1::quantize_m::<OneByOne>, iq1::dequantize_m, iq1::check_m),
+        IQ2_XXS => (iq2::quantize_xxs::<OneByOne>, iq2::dequantize_xxs, scales_at::<66, 0, 1>),
+        IQ2_XS => (iq2::quantize_xs::<OneByOne>, iq2::dequantize_xs, scales_at::<74, 0, 1>),
+        IQ2_S => (iq2::quantize_s::<OneByOne>, iq2::dequantize_s, scales_at::<82, 0, 1>),
+        IQ3_XXS => (iq3::quantize_xxs::<OneByOne>, iq3::dequantize_xxs, scales_at::<98, 0, 1>),
+        IQ3_S => (iq3::quantize_s::<OneByOne>, iq3::dequantize_s, scales_at::<110, 0, 1>),
         IQ4_NL => (iq4::quantize_nl, iq4::dequantize_nl, scales_at::<18, 0, 1>),
         IQ4_XS => (iq4::quantize_xs, iq4::dequantize_xs, scales_at::<136, 0, 1>),
         TQ1_0 => (ternary::quantize_tq1, ternary::dequantize_tq1, scales_at::<54, 52, 1>),

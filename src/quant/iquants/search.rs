@@ -2,7 +2,7 @@
 //! points are sought that lose least. The types differ in the rows of [`Search`]; how the result is packed is in `iq2.rs`
 //! and `iq3.rs`. The order of trials and of additions is ggml's, since both decide the bytes.
 
-use super::grids::{Grid, Place};
+use super::grids::{Grid, Place, Steps};
 use super::numeric::{SUPER, error_weights, mean_square};
 use crate::quant::search::{nearest_int, qp};
 
@@ -53,9 +53,13 @@ pub struct Fitted {
 
 const GROUP: usize = 32;
 
+/// What the digits stand for.
+const MAGNITUDES: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
+
 impl<const N: usize> Search<N> {
     /// Searches one super-block of 256 weights.
-    pub fn fit(&self, x: &[f32], importance: Option<&[f32]>) -> Fitted {
+    #[inline(always)]
+    pub fn fit<P: Steps>(&self, x: &[f32], importance: Option<&[f32]>) -> Fitted {
         let mut fitted = Fitted {
             scales: [0.0; SUPER / 16],
             max_scale: 0.0,
@@ -79,7 +83,7 @@ impl<const N: usize> Search<N> {
                 *sign = split_signs(&group[part.clone()], &weight[part.clone()], self.even_signs, &mut magnitude[part]);
             }
 
-            let Some((mut scale, digits)) = self.fit_group(magnitude, weight) else {
+            let Some((mut scale, digits)) = self.fit_group::<P>(magnitude, weight) else {
                 fitted.zero[ib] = true;
                 continue;
             };
@@ -102,7 +106,8 @@ impl<const N: usize> Search<N> {
 
     /// The scale and digits of one group, or `None` where it is stored as zero. The scale is negative where all signs
     /// have to turn.
-    fn fit_group(&self, x: &[f32], weight: &[f32]) -> Option<(f32, [u8; GROUP])> {
+    #[inline(always)]
+    fn fit_group<P: Steps>(&self, x: &[f32], weight: &[f32]) -> Option<(f32, [u8; GROUP])> {
         let grid = (self.grid)();
         let top = i32::from(grid.levels()) - 1;
         let widest = (2 * top + 1) as f32;
@@ -137,7 +142,7 @@ impl<const N: usize> Search<N> {
             for (k, on_grid) in trial_on_grid[..chunks].iter_mut().enumerate() {
                 let part = N * k..N * k + N;
                 let out = &mut trial_digits[part.clone()];
-                *on_grid = to_grid(grid, &x[part.clone()], &root[part], inverse, 1.0 / inverse, out);
+                *on_grid = to_grid::<N, P>(grid, &x[part.clone()], &root[part], inverse, 1.0 / inverse, out);
             }
             let (sum_qx, sum_q2) = correlate(x, weight, &trial_digits);
             if sum_q2 > 0.0 && sum_qx * sum_qx > best * sum_q2 {
@@ -156,7 +161,7 @@ impl<const N: usize> Search<N> {
                     continue;
                 }
                 let part = N * k..N * k + N;
-                to_grid(grid, &x[part.clone()], &root[part.clone()], inverse, scale, &mut digits[part]);
+                to_grid::<N, P>(grid, &x[part.clone()], &root[part.clone()], inverse, scale, &mut digits[part]);
             }
             let (sum_qx, sum_q2) = correlate(x, weight, &digits);
             if sum_q2 > 0.0 {
@@ -170,7 +175,15 @@ impl<const N: usize> Search<N> {
 
 /// Rounds `x / scale` to digits and moves them to the nearest grid point. Says whether they were on the grid already.
 /// `inverse` and `scale` are given apart, because one is the rounded reciprocal of the other either way.
-fn to_grid<const N: usize>(grid: &Grid<N>, x: &[f32], root: &[f32], inverse: f32, scale: f32, out: &mut [u8]) -> bool {
+#[inline(always)]
+fn to_grid<const N: usize, P: Steps>(
+    grid: &Grid<N>,
+    x: &[f32],
+    root: &[f32],
+    inverse: f32,
+    scale: f32,
+    out: &mut [u8],
+) -> bool {
     let top = i32::from(grid.levels()) - 1;
     for (digit, x) in out.iter_mut().zip(x) {
         *digit = nearest_int(0.5 * (inverse * x - 1.0)).clamp(0, top) as u8;
@@ -178,13 +191,14 @@ fn to_grid<const N: usize>(grid: &Grid<N>, x: &[f32], root: &[f32], inverse: f32
     match grid.place(out) {
         Place::On(_) => true,
         Place::Off(candidates) => {
-            out.copy_from_slice(grid.point(grid.nearest(candidates, x, root, scale)));
+            out.copy_from_slice(grid.point(P::nearest(grid, candidates, &MAGNITUDES, x, root, scale)));
             false
         }
     }
 }
 
 /// Weighted sums of (code times x) and of squared codes, for the codes `2 digit + 1`.
+#[inline(always)]
 fn correlate(x: &[f32], weight: &[f32], digits: &[u8]) -> (f32, f32) {
     let (mut sum_qx, mut sum_q2) = (0.0, 0.0);
     for ((x, w), digit) in x.iter().zip(weight).zip(digits) {
