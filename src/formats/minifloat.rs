@@ -124,8 +124,8 @@ mod tests {
 
     #[test]
     fn four_bit_codes() {
-        for code in 0..16 {
-            assert_eq!(to_e2m1(E2M1[code]), if code == 8 { 0 } else { code as u8 });
+        for (code, value) in E2M1.iter().enumerate() {
+            assert_eq!(to_e2m1(*value), if code == 8 { 0 } else { code as u8 });
         }
         let ties = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0].map(|x| E2M1[usize::from(to_e2m1(x))]);
         assert_eq!(ties, [0.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0]);
