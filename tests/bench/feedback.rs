@@ -118,10 +118,14 @@ fn main() {
     let named = models.iter_mut().zip(&names);
     let mut candidates: Vec<Candidate> = named.map(|(model, name)| Candidate { name: name.clone(), model }).collect();
     let base = Base::Model(Candidate { name: "base".into(), model: &mut base });
-    let result = eval::compare(base, &mut candidates, &stream, &windows, eval::Options::default()).expect("a comparison");
+    let result =
+        eval::compare(base, &mut candidates, &stream, &windows, eval::Options::default()).expect("a comparison");
     let (statistics, _) = result.summarize(Bootstrap::default());
     for (name, s) in names.iter().zip(&statistics) {
-        println!("{name}: KL {:.4} ± {:.4}, perplexity {:.2}, top-1 {:.3}", s.kld.value, s.kld.std_error, s.ppl.value, s.same_top.value);
+        println!(
+            "{name}: KL {:.4} ± {:.4}, perplexity {:.2}, top-1 {:.3}",
+            s.kld.value, s.kld.std_error, s.ppl.value, s.same_top.value
+        );
     }
 }
 
