@@ -15,4 +15,4 @@ mod search;
 pub use fold::{Factors, Fold, representable};
 pub use grid::Grid;
 pub use groups::{Columns, Group, groups};
-pub use search::{Consumer, Inputs, Options, Scales, search, smooth};
+pub use search::{Consumer, Options, Scales, search, smooth};
