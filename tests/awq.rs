@@ -32,7 +32,7 @@ fn rewrite(ckpt: &Checkpoint, model: &Model, to: &Path, change: impl Fn(&MappedT
     let mut scratch = Vec::new();
     let mut whole: Vec<Vec<f32>> = vec![Vec::new(); ckpt.tensors().len()];
     for (values, meta) in whole.iter_mut().zip(ckpt.tensors()) {
-        values.resize(meta.elements() as usize, 0.0);
+        values.resize(meta.elements(), 0.0);
         ckpt.read_f32(meta, 0..values.len(), &mut scratch, values).unwrap();
     }
     for t in &model.tensors {
@@ -126,7 +126,7 @@ fn folding_leaves_every_family_its_function() {
         });
         let folded = Checkpoint::open(dir.path()).unwrap();
         for (old, new) in plain.tensors().iter().zip(folded.tensors()) {
-            let (mut a, mut b) = (vec![0.0; old.elements() as usize], vec![0.0; old.elements() as usize]);
+            let (mut a, mut b) = (vec![0.0; old.elements()], vec![0.0; old.elements()]);
             plain.read_f32(old, 0..a.len(), &mut Vec::new(), &mut a).unwrap();
             folded.read_f32(new, 0..b.len(), &mut Vec::new(), &mut b).unwrap();
             if a != b {

@@ -4,26 +4,16 @@
 use super::grid::{Bundles, Grid, LANES, UNCLIPPED, group_errors, weighted_squares};
 use super::groups::Columns;
 use super::refine::{Layer, descend, expected_error};
+use crate::calibration::moments::Moments;
 use rayon::prelude::*;
 
-/// Moments of what enters a linear layer (or one expert of it), sums over the tokens it saw.
-#[derive(Clone, Copy, Debug)]
-pub struct Inputs<'a> {
-    /// Σ x xᵀ, `[cols, cols]`.
-    pub gram: &'a [f32],
-    /// Σ |x| per column.
-    pub abs: &'a [f64],
-    /// max |x| per column.
-    pub max: &'a [f32],
-    pub tokens: u64,
-}
-
 /// A linear layer that reads the group's channels and will be quantized.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Consumer<'a> {
     /// `[rows, cols]`, one expert's.
     pub weights: &'a [f32],
-    pub inputs: Inputs<'a>,
+    /// Of the tokens that this layer, or this expert, saw.
+    pub inputs: &'a Moments,
     /// What the squared error of a column counts in the expected error. `None`: the diagonal of the gram, which is right
     /// for rounding to nearest; with error feedback it is `1 / U_jj²` of the factor `H⁻¹ = UᵀU`.
     pub importance: Option<&'a [f64]>,
@@ -197,7 +187,7 @@ fn rounding_loss(
             let size = grid.group(cols);
             let groups = bundles.bundle(b).chunks(size).zip(spread.chunks(size)).zip(errors.chunks_mut(size));
             groups.for_each(|((w, s), e)| group_errors(grid, w, s, UNCLIPPED, e));
-            let lanes = weighted_squares(&errors, consumers[c].inputs.gram, cols, 0);
+            let lanes = weighted_squares(&errors, &consumers[c].inputs.gram, cols, 0);
             lanes.iter().map(|l| f64::from(*l)).sum::<f64>() * each
         })
         .collect();
@@ -233,21 +223,18 @@ mod tests {
     use super::*;
     use crate::kernel::tests::numbers;
 
-    /// Moments of `tokens` inputs whose channels differ a lot in size.
-    struct Moments {
-        gram: Vec<f32>,
-        abs: Vec<f64>,
-        max: Vec<f32>,
-        tokens: u64,
+    fn nothing(cols: usize) -> Moments {
+        Moments { cols, gram: vec![0.0; cols * cols], abs: vec![0.0; cols], max: vec![0.0; cols], tokens: 0 }
     }
 
+    /// Moments of `tokens` inputs whose channels differ a lot in size.
     fn moments(cols: usize, tokens: usize, seed: u32) -> Moments {
         let size: Vec<f32> = numbers(cols, seed).iter().map(|v| (2.5 * v).exp()).collect();
         let common = numbers(tokens, seed + 1);
         let own = numbers(tokens * cols, seed + 2);
         let x: Vec<f32> = (0..tokens * cols).map(|i| size[i % cols] * (own[i] + 0.5 * common[i / cols])).collect();
-        let mut m =
-            Moments { gram: vec![0.0; cols * cols], abs: vec![0.0; cols], max: vec![0.0; cols], tokens: tokens as u64 };
+        let mut m = nothing(cols);
+        m.tokens = tokens as u64;
         for x in x.chunks_exact(cols) {
             for i in 0..cols {
                 m.abs[i] += f64::from(x[i].abs());
@@ -260,11 +247,8 @@ mod tests {
         m
     }
 
-    impl Moments {
-        fn consumer<'a>(&'a self, weights: &'a [f32]) -> Consumer<'a> {
-            let inputs = Inputs { gram: &self.gram, abs: &self.abs, max: &self.max, tokens: self.tokens };
-            Consumer { weights, inputs, importance: None }
-        }
+    fn consumer<'a>(inputs: &'a Moments, weights: &'a [f32]) -> Consumer<'a> {
+        Consumer { weights, inputs, importance: None }
     }
 
     const ODD: [(Columns, usize, usize, usize); 5] = [
@@ -283,7 +267,7 @@ mod tests {
                 let cols = columns.count(channels);
                 let m = moments(cols, 50, 1);
                 let w = numbers(rows * cols, 9);
-                let consumers = [m.consumer(&w)];
+                let consumers = [consumer(&m, &w)];
                 let run = |sweeps| {
                     let options = Options { sweeps, ..Options::default() };
                     search(columns, channels, &consumers, grid, options, &<[f32]>::to_vec)
@@ -307,7 +291,7 @@ mod tests {
         let m = moments(32, 20, 1);
         let w = numbers(8 * 32, 9);
         let grid = Grid { bits: 4, group: 32, symmetric: false };
-        let found = search(Columns::Same, 32, &[m.consumer(&w)], grid, Options::default(), &|s| vec![1.0; s.len()]);
+        let found = search(Columns::Same, 32, &[consumer(&m, &w)], grid, Options::default(), &|s| vec![1.0; s.len()]);
         assert_eq!((found.scales, found.loss), (vec![1.0; 32], found.plain));
     }
 
@@ -316,16 +300,16 @@ mod tests {
         let (a, b) = (moments(32, 60, 1), moments(32, 2, 77));
         let (wa, wb) = (numbers(16 * 32, 2), numbers(16 * 32, 3));
         let grid = Grid { bits: 4, group: 32, symmetric: false };
-        let unseen = Moments { gram: vec![0.0; 32 * 32], abs: vec![0.0; 32], max: vec![0.0; 32], tokens: 0 };
+        let unseen = nothing(32);
         let run = |consumers: &[Consumer]| {
             search(Columns::Same, 32, consumers, grid, Options::default(), &<[f32]>::to_vec).scales
         };
-        let alone = run(&[a.consumer(&wa)]);
-        assert_eq!(alone, run(&[a.consumer(&wa), unseen.consumer(&wb)]));
-        assert_eq!(run(&[unseen.consumer(&wb)]), vec![1.0; 32]);
+        let alone = run(&[consumer(&a, &wa)]);
+        assert_eq!(alone, run(&[consumer(&a, &wa), consumer(&unseen, &wb)]));
+        assert_eq!(run(&[consumer(&unseen, &wb)]), vec![1.0; 32]);
         let distance = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| (x / y).ln().abs()).sum::<f32>();
-        let both = run(&[a.consumer(&wa), b.consumer(&wb)]);
-        assert!(distance(&both, &alone) < distance(&both, &run(&[b.consumer(&wb)])));
+        let both = run(&[consumer(&a, &wa), consumer(&b, &wb)]);
+        assert!(distance(&both, &alone) < distance(&both, &run(&[consumer(&b, &wb)])));
     }
 
     #[test]
@@ -336,7 +320,7 @@ mod tests {
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                let found = search(Columns::Same, 96, &[m.consumer(&w)], grid, Options::default(), &<[f32]>::to_vec);
+                let found = search(Columns::Same, 96, &[consumer(&m, &w)], grid, Options::default(), &<[f32]>::to_vec);
                 (found, crate::awq::clip::limits(&w, 96, &m.gram, grid))
             })
         };
@@ -345,9 +329,9 @@ mod tests {
 
     #[test]
     fn smoothing_is_the_papers_formula() {
-        let inputs = |max: &'static [f32]| Inputs { gram: &[], abs: &[], max, tokens: 1 };
-        let consumer = |weights: &'static [f32], max| Consumer { weights, inputs: inputs(max), importance: None };
-        let (a, b) = (consumer(&[1.0, -2.0, 0.0, 4.0], &[9.0, 0.0]), consumer(&[-0.25, 1.0], &[16.0, 0.0]));
+        let inputs = |max: [f32; 2]| Moments { max: max.to_vec(), tokens: 1, ..nothing(2) };
+        let (x, y) = (inputs([9.0, 0.0]), inputs([16.0, 0.0]));
+        let (a, b) = (consumer(&x, &[1.0, -2.0, 0.0, 4.0]), consumer(&y, &[-0.25, 1.0]));
         assert_eq!(smooth(Columns::Same, 2, &[a, b], 0.5), [4.0, 1.0]);
     }
 }
