@@ -89,7 +89,8 @@ fn main() {
     };
     let number = |name: &str, default: f64| std::env::var(name).map_or(default, |v| v.parse().expect("a number"));
     let mut model = Runnable::open(Path::new(model)).expect("a model");
-    let names: Vec<String> = model.engine.linears_mut().map(|l| l.name.clone()).filter(|n| n.contains("blk.")).collect();
+    let names: Vec<String> =
+        model.engine.linears_mut().map(|l| l.name.clone()).filter(|n| n.contains("blk.")).collect();
     let grams = grams(&mut model, &names, calibration, number("WINDOWS", 48.0) as usize);
     let tokens = number("WINDOWS", 48.0) as f32 * CONTEXT as f32;
     let shrink = Shrink { rho: number("RHO", 0.3) as f32, ..Shrink::default() };
@@ -99,8 +100,13 @@ fn main() {
         .flat_map(|way| {
             let (ty, stages) = way.split_once(':').expect("TYPE:STAGES");
             let ty: GgmlType = GgmlType::from_name(ty).expect("a type");
-            stages.chars().map(move |stage| {
-                Way { ty, stage, weights: HashMap::new(), cpu: 0.0, loss: 0.0, chunks: Vec::new() }
+            stages.chars().map(move |stage| Way {
+                ty,
+                stage,
+                weights: HashMap::new(),
+                cpu: 0.0,
+                loss: 0.0,
+                chunks: Vec::new(),
             })
         })
         .collect();
@@ -151,14 +157,7 @@ fn tokens(model: &Runnable, text: &str) -> Vec<u32> {
     model.tokenizer.encode(&text, false).expect("tokens")
 }
 
-fn quantize(
-    model: &mut Runnable,
-    grams: &Grams,
-    names: &[String],
-    tokens: f32,
-    shrink: Shrink,
-    ways: &mut [Way],
-) {
+fn quantize(model: &mut Runnable, grams: &Grams, names: &[String], tokens: f32, shrink: Shrink, ways: &mut [Way]) {
     let mut count = 0usize;
     let (mut energy, mut factor_cpu) = (0.0, 0.0);
     let mut dense: HashMap<String, (Vec<f32>, usize)> = HashMap::new();

@@ -83,7 +83,13 @@ impl Bundle {
 
     /// The first pass; `rows` of the lanes are in use.
     #[inline(always)]
-    pub fn feedback<V: Lanes, const TABLE: bool>(&mut self, layout: &Layout, m: &Matrices, first: FirstPass, rows: usize) {
+    pub fn feedback<V: Lanes, const TABLE: bool>(
+        &mut self,
+        layout: &Layout,
+        m: &Matrices,
+        first: FirstPass,
+        rows: usize,
+    ) {
         for block in 0..m.n / layout.block {
             let columns = block * layout.block..(block + 1) * layout.block;
             let mut x = [Column::ZERO; MAX_BLOCK];

@@ -22,7 +22,9 @@ impl Gauge {
     /// Errors: a matrix of another size.
     pub fn new(gram: &[f32], n: usize) -> Result<Self, QuantError> {
         if n == 0 || !n.is_multiple_of(PANEL) || gram.len() != n * n {
-            return Err(QuantError::Length { what: format!("the moments are not of {n} columns, a multiple of {PANEL}") });
+            return Err(QuantError::Length {
+                what: format!("the moments are not of {n} columns, a multiple of {PANEL}"),
+            });
         }
         Ok(Gauge { n, h: Panels::new(gram, n, false) })
     }

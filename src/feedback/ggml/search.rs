@@ -191,11 +191,8 @@ pub fn in_lanes<V: Lanes, const TABLE: bool>(
     let (mut s_weight, mut m_weight) = ([Column::ZERO; MAX_SUBS], [Column::ZERO; MAX_SUBS]);
     let subs = layout.subs();
     for (b, (x, w)) in x.chunks_exact(layout.sub).zip(weights.chunks_exact(layout.sub)).enumerate() {
-        let fit = if layout.has_min() {
-            fit_asymmetric::<V>(layout, x, w)
-        } else {
-            fit_symmetric::<V, TABLE>(layout, x, w)
-        };
+        let fit =
+            if layout.has_min() { fit_asymmetric::<V>(layout, x, w) } else { fit_symmetric::<V, TABLE>(layout, x, w) };
         fit.s.store(&mut s[b]);
         fit.m.neg().store(&mut m[b]);
         fit.weight.store(&mut s_weight[b]);
