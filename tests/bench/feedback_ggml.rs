@@ -16,7 +16,7 @@ use quantize::quant::{GgmlType, dequantize_rows, quantize_rows};
 use quantize::runnable::Runnable;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 
 const CONTEXT: usize = 512;
@@ -32,8 +32,8 @@ fn source(linear: &str) -> String {
 }
 
 impl Observer for Grams {
-    fn input(&mut self, linear: &str, _: Option<usize>, x: &[f32]) -> std::ops::ControlFlow<()> {
-        let Some(gram) = self.0.get_mut(linear) else { return std::ops::ControlFlow::Continue(()) };
+    fn input(&mut self, linear: &str, _: Option<usize>, x: &[f32]) -> ControlFlow<()> {
+        let Some(gram) = self.0.get_mut(linear) else { return ControlFlow::Continue(()) };
         let cols = gram.len().isqrt();
         let n = x.len() / cols;
         let mut transposed = vec![0f32; x.len()];
@@ -44,7 +44,7 @@ impl Observer for Grams {
         let right = Dense { data: transposed.clone(), cols: n };
         matmul(&transposed, &right, 0..cols, Output::whole(&mut product, cols));
         gram.iter_mut().zip(&product).for_each(|(g, p)| *g += p);
-        std::ops::ControlFlow::Continue(())
+        ControlFlow::Continue(())
     }
 }
 

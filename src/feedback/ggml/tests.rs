@@ -272,3 +272,23 @@ fn more_bits_lose_less() {
     assert_eq!(table.iter().map(|row| row.ty).collect::<Vec<_>>(), types);
     assert!(table.is_sorted_by(|a, b| a.loss > b.loss && a.bytes < b.bytes), "{table:?}");
 }
+
+#[test]
+fn feedback_pays_with_the_factor_of_a_gram() {
+    use crate::feedback::{Order, Shrink};
+    let p = problem(768);
+    let w = weights(16, p.cols, 3);
+    let ty = GgmlType::Q4_K;
+    let mut ggml = vec![0; w.len() / ty.block() * ty.block_bytes()];
+    crate::quant::quantize_rows(ty, &w, p.cols, Some(&p.importance), &mut ggml).unwrap();
+    let (factor, _) = crate::feedback::Factor::new(&p.h, p.cols, Shrink::default(), Order::Natural).unwrap();
+    let prepared = Prepared::new(ty, &factor).unwrap();
+    let mut bytes = vec![0; ggml.len()];
+    let sum = |bytes: &[u8]| p.losses(ty, &w, bytes).iter().sum::<f64>();
+    for (stage, share) in [(Stage::GgmlScales, 0.8), (Stage::default(), 0.7)] {
+        feedback_rows(&prepared, &w, &p.importance, stage, &mut bytes).unwrap();
+        assert!(sum(&bytes) < share * sum(&ggml), "{stage:?}: {} of {}", sum(&bytes), sum(&ggml));
+    }
+    let (other, _) = crate::feedback::Factor::new(&p.h, p.cols, Shrink::default(), Order::Activity).unwrap();
+    assert!(matches!(Prepared::new(ty, &other), Err(QuantError::Length { .. })));
+}
