@@ -2,7 +2,7 @@
 //! only one is in memory, and a visitor sees the second moments of every linear layer's input, early enough to replace
 //! the weights before the tokens go on. What the visitor does with them is not known here.
 
-use super::moments::{Collector, Moments};
+use super::moments::{BATCH, Collector, Moments};
 use crate::convert::Control;
 use crate::infer::{Cache, Engine, Linear, Observer};
 use crate::model::{Model, Role};
@@ -12,8 +12,8 @@ use crate::writer::gguf::human;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 /// The steps of a layer, in the order of the data.
@@ -118,10 +118,12 @@ pub fn run(
     for (i, window) in windows.iter().enumerate() {
         streams.put(i, engine.embed(window)?)?;
     }
+    engine.unload_ends();
     for layer in 0..model.config.layers {
         engine.load_layer(ckpt, model, layer)?;
         let inputs = inputs(model, layer);
-        let pass = Pass { layer, inputs: &inputs, experts: model.config.experts.is_some(), options, windows, control };
+        let experts = model.config.experts.as_ref().map_or(1, |e| e.count.max(1));
+        let pass = Pass { layer, inputs: &inputs, experts, options, windows, control };
         if options.sequential {
             for stage in Stage::ALL {
                 let captured = pass.collect(&engine, &mut streams, &mut cache, Some(stage))?;
@@ -159,7 +161,8 @@ fn inputs(model: &Model, layer: usize) -> BTreeMap<String, Input> {
 struct Pass<'a> {
     layer: usize,
     inputs: &'a BTreeMap<String, Input>,
-    experts: bool,
+    /// Matrices that a stacked tensor holds.
+    experts: usize,
     options: &'a Options,
     windows: &'a [Vec<u32>],
     control: &'a Control<'a>,
@@ -176,6 +179,8 @@ impl Pass<'_> {
         only: Option<Stage>,
     ) -> Result<Vec<Captured>> {
         let mut seen = Collecting::new(self.inputs, only);
+        // Rows wait per expert, so of many experts each may have fewer.
+        seen.expert_batch = (2 * BATCH / self.experts).clamp(128, BATCH);
         for i in 0..self.windows.len() {
             self.control.check()?;
             let mut x = streams.get(i)?;
@@ -197,11 +202,9 @@ impl Pass<'_> {
                         streams.put(i, x)?;
                         x = streams.get(i)?;
                     }
-                    // Every expert sees its own tokens, so all have to be run before the last one's are known.
-                    seen.stop = !self.experts;
-                    let before = self.experts.then(|| x.clone());
+                    seen.stop = true;
                     let _ = engine.feed_forward(self.layer, &mut x, cache, &mut seen)?;
-                    streams.keep(i, before.unwrap_or(x));
+                    streams.keep(i, x);
                 }
             }
             seen.check()?;
@@ -236,6 +239,8 @@ struct Collecting<'a> {
     /// End each run once the inputs of the stage are seen.
     stop: bool,
     set: usize,
+    /// Tokens that are multiplied together where there are experts.
+    expert_batch: usize,
     groups: BTreeMap<Input, Group>,
     fault: Option<Error>,
 }
@@ -250,7 +255,7 @@ struct Group {
 
 impl<'a> Collecting<'a> {
     fn new(inputs: &'a BTreeMap<String, Input>, only: Option<Stage>) -> Self {
-        Collecting { inputs, only, stop: false, set: 0, groups: BTreeMap::new(), fault: None }
+        Collecting { inputs, only, stop: false, set: 0, expert_batch: BATCH, groups: BTreeMap::new(), fault: None }
     }
 
     fn check(&mut self) -> Result<()> {
@@ -279,13 +284,13 @@ impl Observer for Collecting<'_> {
         if group.leader != linear {
             return ControlFlow::Continue(());
         }
-        let expert = expert.unwrap_or(0);
+        let (expert, batch) = (expert.unwrap_or(0), if expert.is_some() { self.expert_batch } else { BATCH });
         if group.sums.len() <= self.set {
             group.sums.resize_with(self.set + 1, Vec::new);
         }
         let set = &mut group.sums[self.set];
         if set.len() <= expert {
-            set.resize_with(expert + 1, || Collector::new(input.cols));
+            set.resize_with(expert + 1, || Collector::new(input.cols, batch));
         }
         let sums = &mut set[expert];
         if let Some(channel) = sums.add(x) {
@@ -337,25 +342,27 @@ impl Streams {
 
     /// Takes the stream of a window.
     fn get(&mut self, window: usize) -> Result<Vec<f32>> {
-        match &mut self.slots[window] {
-            Slot::Memory(x) => Ok(std::mem::take(x)),
-            Slot::File(at, len) => {
+        match (&mut self.slots[window], &mut self.file) {
+            (Slot::Memory(x), _) => Ok(std::mem::take(x)),
+            (Slot::File(at, len), Some(file)) => {
                 let mut x = vec![0f32; *len];
-                let file = self.file.as_ref().ok_or_else(|| Error::Internal("no file of activations".into()))?;
-                file.read_exact_at(bytemuck::cast_slice_mut(&mut x), *at).map_err(spill_error)?;
+                let found = file.seek(SeekFrom::Start(*at));
+                found.and_then(|_| file.read_exact(bytemuck::cast_slice_mut(&mut x))).map_err(spill_error)?;
                 Ok(x)
             }
+            (Slot::File(..), None) => Err(Error::Internal("no file of activations".into())),
         }
     }
 
     /// Gives it back, changed.
     fn put(&mut self, window: usize, x: Vec<f32>) -> Result<()> {
-        match &mut self.slots[window] {
-            Slot::Memory(slot) => *slot = x,
-            Slot::File(at, _) => {
-                let file = self.file.as_ref().ok_or_else(|| Error::Internal("no file of activations".into()))?;
-                file.write_all_at(bytemuck::cast_slice(&x), *at).map_err(spill_error)?;
+        match (&mut self.slots[window], &mut self.file) {
+            (Slot::Memory(slot), _) => *slot = x,
+            (Slot::File(at, _), Some(file)) => {
+                let found = file.seek(SeekFrom::Start(*at));
+                found.and_then(|_| file.write_all(bytemuck::cast_slice(&x))).map_err(spill_error)?;
             }
+            (Slot::File(..), None) => return Err(Error::Internal("no file of activations".into())),
         }
         Ok(())
     }

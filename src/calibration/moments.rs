@@ -1,27 +1,35 @@
-//! Second moments of what enters a linear layer: the Hessian of the layer's output error (up to a factor), and the sums
-//! that activation-aware scaling wants. Collected in batches; independent of the number of threads.
+//! Second moments of what enters a linear layer: Σ x xᵀ over the tokens (half the Hessian of the layer's squared error),
+//! with Σ |x| and max |x| per channel. Nothing here knows a model.
+//!
+//! Products are summed in `f32` over batches of at most [`BATCH`] tokens, one after the other, and the batches in `f64`.
+//! The error is that of the `f32` sums, at most `BATCH · 2⁻²⁴ · Σ |xᵢ xⱼ|` (1.2e-4) and in practice near 1e-6 of it,
+//! however many tokens there are. The order of additions is fixed for any number of threads.
 
 #[cfg(target_arch = "x86_64")]
-use crate::kernel::gemm::{PANEL, Panels, Rows, multiply};
-use crate::kernel::vector;
+use crate::kernel::{gemm, vector};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
+use std::cell::RefCell;
 
-/// Tokens that are multiplied at once: their products are summed in `f32`, and these sums in `f64`.
-const BATCH: usize = 2048;
-/// Rows of the matrix that one task works out.
-const ROWS: usize = 64;
+/// Tokens that are multiplied together.
+pub const BATCH: usize = 2048;
+/// Columns of the moment that one task computes.
+const STRIP: usize = 64;
+/// Channels that one task sums.
+const CHANNELS: usize = 64;
+/// Rows that are summed in `f32` before they join the `f64` sum.
+const ROWS: usize = 16;
 
-/// Moments of one linear layer's input, or of one expert's.
+/// Second moments of the inputs of one linear layer, or of one expert's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Moments {
     pub cols: usize,
-    /// `[cols, cols]`: Σ x xᵀ over the tokens, symmetric.
+    /// `[cols, cols]`, symmetric: Σ x xᵀ over the tokens.
     pub gram: Vec<f32>,
-    /// Σ |x| per channel.
+    /// `[cols]`: Σ |x|.
     pub abs: Vec<f64>,
-    /// max |x| per channel.
+    /// `[cols]`: max |x|.
     pub max: Vec<f32>,
     pub tokens: u64,
 }
@@ -34,107 +42,194 @@ impl Moments {
     }
 }
 
-/// Moments in the making. Sums of up to 2048 tokens are `f32`, with a relative error of some 1e-6; all else is `f64`.
+/// Collects [`Moments`] from batches of inputs.
 pub struct Collector {
     cols: usize,
-    /// Tokens that wait for their batch, `[n, cols]`.
-    rows: Vec<f32>,
-    /// Upper triangle in blocks of [`ROWS`] rows.
-    gram: Vec<f64>,
+    /// The lower triangle in strips of [`STRIP`] columns; strip `i` is `[cols - i * STRIP, STRIP or the rest]`.
+    strips: Vec<Vec<f64>>,
     abs: Vec<f64>,
     max: Vec<f32>,
     tokens: u64,
+    /// Rows that wait for the next product, `[waiting, cols]`.
+    waiting: Vec<f32>,
+    batch: usize,
+}
+
+thread_local! {
+    static PRODUCT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Collector {
-    pub fn new(cols: usize) -> Self {
-        Collector {
+    /// For inputs of `cols` channels that are multiplied `batch` (at most [`BATCH`]) tokens at a time.
+    pub fn new(cols: usize, batch: usize) -> Self {
+        let strip = |start: usize| vec![0.0; (cols - start) * STRIP.min(cols - start)];
+        Self {
             cols,
-            rows: Vec::new(),
-            gram: vec![0.0; cols * cols],
+            strips: (0..cols).step_by(STRIP).map(strip).collect(),
             abs: vec![0.0; cols],
             max: vec![0.0; cols],
             tokens: 0,
+            waiting: Vec::new(),
+            batch: batch.clamp(1, BATCH),
         }
     }
 
-    /// Adds the rows of `x` (`[n, cols]`). Returns the first channel that is not finite, if there is one.
-    pub fn add(&mut self, x: &[f32]) -> Option<usize> {
-        for row in x.chunks_exact(self.cols) {
-            for ((abs, max), x) in self.abs.iter_mut().zip(&mut self.max).zip(row) {
-                *abs += f64::from(x.abs());
-                *max = max.max(x.abs());
-            }
+    /// Adds the rows of `x` (`[n, cols]`). How they are cut into calls does not matter for [`Moments::gram`]. Returns the
+    /// first channel that is not finite, if there is one; then nothing of the result can be used.
+    pub fn add(&mut self, mut x: &[f32]) -> Option<usize> {
+        let cols = self.cols;
+        let parts = self.abs.par_chunks_mut(CHANNELS).zip(self.max.par_chunks_mut(CHANNELS)).enumerate();
+        parts.for_each(|(i, (abs, max))| magnitudes(x, cols, i * CHANNELS, abs, max));
+        if let Some(channel) = self.abs.iter().position(|s| !s.is_finite()) {
+            return Some(channel);
         }
-        self.tokens += (x.len() / self.cols) as u64;
-        let mut x = x;
+        self.tokens += (x.len() / cols) as u64;
         while !x.is_empty() {
-            let (now, later) = x.split_at(x.len().min(BATCH * self.cols - self.rows.len()));
-            self.rows.extend_from_slice(now);
-            x = later;
-            if self.rows.len() == BATCH * self.cols {
+            // A whole batch that comes in one piece is not copied.
+            if self.waiting.is_empty() && x.len() >= self.batch * cols {
+                let (now, rest) = x.split_at(self.batch * cols);
+                self.multiply(now);
+                x = rest;
+                continue;
+            }
+            let room = (self.batch * cols - self.waiting.len()).min(x.len());
+            self.waiting.extend_from_slice(&x[..room]);
+            x = &x[room..];
+            if self.waiting.len() == self.batch * cols {
                 self.flush();
             }
         }
-        self.abs.iter().position(|sum| !sum.is_finite())
+        None
     }
 
-    pub fn finish(mut self) -> Moments {
-        self.flush();
-        let n = self.cols;
-        let gram = &self.gram;
-        let mut full = vec![0.0; n * n];
-        full.par_chunks_mut(n.max(1)).enumerate().for_each(|(i, row)| {
-            for (j, v) in row.iter_mut().enumerate() {
-                *v = gram[i.min(j) * n + i.max(j)] as f32;
-            }
-        });
-        Moments { cols: n, gram: full, abs: self.abs, max: self.max, tokens: self.tokens }
-    }
-
-    /// `gram += xᵀ x` for the tokens that wait.
     fn flush(&mut self) {
-        let (n, tokens) = (self.cols, self.rows.len() / self.cols.max(1));
-        if tokens == 0 {
+        let waiting = std::mem::take(&mut self.waiting);
+        self.multiply(&waiting);
+        self.waiting = waiting;
+        self.waiting.clear();
+    }
+
+    /// Adds xᵀ x of `x` (`[n, cols]`).
+    fn multiply(&mut self, x: &[f32]) {
+        let (cols, n) = (self.cols, x.len() / self.cols);
+        if n == 0 {
             return;
         }
-        let x = &self.rows;
-        let mut transposed = vec![0.0; n * tokens];
-        transposed.par_chunks_mut(16 * tokens).enumerate().for_each(|(block, out)| {
-            for (t, row) in x.chunks_exact(n).enumerate() {
-                for (i, v) in row[block * 16..].iter().take(out.len() / tokens).enumerate() {
-                    out[i * tokens + t] = *v;
+        let right = Right::new(x, n, cols);
+        self.strips.par_iter_mut().enumerate().for_each(|(i, strip)| {
+            let start = i * STRIP;
+            let width = STRIP.min(cols - start);
+            PRODUCT.with_borrow_mut(|product| {
+                right.strip(start, width, product);
+                for (sums, row) in strip.chunks_exact_mut(width).zip(product.chunks_exact(STRIP)) {
+                    sums.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v));
+                }
+            });
+        });
+    }
+
+    /// The moments of all rows so far.
+    pub fn finish(mut self) -> Moments {
+        self.flush();
+        let cols = self.cols;
+        let mut gram = vec![0.0; cols * cols];
+        for (i, strip) in self.strips.iter_mut().enumerate() {
+            let start = i * STRIP;
+            let width = STRIP.min(cols - start);
+            for (row, sums) in strip.chunks_exact(width).enumerate() {
+                for (column, sum) in sums.iter().enumerate().take(row + 1) {
+                    gram[(start + row) * cols + start + column] = *sum as f32;
                 }
             }
-        });
-        self.gram.par_chunks_mut(ROWS * n).enumerate().for_each(|(block, gram)| {
-            let first = block * ROWS;
-            let (rows, width) = (gram.len() / n, n - first);
-            let mut product = vec![0.0; rows * width];
-            outer(&transposed[first * tokens..(first + rows) * tokens], x, n, first, &mut product);
-            for (gram, product) in gram.chunks_exact_mut(n).zip(product.chunks_exact(width)) {
-                gram[first..].iter_mut().zip(product).for_each(|(sum, v)| *sum += f64::from(*v));
-            }
-        });
-        self.rows.clear();
+            *strip = Vec::new();
+        }
+        mirror(&mut gram, cols);
+        Moments { cols, gram, abs: self.abs, max: self.max, tokens: self.tokens }
     }
 }
 
-/// `out[rows, n - first] = transposed[rows, tokens] · x[tokens, first ..]`.
-fn outer(transposed: &[f32], x: &[f32], n: usize, first: usize, out: &mut [f32]) {
-    let (tokens, width) = (x.len() / n, n - first);
-    let rows = transposed.len() / tokens;
-    #[cfg(target_arch = "x86_64")]
-    if width.is_multiple_of(PANEL) && vector::has_avx512() {
-        let left = Rows { data: transposed, step: tokens, n: rows, cols: tokens };
-        let right = Panels::Plain { data: &x[first..], step: n };
-        // SAFETY: AVX-512 was detected; `out` is `[rows, width]`.
-        unsafe { multiply(left, right, width, out.as_mut_ptr(), width) };
-        return;
+/// Copies the lower triangle to the upper, block by block.
+fn mirror(gram: &mut [f32], cols: usize) {
+    for block in (0..cols).step_by(STRIP) {
+        for other in (0..=block).step_by(STRIP) {
+            for i in block..(block + STRIP).min(cols) {
+                for j in other..(other + STRIP).min(i) {
+                    gram[j * cols + i] = gram[i * cols + j];
+                }
+            }
+        }
     }
-    let left = MatRef::from_row_major_slice(transposed, rows, tokens);
-    let right = MatRef::from_row_major_slice_with_stride(&x[first..], tokens, width, n);
-    matmul(MatMut::from_row_major_slice_mut(out, rows, width), Accum::Replace, left, right, 1.0, Par::Seq);
+}
+
+/// Adds the magnitudes of the rows of `x` (`[n, cols]`), channels `at ..`.
+fn magnitudes(x: &[f32], cols: usize, at: usize, abs: &mut [f64], max: &mut [f32]) {
+    let width = abs.len();
+    for rows in x.chunks(ROWS * cols) {
+        let mut sums = [0f32; CHANNELS];
+        for row in rows.chunks_exact(cols) {
+            for ((sum, max), x) in sums.iter_mut().zip(max.iter_mut()).zip(&row[at..at + width]) {
+                *sum += x.abs();
+                *max = max.max(x.abs());
+            }
+        }
+        abs.iter_mut().zip(&sums).for_each(|(sum, part)| *sum += f64::from(*part));
+    }
+}
+
+/// A batch `[n, cols]`, ready for products with itself.
+enum Right<'a> {
+    Plain {
+        x: &'a [f32],
+        n: usize,
+        cols: usize,
+    },
+    /// `[cols / PANEL rounded up, n, PANEL]`, the rest zeros.
+    #[cfg(target_arch = "x86_64")]
+    Panels {
+        panels: Vec<f32>,
+        n: usize,
+    },
+}
+
+impl<'a> Right<'a> {
+    fn new(x: &'a [f32], n: usize, cols: usize) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if vector::has_avx512() {
+            use gemm::PANEL;
+            let mut panels = vec![0.0; cols.next_multiple_of(PANEL) * n];
+            panels.par_chunks_exact_mut(n * PANEL).enumerate().for_each(|(i, panel)| {
+                let from = i * PANEL;
+                let width = PANEL.min(cols - from);
+                for (place, row) in panel.chunks_exact_mut(PANEL).zip(x.chunks_exact(cols)) {
+                    place[..width].copy_from_slice(&row[from..from + width]);
+                }
+            });
+            return Right::Panels { panels, n };
+        }
+        Right::Plain { x, n, cols }
+    }
+
+    /// Columns `start .. start + width` of the product from row `start` on, `[cols - start, STRIP]` with anything
+    /// beyond `width`. `start` is a multiple of [`STRIP`].
+    fn strip(&self, start: usize, width: usize, product: &mut Vec<f32>) {
+        match self {
+            Right::Plain { x, n, cols } => {
+                let (x, rows) = (MatRef::from_row_major_slice(x, *n, *cols), cols - start);
+                product.resize(rows * STRIP, 0.0);
+                let y = MatMut::from_row_major_slice_with_stride_mut(product, rows, width, STRIP);
+                let left = x.subcols(start, rows).transpose();
+                matmul(y, Accum::Replace, left, x.subcols(start, width), 1.0, Par::Seq);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Right::Panels { panels, n } => {
+                let left = &panels[start * n..];
+                let columns = width.next_multiple_of(gemm::PANEL) * n;
+                product.resize(left.len() / n * STRIP, 0.0);
+                // SAFETY: the panels were made because AVX-512 was detected.
+                unsafe { gemm::multiply_panels(left, &left[..columns], *n, product, STRIP) };
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -142,50 +237,71 @@ mod tests {
     use super::*;
     use crate::kernel::tests::numbers;
 
+    fn collected(x: &[f32], cols: usize, batch: usize, piece: usize) -> Moments {
+        let mut collector = Collector::new(cols, batch);
+        x.chunks(piece * cols).for_each(|x| assert_eq!(collector.add(x), None));
+        collector.finish()
+    }
+
     #[test]
     fn moments_are_those_of_the_definition() {
-        for (cols, n) in [(1, 3), (33, 10), (96, 2500), (100, 64), (160, 4100)] {
-            let x = numbers(n * cols, cols as u32);
-            let mut collector = Collector::new(cols);
-            // In uneven pieces.
-            for piece in x.chunks(37 * cols) {
-                assert_eq!(collector.add(piece), None);
-            }
-            let m = collector.finish();
-            assert_eq!((m.tokens, m.cols), (n as u64, cols));
-            let scale = n as f64 / 3.0;
-            for i in (0..cols).step_by(7) {
-                for j in (0..cols).step_by(5) {
-                    let exact: f64 = x.chunks_exact(cols).map(|r| f64::from(r[i]) * f64::from(r[j])).sum();
-                    assert!((f64::from(m.gram[i * cols + j]) - exact).abs() < 1e-6 * scale, "{cols} {i} {j}");
-                    assert_eq!(m.gram[i * cols + j], m.gram[j * cols + i]);
+        for (cols, n) in [(1, 5), (32, 1), (48, 300), (100, 77), (192, 2500)] {
+            let x = numbers(n * cols, 9);
+            let got = collected(&x, cols, BATCH, 64);
+            assert_eq!((got.cols, got.tokens), (cols, n as u64));
+            for i in 0..cols {
+                let column = |i: usize| (0..n).map(move |t| (t, i));
+                let value = |(t, i): (usize, usize)| f64::from(x[t * cols + i]);
+                for j in 0..cols {
+                    let pairs = || column(i).zip(column(j)).map(|(a, b)| value(a) * value(b));
+                    let (exact, size) = (pairs().sum::<f64>(), pairs().map(f64::abs).sum::<f64>());
+                    let error = (f64::from(got.gram[i * cols + j]) - exact).abs();
+                    assert!(error <= 1e-6 * size, "[{i}, {j}] of {cols} x {n}: {error} of {size}");
+                    assert_eq!(got.gram[i * cols + j], got.gram[j * cols + i]);
                 }
-                let abs: f64 = x.chunks_exact(cols).map(|r| f64::from(r[i].abs())).sum();
-                assert!((m.abs[i] - abs).abs() < 1e-9 * scale);
-                assert_eq!(m.max[i], x.chunks_exact(cols).map(|r| r[i].abs()).fold(0.0, f32::max));
+                let exact: f64 = column(i).map(|p| value(p).abs()).sum();
+                assert!((got.abs[i] / exact - 1.0).abs() < 1e-6);
+                let largest = column(i).map(|p| value(p).abs()).fold(0.0, f64::max);
+                assert_eq!(f64::from(got.max[i]), largest);
             }
         }
     }
 
     #[test]
-    fn any_number_of_threads_gives_the_same_bits() {
-        let x = numbers(3000 * 96, 5);
-        let run = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| {
-                let mut collector = Collector::new(96);
-                collector.add(&x);
-                collector.finish()
-            })
-        };
-        assert_eq!(run(1), run(2));
-        assert_eq!(run(1), run(7));
+    fn both_ways_to_multiply_agree() {
+        let (cols, n) = (150, 333);
+        let x = numbers(n * cols, 5);
+        let (fast, plain) = (Right::new(&x, n, cols), Right::Plain { x: &x, n, cols });
+        for start in (0..cols).step_by(STRIP) {
+            let width = STRIP.min(cols - start);
+            let (mut a, mut b) = (Vec::new(), Vec::new());
+            fast.strip(start, width, &mut a);
+            plain.strip(start, width, &mut b);
+            for (a, b) in a.chunks(STRIP).zip(b.chunks(STRIP)) {
+                assert!(a.iter().zip(b).take(width).all(|(a, b)| (a - b).abs() < 1e-3), "{a:?} {b:?}");
+            }
+        }
     }
 
     #[test]
-    fn a_channel_that_is_not_a_number_is_named() {
-        let mut x = numbers(4 * 8, 1);
-        x[13] = f32::NAN;
-        assert_eq!(Collector::new(8).add(&x), Some(5));
+    fn neither_threads_nor_pieces_change_a_bit() {
+        let (cols, n) = (200, 700);
+        let x = numbers(n * cols, 3);
+        let run = |threads, piece| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| collected(&x, cols, 256, piece))
+        };
+        let one = run(1, 128);
+        assert_eq!(one, run(2, 128));
+        assert_eq!(one, run(7, 128));
+        assert_eq!(one.gram, run(2, 700).gram);
+        assert_eq!(one.gram, run(2, 33).gram);
+    }
+
+    #[test]
+    fn what_is_no_number_is_named() {
+        let mut x = vec![0.5; 3 * 40];
+        x[40 + 7] = f32::INFINITY;
+        assert_eq!(Collector::new(40, BATCH).add(&x), Some(7));
     }
 }

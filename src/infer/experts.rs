@@ -47,6 +47,8 @@ impl Experts {
         self.router.product(x, Output::whole(&mut scores, self.count), observer)?;
         let chosen = self.route(&mut scores, n);
         out.fill(0.0);
+        // Where the observer ends the run of one expert, the others still show their inputs.
+        let mut run = ControlFlow::Continue(());
         for expert in 0..self.count {
             let tokens: Vec<(usize, f32)> = chosen.iter().filter(|c| c.1 == expert).map(|c| (c.0, c.2)).collect();
             let mut rows = Vec::with_capacity(tokens.len() * hidden);
@@ -54,7 +56,10 @@ impl Experts {
                 rows.extend_from_slice(&x[t * hidden..][..hidden]);
             }
             let mut results = vec![0.0; rows.len()];
-            self.expert(expert, &rows, hidden, &mut results, inner, observer)?;
+            if self.expert(expert, &rows, hidden, &mut results, inner, observer).is_break() {
+                run = ControlFlow::Break(());
+                continue;
+            }
             for ((t, weight), row) in tokens.iter().zip(results.chunks_exact(hidden)) {
                 vector::add_scaled(&mut out[t * hidden..][..hidden], *weight, row);
             }
@@ -72,11 +77,11 @@ impl Experts {
                 vector::add_scaled(out, weight, row);
             }
         }
-        ControlFlow::Continue(())
+        run
     }
 
-    /// The chosen experts of `n` tokens as (token, expert, weight), token by token: the `used` largest of the softmax over all
-    /// experts; of equal ones the first.
+    /// The chosen experts of `n` tokens as (token, expert, weight), token by token: the `used` largest of the softmax
+    /// over all experts; of equal ones the first.
     fn route(&self, scores: &mut [f32], n: usize) -> Vec<(usize, usize, f32)> {
         let mut chosen = Vec::with_capacity(n * self.used);
         for (t, scores) in scores.chunks_exact_mut(self.count).enumerate() {

@@ -27,7 +27,8 @@ use std::ops::{ControlFlow, Range};
 /// Sees what goes into every linear layer while a batch runs; `()` looks away.
 pub trait Observer {
     /// `x` (`[tokens, in]`) is about to be multiplied with the matrix of the GGUF name `linear`; of a stacked one with
-    /// `expert`'s part, and `x` are the tokens that chose it (possibly none). `Break` ends the run right here.
+    /// `expert`'s part, and `x` are the tokens that chose it (possibly none). `Break` ends the run right here;
+    /// only the inputs of experts after this one, which do not depend on its products, are still shown.
     fn input(&mut self, linear: &str, expert: Option<usize>, x: &[f32]) -> ControlFlow<()>;
 }
 

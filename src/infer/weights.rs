@@ -274,6 +274,12 @@ impl Engine {
         Ok(())
     }
 
+    /// Frees the memory of the embedding and the output matrix: what is left works on streams that exist already.
+    pub fn unload_ends(&mut self) {
+        self.embedding.weight = Box::new(Dense { data: Vec::new(), cols: self.config.hidden });
+        self.output = None;
+    }
+
     /// Frees the memory of layer `index`.
     pub fn unload_layer(&mut self, index: usize) {
         self.layers[index] = None;

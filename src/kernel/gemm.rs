@@ -117,10 +117,10 @@ pub(crate) unsafe fn multiply(x: Rows<'_>, w: Panels<'_>, rows: usize, y: *mut f
                     let w = (panels.as_ptr().add(panel * panel_step + from * col_step), col_step);
                     let y = (y.add(t * stride + row), stride);
                     match tile {
-                        TILE => one_tile::<TILE>(x, w, depth, y, rows - row, from > 0),
-                        8 => one_tile::<8>(x, w, depth, y, rows - row, from > 0),
-                        4 => one_tile::<4>(x, w, depth, y, rows - row, from > 0),
-                        _ => one_tile::<1>(x, w, depth, y, rows - row, from > 0),
+                        TILE => one_tile::<TILE, 1>(x, w, depth, y, rows - row, from > 0),
+                        8 => one_tile::<8, 1>(x, w, depth, y, rows - row, from > 0),
+                        4 => one_tile::<4, 1>(x, w, depth, y, rows - row, from > 0),
+                        _ => one_tile::<1, 1>(x, w, depth, y, rows - row, from > 0),
                     }
                 }
             }
@@ -129,14 +129,43 @@ pub(crate) unsafe fn multiply(x: Rows<'_>, w: Panels<'_>, rows: usize, y: *mut f
     }
 }
 
+/// Depth of a product of panels with panels: both shares of a pair stay near the core.
+const PANEL_DEPTH: usize = 256;
+
+/// `y[m, n] = a[depth, m]ᵀ · b[depth, n]` of panels as [`pack`] makes them, with `m` and `n` rounded up to whole panels.
+/// Row `i` of `y` begins at `i * stride`.
+#[target_feature(enable = "avx512f")]
+pub(crate) fn multiply_panels(a: &[f32], b: &[f32], depth: usize, y: &mut [f32], stride: usize) {
+    let panel = depth * PANEL;
+    let (rows, columns) = (a.len() / panel * PANEL, b.len() / panel * PANEL);
+    assert!(depth > 0 && rows > 0 && columns > 0 && columns <= stride && y.len() >= (rows - 1) * stride + columns);
+    for from in (0..depth).step_by(PANEL_DEPTH) {
+        let (some, add) = (PANEL_DEPTH.min(depth - from), from > 0);
+        for (i, a) in a.chunks_exact(panel).enumerate() {
+            for (j, b) in b.chunks_exact(panel).enumerate() {
+                // SAFETY: lanes 0 .. 12, 12 .. 24 and 24 .. 32 of `some` rows of both panels, and as many rows of `y`
+                // with a whole panel of columns, are inside the slices (asserted above).
+                unsafe {
+                    let a = a.as_ptr().add(from * PANEL);
+                    let b = (b.as_ptr().add(from * PANEL), PANEL);
+                    let y = y.as_mut_ptr().add(i * PANEL * stride + j * PANEL);
+                    one_tile::<12, PANEL>((a, 1), b, some, (y, stride), PANEL, add);
+                    one_tile::<12, PANEL>((a.add(12), 1), b, some, (y.add(12 * stride), stride), PANEL, add);
+                    one_tile::<8, PANEL>((a.add(24), 1), b, some, (y.add(24 * stride), stride), PANEL, add);
+                }
+            }
+        }
+    }
+}
+
 /// `M` rows of `x` times one panel, added to what is in `y` if `add`. Only the first `lanes` columns are written. Every
-/// pointer comes with the distance of its rows.
+/// pointer comes with the distance of its rows; the columns of `x` are `ACROSS` apart.
 ///
 /// # Safety
 /// `x` has `M` rows of `depth` floats, `w` `depth` rows of `PANEL`, `y` `M` rows of `lanes`.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn one_tile<const M: usize>(
+unsafe fn one_tile<const M: usize, const ACROSS: usize>(
     x: (*const f32, usize),
     w: (*const f32, usize),
     depth: usize,
@@ -159,7 +188,7 @@ unsafe fn one_tile<const M: usize>(
             let w = w.0.add(k * w.1);
             let weights = [_mm512_loadu_ps(w), _mm512_loadu_ps(w.add(16))];
             for (m, sum) in sums.iter_mut().enumerate() {
-                let x = _mm512_set1_ps(*x.0.add(m * x.1 + k));
+                let x = _mm512_set1_ps(*x.0.add(m * x.1 + k * ACROSS));
                 sum[0] = _mm512_fmadd_ps(x, weights[0], sum[0]);
                 sum[1] = _mm512_fmadd_ps(x, weights[1], sum[1]);
             }
