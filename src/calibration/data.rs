@@ -335,6 +335,13 @@ fn account(stream: &Stream, chosen: &[usize], seq_len: usize, report: &mut Sourc
     }
 }
 
+/// The windows as one text, without the BOS that each begins with. Where windows meet, it may give other tokens again.
+pub fn text(windows: &[Vec<u32>], model: &Runnable) -> String {
+    let bos = usize::from(model.bos().is_some());
+    let tokens: Vec<u32> = windows.iter().flat_map(|w| w.get(bos..).unwrap_or_default()).copied().collect();
+    model.tokenizer.decode(&tokens)
+}
+
 /// How much of an evaluation text the calibration has seen.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Overlap {

@@ -55,6 +55,9 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     if let Some(output) = &args.output {
         refuse_existing(output, args.force)?;
     }
+    if let Some(file) = &args.save_text {
+        refuse_existing(file, args.force)?;
+    }
     let earlier: Vec<Imatrix> = args.merge.iter().map(|path| Imatrix::open(path)).collect::<Result<_>>()?;
     let mut extra = Metadata::new();
     extra.set("quantize.version", env!("CARGO_PKG_VERSION"));
@@ -67,6 +70,9 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
             earlier.check(&run.model, file)?;
         }
         describe(&mut extra, &run.data);
+        if let Some(file) = &args.save_text {
+            std::fs::write(file, &run.text).map_err(|e| Error::io(file, e))?;
+        }
         imatrix = Some(run.imatrix.clone());
         made = Some(run);
     }
@@ -126,6 +132,8 @@ struct Made {
     model: Model,
     imatrix: Imatrix,
     data: DataReport,
+    /// The windows, as text.
+    text: String,
     experts: Vec<ExpertUse>,
     overlap: Option<Overlap>,
     /// Tokens per second.
@@ -175,7 +183,8 @@ fn calibrate(
     let inputs = statistics.finish()?;
     let experts = stats::expert_use(inputs.iter().map(|(name, input)| (name.as_str(), input.counts.as_slice())));
     let imatrix = Imatrix::new(&inputs, &data);
-    Ok(Made { model: model.model, imatrix, data, experts, overlap, speed })
+    let text = data::text(&windows, &model);
+    Ok(Made { model: model.model, imatrix, data, text, experts, overlap, speed })
 }
 
 impl Made {
