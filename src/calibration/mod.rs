@@ -6,3 +6,4 @@ pub mod data;
 pub mod imatrix;
 pub mod stats;
 pub mod summary;
+pub mod totals;

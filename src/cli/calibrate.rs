@@ -7,7 +7,7 @@ use super::progress::{Progress, Unit};
 use super::{CalibrateArgs, CalibrationArgs, ConvertArgs, Format, ImatrixArgs, print, print_json};
 use crate::calibration::data::{self, Amount, DataReport, Drawn, Overlap, Source};
 use crate::calibration::imatrix::{Imatrix, UnseenExperts, Weights, is_required};
-use crate::calibration::stats::{self, ExpertUse, Statistics};
+use crate::calibration::stats::{self, ExpertUse};
 use crate::calibration::summary;
 use crate::eval::text::Corpus;
 use crate::gguf::Metadata;
@@ -171,18 +171,17 @@ fn calibrate(
         Some(corpus) => Some(data::overlap(&windows, &corpus.tokens(&model)?)),
         None => None,
     };
-    let (mut statistics, start) = (Statistics::new(&model.model), Instant::now());
+    let start = Instant::now();
     let progress = Progress::new("calibrating", data.tokens as u64, Unit::Tokens, quiet);
-    data::run(&model, &windows, &mut statistics, head, |n| {
+    let totals = data::run(&model, &windows, head, |n| {
         progress.advance(n as u64);
         go_on()
     })
     .map_err(|e| in_file(e, path))?;
     progress.finish();
     let speed = data.tokens as f64 / start.elapsed().as_secs_f64();
-    let inputs = statistics.finish()?;
-    let experts = stats::expert_use(inputs.iter().map(|(name, input)| (name.as_str(), input.counts.as_slice())));
-    let imatrix = Imatrix::new(&inputs, &data);
+    let experts = stats::expert_use(totals.0.iter().map(|(name, total)| (name.as_str(), total.counts.as_slice())));
+    let imatrix = Imatrix::new(&totals, &data);
     let text = data::text(&windows, &model);
     Ok(Made { model: model.model, imatrix, data, text, experts, overlap, speed })
 }
