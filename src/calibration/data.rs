@@ -3,8 +3,10 @@
 //! text does. What is done with the windows is not decided here.
 
 use super::bundled;
+use super::stats::Statistics;
+use super::totals::Totals;
 use crate::eval::text::{Corpus, Document, Encoder};
-use crate::infer::{Cache, Sampling, generate};
+use crate::infer::{Cache, Observer, Sampling, generate};
 use crate::model::tokenizer::Message;
 use crate::runnable::Runnable;
 use crate::{Error, Result};
@@ -12,6 +14,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 /// Tokens drawn unless asked otherwise.
@@ -335,6 +338,13 @@ fn account(stream: &Stream, chosen: &[usize], seq_len: usize, report: &mut Sourc
     }
 }
 
+/// The windows as one text, without the BOS that each begins with. Where windows meet, it may give other tokens again.
+pub fn text(windows: &[Vec<u32>], model: &Runnable) -> String {
+    let bos = usize::from(model.bos().is_some());
+    let tokens: Vec<u32> = windows.iter().flat_map(|w| w.get(bos..).unwrap_or_default()).copied().collect();
+    model.tokenizer.decode(&tokens)
+}
+
 /// How much of an evaluation text the calibration has seen.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Overlap {
@@ -367,25 +377,44 @@ pub fn overlap(windows: &[Vec<u32>], evaluation: &[u32]) -> Overlap {
     Overlap { shingles: evaluation.len().saturating_sub(SHINGLE - 1), shared }
 }
 
-/// Runs every window through the model's layers, with `observer` looking on; `after` is called with the tokens done.
+/// Runs every window through the model's layers and sums up what the linear layers see; `after` is called with the
+/// tokens done. `head`: the output matrix too.
 ///
-/// Errors: those of the engine and of `after`.
+/// Errors: `BadInput` naming the first layer whose input is not finite; those of the engine and of `after`.
 pub fn run(
     model: &Runnable,
     windows: &[Vec<u32>],
-    observer: &mut super::stats::Statistics,
     head: bool,
     mut after: impl FnMut(usize) -> Result<()>,
-) -> Result<()> {
+) -> Result<Totals> {
+    // Nobody asks for the product after the last input.
+    let last = (!head).then(|| format!("blk.{}.ffn_down.weight", model.engine.config.layers.saturating_sub(1)));
+    let (mut totals, mut cache) =
+        (Totals::default(), Cache::one_batch(windows.iter().map(Vec::len).max().unwrap_or(0)));
     for window in windows {
-        let hidden = model.engine.hidden(window, &mut Cache::one_batch(window.len()), observer)?;
+        let mut observer = UntilLast { statistics: Statistics::new(&model.model), last: last.as_deref() };
+        cache.truncate(0);
+        let hidden = model.engine.hidden(window, &mut cache, &mut observer)?;
         if head {
-            model.engine.head(&hidden, observer);
+            model.engine.head(&hidden, &mut observer);
         }
-        observer.check()?;
+        totals.add(&observer.statistics.finish()?);
         after(window.len())?;
     }
-    Ok(())
+    Ok(totals)
+}
+
+/// Collects up to the input of the layer `last`.
+struct UntilLast<'a> {
+    statistics: Statistics,
+    last: Option<&'a str>,
+}
+
+impl Observer for UntilLast<'_> {
+    fn input(&mut self, linear: &str, expert: Option<usize>, x: &[f32]) -> ControlFlow<()> {
+        self.statistics.input(linear, expert, x)?;
+        if self.last == Some(linear) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
 }
 
 fn digest(bytes: impl Iterator<Item = u8>) -> String {

@@ -3,7 +3,7 @@
 //! Sources: llama.cpp's `imatrix.cpp`, `imatrix-loader.cpp`, and `load_imatrix` in `quantize.cpp`.
 
 use super::data::DataReport;
-use super::stats::Input;
+use super::totals::{Total, Totals, residue, single, with_residue};
 use crate::gguf::{self, Metadata, TensorInfo};
 use crate::model::Model;
 use crate::quant::GgmlType;
@@ -17,6 +17,9 @@ const SUMS: &str = ".in_sum2";
 const COUNTS: &str = ".counts";
 /// Ours, and ignored by llama.cpp: Σ |x| per channel.
 const MAGNITUDES: &str = ".in_abs";
+/// Ours, and ignored by llama.cpp: what the `f32` sums leave out, so that merging loses nothing. `[matrices, 2 * cols +
+/// 1]` of I64: the residues of Σ x², those of Σ |x|, and the number of tokens.
+const EXACT: &str = ".exact";
 
 /// What is known of the inputs of one tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,11 +30,81 @@ pub struct Entry {
     pub magnitudes: Option<Vec<f32>>,
     /// Tokens per matrix. One number may stand for all matrices.
     pub counts: Vec<u64>,
+    /// The same sums in fixed point, for matrices made here; see [`Total`].
+    pub exact: Option<Total>,
 }
 
 impl Entry {
+    fn new(total: &Total) -> Self {
+        let round = |sums: &[i128]| sums.iter().map(|sum| single(*sum)).collect::<Vec<f32>>();
+        Self {
+            sums: round(&total.sums),
+            magnitudes: Some(round(&total.magnitudes)),
+            counts: total.counts.clone(),
+            exact: Some(total.clone()).filter(|total| !total.overflow),
+        }
+    }
+
     fn cols(&self) -> usize {
         self.sums.len() / self.counts.len().max(1)
+    }
+
+    /// Adds the sums of another data set; exactly where both know theirs exactly, else in `f32`.
+    fn add(&mut self, other: &Entry) {
+        let joined = self.exact.take().zip(other.exact.as_ref()).and_then(|(a, b)| a.joined(b));
+        if let Some(total) = joined {
+            *self = Entry::new(&total);
+            return;
+        }
+        let add = |a: &mut [f32], b: &[f32]| {
+            a.iter_mut().zip(b).for_each(|(a, b)| *a = (f64::from(*a) + f64::from(*b)) as f32);
+        };
+        add(&mut self.sums, &other.sums);
+        self.magnitudes = match (self.magnitudes.take(), &other.magnitudes) {
+            (Some(mut a), Some(b)) => {
+                add(&mut a, b);
+                Some(a)
+            }
+            _ => None,
+        };
+        self.counts.iter_mut().zip(&other.counts).for_each(|(a, b)| *a += b);
+    }
+
+    /// The values of the tensor [`EXACT`]; `None` when they are not known, or too large.
+    fn residues(&self) -> Option<Vec<i64>> {
+        let (exact, cols) = (self.exact.as_ref()?, self.cols());
+        let mut out = Vec::with_capacity(2 * exact.sums.len() + exact.counts.len());
+        let parts = exact.sums.chunks(cols).zip(exact.magnitudes.chunks(cols));
+        for ((sums, magnitudes), count) in parts.zip(&exact.counts) {
+            for sum in sums.iter().chain(magnitudes) {
+                out.push(residue(*sum)?);
+            }
+            out.push(i64::try_from(*count).ok()?);
+        }
+        Some(out)
+    }
+
+    /// Takes up what [`Entry::residues`] gave. `None`: they do not belong to these sums.
+    fn restore(&mut self, residues: &[i64]) -> Option<()> {
+        let (cols, magnitudes) = (self.cols(), self.magnitudes.as_ref()?);
+        if residues.len() != (2 * cols + 1) * self.counts.len() {
+            return None;
+        }
+        let mut total = Total::default();
+        for (matrix, part) in residues.chunks_exact(2 * cols + 1).enumerate() {
+            let range = matrix * cols..(matrix + 1) * cols;
+            let (sums, rest) = part.split_at(cols);
+            let join = |rounded: &[f32], residues: &[i64]| -> Option<Vec<i128>> {
+                rounded.iter().zip(residues).map(|(r, residue)| with_residue(*r, *residue)).collect()
+            };
+            total.sums.extend(join(&self.sums[range.clone()], sums)?);
+            total.magnitudes.extend(join(&magnitudes[range], &rest[..cols])?);
+            let count = u64::try_from(rest[cols]).ok().filter(|count| *count as f32 == self.counts[matrix] as f32)?;
+            total.counts.push(count);
+        }
+        self.counts.clone_from(&total.counts);
+        self.exact = Some(total);
+        Some(())
     }
 }
 
@@ -79,15 +152,9 @@ pub struct Weights {
 
 impl Imatrix {
     /// From the statistics of a run over `data`.
-    pub fn new(inputs: &BTreeMap<String, Input>, data: &DataReport) -> Self {
-        let single = |v: &[f64]| v.iter().map(|v| *v as f32).collect::<Vec<f32>>();
-        let entry = |input: &Input| Entry {
-            sums: single(&input.sum2),
-            magnitudes: Some(single(&input.abs)),
-            counts: input.counts.clone(),
-        };
+    pub fn new(totals: &Totals, data: &DataReport) -> Self {
         Self {
-            entries: inputs.iter().map(|(name, input)| (name.clone(), entry(input))).collect(),
+            entries: totals.0.iter().map(|(name, total)| (name.clone(), Entry::new(total))).collect(),
             datasets: data.sources.iter().map(|s| s.name.clone()).collect(),
             chunks: (data.tokens / data.seq_len.max(1)) as u32,
             chunk_size: data.seq_len as u32,
@@ -117,7 +184,8 @@ impl Imatrix {
         Ok(imatrix)
     }
 
-    /// Adds the sums and counts of `other`, as if its data had come after.
+    /// Adds the sums and counts of `other`. Of matrices made here the result is that of one run over the windows of
+    /// both, bit for bit and in any order; of others, in `f32`.
     ///
     /// Errors: `BadInput` naming the tensor that has another size in `other`.
     pub fn merge(&mut self, other: Imatrix) -> Result<()> {
@@ -130,18 +198,7 @@ impl Imatrix {
                 let what = "has another size in the other importance matrix";
                 return Err(Error::bad_input(what).tensor(name).hint("only matrices of one model can be merged"));
             }
-            let add = |a: &mut [f32], b: &[f32]| {
-                a.iter_mut().zip(b).for_each(|(a, b)| *a = (f64::from(*a) + f64::from(*b)) as f32);
-            };
-            add(&mut known.sums, &entry.sums);
-            known.magnitudes = match (known.magnitudes.take(), entry.magnitudes) {
-                (Some(mut a), Some(b)) => {
-                    add(&mut a, &b);
-                    Some(a)
-                }
-                _ => None,
-            };
-            known.counts.iter_mut().zip(&entry.counts).for_each(|(a, b)| *a += b);
+            known.add(&entry);
         }
         self.datasets.extend(other.datasets);
         self.chunks += other.chunks;
@@ -166,25 +223,31 @@ impl Imatrix {
         meta.set("imatrix.chunk_count", self.chunks);
         meta.set("imatrix.chunk_size", self.chunk_size);
         extra.iter().for_each(|(key, value)| meta.set(key, value.clone()));
-        let (mut infos, mut data): (Vec<TensorInfo>, Vec<Vec<f32>>) = (Vec::new(), Vec::new());
+        let (mut infos, mut data): (Vec<TensorInfo>, Vec<Vec<u8>>) = (Vec::new(), Vec::new());
         for (name, entry) in &self.entries {
-            let mut put = |suffix: &str, cols: usize, values: Vec<f32>| {
-                let dims = vec![cols as u64, (values.len() / cols.max(1)) as u64];
-                infos.push(TensorInfo { name: format!("{name}{suffix}"), dims, ty: GgmlType::F32, offset: 0 });
+            let mut put = |suffix: &str, ty: GgmlType, cols: usize, values: Vec<u8>| {
+                let dims = vec![cols as u64, entry.counts.len() as u64];
+                infos.push(TensorInfo { name: format!("{name}{suffix}"), dims, ty, offset: 0 });
                 data.push(values);
             };
-            put(SUMS, entry.cols(), entry.sums.clone());
-            put(COUNTS, 1, entry.counts.iter().map(|c| *c as f32).collect());
+            let singles = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let counts: Vec<f32> = entry.counts.iter().map(|c| *c as f32).collect();
+            put(SUMS, GgmlType::F32, entry.cols(), singles(&entry.sums));
+            put(COUNTS, GgmlType::F32, 1, singles(&counts));
             if let Some(magnitudes) = &entry.magnitudes {
-                put(MAGNITUDES, entry.cols(), magnitudes.clone());
+                put(MAGNITUDES, GgmlType::F32, entry.cols(), singles(magnitudes));
+            }
+            if let Some(residues) = entry.residues() {
+                let bytes = residues.iter().flat_map(|v| v.to_le_bytes()).collect();
+                put(EXACT, GgmlType::I64, 2 * entry.cols() + 1, bytes);
             }
         }
         let len = gguf::layout(&mut infos, gguf::DEFAULT_ALIGNMENT)?;
         let header = gguf::encode_header(&meta, &infos, gguf::DEFAULT_ALIGNMENT);
         let mut bytes = vec![0; len as usize];
         for (info, values) in infos.iter().zip(&data) {
-            let place = bytes.get_mut(info.offset as usize..).into_iter().flat_map(|b| b.chunks_exact_mut(4));
-            place.zip(values).for_each(|(place, v)| place.copy_from_slice(&v.to_le_bytes()));
+            let place = bytes.get_mut(info.offset as usize..).into_iter().flatten();
+            place.zip(values).for_each(|(place, v)| *place = *v);
         }
         file.write_at(0, &header)?;
         file.write_at(header.len() as u64, &bytes)?;
@@ -325,6 +388,15 @@ fn read_gguf(path: &Path) -> Result<Imatrix> {
         file.read_f32(tensor, 0..out.len(), &mut Vec::new(), &mut out)?;
         Ok(Some(out))
     };
+    let integers = |name: &str| -> Result<Option<Vec<i64>>> {
+        let Some(tensor) = file.find(name).map(|i| &file.tensors()[i]) else { return Ok(None) };
+        if tensor.dtype != crate::source::Dtype::Ggml(GgmlType::I64) {
+            return Err(Error::bad_file(path, format!("is of type {}, not I64", tensor.dtype)).tensor(name));
+        }
+        let mut bytes = vec![0; tensor.bytes() as usize];
+        file.read(tensor, 0, &mut bytes)?;
+        Ok(Some(bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect()))
+    };
     for tensor in file.tensors() {
         if let Some(name) = tensor.name.strip_suffix(COUNTS)
             && file.find(&format!("{name}{SUMS}")).is_none()
@@ -340,7 +412,13 @@ fn read_gguf(path: &Path) -> Result<Imatrix> {
         }
         let magnitudes = values(&format!("{name}{MAGNITUDES}"))?.filter(|m| m.len() == sums.len());
         let counts = counts.iter().map(|c| c.round() as u64).collect();
-        imatrix.entries.insert(name.to_string(), Entry { sums, magnitudes, counts });
+        let mut entry = Entry { sums, magnitudes, counts, exact: None };
+        if let Some(residues) = integers(&format!("{name}{EXACT}"))?
+            && entry.restore(&residues).is_none()
+        {
+            return Err(Error::bad_file(path, "the exact sums are not those of the rounded ones").tensor(name));
+        }
+        imatrix.entries.insert(name.to_string(), entry);
     }
     Ok(imatrix)
 }
@@ -375,7 +453,7 @@ fn dat_entry(rest: &mut &[u8]) -> Option<(String, Entry)> {
     let values = take(rest, n.checked_mul(4)?)?;
     let sums = values.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
     // Without a number of calls the sums are the means already.
-    Some((name, Entry { sums, magnitudes: None, counts: vec![calls.max(1)] }))
+    Some((name, Entry { sums, magnitudes: None, counts: vec![calls.max(1)], exact: None }))
 }
 
 fn take<'a>(rest: &mut &'a [u8], n: usize) -> Option<&'a [u8]> {
@@ -390,13 +468,13 @@ fn int(rest: &mut &[u8]) -> Option<i32> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::totals::fixed;
     use super::*;
 
     fn example() -> Imatrix {
-        let entry = |sums: &[f32], counts: &[u64]| Entry {
-            sums: sums.to_vec(),
-            magnitudes: Some(sums.to_vec()),
-            counts: counts.to_vec(),
+        let entry = |sums: &[f32], counts: &[u64]| {
+            let sums: Vec<i128> = sums.iter().map(|s| fixed(f64::from(*s)).unwrap()).collect();
+            Entry::new(&Total { magnitudes: sums.clone(), sums, counts: counts.to_vec(), overflow: false })
         };
         Imatrix {
             entries: BTreeMap::from([

@@ -8,3 +8,4 @@ pub mod layerwise;
 pub mod moments;
 pub mod stats;
 pub mod summary;
+pub mod totals;

@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn measures_of_a_known_input() {
-        let entry = |sums: &[f32]| Entry { sums: sums.to_vec(), magnitudes: None, counts: vec![2] };
+        let entry = |sums: &[f32]| Entry { sums: sums.to_vec(), magnitudes: None, counts: vec![2], exact: None };
         let mut imatrix = Imatrix::default();
         imatrix.entries.insert("blk.0.attn_q.weight".into(), entry(&[2.0, 2.0, 2.0, 0.0]));
         imatrix.entries.insert("blk.1.attn_q.weight".into(), entry(&[4.0, 4.0, 4.0, 0.0]));

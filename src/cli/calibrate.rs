@@ -7,8 +7,9 @@ use super::progress::{Progress, Unit};
 use super::{CalibrateArgs, CalibrationArgs, ConvertArgs, Format, ImatrixArgs, print, print_json};
 use crate::calibration::data::{self, Amount, DataReport, Drawn, Overlap, Source};
 use crate::calibration::imatrix::{Imatrix, UnseenExperts, Weights, is_required};
-use crate::calibration::stats::{self, ExpertUse, Statistics};
+use crate::calibration::stats::{self, ExpertUse};
 use crate::calibration::summary;
+use crate::calibration::totals::Totals;
 use crate::eval::text::Corpus;
 use crate::gguf::Metadata;
 use crate::model::Model;
@@ -56,6 +57,9 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     if let Some(output) = &args.output {
         refuse_existing(output, args.force)?;
     }
+    if let Some(file) = &args.save_text {
+        refuse_existing(file, args.force)?;
+    }
     let earlier: Vec<Imatrix> = args.merge.iter().map(|path| Imatrix::open(path)).collect::<Result<_>>()?;
     let mut extra = Metadata::new();
     extra.set("quantize.version", env!("CARGO_PKG_VERSION"));
@@ -68,6 +72,9 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
             earlier.check(&run.model, file)?;
         }
         describe(&mut extra, &run.data);
+        if let Some(file) = &args.save_text {
+            std::fs::write(file, &run.text).map_err(|e| Error::io(file, e))?;
+        }
         imatrix = Some(run.imatrix.clone());
         made = Some(run);
     }
@@ -127,6 +134,8 @@ struct Made {
     model: Model,
     imatrix: Imatrix,
     data: DataReport,
+    /// The windows, as text.
+    text: String,
     experts: Vec<ExpertUse>,
     overlap: Option<Overlap>,
     /// Tokens per second.
@@ -181,19 +190,19 @@ fn calibrate(
     quiet: bool,
 ) -> Result<Made> {
     let Drawing { model, windows, data, overlap } = draw(path, sources, args, text, quiet)?;
-    let (mut statistics, start) = (Statistics::new(&model.model), Instant::now());
+    let start = Instant::now();
     let progress = Progress::new("calibrating", data.tokens as u64, Unit::Tokens, quiet);
-    data::run(&model, &windows, &mut statistics, head, |n| {
+    let totals = data::run(&model, &windows, head, |n| {
         progress.advance(n as u64);
         go_on()
     })
     .map_err(|e| in_file(e, path))?;
     progress.finish();
     let speed = data.tokens as f64 / start.elapsed().as_secs_f64();
-    let inputs = statistics.finish()?;
-    let experts = stats::expert_use(inputs.iter().map(|(name, input)| (name.as_str(), input.counts.as_slice())));
-    let imatrix = Imatrix::new(&inputs, &data);
-    Ok(Made { model: model.model, imatrix, data, experts, overlap, speed })
+    let experts = stats::expert_use(totals.0.iter().map(|(name, total)| (name.as_str(), total.counts.as_slice())));
+    let imatrix = Imatrix::new(&totals, &data);
+    let text = data::text(&windows, &model);
+    Ok(Made { model: model.model, imatrix, data, text, experts, overlap, speed })
 }
 
 impl Made {
@@ -335,7 +344,9 @@ pub fn from_inputs(
     prepared: &Prepared,
     args: &ConvertArgs,
 ) -> Result<Importance> {
-    let imatrix = Imatrix::new(inputs, &data);
+    let mut totals = Totals::default();
+    totals.add(inputs);
+    let imatrix = Imatrix::new(&totals, &data);
     if let Some(file) = &args.save_imatrix {
         let mut extra = Metadata::new();
         describe(&mut extra, &data);

@@ -358,6 +358,9 @@ pub struct CalibrateArgs {
     /// Say how much of this evaluation text is in the calibration data
     #[arg(long, value_name = "FILE")]
     pub text: Option<PathBuf>,
+    /// Also write the text of the windows, for other programs to calibrate on
+    #[arg(long, value_name = "FILE", requires = "model")]
+    pub save_text: Option<PathBuf>,
     /// Replace an existing file
     #[arg(short, long)]
     pub force: bool,

@@ -19,8 +19,17 @@ pub fn fetch(id: &str, _hub: &HubArgs, _local_dir: Option<&Path>, _quiet: bool) 
     )))
 }
 
+/// Errors: always `Unsupported`: this build has no Hub.
+#[cfg(not(feature = "hub"))]
+pub fn fetch_dataset_file(address: &str, _hub: &HubArgs, _quiet: bool) -> Result<PathBuf> {
+    Err(crate::Error::Unsupported(format!(
+        "{address}: this build cannot fetch from the Hub\n  hint: download the file another way and name it, or build \
+         with `--features hub`"
+    )))
+}
+
 #[cfg(feature = "hub")]
-pub use with_hub::{fetch, run};
+pub use with_hub::{fetch, fetch_dataset_file, run};
 
 #[cfg(feature = "hub")]
 mod with_hub {
@@ -56,7 +65,45 @@ mod with_hub {
     }
 
     fn pull(id: &str, args: &HubArgs, local_dir: Option<&Path>, quiet: bool) -> Result<(PathBuf, Snapshot)> {
-        let (id, options) = options(id, args)?;
+        let (id, revision) = match (id.split_once('@'), &args.revision) {
+            (Some((_, at)), Some(flag)) if at != flag => {
+                return Err(Error::Usage(format!("'{id}' and --revision {flag} name different revisions")));
+            }
+            (Some((id, at)), _) => (id, at.to_string()),
+            (None, flag) => (id, flag.clone().unwrap_or_else(|| "main".into())),
+        };
+        let options = options(revision, args)?;
+        let snapshot = watched(&options, quiet, |watch| hub::fetch(id, &options, watch))?;
+        match local_dir {
+            Some(dir) => hub::export(&snapshot, dir).map(|()| (dir.to_path_buf(), snapshot)),
+            None => Ok((snapshot.path.clone(), snapshot)),
+        }
+    }
+
+    /// A file of a data set: `hf://datasets/org/name/path`, where the revision may stand at the end or after the name.
+    pub fn fetch_dataset_file(address: &str, args: &HubArgs, quiet: bool) -> Result<PathBuf> {
+        let (id, file, revision) = dataset_address(address).ok_or_else(|| {
+            Error::Usage(format!("'{address}' names no file of a data set; write hf://datasets/org/name/path/to/file"))
+        })?;
+        let options = options(revision, args)?;
+        watched(&options, quiet, |watch| hub::fetch_dataset_file(&id, &file, &options, watch))
+    }
+
+    /// `org/name`, path and revision.
+    fn dataset_address(address: &str) -> Option<(String, String, String)> {
+        let mut parts = address.strip_prefix("hf://datasets/")?.splitn(3, '/');
+        let (org, name, path) = (parts.next()?, parts.next()?, parts.next()?);
+        let (name, path, revision) = match (name.split_once('@'), path.rsplit_once('@')) {
+            // A slash in a revision before the path is written %2F, as huggingface_hub does.
+            (Some((name, revision)), _) => (name, path, revision.replace("%2F", "/").replace("%2f", "/")),
+            (None, Some((path, revision))) => (name, path, revision.to_string()),
+            (None, None) => (name, path, "main".to_string()),
+        };
+        (!path.is_empty()).then(|| (format!("{org}/{name}"), path.to_string(), revision))
+    }
+
+    /// Runs a download with a progress bar, after a look at the free disk space.
+    fn watched<T>(options: &HubOptions, quiet: bool, download: impl FnOnce(&Watch) -> Result<T>) -> Result<T> {
         let progress = OnceCell::new();
         let begin = |bytes: u64| {
             if let Some(free) = free_space(&existing(&options.cache).join("x")).filter(|&free| free < bytes) {
@@ -71,24 +118,13 @@ mod with_hub {
             Ok(())
         };
         let advance = |bytes: u64| progress.get().into_iter().for_each(|p: &Progress| p.advance(bytes));
-        let fetched = hub::fetch(id, &options, &Watch { cancel: &CANCEL, begin: &begin, advance: &advance });
+        let fetched = download(&Watch { cancel: &CANCEL, begin: &begin, advance: &advance });
         progress.get().into_iter().for_each(Progress::finish);
-        let snapshot = fetched?;
-        match local_dir {
-            Some(dir) => hub::export(&snapshot, dir).map(|()| (dir.to_path_buf(), snapshot)),
-            None => Ok((snapshot.path.clone(), snapshot)),
-        }
+        fetched
     }
 
     /// Flags, then the variables that huggingface_hub reads, then its defaults.
-    fn options<'a>(id: &'a str, args: &HubArgs) -> Result<(&'a str, HubOptions)> {
-        let (id, revision) = match (id.split_once('@'), &args.revision) {
-            (Some((_, at)), Some(flag)) if at != flag => {
-                return Err(Error::Usage(format!("'{id}' and --revision {flag} name different revisions")));
-            }
-            (Some((id, at)), _) => (id, at.to_string()),
-            (None, flag) => (id, flag.clone().unwrap_or_else(|| "main".into())),
-        };
+    fn options(revision: String, args: &HubArgs) -> Result<HubOptions> {
         let home = match &args.hf_home {
             Some(home) if !home.as_os_str().is_empty() => home.clone(),
             _ => default_home().ok_or_else(|| Error::Usage("there is no home folder; set HF_HOME".into()))?,
@@ -106,15 +142,14 @@ mod with_hub {
         if token.as_ref().is_some_and(|token| !token.bytes().all(|b| b.is_ascii_graphic())) {
             return Err(Error::Usage("the token in HF_TOKEN or HF_HOME/token holds characters no token has".into()));
         }
-        let options = HubOptions {
+        Ok(HubOptions {
             endpoint: endpoint.to_string(),
             cache: cache.unwrap_or_else(|| home.join("hub")),
             token,
             proxy: proxy(endpoint),
             offline: args.offline,
             revision,
-        };
-        Ok((id, options))
+        })
     }
 
     fn default_home() -> Option<PathBuf> {

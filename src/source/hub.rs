@@ -1,4 +1,4 @@
-//! A repository of the Hugging Face Hub as a local folder: asks the Hub which files there are, fetches those that a
+//! A repository of the Hugging Face Hub as a local folder, or one file of a data set there: asks the Hub which files there are, fetches those that a
 //! conversion reads into the standard cache (`models--org--name/{blobs,refs,snapshots}`, shared with every other tool
 //! that uses it), and returns the snapshot's folder. Names and addresses come from the `hf-hub` crate; retries, resume,
 //! checks and offline use are done here. It uploads nothing and keeps no credentials.
@@ -67,8 +67,8 @@ pub fn fetch(id: &str, options: &HubOptions, watch: &Watch) -> Result<Snapshot> 
     if options.offline {
         return folder.complete(id, &options.revision);
     }
-    let client = Client::new(id, options, watch.cancel)?;
-    let listing = client.listing(&repo)?;
+    let client = Client::new(id, "", options, watch.cancel)?;
+    let listing = client.listing(&repo, choose::plain)?;
     let mut files = choose::small(&listing.names);
     let weights = match choose::weights(id, &listing.names)? {
         choose::Weights::Files(weights) => weights,
@@ -89,6 +89,40 @@ pub fn fetch(id: &str, options: &HubOptions, watch: &Watch) -> Result<Snapshot> 
     get(&client, &folder, &listing.commit, &files, watch.begin, watch.advance)?;
     folder.set_ref(&repo, &listing.commit)?;
     Ok(Snapshot { path: folder.snapshot(&listing.commit), commit: listing.commit, files })
+}
+
+/// The path in the cache of one file of the data set `org/name`, fetched if it is not there yet.
+///
+/// Errors: as [`fetch`]; `BadInput` with some that there are when there is no such file.
+pub fn fetch_dataset_file(id: &str, file: &str, options: &HubOptions, watch: &Watch) -> Result<PathBuf> {
+    check_names(id, &options.revision)?;
+    if !choose::nested(file) {
+        return Err(Error::Usage(format!("'{file}' is not the path of a file in a data set")));
+    }
+    let repo = Repo::with_revision(id.to_string(), RepoType::Dataset, options.revision.clone());
+    let folder = Folder::new(&options.cache, &repo);
+    let commit = if options.offline {
+        let commit = folder.commit(&options.revision).filter(|commit| folder.has(commit, file));
+        commit.ok_or_else(|| {
+            let what = format!("{id}: offline mode, and {file} at revision '{}' is not", options.revision);
+            Error::bad_input(format!("{what} in the cache {}", options.cache.display()))
+                .hint("run once without --offline and HF_HUB_OFFLINE")
+        })?
+    } else {
+        let client = Client::new(id, "datasets/", options, watch.cancel)?;
+        let listing = client.listing(&repo, choose::nested)?;
+        if !listing.names.contains(file) {
+            let readable = |name: &&String| [".parquet", ".jsonl", ".txt"].iter().any(|end| name.ends_with(end));
+            let some: Vec<&str> = listing.names.iter().filter(readable).take(8).map(String::as_str).collect();
+            let some = if some.is_empty() { "it has no Parquet, JSONL or text files".into() } else { some.join(", ") };
+            let what = format!("the data set {id} has no file '{file}' at revision '{}'", options.revision);
+            return Err(Error::bad_input(what).hint(format!("name one of its files: {some}")));
+        }
+        get(&client, &folder, &listing.commit, &[file.to_string()], watch.begin, watch.advance)?;
+        folder.set_ref(&repo, &listing.commit)?;
+        listing.commit
+    };
+    Ok(folder.snapshot(&commit).join(file))
 }
 
 /// Fetches those of `files` that the snapshot does not have yet.

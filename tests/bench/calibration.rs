@@ -6,7 +6,6 @@
 use quantize::Result;
 use quantize::calibration::data::{self, Amount, Source};
 use quantize::calibration::layerwise::{self, Captured, Options, Stage, Visit};
-use quantize::calibration::stats::Statistics;
 use quantize::convert::Control;
 use quantize::infer::Linear;
 use quantize::runnable::Runnable;
@@ -51,9 +50,8 @@ fn main() {
     let before = reset_peak();
     let (cpu, clock) = (cpu_seconds(), Instant::now());
     let checksum = if kind == "sums" {
-        let mut statistics = Statistics::new(&model.model);
-        data::run(&model, &windows, &mut statistics, false, |_| Ok(())).expect("a pass");
-        statistics.finish().expect("sums").values().flat_map(|i| &i.sum2).sum()
+        let totals = data::run(&model, &windows, false, |_| Ok(())).expect("a pass");
+        totals.0.values().flat_map(|t| &t.sums).map(|s| *s as f64).sum()
     } else {
         let options = Options { sequential: kind == "sequential", ..Options::default() };
         let control = Control { threads, cancel: &AtomicBool::new(false), advance: &|_| () };

@@ -91,7 +91,8 @@ impl Folder {
         if link.symlink_metadata().is_ok() {
             std::fs::remove_file(&link).map_err(|e| Error::io(&link, e))?;
         }
-        place(blob, &link).or_else(|e| if self.has(commit, name) { Ok(()) } else { Err(Error::io(&link, e)) })
+        place(blob, &link, name.matches('/').count())
+            .or_else(|e| if self.has(commit, name) { Ok(()) } else { Err(Error::io(&link, e)) })
     }
 
     /// Notes that the revision stands at `commit`. A commit that was asked for by its hash needs no note.
@@ -139,7 +140,7 @@ impl Folder {
     }
 
     /// The commit that a revision stood at when it was last fetched.
-    fn commit(&self, revision: &str) -> Option<String> {
+    pub(super) fn commit(&self, revision: &str) -> Option<String> {
         if is_hex(revision, 40..=64) && self.snapshot(revision).is_dir() {
             return Some(revision.to_string());
         }
@@ -159,9 +160,10 @@ fn create_folder_of(path: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))
 }
 
-/// A relative link, so that the cache can be moved; a second name or a copy where links cannot be made.
-fn place(blob: &Path, link: &Path) -> std::io::Result<()> {
-    let target = Path::new("../../blobs").join(blob.file_name().unwrap_or_default());
+/// A relative link, so that the cache can be moved; a second name or a copy where links cannot be made. `depth`: folders
+/// between the snapshot and the link.
+fn place(blob: &Path, link: &Path, depth: usize) -> std::io::Result<()> {
+    let target = Path::new(&"../".repeat(depth + 2)).join("blobs").join(blob.file_name().unwrap_or_default());
     #[cfg(unix)]
     let linked = std::os::unix::fs::symlink(target, link);
     #[cfg(windows)]

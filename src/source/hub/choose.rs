@@ -99,6 +99,11 @@ pub(super) fn shards(index: &Path) -> Result<Vec<String>> {
     }
 }
 
+/// A file anywhere in the repository whose path is safe as a path below a folder.
+pub(super) fn nested(path: &str) -> bool {
+    path.split('/').all(plain)
+}
+
 /// A file at the top of the repository whose name is safe as one part of a path.
 pub(super) fn plain(name: &str) -> bool {
     !name.is_empty() && !name.starts_with('.') && !name.chars().any(|c| matches!(c, '/' | '\\' | ':') || c.is_control())

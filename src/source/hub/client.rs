@@ -27,6 +27,8 @@ const MAX_LISTING: u64 = 64 << 20;
 
 pub(super) struct Client<'a> {
     id: &'a str,
+    /// What stands between the endpoint and the id in the address of a file.
+    kind: &'static str,
     options: &'a HubOptions,
     pub(super) cancel: &'a AtomicBool,
     agent: Agent,
@@ -34,7 +36,7 @@ pub(super) struct Client<'a> {
     direct: Agent,
 }
 
-/// A commit and the files at the top of its tree.
+/// A commit and files of its tree.
 pub(super) struct Listing {
     pub(super) commit: String,
     pub(super) names: BTreeSet<String>,
@@ -75,7 +77,13 @@ fn passing(why: impl ToString) -> Trouble {
 }
 
 impl<'a> Client<'a> {
-    pub(super) fn new(id: &'a str, options: &'a HubOptions, cancel: &'a AtomicBool) -> Result<Self> {
+    /// For the model or, with `kind` "datasets/", the data set `id`.
+    pub(super) fn new(
+        id: &'a str,
+        kind: &'static str,
+        options: &'a HubOptions,
+        cancel: &'a AtomicBool,
+    ) -> Result<Self> {
         let build = || {
             let builder = AgentBuilder::new()
                 .timeout_connect(CONNECT)
@@ -88,11 +96,11 @@ impl<'a> Client<'a> {
             let proxy = ureq::Proxy::new(proxy).map_err(|_| Error::Usage("the proxy's address is not valid".into()))?;
             Ok(builder.proxy(proxy))
         };
-        Ok(Self { id, options, cancel, agent: build()?.build(), direct: build()?.redirects(0).build() })
+        Ok(Self { id, kind, options, cancel, agent: build()?.build(), direct: build()?.redirects(0).build() })
     }
 
-    /// The files of the revision that the options name.
-    pub(super) fn listing(&self, repo: &Repo) -> Result<Listing> {
+    /// The files of the revision that the options name, as far as `wanted` says so of their paths.
+    pub(super) fn listing(&self, repo: &Repo, wanted: fn(&str) -> bool) -> Result<Listing> {
         let url = format!("{}/api/{}", self.options.endpoint, repo.api_url());
         let text = self.persist(|_| {
             let response = self.send(self.agent.get(&url), "the repository or its revision")?;
@@ -107,7 +115,7 @@ impl<'a> Client<'a> {
         if !is_hex(&info.sha, 7..=64) {
             return Err(Error::bad_input(format!("{url}: '{}' is not a commit", info.sha.escape_debug())));
         }
-        let names = info.siblings.into_iter().map(|file| file.rfilename).filter(|name| choose::plain(name)).collect();
+        let names = info.siblings.into_iter().map(|file| file.rfilename).filter(|name| wanted(name)).collect();
         Ok(Listing { commit: info.sha, names })
     }
 
@@ -275,36 +283,36 @@ impl<'a> Client<'a> {
         match (status, &self.options.token) {
             (401, None) => denied(
                 "access is denied: it needs a token, or there is no such repository",
-                "check the id; for a private or gated model set HF_TOKEN (huggingface.co/settings/tokens)",
+                "check the id; for a private or gated one set HF_TOKEN (huggingface.co/settings/tokens)",
             ),
             (401, Some(_)) => denied(
                 "access is denied: the token was not accepted",
-                "set HF_TOKEN to a valid token (huggingface.co/settings/tokens), or unset it for a public model",
+                "set HF_TOKEN to a valid token (huggingface.co/settings/tokens), or unset it for a public repository",
             ),
             (403, None) => denied(
                 "access is denied",
-                "accept the model's terms on its page, then set HF_TOKEN to a token of that account",
+                "accept the terms on the repository's page, then set HF_TOKEN to a token of that account",
             ),
             (403, Some(_)) => denied(
                 "access is denied to the token's account",
-                "accept the model's terms on its page, or set HF_TOKEN to a token that may read the model",
+                "accept the terms on the repository's page, or set HF_TOKEN to a token that may read it",
             ),
             (404, _) => {
                 let revision = &self.options.revision;
                 let what = format!("{id} at revision '{revision}': {what} was not found on {}", self.options.endpoint);
                 Error::bad_input(what + &said)
-                    .hint("check the spelling of org/name and the revision; private models also need HF_TOKEN")
+                    .hint("check the spelling of org/name and the revision; private repositories also need HF_TOKEN")
             }
             _ => Error::bad_input(format!("{id}: {}: HTTP status {status}{said}", response.get_url())),
         }
     }
 
-    /// Names have only one part; what is not plain in an address is escaped.
+    /// What is not plain in an address is escaped.
     fn url(&self, commit: &str, name: &str) -> String {
-        let mut url = format!("{}/{}/resolve/{commit}/", self.options.endpoint, self.id);
+        let mut url = format!("{}/{}{}/resolve/{commit}/", self.options.endpoint, self.kind, self.id);
         for byte in name.bytes() {
             match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => url.push(byte.into()),
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => url.push(byte.into()),
                 _ => url.push_str(&format!("%{byte:02X}")),
             }
         }
