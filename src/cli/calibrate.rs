@@ -178,6 +178,30 @@ fn calibrate(
     Ok(Made { model: model.model, imatrix, data, experts, overlap, speed })
 }
 
+/// The model in memory and the windows to calibrate it on.
+pub fn windows(path: &Path, args: &CalibrationArgs, quiet: bool) -> Result<(Runnable, Drawn)> {
+    let sources = sources(args)?;
+    if !quiet {
+        if args.calibration.is_empty() {
+            eprintln!("calibrating on the bundled texts; --calibration names others");
+        }
+        eprintln!("loading {}", path.display());
+    }
+    let model = Runnable::open(path)?;
+    let amount = Amount {
+        tokens: args.calibration_tokens,
+        seq_len: args.seq_len.min(model.engine.config.context),
+        seed: args.calibration_seed,
+    };
+    let drawn = data::draw(&sources, amount, &model, &mut || {
+        if CANCEL.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+    })?;
+    if drawn.report.tokens < drawn.report.tokens_asked && !quiet {
+        eprintln!("  the data has {} tokens; {} were asked for", drawn.report.tokens, drawn.report.tokens_asked);
+    }
+    Ok((model, drawn))
+}
+
 impl Made {
     /// What was used, for the person at the terminal.
     fn tell(&self) {

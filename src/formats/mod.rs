@@ -16,6 +16,7 @@ mod read;
 
 pub use config::{Exception, Scope};
 pub use float::{Fp4Codes, pack_fp4};
+pub use bits::transpose;
 pub use integer::nearest;
 pub use mlx::{Affine, pack_affine};
 pub use packed::{Input, Packed};
