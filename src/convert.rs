@@ -41,6 +41,14 @@ pub trait Sink: Sync {
 pub struct Target<'a> {
     pub types: Vec<GgmlType>,
     pub sink: &'a dyn Sink,
+    /// Tensors whose bytes are there already; those beyond the end are not.
+    pub done: Vec<bool>,
+}
+
+impl Target<'_> {
+    fn is_done(&self, tensor: usize) -> bool {
+        self.done.get(tensor).copied().unwrap_or(false)
+    }
 }
 
 /// Name, shape (outermost first) of everything the artifacts hold: generated tensors, then the mapped ones.
@@ -133,7 +141,7 @@ impl Worker<'_> {
     fn piece(&mut self, tensor: &MappedTensor, index: usize, rows: Range<usize>) -> Result<()> {
         let cols = tensor.cols();
         let mut decoded = false;
-        for target in self.targets {
+        for target in self.targets.iter().filter(|t| !t.is_done(index)) {
             let ty = target.types[index];
             let row_bytes =
                 ty.row_bytes(cols).ok_or_else(|| Error::Internal(format!("{}: {ty} rows of {cols}", tensor.name)))?;
@@ -197,7 +205,13 @@ fn as_stored(error: QuantError) -> QuantError {
 }
 
 /// Names the weight at fault: source file, source tensor, row and column.
-fn fault(ckpt: &Checkpoint, tensor: &MappedTensor, rows: &Range<usize>, ty: GgmlType, error: QuantError) -> Error {
+pub(crate) fn fault(
+    ckpt: &Checkpoint,
+    tensor: &MappedTensor,
+    rows: &Range<usize>,
+    ty: GgmlType,
+    error: QuantError,
+) -> Error {
     let cols = tensor.cols().max(1);
     let part = tensor.parts.get(rows.start / tensor.rows_per_matrix().max(1)).or(tensor.parts.first());
     let meta = part.map(|p| &ckpt.tensors()[*p]);

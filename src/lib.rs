@@ -5,6 +5,7 @@
 //! format that both ends share, [`convert`] the streaming pass that joins them, [`cli`] the only place that reads flags or the environment.
 
 pub mod ablation;
+pub mod awq;
 pub mod calibration;
 pub mod checkpoint;
 pub mod cli;
@@ -19,6 +20,7 @@ pub mod kernel;
 pub mod model;
 pub mod plan;
 pub mod quant;
+pub mod refine;
 pub mod report;
 pub mod runnable;
 pub mod source;

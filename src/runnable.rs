@@ -1,8 +1,8 @@
 //! A model that can be run: its weights in memory, its tokenizer and its chat template, from a checkpoint folder or from
 //! a GGUF file alone. This is where the evaluator's view of a model (logits of tokens) meets the forward pass.
 
-use crate::eval::Logits;
 use crate::eval::text::Encoder;
+use crate::eval::{EachRows, Logits};
 use crate::infer::{Cache, Engine};
 use crate::model::Model;
 use crate::model::tokenizer::{Message, Tokenizer, render_chat};
@@ -22,6 +22,18 @@ pub struct Runnable {
     pub engine: Engine,
     pub tokenizer: Tokenizer,
     pub artifact: Artifact,
+    work: Work,
+}
+
+/// Memory that one chunk after the other uses: fresh pages for each would cost more than some of the arithmetic.
+#[derive(Default)]
+struct Work {
+    cache: Option<Cache>,
+    /// What the last layer gave for the chunks of `len` tokens, from position `from` of each on.
+    hidden: Vec<f32>,
+    len: usize,
+    from: usize,
+    logits: Vec<f32>,
 }
 
 impl Runnable {
@@ -37,7 +49,7 @@ impl Runnable {
         };
         let engine = Engine::load(&ckpt, &model)?;
         let artifact = artifact(path, &ckpt);
-        Ok(Self { ckpt, model, engine, tokenizer, artifact })
+        Ok(Self { ckpt, model, engine, tokenizer, artifact, work: Work::default() })
     }
 
     /// The conversation through the model's chat template.
@@ -92,18 +104,32 @@ impl Logits for Runnable {
         self.engine.config.vocab
     }
 
-    fn logits(&mut self, tokens: &[u32], wanted: Range<usize>, each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
+    fn run(&mut self, chunks: &[Vec<u32>], from: usize) -> Result<()> {
+        let len = chunks.first().map_or(0, Vec::len);
+        let cache = match &mut self.work.cache {
+            Some(cache) if cache.capacity() == len => cache,
+            cache => cache.insert(Cache::one_batch(len)),
+        };
+        let sequences: Vec<&[u32]> = chunks.iter().map(Vec::as_slice).collect();
+        self.work.hidden = self.engine.hidden_from(&sequences, from, cache)?;
+        (self.work.len, self.work.from) = (len, from);
+        Ok(())
+    }
+
+    fn logits(&mut self, chunk: usize, wanted: Range<usize>, each: &mut EachRows) -> Result<()> {
         let (width, vocab) = (self.engine.config.hidden, self.vocab());
-        let hidden = self.engine.hidden(tokens, &mut Cache::one_batch(tokens.len()), &mut ())?;
+        let Work { hidden, logits, len, from, .. } = &mut self.work;
+        let first = chunk * (*len - *from);
+        if wanted.start < *from || wanted.end > *len || hidden.len() < (first + *len - *from) * width {
+            return Err(Error::Internal(format!("chunk {chunk} or its positions {wanted:?} were not run")));
+        }
+        let row = |position: usize| (first + position - *from) * width;
         let step = (HEAD_BYTES / (4 * vocab.max(1))).max(16);
-        let mut logits = Vec::new();
         let mut position = wanted.start;
         while position < wanted.end {
             let end = (position + step).min(wanted.end);
-            self.engine.head_into(&hidden[position * width..end * width], &mut logits, &mut ());
-            for (i, row) in logits.chunks_exact(vocab).enumerate() {
-                each(position + i, row);
-            }
+            self.engine.head_into(&hidden[row(position)..row(end)], logits, &mut ());
+            each(position, logits)?;
             position = end;
         }
         Ok(())

@@ -11,6 +11,7 @@ use quantize::model::Model;
 use quantize::runnable::Runnable;
 use quantize::source::Checkpoint;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 fn model(name: &str) -> PathBuf {
@@ -81,13 +82,14 @@ struct Plain {
 }
 
 impl Observer for Plain {
-    fn input(&mut self, linear: &str, expert: Option<usize>, x: &[f32]) {
+    fn input(&mut self, linear: &str, expert: Option<usize>, x: &[f32]) -> ControlFlow<()> {
         let cols = self.cols[linear];
         let (sums, count) = self.sums.entry((linear.into(), expert.unwrap_or(0))).or_insert((vec![0.0; cols], 0));
         for row in x.chunks_exact(cols) {
             sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x) * f64::from(*x));
             *count += 1;
         }
+        ControlFlow::Continue(())
     }
 }
 

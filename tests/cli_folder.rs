@@ -299,8 +299,15 @@ fn the_small_files_come_along_and_other_weights_do_not() {
     assert_eq!(
         names(&dir.path().join("out")),
         [
-            "LICENSE", "README.md", "chat_template.jinja", "config.json", "generation_config.json",
-            "model.safetensors", "quantize-manifest.json", "tokenizer.json", "tokenizer_config.json"
+            "LICENSE",
+            "README.md",
+            "chat_template.jinja",
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "quantize-manifest.json",
+            "tokenizer.json",
+            "tokenizer_config.json"
         ]
     );
     let card = std::fs::read_to_string(dir.path().join("out/README.md")).unwrap();

@@ -6,7 +6,7 @@ use std::path::Path;
 use quantize::Result;
 use quantize::eval::bootstrap::{self, Bootstrap, Rng};
 use quantize::eval::klbase::{KlBaseReader, KlBaseWriter};
-use quantize::eval::{Base, Candidate, Logits, Method, Options, Windows, compare};
+use quantize::eval::{Base, Candidate, EachRows, Logits, Method, Options, Windows, compare};
 
 /// A bigram model: the logits after token `t` are row `t` of a table, whatever came before.
 struct Bigram {
@@ -14,6 +14,8 @@ struct Bigram {
     table: Vec<f32>,
     poison: Option<usize>,
     seen: Vec<Vec<u32>>,
+    /// Where the last batch begins in `seen`.
+    first: usize,
 }
 
 impl Bigram {
@@ -22,7 +24,7 @@ impl Bigram {
         let mut extra = Rng::new(2);
         let table =
             (0..vocab * vocab).map(|_| base.unit() as f32 * 8.0 + (extra.unit() as f32 - 0.5) * noise).collect();
-        Bigram { vocab, table, poison: None, seen: Vec::new() }
+        Bigram { vocab, table, poison: None, seen: Vec::new(), first: 0 }
     }
 
     fn p(&self, after: u32, token: u32) -> f64 {
@@ -36,14 +38,20 @@ impl Logits for Bigram {
         self.vocab
     }
 
-    fn logits(&mut self, tokens: &[u32], wanted: Range<usize>, each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
-        self.seen.push(tokens.to_vec());
+    fn run(&mut self, chunks: &[Vec<u32>], _: usize) -> Result<()> {
+        self.first = self.seen.len();
+        self.seen.extend_from_slice(chunks);
+        Ok(())
+    }
+
+    fn logits(&mut self, chunk: usize, wanted: Range<usize>, each: &mut EachRows) -> Result<()> {
+        let tokens = &self.seen[self.first + chunk];
         for position in wanted {
             let mut row = self.table[tokens[position] as usize * self.vocab..][..self.vocab].to_vec();
             if self.poison == Some(position) {
                 row[3] = f32::NAN;
             }
-            each(position, &row);
+            each(position, &row)?;
         }
         Ok(())
     }

@@ -137,7 +137,9 @@ fn same_logits(packed: &Path, plain: &Path, what: &str) {
     let error: f64 = a.iter().zip(&b).map(|(a, b)| square(a - b)).sum();
     let size: f64 = b.iter().map(|b| square(*b)).sum();
     let ratio = (error / size).sqrt();
-    assert!(ratio > 0.0 && ratio < 0.4, "{what}: {ratio}");
+    // Four-bit activations cost a random model a good deal.
+    let most = if what.starts_with("nvfp4") { 0.7 } else { 0.4 };
+    assert!(ratio > 0.0 && ratio < most, "{what}: {ratio}");
 }
 
 /// Every tensor in GGUF's order, read a few rows at a time.

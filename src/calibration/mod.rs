@@ -4,5 +4,7 @@
 mod bundled;
 pub mod data;
 pub mod imatrix;
+pub mod layerwise;
+pub mod moments;
 pub mod stats;
 pub mod summary;

@@ -7,6 +7,7 @@ use crate::{Error, Result};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 /// Channels that one task sums.
 const CHANNELS: usize = 128;
@@ -58,28 +59,33 @@ impl Statistics {
 }
 
 impl Observer for Statistics {
-    fn input(&mut self, linear: &str, expert: Option<usize>, x: &[f32]) {
+    fn input(&mut self, linear: &str, expert: Option<usize>, x: &[f32]) -> ControlFlow<()> {
         let Some(input) = self.inputs.get_mut(linear) else {
             self.fault.get_or_insert_with(|| Error::Internal(format!("'{linear}' is no tensor of the model")));
-            return;
+            return ControlFlow::Break(());
         };
         let (cols, matrix) = (input.cols, expert.unwrap_or(0));
         let range = matrix * cols..(matrix + 1) * cols;
         let (Some(sum2), Some(abs)) = (input.sum2.get_mut(range.clone()), input.abs.get_mut(range)) else {
             self.fault.get_or_insert_with(|| Error::Internal(format!("'{linear}' has no expert {matrix}")));
-            return;
+            return ControlFlow::Break(());
         };
         let parts = sum2.par_chunks_mut(CHANNELS).zip(abs.par_chunks_mut(CHANNELS)).enumerate();
         parts.for_each(|(i, (sum2, abs))| accumulate(x, cols, i * CHANNELS, sum2, abs));
         input.counts[matrix] += (x.len() / cols) as u64;
         if let Some(channel) = sum2.iter().position(|s| !s.is_finite()) {
-            self.fault.get_or_insert_with(|| {
-                Error::bad_input(format!("the activations that enter it are not finite (channel {channel})"))
-                    .tensor(linear)
-                    .hint("the model's weights are damaged, or its activations overflow; calibration would be useless")
-            });
+            self.fault.get_or_insert_with(|| not_finite(linear, channel));
+            return ControlFlow::Break(());
         }
+        ControlFlow::Continue(())
     }
+}
+
+/// What is said of activations that are no numbers.
+pub(super) fn not_finite(linear: &str, channel: usize) -> Error {
+    Error::bad_input(format!("the activations that enter it are not finite (channel {channel})"))
+        .tensor(linear)
+        .hint("the model's weights are damaged, or its activations overflow; calibration would be useless")
 }
 
 /// Adds the rows of `x` (`[n, cols]`), channels `at ..`, to the sums.

@@ -11,7 +11,18 @@ use std::path::Path;
 
 /// Weights in some form, and files that describe them: what a quantized copy replaces. The rest is copied.
 const WEIGHTS: [&str; 13] = [
-    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".tflite", ".npz",
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".ot",
+    ".tflite",
+    ".npz",
     ".index.json",
 ];
 

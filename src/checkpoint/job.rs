@@ -184,7 +184,9 @@ impl<'a> Job<'a> {
         for piece in pieces {
             self.folder.put_named(&format!("{}.{}", m.path, piece.suffix), &piece.data)?;
         }
-        (self.control.advance)(m.meta(self.ckpt).bytes() / m.meta(self.ckpt).elements().max(1) as u64 * (m.rows * m.cols) as u64);
+        (self.control.advance)(
+            m.meta(self.ckpt).bytes() / m.meta(self.ckpt).elements().max(1) as u64 * (m.rows * m.cols) as u64,
+        );
         Ok(())
     }
 
@@ -271,8 +273,7 @@ fn manifest(
     let name = |f: &crate::source::SourceFile| f.path.file_name().map(|n| n.to_string_lossy().into_owned());
     let hash = |i: usize| provenance.hashes.as_ref().and_then(|h| h.get(i).cloned());
     let files = ckpt.files().iter().enumerate();
-    let files: Vec<Value> =
-        files.map(|(i, f)| json!({ "name": name(f), "bytes": f.len, "sha256": hash(i) })).collect();
+    let files: Vec<Value> = files.map(|(i, f)| json!({ "name": name(f), "bytes": f.len, "sha256": hash(i) })).collect();
     let (weights, bits) = planned.quantized(ckpt);
     json!({
         "quantize_version": env!("CARGO_PKG_VERSION"),
@@ -288,11 +289,7 @@ fn manifest(
 }
 
 /// What a module is to the rounding to nearest of its format.
-pub fn formats_module<'a>(
-    job: &Job,
-    index: usize,
-    weights: &'a [f32],
-) -> formats::Module<'a> {
+pub fn formats_module<'a>(job: &Job, index: usize, weights: &'a [f32]) -> formats::Module<'a> {
     let m = &job.planned.contents.modules[index];
     formats::Module::new(weights, m.rows, m.cols, m.scale_type(job.ckpt))
 }

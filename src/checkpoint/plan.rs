@@ -72,7 +72,9 @@ impl Planned {
         agree(&contents.modules, &mut specs, &mut departures);
         if specs.iter().all(Option::is_none) {
             let reason = departures.iter().rev().find(|d| d.module.is_some()).map_or("", |d| d.reason.as_str());
-            return Err(Error::Unsupported(format!("{spec}: no linear layer of this model can be stored so: {reason}")));
+            return Err(Error::Unsupported(format!(
+                "{spec}: no linear layer of this model can be stored so: {reason}"
+            )));
         }
         let entries = entries(ckpt, &contents, &specs);
         let config = config(ckpt, model, &spec, &contents, &specs);
@@ -113,7 +115,8 @@ fn split_cols(module: &Module, tp: usize) -> Option<usize> {
 /// Settles the group: the one asked for, or the largest usual one that divides every row, on every device.
 fn settle_group(request: &Request, modules: &[Module], departures: &mut Vec<Departure>) -> Result<Spec> {
     let mut spec = request.spec;
-    let free = matches!(spec.format, Format::Gptq | Format::GptqV2 | Format::Awq | Format::PackQuantized | Format::MlxAffine);
+    let free =
+        matches!(spec.format, Format::Gptq | Format::GptqV2 | Format::Awq | Format::PackQuantized | Format::MlxAffine);
     let Some(asked) = spec.group.filter(|_| free) else { return Ok(spec) };
     let fits = |group: usize| {
         modules.iter().find(|m| !split_cols(m, request.tp).is_some_and(|cols| cols.is_multiple_of(group)))
@@ -152,7 +155,9 @@ fn undivided(module: &Module, group: usize, tp: usize) -> String {
     match split_cols(module, tp) {
         None => format!("the {cols} input channels of {path} cannot be split over {tp} devices"),
         Some(part) if part == cols => format!("{group} does not divide the rows of {cols} of {path}"),
-        Some(part) => format!("{group} does not divide the rows of {cols} of {path}, which are {part} on each of {tp} devices"),
+        Some(part) => {
+            format!("{group} does not divide the rows of {cols} of {path}, which are {part} on each of {tp} devices")
+        }
     }
 }
 

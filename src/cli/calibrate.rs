@@ -21,6 +21,7 @@ use crate::{Error, Result};
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -132,15 +133,16 @@ struct Made {
     speed: f64,
 }
 
-/// Loads the model, draws the data and runs it. `text` is compared with the data.
-fn calibrate(
-    path: &Path,
-    sources: &[Source],
-    args: &CalibrationArgs,
-    text: Option<&Path>,
-    head: bool,
-    quiet: bool,
-) -> Result<Made> {
+/// A model and the windows it is to be calibrated on.
+pub struct Drawing {
+    pub model: Runnable,
+    pub windows: Vec<Vec<u32>>,
+    pub data: DataReport,
+    pub overlap: Option<Overlap>,
+}
+
+/// Loads the model and draws the data. `text` is compared with the data.
+fn draw(path: &Path, sources: &[Source], args: &CalibrationArgs, text: Option<&Path>, quiet: bool) -> Result<Drawing> {
     let evaluation = text.map(Corpus::open).transpose()?;
     if !quiet {
         eprintln!("loading {}", path.display());
@@ -151,7 +153,6 @@ fn calibrate(
         return Err(Error::Usage(format!("--seq-len {} is more than the model's context of {context}", args.seq_len)));
     }
     let amount = Amount { tokens: args.calibration_tokens, seq_len: args.seq_len, seed: args.calibration_seed };
-    let go_on = || if CANCEL.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
     let sampled = sources.iter().filter(|s| **s == Source::Model).count() * amount.tokens / sources.len().max(1);
     let progress = Progress::new("sampling", sampled as u64, Unit::Tokens, quiet || sampled == 0);
     let Drawn { windows, report: data } = data::draw(sources, amount, &model, &mut || {
@@ -163,6 +164,23 @@ fn calibrate(
         Some(corpus) => Some(data::overlap(&windows, &corpus.tokens(&model)?)),
         None => None,
     };
+    Ok(Drawing { model, windows, data, overlap })
+}
+
+fn go_on() -> Result<()> {
+    if CANCEL.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+}
+
+/// Loads the model, draws the data and runs it. `text` is compared with the data.
+fn calibrate(
+    path: &Path,
+    sources: &[Source],
+    args: &CalibrationArgs,
+    text: Option<&Path>,
+    head: bool,
+    quiet: bool,
+) -> Result<Made> {
+    let Drawing { model, windows, data, overlap } = draw(path, sources, args, text, quiet)?;
     let (mut statistics, start) = (Statistics::new(&model.model), Instant::now());
     let progress = Progress::new("calibrating", data.tokens as u64, Unit::Tokens, quiet);
     data::run(&model, &windows, &mut statistics, head, |n| {
@@ -245,7 +263,7 @@ fn overlap_text(overlap: Overlap) -> String {
 }
 
 /// Which data a file is made with.
-fn describe(metadata: &mut Metadata, data: &DataReport) {
+pub fn describe(metadata: &mut Metadata, data: &DataReport) {
     let names: Vec<String> = data.sources.iter().map(|s| s.name.clone()).collect();
     metadata.set("quantize.calibration.sources", names);
     metadata.set("quantize.calibration.tokens", data.tokens as u32);
@@ -296,6 +314,16 @@ pub enum Opened {
 }
 
 impl Opened {
+    pub fn calibrates(&self) -> bool {
+        matches!(self, Opened::Calibrate(_))
+    }
+
+    /// The data alone, where it is to be calibrated on.
+    pub fn draw(&self, prepared: &Prepared, args: &ConvertArgs) -> Result<Option<Drawing>> {
+        let Opened::Calibrate(sources) = self else { return Ok(None) };
+        draw(&prepared.path, sources, &args.calibration, args.text.as_deref(), args.common.quiet).map(Some)
+    }
+
     /// The importance itself, calibrated now where it was asked for.
     pub fn make(self, prepared: &Prepared, args: &ConvertArgs) -> Result<Option<Importance>> {
         let mut importance = match self {
@@ -321,6 +349,27 @@ impl Opened {
         importance.cover(prepared)?;
         Ok(Some(importance))
     }
+}
+
+/// The importance that a layer-by-layer pass has collected on the way.
+pub fn from_inputs(
+    inputs: &BTreeMap<String, stats::Input>,
+    data: DataReport,
+    overlap: Option<Overlap>,
+    prepared: &Prepared,
+    args: &ConvertArgs,
+) -> Result<Importance> {
+    let imatrix = Imatrix::new(inputs, &data);
+    if let Some(file) = &args.save_imatrix {
+        let mut extra = Metadata::new();
+        describe(&mut extra, &data);
+        imatrix.write(file, &extra, args.force)?;
+    }
+    let unseen = args.imatrix.unseen_experts.unwrap_or_default();
+    let mut importance = Importance::new(&imatrix, args.save_imatrix.clone(), unseen)?;
+    (importance.data, importance.overlap) = (Some(data), overlap);
+    importance.cover(prepared)?;
+    Ok(importance)
 }
 
 /// Weights for every tensor, and what the artifact and the ledger say about them.

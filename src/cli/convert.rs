@@ -5,7 +5,7 @@ use super::calibrate::{self, Importance};
 use super::options::{self, CANCEL};
 use super::plan::{Planned, Prepared, prepare};
 use super::progress::{Progress, Unit};
-use super::{ConvertArgs, Format, TextArgs, eval, folder, print, print_json};
+use super::{ConvertArgs, Format, TextArgs, eval, feedback, folder, print, print_json};
 use crate::convert::{self, Control, Target};
 use crate::eval::gate;
 use crate::model::Model;
@@ -53,8 +53,7 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
         true => folder_targets.iter().map(|t| PathBuf::from(&t.name)).collect(),
         false => folder::output_paths(args.output.as_deref(), &model_name, &folder_targets, only_folders)?,
     };
-    let folders =
-        folder::prepare(ckpt, model, folder_targets, folder_paths, args.folder.tp, args.types.on_fallback)?;
+    let folders = folder::prepare(ckpt, model, folder_targets, folder_paths, args.folder.tp, args.types.on_fallback)?;
     if args.dry_run {
         return describe(prepared.as_ref(), &folders, ckpt, threads, args.common.format);
     }
@@ -146,7 +145,9 @@ fn refuse_idle_flags(args: &ConvertArgs, only_folders: bool, no_folders: bool) -
         return Err(Error::Usage(format!("{flag} is for GGUF files, and none is to be written")));
     }
     if no_folders && let Some(flag) = args.folder.given() {
-        return Err(Error::Usage(format!("{flag} is for checkpoint folders (gptq, awq, fp8, ...), and none is to be written")));
+        return Err(Error::Usage(format!(
+            "{flag} is for checkpoint folders (gptq, awq, fp8, ...), and none is to be written"
+        )));
     }
     Ok(())
 }
@@ -198,9 +199,12 @@ fn files(
         refuse_existing(file, args.force)?;
     }
     prepared.warn(args.common.quiet);
-    let importance = importance.make(prepared, args)?;
+    let wanted = match args.search.is_feedback(importance.calibrates())? {
+        true => importance.draw(prepared, args)?.map_or(Wanted::Plain(None), Wanted::Feedback),
+        false => Wanted::Plain(importance.make(prepared, args)?),
+    };
+    let (artifacts, importance, refused) = write(prepared, args, wanted, &outputs, threads)?;
     let importance = importance.as_ref();
-    let artifacts = write(prepared, args, importance, &outputs, threads)?;
     if args.modelfile {
         for written in &artifacts {
             let text = format!("FROM ./{}\n", file_name(&written.paths[0]));
@@ -213,10 +217,10 @@ fn files(
     }
     done.json = Some(summary_json(prepared, importance, &artifacts, seconds));
     done.paths = artifacts.iter().map(|a| a.paths[0].clone()).collect();
-    for target in &prepared.targets {
+    for (target, refused) in prepared.targets.iter().zip(refused) {
         let name = target.preset.name;
         let of_importance = importance.map_or_else(Vec::new, |i| i.ledger_rows(name));
-        done.ledger.push([target.ledger_rows(name), of_importance].concat());
+        done.ledger.push([target.ledger_rows(name), of_importance, refused].concat());
     }
     Ok(())
 }
@@ -235,49 +239,73 @@ impl Written {
     }
 }
 
+/// What guides the search.
+enum Wanted {
+    Plain(Option<Importance>),
+    Feedback(calibrate::Drawing),
+}
+
+/// Files, the importance they were made with, and per file what kept ggml's search instead of feedback.
+type Made = (Vec<Written>, Option<Importance>, Vec<Vec<LedgerRow>>);
+
 /// The streaming pass, and the files it makes.
-fn write(
-    prepared: &Prepared,
-    args: &ConvertArgs,
-    importance: Option<&Importance>,
-    outputs: &[PathBuf],
-    threads: usize,
-) -> Result<Vec<Written>> {
+fn write(prepared: &Prepared, args: &ConvertArgs, wanted: Wanted, outputs: &[PathBuf], threads: usize) -> Result<Made> {
     let (ckpt, model) = (&prepared.ckpt, &prepared.model);
     let split = split(args, prepared)?;
-    let mut artifacts = Vec::new();
+    let (mut artifacts, mut plain) = (Vec::new(), Vec::new());
     for (target, output) in prepared.targets.iter().zip(outputs) {
         let mut metadata = prepared.metadata.clone();
         metadata.set("general.file_type", target.preset.file_type);
         target.record(&mut metadata, ckpt, !args.no_source_hash);
-        if let Some(importance) = importance {
-            importance.record(&mut metadata);
+        match &wanted {
+            Wanted::Plain(importance) => importance.iter().for_each(|i| i.record(&mut metadata)),
+            Wanted::Feedback(drawing) => calibrate::describe(&mut metadata, &drawing.data),
         }
         options::override_metadata(&mut metadata, &args.types.override_kv)?;
         let entries = convert::entries(model, &target.types);
+        if matches!(wanted, Wanted::Feedback(_)) {
+            plain.push(Artifact::create(output, &metadata, &entries, split, args.force)?);
+            metadata.set("quantize.search", "feedback");
+        }
         let artifact = Artifact::create(output, &metadata, &entries, split, args.force)?;
         refuse_the_source(prepared, &artifact)?;
         artifacts.push(artifact);
     }
+    let (importance, mut outcome) = match wanted {
+        Wanted::Plain(importance) => (importance, None),
+        Wanted::Feedback(drawing) => (None, Some(feedback::run(prepared, args, drawing, &artifacts, &plain, threads)?)),
+    };
     let total = convert::source_bytes(ckpt, model);
     let progress = Progress::new("quantizing", total, Unit::Bytes, args.common.quiet);
     let control = Control { threads, cancel: &CANCEL, advance: &|n| progress.advance(n) };
-    let sinks: Vec<Target> = artifacts
-        .iter()
-        .zip(&prepared.targets)
-        .map(|(artifact, t)| Target { types: t.types.clone(), sink: artifact })
+    let sinks = artifacts.iter().chain(&plain).zip(prepared.targets.iter().cycle()).enumerate();
+    let sinks: Vec<Target> = sinks
+        .map(|(i, (artifact, t))| {
+            let done = outcome.as_ref().map_or_else(Vec::new, |o| o.done[i % prepared.targets.len()].clone());
+            Target { types: t.types.clone(), sink: artifact, done }
+        })
         .collect();
-    convert::run(ckpt, model, &|name| importance.and_then(|i| i.of(name)), &sinks, &control)?;
+    let known = importance.as_ref().or(outcome.as_ref().map(|o| &o.importance));
+    convert::run(ckpt, model, &|name| known.and_then(|i| i.of(name)), &sinks, &control)?;
     drop(sinks);
     progress.finish();
     if !args.no_source_hash {
         let hashes = hash_sources(ckpt, threads)?;
-        for artifact in &mut artifacts {
+        for artifact in artifacts.iter_mut().chain(&mut plain) {
             artifact.set_metadata("quantize.source.sha256", hashes.clone());
         }
     }
-    for artifact in &artifacts {
+    for artifact in artifacts.iter().chain(&plain) {
         artifact.seal(threads, &CANCEL)?;
+    }
+    let mut refused = vec![Vec::new(); prepared.targets.len()];
+    let mut importance = importance;
+    if let Some(mut outcome) = outcome.take() {
+        let keep = feedback::judge(&mut outcome, prepared, &artifacts, &plain, args.common.quiet)?;
+        let both = artifacts.into_iter().zip(plain).zip(keep);
+        artifacts = both.map(|((feedback, ggml), keep)| if keep { feedback } else { ggml }).collect();
+        refused = outcome.ledger;
+        importance = Some(outcome.importance);
     }
     // All are complete; none had its name until here.
     control.check()?;
@@ -286,7 +314,7 @@ fn write(
         let (bytes, tensor_bytes) = (artifact.total_bytes(), artifact.tensor_bytes());
         written.push(Written { output: output.clone(), paths: artifact.publish()?, bytes, tensor_bytes });
     }
-    Ok(written)
+    Ok((written, importance, refused))
 }
 
 /// Not even `--force` lets a lossy copy take its source's place.

@@ -4,6 +4,7 @@
 mod calibrate;
 mod convert;
 mod eval;
+mod feedback;
 mod folder;
 mod generate;
 mod inspect;
@@ -172,6 +173,34 @@ pub struct CalibrationArgs {
     pub calibration_seed: u64,
 }
 
+/// How the scales and codes of GGUF blocks are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Search {
+    /// The very bytes of llama-quantize, with the same importance matrix
+    Ggml,
+    /// Error feedback under the whole Hessian; the default where calibration data is given
+    Feedback,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct SearchArgs {
+    /// How GGUF blocks are searched [default: feedback with --calibration, else ggml]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub search: Option<Search>,
+    /// Error feedback: each layer sees what the quantized ones before it give
+    #[arg(long)]
+    pub sequential: bool,
+    /// Error feedback: how far the Hessian's off-diagonals are shrunk, 0 to 1
+    #[arg(long, value_name = "RHO", default_value_t = 0.3)]
+    pub rho: f32,
+    /// Error feedback: share of the mean diagonal that is added to it
+    #[arg(long, value_name = "SHARE", default_value_t = 0.01, hide = true)]
+    pub damping: f32,
+    /// Error feedback: activations beyond this go to a file beside the output
+    #[arg(long, value_name = "SIZE")]
+    pub max_memory: Option<String>,
+}
+
 /// Where Hub ids are resolved.
 #[derive(Clone, Debug, Args)]
 pub struct HubArgs {
@@ -204,6 +233,8 @@ pub struct ConvertArgs {
     pub calibration: CalibrationArgs,
     #[command(flatten)]
     pub folder: folder::FolderArgs,
+    #[command(flatten)]
+    pub search: SearchArgs,
     /// Keep the importance matrix that --calibration makes
     #[arg(long, value_name = "FILE", requires = "calibration")]
     pub save_imatrix: Option<PathBuf>,

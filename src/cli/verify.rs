@@ -82,6 +82,11 @@ fn derive(
     let model = Model::open(&ckpt)?;
     let importance = Importance::open(imatrix, &model)?;
     let recorded = file.gguf().is_some_and(|m| m.uint("quantize.imatrix.entries_count").is_some());
+    if file.gguf().is_some_and(|m| m.str("quantize.search") == Some("feedback")) {
+        let what = "was made with error feedback, which needs the calibration run again";
+        return Err(Error::bad_file(&file.files()[0].path, what)
+            .hint("convert the source again with the recipe in quantize.recipe, and compare the files"));
+    }
     if recorded && importance.is_none() {
         let what = "was made with an importance matrix, without which its tensors cannot be derived";
         return Err(Error::bad_file(&file.files()[0].path, what).hint("name it with --imatrix FILE"));
@@ -108,7 +113,7 @@ fn derive(
     let progress = Progress::new("verifying", convert::source_bytes(&ckpt, &model), Unit::Bytes, quiet);
     let control = Control { threads, cancel: &CANCEL, advance: &|n| progress.advance(n) };
     let importance = |name: &str| importance.as_ref().and_then(|i| i.of(name));
-    convert::run(&ckpt, &model, &importance, &[Target { types, sink: &compare }], &control)?;
+    convert::run(&ckpt, &model, &importance, &[Target { types, sink: &compare, done: Vec::new() }], &control)?;
     progress.finish();
     let mut differing = compare.differing.into_inner().unwrap_or_default();
     differing.sort();

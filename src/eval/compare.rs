@@ -1,6 +1,6 @@
-//! The driver: runs the base once per chunk and every candidate on the same tokens in lock-step, so that no logits are
+//! The driver: runs the base once over a few chunks and every candidate on the same tokens in lock-step, so that no logits are
 //! stored, and boils each scored position down to one record. It holds the base's logits of one chunk
-//! (`[scored positions, vocab]` f32) and a few rows of a candidate's.
+//! (`[scored positions, vocab]` f32).
 
 use rayon::prelude::*;
 
@@ -11,8 +11,8 @@ use super::windows::{Method, Window, Windows};
 use super::{Logits, bootstrap};
 use crate::{Error, Result};
 
-/// Rows of a candidate's logits that are gathered before they are scored on all threads.
-const BATCH: usize = 32;
+/// Tokens that a model runs at once: enough that decoding its weights is a small part of the work.
+const BATCH: usize = 1024;
 
 /// A model under comparison and the name it goes by in errors and reports.
 pub struct Candidate<'a> {
@@ -102,8 +102,16 @@ pub fn compare(
     let mut result =
         Comparison { base: Vec::new(), candidates: vec![Vec::new(); candidates.len()], chunks: windows.count };
     let mut chunk = BaseChunk { logits: Vec::new(), rows: Vec::new() };
+    let group = (BATCH / windows.method.ctx()).max(1);
     for (index, window) in windows.iter().enumerate() {
-        let input = windows.input(stream, window);
+        if index % group == 0 {
+            let inputs: Vec<Vec<u32>> =
+                windows.iter().skip(index).take(group).map(|window| windows.input(stream, window)).collect();
+            if let Base::Model(m) = &mut base {
+                m.model.run(&inputs, scored.start)?;
+            }
+            candidates.iter_mut().try_for_each(|c| c.model.run(&inputs, scored.start))?;
+        }
         // Targets come from the stream itself; only position 0, which is never scored as a target, may hold BOS.
         let targets = &stream[window.start + scored.start + 1..window.start + scored.end + 1];
         let locate =
@@ -114,7 +122,7 @@ pub fn compare(
         match &mut base {
             Base::Model(m) => {
                 let keep = !candidates.is_empty() || options.save_base.is_some();
-                each_batch(m, vocab, &input, scored.clone(), &mut |first, batch| {
+                each_batch(m, vocab, index % group, scored.clone(), &mut |first, batch| {
                     for (i, row) in scan(batch, vocab).into_iter().enumerate() {
                         let row = row.map_err(|fault| locate(&base_name, first + i, fault))?;
                         result.base.push(row.lse - batch[i * vocab + targets[first + i] as usize] as f64);
@@ -149,7 +157,7 @@ pub fn compare(
         let nll_base = &result.base[index * scored.len()..];
         for (candidate, records) in candidates.iter_mut().zip(&mut result.candidates) {
             let name = candidate.name.clone();
-            each_batch(candidate, vocab, &input, scored.clone(), &mut |first, batch| {
+            each_batch(candidate, vocab, index % group, scored.clone(), &mut |first, batch| {
                 let fresh: Vec<Result<Record, (usize, NotFinite)>> = batch
                     .par_chunks(vocab)
                     .enumerate()
@@ -220,43 +228,26 @@ fn check(base: &Base, vocab: usize, candidates: &[Candidate], stream: &[u32], wi
     Ok(())
 }
 
-/// Runs `tokens` and hands the logits on in batches: `score(index of the first row, rows)`. Checks that the model keeps
-/// its word on order, number and length of rows.
+/// Hands the logits of a chunk on: `score(index of the first row, rows)`. Checks that the model keeps its word on order,
+/// number and length of rows.
 fn each_batch(
     c: &mut Candidate,
     vocab: usize,
-    tokens: &[u32],
+    chunk: usize,
     wanted: std::ops::Range<usize>,
     score: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
 ) -> Result<()> {
-    let mut batch = Vec::with_capacity(BATCH * vocab);
     let mut next = wanted.start;
-    let mut first = 0;
-    let mut outcome = Ok(());
-    c.model.logits(tokens, wanted.clone(), &mut |position, row| {
-        if outcome.is_err() {
-            return;
+    c.model.logits(chunk, wanted.clone(), &mut |position, rows| {
+        if position != next || !rows.len().is_multiple_of(vocab) {
+            return Err(Error::Internal(format!("'{}' gave logits out of order at {position}", c.name)));
         }
-        if position != next || row.len() != vocab {
-            outcome = Err(Error::Internal(format!("'{}' gave logits out of order at {position}", c.name)));
-            return;
-        }
-        batch.extend_from_slice(row);
-        next += 1;
-        if batch.len() == BATCH * vocab || next == wanted.end {
-            outcome = score(first, &batch);
-            first = next - wanted.start;
-            batch.clear();
-        }
+        next += rows.len() / vocab;
+        score(position - wanted.start, rows)
     })?;
-    outcome?;
     if next != wanted.end {
-        return Err(Error::Internal(format!(
-            "'{}' gave {} of {} rows of logits",
-            c.name,
-            next - wanted.start,
-            wanted.len()
-        )));
+        let (got, asked) = (next - wanted.start, wanted.len());
+        return Err(Error::Internal(format!("'{}' gave {got} of {asked} rows of logits", c.name)));
     }
     Ok(())
 }

@@ -23,12 +23,20 @@ pub use gate::{GateOutcome, Gates};
 pub use stats::{Estimate, Record, Statistics};
 pub use windows::{Method, Window, Windows};
 
+/// Takes rows of logits `[n, vocab]` from a position on.
+pub type EachRows<'a> = dyn FnMut(usize, &[f32]) -> Result<()> + 'a;
+
 /// A model, seen as a function from tokens to logits.
 pub trait Logits {
     /// Rows of the output head: the length of every row of logits.
     fn vocab(&self) -> usize;
 
-    /// Runs `tokens` from an empty cache and hands the logits of the positions `wanted` to `each(position, row)`, in
-    /// order. The row at position `i` predicts token `i + 1`.
-    fn logits(&mut self, tokens: &[u32], wanted: Range<usize>, each: &mut dyn FnMut(usize, &[f32])) -> Result<()>;
+    /// Runs `chunks` of equal length, each from an empty cache; of every one, the logits of the positions `from ..` can
+    /// be asked for until the next call.
+    fn run(&mut self, chunks: &[Vec<u32>], from: usize) -> Result<()>;
+
+    /// Hands the logits of the positions `wanted` of chunk number `chunk` of the last [`Logits::run`] to
+    /// `each(position, rows)`, in order and as many rows at once as the model has; `position` is that of the first. The
+    /// row at position `i` predicts token `i + 1`. An error of `each` ends the run.
+    fn logits(&mut self, chunk: usize, wanted: Range<usize>, each: &mut EachRows) -> Result<()>;
 }

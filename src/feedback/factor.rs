@@ -334,7 +334,8 @@ mod tests {
             for i in 0..n {
                 for j in 0..n {
                     let (a, b) = (f.order[i] as usize, f.order[j] as usize);
-                    let wanted = gram[a * n + b] / mean * if i == j { 1.0 } else { 0.7 } + if i == j { 0.01 } else { 0.0 };
+                    let wanted =
+                        gram[a * n + b] / mean * if i == j { 1.0 } else { 0.7 } + if i == j { 0.01 } else { 0.0 };
                     assert!((h[i * n + j] - wanted).abs() < 1e-5);
                     // U H Uᵀ = I.
                     let v: f64 = (0..n)

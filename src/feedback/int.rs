@@ -387,7 +387,14 @@ impl Grid for IntGrid {
 impl IntGrid {
     /// Runs the recurrence on the whole block once more, with the present parameters and some near them.
     #[inline(always)]
-    fn round_again(&self, part: &mut Part, places: &Range<usize>, sub: &SubBlock, gradient: &[Lane], value: &mut [Lane]) {
+    fn round_again(
+        &self,
+        part: &mut Part,
+        places: &Range<usize>,
+        sub: &SubBlock,
+        gradient: &[Lane],
+        value: &mut [Lane],
+    ) {
         let (max, spec) = (self.spec.max_code(), &self.spec);
         let mut target = vec![Lane::ZERO; value.len()];
         let excess = sub.target(value, gradient, &mut target);
@@ -400,7 +407,10 @@ impl IntGrid {
             let tries: &[[(f32, f32); TRIES]] = if spec.symmetric {
                 &[[(1.0, 0.0), (0.97, 0.0), (1.03, 0.0), (0.94, 0.0)]]
             } else {
-                &[[(1.0, 0.0), (0.97, 0.0), (1.03, 0.0), (0.94, 0.0)], [(1.0, -1.0), (1.0, 1.0), (0.97, -1.0), (0.97, 1.0)]]
+                &[
+                    [(1.0, 0.0), (0.97, 0.0), (1.03, 0.0), (0.94, 0.0)],
+                    [(1.0, -1.0), (1.0, 1.0), (0.97, -1.0), (0.97, 1.0)],
+                ]
             };
             for tries in tries {
                 let tried = tries.map(|(ratio, shift)| {

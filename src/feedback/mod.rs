@@ -6,6 +6,7 @@
 
 mod cholesky;
 pub mod factor;
+pub mod ggml;
 pub mod int;
 pub mod lanes;
 
@@ -193,8 +194,7 @@ fn round_with<G: Grid>(w: &[f32], factor: &Factor, grid: &G, sweeps: usize, isa:
     if n == 0 {
         return rounded;
     }
-    let blocks: Vec<Range<usize>> =
-        (0..n).step_by(grid.block()).map(|at| at..(at + grid.block()).min(n)).collect();
+    let blocks: Vec<Range<usize>> = (0..n).step_by(grid.block()).map(|at| at..(at + grid.block()).min(n)).collect();
     let locals: Vec<Local> = blocks.par_iter().map(|b| factor.local(b)).collect();
     let squares = (sweeps > 0).then(|| {
         let squares: Option<Vec<Square>> =

@@ -36,9 +36,8 @@ fn naive(w: &[f32], gram: &[f32], n: usize, shrink: Shrink, order: Order, spec: 
 /// `Σ e G eᵀ`.
 fn output_error(w: &[f32], rounded: &[f32], h: &[f32], n: usize) -> f64 {
     let errors: Vec<f64> = w.iter().zip(rounded).map(|(a, b)| f64::from(*a) - f64::from(*b)).collect();
-    let row = |e: &[f64]| {
-        (0..n).map(|i| e[i] * (0..n).map(|j| f64::from(h[i * n + j]) * e[j]).sum::<f64>()).sum::<f64>()
-    };
+    let row =
+        |e: &[f64]| (0..n).map(|i| e[i] * (0..n).map(|j| f64::from(h[i * n + j]) * e[j]).sum::<f64>()).sum::<f64>();
     errors.chunks(n).map(row).sum()
 }
 
@@ -59,9 +58,10 @@ fn the_core_is_gptq() {
             let (codes, loss) = quantize(&w, &factor, &SPEC, PLAIN);
             let (got, wanted) = (values(&codes), naive(&w, &gram, n, shrink, order, &SPEC));
             // A weight between two codes may fall to either side; what follows it in the row then differs.
-            let same = got.chunks(n).zip(wanted.chunks(n)).filter(|(a, b)| {
-                a.iter().zip(*b).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-6)
-            });
+            let same = got
+                .chunks(n)
+                .zip(wanted.chunks(n))
+                .filter(|(a, b)| a.iter().zip(*b).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-6));
             assert!(same.count() >= rows - 2, "{order:?} {shrink:?}");
             assert!(loss > 0.0 && loss < 0.05, "{loss}");
         }
@@ -76,7 +76,8 @@ fn the_loss_is_the_output_error_and_every_step_lowers_it() {
     let shrink = Shrink { rho: 0.0, damping: 0.01 };
     let (factor, _) = Factor::new(&gram, n, shrink, Order::Natural).unwrap();
     let h = factor.hessian(0, 0).unwrap();
-    let energy: f64 = w.chunks(n).flat_map(|w| w.iter().zip(factor.importance())).map(|(w, h)| f64::from(w * w * h)).sum();
+    let energy: f64 =
+        w.chunks(n).flat_map(|w| w.iter().zip(factor.importance())).map(|(w, h)| f64::from(w * w * h)).sum();
     for bits in [2, 3, 4, 8] {
         for symmetric in [true, false] {
             for group in [32, 128, 48] {

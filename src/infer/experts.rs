@@ -4,6 +4,7 @@
 use super::{FeedForward, Inner, Linear, Observer, sized};
 use crate::kernel::{Output, vector};
 use crate::model::config::Activation;
+use std::ops::ControlFlow;
 
 pub(super) struct Experts {
     /// `[experts, hidden]`.
@@ -33,9 +34,18 @@ pub(super) struct SharedExpert {
 
 impl Experts {
     /// `out = Σ weight · expert(x)`, both `[n, hidden]`.
-    pub fn forward(&self, x: &[f32], hidden: usize, out: &mut [f32], inner: &mut Inner, observer: &mut dyn Observer) {
+    pub fn forward(
+        &self,
+        x: &[f32],
+        hidden: usize,
+        out: &mut [f32],
+        inner: &mut Inner,
+        observer: &mut dyn Observer,
+    ) -> ControlFlow<()> {
         let n = x.len() / hidden;
-        let chosen = self.route(x, n, observer);
+        let mut scores = vec![0.0; n * self.count];
+        self.router.product(x, Output::whole(&mut scores, self.count), observer)?;
+        let chosen = self.route(&mut scores, n);
         out.fill(0.0);
         for expert in 0..self.count {
             let tokens: Vec<(usize, f32)> = chosen.iter().filter(|c| c.1 == expert).map(|c| (c.0, c.2)).collect();
@@ -43,16 +53,17 @@ impl Experts {
             for (t, _) in &tokens {
                 rows.extend_from_slice(&x[t * hidden..][..hidden]);
             }
-            let rows = self.expert(expert, &rows, hidden, inner, observer);
-            for ((t, weight), row) in tokens.iter().zip(rows.chunks_exact(hidden)) {
+            let mut results = vec![0.0; rows.len()];
+            self.expert(expert, &rows, hidden, &mut results, inner, observer)?;
+            for ((t, weight), row) in tokens.iter().zip(results.chunks_exact(hidden)) {
                 vector::add_scaled(&mut out[t * hidden..][..hidden], *weight, row);
             }
         }
         if let Some(SharedExpert { gate, expert, name }) = &self.shared {
             let mut rows = vec![0.0; out.len()];
-            expert.forward(x, hidden, &mut rows, inner, observer);
+            expert.forward(x, hidden, &mut rows, inner, observer)?;
             if gate.is_some() {
-                observer.input(name, None, x);
+                observer.input(name, None, x)?;
             }
             for ((out, row), x) in
                 out.chunks_exact_mut(hidden).zip(rows.chunks_exact(hidden)).zip(x.chunks_exact(hidden))
@@ -61,13 +72,12 @@ impl Experts {
                 vector::add_scaled(out, weight, row);
             }
         }
+        ControlFlow::Continue(())
     }
 
-    /// The chosen experts as (token, expert, weight), token by token: the `used` largest of the softmax over all
+    /// The chosen experts of `n` tokens as (token, expert, weight), token by token: the `used` largest of the softmax over all
     /// experts; of equal ones the first.
-    fn route(&self, x: &[f32], n: usize, observer: &mut dyn Observer) -> Vec<(usize, usize, f32)> {
-        let mut scores = vec![0.0; n * self.count];
-        self.router.product(x, Output::whole(&mut scores, self.count), observer);
+    fn route(&self, scores: &mut [f32], n: usize) -> Vec<(usize, usize, f32)> {
         let mut chosen = Vec::with_capacity(n * self.used);
         for (t, scores) in scores.chunks_exact_mut(self.count).enumerate() {
             vector::softmax(scores);
@@ -81,24 +91,23 @@ impl Experts {
         chosen
     }
 
-    /// One expert on the rows of its tokens (`[tokens, hidden]`).
+    /// One expert on the rows of its tokens; `x` and `out` are `[tokens, hidden]`.
     fn expert(
         &self,
         expert: usize,
         x: &[f32],
         hidden: usize,
+        out: &mut [f32],
         inner: &mut Inner,
         observer: &mut dyn Observer,
-    ) -> Vec<f32> {
+    ) -> ControlFlow<()> {
         let (n, width) = (x.len() / hidden, self.width);
         let gate_up = sized(&mut inner.gate_up, n * 2 * width);
         for (at, linear) in [(0, &self.gate), (width, &self.up)] {
-            linear.expert_product(expert, width, x, Output { data: &mut *gate_up, stride: 2 * width, at }, observer);
+            linear.expert_product(expert, width, x, Output { data: &mut *gate_up, stride: 2 * width, at }, observer)?;
         }
         let activated = sized(&mut inner.activated, n * width);
         super::activate(self.activation, gate_up, activated, width);
-        let mut out = vec![0.0; n * hidden];
-        self.down.expert_product(expert, hidden, activated, Output::whole(&mut out, hidden), observer);
-        out
+        self.down.expert_product(expert, hidden, activated, Output::whole(out, hidden), observer)
     }
 }

@@ -11,6 +11,7 @@ mod weights;
 
 pub use attention::Cache;
 pub use sampling::{Sampler, Sampling, generate};
+pub use weights::Stored;
 
 use crate::kernel::{Output, RowSource, matmul, vector};
 use crate::model::Config;
@@ -21,17 +22,19 @@ use attention::{Heads, attend};
 use experts::Experts;
 use rayon::prelude::*;
 use rope::Angles;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 /// Sees what goes into every linear layer while a batch runs; `()` looks away.
 pub trait Observer {
     /// `x` (`[tokens, in]`) is about to be multiplied with the matrix of the GGUF name `linear`; of a stacked one with
-    /// `expert`'s part, and `x` are the tokens that chose it (possibly none).
-    fn input(&mut self, linear: &str, expert: Option<usize>, x: &[f32]);
+    /// `expert`'s part, and `x` are the tokens that chose it (possibly none). `Break` ends the run right here.
+    fn input(&mut self, linear: &str, expert: Option<usize>, x: &[f32]) -> ControlFlow<()>;
 }
 
 impl Observer for () {
-    fn input(&mut self, _: &str, _: Option<usize>, _: &[f32]) {}
+    fn input(&mut self, _: &str, _: Option<usize>, _: &[f32]) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
 }
 
 /// A linear layer `[out, in]`, or a stack of them `[experts * out, in]`.
@@ -57,8 +60,8 @@ impl Linear {
     }
 
     /// `y = x · Wᵀ + bias`.
-    fn product(&self, x: &[f32], y: Output<'_>, observer: &mut dyn Observer) {
-        observer.input(&self.name, None, x);
+    fn product(&self, x: &[f32], y: Output<'_>, observer: &mut dyn Observer) -> ControlFlow<()> {
+        observer.input(&self.name, None, x)?;
         let (stride, at) = (y.stride, y.at);
         self.matmul(x, 0..self.out(), Output { data: &mut *y.data, stride, at });
         if let Some(bias) = &self.bias {
@@ -66,22 +69,38 @@ impl Linear {
                 vector::add_scaled(&mut row[at..at + bias.len()], 1.0, bias);
             }
         }
+        ControlFlow::Continue(())
     }
 
     /// `y = x · W[expert]ᵀ`, where each expert has `out` rows.
-    fn expert_product(&self, expert: usize, out: usize, x: &[f32], y: Output<'_>, observer: &mut dyn Observer) {
-        observer.input(&self.name, Some(expert), x);
+    fn expert_product(
+        &self,
+        expert: usize,
+        out: usize,
+        x: &[f32],
+        y: Output<'_>,
+        observer: &mut dyn Observer,
+    ) -> ControlFlow<()> {
+        observer.input(&self.name, Some(expert), x)?;
         self.matmul(x, expert * out..(expert + 1) * out, y);
+        ControlFlow::Continue(())
     }
 }
 
 /// Several linear layers with the same input, or one that fuses them: their results side by side.
-fn products(linears: &[Linear], x: &[f32], y: &mut [f32], stride: usize, observer: &mut dyn Observer) {
+fn products(
+    linears: &[Linear],
+    x: &[f32],
+    y: &mut [f32],
+    stride: usize,
+    observer: &mut dyn Observer,
+) -> ControlFlow<()> {
     let mut at = 0;
     for linear in linears {
-        linear.product(x, Output { data: &mut *y, stride, at }, observer);
+        linear.product(x, Output { data: &mut *y, stride, at }, observer)?;
         at += linear.out();
     }
+    ControlFlow::Continue(())
 }
 
 /// `down(activation(gate(x)) · up(x))`.
@@ -95,13 +114,20 @@ struct FeedForward {
 
 impl FeedForward {
     /// `x` and `out` are `[n, hidden]`.
-    fn forward(&self, x: &[f32], hidden: usize, out: &mut [f32], inner: &mut Inner, observer: &mut dyn Observer) {
+    fn forward(
+        &self,
+        x: &[f32],
+        hidden: usize,
+        out: &mut [f32],
+        inner: &mut Inner,
+        observer: &mut dyn Observer,
+    ) -> ControlFlow<()> {
         let (n, width) = (x.len() / hidden, self.width);
         let gate_up = sized(&mut inner.gate_up, n * 2 * width);
-        products(&self.gate_up, x, gate_up, 2 * width, observer);
+        products(&self.gate_up, x, gate_up, 2 * width, observer)?;
         let activated = sized(&mut inner.activated, n * width);
         activate(self.activation, gate_up, activated, width);
-        self.down.product(activated, Output::whole(out, hidden), observer);
+        self.down.product(activated, Output::whole(out, hidden), observer)
     }
 }
 
@@ -168,11 +194,34 @@ struct Layer {
     window: Option<usize>,
 }
 
+impl Layer {
+    /// In the order of use.
+    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let mlp: Vec<&mut Linear> = match &mut self.mlp {
+            Mlp::Dense(mlp) => mlp.gate_up.iter_mut().chain([&mut mlp.down]).collect(),
+            Mlp::Experts(e) => {
+                let shared = e.shared.iter_mut().map(|s| &mut s.expert);
+                let shared = shared.flat_map(|s| s.gate_up.iter_mut().chain([&mut s.down]));
+                [&mut e.router, &mut e.gate, &mut e.up, &mut e.down].into_iter().chain(shared).collect()
+            }
+        };
+        self.qkv.iter_mut().chain([&mut self.attn_output]).chain(mlp)
+    }
+}
+
+/// Sequences of equal length in one batch, and the first position of each whose result is wanted.
+#[derive(Clone, Copy)]
+struct Batch {
+    sequences: usize,
+    from: usize,
+}
+
 /// A model that can run.
 pub struct Engine {
     pub config: Config,
     embedding: Linear,
-    layers: Vec<Layer>,
+    /// `None`: not in memory (now).
+    layers: Vec<Option<Layer>>,
     output_norm: Vec<f32>,
     /// `None`: the embedding (tied).
     output: Option<Linear>,
@@ -206,9 +255,31 @@ impl Engine {
     pub fn hidden(&self, tokens: &[u32], cache: &mut Cache, observer: &mut dyn Observer) -> Result<Vec<f32>> {
         let mut x = self.embed(tokens)?;
         for layer in 0..self.layers.len() {
-            self.layer(layer, &mut x, cache, observer)?;
+            if self.layer(layer, &mut x, cache, observer)?.is_break() {
+                break;
+            }
         }
         cache.advance(tokens.len(), self.layers.len());
+        Ok(x)
+    }
+
+    /// Runs sequences of equal length from their beginning, as one batch, and returns the last layer's results of the
+    /// positions `from ..` of each, `[sequences, len - from, hidden]`. The last layer computes only those.
+    ///
+    /// Errors: as [`Engine::forward`]; `Internal` for lengths that differ.
+    pub fn hidden_from(&self, sequences: &[&[u32]], from: usize, cache: &mut Cache) -> Result<Vec<f32>> {
+        let len = sequences.first().map_or(0, |s| s.len());
+        if sequences.iter().any(|s| s.len() != len) || from >= len.max(1) {
+            return Err(Error::Internal("a batch needs sequences of one length, and positions inside them".into()));
+        }
+        let mut x = self.embed(&sequences.concat())?;
+        for layer in 0..self.layers.len() {
+            let from = if layer + 1 == self.layers.len() { from } else { 0 };
+            let batch = Batch { sequences: sequences.len(), from };
+            cache.truncate(0);
+            let _ = self.attention_of(layer, &mut x, batch, cache, &mut ())?;
+            let _ = self.feed_forward(layer, &mut x, cache, &mut ())?;
+        }
         Ok(x)
     }
 
@@ -236,45 +307,125 @@ impl Engine {
     /// cache's length does not change: [`Engine::hidden`] advances it after the last layer.
     ///
     /// Errors: `BadInput` when the cache has no room for `n` tokens.
-    pub fn layer(&self, index: usize, x: &mut [f32], cache: &mut Cache, observer: &mut dyn Observer) -> Result<()> {
+    pub fn layer(
+        &self,
+        index: usize,
+        x: &mut Vec<f32>,
+        cache: &mut Cache,
+        observer: &mut dyn Observer,
+    ) -> Result<ControlFlow<()>> {
+        if self.attention(index, x, cache, observer)?.is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+        self.feed_forward(index, x, cache, observer)
+    }
+
+    /// The first half of [`Engine::layer`]. When the observer breaks it off, `x` is as it was.
+    ///
+    /// Errors: as [`Engine::layer`].
+    pub fn attention(
+        &self,
+        index: usize,
+        x: &mut Vec<f32>,
+        cache: &mut Cache,
+        observer: &mut dyn Observer,
+    ) -> Result<ControlFlow<()>> {
+        self.attention_of(index, x, Batch { sequences: 1, from: 0 }, cache, observer)
+    }
+
+    /// The second half.
+    ///
+    /// Errors: `Internal` when the layer is not loaded.
+    pub fn feed_forward(
+        &self,
+        index: usize,
+        x: &mut [f32],
+        cache: &mut Cache,
+        observer: &mut dyn Observer,
+    ) -> Result<ControlFlow<()>> {
+        let layer = self.loaded(index)?;
+        let hidden = self.config.hidden;
+        let mut buffers = std::mem::take(&mut cache.buffers);
+        let Buffers { normed, result, inner, .. } = &mut buffers;
+        let (normed, result) = (sized(normed, x.len()), sized(result, x.len()));
+        self.norm(x, &layer.ffn_norm, normed);
+        let run = match &layer.mlp {
+            Mlp::Dense(mlp) => mlp.forward(normed, hidden, result, inner, observer),
+            Mlp::Experts(mlp) => mlp.forward(normed, hidden, result, inner, observer),
+        };
+        if run.is_continue() {
+            self.add(x, result, layer.post_ffn_norm.as_deref());
+        }
+        cache.buffers = buffers;
+        Ok(run)
+    }
+
+    /// Attention of several sequences that begin after the tokens in `cache`; of `x` only the rows from `batch.from` on
+    /// of each sequence are left.
+    fn attention_of(
+        &self,
+        index: usize,
+        x: &mut Vec<f32>,
+        batch: Batch,
+        cache: &mut Cache,
+        observer: &mut dyn Observer,
+    ) -> Result<ControlFlow<()>> {
+        let layer = self.loaded(index)?;
         let c = &self.config;
         let (hidden, first) = (c.hidden, cache.len());
-        let n = x.len() / hidden;
+        let rows = x.len() / hidden;
+        let n = rows / batch.sequences.max(1);
         if first + n > cache.capacity() {
             let what = format!("{} tokens do not fit the context of {}", first + n, cache.capacity());
             return Err(Error::bad_input(what));
         }
-        let layer = &self.layers[index];
         let mut buffers = std::mem::take(&mut cache.buffers);
-        let Buffers { normed, qkv, packed_keys, attended, result, inner } = &mut buffers;
-        let (normed, result) = (sized(normed, n * hidden), sized(result, n * hidden));
+        let Buffers { normed, qkv, packed_keys, attended, result, .. } = &mut buffers;
+        let (normed, result) = (sized(normed, rows * hidden), sized(result, rows * hidden));
         let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         let stride = q_width + 2 * kv_width;
 
-        // Attention.
         self.norm(x, &layer.attn_norm, normed);
-        let qkv = sized(qkv, n * stride);
-        products(&layer.qkv, normed, qkv, stride, observer);
+        let qkv = sized(qkv, rows * stride);
+        // Keys and values of all positions; queries only of those that are wanted, where they have a matrix of their own.
+        let (ahead, rest) = match &layer.qkv[..] {
+            [query, rest @ ..] if batch.from > 0 && !rest.is_empty() => (Some(query), rest),
+            all => (None, all),
+        };
+        let wanted = |row: usize| row % n >= batch.from;
+        let run = (|| {
+            if let Some(query) = ahead {
+                for row in (batch.from..rows).step_by(n) {
+                    let x = &normed[row * hidden..(row + n - batch.from) * hidden];
+                    query.product(x, Output { data: &mut qkv[row * stride..], stride, at: 0 }, observer)?;
+                }
+            }
+            let mut at = ahead.map_or(0, |query| query.out());
+            for linear in rest {
+                linear.product(normed, Output { data: &mut *qkv, stride, at }, observer)?;
+                at += linear.out();
+            }
+            ControlFlow::Continue(())
+        })();
+        if run.is_break() {
+            cache.buffers = buffers;
+            return Ok(run);
+        }
         let angles = match (layer.window, c.rope.theta_local) {
             (Some(_), Some(theta)) => Angles::local(theta, c.rope.dims, first, n),
             _ => Angles::new(&c.rope, &self.rope_factors, cache.capacity(), c.context, first, n),
         };
         qkv.par_chunks_exact_mut(stride).with_min_len(ROWS_PER_TASK).enumerate().for_each(|(i, row)| {
             let (q, k) = row[..q_width + kv_width].split_at_mut(q_width);
-            for (part, norm) in [(q, &layer.q_norm), (k, &layer.k_norm)] {
+            for (part, norm) in [(if wanted(i) { q } else { &mut [] }, &layer.q_norm), (k, &layer.k_norm)] {
                 for head in part.chunks_exact_mut(c.head_dim) {
                     if let Some(norm) = norm {
                         vector::rms_norm(head, norm, c.norm_eps);
                     }
-                    self.rotate(head, &angles, i);
+                    self.rotate(head, &angles, i % n);
                 }
             }
         });
-        let kv = cache.layer(index, kv_width);
-        for row in qkv.chunks_exact(stride) {
-            kv.keys.extend_from_slice(&row[q_width..q_width + kv_width]);
-            kv.values.extend_from_slice(&row[q_width + kv_width..]);
-        }
         let shape = Heads {
             heads: c.heads,
             kv_heads: c.kv_heads,
@@ -283,20 +434,34 @@ impl Engine {
             softcap: c.attn_softcap,
             window: layer.window,
         };
-        let attended = sized(attended, n * q_width);
-        attend(shape, qkv, stride, kv, packed_keys, attended);
-        layer.attn_output.product(attended, Output::whole(result, hidden), observer);
-        self.add(x, result, layer.post_attn_norm.as_deref());
-
-        // Feed-forward.
-        self.norm(x, &layer.ffn_norm, normed);
-        match &layer.mlp {
-            Mlp::Dense(mlp) => mlp.forward(normed, hidden, result, inner, observer),
-            Mlp::Experts(mlp) => mlp.forward(normed, hidden, result, inner, observer),
+        let left = n - batch.from;
+        let attended = sized(attended, batch.sequences * left * q_width);
+        for (sequence, attended) in qkv.chunks_exact(n * stride).zip(attended.chunks_exact_mut(left * q_width)) {
+            let kv = cache.layer(index, kv_width);
+            for row in sequence.chunks_exact(stride) {
+                kv.keys.extend_from_slice(&row[q_width..q_width + kv_width]);
+                kv.values.extend_from_slice(&row[q_width + kv_width..]);
+            }
+            attend(shape, &sequence[batch.from * stride..], stride, kv, packed_keys, attended);
         }
-        self.add(x, result, layer.post_ffn_norm.as_deref());
+        let result = &mut result[..batch.sequences * left * hidden];
+        let run = layer.attn_output.product(attended, Output::whole(result, hidden), observer);
+        if run.is_continue() {
+            if batch.from > 0 {
+                for (i, row) in (0..rows).filter(|row| wanted(*row)).enumerate() {
+                    x.copy_within(row * hidden..(row + 1) * hidden, i * hidden);
+                }
+                x.truncate(batch.sequences * left * hidden);
+            }
+            self.add(x, result, layer.post_attn_norm.as_deref());
+        }
         cache.buffers = buffers;
-        Ok(())
+        Ok(run)
+    }
+
+    fn loaded(&self, index: usize) -> Result<&Layer> {
+        let layer = self.layers.get(index).and_then(Option::as_ref);
+        layer.ok_or_else(|| Error::Internal(format!("layer {index} is not loaded")))
     }
 
     /// Logits `[n, vocab]` of the last layer's results `hidden` (`[n, hidden]`).
@@ -306,14 +471,22 @@ impl Engine {
         logits
     }
 
-    /// The same into a vector that is reused from call to call.
-    pub fn head_into(&self, hidden: &[f32], logits: &mut Vec<f32>, observer: &mut dyn Observer) {
+    /// What enters the output matrix: the last layer's results, normalised.
+    pub fn head_input(&self, hidden: &[f32]) -> Vec<f32> {
         let mut normed = vec![0.0; hidden.len()];
         self.norm(hidden, &self.output_norm, &mut normed);
+        normed
+    }
+
+    /// The same into a vector that is reused from call to call.
+    pub fn head_into(&self, hidden: &[f32], logits: &mut Vec<f32>, observer: &mut dyn Observer) {
+        let normed = self.head_input(hidden);
         let output = self.output.as_ref().unwrap_or(&self.embedding);
         let vocab = output.out();
         logits.resize(normed.len() / self.config.hidden * vocab, 0.0);
-        output.product(&normed, Output::whole(logits, vocab), observer);
+        if output.product(&normed, Output::whole(logits, vocab), observer).is_break() {
+            return;
+        }
         if let Some(cap) = self.config.logit_softcap {
             logits.par_chunks_mut(vocab).for_each(|row| vector::soft_cap(row, cap));
         }
@@ -329,19 +502,14 @@ impl Engine {
         }
     }
 
-    /// Every linear layer in the order of use, for replacing weights.
+    /// The linear layers of a layer in the order of use, for replacing weights; none when it is not loaded.
+    pub fn layer_linears_mut(&mut self, index: usize) -> impl Iterator<Item = &mut Linear> {
+        self.layers.get_mut(index).into_iter().flatten().flat_map(Layer::linears_mut)
+    }
+
+    /// Every linear layer in memory, in the order of use, for replacing weights.
     pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
-        let layers = self.layers.iter_mut().flat_map(|layer| {
-            let mlp: Vec<&mut Linear> = match &mut layer.mlp {
-                Mlp::Dense(mlp) => mlp.gate_up.iter_mut().chain([&mut mlp.down]).collect(),
-                Mlp::Experts(e) => {
-                    let shared = e.shared.iter_mut().map(|s| &mut s.expert);
-                    let shared = shared.flat_map(|s| s.gate_up.iter_mut().chain([&mut s.down]));
-                    [&mut e.router, &mut e.gate, &mut e.up, &mut e.down].into_iter().chain(shared).collect()
-                }
-            };
-            layer.qkv.iter_mut().chain([&mut layer.attn_output]).chain(mlp)
-        });
+        let layers = self.layers.iter_mut().flatten().flat_map(Layer::linears_mut);
         std::iter::once(&mut self.embedding).chain(layers).chain(&mut self.output)
     }
 

@@ -235,15 +235,24 @@ impl Engine {
     /// Errors: `BadInput` for a tensor that is missing or of another shape than the configuration says, `Unsupported`
     /// for a type that cannot be decoded, and those of reading.
     pub fn load(ckpt: &Checkpoint, model: &Model) -> Result<Engine> {
+        let mut engine = Self::shell(ckpt, model)?;
+        let loader = Loader::new(ckpt, model);
+        let layers = (0..model.config.layers).into_par_iter().map(|i| loader.layer(model, i).map(Some));
+        engine.layers = layers.collect::<Result<_>>()?;
+        Ok(engine)
+    }
+
+    /// The same without the layers, which [`Engine::load_layer`] brings in one at a time.
+    ///
+    /// Errors: as [`Engine::load`].
+    pub fn shell(ckpt: &Checkpoint, model: &Model) -> Result<Engine> {
         let c = &model.config;
-        let by_name = model.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
-        let loader = Loader { ckpt, by_name };
-        let layers: Result<Vec<Layer>> = (0..c.layers).into_par_iter().map(|i| loader.layer(model, i)).collect();
+        let loader = Loader::new(ckpt, model);
         let factors = |name: &str| model.generated.iter().find(|g| g.name == name).map(|g| g.values.clone());
         let untied = loader.by_name.contains_key("output.weight");
         Ok(Engine {
             embedding: loader.linear("token_embd", c.vocab, c.hidden)?,
-            layers: layers?,
+            layers: (0..c.layers).map(|_| None).collect(),
             output_norm: loader.vector("output_norm.weight", c.hidden)?,
             output: untied.then(|| loader.linear("output", c.vocab, c.hidden)).transpose()?,
             rope_factors: Factors {
@@ -254,6 +263,26 @@ impl Engine {
             interleaved_rope: model.family.interleaved_rope,
             config: c.clone(),
         })
+    }
+
+    /// Reads layer `index`; `ckpt` and `model` are those that the engine was made from.
+    ///
+    /// Errors: as [`Engine::load`].
+    pub fn load_layer(&mut self, ckpt: &Checkpoint, model: &Model, index: usize) -> Result<()> {
+        let layer = Loader::new(ckpt, model).layer(model, index)?;
+        self.layers[index] = Some(layer);
+        Ok(())
+    }
+
+    /// Frees the memory of layer `index`.
+    pub fn unload_layer(&mut self, index: usize) {
+        self.layers[index] = None;
+    }
+}
+
+impl<'a> Loader<'a> {
+    fn new(ckpt: &'a Checkpoint, model: &'a Model) -> Self {
+        Loader { ckpt, by_name: model.tensors.iter().map(|t| (t.name.as_str(), t)).collect() }
     }
 }
 

@@ -17,7 +17,7 @@ macro_rules! widest {
                 fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
                 #[target_feature(enable = "avx2")]
                 fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
-                if has_avx512() {
+                if $crate::kernel::vector::has_avx512() {
                     // SAFETY: the features were detected.
                     return unsafe { avx512($($arg),*) };
                 }
@@ -30,6 +30,7 @@ macro_rules! widest {
         }
     )*};
 }
+pub(crate) use widest;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn has_avx512() -> bool {

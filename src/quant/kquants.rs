@@ -73,7 +73,7 @@ fn code_symmetric<const N: usize>(x: &[f32; N], d: f32, half: i32, codes: &mut [
 }
 
 /// Two bits a weight, four weights of each 128 to a byte (Q2_K, low bits of Q3_K).
-fn pack_two_bits(codes: &[u8; QK], qs: &mut [u8]) {
+pub(crate) fn pack_two_bits(codes: &[u8; QK], qs: &mut [u8]) {
     for (l, qs) in codes.as_chunks::<128>().0.iter().zip(qs.chunks_exact_mut(32)) {
         for i in 0..32 {
             qs[i] = (l[i] & 3) | (l[i + 32] & 3) << 2 | (l[i + 64] & 3) << 4 | (l[i + 96] & 3) << 6;
@@ -130,7 +130,7 @@ fn quantize_q2_k(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
 }
 
 /// The 16 six-bit scales of Q3_K in 12 bytes: low nibbles in eight, high pairs of bits in four.
-fn pack_q3_scales(scales: &[u8; 16], out: &mut [u8]) {
+pub(crate) fn pack_q3_scales(scales: &[u8; 16], out: &mut [u8]) {
     out[..12].fill(0);
     for (j, s) in scales.iter().enumerate() {
         out[j % 8] |= (s & 15) << (4 * (j / 8));
@@ -138,7 +138,7 @@ fn pack_q3_scales(scales: &[u8; 16], out: &mut [u8]) {
     }
 }
 
-fn unpack_q3_scale(bytes: &[u8], j: usize) -> i32 {
+pub(crate) fn unpack_q3_scale(bytes: &[u8], j: usize) -> i32 {
     let low = bytes[j % 8] >> (4 * (j / 8)) & 15;
     let high = bytes[8 + j % 4] >> (2 * (j / 4)) & 3;
     i32::from(low | high << 4) - 32
@@ -192,7 +192,7 @@ fn quantize_q3_k(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
 }
 
 /// The eight pairs of six-bit scale and minimum of Q4_K and Q5_K in 12 bytes.
-fn pack_scale_min(scales: &[u8; 8], mins: &[u8; 8], out: &mut [u8]) {
+pub(crate) fn pack_scale_min(scales: &[u8; 8], mins: &[u8; 8], out: &mut [u8]) {
     for j in 0..4 {
         out[j] = scales[j] | (scales[j + 4] >> 4) << 6;
         out[j + 4] = mins[j] | (mins[j + 4] >> 4) << 6;
@@ -201,7 +201,7 @@ fn pack_scale_min(scales: &[u8; 8], mins: &[u8; 8], out: &mut [u8]) {
 }
 
 #[inline(always)]
-fn unpack_scale_min(bytes: &[u8], j: usize) -> (u8, u8) {
+pub(crate) fn unpack_scale_min(bytes: &[u8], j: usize) -> (u8, u8) {
     if j < 4 {
         (bytes[j] & 63, bytes[j + 4] & 63)
     } else {

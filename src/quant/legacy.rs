@@ -37,7 +37,7 @@ fn error_weights(row: &[f32], importance: &[f32]) -> impl Fn(usize, &[f32; N]) -
 }
 
 /// Low nibbles into `qs`, fifth bits into `qh` where the layout has them.
-fn pack(codes: &[u8; N], out: &mut [u8]) {
+pub(crate) fn pack(codes: &[u8; N], out: &mut [u8]) {
     let (high, low) = out.split_at_mut(out.len() - 16);
     for (i, byte) in low.iter_mut().enumerate() {
         *byte = (codes[i] & 15) | (codes[i + 16] & 15) << 4;

@@ -1,9 +1,10 @@
 //! Quantization of rows of weights to ggml blocks and back. One entry point per direction; the arithmetic of each type
 //! family is in a file of its own. Nothing here knows files, models or threads: rows in, bytes out.
 
-mod iquants;
-mod kquants;
-mod legacy;
+pub mod allocate;
+pub(crate) mod iquants;
+pub(crate) mod kquants;
+pub(crate) mod legacy;
 mod plain;
 pub mod presets;
 pub mod search;
@@ -127,11 +128,11 @@ fn check_length(ty: GgmlType, bytes: &[u8]) -> Result<(), QuantError> {
 }
 
 #[inline(always)]
-fn f16_at(bytes: &[u8], at: usize) -> f32 {
+pub(crate) fn f16_at(bytes: &[u8], at: usize) -> f32 {
     half::f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
 }
 
-fn put_f16(bytes: &mut [u8], at: usize, value: f32) {
+pub(crate) fn put_f16(bytes: &mut [u8], at: usize, value: f32) {
     bytes[at..at + 2].copy_from_slice(&half::f16::from_f32(value).to_le_bytes());
 }
 

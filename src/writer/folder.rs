@@ -103,7 +103,8 @@ impl Folder {
                 Some(_) if existing.force && !existing.resume => remove(&partial)?,
                 Some(parts) if existing.resume || parts.is_empty() => earlier = Some(parts),
                 Some(parts) => {
-                    let what = format!("{shown} holds {} finished parts of the same run, which was cut short", parts.len());
+                    let what =
+                        format!("{shown} holds {} finished parts of the same run, which was cut short", parts.len());
                     return Err(Error::Usage(format!("{what}; add --resume to continue it, or --force to begin anew")));
                 }
             }
@@ -298,7 +299,8 @@ impl Folder {
 
     /// What was written must be sound shards with exactly these tensors.
     fn check(&self) -> Result<()> {
-        let fault = |what: String| Error::Storage(format!("{}: re-reading what was written: {what}", self.partial.display()));
+        let fault =
+            |what: String| Error::Storage(format!("{}: re-reading what was written: {what}", self.partial.display()));
         let mut count = 0;
         for shard in &self.layout.shards {
             let path = self.partial.join(&shard.name);

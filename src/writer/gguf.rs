@@ -108,6 +108,14 @@ impl Artifact {
         self.shards.iter().map(|shard| shard.file.target())
     }
 
+    /// Where a [sealed](Self::seal) artifact lies for the time being, if it is one file.
+    pub fn only_file(&self) -> Option<&Path> {
+        match &self.shards[..] {
+            [one] => Some(one.file.temp_path()),
+            _ => None,
+        }
+    }
+
     /// Writes the headers, syncs, reads everything back and checks it.
     ///
     /// Errors: `Interrupted` once `cancel` is set; `BadInput` when a weight was too large for its type.

@@ -138,8 +138,11 @@ pub fn layout(entries: &[Entry], metadata_format: &str, max_shard: u64) -> Resul
 
 /// The text of `model.safetensors.index.json`, as transformers writes it; `parameters` is what the numbers stand for.
 pub fn index(entries: &[Entry], layout: &Layout, parameters: Option<u64>) -> String {
-    let mut names: Vec<(&str, &str)> =
-        entries.iter().zip(&layout.places).map(|(e, p)| (e.name.as_str(), layout.shards[p.shard].name.as_str())).collect();
+    let mut names: Vec<(&str, &str)> = entries
+        .iter()
+        .zip(&layout.places)
+        .map(|(e, p)| (e.name.as_str(), layout.shards[p.shard].name.as_str()))
+        .collect();
     names.sort_unstable();
     let map: Map<String, Value> = names.into_iter().map(|(name, file)| (name.to_string(), file.into())).collect();
     let mut metadata = json!({ "total_size": layout.tensor_bytes });

@@ -5,7 +5,7 @@ use super::numeric::{SUPER, block_importance, error_weights, get_u16, own_square
 use crate::quant::search::nearest_int;
 use crate::quant::{f16_at, put_f16};
 
-const VALUES: [f32; 16] =
+pub(crate) const VALUES: [f32; 16] =
     [-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0];
 const GROUP: usize = 32;
 const TRIES: i32 = 7;

@@ -8,7 +8,7 @@ mod grids;
 mod iq1;
 mod iq2;
 mod iq3;
-mod iq4;
+pub(crate) mod iq4;
 mod numeric;
 mod search;
 mod ternary;

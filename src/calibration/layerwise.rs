@@ -1,0 +1,373 @@
+//! The pass that takes a model apart layer by layer: calibration windows go through one layer after the other, of which
+//! only one is in memory, and a visitor sees the second moments of every linear layer's input, early enough to replace
+//! the weights before the tokens go on. What the visitor does with them is not known here.
+
+use super::moments::{Collector, Moments};
+use crate::convert::Control;
+use crate::infer::{Cache, Engine, Linear, Observer};
+use crate::model::{Model, Role};
+use crate::source::Checkpoint;
+use crate::writer::atomic::free_space;
+use crate::writer::gguf::human;
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+/// The steps of a layer, in the order of the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    Qkv,
+    AttnOutput,
+    GateUp,
+    Down,
+}
+
+impl Stage {
+    pub const ALL: [Stage; 4] = [Stage::Qkv, Stage::AttnOutput, Stage::GateUp, Stage::Down];
+
+    /// The stage of a linear layer inside a block; `None` for anything else.
+    pub fn of(role: Role) -> Option<Stage> {
+        Some(Input::of(role, 0)?.stage)
+    }
+}
+
+/// Linear layers of one layer that have their input in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Input {
+    stage: Stage,
+    part: Part,
+    cols: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Dense,
+    Experts,
+    SharedExpert,
+}
+
+impl Input {
+    fn of(role: Role, cols: usize) -> Option<Input> {
+        let (stage, part) = match role {
+            Role::AttnQ | Role::AttnK | Role::AttnV | Role::AttnQkv => (Stage::Qkv, Part::Dense),
+            Role::AttnOutput => (Stage::AttnOutput, Part::Dense),
+            Role::FfnGate | Role::FfnUp | Role::FfnGateUp => (Stage::GateUp, Part::Dense),
+            Role::ExpertGate | Role::ExpertUp => (Stage::GateUp, Part::Experts),
+            Role::SharedGate | Role::SharedUp => (Stage::GateUp, Part::SharedExpert),
+            Role::FfnDown => (Stage::Down, Part::Dense),
+            Role::ExpertDown => (Stage::Down, Part::Experts),
+            Role::SharedDown => (Stage::Down, Part::SharedExpert),
+            _ => return None,
+        };
+        Some(Input { stage, part, cols })
+    }
+}
+
+/// What entered some linear layers that have their input in common.
+pub struct Captured {
+    /// GGUF names of the weights.
+    pub linears: Vec<String>,
+    /// One, or one per expert.
+    pub moments: Vec<Moments>,
+    /// The same for each set of held-out windows.
+    pub held: Vec<Vec<Moments>>,
+}
+
+/// Works on one layer after the other.
+pub trait Visit {
+    /// The inputs of `stage` of `layer` are known. In a sequential pass, weights that are replaced here are those that
+    /// the tokens go on through.
+    fn stage(&mut self, layer: usize, stage: Stage, captured: &[&Captured], linears: Vec<&mut Linear>) -> Result<()>;
+
+    /// The layer is finished with.
+    fn layer_done(&mut self, layer: usize) -> Result<()>;
+}
+
+/// How the pass is run.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Later stages see what the replaced weights make of the tokens; otherwise all see the original model.
+    pub sequential: bool,
+    /// The set of every window whose moments are kept apart, counted from 1; 0, and all windows beyond, are not.
+    pub held: Vec<usize>,
+    /// Bytes of activations that may stay in memory; beyond, they go to a file in `spill`.
+    pub max_memory: Option<u64>,
+    pub spill: PathBuf,
+}
+
+/// Runs `windows` through the layers of `model`. `control.advance` hears of `tokens` per window and layer. Returns the
+/// moments of the output matrix's input, taken after the last layer.
+///
+/// Errors: `BadInput` for activations that are not finite, those of loading, of the visitor and of the disk.
+pub fn run(
+    ckpt: &Checkpoint,
+    model: &Model,
+    windows: &[Vec<u32>],
+    options: &Options,
+    visit: &mut dyn Visit,
+    control: &Control,
+) -> Result<Captured> {
+    let mut engine = Engine::shell(ckpt, model)?;
+    let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
+    let mut cache = Cache::one_batch(longest);
+    let width = model.config.hidden;
+    let mut streams = Streams::new(windows, width, options)?;
+    for (i, window) in windows.iter().enumerate() {
+        streams.put(i, engine.embed(window)?)?;
+    }
+    for layer in 0..model.config.layers {
+        engine.load_layer(ckpt, model, layer)?;
+        let inputs = inputs(model, layer);
+        let pass = Pass { layer, inputs: &inputs, experts: model.config.experts.is_some(), options, windows, control };
+        if options.sequential {
+            for stage in Stage::ALL {
+                let captured = pass.collect(&engine, &mut streams, &mut cache, Some(stage))?;
+                pass.visit(&mut engine, visit, stage, &captured)?;
+            }
+            pass.finish(&engine, &mut streams, &mut cache)?;
+        } else {
+            let captured = pass.collect(&engine, &mut streams, &mut cache, None)?;
+            for stage in Stage::ALL {
+                pass.visit(&mut engine, visit, stage, &captured)?;
+            }
+        }
+        visit.layer_done(layer)?;
+        engine.unload_layer(layer);
+        (control.advance)(windows.iter().map(|w| w.len() as u64).sum());
+    }
+    let head = BTreeMap::from([("output".to_string(), Input { stage: Stage::Down, part: Part::Dense, cols: width })]);
+    let mut seen = Collecting::new(&head, None);
+    for i in 0..windows.len() {
+        let x = streams.get(i)?;
+        seen.set = options.held.get(i).copied().unwrap_or(0);
+        let _ = seen.input("output", None, &engine.head_input(&x));
+        seen.check()?;
+    }
+    seen.finish().pop().ok_or_else(|| Error::bad_input("there are no calibration windows"))
+}
+
+/// The input of every linear layer of `layer`, by GGUF name.
+fn inputs(model: &Model, layer: usize) -> BTreeMap<String, Input> {
+    let tensors = model.tensors.iter().filter(|t| t.layer == Some(layer));
+    tensors.filter_map(|t| Some((t.name.clone(), Input::of(t.role, t.cols())?))).collect()
+}
+
+/// One layer of the pass.
+struct Pass<'a> {
+    layer: usize,
+    inputs: &'a BTreeMap<String, Input>,
+    experts: bool,
+    options: &'a Options,
+    windows: &'a [Vec<u32>],
+    control: &'a Control<'a>,
+}
+
+impl Pass<'_> {
+    /// Runs the windows as far as the moments of one stage ask for, or all of them through the whole layer. With
+    /// [`Stage::GateUp`] the windows are moved on behind the attention.
+    fn collect(
+        &self,
+        engine: &Engine,
+        streams: &mut Streams,
+        cache: &mut Cache,
+        only: Option<Stage>,
+    ) -> Result<Vec<Captured>> {
+        let mut seen = Collecting::new(self.inputs, only);
+        for i in 0..self.windows.len() {
+            self.control.check()?;
+            let mut x = streams.get(i)?;
+            seen.set = self.options.held.get(i).copied().unwrap_or(0);
+            cache.truncate(0);
+            match only {
+                None => {
+                    let _ = engine.layer(self.layer, &mut x, cache, &mut seen)?;
+                    streams.put(i, x)?;
+                }
+                Some(Stage::Qkv | Stage::AttnOutput) => {
+                    seen.stop = true;
+                    let _ = engine.attention(self.layer, &mut x, cache, &mut seen)?;
+                    streams.keep(i, x);
+                }
+                Some(stage) => {
+                    if stage == Stage::GateUp {
+                        let _ = engine.attention(self.layer, &mut x, cache, &mut ())?;
+                        streams.put(i, x)?;
+                        x = streams.get(i)?;
+                    }
+                    // Every expert sees its own tokens, so all have to be run before the last one's are known.
+                    seen.stop = !self.experts;
+                    let before = self.experts.then(|| x.clone());
+                    let _ = engine.feed_forward(self.layer, &mut x, cache, &mut seen)?;
+                    streams.keep(i, before.unwrap_or(x));
+                }
+            }
+            seen.check()?;
+        }
+        Ok(seen.finish())
+    }
+
+    /// Takes the windows through the feed-forward half.
+    fn finish(&self, engine: &Engine, streams: &mut Streams, cache: &mut Cache) -> Result<()> {
+        for i in 0..self.windows.len() {
+            self.control.check()?;
+            let mut x = streams.get(i)?;
+            let _ = engine.feed_forward(self.layer, &mut x, cache, &mut ())?;
+            streams.put(i, x)?;
+        }
+        Ok(())
+    }
+
+    /// Shows the visitor what was captured for one stage.
+    fn visit(&self, engine: &mut Engine, visit: &mut dyn Visit, stage: Stage, captured: &[Captured]) -> Result<()> {
+        let is_mine = |name: &String| self.inputs.get(name).is_some_and(|input| input.stage == stage);
+        let mine: Vec<&Captured> = captured.iter().filter(|c| c.linears.first().is_some_and(is_mine)).collect();
+        let linears = engine.layer_linears_mut(self.layer).filter(|l| is_mine(&l.name)).collect();
+        visit.stage(self.layer, stage, &mine, linears)
+    }
+}
+
+/// Sums up what enters the linear layers of the stage wanted, or of all.
+struct Collecting<'a> {
+    inputs: &'a BTreeMap<String, Input>,
+    only: Option<Stage>,
+    /// End each run once the inputs of the stage are seen.
+    stop: bool,
+    set: usize,
+    groups: BTreeMap<Input, Group>,
+    fault: Option<Error>,
+}
+
+/// What has been seen of one input.
+struct Group {
+    /// The linear layer whose input is summed; the others are given the same.
+    leader: String,
+    /// Per set of windows and expert, of which a dense layer has one.
+    sums: Vec<Vec<Collector>>,
+}
+
+impl<'a> Collecting<'a> {
+    fn new(inputs: &'a BTreeMap<String, Input>, only: Option<Stage>) -> Self {
+        Collecting { inputs, only, stop: false, set: 0, groups: BTreeMap::new(), fault: None }
+    }
+
+    fn check(&mut self) -> Result<()> {
+        self.fault.take().map_or(Ok(()), Err)
+    }
+
+    fn finish(self) -> Vec<Captured> {
+        let inputs = self.inputs;
+        let captured = self.groups.into_iter().map(|(input, group)| {
+            let linears = inputs.iter().filter(|(_, i)| **i == input).map(|(name, _)| name.clone()).collect();
+            let sets = group.sums.into_iter().map(|set| set.into_iter().map(Collector::finish).collect());
+            let mut held: Vec<Vec<Moments>> = sets.collect();
+            let moments = if held.is_empty() { Vec::new() } else { held.remove(0) };
+            Captured { linears, moments, held }
+        });
+        captured.collect()
+    }
+}
+
+impl Observer for Collecting<'_> {
+    fn input(&mut self, linear: &str, expert: Option<usize>, x: &[f32]) -> ControlFlow<()> {
+        let wanted = self.inputs.get(linear).filter(|input| self.only.is_none_or(|only| input.stage == only));
+        let Some(input) = wanted else { return ControlFlow::Continue(()) };
+        let new = || Group { leader: linear.to_string(), sums: Vec::new() };
+        let group = self.groups.entry(*input).or_insert_with(new);
+        if group.leader != linear {
+            return ControlFlow::Continue(());
+        }
+        let expert = expert.unwrap_or(0);
+        if group.sums.len() <= self.set {
+            group.sums.resize_with(self.set + 1, Vec::new);
+        }
+        let set = &mut group.sums[self.set];
+        if set.len() <= expert {
+            set.resize_with(expert + 1, || Collector::new(input.cols));
+        }
+        let sums = &mut set[expert];
+        if let Some(channel) = sums.add(x) {
+            self.fault.get_or_insert_with(|| super::stats::not_finite(linear, channel));
+            return ControlFlow::Break(());
+        }
+        if self.stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+/// The residual streams of all windows between two layers: in memory, or in a file beyond a limit.
+struct Streams {
+    slots: Vec<Slot>,
+    file: Option<File>,
+}
+
+enum Slot {
+    Memory(Vec<f32>),
+    /// Place and length in the file, in bytes and elements.
+    File(u64, usize),
+}
+
+impl Streams {
+    /// Places for windows of `width` channels. The first that fit stay in memory.
+    fn new(windows: &[Vec<u32>], width: usize, options: &Options) -> Result<Self> {
+        let limit = options.max_memory.unwrap_or(u64::MAX);
+        let (mut used, mut spilled) = (0, 0);
+        let mut slots = Vec::with_capacity(windows.len());
+        for window in windows {
+            let (len, bytes) = (window.len() * width, (window.len() * width * 4) as u64);
+            if used + bytes <= limit {
+                used += bytes;
+                slots.push(Slot::Memory(Vec::new()));
+            } else {
+                slots.push(Slot::File(spilled, len));
+                spilled += bytes;
+            }
+        }
+        let file = match spilled {
+            0 => None,
+            _ => Some(tempfile::tempfile_in(&options.spill).map_err(|e| Error::io(&options.spill, e))?),
+        };
+        if let Some(free) = free_space(&options.spill.join("spill")).filter(|free| *free < spilled) {
+            let (dir, need) = (options.spill.display(), human(spilled));
+            return Err(Error::Storage(format!("{dir}: activations need {need} of disk, {} free", human(free))));
+        }
+        Ok(Streams { slots, file })
+    }
+
+    /// Takes the stream of a window.
+    fn get(&mut self, window: usize) -> Result<Vec<f32>> {
+        match &mut self.slots[window] {
+            Slot::Memory(x) => Ok(std::mem::take(x)),
+            Slot::File(at, len) => {
+                let mut x = vec![0f32; *len];
+                let file = self.file.as_ref().ok_or_else(|| Error::Internal("no file of activations".into()))?;
+                file.read_exact_at(bytemuck::cast_slice_mut(&mut x), *at).map_err(spill_error)?;
+                Ok(x)
+            }
+        }
+    }
+
+    /// Gives it back, changed.
+    fn put(&mut self, window: usize, x: Vec<f32>) -> Result<()> {
+        match &mut self.slots[window] {
+            Slot::Memory(slot) => *slot = x,
+            Slot::File(at, _) => {
+                let file = self.file.as_ref().ok_or_else(|| Error::Internal("no file of activations".into()))?;
+                file.write_all_at(bytemuck::cast_slice(&x), *at).map_err(spill_error)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives it back as it was.
+    fn keep(&mut self, window: usize, x: Vec<f32>) {
+        if let Slot::Memory(slot) = &mut self.slots[window] {
+            *slot = x;
+        }
+    }
+}
+
+fn spill_error(error: std::io::Error) -> Error {
+    Error::Storage(format!("the file of activations cannot be used: {error}"))
+}

@@ -1,0 +1,225 @@
+//! `--search feedback`: a GGUF conversion that calibrates, rounds with error feedback and keeps the result only where
+//! text that had no part in it agrees, matrix by matrix and for each file as a whole.
+
+use super::calibrate::{self, Drawing, Importance};
+use super::options::CANCEL;
+use super::plan::Prepared;
+use super::progress::{Progress, Unit};
+use super::{ConvertArgs, SearchArgs};
+use crate::calibration::data::{self, Amount, Source};
+use crate::calibration::layerwise;
+use crate::convert::Control;
+use crate::eval::{self, Base, Candidate, Method, Windows};
+use crate::feedback::Shrink;
+use crate::refine::{Refine, Settings, Target};
+use crate::report::LedgerRow;
+use crate::runnable::Runnable;
+use crate::writer::gguf::Artifact;
+use crate::{Error, Result};
+
+/// Of so many calibration windows one is held out.
+const HOLD_OUT: usize = 8;
+/// Windows of the bundled texts that feedback has to hold on too, whatever it was calibrated on.
+const BUNDLED: usize = 8;
+
+/// What the layer-by-layer pass left for the rest of the conversion.
+pub struct Outcome {
+    pub importance: Importance,
+    /// Per target: tensors whose bytes are written.
+    pub done: Vec<Vec<bool>>,
+    /// Per target: matrices that kept ggml's blocks.
+    pub ledger: Vec<Vec<LedgerRow>>,
+    held: Held,
+}
+
+/// Windows that decide what is kept, in sets.
+struct Held {
+    sets: Vec<Vec<Vec<u32>>>,
+}
+
+/// Calibrates and rounds the matrices of every block, for all targets in one pass. `plain` are the files that ggml's own
+/// search fills.
+pub fn run(
+    prepared: &Prepared,
+    args: &ConvertArgs,
+    drawing: Drawing,
+    artifacts: &[Artifact],
+    plain: &[Artifact],
+    threads: usize,
+) -> Result<Outcome> {
+    let quiet = args.common.quiet;
+    let held = hold_out(&drawing, args)?;
+    let Drawing { windows, data, overlap, model: runnable } = drawing;
+    // The model comes back a layer at a time.
+    drop(runnable);
+    let mut all: Vec<Vec<u32>> = Vec::new();
+    let mut sets = Vec::new();
+    for (i, window) in windows.into_iter().enumerate() {
+        if !is_held(i) {
+            all.push(window);
+            sets.push(0);
+        }
+    }
+    for (set, windows) in held.sets.iter().enumerate() {
+        all.extend(windows.iter().cloned());
+        sets.resize(all.len(), set + 1);
+    }
+    let options = layerwise::Options {
+        sequential: args.search.sequential,
+        held: sets,
+        max_memory: args.search.max_memory.as_deref().map(super::options::size).transpose()?,
+        spill: spill_folder(artifacts),
+    };
+    let settings = Settings {
+        shrink: Shrink { rho: args.search.rho, damping: args.search.damping },
+        sequential: args.search.sequential,
+        ..Settings::default()
+    };
+    let targets: Vec<Target> = artifacts
+        .iter()
+        .zip(plain)
+        .zip(&prepared.targets)
+        .map(|((artifact, plain), t)| Target { types: &t.types, sink: artifact, plain })
+        .collect();
+    if settings.sequential && targets.len() > 1 {
+        return Err(Error::Usage("--sequential takes one GGUF type at a time".into()));
+    }
+    let tokens: usize = all.iter().map(Vec::len).sum();
+    let work = tokens as u64 * prepared.model.config.layers as u64;
+    let progress = Progress::new("rounding with feedback", work, Unit::Tokens, quiet);
+    let control = Control { threads, cancel: &CANCEL, advance: &|n| progress.advance(n) };
+    let mut refine = Refine::new(&prepared.ckpt, &prepared.model, &targets, settings, &control);
+    let head = layerwise::run(&prepared.ckpt, &prepared.model, &all, &options, &mut refine, &control)?;
+    refine.head(&head)?;
+    progress.finish();
+    let mut ledger = vec![Vec::new(); targets.len()];
+    for refused in &refine.refused {
+        let expert = refused.expert.map_or(String::new(), |e| format!(" (expert {e})"));
+        ledger[refused.target].push(LedgerRow {
+            candidate: prepared.targets[refused.target].preset.name.to_string(),
+            kind: "search".into(),
+            tensor: Some(format!("{}{expert}", refused.tensor)),
+            asked: "error feedback".into(),
+            done: "ggml's search".into(),
+            reason: refused.reason.clone(),
+        });
+    }
+    if !quiet {
+        for (target, kept) in prepared.targets.iter().zip(&refine.kept) {
+            eprintln!("  {}: {kept} matrices with feedback", target.preset.name);
+        }
+    }
+    let importance = calibrate::from_inputs(&refine.inputs, data, overlap, prepared, args)?;
+    Ok(Outcome { importance, done: refine.done, ledger, held })
+}
+
+fn spill_folder(artifacts: &[Artifact]) -> std::path::PathBuf {
+    let first = artifacts.iter().flat_map(Artifact::targets).next();
+    first.map_or_else(std::env::temp_dir, |target| crate::writer::atomic::folder_of(target).to_path_buf())
+}
+
+fn is_held(window: usize) -> bool {
+    window % HOLD_OUT == HOLD_OUT - 1
+}
+
+/// A share of the calibration windows, and some of the bundled texts where these are not what is calibrated on.
+fn hold_out(drawing: &Drawing, args: &ConvertArgs) -> Result<Held> {
+    let own: Vec<Vec<u32>> =
+        (0..drawing.windows.len()).filter(|i| is_held(*i)).map(|i| drawing.windows[i].clone()).collect();
+    let only_bundled = args.calibration.calibration.iter().all(|s| s == "default");
+    let mut sets = vec![own];
+    if !only_bundled {
+        let seq_len = args.calibration.seq_len;
+        let amount = Amount { tokens: BUNDLED * seq_len, seq_len, seed: args.calibration.calibration_seed };
+        sets.push(data::draw(&[Source::Default], amount, &drawing.model, &mut || Ok(()))?.windows);
+    }
+    sets.retain(|set| !set.is_empty());
+    if sets.is_empty() {
+        return Err(Error::bad_input(format!(
+            "{} calibration windows are too few for error feedback, which holds one in {HOLD_OUT} out",
+            drawing.windows.len()
+        ))
+        .hint("calibrate on more tokens, or take --search ggml"));
+    }
+    Ok(Held { sets })
+}
+
+/// Whether each finished file is kept, against that of ggml's search alone; `artifacts` and `plain` are sealed.
+pub fn judge(
+    outcome: &mut Outcome,
+    prepared: &Prepared,
+    artifacts: &[Artifact],
+    plain: &[Artifact],
+    quiet: bool,
+) -> Result<Vec<bool>> {
+    if !quiet {
+        eprintln!("  measuring the files on text that had no part in them");
+    }
+    let mut base = Runnable::open(&prepared.path)?;
+    let mut keep = Vec::new();
+    for (i, (artifact, plain)) in artifacts.iter().zip(plain).enumerate() {
+        let (Some(with), Some(without)) = (artifact.only_file(), plain.only_file()) else {
+            keep.push(true);
+            continue;
+        };
+        let (mut with, mut without) = (Runnable::open(with)?, Runnable::open(without)?);
+        let mut verdicts = Vec::new();
+        for set in &outcome.held.sets {
+            verdicts.push(compare(&mut base, &mut with, &mut without, set)?);
+        }
+        let name = prepared.targets[i].preset.name;
+        if !quiet {
+            let text: Vec<String> = verdicts.iter().map(|(f, g)| format!("{f:.4} (ggml's search {g:.4})")).collect();
+            eprintln!("  {name}: KL {}", text.join(", on the bundled texts "));
+        }
+        let lost = verdicts.iter().find(|(feedback, ggml)| feedback > ggml);
+        if let Some((feedback, ggml)) = lost {
+            outcome.ledger[i].push(LedgerRow {
+                candidate: name.to_string(),
+                kind: "search".into(),
+                tensor: None,
+                asked: "error feedback".into(),
+                done: "ggml's search".into(),
+                reason: format!("on held-out text its KL divergence is {feedback:.4}, that of ggml's search {ggml:.4}"),
+            });
+        }
+        keep.push(lost.is_none());
+    }
+    Ok(keep)
+}
+
+/// Mean KL divergence of two files from `base` on the second halves of `windows`.
+fn compare(
+    base: &mut Runnable,
+    with: &mut Runnable,
+    without: &mut Runnable,
+    windows: &[Vec<u32>],
+) -> Result<(f64, f64)> {
+    let ctx = windows.iter().map(Vec::len).min().unwrap_or(0);
+    let stream: Vec<u32> = windows.iter().flat_map(|w| w[..ctx].iter().copied()).collect();
+    let plan = Windows::plan(Method::LlamaCpp { ctx }, stream.len(), None, None)?;
+    let candidate = |name: &str, model| Candidate { name: name.to_string(), model };
+    let mut progress = |_: &eval::Progress| {
+        if CANCEL.load(std::sync::atomic::Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+    };
+    let options = eval::Options { progress: Some(&mut progress), ..eval::Options::default() };
+    let mut both = [candidate("with feedback", with), candidate("ggml's search", without)];
+    let result = eval::compare(Base::Model(candidate("base", base)), &mut both, &stream, &plan, options)?;
+    let mean = |records: &[eval::Record]| records.iter().map(|r| r.kld).sum::<f64>() / records.len().max(1) as f64;
+    Ok((mean(&result.candidates[0]), mean(&result.candidates[1])))
+}
+
+impl SearchArgs {
+    /// Whether feedback is what was asked for, or what is usual with calibration data.
+    pub fn is_feedback(&self, calibrates: bool) -> Result<bool> {
+        match self.search {
+            Some(super::Search::Feedback) if !calibrates => Err(Error::Usage(
+                "--search feedback needs calibration data, not a finished importance matrix: --calibration default"
+                    .into(),
+            )),
+            Some(super::Search::Feedback) => Ok(true),
+            Some(super::Search::Ggml) => Ok(false),
+            None => Ok(calibrates),
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! What the steps need from H and U, laid out for sequential reading: panels of sixteen columns, the triangles and
+//! inverses of the diagonal blocks of one sub-block each, and sums over sub-blocks. Made once per matrix and type.
+
+use super::lanes::LANES;
+use super::layout::Layout;
+use std::ops::Range;
+
+/// Columns of a panel.
+pub const PANEL: usize = 16;
+
+/// A matrix `[n, n]` in panels of sixteen columns, of which each holds its rows one after the other.
+pub struct Panels {
+    data: Vec<f32>,
+    n: usize,
+    /// Only the rows of the upper triangle, down to the panel's own last row.
+    upper: bool,
+}
+
+impl Panels {
+    pub fn new(matrix: &[f32], n: usize, upper: bool) -> Self {
+        let mut data = Vec::with_capacity(if upper { n * (n + PANEL) / 2 } else { n * n });
+        for first in (0..n).step_by(PANEL) {
+            let rows = if upper { first + PANEL } else { n };
+            for row in matrix.chunks_exact(n).take(rows) {
+                data.extend_from_slice(&row[first..first + PANEL]);
+            }
+        }
+        Panels { data, n, upper }
+    }
+
+    /// Rows `rows` of panel `index`, `[rows, PANEL]`.
+    #[inline(always)]
+    pub fn rows(&self, index: usize, rows: Range<usize>) -> &[f32] {
+        let start = if self.upper { PANEL * index * (index + 1) / 2 } else { self.n * index };
+        &self.data[(start + rows.start) * PANEL..(start + rows.end) * PANEL]
+    }
+}
+
+/// One triangle `[sub, sub]` per sub-block: row j holds `U[i, j]` for i < j, then zeros; and `1 / U[j, j]`.
+pub struct Triangles {
+    pub u: Vec<f32>,
+    pub inverse: Vec<f32>,
+    /// `1 / U[j, j]²`: what an error in column j alone costs.
+    pub weights: Vec<f32>,
+}
+
+/// See the file's head. All of `n` columns, sub-blocks of `sub`.
+pub struct Matrices {
+    pub n: usize,
+    pub h: Panels,
+    pub u: Panels,
+    /// Of U itself.
+    pub feedback: Triangles,
+    /// Of the factors of the inverses of H's diagonal blocks: `H_bb⁻¹ = U_bᵀ U_b`.
+    pub own: Triangles,
+    /// `H_bb⁻¹`, `[n / sub][sub, sub]`.
+    pub own_inverse: Vec<f32>,
+    pub inverse_diagonal: Vec<f32>,
+    /// `[n, subs]`: the sum of row i of H over each sub-block of its own block.
+    pub row_sums: Vec<f32>,
+    /// `[n / block][subs, subs]`: the sums of H over pairs of sub-blocks of a block.
+    pub sums: Vec<f32>,
+}
+
+impl Matrices {
+    /// From regularised `h` and upper `u` with `h⁻¹ = uᵀu`, both `[n, n]`; n is a multiple of the layout's block.
+    pub fn new(h: &[f32], u: &[f32], n: usize, layout: &Layout) -> Self {
+        let (sub, subs) = (layout.sub, layout.subs());
+        debug_assert!(n.is_multiple_of(layout.block) && LANES == PANEL);
+        let mut feedback = Triangles { u: vec![0.0; n * sub], inverse: vec![0.0; n], weights: vec![0.0; n] };
+        let mut own = Triangles { u: vec![0.0; n * sub], inverse: vec![0.0; n], weights: vec![0.0; n] };
+        let mut own_inverse = vec![0.0; n * sub];
+        for first in (0..n).step_by(sub) {
+            let part = |m: &[f32], i: usize, j: usize| f64::from(m[(first + i) * n + first + j]);
+            let h_bb: Vec<f64> = (0..sub * sub).map(|k| part(h, k / sub, k % sub)).collect();
+            let u_b = inverse_factor(&h_bb, sub);
+            feedback.set(first, sub, |i, j| part(u, i, j));
+            own.set(first, sub, |i, j| u_b[i * sub + j]);
+            for (k, out) in own_inverse[first * sub..(first + sub) * sub].iter_mut().enumerate() {
+                let (i, j) = (k / sub, k % sub);
+                *out = (0..=i.min(j)).map(|r| u_b[r * sub + i] * u_b[r * sub + j]).sum::<f64>() as f32;
+            }
+        }
+        let mut row_sums = vec![0.0; n * subs];
+        let mut sums = vec![0f64; n / layout.block * subs * subs];
+        for i in 0..n {
+            let (block, at) = (i / layout.block, i % layout.block / sub);
+            for b in 0..subs {
+                let first = i * n + block * layout.block + b * sub;
+                let sum: f64 = h[first..first + sub].iter().map(|v| f64::from(*v)).sum();
+                row_sums[i * subs + b] = sum as f32;
+                sums[(block * subs + at) * subs + b] += sum;
+            }
+        }
+        Matrices {
+            n,
+            h: Panels::new(h, n, false),
+            u: Panels::new(u, n, true),
+            feedback,
+            own,
+            own_inverse,
+            inverse_diagonal: (0..n).map(|i| 1.0 / h[i * n + i]).collect(),
+            row_sums,
+            sums: sums.into_iter().map(|v| v as f32).collect(),
+        }
+    }
+}
+
+impl Triangles {
+    /// Takes the triangle of the sub-block that begins at column `first`.
+    fn set(&mut self, first: usize, sub: usize, u: impl Fn(usize, usize) -> f64) {
+        for j in 0..sub {
+            for i in 0..j {
+                self.u[(first + j) * sub + i] = u(i, j) as f32;
+            }
+            self.inverse[first + j] = (1.0 / u(j, j)) as f32;
+            self.weights[first + j] = (1.0 / (u(j, j) * u(j, j))) as f32;
+        }
+    }
+}
+
+/// The upper U with `h⁻¹ = UᵀU` of a small positive definite `h` (`[n, n]`): the inverse of the upper R with `h = R Rᵀ`.
+pub(super) fn inverse_factor(h: &[f64], n: usize) -> Vec<f64> {
+    let mut r = vec![0f64; n * n];
+    for j in (0..n).rev() {
+        for i in (0..=j).rev() {
+            let rest: f64 = (j + 1..n).map(|k| r[i * n + k] * r[j * n + k]).sum();
+            let value = h[i * n + j] - rest;
+            r[i * n + j] = if i == j { value.max(f64::MIN_POSITIVE).sqrt() } else { value / r[j * n + j] };
+        }
+    }
+    let mut u = vec![0f64; n * n];
+    for j in 0..n {
+        u[j * n + j] = 1.0 / r[j * n + j];
+        for i in (0..j).rev() {
+            let sum: f64 = (i + 1..=j).map(|k| r[i * n + k] * u[k * n + j]).sum();
+            u[i * n + j] = -sum / r[i * n + i];
+        }
+    }
+    u
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_factor_is_that_of_the_inverse() {
+        let n = 5;
+        let a: Vec<f64> = (0..n * n).map(|i| ((i * 7919 % 31) as f64 - 15.0) / 15.0).collect();
+        let h: Vec<f64> = (0..n * n)
+            .map(|k| {
+                let (i, j) = (k / n, k % n);
+                (0..n).map(|t| a[i * n + t] * a[j * n + t]).sum::<f64>() + if i == j { 0.5 } else { 0.0 }
+            })
+            .collect();
+        let u = inverse_factor(&h, n);
+        for i in 0..n {
+            assert!((0..i).all(|j| u[i * n + j] == 0.0), "not upper");
+            for j in 0..n {
+                let product = |x: usize, y: usize| (0..n).map(|t| u[t * n + x] * u[t * n + y]).sum::<f64>();
+                let one: f64 = (0..n).map(|k| product(i, k) * h[k * n + j]).sum();
+                assert!((one - if i == j { 1.0 } else { 0.0 }).abs() < 1e-9, "{i} {j}: {one}");
+            }
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Error feedback on ggml's grids: blocks of Q2_K .. Q6_K, Q4_0 .. Q8_0, IQ4_NL and IQ4_XS whose scales and codes are
+//! chosen under the whole Hessian of the layer, so that one weight's error is made good by the others, in bytes that every
+//! reader of these types decodes. Pure functions on rows and matrices: no files, no models.
+//!
+//! The problem, row by row: minimise e'He over all blocks that the type can hold, where e = w − ŵ and H is the second
+//! moment of the layer's input. The stages, each better and dearer than the one before: **B**, feedback (GPTQ, Frantar et
+//! al. 2022) with ggml's own scales; **C**, scales searched in the loop; **D**, a sweep of coordinate descent over
+//! sub-blocks, codes and block scales (after CDQuant and the two-stage grid optimisation of arXiv 2602.02126).
+
+mod bundle;
+mod candidates;
+mod guard;
+mod lanes;
+mod layout;
+mod matrices;
+mod polish;
+mod rounding;
+mod search;
+#[cfg(test)]
+mod tests;
+
+use super::factor::Factor;
+use crate::quant::{GgmlType, QuantError, QuantizeRow, codec};
+pub use guard::{Gauge, TypeLoss, Verdict, losses_by_type};
+
+use bundle::{Bundle, FirstPass};
+use lanes::{Isa, Kernel, LANES, Lanes};
+use layout::Layout;
+use matrices::Matrices;
+use rayon::prelude::*;
+
+/// Where to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// B: scales by ggml's search on the compensated blocks.
+    GgmlScales,
+    /// C: scales by in-loop search.
+    InLoop,
+    /// D: that, and this many polish sweeps.
+    Polish(usize),
+}
+
+impl Default for Stage {
+    fn default() -> Self {
+        Stage::Polish(1)
+    }
+}
+
+/// Whether feedback can make blocks of `ty`.
+pub fn supports(ty: GgmlType) -> bool {
+    layout::layout(ty).is_some()
+}
+
+/// A Hessian made ready for one type: everything that is the same for all rows and for all matrices with this input.
+pub struct Prepared {
+    layout: Layout,
+    quantize: QuantizeRow,
+    matrices: Matrices,
+}
+
+impl Prepared {
+    /// From the factor of the layer's Hessian, its columns in their natural order.
+    ///
+    /// Errors: a type without feedback, columns that are not whole blocks or not in order.
+    pub fn new(ty: GgmlType, factor: &Factor) -> Result<Self, QuantError> {
+        let n = factor.len();
+        if factor.order().iter().enumerate().any(|(i, column)| i != *column as usize) {
+            return Err(QuantError::Length { what: format!("the {n} columns are not in their natural order") });
+        }
+        match (factor.hessian(0, 0), factor.upper(0, 0)) {
+            (Some(h), Some(u)) => Self::from_matrices(ty, h, u, n),
+            // A diagonal one.
+            _ => {
+                let diagonal = |f: fn(f32) -> f32| {
+                    let mut m = vec![0.0; n * n];
+                    factor.importance().iter().enumerate().for_each(|(i, v)| m[i * n + i] = f(*v));
+                    m
+                };
+                Self::from_matrices(ty, &diagonal(|v| v), &diagonal(|v| 1.0 / v.sqrt()), n)
+            }
+        }
+    }
+
+    /// From the regularised Hessian `h` and the upper `u` with `h⁻¹ = uᵀu`, both `[cols, cols]`.
+    fn from_matrices(ty: GgmlType, h: &[f32], u: &[f32], cols: usize) -> Result<Self, QuantError> {
+        let unsupported = QuantError::Unsupported { ty };
+        let layout = layout::layout(ty).ok_or(unsupported.clone())?;
+        let quantize = codec(ty).and_then(|c| c.quantize).ok_or(unsupported)?;
+        if cols == 0 || !cols.is_multiple_of(layout.block) {
+            return Err(QuantError::NotWholeBlocks { ty, cols, block: layout.block });
+        }
+        if h.len() < cols * cols || u.len() < cols * cols {
+            return Err(QuantError::Length { what: format!("the Hessian is not of {cols} columns") });
+        }
+        Ok(Prepared { layout, quantize, matrices: Matrices::new(h, u, cols, &layout) })
+    }
+}
+
+/// Quantizes whole rows `w` (`[rows, cols]`) into the bytes of their blocks. `importance` (`[cols]`, the diagonal of the
+/// Hessian over the number of tokens, as an importance matrix has it) steers ggml's search in [`Stage::GgmlScales`].
+/// Rows do not depend on each other, and neither threads nor instruction sets change a bit.
+///
+/// Errors: lengths that do not fit, a weight that is not finite.
+pub fn feedback_rows(
+    prepared: &Prepared,
+    w: &[f32],
+    importance: &[f32],
+    stage: Stage,
+    out: &mut [u8],
+) -> Result<(), QuantError> {
+    run(prepared, w, importance, stage, out, Isa::detect())
+}
+
+fn run(
+    prepared: &Prepared,
+    w: &[f32],
+    importance: &[f32],
+    stage: Stage,
+    out: &mut [u8],
+    isa: Isa,
+) -> Result<(), QuantError> {
+    let Prepared { layout, quantize, matrices } = prepared;
+    let cols = matrices.n;
+    let row_bytes = cols / layout.block * layout.ty.block_bytes();
+    if !w.len().is_multiple_of(cols) || w.len() / cols * row_bytes != out.len() {
+        let what = format!("{} weights in rows of {cols} do not fill {} bytes of {}", w.len(), out.len(), layout.ty);
+        return Err(QuantError::Length { what });
+    }
+    if importance.len() != cols {
+        return Err(QuantError::Length { what: format!("the importance does not have {cols} columns") });
+    }
+    if let Some(index) = w.iter().position(|v| !v.is_finite()) {
+        return Err(QuantError::NotFinite { index, value: w[index] });
+    }
+    let (first, sweeps) = match stage {
+        Stage::GgmlScales => (FirstPass::Ggml(*quantize, importance), 0),
+        Stage::InLoop => (FirstPass::InLoop, 0),
+        Stage::Polish(sweeps) => (FirstPass::InLoop, sweeps),
+    };
+    let steps = Steps { layout, matrices, first, sweeps };
+    w.par_chunks(LANES * cols).zip(out.par_chunks_mut(LANES * row_bytes)).for_each(|(rows, out)| {
+        let mut bundle = Bundle::new(layout, rows, cols);
+        isa.run(Task(steps, &mut bundle, rows.len() / cols));
+        bundle.pack(layout, out, row_bytes);
+    });
+    Ok(())
+}
+
+/// What happens to a bundle.
+#[derive(Clone, Copy)]
+struct Steps<'a> {
+    layout: &'a Layout,
+    matrices: &'a Matrices,
+    first: FirstPass<'a>,
+    sweeps: usize,
+}
+
+/// One bundle, of which so many rows are in use, and what happens to it.
+struct Task<'a>(Steps<'a>, &'a mut Bundle, usize);
+
+impl Kernel for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes>(self) {
+        if self.0.layout.table { self.go::<V, true>() } else { self.go::<V, false>() }
+    }
+}
+
+impl Task<'_> {
+    #[inline(always)]
+    fn go<V: Lanes, const TABLE: bool>(self) {
+        let Task(Steps { layout, matrices, first, sweeps }, bundle, rows) = self;
+        bundle.feedback::<V, TABLE>(layout, matrices, first, rows);
+        for _ in 0..sweeps {
+            bundle.polish::<V, TABLE>(layout, matrices);
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! The part of a GGUF conversion that knows the activations: layer by layer, every quantized matrix of a block is rounded
+//! with error feedback for every target, where its type has it, and beside it by ggml's own search with the importance of
+//! the same tokens. Text that had no part in the rounding decides which of the two is kept. Norms, embeddings and
+//! everything unquantized are left to [`crate::convert`].
+
+use crate::calibration::layerwise::{Captured, Stage, Visit};
+use crate::calibration::moments::Moments;
+use crate::calibration::stats::Input;
+use crate::convert::{Control, Sink, fault};
+use crate::feedback::ggml::{self, Gauge, Prepared, Verdict, feedback_rows};
+use crate::feedback::{Factor, Order, Shrink};
+use crate::infer::{Linear, Stored};
+use crate::model::{MappedTensor, Model};
+use crate::quant::{self, GgmlType, QuantError};
+use crate::source::Checkpoint;
+use crate::{Error, Result};
+use rayon::prelude::*;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+/// How the rounding is done.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Settings {
+    pub shrink: Shrink,
+    pub stage: ggml::Stage,
+    /// Later layers see what the quantized ones give; with one target only.
+    pub sequential: bool,
+}
+
+/// A file in the making.
+pub struct Target<'a> {
+    /// What each tensor of [`crate::convert::outputs`] becomes.
+    pub types: &'a [GgmlType],
+    pub sink: &'a dyn Sink,
+    /// Takes the blocks of ggml's search alone: what the finished file is compared with.
+    pub plain: &'a dyn Sink,
+}
+
+/// A matrix in which feedback lost on held-out text, or was not possible.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refused {
+    pub target: usize,
+    pub tensor: String,
+    pub expert: Option<usize>,
+    pub reason: String,
+}
+
+/// Rounds matrices as their inputs become known.
+pub struct Refine<'a> {
+    ckpt: &'a Checkpoint,
+    model: &'a Model,
+    targets: &'a [Target<'a>],
+    settings: Settings,
+    control: &'a Control<'a>,
+    index: HashMap<&'a str, usize>,
+    /// The statistics that an importance matrix is made of.
+    pub inputs: BTreeMap<String, Input>,
+    /// Per target and tensor of [`crate::convert::outputs`]: whether its bytes are written.
+    pub done: Vec<Vec<bool>>,
+    pub refused: Vec<Refused>,
+    /// Matrices with feedback, per target.
+    pub kept: Vec<usize>,
+}
+
+/// Rows that are rounded together when a matrix is too large to hold.
+const ROWS: usize = 4096;
+
+impl<'a> Refine<'a> {
+    pub fn new(
+        ckpt: &'a Checkpoint,
+        model: &'a Model,
+        targets: &'a [Target<'a>],
+        settings: Settings,
+        control: &'a Control<'a>,
+    ) -> Self {
+        let tensors = model.tensors.iter().enumerate();
+        Refine {
+            ckpt,
+            model,
+            targets,
+            settings,
+            control,
+            index: tensors.map(|(i, t)| (t.name.as_str(), i)).collect(),
+            inputs: BTreeMap::new(),
+            done: targets.iter().map(|t| vec![false; t.types.len()]).collect(),
+            refused: Vec::new(),
+            kept: vec![0; targets.len()],
+        }
+    }
+
+    /// The matrix that makes the logits, whose input comes after the last layer.
+    pub fn head(&mut self, captured: &Captured) -> Result<()> {
+        let name = if self.index.contains_key("output.weight") { "output.weight" } else { "token_embd.weight" };
+        self.matrices(&[name.to_string()], captured, &mut [])
+    }
+
+    /// Rounds the matrices `names` (of all experts), whose input is `captured`.
+    fn matrices(&mut self, names: &[String], captured: &Captured, linears: &mut [&mut Linear]) -> Result<()> {
+        let replace = self.settings.sequential && self.targets.len() == 1;
+        let mut replaced: HashMap<&str, Vec<u8>> = HashMap::new();
+        let (ckpt, model) = (self.ckpt, self.model);
+        let mean = mean_gram(&captured.moments);
+        for expert in 0..captured.moments.len() {
+            let input = self.input(captured, expert, mean.as_deref())?;
+            for name in names {
+                let Some(&index) = self.index.get(name.as_str()) else { continue };
+                let tensor = &model.tensors[index];
+                let matrix = tensor.rows_per_matrix().max(1);
+                let stacked = tensor.row_count() > matrix;
+                let all = if stacked { expert * matrix..(expert + 1) * matrix } else { 0..tensor.row_count() };
+                for first in all.clone().step_by(ROWS) {
+                    self.control.check()?;
+                    let rows = first..(first + ROWS).min(all.end);
+                    let mut weights = vec![0.0; rows.len() * tensor.cols()];
+                    tensor.read_rows(ckpt, rows.clone(), &mut Vec::new(), &mut weights)?;
+                    for target in 0..self.targets.len() {
+                        let expert = stacked.then_some(expert);
+                        let bytes = self.rows(target, tensor, index, rows.clone(), &weights, &input, expert)?;
+                        if replace {
+                            replaced.entry(name).or_default().extend(bytes.unwrap_or_default());
+                        }
+                    }
+                }
+            }
+        }
+        for linear in linears {
+            let Some((bytes, &index)) = replaced.remove(linear.name.as_str()).zip(self.index.get(linear.name.as_str()))
+            else {
+                continue;
+            };
+            if !bytes.is_empty() {
+                let ty = self.targets[0].types[model.generated.len() + index];
+                linear.weight = Box::new(Stored::new(ty, bytes, linear.weight.cols())?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything about one input that does not depend on the matrix.
+    fn input(&self, captured: &Captured, expert: usize, mean: Option<&[f32]>) -> Result<Known> {
+        let own = &captured.moments[expert];
+        let cols = own.cols;
+        // Experts with few tokens lean on what all of them see: as much as so many tokens as there are channels.
+        let gram = match mean {
+            Some(mean) => {
+                let own = own.gram.par_iter().zip(mean);
+                own.map(|(own, mean)| own + cols as f32 * mean).collect()
+            }
+            None => own.gram.clone(),
+        };
+        let tokens = own.tokens as f32 + if mean.is_some() { cols as f32 } else { 0.0 };
+        let importance: Vec<f32> = (0..cols).map(|i| gram[i * cols + i] / tokens.max(1.0)).collect();
+        let factor = Factor::new(&gram, cols, self.settings.shrink, Order::Natural);
+        let gauges = captured.held.iter().filter_map(|set| set.get(expert)).filter(|held| held.tokens > 0);
+        let gauges = gauges.map(|held| Gauge::new(&held.gram, cols)).collect::<Result<_, _>>();
+        Ok(Known {
+            importance: importance.iter().any(|v| *v > 0.0).then_some(importance),
+            factor: factor.map(|(factor, _)| factor).map_err(|e| e.to_string()),
+            gauges: gauges.unwrap_or_default(),
+            stage: self.settings.stage,
+            prepared: HashMap::new().into(),
+        })
+    }
+
+    /// Rounds some rows of a tensor for one target and writes them; `None` when that is left to the conversion.
+    #[allow(clippy::too_many_arguments)]
+    fn rows(
+        &mut self,
+        target: usize,
+        tensor: &MappedTensor,
+        index: usize,
+        rows: Range<usize>,
+        weights: &[f32],
+        input: &Known,
+        expert: Option<usize>,
+    ) -> Result<Option<Vec<u8>>> {
+        let Target { types, sink, plain } = &self.targets[target];
+        let (output, cols) = (self.model.generated.len() + index, tensor.cols());
+        let ty = types[output];
+        if ty.is_plain() {
+            return Ok(None);
+        }
+        let fault = |e: QuantError| fault(self.ckpt, tensor, &rows, ty, e);
+        let whole = || fault(QuantError::NotWholeBlocks { ty, cols, block: ty.block() });
+        let row_bytes = ty.row_bytes(cols).ok_or_else(whole)?;
+        let mut bytes = vec![0; rows.len() * row_bytes];
+        let importance = input.importance.as_deref();
+        let pieces = bytes.par_chunks_mut(64 * row_bytes).zip(weights.par_chunks(64 * cols));
+        pieces
+            .try_for_each(|(out, w)| quant::quantize_rows(ty, w, cols, importance, out))
+            .and_then(|()| quant::check_rows(ty, &bytes))
+            .map_err(fault)?;
+        let offset = (rows.start * row_bytes) as u64;
+        plain.put(output, offset, &bytes)?;
+        if ggml::supports(ty) {
+            match input.feedback(ty, weights, &mut bytes) {
+                Ok(()) => self.kept[target] += usize::from(rows.start.is_multiple_of(tensor.rows_per_matrix().max(1))),
+                Err(reason) => {
+                    let tensor = tensor.name.clone();
+                    self.refused.push(Refused { target, tensor, expert, reason });
+                }
+            }
+        }
+        quant::check_rows(ty, &bytes).map_err(fault)?;
+        sink.put(output, offset, &bytes)?;
+        self.done[target][output] = true;
+        Ok(Some(bytes))
+    }
+}
+
+/// What is known of an input.
+struct Known {
+    importance: Option<Vec<f32>>,
+    factor: Result<Factor, String>,
+    /// One for each kind of text that is held out.
+    gauges: Vec<Gauge>,
+    stage: ggml::Stage,
+    prepared: std::cell::RefCell<HashMap<GgmlType, Prepared>>,
+}
+
+impl Known {
+    /// Replaces ggml's blocks of `weights` by those with feedback; the reason why not otherwise.
+    fn feedback(&self, ty: GgmlType, weights: &[f32], bytes: &mut [u8]) -> Result<(), String> {
+        let factor = self.factor.as_ref().map_err(String::clone)?;
+        let importance = self.importance.as_deref().ok_or("no activation was seen")?;
+        let text = |e: QuantError| e.to_string();
+        let mut all = self.prepared.borrow_mut();
+        let prepared = match all.entry(ty) {
+            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::hash_map::Entry::Vacant(entry) => entry.insert(Prepared::new(ty, factor).map_err(text)?),
+        };
+        let mut better = vec![0; bytes.len()];
+        feedback_rows(prepared, weights, importance, self.stage, &mut better).map_err(text)?;
+        quant::check_rows(ty, &better).map_err(text)?;
+        let verdict = Verdict::new(&self.gauges, ty, weights, &better, bytes).map_err(text)?;
+        if !verdict.keep {
+            let (feedback, ggml) = verdict.losses.iter().copied().find(|(f, g)| f > g).unwrap_or_default();
+            return Err(format!("on held-out text its loss is {:.2} times that of ggml's search", feedback / ggml));
+        }
+        bytes.copy_from_slice(&better);
+        Ok(())
+    }
+}
+
+/// The mean second moment of a token over all experts; `None` for a dense layer.
+fn mean_gram(moments: &[Moments]) -> Option<Vec<f32>> {
+    let tokens: u64 = moments.iter().map(|m| m.tokens).sum();
+    if moments.len() < 2 || tokens == 0 {
+        return None;
+    }
+    let mut mean = vec![0.0; moments[0].gram.len()];
+    for m in moments {
+        mean.par_iter_mut().zip(&m.gram).for_each(|(sum, v)| *sum += v / tokens as f32);
+    }
+    Some(mean)
+}
+
+impl Visit for Refine<'_> {
+    fn stage(&mut self, _: usize, _: Stage, captured: &[&Captured], mut linears: Vec<&mut Linear>) -> Result<()> {
+        for captured in captured {
+            for name in &captured.linears {
+                self.inputs.insert(name.clone(), statistics(&captured.moments)?);
+            }
+            self.matrices(&captured.linears, captured, &mut linears)?;
+        }
+        Ok(())
+    }
+
+    fn layer_done(&mut self, _: usize) -> Result<()> {
+        self.control.check()
+    }
+}
+
+/// The diagonal, as an importance matrix keeps it.
+fn statistics(moments: &[Moments]) -> Result<Input> {
+    let cols = moments.first().map(|m| m.cols).ok_or_else(|| Error::Internal("an input without moments".into()))?;
+    let diagonal = |m: &Moments| (0..cols).map(|i| f64::from(m.gram[i * cols + i])).collect::<Vec<f64>>();
+    Ok(Input {
+        cols,
+        sum2: moments.iter().flat_map(diagonal).collect(),
+        abs: moments.iter().flat_map(|m| m.abs.iter().copied()).collect(),
+        counts: moments.iter().map(|m| m.tokens).collect(),
+    })
+}
