@@ -5,14 +5,17 @@
 
 use super::job::{Job, Method, formats_module, part, parts};
 use super::nearest::{fused_max, in_file, round_part};
-use super::pass::{self, Captured, Inputs, Visit, class};
+use crate::Result;
+use crate::calibration::layerwise::{self, Captured, Stage, Visit};
+use crate::calibration::moments::Moments;
+use crate::convert::Control;
 use crate::feedback::int::{IntSpec, Search};
 use crate::feedback::{Factor, Order, ScaleType, Shrink, int};
 use crate::formats::{Format, Packed, Piece, Spec};
-use crate::infer::Engine;
+use crate::infer::Linear;
 use crate::kernel::RowSource;
 use crate::quant::GgmlType;
-use crate::{Error, Result};
+use crate::writer::atomic::folder_of;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -28,7 +31,6 @@ pub struct Options {
 
 /// Rounds layer after layer while the model runs over `windows`.
 pub struct Layered<'a> {
-    pub engine: &'a mut Engine,
     pub windows: &'a [Vec<u32>],
     pub options: Options,
 }
@@ -36,7 +38,15 @@ pub struct Layered<'a> {
 impl Method for Layered<'_> {
     fn run(&mut self, job: &Job) -> Result<()> {
         let mut visitor = Visitor { job, options: self.options, records: Vec::new(), ledger: Vec::new() };
-        pass::run(job, self.engine, self.windows, self.options.sequential, &mut visitor)?;
+        let options = layerwise::Options {
+            sequential: self.options.sequential,
+            held: Vec::new(),
+            max_memory: None,
+            spill: folder_of(job.folder.target()).to_path_buf(),
+        };
+        // Progress is counted where modules are written.
+        let control = Control { threads: job.control.threads, cancel: job.control.cancel, advance: &|_| {} };
+        layerwise::run(job.ckpt, job.model, self.windows, &options, &mut visitor, &control)?;
         // Embedding and output, where the format has them.
         match parts(job.planned).contains(&None) {
             true => round_part(job, None),
@@ -61,7 +71,7 @@ enum Feedback {
 }
 
 impl Visitor<'_> {
-    fn feedback(&self, inputs: &Inputs, spec: &Spec) -> Feedback {
+    fn feedback(&self, inputs: &Moments, spec: &Spec) -> Feedback {
         let order = match (spec.desc_act, spec.group_of(inputs.cols)) {
             (true, _) => Order::Activity,
             (false, group) => Order::Groups(group),
@@ -85,7 +95,7 @@ impl Visitor<'_> {
             group: spec.group_of(m.cols),
             symmetric: spec.symmetric,
             least_zero: u8::from(spec.format == Format::Gptq),
-            scale: if in_f16 { ScaleType::F16 } else { ScaleType::BF16 },
+            scale: if in_f16 { ScaleType::F16 } else { ScaleType::Bf16 },
         };
         let (factor, search) = match feedback {
             Feedback::Full(factor) => (factor, self.options.search),
@@ -100,7 +110,12 @@ impl Visitor<'_> {
         Ok((spec.pack_codes(&codes, dtype)?, loss))
     }
 
-    fn module(&mut self, index: usize, inputs: Option<&Inputs>, feedback: Option<&Feedback>) -> Result<Option<Packed>> {
+    fn module(
+        &mut self,
+        index: usize,
+        inputs: Option<&Moments>,
+        feedback: Option<&Feedback>,
+    ) -> Result<Option<Packed>> {
         let m = &self.job.planned.contents.modules[index];
         let Some(spec) = self.job.planned.specs[index] else {
             let record = self.job.copy_module(index)?;
@@ -116,7 +131,9 @@ impl Visitor<'_> {
             None => {
                 let mut module = formats_module(self.job, index, &weights);
                 module.fused_max = fused_max(self.job, &spec, index, &weights)?;
-                module.input_max = inputs.map(|i| i.max).filter(|max| *max > 0.0).or(Some(1.0));
+                let max = inputs.map_or(0.0, |i| i.max.iter().fold(0f32, |a, b| a.max(*b)));
+                // What no token reached has no largest input; any scale will do.
+                module.input_max = Some(if max > 0.0 { max } else { 1.0 });
                 (spec.quantize_nearest(&module).map_err(|e| in_file(e, self.job, m))?, None)
             }
         };
@@ -130,58 +147,60 @@ impl Visitor<'_> {
     }
 
     /// Puts packed modules in the place of the engine's weights; those of one stacked tensor together.
-    fn replace(&self, engine: &mut Engine, packed: Vec<(usize, Packed)>) {
+    fn replace(&self, linears: Vec<&mut Linear>, packed: Vec<(usize, Packed)>) {
         let modules = &self.job.planned.contents.modules;
         let mut by_name: HashMap<&str, Vec<(usize, Packed)>> = HashMap::new();
         for (index, packed) in packed {
             by_name.entry(&modules[index].gguf).or_default().push((index, packed));
         }
-        for linear in engine.linears_mut() {
+        for linear in linears {
             let Some(mut parts) = by_name.remove(linear.name.as_str()) else { continue };
             parts.sort_by_key(|(index, _)| modules[*index].expert);
-            let reordered = parts.into_iter().map(|(index, packed)| packed.reorder(|row| modules[index].engine_row(row)));
-            let parts: Vec<Packed> = reordered.collect();
+            let parts: Vec<Packed> =
+                parts.into_iter().map(|(index, packed)| packed.reorder(|row| modules[index].engine_row(row))).collect();
+            let (rows, cols) = (linear.weight.rows(), linear.weight.cols());
             // Experts that stay as they are would leave a gap; then none is replaced.
-            if parts.iter().map(|p| p.rows()).sum::<usize>() == linear.weight.rows() {
-                linear.weight = Box::new(Stacked { rows: linear.weight.rows(), cols: linear.weight.cols(), parts });
+            if parts.iter().map(|p| p.rows()).sum::<usize>() == rows {
+                linear.weight = Box::new(Stacked { rows, cols, parts });
             }
         }
     }
 
-    fn of_layer(&self, layer: usize, classes: &[u8]) -> Vec<usize> {
+    /// The modules whose weights are among `names`, of one expert or (`None`) outside of experts.
+    fn reading(&self, layer: usize, names: &[String], expert: Option<usize>) -> Vec<usize> {
         let all = self.job.planned.contents.layer(Some(layer));
-        all.filter(|(_, m)| class(m.role).is_some_and(|c| classes.contains(&c))).map(|(i, _)| i).collect()
+        all.filter(|(_, m)| m.expert == expert && names.contains(&m.gguf)).map(|(i, _)| i).collect()
     }
 }
 
 impl Visit for Visitor<'_> {
-    fn stage(&mut self, layer: usize, classes: &[u8], captured: &Captured, engine: &mut Engine) -> Result<()> {
+    fn stage(&mut self, layer: usize, _: Stage, captured: &[&Captured], linears: Vec<&mut Linear>) -> Result<()> {
+        let finished = self.job.folder.finished(&part(Some(layer))).is_some();
         let modules = &self.job.planned.contents.modules;
         let mut done = Vec::new();
-        // One factor at a time: modules of one input follow each other.
-        let mut sets: Vec<((u8, Option<usize>), Vec<usize>)> = Vec::new();
-        for index in self.of_layer(layer, classes) {
-            let Some(class) = class(modules[index].role) else { continue };
-            let key = (class, modules[index].expert);
-            match sets.iter_mut().find(|(k, _)| *k == key) {
-                Some((_, members)) => members.push(index),
-                None => sets.push((key, vec![index])),
-            }
-        }
-        for (key, members) in sets {
-            self.job.control.check()?;
-            let spec = members.iter().find_map(|i| self.job.planned.specs[*i]);
-            let unseen = Inputs::new(modules[members[0]].cols);
-            let inputs = captured.get(&key).unwrap_or(&unseen);
-            let feedback = spec.filter(Spec::is_integer).map(|spec| self.feedback(inputs, &spec));
-            for index in members {
-                if let Some(packed) = self.module(index, Some(inputs), feedback.as_ref())? {
-                    done.push((index, packed));
+        for inputs in captured {
+            let of_experts = modules.iter().any(|m| m.expert.is_some() && inputs.linears.contains(&m.gguf));
+            for (i, moments) in inputs.moments.iter().enumerate() {
+                self.job.control.check()?;
+                let members = self.reading(layer, &inputs.linears, of_experts.then_some(i));
+                if finished {
+                    // What an earlier run wrote takes the same place.
+                    for index in members {
+                        done.extend(self.job.read_back(index)?.map(|packed| (index, packed)));
+                    }
+                    continue;
+                }
+                let spec = members.iter().find_map(|i| self.job.planned.specs[*i]);
+                let feedback = spec.filter(takes_feedback).map(|spec| self.feedback(moments, &spec));
+                for index in members {
+                    if let Some(packed) = self.module(index, Some(moments), feedback.as_ref())? {
+                        done.push((index, packed));
+                    }
                 }
             }
         }
         if self.options.sequential {
-            self.replace(engine, done);
+            self.replace(linears, done);
         }
         Ok(())
     }
@@ -192,17 +211,6 @@ impl Visit for Visitor<'_> {
         let records: Vec<Value> = records.into_iter().map(|(_, record)| record).collect();
         let ledger = std::mem::take(&mut self.ledger);
         self.job.unless_finished(&part(Some(layer)), || Ok(json!({ "modules": records, "ledger": ledger })))
-    }
-
-    fn restore(&mut self, layer: usize, engine: &mut Engine) -> Result<()> {
-        let mut packed = Vec::new();
-        for (index, _) in self.job.planned.contents.layer(Some(layer)) {
-            if let Some(p) = self.job.read_back(index)? {
-                packed.push((index, p));
-            }
-        }
-        self.replace(engine, packed);
-        Ok(())
     }
 }
 

@@ -196,14 +196,13 @@ fn calibrate(
     Ok(Made { model: model.model, imatrix, data, experts, overlap, speed })
 }
 
-/// The model in memory and the windows to calibrate it on.
-pub fn windows(path: &Path, args: &CalibrationArgs, quiet: bool) -> Result<(Runnable, Drawn)> {
+/// The windows to calibrate a model on. The model itself is in memory only while they are drawn.
+pub fn windows(path: &Path, args: &CalibrationArgs, quiet: bool) -> Result<Drawn> {
     let sources = sources(args)?;
     if !quiet {
         if args.calibration.is_empty() {
             eprintln!("calibrating on the bundled texts; --calibration names others");
         }
-        eprintln!("loading {}", path.display());
     }
     let model = Runnable::open(path)?;
     let amount = Amount {
@@ -217,7 +216,7 @@ pub fn windows(path: &Path, args: &CalibrationArgs, quiet: bool) -> Result<(Runn
     if drawn.report.tokens < drawn.report.tokens_asked && !quiet {
         eprintln!("  the data has {} tokens; {} were asked for", drawn.report.tokens, drawn.report.tokens_asked);
     }
-    Ok((model, drawn))
+    Ok(drawn)
 }
 
 impl Made {

@@ -305,28 +305,30 @@ pub fn run(
     for p in prepared {
         refuse_existing(&p.output, args.force)?;
     }
-    if !args.calibration.calibration.is_empty() && !prepared.iter().any(|p| p.is_calibrated(f)) && args.types.to.is_empty() {
+    if !args.calibration.calibration.is_empty()
+        && !prepared.iter().any(|p| p.is_calibrated(f))
+        && args.types.to.is_empty()
+    {
         return Err(Error::Usage("--calibration has no effect: no format asked for is calibrated".into()));
     }
     let hashes = (!args.no_source_hash).then(|| super::convert::hash_sources(ckpt, threads)).transpose()?;
     let name = options::model_name(ckpt.dir());
     let mut written = Vec::new();
     for p in prepared {
-        // Loaded anew for each, since the run replaces its weights.
         let mut calibration = Value::Null;
-        let mut method: Box<dyn Method> = Box::new(Nearest);
         let mut loaded = None;
         if p.is_calibrated(f) {
-            let (model, drawn) = calibrate::windows(path, &args.calibration, quiet)?;
+            let drawn = calibrate::windows(path, &args.calibration, quiet)?;
             calibration = serde_json::to_value(&drawn.report).map_err(|e| Error::Internal(e.to_string()))?;
-            loaded = Some((model, drawn));
+            loaded = Some(drawn);
         }
-        if let Some((model, drawn)) = &mut loaded {
+        let mut method: Box<dyn Method> = Box::new(Nearest);
+        if let Some(drawn) = &loaded {
             let shrink = Shrink { damping: f.damp, ..Shrink::default() };
             let static_groups = f.static_groups || !p.planned.spec.desc_act;
             let search = Search { static_groups, ..Search::default() };
             let options = layered::Options { shrink, search, sequential: !f.no_sequential };
-            method = Box::new(Layered { engine: &mut model.engine, windows: &drawn.windows, options });
+            method = Box::new(Layered { windows: &drawn.windows, options });
         }
         let total: u64 = ckpt.tensors().iter().map(|t| t.bytes()).sum();
         let progress = Progress::new(&p.target.name, total, Unit::Bytes, quiet);

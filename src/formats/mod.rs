@@ -14,9 +14,9 @@ mod names;
 mod packed;
 mod read;
 
+pub use bits::transpose;
 pub use config::{Exception, Scope};
 pub use float::{Fp4Codes, pack_fp4};
-pub use bits::transpose;
 pub use integer::nearest;
 pub use mlx::{Affine, pack_affine};
 pub use packed::{Input, Packed};
