@@ -1,12 +1,14 @@
 //! From a checkpoint to a quantized checkpoint folder: [`plan`] decides from shapes what every tensor becomes, [`job`]
 //! does what all methods share (reading modules, packing, writing, resuming), [`nearest`] rounds module by module without
-//! running the model, and [`files`] makes the small files around the weights. Formats are known to [`crate::formats`],
+//! running the model, [`layered`] by what a layer's inputs were (which [`crate::calibration::layerwise`] shows it), and [`files`] makes the small files around the weights. Formats are known to [`crate::formats`],
 //! the container to [`crate::writer`].
 
 pub mod files;
 pub mod job;
+pub mod layered;
 pub mod nearest;
 pub mod plan;
 
 pub use job::{Job, Method, Written};
+pub use layered::Layered;
 pub use plan::{Departure, Planned, Request};

@@ -21,20 +21,22 @@ pub fn at_once(largest: usize) -> usize {
 
 impl Method for Nearest {
     fn run(&mut self, job: &Job) -> Result<()> {
-        for layer in parts(job.planned) {
-            let modules: Vec<usize> = job.planned.contents.layer(layer).map(|(i, _)| i).collect();
-            job.unless_finished(&part(layer), || {
-                let mut records = Vec::new();
-                for batch in batches(&job.planned.contents.modules, &modules) {
-                    job.control.check()?;
-                    let done: Result<Vec<Value>> = batch.par_iter().map(|i| round(job, *i)).collect();
-                    records.extend(done?);
-                }
-                Ok(json!({ "modules": records }))
-            })?;
-        }
-        Ok(())
+        parts(job.planned).into_iter().try_for_each(|layer| round_part(job, layer))
     }
+}
+
+/// Rounds the modules of one part, unless an earlier run did.
+pub fn round_part(job: &Job, layer: Option<usize>) -> Result<()> {
+    let modules: Vec<usize> = job.planned.contents.layer(layer).map(|(i, _)| i).collect();
+    job.unless_finished(&part(layer), || {
+        let mut records = Vec::new();
+        for batch in batches(&job.planned.contents.modules, &modules) {
+            job.control.check()?;
+            let done: Result<Vec<Value>> = batch.par_iter().map(|i| round(job, *i)).collect();
+            records.extend(done?);
+        }
+        Ok(json!({ "modules": records }))
+    })
 }
 
 fn batches(all: &[Module], chosen: &[usize]) -> Vec<Vec<usize>> {
@@ -65,7 +67,7 @@ fn round(job: &Job, index: usize) -> Result<Value> {
 }
 
 /// Names file and tensor of a fault that the rounding found.
-fn in_file(error: Error, job: &Job, module: &Module) -> Error {
+pub fn in_file(error: Error, job: &Job, module: &Module) -> Error {
     let meta = module.meta(job.ckpt);
     match error {
         Error::BadInput(mut finding) => {

@@ -205,6 +205,29 @@ fn calibrate(
     Ok(Made { model: model.model, imatrix, data, text, experts, overlap, speed })
 }
 
+/// The windows to calibrate a model on. The model itself is in memory only while they are drawn.
+pub fn windows(path: &Path, args: &CalibrationArgs, quiet: bool) -> Result<Drawn> {
+    let sources = sources(args)?;
+    if !quiet {
+        if args.calibration.is_empty() {
+            eprintln!("calibrating on the bundled texts; --calibration names others");
+        }
+    }
+    let model = Runnable::open(path)?;
+    let amount = Amount {
+        tokens: args.calibration_tokens,
+        seq_len: args.seq_len.min(model.engine.config.context),
+        seed: args.calibration_seed,
+    };
+    let drawn = data::draw(&sources, amount, &model, &mut || {
+        if CANCEL.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+    })?;
+    if drawn.report.tokens < drawn.report.tokens_asked && !quiet {
+        eprintln!("  the data has {} tokens; {} were asked for", drawn.report.tokens, drawn.report.tokens_asked);
+    }
+    Ok(drawn)
+}
+
 impl Made {
     /// What was used, for the person at the terminal.
     fn tell(&self) {

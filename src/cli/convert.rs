@@ -69,7 +69,7 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
         files(prepared, &args, importance, &model_name, threads, start, &mut done)?;
     }
     if !folders.is_empty() {
-        let written = folder::run(ckpt, model, &folders, &args)?;
+        let written = folder::run(&path, ckpt, model, &folders, &args)?;
         done.paths.extend(written.iter().map(|w| w.path.clone()));
         done.ledger.extend(written.iter().map(|w| w.departures.iter().map(folder::ledger_row).collect()));
         let rows = folder::summary_json(&folders, &written, ckpt);

@@ -3,11 +3,14 @@
 
 use super::options::{self, CANCEL};
 use super::progress::{Progress, Unit};
-use super::{ConvertArgs, Format, OnFallback};
+use super::{ConvertArgs, Format, OnFallback, calibrate};
 use crate::checkpoint::job::Provenance;
+use crate::checkpoint::layered::{self, takes_feedback};
 use crate::checkpoint::nearest::Nearest;
-use crate::checkpoint::{Departure, Job, Method, Planned, Request, Written};
+use crate::checkpoint::{Departure, Job, Layered, Method, Planned, Request, Written};
 use crate::convert::Control;
+use crate::feedback::Shrink;
+use crate::feedback::int::Search;
 use crate::formats::{self, Spec};
 use crate::model::Model;
 use crate::report::LedgerRow;
@@ -66,6 +69,15 @@ pub struct FolderArgs {
     /// How codes are chosen [default: gptq where the format has integers in groups, nearest elsewhere]
     #[arg(long, value_enum, value_name = "HOW")]
     pub rounding: Option<Rounding>,
+    /// With --desc-act: scales from the groups as they lie in the file
+    #[arg(long, requires = "desc_act")]
+    pub static_groups: bool,
+    /// Share of the mean diagonal that steadies the Hessian; raised by itself where that is too little
+    #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
+    pub damp: f32,
+    /// Let every layer see the inputs of the original model, not those behind quantized layers
+    #[arg(long)]
+    pub no_sequential: bool,
     /// Begin another file where one would be larger
     #[arg(long, value_name = "SIZE", default_value = "5GB")]
     pub max_shard_size: String,
@@ -88,6 +100,8 @@ impl FolderArgs {
             (self.desc_act, "--desc-act"),
             (self.checkpoint_format.is_some(), "--checkpoint-format"),
             (self.rounding.is_some(), "--rounding"),
+            (self.static_groups, "--static-groups"),
+            (self.no_sequential, "--no-sequential"),
             (self.tp != 1, "--tp"),
             (self.resume, "--resume"),
         ];
@@ -246,44 +260,95 @@ pub fn lines(departures: &[Departure]) -> Vec<String> {
     groups.into_iter().map(text).collect()
 }
 
+impl Prepared {
+    /// Whether the model has to be run on calibration data.
+    fn is_calibrated(&self, args: &FolderArgs) -> bool {
+        let spec = &self.planned.spec;
+        spec.needs_inputs() || (args.rounding != Some(Rounding::Nearest) && takes_feedback(spec))
+    }
+}
+
 /// Everything on the command line that decides the bytes.
-fn recipe(p: &Prepared, args: &ConvertArgs, max_shard: u64) -> Value {
+fn recipe(p: &Prepared, args: &ConvertArgs, max_shard: u64, calibration: &Value) -> Value {
+    let f = &args.folder;
+    let calibrated = p.is_calibrated(f);
+    let feedback = calibrated && takes_feedback(&p.planned.spec);
     json!({
         "to": p.target.name,
         "format": p.planned.spec.to_string(),
-        "tp": args.folder.tp,
-        "rounding": "nearest",
+        "tp": f.tp,
+        "rounding": if feedback { "gptq" } else { "nearest" },
+        "damp": feedback.then_some(f.damp),
+        "static_groups": f.static_groups,
+        "sequential": calibrated.then_some(!f.no_sequential),
+        "calibration_sha256": if calibrated { calibration["sha256"].clone() } else { Value::Null },
         "max_shard_bytes": max_shard,
         "version": env!("CARGO_PKG_VERSION"),
     })
 }
 
-/// Makes every folder, one after the other.
-pub fn run(ckpt: &Checkpoint, model: &Model, prepared: &[Prepared], args: &ConvertArgs) -> Result<Vec<Written>> {
+/// Makes every folder, one after the other. `path` is where the model is opened from.
+pub fn run(
+    path: &Path,
+    ckpt: &Checkpoint,
+    model: &Model,
+    prepared: &[Prepared],
+    args: &ConvertArgs,
+) -> Result<Vec<Written>> {
+    let (f, quiet) = (&args.folder, args.common.quiet);
     let threads = options::threads(args.common.threads)?;
-    let max_shard = options::size(&args.folder.max_shard_size)?;
-    let existing = Existing { force: args.force, resume: args.folder.resume };
+    let max_shard = options::size(&f.max_shard_size)?;
+    let existing = Existing { force: args.force, resume: f.resume };
+    if !(f.damp > 0.0 && f.damp <= 1.0) {
+        return Err(Error::Usage(format!("--damp {} is not a share between 0 and 1", f.damp)));
+    }
     for p in prepared {
         refuse_existing(&p.output, args.force)?;
+    }
+    if !args.calibration.calibration.is_empty()
+        && !prepared.iter().any(|p| p.is_calibrated(f))
+        && args.types.to.is_empty()
+    {
+        return Err(Error::Usage("--calibration has no effect: no format asked for is calibrated".into()));
     }
     let hashes = (!args.no_source_hash).then(|| super::convert::hash_sources(ckpt, threads)).transpose()?;
     let name = options::model_name(ckpt.dir());
     let mut written = Vec::new();
     for p in prepared {
+        let mut calibration = Value::Null;
+        let mut loaded = None;
+        if p.is_calibrated(f) {
+            let drawn = calibrate::windows(path, &args.calibration, quiet)?;
+            calibration = serde_json::to_value(&drawn.report).map_err(|e| Error::Internal(e.to_string()))?;
+            loaded = Some(drawn);
+        }
+        let mut method: Box<dyn Method> = Box::new(Nearest);
+        if let Some(drawn) = &loaded {
+            let shrink = Shrink { damping: f.damp, ..Shrink::default() };
+            let static_groups = f.static_groups || !p.planned.spec.desc_act;
+            let search = Search { static_groups, ..Search::default() };
+            let options = layered::Options { shrink, search, sequential: !f.no_sequential };
+            method = Box::new(Layered { windows: &drawn.windows, options });
+        }
         let total: u64 = ckpt.tensors().iter().map(|t| t.bytes()).sum();
-        let progress = Progress::new(&p.target.name, total, Unit::Bytes, args.common.quiet);
+        let progress = Progress::new(&p.target.name, total, Unit::Bytes, quiet);
         let control = Control { threads, cancel: &CANCEL, advance: &|n| progress.advance(n) };
-        let recipe = recipe(p, args, max_shard);
+        let recipe = recipe(p, args, max_shard, &calibration);
         let job = Job::new((ckpt, model), &p.planned, &p.output, max_shard, &recipe, existing, &control)?;
         let partial = job.folder.partial().to_path_buf();
-        let provenance = Provenance { name: &name, hashes: hashes.clone(), recipe: &recipe, calibration: Value::Null };
-        let mut method: Box<dyn Method> = Box::new(Nearest);
+        let provenance = Provenance { name: &name, hashes: hashes.clone(), recipe: &recipe, calibration };
         let done = job.make(&mut *method, &provenance);
         progress.finish();
         match done {
-            Ok(done) => written.push(done),
+            Ok(done) => {
+                if !quiet {
+                    let run = done.departures.get(p.planned.departures.len()..).unwrap_or_default();
+                    lines(run).iter().for_each(|text| eprintln!("{}: {text}", p.target.name));
+                }
+                written.push(done);
+            }
             Err(e) => {
-                if partial.is_dir() && !args.common.quiet {
+                if partial.is_dir() && !quiet {
                     eprintln!("finished parts are kept in {}; --resume continues behind them", partial.display());
                 }
                 return Err(e);

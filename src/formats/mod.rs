@@ -14,6 +14,7 @@ mod names;
 mod packed;
 mod read;
 
+pub use bits::transpose;
 pub use config::{Exception, Scope};
 pub use float::{Fp4Codes, pack_fp4};
 pub use integer::nearest;
