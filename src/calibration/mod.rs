@@ -4,6 +4,7 @@
 mod bundled;
 pub mod data;
 pub mod imatrix;
+mod parquet;
 pub mod stats;
 pub mod summary;
 pub mod totals;

@@ -4,7 +4,7 @@
 use super::options::{self, CANCEL};
 use super::plan::{self, Prepared};
 use super::progress::{Progress, Unit};
-use super::{CalibrateArgs, CalibrationArgs, ConvertArgs, Format, ImatrixArgs, print, print_json};
+use super::{CalibrateArgs, CalibrationArgs, ConvertArgs, Format, HubArgs, ImatrixArgs, print, print_json};
 use crate::calibration::data::{self, Amount, DataReport, Drawn, Overlap, Source};
 use crate::calibration::imatrix::{Imatrix, UnseenExperts, Weights, is_required};
 use crate::calibration::stats::{self, ExpertUse};
@@ -64,7 +64,7 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     let (mut imatrix, mut made) = (None::<Imatrix>, None);
     if let Some(model) = &args.model {
         let path = options::resolve_model(model, &args.hub, args.common.quiet)?;
-        let sources = sources(&args.data)?;
+        let sources = sources(&args.data, &args.hub, args.common.quiet)?;
         let run = calibrate(&path, &sources, &args.data, args.text.as_deref(), args.process_output, args.common.quiet)?;
         for (earlier, file) in earlier.iter().zip(&args.merge) {
             earlier.check(&run.model, file)?;
@@ -120,11 +120,12 @@ fn in_file(error: Error, file: &Path) -> Error {
 }
 
 /// The sources asked for; the bundled texts when none are.
-fn sources(args: &CalibrationArgs) -> Result<Vec<Source>> {
+fn sources(args: &CalibrationArgs, hub: &HubArgs, quiet: bool) -> Result<Vec<Source>> {
     if args.calibration.is_empty() {
         return Ok(vec![Source::Default]);
     }
-    args.calibration.iter().map(|text| Source::parse(text)).collect()
+    let fetch = |address: &str| super::pull::fetch_dataset_file(address, hub, quiet);
+    args.calibration.iter().map(|text| Source::parse(text, fetch)).collect()
 }
 
 /// A calibration run's results.
@@ -247,13 +248,13 @@ pub enum Plan {
 
 impl Plan {
     /// Errors: `Usage` for both at once, and those of [`Source::parse`].
-    pub fn new(imatrix: &ImatrixArgs, calibration: &CalibrationArgs) -> Result<Self> {
+    pub fn new(imatrix: &ImatrixArgs, calibration: &CalibrationArgs, hub: &HubArgs, quiet: bool) -> Result<Self> {
         match (&imatrix.imatrix, calibration.calibration.is_empty()) {
             (Some(_), false) => Err(Error::Usage(
                 "--imatrix and --calibration exclude each other; --calibration makes a new one".into(),
             )),
             (Some(_), true) => Ok(Plan::File(imatrix.clone())),
-            (None, false) => Ok(Plan::Calibrate(sources(calibration)?)),
+            (None, false) => Ok(Plan::Calibrate(sources(calibration, hub, quiet)?)),
             (None, true) => Ok(Plan::None),
         }
     }
