@@ -3,6 +3,7 @@
 //! text does. What is done with the windows is not decided here.
 
 use super::bundled;
+use super::parquet;
 use super::stats::Statistics;
 use super::totals::Totals;
 use crate::eval::text::{Corpus, Document, Encoder};
@@ -29,8 +30,10 @@ const SHINGLE: usize = 13;
 pub enum Source {
     /// The bundled texts.
     Default,
-    /// Plain text, or JSONL with `text` or `messages`.
+    /// Plain text, or JSONL or Parquet with `text` or `messages`.
     File(PathBuf),
+    /// A file of a data set on the Hub, fetched to `path`.
+    Fetched { address: String, path: PathBuf },
     /// Text sampled from the model itself at temperature 1 (after LLM-QAT, Liu et al. 2023).
     Model,
     /// Uniformly random tokens.
@@ -38,22 +41,20 @@ pub enum Source {
 }
 
 impl Source {
-    /// Errors: `Unsupported` for Parquet files and Hub data sets.
-    pub fn parse(text: &str) -> Result<Self> {
-        let lower = text.to_ascii_lowercase();
-        let unsupported = |what: &str| {
-            Error::Unsupported(format!(
-                "calibration source '{text}': {what}\n  hint: export it as JSONL with a \"text\" field, one row a line"
-            ))
-        };
-        match text {
-            "default" => Ok(Source::Default),
-            "self" => Ok(Source::Model),
-            "tokens:random" => Ok(Source::Random),
-            _ if lower.starts_with("hf://") => Err(unsupported("data sets on the Hub are not read")),
-            _ if lower.ends_with(".parquet") => Err(unsupported("Parquet files are not read")),
-            _ => Ok(Source::File(PathBuf::from(text))),
+    /// `fetch` brings the file of an address on the Hub.
+    ///
+    /// Errors: those of `fetch`; `Unsupported` for Parquet in a program built without it.
+    pub fn parse(text: &str, fetch: impl FnOnce(&str) -> Result<PathBuf>) -> Result<Self> {
+        if is_parquet(Path::new(text.rsplit_once('@').map_or(text, |(path, _)| path))) || is_parquet(Path::new(text)) {
+            parquet::available(text)?;
         }
+        Ok(match text {
+            "default" => Source::Default,
+            "self" => Source::Model,
+            "tokens:random" => Source::Random,
+            _ if text.starts_with("hf://") => Source::Fetched { address: text.to_string(), path: fetch(text)? },
+            _ => Source::File(PathBuf::from(text)),
+        })
     }
 }
 
@@ -62,6 +63,7 @@ impl std::fmt::Display for Source {
         match self {
             Source::Default => f.write_str("default"),
             Source::File(path) => path.display().fmt(f),
+            Source::Fetched { address, .. } => f.write_str(address),
             Source::Model => f.write_str("self"),
             Source::Random => f.write_str("tokens:random"),
         }
@@ -125,7 +127,7 @@ pub struct DataReport {
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct SourceReport {
     pub name: String,
-    /// Texts, lines of JSONL, or windows made.
+    /// Texts, lines of JSONL, rows of Parquet, or windows made.
     pub rows: usize,
     /// Rows that a window touches.
     pub rows_used: usize,
@@ -143,11 +145,13 @@ struct Stream {
     /// Domain and where it ends in the stream, row by row.
     rows: Vec<(String, usize)>,
     dropped: usize,
+    /// Rows of a large file that were not looked at.
+    passed: usize,
 }
 
 impl Stream {
     fn new() -> Self {
-        Self { tokens: Vec::new(), rows: Vec::new(), dropped: 0 }
+        Self { tokens: Vec::new(), rows: Vec::new(), dropped: 0, passed: 0 }
     }
 
     /// Appends a row behind BOS, where the tokenizer asks for one and the row does not begin with it.
@@ -180,7 +184,7 @@ pub fn draw(
     for source in sources {
         let stream = match source {
             Source::Default => Some(bundled_stream(reader)?),
-            Source::File(path) => Some(file_stream(path, reader)?),
+            Source::File(path) | Source::Fetched { path, .. } => Some(file_stream(path, reader)?),
             Source::Model | Source::Random => None,
         };
         if let Some(stream) = &stream
@@ -190,7 +194,7 @@ pub fn draw(
                 format!("the calibration data has {} tokens, fewer than one window of {seq_len}", stream.tokens.len());
             let shorter = format!("give more text, or shorter windows with --seq-len {}", stream.tokens.len().max(2));
             return Err(match source {
-                Source::File(path) => Error::bad_file(path, what).hint(shorter),
+                Source::File(path) | Source::Fetched { path, .. } => Error::bad_file(path, what).hint(shorter),
                 _ => Error::bad_input(what).hint(shorter),
             });
         }
@@ -254,7 +258,30 @@ fn plain_chat(messages: &[Message]) -> String {
     messages.iter().map(|m| format!("{}: {}\n\n", m.role, m.content)).collect()
 }
 
+fn is_parquet(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("parquet"))
+}
+
 fn file_stream(path: &Path, reader: &dyn Reader) -> Result<Stream> {
+    let mut stream = Stream::new();
+    let documents = if is_parquet(path) {
+        let table = parquet::open(path)?;
+        stream.passed = table.passed;
+        table.documents
+    } else {
+        text_documents(path)?
+    };
+    for document in &documents {
+        let tokens = match document {
+            Document::Text(text) => reader.encode(text, false)?,
+            Document::Chat(messages) => reader.encode(&reader.render_chat(messages)?, true)?,
+        };
+        stream.push("", &tokens, reader.bos());
+    }
+    Ok(stream)
+}
+
+fn text_documents(path: &Path) -> Result<Vec<Document>> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     if let Err(e) = std::str::from_utf8(&bytes) {
         let what = format!("the calibration data is not UTF-8 text (byte {})", e.valid_up_to());
@@ -264,16 +291,7 @@ fn file_stream(path: &Path, reader: &dyn Reader) -> Result<Stream> {
         return Err(Error::bad_file(path, "the calibration data is empty"));
     }
     let jsonl = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl") || e.eq_ignore_ascii_case("ndjson"));
-    let corpus = Corpus::parse(path, &bytes, jsonl)?;
-    let mut stream = Stream::new();
-    for document in &corpus.documents {
-        let tokens = match document {
-            Document::Text(text) => reader.encode(text, false)?,
-            Document::Chat(messages) => reader.encode(&reader.render_chat(messages)?, true)?,
-        };
-        stream.push("", &tokens, reader.bos());
-    }
-    Ok(stream)
+    Ok(Corpus::parse(path, &bytes, jsonl)?.documents)
 }
 
 /// A window of a source without a stream.
@@ -316,7 +334,7 @@ fn spread(count: usize, available: usize, random: &mut SplitMix) -> Vec<usize> {
 
 /// Which rows and domains the chosen windows touch.
 fn account(stream: &Stream, chosen: &[usize], seq_len: usize, report: &mut SourceReport) {
-    report.rows = stream.rows.len() + stream.dropped;
+    report.rows = stream.rows.len() + stream.dropped + stream.passed;
     report.rows_dropped = stream.dropped;
     report.tokens_available = stream.tokens.len();
     let (mut begin, mut window) = (0, 0);
@@ -536,8 +554,13 @@ mod tests {
         assert!(fault("short.txt", b"abc").contains("4 tokens, fewer than one window of 50"));
         assert!(fault("latin.txt", b"caf\xe9").contains("not UTF-8"));
         assert!(fault("bad.jsonl", b"{").contains("line 1"));
-        assert!(Source::parse("hf://datasets/a/b").is_err());
-        assert!(Source::parse("a.parquet").is_err());
+        let fetch = |_: &str| Err(Error::bad_input("no network"));
+        assert!(Source::parse("hf://datasets/a/b/c.txt", fetch).is_err());
+        assert_eq!(Source::parse("a.parquet", fetch).is_ok(), cfg!(feature = "parquet"));
+        assert_eq!(
+            Source::parse("hf://datasets/a/b/c.parquet@main", |_| Ok("x".into())).is_ok(),
+            cfg!(feature = "parquet")
+        );
         assert!(drawn(&[], amount(100, 50)).is_err());
     }
 

@@ -6,6 +6,7 @@ pub mod data;
 pub mod imatrix;
 pub mod layerwise;
 pub mod moments;
+mod parquet;
 pub mod stats;
 pub mod summary;
 pub mod totals;

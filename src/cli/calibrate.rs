@@ -4,7 +4,7 @@
 use super::options::{self, CANCEL};
 use super::plan::{self, Prepared};
 use super::progress::{Progress, Unit};
-use super::{CalibrateArgs, CalibrationArgs, ConvertArgs, Format, ImatrixArgs, print, print_json};
+use super::{CalibrateArgs, CalibrationArgs, ConvertArgs, Format, HubArgs, ImatrixArgs, print, print_json};
 use crate::calibration::data::{self, Amount, DataReport, Drawn, Overlap, Source};
 use crate::calibration::imatrix::{Imatrix, UnseenExperts, Weights, is_required};
 use crate::calibration::stats::{self, ExpertUse};
@@ -66,7 +66,7 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     let (mut imatrix, mut made) = (None::<Imatrix>, None);
     if let Some(model) = &args.model {
         let path = options::resolve_model(model, &args.hub, args.common.quiet)?;
-        let sources = sources(&args.data)?;
+        let sources = sources(&args.data, &args.hub, args.common.quiet)?;
         let run = calibrate(&path, &sources, &args.data, args.text.as_deref(), args.process_output, args.common.quiet)?;
         for (earlier, file) in earlier.iter().zip(&args.merge) {
             earlier.check(&run.model, file)?;
@@ -122,11 +122,12 @@ fn in_file(error: Error, file: &Path) -> Error {
 }
 
 /// The sources asked for; the bundled texts when none are.
-fn sources(args: &CalibrationArgs) -> Result<Vec<Source>> {
+fn sources(args: &CalibrationArgs, hub: &HubArgs, quiet: bool) -> Result<Vec<Source>> {
     if args.calibration.is_empty() {
         return Ok(vec![Source::Default]);
     }
-    args.calibration.iter().map(|text| Source::parse(text)).collect()
+    let fetch = |address: &str| super::pull::fetch_dataset_file(address, hub, quiet);
+    args.calibration.iter().map(|text| Source::parse(text, fetch)).collect()
 }
 
 /// A calibration run's results.
@@ -206,12 +207,10 @@ fn calibrate(
 }
 
 /// The windows to calibrate a model on. The model itself is in memory only while they are drawn.
-pub fn windows(path: &Path, args: &CalibrationArgs, quiet: bool) -> Result<Drawn> {
-    let sources = sources(args)?;
-    if !quiet {
-        if args.calibration.is_empty() {
-            eprintln!("calibrating on the bundled texts; --calibration names others");
-        }
+pub fn windows(path: &Path, args: &CalibrationArgs, hub: &HubArgs, quiet: bool) -> Result<Drawn> {
+    let sources = sources(args, hub, quiet)?;
+    if !quiet && args.calibration.is_empty() {
+        eprintln!("calibrating on the bundled texts; --calibration names others");
     }
     let model = Runnable::open(path)?;
     let amount = Amount {
@@ -219,9 +218,7 @@ pub fn windows(path: &Path, args: &CalibrationArgs, quiet: bool) -> Result<Drawn
         seq_len: args.seq_len.min(model.engine.config.context),
         seed: args.calibration_seed,
     };
-    let drawn = data::draw(&sources, amount, &model, &mut || {
-        if CANCEL.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
-    })?;
+    let drawn = data::draw(&sources, amount, &model, &mut go_on)?;
     if drawn.report.tokens < drawn.report.tokens_asked && !quiet {
         eprintln!("  the data has {} tokens; {} were asked for", drawn.report.tokens, drawn.report.tokens_asked);
     }
@@ -289,13 +286,13 @@ pub enum Plan {
 
 impl Plan {
     /// Errors: `Usage` for both at once, and those of [`Source::parse`].
-    pub fn new(imatrix: &ImatrixArgs, calibration: &CalibrationArgs) -> Result<Self> {
+    pub fn new(imatrix: &ImatrixArgs, calibration: &CalibrationArgs, hub: &HubArgs, quiet: bool) -> Result<Self> {
         match (&imatrix.imatrix, calibration.calibration.is_empty()) {
             (Some(_), false) => Err(Error::Usage(
                 "--imatrix and --calibration exclude each other; --calibration makes a new one".into(),
             )),
             (Some(_), true) => Ok(Plan::File(imatrix.clone())),
-            (None, false) => Ok(Plan::Calibrate(sources(calibration)?)),
+            (None, false) => Ok(Plan::Calibrate(sources(calibration, hub, quiet)?)),
             (None, true) => Ok(Plan::None),
         }
     }

@@ -34,7 +34,7 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
     let threads = options::threads(args.common.threads)?;
     options::catch_interrupt()?;
     let path = options::resolve_model(&model_arg, &args.hub, args.common.quiet)?;
-    let importance = calibrate::Plan::new(&args.imatrix, &args.calibration)?;
+    let importance = calibrate::Plan::new(&args.imatrix, &args.calibration, &args.hub, args.common.quiet)?;
     let (prepared, source);
     if only_folders {
         let ckpt = Checkpoint::open(&path)?;

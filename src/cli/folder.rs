@@ -318,7 +318,7 @@ pub fn run(
         let mut calibration = Value::Null;
         let mut loaded = None;
         if p.is_calibrated(f) {
-            let drawn = calibrate::windows(path, &args.calibration, quiet)?;
+            let drawn = calibrate::windows(path, &args.calibration, &args.hub, quiet)?;
             calibration = serde_json::to_value(&drawn.report).map_err(|e| Error::Internal(e.to_string()))?;
             loaded = Some(drawn);
         }

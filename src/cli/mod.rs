@@ -158,8 +158,9 @@ pub struct ImatrixArgs {
 /// Which texts a model is calibrated on.
 #[derive(Clone, Debug, Args)]
 pub struct CalibrationArgs {
-    /// Calibration data: default (bundled texts), a text or JSONL file, self (sampled from the model), tokens:random
-    /// (repeatable; sources share the tokens equally)
+    /// Calibration data: default (bundled texts), a text, JSONL or Parquet file, such a file of a data set on the Hub
+    /// (hf://datasets/org/name/path[@revision]), self (sampled from the model), tokens:random (repeatable; sources
+    /// share the tokens equally)
     #[arg(long, value_name = "SOURCE")]
     pub calibration: Vec<String>,
     /// Tokens to calibrate on, drawn from all over the sources

@@ -99,7 +99,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// One line of JSONL: `messages` (OpenAI), `conversations` (ShareGPT: `from`, `value`) or `text`.
-fn document(value: &Value) -> Result<Document, String> {
+pub fn document(value: &Value) -> Result<Document, String> {
     if let Some(text) = value.get("text") {
         let text = text.as_str().ok_or("\"text\" is not a string")?;
         return Ok(Document::Text(text.to_string()));
