@@ -10,7 +10,7 @@ pub(super) mod iq2;
 pub(super) mod iq3;
 pub(crate) mod iq4;
 mod numeric;
-mod search;
+pub(super) mod search;
 mod ternary;
 #[cfg(test)]
 pub(super) mod tests;
