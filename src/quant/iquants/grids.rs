@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 
 use super::codes;
 use super::iq1::{self, Split};
+use super::search::{self, Found, Search};
 
 const OFF_GRID: u16 = u16::MAX;
 
@@ -52,6 +53,16 @@ pub trait Steps {
         scale: f32,
     ) -> u16;
 
+    /// The best of the trial scales around `reach`, if any is better than none; else `found` stays.
+    fn trials<const N: usize>(
+        search: &Search<N>,
+        x: &[f32],
+        weight: &[f32],
+        root: &[f32],
+        reach: f32,
+        found: &mut Found,
+    );
+
     /// The indices of a group's weights in ascending order of value, equal ones in their own order.
     fn ascending<const G: usize>(x: &[f32]) -> [usize; G];
 
@@ -87,6 +98,17 @@ impl Steps for OneByOne {
             }
         }
         best.0
+    }
+
+    fn trials<const N: usize>(
+        search: &Search<N>,
+        x: &[f32],
+        weight: &[f32],
+        root: &[f32],
+        reach: f32,
+        found: &mut Found,
+    ) {
+        search::trials::<N, Self>(search, x, weight, root, reach, found);
     }
 
     fn ascending<const G: usize>(x: &[f32]) -> [usize; G] {
@@ -154,7 +176,12 @@ impl<const N: usize> Grid<N> {
 
     /// Where the pattern of these `N` digits, each below `levels`, lies.
     pub fn place(&self, digits: &[u8]) -> Place<'_> {
-        let pattern = digits.iter().rev().fold(0usize, |code, &digit| code << self.bits | usize::from(digit));
+        self.place_packed(digits.iter().rev().fold(0usize, |code, &digit| code << self.bits | usize::from(digit)))
+    }
+
+    /// The same for a packed pattern.
+    #[inline(always)]
+    pub fn place_packed(&self, pattern: usize) -> Place<'_> {
         match self.index[pattern] {
             OFF_GRID => {
                 let (start, end) = (self.starts[pattern] as usize, self.starts[pattern + 1] as usize);

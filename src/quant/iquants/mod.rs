@@ -1,5 +1,6 @@
 //! The ggml types beyond the round and K-quant ones, one file per family: codebook types (IQ*), ternary (TQ*), 4-bit float
-//! and 1- or 2-bit types. This is the specification: scalar code whose bytes equal ggml's. Nothing here is vectorised.
+//! and 1- or 2-bit types. This is the specification: scalar code whose bytes equal ggml's. Nothing here is vectorised; the
+//! steps of the codebook searches that have a lane form come through [`grids::Steps`].
 
 mod binary;
 mod codes;
@@ -10,7 +11,7 @@ pub(super) mod iq2;
 pub(super) mod iq3;
 pub(crate) mod iq4;
 mod numeric;
-mod search;
+pub(super) mod search;
 mod ternary;
 #[cfg(test)]
 pub(super) mod tests;

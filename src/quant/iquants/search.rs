@@ -51,10 +51,10 @@ pub struct Fitted {
     pub signs: [u8; SUPER / 8],
 }
 
-const GROUP: usize = 32;
+pub const GROUP: usize = 32;
 
 /// What the digits stand for.
-const MAGNITUDES: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
+pub const MAGNITUDES: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
 
 impl<const N: usize> Search<N> {
     /// Searches one super-block of 256 weights.
@@ -104,19 +104,23 @@ impl<const N: usize> Search<N> {
         fitted
     }
 
+    /// The largest code.
+    pub fn widest(&self) -> f32 {
+        f32::from(2 * (self.grid)().levels() - 1)
+    }
+
     /// The scale and digits of one group, or `None` where it is stored as zero. The scale is negative where all signs
     /// have to turn.
     #[inline(always)]
     fn fit_group<P: Steps>(&self, x: &[f32], weight: &[f32]) -> Option<(f32, [u8; GROUP])> {
         let grid = (self.grid)();
         let top = i32::from(grid.levels()) - 1;
-        let widest = (2 * top + 1) as f32;
+        let widest = self.widest();
         let max = x.iter().fold(x[0], |max, x| if max > *x { max } else { *x });
         if max < self.zero_below {
             return None;
         }
-        let mut digits = [0u8; GROUP];
-        let (mut scale, reach) = if self.fitted_start {
+        let (scale, reach) = if self.fitted_start {
             let scale = fit_positive(x, weight, top + 2);
             (scale, scale * (top + 1) as f32)
         } else {
@@ -133,25 +137,10 @@ impl<const N: usize> Search<N> {
         }
 
         let chunks = self.group / N;
-        let mut on_grid = [self.refit == Refit::OffGrid; GROUP / 4];
-        let mut best = 0.0;
-        for trial in -self.tries..=self.tries {
-            let inverse = (widest + trial as f32 * self.step) / reach;
-            let mut trial_digits = [0u8; GROUP];
-            let mut trial_on_grid = [true; GROUP / 4];
-            for (k, on_grid) in trial_on_grid[..chunks].iter_mut().enumerate() {
-                let part = N * k..N * k + N;
-                let out = &mut trial_digits[part.clone()];
-                *on_grid = to_grid::<N, P>(grid, &x[part.clone()], &root[part], inverse, 1.0 / inverse, out);
-            }
-            let (sum_qx, sum_q2) = correlate(x, weight, &trial_digits);
-            if sum_q2 > 0.0 && sum_qx * sum_qx > best * sum_q2 {
-                scale = sum_qx / sum_q2;
-                best = scale * sum_qx;
-                digits = trial_digits;
-                on_grid = trial_on_grid;
-            }
-        }
+        let on_grid = [self.refit == Refit::OffGrid; GROUP / 4];
+        let mut best = Found { scale, digits: [0; GROUP], on_grid };
+        P::trials(self, x, weight, &root, reach, &mut best);
+        let Found { mut scale, mut digits, on_grid } = best;
 
         let any_off_grid = on_grid[..chunks].contains(&false);
         if (any_off_grid || self.refit == Refit::Always) && scale > 0.0 {
@@ -170,6 +159,45 @@ impl<const N: usize> Search<N> {
         }
         // Only overflow makes the scale no number (ggml aborts on it).
         (!scale.is_nan()).then_some((scale, digits))
+    }
+}
+
+/// The best of the trials so far.
+pub struct Found {
+    pub scale: f32,
+    pub digits: [u8; GROUP],
+    /// By `N` weights: whether the pattern was on the grid before it was moved there.
+    pub on_grid: [bool; GROUP / 4],
+}
+
+/// Tries the scales around `reach` one after the other: the specification.
+#[inline(always)]
+pub fn trials<const N: usize, P: Steps>(
+    search: &Search<N>,
+    x: &[f32],
+    weight: &[f32],
+    root: &[f32],
+    reach: f32,
+    found: &mut Found,
+) {
+    let grid = (search.grid)();
+    let widest = search.widest();
+    let mut best = 0.0;
+    for trial in -search.tries..=search.tries {
+        let inverse = (widest + trial as f32 * search.step) / reach;
+        let mut digits = [0u8; GROUP];
+        let mut all_on_grid = [true; GROUP / 4];
+        for (k, on_grid) in all_on_grid[..search.group / N].iter_mut().enumerate() {
+            let part = N * k..N * k + N;
+            let out = &mut digits[part.clone()];
+            *on_grid = to_grid::<N, P>(grid, &x[part.clone()], &root[part], inverse, 1.0 / inverse, out);
+        }
+        let (sum_qx, sum_q2) = correlate(x, weight, &digits);
+        if sum_q2 > 0.0 && sum_qx * sum_qx > best * sum_q2 {
+            let scale = sum_qx / sum_q2;
+            best = scale * sum_qx;
+            *found = Found { scale, digits, on_grid: all_on_grid };
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::codec;
-use crate::quant::{GgmlType, check_rows, dequantize_rows, quantize_rows};
+use crate::quant::{GgmlType, Isa, check_rows, dequantize_rows, quantize_rows, quantize_rows_with};
 
 pub(in crate::quant) const ROWS: usize = 32;
 pub(in crate::quant) const COLS: usize = 1024;
@@ -52,9 +52,17 @@ fn made_input() -> (Vec<f32>, Vec<f32>) {
     (weights.collect(), importance.collect())
 }
 
+/// With every instruction set of this machine, which must agree.
 pub(in crate::quant) fn quantize(ty: GgmlType, input: &[f32], importance: Option<&[f32]>) -> Vec<u8> {
-    let mut bytes = vec![0; ROWS * ty.row_bytes(COLS).unwrap()];
-    quantize_rows(ty, input, COLS, importance, &mut bytes).unwrap();
+    let run = |isa| {
+        let mut bytes = vec![0; ROWS * ty.row_bytes(COLS).unwrap()];
+        quantize_rows_with(isa, ty, input, COLS, importance, &mut bytes).unwrap();
+        bytes
+    };
+    let bytes = run(Isa::Scalar);
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        assert!(bytes == run(isa), "{ty} with {}", isa.name());
+    }
     bytes
 }
 

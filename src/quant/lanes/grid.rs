@@ -4,8 +4,9 @@
 
 use super::vector::{Float, Int, MAX_LANES, Mask};
 use super::{Job, Kernel, int_lanes};
-use crate::quant::iquants::grids::{Candidates, Grid, Steps};
+use crate::quant::iquants::grids::{Candidates, Grid, Place, Steps};
 use crate::quant::iquants::iq1::{DOWN, Split, UP};
+use crate::quant::iquants::search::{Found, GROUP, MAGNITUDES, Search};
 use crate::quant::iquants::{iq1, iq2, iq3};
 use std::marker::PhantomData;
 
@@ -72,6 +73,75 @@ impl<F: Float> Steps for ByLanes<F> {
             least &= least - 1;
         }
         candidates.points[at as usize]
+    }
+
+    /// A lane is a trial.
+    #[inline(always)]
+    fn trials<const N: usize>(
+        search: &Search<N>,
+        x: &[f32],
+        weight: &[f32],
+        root: &[f32],
+        reach: f32,
+        found: &mut Found,
+    ) {
+        let grid = (search.grid)();
+        let top = i32::from(grid.levels()) - 1;
+        let count = (2 * search.tries + 1) as usize;
+        let (one, half) = (F::splat(1.0), F::splat(0.5));
+        let mut best = 0.0;
+        for first in (0..count).step_by(F::N) {
+            let lanes = (count - first).min(F::N);
+            // SAFETY: no vector has more lanes.
+            let trial =
+                (F::Int::splat(first as i32 - search.tries) + unsafe { F::Int::load(LANE.as_ptr()) }).to_float();
+            let inverse = (F::splat(search.widest()) + trial * F::splat(search.step)) / F::splat(reach);
+            let scales = super::lanes(one / inverse);
+            // By weight, then by trial.
+            let mut digits = [[0i32; MAX_LANES]; GROUP];
+            let mut on_grid = [[true; GROUP / 4]; MAX_LANES];
+            for k in 0..search.group / N {
+                let mut pattern = F::Int::splat(0);
+                for i in (N * k..N * k + N).rev() {
+                    let digit = (half * (inverse * F::splat(x[i]) - one)).nearest().clamp(0, top);
+                    // SAFETY: no vector has more lanes.
+                    unsafe { digit.store(digits[i].as_mut_ptr()) };
+                    // Eight digits have two bits each, four have three.
+                    pattern = if N == 8 { pattern.shl::<2>() } else { pattern.shl::<3>() } | digit;
+                }
+                for (lane, pattern) in int_lanes(pattern)[..lanes].iter().enumerate() {
+                    if let Place::Off(candidates) = grid.place_packed(*pattern as usize) {
+                        let part = N * k..N * k + N;
+                        let (x, root) = (&x[part.clone()], &root[part.clone()]);
+                        let point = Self::nearest(grid, candidates, &MAGNITUDES, x, root, scales[lane]);
+                        for (digits, digit) in digits[part].iter_mut().zip(grid.point(point)) {
+                            digits[lane] = i32::from(*digit);
+                        }
+                        on_grid[lane][k] = false;
+                    }
+                }
+            }
+            let (mut sum_qx, mut sum_q2) = (F::splat(0.0), F::splat(0.0));
+            for ((x, w), digits) in x.iter().zip(weight).zip(&digits) {
+                // SAFETY: no vector has more lanes.
+                let digit = unsafe { F::Int::load(digits.as_ptr()) };
+                let q = (digit + digit + F::Int::splat(1)).to_float();
+                sum_qx = sum_qx + F::splat(w * x) * q;
+                sum_q2 = sum_q2 + F::splat(*w) * q * q;
+            }
+            let (sum_qx, sum_q2) = (super::lanes(sum_qx), super::lanes(sum_q2));
+            for lane in 0..lanes {
+                let (qx, q2) = (sum_qx[lane], sum_q2[lane]);
+                if q2 > 0.0 && qx * qx > best * q2 {
+                    found.scale = qx / q2;
+                    best = found.scale * qx;
+                    for (digit, digits) in found.digits.iter_mut().zip(&digits[..search.group]) {
+                        *digit = digits[lane] as u8;
+                    }
+                    found.on_grid = on_grid[lane];
+                }
+            }
+        }
     }
 
     /// A weight's rank is the number of those that come before it.
@@ -154,7 +224,7 @@ impl<F: Float> Steps for ByLanes<F> {
 }
 
 /// Offers the splits with borders `first` and `second ..= last`, as many as there are lanes, in order of the second border
-/// and then of the variant. Whoever does not beat the score is passed over, and after each that does all are compared anew.
+/// and then of the variant.
 #[inline(always)]
 fn offer<F: Float, const V: usize>(
     best: &mut Option<Split>,
@@ -164,38 +234,86 @@ fn offer<F: Float, const V: usize>(
     second: usize,
     last: usize,
 ) {
-    let lanes = (last - second + 1).min(F::N);
-    let mut from = 0;
-    loop {
-        let score = F::splat(best.as_ref().map_or(-f32::MAX, |b| b.score));
-        let mut hits = [0; V];
-        let mut any = 0;
-        for v in 0..V {
-            let better = q2[v].gt(F::splat(0.0)).and((qx[v] * qx[v]).gt(score * q2[v]));
-            hits[v] = better.bits() & ((1 << lanes) - 1);
-            any |= hits[v];
-        }
-        let Some((lane, variant)) = next_hit(&hits, any, from) else { return };
-        let (qx, q2) = (super::lanes(qx[variant])[lane], super::lanes(q2[variant])[lane]);
-        Split::offer(best, qx, q2, first, second + lane, variant);
-        from = lane * V + variant + 1;
+    let count = (last - second + 1).min(F::N);
+    // SAFETY: no vector has more lanes.
+    let lane = unsafe { F::Int::load(LANE.as_ptr()) };
+    let offered = lane.lt(F::Int::splat(count as i32));
+    let score = best.as_ref().map_or(-f32::MAX, |b| b.score);
+    let mut any = lane.lt(lane);
+    for v in 0..V {
+        any = any.or(is_better(qx[v], q2[v], F::splat(score)));
+    }
+    if !any.and(offered).any() {
+        return;
+    }
+    let winner = match clear_winner(qx, q2, score, lane, offered) {
+        Some(winner) => winner..winner + 1,
+        None => 0..count * V,
+    };
+    let (mut all_qx, mut all_q2) = ([[0.0; MAX_LANES]; V], [[0.0; MAX_LANES]; V]);
+    for v in 0..V {
+        (all_qx[v], all_q2[v]) = (super::lanes(qx[v]), super::lanes(q2[v]));
+    }
+    for key in winner {
+        let (lane, v) = (key / V, key % V);
+        Split::offer(best, all_qx[v][lane], all_q2[v][lane], first, second + lane, v);
     }
 }
 
-/// The first hit, by lane and then by variant, whose number `lane · V + variant` is at least `from`.
+/// Whether a split beats the score.
 #[inline(always)]
-fn next_hit<const V: usize>(hits: &[u32; V], any: u32, from: usize) -> Option<(usize, usize)> {
-    let mut rest = if from / V < 32 { any & (u32::MAX << (from / V)) } else { 0 };
-    while rest != 0 {
-        let lane = rest.trailing_zeros() as usize;
-        for (variant, hits) in hits.iter().enumerate() {
-            if hits >> lane & 1 == 1 && lane * V + variant >= from {
-                return Some((lane, variant));
-            }
+fn is_better<F: Float>(qx: F, q2: F, score: F) -> F::Mask {
+    q2.gt(F::splat(0.0)).and((qx * qx).gt(score * q2))
+}
+
+/// The one whose taking over alone leaves what offering all in turn would: it beats the score and the score of each one
+/// before it, and none after it beats its own. Rounding can prevent that there is one. Numbers are `lane · V + variant`.
+#[inline(always)]
+fn clear_winner<F: Float, const V: usize>(
+    qx: &[F; V],
+    q2: &[F; V],
+    score: f32,
+    lane: F::Int,
+    offered: F::Mask,
+) -> Option<usize> {
+    let none = F::splat(f32::NEG_INFINITY);
+    let mut scores = [none; V];
+    let mut most = none;
+    for v in 0..V {
+        let own = qx[v] / q2[v] * qx[v];
+        let counts = q2[v].gt(F::splat(0.0)).and(offered);
+        scores[v] = F::select(counts.and(own.same(own)), own, none);
+        most = most.max(scores[v]);
+        if counts.and(own.same(own).not()).any() {
+            return None;
         }
-        rest &= rest - 1;
     }
-    None
+    let most = greatest(most);
+    let mut winner = usize::MAX;
+    for (v, scores) in scores.iter().enumerate() {
+        let at = scores.same(F::splat(most)).bits();
+        if at != 0 {
+            winner = winner.min(at.trailing_zeros() as usize * V + v);
+        }
+    }
+    if winner == usize::MAX {
+        return None;
+    }
+    let mut before = F::splat(score);
+    let mut later = lane.lt(lane);
+    for v in 0..V {
+        let earlier = lane.lt(F::Int::splat(((winner + V - 1 - v) / V) as i32));
+        before = before.max(F::select(earlier, scores[v], none));
+        let up_to = lane.lt(F::Int::splat(((winner + V - v) / V) as i32));
+        later = later.or(is_better(qx[v], q2[v], F::splat(most)).and(up_to.not()).and(offered));
+    }
+    let (qx, q2) = (super::lanes(qx[winner % V])[winner / V], super::lanes(q2[winner % V])[winner / V]);
+    (qx * qx > greatest(before) * q2 && !later.any()).then_some(winner)
+}
+
+#[inline(always)]
+fn greatest<F: Float>(v: F) -> f32 {
+    -v.negate().least()
 }
 
 /// The numbers and as many of the last one as any vector may read beyond.
