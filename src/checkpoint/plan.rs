@@ -225,7 +225,7 @@ fn entries(ckpt: &Checkpoint, contents: &Contents, specs: &[Option<Spec>]) -> Ve
             }
         }
     }
-    placed.sort_by(|a, b| a.0.cmp(&b.0));
+    placed.sort_by_key(|(at, _)| *at);
     placed.into_iter().map(|(_, entry)| entry).collect()
 }
 

@@ -201,8 +201,8 @@ fn files(
     }
     prepared.warn(args.common.quiet);
     let wanted = match args.search.is_feedback(importance.calibrates())? {
-        true => importance.draw(prepared, args)?.map_or(Wanted::Plain(None), Wanted::Feedback),
-        false => Wanted::Plain(importance.make(prepared, args)?),
+        true => importance.draw(prepared, args)?.map_or(Wanted::Plain(None), |d| Wanted::Feedback(Box::new(d))),
+        false => Wanted::Plain(importance.make(prepared, args)?.map(Box::new)),
     };
     let (artifacts, importance, refused) = write(prepared, args, wanted, &outputs, threads)?;
     let importance = importance.as_ref();
@@ -242,8 +242,8 @@ impl Written {
 
 /// What guides the search.
 enum Wanted {
-    Plain(Option<Importance>),
-    Feedback(calibrate::Drawing),
+    Plain(Option<Box<Importance>>),
+    Feedback(Box<calibrate::Drawing>),
 }
 
 /// Files, the importance they were made with, and per file what kept ggml's search instead of feedback.
@@ -273,8 +273,10 @@ fn write(prepared: &Prepared, args: &ConvertArgs, wanted: Wanted, outputs: &[Pat
         artifacts.push(artifact);
     }
     let (importance, mut outcome) = match wanted {
-        Wanted::Plain(importance) => (importance, None),
-        Wanted::Feedback(drawing) => (None, Some(feedback::run(prepared, args, drawing, &artifacts, &plain, threads)?)),
+        Wanted::Plain(importance) => (importance.map(|i| *i), None),
+        Wanted::Feedback(drawing) => {
+            (None, Some(feedback::run(prepared, args, *drawing, &artifacts, &plain, threads)?))
+        }
     };
     let total = convert::source_bytes(ckpt, model);
     let progress = Progress::new("quantizing", total, Unit::Bytes, args.common.quiet);

@@ -81,7 +81,7 @@ macro_rules! operator {
             #[inline(always)]
             fn $method(mut self, other: Lane) -> Lane {
                 for i in 0..LANES {
-                    self.0[i] = self.0[i] $op other.0[i];
+                    self.0[i] $op other.0[i];
                 }
                 self
             }
@@ -91,16 +91,16 @@ macro_rules! operator {
             #[inline(always)]
             fn $method(mut self, other: f32) -> Lane {
                 for i in 0..LANES {
-                    self.0[i] = self.0[i] $op other;
+                    self.0[i] $op other;
                 }
                 self
             }
         }
     };
 }
-operator!(Add, add, +);
-operator!(Sub, sub, -);
-operator!(Mul, mul, *);
+operator!(Add, add, +=);
+operator!(Sub, sub, -=);
+operator!(Mul, mul, *=);
 
 impl AddAssign for Lane {
     #[inline(always)]

@@ -41,7 +41,7 @@ fn main() {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().expect("a thread pool");
     let mut model = Runnable::open(Path::new(path)).expect("a model");
     let amount = Amount { tokens: windows * context, seq_len: context, seed: 0 };
-    let source = Source::parse(text).expect("a source");
+    let source = Source::parse(text, |_| unreachable!("no data set of the Hub")).expect("a source");
     let windows = data::draw(&[source], amount, &model, &mut || Ok(())).expect("text").windows;
     if kind != "sums" {
         // The pass loads its own layers.

@@ -7,6 +7,9 @@
 //! al. 2022) with ggml's own scales; **C**, scales searched in the loop; **D**, a sweep of coordinate descent over
 //! sub-blocks, codes and block scales (after CDQuant and the two-stage grid optimisation of arXiv 2602.02126).
 
+// A lane is a row of several arrays at once; one index for all of them says so.
+#![allow(clippy::needless_range_loop)]
+
 mod bundle;
 mod candidates;
 mod guard;

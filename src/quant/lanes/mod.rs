@@ -2,6 +2,9 @@
 //! beside this module are the specification; what comes from here equals theirs byte for byte, which the tests assert for
 //! every type and every instruction set. Lanes never exchange numbers, so each adds in the scalar order.
 
+// A lane is a row of several arrays at once; one index for all of them says so.
+#![allow(clippy::needless_range_loop)]
+
 mod grid;
 mod iq4;
 mod kquants;

@@ -83,14 +83,14 @@ fn weight(kind: u32, numbers: &mut Numbers) -> f32 {
         10 => 3.0 + numbers.unit() * 2f32.powi(-18),
         // One outlier among small ones.
         11 => {
-            if numbers.bits() % 16 == 0 {
+            if numbers.bits().is_multiple_of(16) {
                 100.0
             } else {
                 1e-3 * numbers.normal()
             }
         }
         _ => {
-            if numbers.bits() % 2 == 0 {
+            if numbers.bits().is_multiple_of(2) {
                 1.0
             } else {
                 -1.0
