@@ -159,7 +159,8 @@ pub(crate) fn multiply_panels(a: &[f32], b: &[f32], depth: usize, y: &mut [f32],
 }
 
 /// `M` rows of `x` times one panel, added to what is in `y` if `add`. Only the first `lanes` columns are written. Every
-/// pointer comes with the distance of its rows; the columns of `x` are `ACROSS` apart.
+/// pointer comes with the distance of its rows; the columns of `x` are `ACROSS` apart. Sums go on from what is in `y`, or,
+/// between panels, join it at the end, which loses less in a long sum.
 ///
 /// # Safety
 /// `x` has `M` rows of `depth` floats, `w` `depth` rows of `PANEL`, `y` `M` rows of `lanes`.
@@ -178,7 +179,7 @@ unsafe fn one_tile<const M: usize, const ACROSS: usize>(
     // SAFETY: by the caller's promise; the masks keep to `lanes`, and a pointer beyond them is not read or written.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); 2]; M];
-        if add {
+        if add && ACROSS == 1 {
             for (m, sum) in sums.iter_mut().enumerate() {
                 let y = y.0.add(m * y.1);
                 *sum = [_mm512_maskz_loadu_ps(low, y), _mm512_maskz_loadu_ps(high, y.wrapping_add(16))];
@@ -193,8 +194,12 @@ unsafe fn one_tile<const M: usize, const ACROSS: usize>(
                 sum[1] = _mm512_fmadd_ps(x, weights[1], sum[1]);
             }
         }
-        for (m, sum) in sums.iter().enumerate() {
+        for (m, sum) in sums.iter_mut().enumerate() {
             let y = y.0.add(m * y.1);
+            if add && ACROSS > 1 {
+                sum[0] = _mm512_add_ps(sum[0], _mm512_maskz_loadu_ps(low, y));
+                sum[1] = _mm512_add_ps(sum[1], _mm512_maskz_loadu_ps(high, y.wrapping_add(16)));
+            }
             _mm512_mask_storeu_ps(y, low, sum[0]);
             _mm512_mask_storeu_ps(y.wrapping_add(16), high, sum[1]);
         }
