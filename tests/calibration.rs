@@ -242,8 +242,140 @@ fn what_cannot_work_is_refused_before_the_work() {
     std::fs::write(path("t.txt"), b"\xff\xfe latin").unwrap();
     let text = fails(&mut calibrate("llama", &out, &["--calibration", path("t.txt").to_str().unwrap()]), 3);
     assert!(text.contains("not UTF-8"), "{text}");
-    assert!(fails(&mut calibrate("llama", &out, &["--calibration", "hf://datasets/a/b"]), 4).contains("JSONL"));
+    #[cfg(feature = "hub")]
+    assert!(fails(&mut calibrate("llama", &out, &["--calibration", "hf://datasets/a/b"]), 2).contains("/path/to/file"));
     assert!(!out.exists());
+}
+
+fn fixture(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parquet").join(name).display().to_string()
+}
+
+#[cfg(feature = "parquet")]
+#[test]
+fn parquet_rows_are_texts_and_conversations() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let run = |source: &str, name: &str| -> serde_json::Value {
+        let more = ["--format", "json", "--calibration-tokens", "100000", "--calibration", source];
+        let mut command = calibrate("llama", &path(name), &more);
+        serde_json::from_str(&ok(command.arg("--save-text").arg(path(&format!("{name}.txt")))).0).unwrap()
+    };
+    // pyarrow's files; the rows as JSONL make the same windows.
+    let report = run(&fixture("text.parquet"), "text.gguf");
+    let source = &report["data"]["sources"][0];
+    assert_eq!((source["rows"].as_u64(), source["rows_dropped"].as_u64()), (Some(40), Some(2)));
+    let row = |i: usize| format!("Row {i} of a table tells of the sea, of ships, and of the {} people who sailed in them for a living.", i * 7);
+    let lines = (0..40).filter(|i| ![5, 9].contains(i)).map(|i| serde_json::json!({ "text": row(i) }).to_string() + "\n");
+    std::fs::write(path("rows.jsonl"), lines.collect::<String>()).unwrap();
+    let same = run(path("rows.jsonl").to_str().unwrap(), "jsonl.gguf");
+    assert_eq!(report["data"]["sha256"], same["data"]["sha256"]);
+    assert!(std::fs::read_to_string(path("text.gguf.txt")).unwrap().contains(&row(17)));
+    // A model without a chat template cannot read conversations.
+    let chats = fixture("messages.parquet");
+    let text = fails(&mut calibrate("llama", &path("chat.gguf"), &["--calibration", &chats]), 3);
+    assert!(text.contains("chat template"), "{text}");
+    let text = fails(&mut calibrate("llama", &path("o.gguf"), &["--calibration", &fixture("other.parquet")]), 3);
+    assert!(text.contains("question, answer"), "{text}");
+    // Damaged anywhere, it is read or refused, and nothing worse.
+    let whole = std::fs::read(fixture("text.parquet")).unwrap();
+    let damaged = path("damaged.parquet");
+    for cut in [0, 3, 100, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(&damaged, &whole[..cut]).unwrap();
+        let text = fails(&mut calibrate("llama", &path("d.gguf"), &["--calibration", damaged.to_str().unwrap()]), 3);
+        assert!(text.contains("damaged.parquet"), "{text}");
+    }
+}
+
+#[cfg(not(feature = "parquet"))]
+#[test]
+fn without_the_feature_parquet_is_refused_with_the_way_to_get_it() {
+    let out = Path::new("never.gguf");
+    for source in [fixture("text.parquet"), "hf://datasets/a/b/c.parquet@main".to_string()] {
+        let text = fails(&mut calibrate("llama", out, &["--calibration", &source]), 4);
+        assert!(text.contains("--features parquet") && text.contains("JSONL"), "{text}");
+    }
+}
+
+/// A copy of a model with one weight replaced.
+fn damaged(name: &str, tensor: &str, value: f32, dir: &Path) {
+    for entry in std::fs::read_dir(model(name)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, dir.join(path.file_name().unwrap())).unwrap();
+    }
+    let path = dir.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + len]).unwrap();
+    let at = 8 + len + header[tensor]["data_offsets"][0].as_u64().unwrap() as usize;
+    match header[tensor]["dtype"].as_str() {
+        Some("F16") => bytes[at..at + 2].copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
+        other => panic!("{other:?}"),
+    }
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn activations_that_are_not_numbers_end_the_run_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("i.gguf");
+    let tensor = "model.layers.1.self_attn.q_proj.weight";
+    for (value, fault) in [(f32::NAN, "blk.1.attn_output.weight"), (f32::INFINITY, "blk.1.attn_output.weight")] {
+        damaged("llama", tensor, value, dir.path());
+        // More than a test would wait for.
+        let mut command = quantize();
+        command.args(["calibrate", "--quiet", "--calibration", "tokens:random", "--calibration-tokens", "5000000"]);
+        command.args(["--seq-len", "32"]).arg(dir.path()).arg("-o").arg(&out).timeout(std::time::Duration::from_secs(120));
+        let text = fails(&mut command, 3);
+        assert!(text.contains("not finite") && text.contains(fault) && text.contains("model's weights"), "{text}");
+        let mut convert = quantize();
+        convert.args(["--to", "q4_0", "--quiet", "--calibration", "default", "--seq-len", "32"]).arg(dir.path());
+        assert!(fails(convert.arg("-o").arg(&out), 3).contains("not finite"));
+        assert!(!out.exists());
+    }
+}
+
+#[test]
+fn tokens_per_expert_are_reported_and_unseen_ones_handled() {
+    for name in ["qwen2-moe", "qwen3-moe"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        // Few tokens leave experts out.
+        let few = ["--calibration", "tokens:random", "--calibration-tokens", "2", "--seq-len", "2"];
+        let mut command = quantize();
+        command.args(["calibrate", "--format", "json"]).args(few).arg(model(name)).arg("-o").arg(path("few.gguf"));
+        let (json, told) = ok(&mut command);
+        let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let experts = report["experts"].as_array().unwrap();
+        let matrix = Imatrix::open(&path("few.gguf")).unwrap();
+        for row in experts {
+            let counts = &matrix.entries[row["tensor"].as_str().unwrap()].counts;
+            let unseen: Vec<u64> = (0..counts.len() as u64).filter(|e| counts[*e as usize] == 0).collect();
+            let listed: Vec<u64> = row["unseen"].as_array().unwrap().iter().map(|e| e.as_u64().unwrap()).collect();
+            assert_eq!((listed, row["min"].as_u64()), (unseen, counts.iter().min().copied()), "{name}");
+            let mut sorted = counts.clone();
+            sorted.sort_unstable();
+            assert_eq!(row["median"].as_u64(), Some(sorted[((counts.len() - 1) as f64 / 2.0).round() as usize]));
+            assert!(row["p5"].as_u64() >= row["min"].as_u64() && row["p5"].as_u64() <= row["median"].as_u64());
+        }
+        assert!(experts.iter().any(|r| !r["unseen"].as_array().unwrap().is_empty()), "{name}: {json} {told}");
+        for policy in ["layer-mean", "plain", "error"] {
+            let mut convert = quantize();
+            convert.args(["--to", "q4_0", "--quiet", "--format", "json", "--unseen-experts", policy]).args(few);
+            convert.arg(model(name)).arg("-o").arg(path(&format!("{policy}.gguf")));
+            if policy == "error" {
+                assert!(fails(&mut convert, 3).contains("saw no token"), "{name}");
+                assert!(!path("error.gguf").exists());
+                continue;
+            }
+            let summary: serde_json::Value = serde_json::from_str(&ok(&mut convert).0).unwrap();
+            let ledger = summary["artifacts"][0]["ledger"].as_array().unwrap();
+            let rows: Vec<_> = ledger.iter().filter(|r| r["kind"] == "unseen experts").collect();
+            assert!(!rows.is_empty() && rows.iter().all(|r| r["done"] == policy), "{name}: {ledger:?}");
+        }
+        let data = |policy: &str| std::fs::read(path(&format!("{policy}.gguf"))).unwrap();
+        assert_ne!(data("layer-mean"), data("plain"), "{name}");
+    }
 }
 
 #[test]
@@ -256,6 +388,7 @@ fn experts_that_saw_nothing_are_counted_and_handled() {
     let entry = imatrix.entries.get_mut(name).unwrap();
     let cols = entry.sums.len() / entry.counts.len();
     entry.counts[1] = 0;
+    entry.exact = None;
     entry.sums[cols..2 * cols].fill(0.0);
     let mean = imatrix.weights(UnseenExperts::LayerMean).unwrap().by_name[name].clone();
     assert!(mean[cols..2 * cols].iter().any(|w| *w != 1.0));

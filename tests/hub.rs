@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const WEIGHTS: &str = "model.safetensors";
 const TOKEN: &str = "hf_right";
+/// Files of the data set `org/texts` stand behind this in the server's list.
+const DATASET: &str = "texts/";
 
 #[derive(Clone, Debug)]
 struct Seen {
@@ -199,10 +201,20 @@ fn answer(
         let body = serde_json::json!({ "id": "org/tiny", "sha": COMMIT, "siblings": names }).to_string();
         return write!(stream, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     }
+    let revisions = ["main", "refs%2Fconvert%2Fparquet"].map(|r| format!("/api/datasets/org/texts/revision/{r}"));
+    if revisions.contains(&path) {
+        let files = files.lock().unwrap();
+        let names = files.keys().filter_map(|n| n.strip_prefix(DATASET));
+        let names: Vec<_> = names.map(|n| serde_json::json!({ "rfilename": n })).collect();
+        let body = serde_json::json!({ "id": "org/texts", "sha": COMMIT, "siblings": names }).to_string();
+        return write!(stream, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    }
     let resolved = path.strip_prefix(&format!("/org/tiny/resolve/{COMMIT}/"));
-    let (name, redirects) = match (resolved, path.strip_prefix("/cdn/")) {
-        (Some(name), _) => (name, name.ends_with(".safetensors")),
-        (_, Some(name)) => (name, false),
+    let of_dataset = path.strip_prefix(&format!("/datasets/org/texts/resolve/{COMMIT}/"));
+    let of_dataset = of_dataset.map(|name| format!("{DATASET}{}", name.replace("%20", " ")));
+    let (name, redirects) = match (resolved, path.strip_prefix("/cdn/"), of_dataset.as_deref()) {
+        (Some(name), _, _) => (name, name.ends_with(".safetensors")),
+        (_, Some(name), _) | (_, _, Some(name)) => (name, false),
         _ => return status("404 Not Found"),
     };
     let Some(mut body) = files.lock().unwrap().get(name).cloned() else { return status("404 Not Found") };
@@ -485,4 +497,50 @@ fn an_absent_server_is_a_network_error() {
     command.env("HF_ENDPOINT", format!("http://{closed}")).args(["pull", "org/tiny"]);
     let told = predicate::str::contains("--offline").and(predicate::str::contains(closed.to_string()));
     assert_cmd::Command::from_std(command).assert().code(5).stderr(told);
+}
+
+#[test]
+fn calibration_reads_a_file_of_a_data_set() {
+    let hub = Hub::start(Faults { busy: 1, ..Faults::default() });
+    let rows = |n: usize| format!("{{\"text\": \"Row {n} of a data set that lies on the Hub.\"}}\n");
+    hub.files.lock().unwrap().insert(format!("{DATASET}data/train v1.jsonl"), (0..50).map(rows).collect::<String>().into());
+    hub.files.lock().unwrap().insert(format!("{DATASET}README.md"), b"not wanted".to_vec());
+    let model = fixture();
+    let calibrate = |address: &str, more: &[&str]| {
+        let model = model.to_str().unwrap();
+        let mut args = vec!["calibrate", model, "--calibration", address, "--seq-len", "16", "--calibration-tokens", "160"];
+        args.extend(["--format", "json", "--force", "-o", "i.gguf"]);
+        args.extend(more);
+        hub.quantize(&args)
+    };
+    let address = "hf://datasets/org/texts/data/train v1.jsonl";
+    let report = calibrate(address, &[]).success().get_output().stdout.clone();
+    let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+    assert_eq!(report["data"]["sources"][0]["name"], address);
+    assert_eq!(report["data"]["sources"][0]["rows"], 50);
+    let repo = hub.home.path().join("hub/datasets--org--texts");
+    let file = repo.join("snapshots").join(COMMIT).join("data/train v1.jsonl");
+    assert_eq!(std::fs::read_to_string(&file).unwrap().lines().count(), 50);
+    #[cfg(unix)]
+    assert!(std::fs::read_link(&file).unwrap().starts_with("../../../blobs"));
+    assert_eq!(std::fs::read_to_string(repo.join("refs/main")).unwrap(), COMMIT);
+    assert!(!hub.seen().iter().any(|s| s.path.contains("README")));
+    // From the cache, after a look at the list, or without any.
+    let before = hub.seen().len();
+    calibrate(address, &[]).success();
+    assert_eq!(hub.seen().len(), before + 1);
+    calibrate(address, &["--offline"]).success();
+    assert_eq!(hub.seen().len(), before + 1);
+    // Revisions stand at the end, or after the name as in huggingface_hub.
+    calibrate(&format!("{address}@refs/convert/parquet"), &[]).success();
+    calibrate("hf://datasets/org/texts@refs%2Fconvert%2Fparquet/data/train v1.jsonl", &["--offline"]).success();
+    assert!(repo.join("refs/refs/convert/parquet").is_file());
+    let told = |text: &str| predicate::str::contains(text.to_string());
+    calibrate("hf://datasets/org/texts/train.jsonl", &[]).code(3).stderr(told("data/train v1.jsonl"));
+    calibrate("hf://datasets/org/texts/other.jsonl", &["--offline"]).code(3).stderr(told("offline"));
+    calibrate("hf://datasets/org/none/a.jsonl", &[]).code(3).stderr(told("was not found"));
+    calibrate(&format!("{address}@v9"), &[]).code(3).stderr(told("v9"));
+    for wrong in ["hf://datasets/org/texts", "hf://org/texts/a.jsonl", "hf://datasets/org/texts/../a.jsonl"] {
+        calibrate(wrong, &[]).code(2);
+    }
 }

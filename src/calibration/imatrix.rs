@@ -413,7 +413,8 @@ fn read_gguf(path: &Path) -> Result<Imatrix> {
         let magnitudes = values(&format!("{name}{MAGNITUDES}"))?.filter(|m| m.len() == sums.len());
         let counts = counts.iter().map(|c| c.round() as u64).collect();
         let mut entry = Entry { sums, magnitudes, counts, exact: None };
-        if let Some(residues) = integers(&format!("{name}{EXACT}"))?
+        let sound = entry.sums.iter().all(|s| s.is_finite() && *s >= 0.0);
+        if let Some(residues) = integers(&format!("{name}{EXACT}"))?.filter(|_| sound)
             && entry.restore(&residues).is_none()
         {
             return Err(Error::bad_file(path, "the exact sums are not those of the rounded ones").tensor(name));

@@ -101,8 +101,9 @@ mod tests {
     fn numbers_come_back_from_their_two_parts() {
         for value in [0.0, 1e-12, 1.0, 1.0 / 3.0, 12345.678901234567, 1e9 + 1e-7, 2e14] {
             let exact = fixed(value).unwrap();
-            assert!((exact as f64 / 2f64.powi(FRACTION) - value).abs() <= 2f64.powi(-FRACTION - 1));
-            assert_eq!(single(exact), value as f32);
+            let near = exact as f64 * 2f64.powi(-FRACTION);
+            assert!((near - value).abs() <= 2f64.powi(-FRACTION - 1));
+            assert_eq!(single(exact), near as f32);
             assert_eq!(with_residue(single(exact), residue(exact).unwrap()), Some(exact));
         }
         assert_eq!(fixed(f64::INFINITY), None);

@@ -19,8 +19,12 @@ import gguf
 
 TYPES = "Q4_K_M Q4_K_S IQ4_XS Q3_K_M Q3_K_S IQ3_S IQ2_M Q2_K".split()
 DATA = ["none", "default", "calib", "self"]
+# Sampling a token costs some thirty times as much as reading one.
+TOKENS = {"default": "65536", "calib": "65536", "self": "16384"}
 # llama-quantize refuses it.
 IMPOSSIBLE = {("IQ2_M", "none")}
+# Made by llama-quantize with our matrix too: the same bytes.
+CROSS = {("Q4_K_M", "default"), ("IQ3_S", "default")}
 CHUNKS = "40"
 THREADS = os.environ.get("THREADS", "2")
 
@@ -52,22 +56,15 @@ def tensors(path):
     return digest.hexdigest()
 
 
-def scores(base, files, work, text, quantize, batch=14):
-    """KL, its standard error and perplexity by file, in lock-step runs of `batch` files; the base's perplexity too."""
-    found = {}
-    for i in range(0, len(files), batch):
-        part = files[i : i + batch]
-        name = hashlib.sha256("\n".join(f.name for f in part).encode()).hexdigest()[:8]
-        out = work / f"scores-{name}.json"
-        once(out, quantize, "compare", base, *part, "--text", text, "--chunks", CHUNKS, "-t", THREADS, "--quiet", "--force", "--report", "TMP")
-        report = json.loads(out.read_text())
-        found["base"] = report["base"]
-        for file, row in zip(part, report["candidates"]):
-            found[file.name] = row
-    return found
+def scores(base, files, name, work, text, quantize):
+    """Results by file and the base's, from one lock-step run."""
+    out = work / f"scores-{name}.json"
+    once(out, quantize, "compare", base, *files, "--text", text, "--chunks", CHUNKS, "-t", THREADS, "--quiet", "--force", "--report", "TMP")
+    report = json.loads(out.read_text())
+    return {"base": report["base"], **{file.name: row for file, row in zip(files, report["candidates"])}}
 
 
-def ours(quantize, f16, source, work, name, tokens="65536"):
+def ours(quantize, f16, source, work, name, tokens):
     out, text = work / f"ours-{name}.imatrix.gguf", work / f"windows-{name}.txt"
     once(out, quantize, "calibrate", f16, "--calibration", source, "--calibration-tokens", tokens, "-t", THREADS, "--quiet", "--save-text", text, "-f", "-o", "TMP")
     return out, text
@@ -84,11 +81,11 @@ def main():
 
 
 def table(quantize, llama, f16, sources, text, work):
-    made, hashes = {}, {}
+    made, hashes, first, found = {}, {}, {}, {}
     for data in DATA:
         matrices = [None, None]
         if data != "none":
-            matrix, windows = ours(quantize, f16, sources[data], work, data)
+            matrix, windows = ours(quantize, f16, sources[data], work, data, TOKENS[data])
             peer = work / f"peer-{data}.imatrix.gguf"
             once(peer, llama / "llama-imatrix", "-m", f16, "-f", windows, "-c", "512", "-t", THREADS, "-o", "TMP")
             matrices = [matrix, peer]
@@ -102,17 +99,14 @@ def table(quantize, llama, f16, sources, text, work):
             for file in (us, them):
                 hashes[file.name] = tensors(file)
                 made[ty, data, file == us] = file
-            # The same matrix in both programs gives the same bytes.
-            if own:
+            if (ty, data) in CROSS:
                 same = work / "same.gguf"
                 run(llama / "llama-quantize", *own, f16, same, ty, THREADS)
                 assert tensors(same) == hashes[us.name], f"{us.name}: other bytes than llama-quantize's"
                 same.unlink()
-    # Files with the same tensors are scored once.
-    first = {}
-    for file in made.values():
-        first.setdefault(hashes[file.name], file)
-    found = scores(f16, list(first.values()), work, text, quantize)
+        # Files with the same tensors are scored once.
+        new = [f for (_, d, _), f in made.items() if d == data and first.setdefault(hashes[f.name], f) == f]
+        found |= scores(f16, new, data, work, text, quantize)
     print(f"F16 perplexity {found['base']['ppl']['value']:.2f}")
     print("| type | MB | calibration | ours: KL | perplexity | llama.cpp: KL | perplexity | KL ratio |\n|---|---|---|---|---|---|---|---|")
     for ty in TYPES:
@@ -136,7 +130,7 @@ def by_tokens(quantize, f16, sources, text, work):
             for ty in ("Q3_K_S", "IQ3_S"):
                 file = work / f"ours-{ty}-{data}-{tokens}.gguf"
                 names[tokens, data, ty] = once(file, quantize, "--to", ty, f16, "-t", THREADS, "--quiet", "--imatrix", matrix, "-f", "-o", "TMP")
-    found = scores(f16, list(names.values()), work, text, quantize, batch=18)
+    found = scores(f16, list(names.values()), "tokens", work, text, quantize)
     print("| tokens | data | Q3_K_S: KL | IQ3_S: KL |\n|---|---|---|---|")
     for tokens, data in dict.fromkeys((t, d) for t, d, _ in names):
         cells = [kl(found[names[tokens, data, ty].name]) for ty in ("Q3_K_S", "IQ3_S")]
