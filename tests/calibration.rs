@@ -265,8 +265,14 @@ fn parquet_rows_are_texts_and_conversations() {
     let report = run(&fixture("text.parquet"), "text.gguf");
     let source = &report["data"]["sources"][0];
     assert_eq!((source["rows"].as_u64(), source["rows_dropped"].as_u64()), (Some(40), Some(2)));
-    let row = |i: usize| format!("Row {i} of a table tells of the sea, of ships, and of the {} people who sailed in them for a living.", i * 7);
-    let lines = (0..40).filter(|i| ![5, 9].contains(i)).map(|i| serde_json::json!({ "text": row(i) }).to_string() + "\n");
+    let row = |i: usize| {
+        format!(
+            "Row {i} of a table tells of the sea, of ships, and of the {} people who sailed in them for a living.",
+            i * 7
+        )
+    };
+    let lines =
+        (0..40).filter(|i| ![5, 9].contains(i)).map(|i| serde_json::json!({ "text": row(i) }).to_string() + "\n");
     std::fs::write(path("rows.jsonl"), lines.collect::<String>()).unwrap();
     let same = run(path("rows.jsonl").to_str().unwrap(), "jsonl.gguf");
     assert_eq!(report["data"]["sha256"], same["data"]["sha256"]);
@@ -325,7 +331,12 @@ fn activations_that_are_not_numbers_end_the_run_at_once() {
         // More than a test would wait for.
         let mut command = quantize();
         command.args(["calibrate", "--quiet", "--calibration", "tokens:random", "--calibration-tokens", "5000000"]);
-        command.args(["--seq-len", "32"]).arg(dir.path()).arg("-o").arg(&out).timeout(std::time::Duration::from_secs(120));
+        command
+            .args(["--seq-len", "32"])
+            .arg(dir.path())
+            .arg("-o")
+            .arg(&out)
+            .timeout(std::time::Duration::from_secs(120));
         let text = fails(&mut command, 3);
         assert!(text.contains("not finite") && text.contains(fault) && text.contains("model's weights"), "{text}");
         let mut convert = quantize();

@@ -503,12 +503,16 @@ fn an_absent_server_is_a_network_error() {
 fn calibration_reads_a_file_of_a_data_set() {
     let hub = Hub::start(Faults { busy: 1, ..Faults::default() });
     let rows = |n: usize| format!("{{\"text\": \"Row {n} of a data set that lies on the Hub.\"}}\n");
-    hub.files.lock().unwrap().insert(format!("{DATASET}data/train v1.jsonl"), (0..50).map(rows).collect::<String>().into());
+    hub.files
+        .lock()
+        .unwrap()
+        .insert(format!("{DATASET}data/train v1.jsonl"), (0..50).map(rows).collect::<String>().into());
     hub.files.lock().unwrap().insert(format!("{DATASET}README.md"), b"not wanted".to_vec());
     let model = fixture();
     let calibrate = |address: &str, more: &[&str]| {
         let model = model.to_str().unwrap();
-        let mut args = vec!["calibrate", model, "--calibration", address, "--seq-len", "16", "--calibration-tokens", "160"];
+        let mut args =
+            vec!["calibrate", model, "--calibration", address, "--seq-len", "16", "--calibration-tokens", "160"];
         args.extend(["--format", "json", "--force", "-o", "i.gguf"]);
         args.extend(more);
         hub.quantize(&args)
