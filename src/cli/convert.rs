@@ -267,6 +267,9 @@ fn write(prepared: &Prepared, args: &ConvertArgs, wanted: Wanted, outputs: &[Pat
         if matches!(wanted, Wanted::Feedback(_)) {
             plain.push(Artifact::create(output, &metadata, &entries, split, args.force)?);
             metadata.set("quantize.search", "feedback");
+            metadata.set("quantize.search.rho", args.search.rho);
+            metadata.set("quantize.search.damping", args.search.damping);
+            metadata.set("quantize.search.sequential", args.search.sequential);
         }
         let artifact = Artifact::create(output, &metadata, &entries, split, args.force)?;
         refuse_the_source(prepared, &artifact)?;
