@@ -185,7 +185,8 @@ fn a_conversion_uses_the_matrix_and_says_so() {
     let imatrix = imatrix.to_str().unwrap();
     ok(&mut convert("none.gguf", &[]));
     ok(&mut convert("file.gguf", &["--imatrix", imatrix]));
-    let in_one = ["--calibration", "default", "--calibration-tokens", "640", "--seq-len", "32", "--save-imatrix"];
+    let in_one = ["--search", "ggml", "--calibration", "default", "--calibration-tokens", "640", "--seq-len", "32"];
+    let in_one = [&in_one[..], &["--save-imatrix"]].concat();
     let saved = path("saved.gguf");
     ok(&mut convert("one.gguf", &[&in_one[..], &[saved.to_str().unwrap()]].concat()));
     let tensors = |name: &str| {
@@ -372,7 +373,8 @@ fn tokens_per_expert_are_reported_and_unseen_ones_handled() {
         assert!(experts.iter().any(|r| !r["unseen"].as_array().unwrap().is_empty()), "{name}: {json} {told}");
         for policy in ["layer-mean", "plain", "error"] {
             let mut convert = quantize();
-            convert.args(["--to", "q4_0", "--quiet", "--format", "json", "--unseen-experts", policy]).args(few);
+            convert.args(["--to", "q4_0", "--search", "ggml", "--quiet", "--format", "json"]).args(few);
+            convert.args(["--unseen-experts", policy]);
             convert.arg(model(name)).arg("-o").arg(path(&format!("{policy}.gguf")));
             if policy == "error" {
                 assert!(fails(&mut convert, 3).contains("saw no token"), "{name}");

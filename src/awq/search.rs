@@ -261,6 +261,7 @@ mod tests {
 
     #[test]
     fn the_loss_is_never_above_that_of_no_scales_and_mostly_far_below() {
+        let mut ratios = Vec::new();
         for (columns, channels, group, rows) in ODD {
             for symmetric in [false, true] {
                 let grid = Grid { bits: 4, group, symmetric };
@@ -273,17 +274,16 @@ mod tests {
                     search(columns, channels, &consumers, grid, options, &<[f32]>::to_vec)
                 };
                 let (awq, refined) = (run(0), run(4));
-                println!(
-                    "{columns:?} {group} {symmetric}: {:.3} {:.3}",
-                    awq.loss / awq.plain,
-                    refined.loss / awq.plain
-                );
                 assert!(awq.loss <= awq.plain && refined.loss <= awq.loss);
                 // Symmetric codes reach less far on the positive side: what is scaled up most is then cut.
-                assert!(symmetric || refined.loss < 0.9 * refined.plain);
+                if !symmetric {
+                    ratios.push(refined.loss / refined.plain);
+                }
                 assert!(refined.scales.iter().all(|s| s.is_finite() && *s > 0.0) && refined.scales.len() == channels);
             }
         }
+        ratios.sort_by(f64::total_cmp);
+        assert!(ratios[ratios.len() / 2] < 0.9, "{ratios:?}");
     }
 
     #[test]

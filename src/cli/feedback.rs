@@ -22,6 +22,9 @@ const HOLD_OUT: usize = 8;
 /// Windows of the bundled texts that feedback has to hold on too, whatever it was calibrated on.
 const BUNDLED: usize = 8;
 
+/// Tokens of a window, of which the second half is scored.
+const SHORTEST: usize = 16;
+
 /// What the layer-by-layer pass left for the rest of the conversion.
 pub struct Outcome {
     pub importance: Importance,
@@ -134,6 +137,10 @@ fn hold_out(drawing: &Drawing, args: &ConvertArgs) -> Result<Held> {
         sets.push(data::draw(&[Source::Default], amount, &drawing.model, &mut || Ok(()))?.windows);
     }
     sets.retain(|set| !set.is_empty());
+    if args.calibration.seq_len < SHORTEST {
+        let what = format!("windows of {} tokens are too short to judge error feedback by", args.calibration.seq_len);
+        return Err(Error::bad_input(what).hint(format!("take --seq-len {SHORTEST} or more, or --search ggml")));
+    }
     if sets.is_empty() {
         return Err(Error::bad_input(format!(
             "{} calibration windows are too few for error feedback, which holds one in {HOLD_OUT} out",

@@ -182,6 +182,9 @@ fn with_flags(name: &str, args: &FolderArgs) -> Result<Spec> {
 /// Where each folder goes. `output` is the folder itself for a single target, unless it exists and is no folder of ours
 /// or ends in a slash: then it is the place to put it.
 pub fn output_paths(output: Option<&Path>, model: &str, targets: &[Target], alone: bool) -> Result<Vec<PathBuf>> {
+    if targets.is_empty() {
+        return Ok(Vec::new());
+    }
     let named = |t: &Target| format!("{model}-{}", t.name);
     let Some(output) = output else { return Ok(targets.iter().map(|t| PathBuf::from(named(t))).collect()) };
     let text = output.to_string_lossy();
