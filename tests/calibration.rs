@@ -246,6 +246,14 @@ fn what_cannot_work_is_refused_before_the_work() {
     std::fs::write(path("t.txt"), b"\xff\xfe latin").unwrap();
     let text = fails(&mut calibrate("llama", &out, &["--calibration", path("t.txt").to_str().unwrap()]), 3);
     assert!(text.contains("not UTF-8"), "{text}");
+    // None of these waits for the model, or for the calibration.
+    let long = ["--calibration", "tokens:random", "--calibration-tokens", "50000000"];
+    let soon = |command: &mut Command| fails(command.timeout(std::time::Duration::from_secs(60)), 3);
+    let text = soon(&mut calibrate("llama", &out, &[&long[..], &["--merge", other.to_str().unwrap()]].concat()));
+    assert!(text.contains("another model") && text.contains("phi3.gguf"), "{text}");
+    let mut nowhere = calibrate("llama", &path("no/folder/x.gguf"), &long);
+    let text = fails(nowhere.timeout(std::time::Duration::from_secs(60)), 5);
+    assert!(text.contains("does not exist"), "{text}");
     #[cfg(feature = "hub")]
     assert!(fails(&mut calibrate("llama", &out, &["--calibration", "hf://datasets/a/b"]), 2).contains("/path/to/file"));
     assert!(!out.exists());

@@ -163,6 +163,19 @@ impl Stream {
     }
 }
 
+/// Reads the text files among the sources, so that what is wrong with one shows before a model is loaded.
+///
+/// Errors: as [`draw`].
+pub fn check(sources: &[Source]) -> Result<()> {
+    for source in sources {
+        match source {
+            Source::File(path) | Source::Fetched { path, .. } if !is_parquet(path) => drop(text_documents(path)?),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Draws windows from all sources. `step` is called once per sampled token and may stop the run.
 ///
 /// Errors: `Usage` for an amount that makes no window; `BadInput` for a source that is empty, not UTF-8, malformed, or

@@ -21,6 +21,7 @@ use crate::quant::codec;
 use crate::quant::presets::Why;
 use crate::report::LedgerRow;
 use crate::runnable::Runnable;
+use crate::source::Checkpoint;
 use crate::writer::atomic::{folder_of, refuse_existing};
 use crate::{Error, Result};
 use clap::ValueEnum;
@@ -59,6 +60,14 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     }
     if let Some(output) = &args.output {
         refuse_existing(output, args.force)?;
+        let folder = folder_of(output);
+        if !folder.is_dir() {
+            return Err(Error::Storage(format!(
+                "{}: the folder {} does not exist",
+                output.display(),
+                folder.display()
+            )));
+        }
     }
     if let Some(file) = &args.save_text {
         refuse_existing(file, args.force)?;
@@ -74,6 +83,10 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     if let Some(model) = &args.model {
         let path = options::resolve_model(model, &args.hub, args.common.quiet)?;
         let sources = sources(&args.data, &args.hub, args.common.quiet)?;
+        if !earlier.is_empty() {
+            let model = Model::open(&Checkpoint::open(&path)?)?;
+            earlier.iter().zip(&args.merge).try_for_each(|(earlier, file)| earlier.check(&model, file))?;
+        }
         let every = Duration::from_secs(args.checkpoint_every);
         let keeping = args.output.as_deref().map(|output| Keeping { output, resume: args.resume, every });
         let (text, head) = (args.text.as_deref(), args.process_output);
@@ -81,9 +94,6 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
             Some(output) if args.hessians => with_hessians(&path, &sources, &args, output)?,
             _ => calibrate(&path, &sources, &args.data, text, head, keeping, args.common.quiet)?,
         };
-        for (earlier, file) in earlier.iter().zip(&args.merge) {
-            earlier.check(&run.model, file)?;
-        }
         describe(&mut extra, &run.data);
         if let Some(file) = &args.save_text {
             std::fs::write(file, &run.text).map_err(|e| Error::io(file, e))?;
@@ -178,7 +188,7 @@ fn with_hessians(path: &Path, sources: &[Source], args: &CalibrateArgs, output: 
     let speed = data.tokens as f64 / start.elapsed().as_secs_f64();
     let imatrix = writer.finish(&data)?;
     let experts = stats::expert_use(imatrix.entries.iter().map(|(name, e)| (name.as_str(), e.counts.as_slice())));
-    Ok(Made { model, imatrix, data, text, experts, overlap, speed })
+    Ok(Made { imatrix, data, text, experts, overlap, speed })
 }
 
 fn in_file(error: Error, file: &Path) -> Error {
@@ -202,7 +212,6 @@ fn sources(args: &CalibrationArgs, hub: &HubArgs, quiet: bool) -> Result<Vec<Sou
 
 /// A calibration run's results.
 struct Made {
-    model: Model,
     imatrix: Imatrix,
     data: DataReport,
     /// The windows, as text.
@@ -238,6 +247,7 @@ fn draw(
     quiet: bool,
 ) -> Result<Drawing> {
     let evaluation = text.map(Corpus::open).transpose()?;
+    data::check(sources)?;
     if !quiet {
         eprintln!("loading {}", path.display());
     }
@@ -278,7 +288,7 @@ fn calibrate(
     let experts = stats::expert_use(totals.0.iter().map(|(name, total)| (name.as_str(), total.counts.as_slice())));
     let imatrix = Imatrix::new(&totals, &data);
     let text = data::text(&windows, &model);
-    Ok(Made { model: model.model, imatrix, data, text, experts, overlap, speed })
+    Ok(Made { imatrix, data, text, experts, overlap, speed })
 }
 
 /// The windows to calibrate a model on. The model itself is in memory only while they are drawn.
