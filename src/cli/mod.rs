@@ -1,6 +1,7 @@
 //! The command line: clap types, one subcommand per file. This is the only layer that reads flags and the environment;
 //! what lies below is called with values that were checked here.
 
+mod allocate;
 mod calibrate;
 mod collect;
 mod convert;
@@ -229,6 +230,8 @@ pub struct ConvertArgs {
     pub model: Vec<String>,
     #[command(flatten)]
     pub types: TypeArgs,
+    #[command(flatten)]
+    pub budget: allocate::BudgetArgs,
     #[command(flatten)]
     pub imatrix: ImatrixArgs,
     #[command(flatten)]
