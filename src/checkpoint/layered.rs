@@ -14,6 +14,7 @@ use crate::feedback::{Factor, Order, ScaleType, Shrink, int};
 use crate::formats::{Format, Packed, Piece, Spec};
 use crate::infer::Linear;
 use crate::kernel::RowSource;
+use crate::model::modules::Module;
 use crate::quant::GgmlType;
 use crate::writer::atomic::folder_of;
 use serde_json::{Value, json};
@@ -40,6 +41,7 @@ impl Method for Layered<'_> {
         let mut visitor = Visitor { job, options: self.options, records: Vec::new(), ledger: Vec::new() };
         let options = layerwise::Options {
             sequential: self.options.sequential,
+            bf16: true,
             held: Vec::new(),
             max_memory: None,
             spill: folder_of(job.folder.target()).to_path_buf(),
@@ -146,26 +148,6 @@ impl Visitor<'_> {
         Ok(Some(packed))
     }
 
-    /// Puts packed modules in the place of the engine's weights; those of one stacked tensor together.
-    fn replace(&self, linears: Vec<&mut Linear>, packed: Vec<(usize, Packed)>) {
-        let modules = &self.job.planned.contents.modules;
-        let mut by_name: HashMap<&str, Vec<(usize, Packed)>> = HashMap::new();
-        for (index, packed) in packed {
-            by_name.entry(&modules[index].gguf).or_default().push((index, packed));
-        }
-        for linear in linears {
-            let Some(mut parts) = by_name.remove(linear.name.as_str()) else { continue };
-            parts.sort_by_key(|(index, _)| modules[*index].expert);
-            let parts: Vec<Packed> =
-                parts.into_iter().map(|(index, packed)| packed.reorder(|row| modules[index].engine_row(row))).collect();
-            let (rows, cols) = (linear.weight.rows(), linear.weight.cols());
-            // Experts that stay as they are would leave a gap; then none is replaced.
-            if parts.iter().map(|p| p.rows()).sum::<usize>() == rows {
-                linear.weight = Box::new(Stacked { rows, cols, parts });
-            }
-        }
-    }
-
     /// The modules whose weights are among `names`, of one expert or (`None`) outside of experts.
     fn reading(&self, layer: usize, names: &[String], expert: Option<usize>) -> Vec<usize> {
         let all = self.job.planned.contents.layer(Some(layer));
@@ -200,7 +182,7 @@ impl Visit for Visitor<'_> {
             }
         }
         if self.options.sequential {
-            self.replace(linears, done);
+            replace(modules, linears, done);
         }
         Ok(())
     }
@@ -211,6 +193,25 @@ impl Visit for Visitor<'_> {
         let records: Vec<Value> = records.into_iter().map(|(_, record)| record).collect();
         let ledger = std::mem::take(&mut self.ledger);
         self.job.unless_finished(&part(Some(layer)), || Ok(json!({ "modules": records, "ledger": ledger })))
+    }
+}
+
+/// Puts packed modules in the place of the engine's weights; those of one stacked tensor together.
+pub fn replace(modules: &[Module], linears: Vec<&mut Linear>, packed: Vec<(usize, Packed)>) {
+    let mut by_name: HashMap<&str, Vec<(usize, Packed)>> = HashMap::new();
+    for (index, packed) in packed {
+        by_name.entry(&modules[index].gguf).or_default().push((index, packed));
+    }
+    for linear in linears {
+        let Some(mut parts) = by_name.remove(linear.name.as_str()) else { continue };
+        parts.sort_by_key(|(index, _)| modules[*index].expert);
+        let parts: Vec<Packed> =
+            parts.into_iter().map(|(index, packed)| packed.reorder(|row| modules[index].engine_row(row))).collect();
+        let (rows, cols) = (linear.weight.rows(), linear.weight.cols());
+        // Experts that stay as they are would leave a gap; then none is replaced.
+        if parts.iter().map(|p| p.rows()).sum::<usize>() == rows {
+            linear.weight = Box::new(Stacked { rows, cols, parts });
+        }
     }
 }
 

@@ -68,6 +68,7 @@ pub fn run(
         sets.resize(all.len(), set + 1);
     }
     let options = layerwise::Options {
+        bf16: false,
         sequential: args.search.sequential,
         held: sets,
         max_memory: args.search.max_memory.as_deref().map(super::options::size).transpose()?,
