@@ -5,6 +5,7 @@
 
 pub mod files;
 pub mod job;
+pub mod judge;
 pub mod layered;
 pub mod nearest;
 pub mod plan;

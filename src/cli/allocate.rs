@@ -426,6 +426,7 @@ fn measure(
     let folder = folder.filter(|f| f.is_dir()).map_or_else(|| PathBuf::from("."), PathBuf::from);
     let layers = layerwise::Options {
         sequential: false,
+        bf16: true,
         held: sets,
         max_memory: args.search.max_memory.as_deref().map(options::size).transpose()?,
         spill: folder.clone(),

@@ -71,6 +71,7 @@ pub fn run(
     drop(runnable);
     let (all, sets) = held.all(windows);
     let options = layerwise::Options {
+        bf16: false,
         sequential: args.search.sequential,
         held: sets,
         max_memory: args.search.max_memory.as_deref().map(super::options::size).transpose()?,

@@ -1,6 +1,7 @@
 //! The arithmetic that takes the time: the matrix product over stored weights, and the element-wise functions of
 //! [`vector`]. One small interface, so that a faster product can replace what is behind it. No model, no files.
 
+pub mod bf16;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod gemm;
 pub mod vector;

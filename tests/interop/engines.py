@@ -66,7 +66,7 @@ def main():
         facts = work / f"{name}.json"
         known = json.loads(facts.read_text()) if facts.exists() else {}
         if not folder.exists():
-            data = ["--calibration", calib, "--calibration-tokens", "32768"] if calibrated else []
+            data = ["--calibration", calib, "--calibration-tokens", "32768"] if calibrated else ["--rounding", "nearest"]
             _, known["write"] = run(log, quantize, "--to", name, source, "-o", folder, *data)
         if "ours" not in known:
             out, _ = run(log, quantize, "eval", folder, "--text", text, "--chunks", chunks, "--format", "json")
