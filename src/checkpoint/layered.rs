@@ -12,8 +12,8 @@ use crate::calibration::layerwise::{self, Captured, Stage, Visit};
 use crate::calibration::moments::Moments;
 use crate::convert::Control;
 use crate::feedback::int::{Codes, IntSpec, Search};
-use crate::feedback::{Factor, Order, ScaleType, Shrink, int};
-use crate::formats::{self, Format, Packed, Piece, Spec};
+use crate::feedback::{Factor, Order, ScaleType, Shrink, fp4, int};
+use crate::formats::{self, Format, Fp4Codes, Packed, Piece, Spec};
 use crate::infer::Linear;
 use crate::kernel::RowSource;
 use crate::model::modules::Module;
@@ -125,16 +125,56 @@ impl Visitor<'_> {
             least_zero: u8::from(spec.format == Format::Gptq),
             scale: if in_f16 { ScaleType::F16 } else { ScaleType::Bf16 },
         };
-        let (factor, search) = match feedback {
-            Feedback::Full(factor) => (factor, self.options.search),
+        let mut search = self.options.search;
+        search.static_groups |= matches!(feedback, Feedback::Diagonal(..));
+        int::quantize(weights, self.factor(m, feedback), &grid, search)
+    }
+
+    /// The same for four-bit floats.
+    fn round_floats(
+        &mut self,
+        index: usize,
+        spec: &Spec,
+        weights: &[f32],
+        inputs: &Moments,
+        feedback: &Feedback,
+    ) -> Result<(Vec<Piece>, f64)> {
+        let m = &self.job.planned.contents.modules[index];
+        let module = self.described(index, spec, weights, inputs)?;
+        // The global scales are those of rounding to nearest.
+        let mut codes = Fp4Codes::nearest(spec, &module).map_err(|e| in_file(e, self.job, m))?;
+        let rounded = fp4::quantize(weights, self.factor(m, feedback), &codes.grid(spec));
+        (codes.codes, codes.scales) = (rounded.codes, rounded.scales);
+        Ok((formats::pack_fp4(spec, &codes, m.scale_type(self.job.ckpt))?, rounded.loss))
+    }
+
+    /// What there is to round with; where that is less than asked, the ledger says so.
+    fn factor<'f>(&mut self, module: &Module, feedback: &'f Feedback) -> &'f Factor {
+        match feedback {
+            Feedback::Full(factor) => factor,
             Feedback::Diagonal(factor, why) => {
                 self.ledger.push(json!({
-                    "module": m.path, "asked": "error feedback", "done": "nearest, scales searched", "reason": why,
+                    "module": module.path, "asked": "error feedback", "done": "nearest, scales searched", "reason": why,
                 }));
-                (factor, Search { static_groups: true, ..self.options.search })
+                factor
             }
-        };
-        int::quantize(weights, factor, &grid, search)
+        }
+    }
+
+    /// A module as the rounding to nearest of its format sees it.
+    fn described<'w>(
+        &self,
+        index: usize,
+        spec: &Spec,
+        weights: &'w [f32],
+        inputs: &Moments,
+    ) -> Result<formats::Module<'w>> {
+        let mut module = formats_module(self.job, index, weights);
+        module.fused_max = fused_max(self.job, spec, index, weights)?;
+        let max = inputs.max.iter().fold(0f32, |a, b| a.max(*b));
+        // What no token reached has no largest input; any scale will do.
+        module.input_max = Some(if max > 0.0 { max } else { 1.0 });
+        Ok(module)
     }
 
     /// Rounds the integers of a module to nearest, groups with long tails cut first. `inputs` are those that the scaled
@@ -163,6 +203,10 @@ impl Visitor<'_> {
         self.factors.apply(m, &mut weights);
         let tokens = inputs.tokens;
         let rounded = match feedback {
+            Some(feedback) if !spec.is_integer() => {
+                let (pieces, loss) = self.round_floats(index, &spec, &weights, inputs, feedback)?;
+                return self.write(index, &weights, &pieces, Some(loss), tokens).map(Some);
+            }
             Some(feedback) => {
                 let (codes, loss) = self.round(index, &spec, &weights, feedback);
                 Rounded { codes, loss: Some(loss), tokens }
@@ -171,11 +215,7 @@ impl Visitor<'_> {
                 Rounded { codes: self.nearest(m, &spec, weights.clone(), inputs), loss: None, tokens }
             }
             None => {
-                let mut module = formats_module(self.job, index, &weights);
-                module.fused_max = fused_max(self.job, &spec, index, &weights)?;
-                let max = inputs.max.iter().fold(0f32, |a, b| a.max(*b));
-                // What no token reached has no largest input; any scale will do.
-                module.input_max = Some(if max > 0.0 { max } else { 1.0 });
+                let module = self.described(index, &spec, &weights, inputs)?;
                 let pieces = spec.quantize_nearest(&module).map_err(|e| in_file(e, self.job, m))?;
                 return self.write(index, &weights, &pieces, None, tokens).map(Some);
             }
@@ -406,5 +446,5 @@ impl RowSource for Stacked {
 
 /// Whether a format's codes can be chosen with error feedback.
 pub fn takes_feedback(spec: &Spec) -> bool {
-    spec.is_integer()
+    spec.is_integer() || matches!(spec.format, Format::NvFp4 | Format::NvFp4A16 | Format::MxFp4)
 }

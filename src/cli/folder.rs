@@ -68,7 +68,8 @@ pub struct FolderArgs {
     /// GPTQ: which layout
     #[arg(long, value_enum, value_name = "LAYOUT")]
     pub checkpoint_format: Option<Layout>,
-    /// How codes are chosen [default: gptq where the format has integers in groups, nearest elsewhere]
+    /// How codes are chosen [default: gptq where the format has integers in groups (MLX: with --calibration), nearest
+    /// elsewhere; nvfp4 and mxfp4 take gptq, too]
     #[arg(long, value_enum, value_name = "HOW")]
     pub rounding: Option<Rounding>,
     /// With --desc-act: scales from the groups as they lie in the file
@@ -107,6 +108,7 @@ impl FolderArgs {
             (self.rounding.is_some(), "--rounding"),
             (self.static_groups, "--static-groups"),
             (self.no_sequential, "--no-sequential"),
+            (self.smooth != 0.5, "--smooth"),
             (self.tp != 1, "--tp"),
             (self.resume, "--resume"),
         ];
@@ -280,10 +282,12 @@ impl Prepared {
     /// Whether codes are chosen with error feedback.
     fn takes_feedback(&self, args: &ConvertArgs) -> bool {
         let (spec, given) = (&self.planned.spec, !args.calibration.calibration.is_empty());
-        let rounding = args.folder.rounding;
-        // MLX's own converter takes seconds; ours takes longer when asked to.
-        let by_default = spec.format != formats::Format::MlxAffine || given;
-        takes_feedback(spec) && rounding != Some(Rounding::Nearest) && (by_default || rounding == Some(Rounding::Gptq))
+        match args.folder.rounding {
+            Some(Rounding::Nearest) => false,
+            Some(Rounding::Gptq) => takes_feedback(spec),
+            // What their own tools make in seconds is made so, too, unless there is data.
+            None => spec.is_integer() && (spec.format != formats::Format::MlxAffine || given),
+        }
     }
 
     /// How channels are scaled in a calibrated run.

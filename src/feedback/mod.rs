@@ -6,6 +6,7 @@
 
 mod cholesky;
 pub mod factor;
+pub mod fp4;
 pub mod ggml;
 pub mod int;
 pub mod lanes;
