@@ -354,7 +354,7 @@ impl Order<'_> {
             _ => presets::Choice { wanted: *ty, got: *ty, why: Why::Budget },
         };
         let decided = target.plan.rows.iter().zip(items.iter().zip(&types)).map(of_budget).collect();
-        let mut chosen = target.clone();
+        let mut chosen = Planned::clone(target);
         chosen.plan.file_bytes = chosen.plan.padded_bytes + header;
         chosen.decide(prepared, decided);
         if !matches!(budget.limit, Limit::Like(_)) {
