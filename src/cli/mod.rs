@@ -3,6 +3,7 @@
 
 mod allocate;
 mod calibrate;
+mod collect;
 mod convert;
 mod eval;
 mod feedback;
@@ -363,6 +364,18 @@ pub struct CalibrateArgs {
     /// Say how much of this evaluation text is in the calibration data
     #[arg(long, value_name = "FILE")]
     pub text: Option<PathBuf>,
+    /// Save X^T X of every linear layer's input too, layer by layer with one layer in memory
+    #[arg(long, requires_all = ["model", "output"], conflicts_with_all = ["merge", "process_output", "resume"])]
+    pub hessians: bool,
+    /// With --hessians: activations beyond this go to a file beside the output
+    #[arg(long, value_name = "SIZE", requires = "hessians")]
+    pub max_memory: Option<String>,
+    /// Go on with an interrupted run from its checkpoint (OUTPUT.resume); the result is the same bit for bit
+    #[arg(long, requires_all = ["model", "output"])]
+    pub resume: bool,
+    /// Write that checkpoint every so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub checkpoint_every: u64,
     /// Also write the text of the windows, for other programs to calibrate on
     #[arg(long, value_name = "FILE", requires = "model")]
     pub save_text: Option<PathBuf>,
