@@ -102,7 +102,7 @@ impl<'a> Estimate<'a> {
         let mean = mean_gram(all);
         let tokens: u64 = all.iter().map(|m| m.tokens).sum();
         for (expert, own) in all.iter().enumerate() {
-            let input = Input::new(captured, expert, mean.as_deref())?;
+            let input = Input::new(captured, expert, mean.as_deref(), self.rounding)?;
             for name in names {
                 let Some(&index) = self.index.get(name.as_str()) else { continue };
                 let (tensor, types) = (&model.tensors[index], &self.types[index]);
@@ -114,9 +114,8 @@ impl<'a> Estimate<'a> {
                 // Rows that were left out lose as much, and an expert counts as often as it is used.
                 let scale = rows.len() as f64 / (w.len() / tensor.cols()).max(1) as f64 * own.tokens as f64
                     / tokens.max(1) as f64;
-                let by_type = input.losses(&w, types, self.rounding).map_err(|e| self.fault(tensor, types[0], e))?;
-                let probed =
-                    input.losses(&w, &[probe], Rounding::Ggml).map_err(|e| self.fault(tensor, probe, e))?;
+                let by_type = input.losses(&w, types, true).map_err(|e| self.fault(tensor, types[0], e))?;
+                let probed = input.losses(&w, &[probe], false).map_err(|e| self.fault(tensor, probe, e))?;
                 let sum = self.losses[index].get_or_insert_with(|| Losses {
                     by_type: vec![0.0; types.len()],
                     probe: 0.0,
@@ -166,15 +165,16 @@ impl Visit for Estimate<'_> {
 
 /// What is known of the input of a matrix.
 struct Input {
-    gram: Vec<f32>,
     importance: Vec<f32>,
+    /// `None` where rounding is without feedback.
+    factor: Option<(Factor, ggml::Stage)>,
     /// Of text that the rounding does not see, where there is some.
     gauge: Gauge,
     gauged: f64,
 }
 
 impl Input {
-    fn new(captured: &Captured, expert: usize, mean: Option<&[f32]>) -> Result<Self> {
+    fn new(captured: &Captured, expert: usize, mean: Option<&[f32]>, rounding: Rounding) -> Result<Self> {
         let own = &captured.moments[expert];
         let cols = own.cols;
         // As in the rounding itself, experts lean on what all of them see.
@@ -198,23 +198,24 @@ impl Input {
                 (gauge(&sum)?, gauged as f64)
             }
         };
-        Ok(Self { gram, importance, gauge, gauged })
-    }
-
-    /// The output error per token of rows `w` in each of `types`.
-    fn losses(&self, w: &[f32], types: &[GgmlType], rounding: Rounding) -> Result<Vec<f64>, QuantError> {
-        let cols = self.importance.len();
-        let (plain, coarse): (Vec<_>, Vec<_>) = types.iter().copied().partition(|ty| ty.is_plain());
-        let importance = self.importance.iter().any(|v| *v > 0.0).then_some(self.importance.as_slice());
         let factor = match rounding {
             Rounding::Feedback { shrink, stage } => {
-                Factor::new(&self.gram, cols, shrink, Order::Natural).ok().map(|(factor, _)| (factor, stage))
+                Factor::new(&gram, cols, shrink, Order::Natural).ok().map(|(factor, _)| (factor, stage))
             }
             Rounding::Ggml => None,
         };
-        let losses: Vec<f64> = match (factor, importance) {
-            (Some((factor, stage)), Some(importance)) => {
-                let all = losses_by_type(&factor, &self.gauge, w, importance, &coarse, stage)?;
+        Ok(Self { importance, factor, gauge, gauged })
+    }
+
+    /// The output error per token of rows `w` in each of `types`, with feedback where the rounding has it or by ggml's
+    /// search alone.
+    fn losses(&self, w: &[f32], types: &[GgmlType], feedback: bool) -> Result<Vec<f64>, QuantError> {
+        let cols = self.importance.len();
+        let coarse: Vec<GgmlType> = types.iter().copied().filter(|ty| !ty.is_plain()).collect();
+        let importance = self.importance.iter().any(|v| *v > 0.0).then_some(self.importance.as_slice());
+        let losses: Vec<f64> = match (&self.factor, importance) {
+            (Some((factor, stage)), Some(importance)) if feedback => {
+                let all = losses_by_type(factor, &self.gauge, w, importance, &coarse, *stage)?;
                 all.into_iter().map(|l| l.loss).collect()
             }
             _ => coarse
@@ -223,9 +224,11 @@ impl Input {
                 .collect::<Result<_, _>>()?,
         };
         // 16 bits lose nothing that could be weighed against the rest.
-        debug_assert!(plain.len() + losses.len() == types.len());
         let mut losses = losses.into_iter();
-        Ok(types.iter().map(|ty| if ty.is_plain() { 0.0 } else { losses.next().unwrap_or(0.0) / self.gauged }).collect())
+        Ok(types
+            .iter()
+            .map(|ty| if ty.is_plain() { 0.0 } else { losses.next().unwrap_or(0.0) / self.gauged })
+            .collect())
     }
 }
 
@@ -278,9 +281,9 @@ pub fn groups(model: &Model, losses: &[Option<Losses>]) -> Vec<Group> {
     groups
 }
 
-/// Layers that are measured together: the first and the last few on their own, since they differ most from the rest.
+/// Layers that are measured together: the first and the last on their own, since they differ most from the rest.
 fn depths(layers: usize) -> Vec<Range<usize>> {
-    let mut bounds: Vec<usize> = [0, 1, 2, layers / 8, layers / 3, 2 * layers / 3, layers.saturating_sub(1), layers]
+    let mut bounds: Vec<usize> = [0, 1, layers / 8, layers / 3, 2 * layers / 3, layers.saturating_sub(1), layers]
         .into_iter()
         .filter(|b| *b <= layers)
         .collect();
@@ -312,11 +315,8 @@ pub fn measure(
     let base = Reference::new(model, text, &path)?;
     for group in groups {
         control.check()?;
-        let types: Vec<(usize, GgmlType)> = group
-            .members
-            .iter()
-            .filter_map(|i| Some((*i, probe_type(model.model.tensors[*i].cols())?)))
-            .collect();
+        let types: Vec<(usize, GgmlType)> =
+            group.members.iter().filter_map(|i| Some((*i, probe_type(model.model.tensors[*i].cols())?))).collect();
         group.kl = base.kl(model, losses, &types, text)?;
         (control.advance)(text.windows.covered_tokens() as u64);
     }
@@ -384,7 +384,8 @@ fn whole(ckpt: &Checkpoint, tensor: &MappedTensor, ty: GgmlType, importance: Opt
         let rows = first..(first + matrix).min(rows);
         w.resize(rows.len() * cols, 0.0);
         tensor.read_rows(ckpt, rows.clone(), &mut Vec::new(), &mut w)?;
-        let of_matrix = importance.map(|all| if all.len() > cols { &all[first / matrix * cols..][..cols] } else { all });
+        let of_matrix =
+            importance.map(|all| if all.len() > cols { &all[first / matrix * cols..][..cols] } else { all });
         let of_matrix = of_matrix.filter(|values| values.iter().any(|v| *v > 0.0));
         bytes.extend(quantize(ty, &w, cols, of_matrix).map_err(|e| fault(ckpt, tensor, &rows, ty, e))?);
     }

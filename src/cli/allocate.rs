@@ -7,12 +7,13 @@ use super::options::{self, CANCEL};
 use super::plan::{Imatrix, Planned, Prepared};
 use super::progress::{Progress, Unit};
 use super::{ConvertArgs, feedback};
+use crate::calibration::data::DataReport;
 use crate::calibration::layerwise;
 use crate::convert::{self, Control};
 use crate::eval::{Method, Windows};
 use crate::feedback::{Shrink, ggml};
 use crate::gguf::{DEFAULT_ALIGNMENT, Metadata};
-use crate::plan::bytes_of;
+use crate::plan::{self, bytes_of};
 use crate::quant::GgmlType;
 use crate::quant::allocate::{Choice, allocate};
 use crate::quant::presets::{self, Preset, Why};
@@ -101,13 +102,49 @@ impl Budget {
         Self { limit, preset: Box::leak(Box::new(preset)), flag: format!("{flag} {text}") }
     }
 
-    /// Bytes for the tensors, and whether padding between them counts.
-    fn bytes(&self, prepared: &Prepared, like: Option<&Planned>, header: u64) -> (u64, bool) {
+    /// The target that the size is taken from.
+    fn like(&self, prepared: &Prepared, args: &ConvertArgs) -> Result<Option<Planned>> {
         match self.limit {
-            Limit::BitsPerWeight(bits) => ((bits * prepared.weights() as f64 / 8.0) as u64, false),
-            Limit::Bytes(bytes) => (bytes.saturating_sub(header), true),
-            Limit::Like(_) => (like.map_or(0, |like| like.plan.file_bytes.saturating_sub(header)), true),
+            Limit::Like(preset) => prepared.of_preset(preset, &args.types, Imatrix::Given).map(Some),
+            _ => Ok(None),
         }
+    }
+
+    /// Bytes for the tensors of a file with `header` bytes before them, where that of the preset is `like` bytes long.
+    fn bytes(&self, prepared: &Prepared, like: u64, header: u64) -> u64 {
+        match self.limit {
+            Limit::BitsPerWeight(bits) => (bits * prepared.weights() as f64 / 8.0) as u64,
+            Limit::Bytes(bytes) => bytes.saturating_sub(header),
+            Limit::Like(_) => like.saturating_sub(header),
+        }
+    }
+
+    /// Whether the padding between tensors counts.
+    fn is_padded(&self) -> bool {
+        !matches!(self.limit, Limit::BitsPerWeight(_))
+    }
+
+    /// Whether `bytes` for the tensors lie between the smallest types and 16 bits.
+    fn check(&self, prepared: &Prepared, items: &[Item], bytes: u64, header: u64) -> Result<()> {
+        let sizes = items.iter().map(|item| item.types.iter().map(|ty| item.bytes(*ty, self.is_padded())));
+        let (least, most) = sizes.fold((0, 0), |(least, most), sizes| {
+            (least + sizes.clone().min().unwrap_or(0), most + sizes.max().unwrap_or(0))
+        });
+        if (least..=most).contains(&bytes) {
+            return Ok(());
+        }
+        let range = if self.is_padded() {
+            let (least, most) = (least + header, most + header);
+            format!("{least} to {most} bytes ({} to {})", human(least), human(most))
+        } else {
+            let bits = |bytes: u64| 800.0 * bytes as f64 / prepared.weights().max(1) as f64;
+            // Rounded into the range.
+            format!("{:.2} to {:.2} bits per weight", bits(least).ceil() / 100.0, bits(most).floor() / 100.0)
+        };
+        let flag = &self.flag;
+        Err(Error::Usage(format!(
+            "{flag} is out of reach: this model can take {range}, from the smallest types to 16 bits"
+        )))
     }
 }
 
@@ -171,47 +208,13 @@ pub fn add(prepared: &mut Prepared, budgets: &[Budget], importance: &Opened, arg
         target.preset = budget.preset;
         target.plan.name = budget.preset.name;
         target.recipe = target.recipe.replacen("--to f16", &budget.flag, 1);
-        let items = items(prepared, &target, None);
-        let like = budget.like(prepared, args)?;
+        let like = budget.like(prepared, args)?.map_or(0, |like| like.plan.file_bytes);
         let header = prepared.header_bytes(&target, &args.types, &|_| ())?;
-        budget.check(prepared, &items, like.as_ref(), header)?;
+        let bytes = budget.bytes(prepared, like, header);
+        budget.check(prepared, &items(prepared, &target, None), bytes, header)?;
         prepared.targets.push(target);
     }
     Ok(())
-}
-
-impl Budget {
-    fn like(&self, prepared: &Prepared, args: &ConvertArgs) -> Result<Option<Planned>> {
-        match self.limit {
-            Limit::Like(preset) => prepared.of_preset(preset, &args.types, Imatrix::Given).map(Some),
-            _ => Ok(None),
-        }
-    }
-
-    /// Whether the budget lies between the smallest types and 16 bits.
-    fn check(&self, prepared: &Prepared, items: &[Item], like: Option<&Planned>, header: u64) -> Result<()> {
-        let (budget, padded) = self.bytes(prepared, like, header);
-        let total = |of: &dyn Fn(&Item, bool) -> u64| items.iter().map(|item| of(item, padded)).sum::<u64>();
-        let least = total(&|item, padded| item.bytes(padded).min().unwrap_or(0));
-        let most = total(&|item, padded| item.bytes(padded).max().unwrap_or(0));
-        // What is as large as the 16-bit file is that file.
-        if (least..=most).contains(&budget) {
-            return Ok(());
-        }
-        let weights = prepared.weights().max(1) as f64;
-        let range = match self.limit {
-            Limit::BitsPerWeight(_) => {
-                // Rounded into the range.
-                let (low, high) = (800.0 * least as f64 / weights, 800.0 * most as f64 / weights);
-                format!("{:.2} to {:.2} bits per weight", low.ceil() / 100.0, high.floor() / 100.0)
-            }
-            _ => format!("{} to {} bytes ({} to {})", least + header, most + header, human(least + header), human(most + header)),
-        };
-        Err(Error::Usage(format!(
-            "{} is out of reach: this model can take {range}, from the smallest types to 16 bits",
-            self.flag
-        )))
-    }
 }
 
 /// A tensor of the output and the types it may have.
@@ -221,11 +224,7 @@ struct Item {
 }
 
 impl Item {
-    fn bytes(&self, padded: bool) -> impl Iterator<Item = u64> + '_ {
-        self.types.iter().map(move |ty| self.bytes_in(*ty, padded))
-    }
-
-    fn bytes_in(&self, ty: GgmlType, padded: bool) -> u64 {
+    fn bytes(&self, ty: GgmlType, padded: bool) -> u64 {
         let bytes = bytes_of(&self.shape, ty);
         if padded { bytes.next_multiple_of(DEFAULT_ALIGNMENT) } else { bytes }
     }
@@ -265,122 +264,132 @@ pub fn run(
     args: &ConvertArgs,
     threads: usize,
 ) -> Result<Option<Drawing>> {
-    if budgets.is_empty() {
-        return Ok(None);
-    }
     let Some(mut drawing) = importance.draw(prepared, args)? else { return Ok(None) };
-    let likes: Vec<Option<Planned>> = budgets.iter().map(|b| b.like(prepared, args)).collect::<Result<_>>()?;
-    // One table for all: of every tensor, the types that any budget may want.
     let first = prepared.targets.len() - budgets.len();
-    let mut types: Vec<Vec<GgmlType>> = vec![Vec::new(); prepared.model.tensors.len()];
+    let mut orders = Vec::new();
+    for (budget, target) in budgets.iter().zip(&prepared.targets[first..]) {
+        let like = budget.like(prepared, args)?;
+        let items = items(prepared, target, like.as_ref());
+        orders.push(Order { budget, target, like, items });
+    }
+    // One table for all: of every tensor, the types that any budget may want.
     let generated = prepared.model.generated.len();
-    let all_items: Vec<Vec<Item>> = prepared.targets[first..]
-        .iter()
-        .zip(&likes)
-        .map(|(target, like)| items(prepared, target, like.as_ref()))
-        .collect();
-    for items in &all_items {
-        for (types, item) in types.iter_mut().zip(&items[generated..]) {
-            if item.types.len() > 1 {
-                types.extend(item.types.iter().filter(|ty| !types.contains(ty)).copied().collect::<Vec<_>>());
+    let mut types: Vec<Vec<GgmlType>> = vec![Vec::new(); prepared.model.tensors.len()];
+    for order in &orders {
+        for (types, item) in types.iter_mut().zip(&order.items[generated..]).filter(|(_, item)| item.types.len() > 1) {
+            for ty in &item.types {
+                if !types.contains(ty) {
+                    types.push(*ty);
+                }
             }
         }
     }
-    let (kl, sensitivities) = measure(prepared, &mut drawing, &types, args, threads)?;
+    let table = measure(prepared, &mut drawing, types, args, threads)?;
     let data = &drawing.data;
-    for (i, (budget, items)) in budgets.iter().zip(&all_items).enumerate() {
-        let also = |metadata: &mut Metadata| run_metadata(metadata, args, data);
-        let header = prepared.header_bytes(&prepared.targets[first + i], &args.types, &also)?;
-        let mut like = likes[i].as_ref().map(|like| (like, like.plan.padded_bytes));
-        let like_header = like.map(|(like, _)| prepared.header_bytes(like, &args.types, &also)).transpose()?;
-        let (budget_bytes, padded) = match (like.take(), like_header) {
-            (Some((_, padded)), Some(like_header)) => ((padded + like_header).saturating_sub(header), true),
-            _ => budget.bytes(prepared, None, header),
-        };
-        // A tensor's loss in a type; nothing is known of one that no input was seen of, and it keeps eight bits.
-        let choices: Vec<Vec<Choice>> = items
-            .iter()
-            .enumerate()
-            .map(|(output, item)| {
-                let losses = output.checked_sub(generated).and_then(|i| Some((&types[i], kl[i].as_ref()?)));
-                let unknown = item.types.len() > 1 && losses.is_none();
-                let choice = |ty: &GgmlType| {
-                    let loss = match losses {
-                        Some((types, kl)) => types.iter().position(|t| t == ty).map_or(f64::NAN, |at| kl[at]),
-                        None if unknown && ty.bits_per_weight() < 8.0 => f64::NAN,
-                        None => 0.0,
-                    };
-                    Choice { bytes: item.bytes_in(*ty, padded), loss }
-                };
-                item.types.iter().map(choice).collect()
-            })
-            .collect();
-        let taken = allocate(&choices, budget_bytes);
-        let Some(taken) = taken else {
-            budget.check(prepared, items, likes[i].as_ref(), header)?;
-            return Err(Error::Usage(format!(
-                "{} is out of reach: some tensors see no calibration data and keep eight bits",
-                budget.flag
-            )));
-        };
-        let outputs = convert::outputs(&prepared.model);
-        let rows: Vec<Row> = taken
-            .iter()
-            .enumerate()
-            .filter(|(output, _)| items[*output].types.len() > 1)
-            .map(|(output, t)| Row {
-                tensor: outputs[output].0.to_string(),
-                ty: items[output].types[*t].to_string(),
-                bytes: items[output].bytes_in(items[output].types[*t], false),
-                kl: choices[output][*t].loss,
-            })
-            .collect();
-        let of_preset = likes[i].as_ref().map(|like| {
-            let loss = |(output, ty): (usize, &GgmlType)| {
-                let at = items[output].types.iter().position(|t| t == ty);
-                at.map_or(0.0, |at| choices[output][at].loss)
-            };
-            like.types.iter().enumerate().map(loss).sum()
-        });
-        let allocation = Allocation {
-            budget: budget_bytes,
-            spent: taken.iter().enumerate().map(|(output, t)| choices[output][*t].bytes).sum(),
-            predicted_kl: rows.iter().map(|r| r.kl).sum(),
-            preset_predicted_kl: of_preset,
-            sensitivities: sensitivities.clone(),
-            tensors: rows,
-        };
-        let old = &prepared.targets[first + i];
-        let chosen = old.plan.rows.iter().enumerate().map(|(output, row)| match items[output].types.len() {
-            1 => row.choice.clone(),
-            _ => {
-                let ty = items[output].types[taken[output]];
-                presets::Choice { wanted: ty, got: ty, why: Why::Budget }
-            }
-        });
-        let chosen: Vec<presets::Choice> = chosen.collect();
-        let mut target = Planned { allocation: Some(allocation), ..prepared.targets[first + i].clone() };
-        if !matches!(budget.limit, Limit::Like(_)) {
-            let file_type = file_type(&chosen, items);
-            target.preset = Box::leak(Box::new(Preset { name: budget.preset.name, file_type, ..F16_PRESET }));
-        }
-        target.plan.file_bytes = target.plan.padded_bytes + header;
-        target.decide(prepared, chosen);
-        prepared.targets[first + i] = target;
-    }
+    let chosen: Vec<Planned> =
+        orders.iter().map(|order| order.spend(prepared, &table, args, data)).collect::<Result<_>>()?;
+    prepared.targets.truncate(first);
+    prepared.targets.extend(chosen);
     Ok(Some(drawing))
 }
 
-const F16_PRESET: Preset = Preset { name: "F16", file_type: F16, default: GgmlType::F16 };
+/// What each tensor of the model adds to the KL divergence.
+struct Table {
+    types: Vec<Vec<GgmlType>>,
+    /// In each of these types; `None` where no input was seen.
+    kl: Vec<Option<Vec<f64>>>,
+    sensitivities: Vec<Sensitivity>,
+}
+
+impl Table {
+    /// What tensor number `index` adds in type `ty`; nothing is known of one whose input was not seen, and it keeps at
+    /// least eight bits.
+    fn loss(&self, index: usize, ty: GgmlType) -> f64 {
+        let known = self.kl[index].as_ref().zip(self.types[index].iter().position(|t| *t == ty));
+        match known {
+            Some((kl, at)) => kl[at],
+            None if ty.bits_per_weight() < 8.0 => f64::NAN,
+            None => 0.0,
+        }
+    }
+}
+
+/// A budget and the target that it is for.
+struct Order<'a> {
+    budget: &'a Budget,
+    target: &'a Planned,
+    like: Option<Planned>,
+    items: Vec<Item>,
+}
+
+impl Order<'_> {
+    /// The target with its types.
+    fn spend(&self, prepared: &Prepared, table: &Table, args: &ConvertArgs, data: &DataReport) -> Result<Planned> {
+        let Order { budget, target, like, items } = self;
+        let also = |metadata: &mut Metadata| run_metadata(metadata, args, data);
+        let header = prepared.header_bytes(target, &args.types, &also)?;
+        let file = |like: &Planned| Ok(like.plan.padded_bytes + prepared.header_bytes(like, &args.types, &also)?);
+        let like_bytes = like.as_ref().map(file).transpose()?.unwrap_or(0);
+        let bytes = budget.bytes(prepared, like_bytes, header);
+        let generated = prepared.model.generated.len();
+        let loss = |output: usize, ty: GgmlType| match output.checked_sub(generated) {
+            Some(index) if items[output].types.len() > 1 => table.loss(index, ty),
+            _ => 0.0,
+        };
+        let choice = |output: usize, ty: GgmlType| Choice {
+            bytes: items[output].bytes(ty, budget.is_padded()),
+            loss: loss(output, ty),
+        };
+        let choices = items.iter().enumerate().map(|(i, item)| item.types.iter().map(|ty| choice(i, *ty)).collect());
+        let Some(taken) = allocate(&choices.collect::<Vec<Vec<Choice>>>(), bytes) else {
+            budget.check(prepared, items, bytes, header)?;
+            let flag = &budget.flag;
+            return Err(Error::Usage(format!(
+                "{flag} is out of reach: tensors that calibration says nothing of keep eight bits"
+            )));
+        };
+        let types: Vec<GgmlType> = items.iter().zip(taken).map(|(item, t)| item.types[t]).collect();
+        let of_budget = |(row, (item, ty)): (&plan::Row, (&Item, &GgmlType))| match item.types.len() {
+            1 => row.choice.clone(),
+            _ => presets::Choice { wanted: *ty, got: *ty, why: Why::Budget },
+        };
+        let decided = target.plan.rows.iter().zip(items.iter().zip(&types)).map(of_budget).collect();
+        let mut chosen = Planned::clone(target);
+        chosen.plan.file_bytes = chosen.plan.padded_bytes + header;
+        chosen.decide(prepared, decided);
+        if !matches!(budget.limit, Limit::Like(_)) {
+            let preset = Preset { name: target.preset.name, file_type: file_type(&types, items), ..*target.preset };
+            chosen.preset = Box::leak(Box::new(preset));
+        }
+        let free = (0..items.len()).filter(|i| items[*i].types.len() > 1);
+        let tensors: Vec<Row> = free
+            .map(|i| Row {
+                tensor: chosen.plan.rows[i].name.clone(),
+                ty: types[i].to_string(),
+                bytes: items[i].bytes(types[i], false),
+                kl: loss(i, types[i]),
+            })
+            .collect();
+        chosen.allocation = Some(Allocation {
+            budget: bytes,
+            spent: items.iter().zip(&types).map(|(item, ty)| item.bytes(*ty, budget.is_padded())).sum(),
+            predicted_kl: tensors.iter().map(|row| row.kl).sum(),
+            preset_predicted_kl: like.as_ref().map(|l| l.types.iter().enumerate().map(|(i, ty)| loss(i, *ty)).sum()),
+            sensitivities: table.sensitivities.clone(),
+            tensors,
+        });
+        Ok(chosen)
+    }
+}
 
 /// llama.cpp's number of the preset whose main type most weights have.
-fn file_type(choices: &[presets::Choice], items: &[Item]) -> u32 {
+fn file_type(types: &[GgmlType], items: &[Item]) -> u32 {
     let mut weights: Vec<(GgmlType, usize)> = Vec::new();
-    for (choice, item) in choices.iter().zip(items) {
+    for (ty, item) in types.iter().zip(items) {
         let n = item.shape.iter().product::<usize>();
-        match weights.iter_mut().find(|(ty, _)| *ty == choice.got) {
+        match weights.iter_mut().find(|(t, _)| t == ty) {
             Some((_, sum)) => *sum += n,
-            None => weights.push((choice.got, n)),
+            None => weights.push((*ty, n)),
         }
     }
     let main = weights.iter().max_by_key(|(_, n)| *n).map_or(GgmlType::F16, |(ty, _)| *ty);
@@ -390,7 +399,7 @@ fn file_type(choices: &[presets::Choice], items: &[Item]) -> u32 {
 }
 
 /// What the run adds to the metadata, at most.
-fn run_metadata(metadata: &mut Metadata, args: &ConvertArgs, data: &crate::calibration::data::DataReport) {
+fn run_metadata(metadata: &mut Metadata, args: &ConvertArgs, data: &DataReport) {
     calibrate::describe(metadata, data);
     match args.search.is_feedback(true) {
         Ok(true) => args.search.record(metadata),
@@ -408,17 +417,16 @@ fn run_metadata(metadata: &mut Metadata, args: &ConvertArgs, data: &crate::calib
 }
 
 /// Windows that the KL divergence of a group is measured on.
-const MEASURED: usize = 8;
+const MEASURED: usize = 6;
 
-/// What each tensor adds to the KL divergence in each of `types`.
-#[allow(clippy::type_complexity)]
+/// What each tensor of the model adds to the KL divergence in each of `types`.
 fn measure(
     prepared: &Prepared,
     drawing: &mut Drawing,
-    types: &[Vec<GgmlType>],
+    types: Vec<Vec<GgmlType>>,
     args: &ConvertArgs,
     threads: usize,
-) -> Result<(Vec<Option<Vec<f64>>>, Vec<Sensitivity>)> {
+) -> Result<Table> {
     let quiet = args.common.quiet;
     let (model, held) = (&prepared.model, feedback::hold_out(drawing, args)?);
     let (all, sets) = held.all(drawing.windows.clone());
@@ -441,7 +449,7 @@ fn measure(
     let tokens: usize = all.iter().map(Vec::len).sum();
     let progress = Progress::new("losses by type", tokens as u64 * model.config.layers as u64, Unit::Tokens, quiet);
     let control = Control { threads, cancel: &CANCEL, advance: &|n| progress.advance(n) };
-    let mut estimate = Estimate::new(&prepared.ckpt, model, types, rounding, &control);
+    let mut estimate = Estimate::new(&prepared.ckpt, model, &types, rounding, &control);
     let ends = layerwise::run(&prepared.ckpt, model, &all, &layers, &mut estimate, &control)?;
     estimate.ends(&ends)?;
     let losses: Vec<Option<Losses>> = estimate.losses;
@@ -466,7 +474,8 @@ fn measure(
         ty: sensitivity::probe_type(model.tensors[group.members[0]].cols()).map_or("", |ty| ty.name()).into(),
         kl: group.kl,
     });
-    Ok((sensitivity::calibrated(&losses, &groups), sensitivities.collect()))
+    let sensitivities = sensitivities.collect();
+    Ok(Table { kl: sensitivity::calibrated(&losses, &groups), types, sensitivities })
 }
 
 /// The types chosen, part by part, for the person at the terminal.

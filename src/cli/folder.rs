@@ -274,9 +274,7 @@ impl Prepared {
     /// Whether the model has to be run on calibration data.
     fn is_calibrated(&self, args: &ConvertArgs) -> bool {
         let given = !args.calibration.calibration.is_empty();
-        self.planned.spec.needs_inputs()
-            || self.takes_feedback(args)
-            || (given && self.scaling(args).is_some())
+        self.planned.spec.needs_inputs() || self.takes_feedback(args) || (given && self.scaling(args).is_some())
     }
 
     /// Whether codes are chosen with error feedback.

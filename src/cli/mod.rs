@@ -35,6 +35,7 @@ Examples:
   quantize generate a-Q4_K_M.gguf --chat --prompt 'Why is the sky blue?'
   quantize calibrate ./model -o imatrix.gguf          importance matrix from the bundled texts, as llama-imatrix makes
   quantize --to iq2_m ./model --imatrix imatrix.gguf  use one; --calibration default makes one in the same run
+  quantize --target-size 4.5GB ./model --calibration default      types chosen to fit, by what they cost this model
   quantize inspect model.gguf                         metadata and tensors
   quantize verify model.gguf --source ./model         derive every tensor again and compare
 

@@ -76,6 +76,9 @@ impl Planned {
     pub fn record(&self, metadata: &mut Metadata, ckpt: &Checkpoint, hashes: bool) {
         metadata.set("quantize.version", env!("CARGO_PKG_VERSION"));
         metadata.set("quantize.recipe", self.recipe.as_str());
+        if presets::PRESETS.iter().all(|p| p.name != self.preset.name) {
+            metadata.set("quantize.target", self.preset.name);
+        }
         let name = |f: &crate::source::SourceFile| {
             f.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
         };
