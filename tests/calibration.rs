@@ -499,7 +499,7 @@ fn only_the_same_run_is_resumed() {
     let seed = [&tokens[..], &["--seed", "3"]].concat();
     let head = [&tokens[..], &["--process-output"]].concat();
     for (name, more, fault) in [
-        ("llama", &seed[..], "another data set"),
+        ("llama", &seed[..], "another text"),
         ("llama", &head[..], "another --process-output"),
         ("mixtral", &tokens[..], "another model"),
     ] {

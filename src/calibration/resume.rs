@@ -51,10 +51,27 @@ pub fn path_for(output: &Path) -> PathBuf {
     output.with_file_name(name)
 }
 
+/// Where a checkpoint is until it is whole.
+fn unfinished(path: &Path) -> PathBuf {
+    path.with_extension("resume.new")
+}
+
+/// Removes the checkpoint of a run that is finished, where there is one.
+pub fn forget(output: &Path) -> Result<()> {
+    let file = path_for(output);
+    for file in [unfinished(&file), file] {
+        match std::fs::remove_file(&file) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(&file, e)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 impl Checkpoint {
     /// Puts this in the place of what is at `path`: whatever happens, one of the two is there whole.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let new = path.with_extension("resume.new");
+        let new = unfinished(path);
         let written = File::create(&new).and_then(|mut file| {
             file.write_all(&self.encode())?;
             file.sync_all()

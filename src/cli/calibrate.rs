@@ -10,6 +10,7 @@ use crate::calibration::data::{self, Amount, DataReport, Drawn, Overlap, Source}
 use crate::calibration::hessians::{self, HessianWriter, Hessians};
 use crate::calibration::imatrix::{Imatrix, UnseenExperts, Weights, is_required};
 use crate::calibration::layerwise;
+use crate::calibration::resume;
 use crate::calibration::stats::{self, ExpertUse};
 use crate::calibration::summary;
 use crate::calibration::totals::Totals;
@@ -113,7 +114,7 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
             imatrix.write(output, &extra, args.force)?;
         }
         if args.model.is_some() {
-            collect::forget(output)?;
+            resume::forget(output)?;
         }
     }
     let rows = if args.show_statistics { summary::rows(&imatrix) } else { Vec::new() };
@@ -194,7 +195,7 @@ fn with_hessians(path: &Path, sources: &[Source], args: &CalibrateArgs, output: 
 fn in_file(error: Error, file: &Path) -> Error {
     match error {
         Error::BadInput(mut finding) => {
-            finding.file = Some(file.to_path_buf());
+            finding.file.get_or_insert_with(|| file.to_path_buf());
             Error::BadInput(finding)
         }
         other => other,

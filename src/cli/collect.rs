@@ -79,16 +79,7 @@ fn key(model: &Runnable, data: &DataReport, head: bool) -> Result<Key> {
         entry("program version", env!("CARGO_PKG_VERSION").into()),
         entry("model", resume::identity(model)?),
         entry("--seq-len", data.seq_len.to_string()),
-        entry("data set (hash of its tokens)", data.sha256.clone()),
+        entry("text (hash of its tokens)", data.sha256.clone()),
         entry("--process-output", head.to_string()),
     ]))
-}
-
-/// Removes the checkpoint of a run that is finished.
-pub fn forget(output: &Path) -> Result<()> {
-    let file = resume::path_for(output);
-    match std::fs::remove_file(&file) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&file, e)),
-        _ => Ok(()),
-    }
 }
