@@ -206,7 +206,13 @@ fn where_calibration_loses_the_folder_is_rounded_to_nearest() {
     let windows = vec![vec![7; 64]; 2];
     let held: Vec<Vec<u32>> =
         (0..4).map(|w| (0..32).map(|i| (w * 7919 + i * 104_729 + i * i * 31) % 320).collect()).collect();
-    let options = Options { shrink: Shrink { rho: 0.0, damping: 1e-6 }, search: Search::default(), sequential: true };
+    let options = Options {
+        feedback: true,
+        scaling: None,
+        shrink: Shrink { rho: 0.0, damping: 1e-6 },
+        search: Search::default(),
+        sequential: true,
+    };
     let lost = made(dir.path(), "lost", &mut Judged { method: Layered { windows: &windows, options }, held: &held });
     let nearest = made(dir.path(), "nearest", &mut Nearest);
     assert_eq!(lost.manifest["held_out"]["chosen"], "nearest", "{}", lost.manifest["held_out"]);

@@ -9,6 +9,7 @@ pub mod judge;
 pub mod layered;
 pub mod nearest;
 pub mod plan;
+pub mod scaled;
 
 pub use job::{Job, Method, Written};
 pub use layered::Layered;

@@ -54,12 +54,16 @@ fn rate(isa: Isa, ty: GgmlType, src: &[f32], importance: Option<&[f32]>, million
     let (src, out) = (&src[..rows * COLS], &mut out[..rows * ty.row_bytes(COLS).expect("whole blocks")]);
     let mut run = || quantize_rows_with(isa, ty, src, COLS, importance, out).expect("quantized");
     run();
+    // Reading the clock costs as much as some thousand weights of the quick types.
+    let once = cpu_seconds();
+    run();
+    let repeats = (1e-3 / (cpu_seconds() - once)).clamp(1.0, 100.0) as usize;
     let mut best = 0f64;
     for _ in 0..3 {
         let (start, mut done) = (cpu_seconds(), 0.0);
         loop {
-            run();
-            done += src.len() as f64;
+            (0..repeats).for_each(|_| run());
+            done += (repeats * src.len()) as f64;
             let seconds = cpu_seconds() - start;
             if seconds > 1.0 || done >= millions * 1e6 && seconds > 0.02 {
                 best = best.max(done / seconds / 1e6);

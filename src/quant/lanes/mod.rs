@@ -9,8 +9,12 @@ mod grid;
 mod iq4;
 mod kquants;
 mod legacy;
+mod plain;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod ranges;
 mod search;
+mod ternary;
 #[cfg(test)]
 mod tests;
 mod vector;
@@ -125,6 +129,10 @@ pub fn quantize(isa: Isa, ty: GgmlType, job: &mut Job) -> bool {
         IQ4_XS => dispatch(isa, iq4::Xs(job)),
         MXFP4 => dispatch(isa, iq4::Mx(job)),
         NVFP4 => dispatch(isa, iq4::Nv(job)),
+        BF16 => dispatch(isa, plain::Bf16(job)),
+        TQ1_0 => dispatch(isa, plain::Tq1(job)),
+        TQ2_0 => dispatch(isa, plain::Tq2(job)),
+        Q2_0 => dispatch(isa, plain::Q2(job)),
         _ => return false,
     }
     true
