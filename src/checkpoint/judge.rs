@@ -113,7 +113,8 @@ fn divergences(job: &Job, windows: &[Vec<u32>]) -> Result<[f64; 2]> {
             job.control.check()?;
             if which > 0 {
                 let packed = modules(job, layer, which == 2)?;
-                replace(&job.planned.contents.modules, engine.layer_linears_mut(layer).collect(), packed);
+                let linears = engine.layer_linears_mut(layer).collect();
+                replace(&job.planned.contents.modules, linears, packed, |_| Default::default());
             }
             for x in streams {
                 cache.truncate(0);

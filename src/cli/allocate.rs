@@ -433,6 +433,7 @@ fn measure(
     let folder = args.output.as_deref().and_then(|o| if o.is_dir() { Some(o) } else { o.parent() });
     let folder = folder.filter(|f| f.is_dir()).map_or_else(|| PathBuf::from("."), PathBuf::from);
     let layers = layerwise::Options {
+        bf16: false,
         sequential: false,
         bf16: true,
         held: sets,
