@@ -114,7 +114,7 @@ fn divergences(job: &Job, windows: &[Vec<u32>]) -> Result<[f64; 2]> {
             if which > 0 {
                 let packed = modules(job, layer, which == 2)?;
                 let linears = engine.layer_linears_mut(layer).collect();
-                replace(&job.planned.contents.modules, linears, packed, |_| Default::default());
+                replace(&job.planned.contents.modules, linears, packed);
             }
             for x in streams {
                 cache.truncate(0);

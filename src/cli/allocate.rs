@@ -433,9 +433,8 @@ fn measure(
     let folder = args.output.as_deref().and_then(|o| if o.is_dir() { Some(o) } else { o.parent() });
     let folder = folder.filter(|f| f.is_dir()).map_or_else(|| PathBuf::from("."), PathBuf::from);
     let layers = layerwise::Options {
-        bf16: false,
         sequential: false,
-        bf16: true,
+        bf16: false,
         held: sets,
         max_memory: args.search.max_memory.as_deref().map(options::size).transpose()?,
         spill: folder.clone(),
