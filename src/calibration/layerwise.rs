@@ -78,6 +78,12 @@ pub struct Captured {
 
 /// Works on one layer after the other.
 pub trait Visit {
+    /// `x` is about to enter a linear layer, in a pass that is not sequential; see [`Observer::input`]. `Break` ends the
+    /// pass, with the error of the next call of [`Visit::stage`].
+    fn entering(&mut self, _linear: &str, _expert: Option<usize>, _x: &[f32]) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
     /// The inputs of `stage` of `layer` are known. In a sequential pass, weights that are replaced here are those that
     /// the tokens go on through.
     fn stage(&mut self, layer: usize, stage: Stage, captured: &[&Captured], linears: Vec<&mut Linear>) -> Result<()>;
@@ -126,12 +132,12 @@ pub fn run(
         let pass = Pass { layer, inputs: &inputs, experts, options, windows, control };
         if options.sequential {
             for stage in Stage::ALL {
-                let captured = pass.collect(&engine, &mut streams, &mut cache, Some(stage))?;
+                let captured = pass.collect(&engine, &mut streams, &mut cache, Some(stage), visit)?;
                 pass.visit(&mut engine, visit, stage, &captured)?;
             }
             pass.finish(&engine, &mut streams, &mut cache)?;
         } else {
-            let captured = pass.collect(&engine, &mut streams, &mut cache, None)?;
+            let captured = pass.collect(&engine, &mut streams, &mut cache, None, visit)?;
             for stage in Stage::ALL {
                 pass.visit(&mut engine, visit, stage, &captured)?;
             }
@@ -149,6 +155,15 @@ pub fn run(
         seen.check()?;
     }
     seen.finish().pop().ok_or_else(|| Error::bad_input("there are no calibration windows"))
+}
+
+/// The linear layers of `layer`, those with a common input together, with the input's channels.
+pub(super) fn shared_inputs(model: &Model, layer: usize) -> Vec<(Vec<String>, usize)> {
+    let mut groups: BTreeMap<Input, Vec<String>> = BTreeMap::new();
+    for (name, input) in inputs(model, layer) {
+        groups.entry(input).or_default().push(name);
+    }
+    groups.into_iter().map(|(input, names)| (names, input.cols)).collect()
 }
 
 /// The input of every linear layer of `layer`, by GGUF name.
@@ -177,6 +192,7 @@ impl Pass<'_> {
         streams: &mut Streams,
         cache: &mut Cache,
         only: Option<Stage>,
+        visit: &mut dyn Visit,
     ) -> Result<Vec<Captured>> {
         let mut seen = Collecting::new(self.inputs, only);
         // Rows wait per expert, so of many experts each may have fewer.
@@ -188,7 +204,8 @@ impl Pass<'_> {
             cache.truncate(0);
             match only {
                 None => {
-                    let _ = engine.layer(self.layer, &mut x, cache, &mut seen)?;
+                    let mut both = Both { seen: &mut seen, visit };
+                    let _ = engine.layer(self.layer, &mut x, cache, &mut both)?;
                     streams.put(i, x)?;
                 }
                 Some(Stage::Qkv | Stage::AttnOutput) => {
@@ -298,6 +315,19 @@ impl Observer for Collecting<'_> {
             return ControlFlow::Break(());
         }
         if self.stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+/// Shows a visitor what is summed up.
+struct Both<'a, 'b> {
+    seen: &'a mut Collecting<'b>,
+    visit: &'a mut dyn Visit,
+}
+
+impl Observer for Both<'_, '_> {
+    fn input(&mut self, linear: &str, expert: Option<usize>, x: &[f32]) -> ControlFlow<()> {
+        self.visit.entering(linear, expert, x)?;
+        self.seen.input(linear, expert, x)
     }
 }
 

@@ -8,6 +8,7 @@ pub mod job;
 pub mod layered;
 pub mod nearest;
 pub mod plan;
+pub mod scaled;
 
 pub use job::{Job, Method, Written};
 pub use layered::Layered;

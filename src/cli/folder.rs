@@ -7,6 +7,7 @@ use super::{ConvertArgs, Format, OnFallback, calibrate};
 use crate::checkpoint::job::Provenance;
 use crate::checkpoint::layered::{self, takes_feedback};
 use crate::checkpoint::nearest::Nearest;
+use crate::checkpoint::scaled::Scaling;
 use crate::checkpoint::{Departure, Job, Layered, Method, Planned, Request, Written};
 use crate::convert::Control;
 use crate::feedback::Shrink;
@@ -75,6 +76,9 @@ pub struct FolderArgs {
     /// Share of the mean diagonal that steadies the Hessian; raised by itself where that is too little
     #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
     pub damp: f32,
+    /// INT8 with --calibration: SmoothQuant's exponent, which moves large input channels into the weights; 0 for none
+    #[arg(long, value_name = "ALPHA", default_value_t = 0.5)]
+    pub smooth: f32,
     /// Let every layer see the inputs of the original model, not those behind quantized layers
     #[arg(long)]
     pub no_sequential: bool,
@@ -265,17 +269,38 @@ pub fn lines(departures: &[Departure]) -> Vec<String> {
 
 impl Prepared {
     /// Whether the model has to be run on calibration data.
-    fn is_calibrated(&self, args: &FolderArgs) -> bool {
-        let spec = &self.planned.spec;
-        spec.needs_inputs() || (args.rounding != Some(Rounding::Nearest) && takes_feedback(spec))
+    fn is_calibrated(&self, args: &ConvertArgs) -> bool {
+        let given = !args.calibration.calibration.is_empty();
+        self.planned.spec.needs_inputs()
+            || self.takes_feedback(args)
+            || (given && self.scaling(args).is_some())
+    }
+
+    /// Whether codes are chosen with error feedback.
+    fn takes_feedback(&self, args: &ConvertArgs) -> bool {
+        let (spec, given) = (&self.planned.spec, !args.calibration.calibration.is_empty());
+        let rounding = args.folder.rounding;
+        // MLX's own converter takes seconds; ours takes longer when asked to.
+        let by_default = spec.format != formats::Format::MlxAffine || given;
+        takes_feedback(spec) && rounding != Some(Rounding::Nearest) && (by_default || rounding == Some(Rounding::Gptq))
+    }
+
+    /// How channels are scaled in a calibrated run.
+    fn scaling(&self, args: &ConvertArgs) -> Option<Scaling> {
+        match self.planned.spec.format {
+            formats::Format::Awq => Some(Scaling::Awq),
+            formats::Format::Int8 => Some(Scaling::Smooth(args.folder.smooth)).filter(|_| args.folder.smooth > 0.0),
+            _ => None,
+        }
     }
 }
 
 /// Everything on the command line that decides the bytes.
 fn recipe(p: &Prepared, args: &ConvertArgs, max_shard: u64, calibration: &Value) -> Value {
     let f = &args.folder;
-    let calibrated = p.is_calibrated(f);
-    let feedback = calibrated && takes_feedback(&p.planned.spec);
+    let calibrated = p.is_calibrated(args);
+    let feedback = p.takes_feedback(args);
+    let scaling = p.scaling(args).filter(|_| calibrated);
     json!({
         "to": p.target.name,
         "format": p.planned.spec.to_string(),
@@ -283,6 +308,10 @@ fn recipe(p: &Prepared, args: &ConvertArgs, max_shard: u64, calibration: &Value)
         "rounding": if feedback { "gptq" } else { "nearest" },
         "damp": feedback.then_some(f.damp),
         "static_groups": f.static_groups,
+        "scaling": scaling.map(|s| match s {
+            Scaling::Awq => "awq".to_string(),
+            Scaling::Smooth(alpha) => format!("smoothquant {alpha}"),
+        }),
         "sequential": calibrated.then_some(!f.no_sequential),
         "calibration_sha256": if calibrated { calibration["sha256"].clone() } else { Value::Null },
         "max_shard_bytes": max_shard,
@@ -309,7 +338,7 @@ pub fn run(
         refuse_existing(&p.output, args.force)?;
     }
     if !args.calibration.calibration.is_empty()
-        && !prepared.iter().any(|p| p.is_calibrated(f))
+        && !prepared.iter().any(|p| p.is_calibrated(args))
         && args.types.to.is_empty()
     {
         return Err(Error::Usage("--calibration has no effect: no format asked for is calibrated".into()));
@@ -320,7 +349,7 @@ pub fn run(
     for p in prepared {
         let mut calibration = Value::Null;
         let mut loaded = None;
-        if p.is_calibrated(f) {
+        if p.is_calibrated(args) {
             let drawn = calibrate::windows(path, &args.calibration, &args.hub, quiet)?;
             calibration = serde_json::to_value(&drawn.report).map_err(|e| Error::Internal(e.to_string()))?;
             loaded = Some(drawn);
@@ -330,7 +359,8 @@ pub fn run(
             let shrink = Shrink { damping: f.damp, ..Shrink::default() };
             let static_groups = f.static_groups || !p.planned.spec.desc_act;
             let search = Search { static_groups, ..Search::default() };
-            let options = layered::Options { shrink, search, sequential: !f.no_sequential };
+            let (feedback, scaling) = (p.takes_feedback(args), p.scaling(args));
+            let options = layered::Options { feedback, shrink, search, scaling, sequential: !f.no_sequential };
             method = Box::new(Layered { windows: &drawn.windows, options });
         }
         let total: u64 = ckpt.tensors().iter().map(|t| t.bytes()).sum();

@@ -158,6 +158,17 @@ impl Factor {
         &self.diagonal
     }
 
+    /// By column of the matrix: what the squared error of rounding it counts when later columns make up for it,
+    /// `1 / U_jj²`. `None` for a diagonal Hessian.
+    pub fn conditional(&self) -> Option<Vec<f64>> {
+        let (_, u) = self.full.as_ref()?;
+        let mut out = vec![0.0; self.n];
+        for (place, column) in self.order.iter().enumerate() {
+            out[*column as usize] = f64::from(u[place * self.n + place]).powi(-2);
+        }
+        Some(out)
+    }
+
     /// Rows `rows` of the regularised Hessian from column `from` on, and the distance of rows; `None` if it is diagonal.
     pub(super) fn hessian(&self, row: usize, from: usize) -> Option<&[f32]> {
         self.full.as_ref().map(|(h, _)| &h[row * self.n + from..])
