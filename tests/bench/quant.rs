@@ -1,9 +1,9 @@
 //! Million weights per CPU-second of every quantizer, by type and instruction set, with and without importance.
 //! `cargo bench --bench quant -- [TYPE,...|all] [ISA,...|all] [million weights]`. One thread; the source stays in cache.
 //!
-//! `cargo bench --bench quant -- table [TYPE,...|all] [GGML_RATES]` prints the tables of docs/benchmarks.md: the same
-//! beside ggml's rates (what `tests/bench/ggml_rate.py` prints), and what a stream of BF16 weights from memory to blocks
-//! in memory reaches of the memory's own rate.
+//! Two tables of docs/benchmarks.md: `cargo bench --bench quant -- table [TYPE,...|all] [GGML_RATES]` prints the same beside
+//! ggml's rates (what `tests/bench/ggml_rate.py` prints), `… -- roofline [TYPE,...|all]` what a stream of BF16 weights from
+//! memory to blocks in memory reaches of the memory's own rate.
 
 use quantize::quant::{GgmlType, Isa, codec, dequantize_rows, quantize_rows_with, types::TYPES};
 use std::hint::black_box;
@@ -19,9 +19,10 @@ fn main() {
         let sets = available().collect::<Vec<_>>();
         let ggml = args.get(2).map(|path| std::fs::read_to_string(path).expect("rates of ggml"));
         let cases = cases(chosen(1).as_deref());
-        against_ggml(&cases, &sets, ggml.as_deref().unwrap_or(""));
-        roofline(&cases);
-        return;
+        return against_ggml(&cases, &sets, ggml.as_deref().unwrap_or(""));
+    }
+    if args.first().is_some_and(|a| a == "roofline") {
+        return roofline(&cases(chosen(1).as_deref()));
     }
     let (types, sets) = (chosen(0), chosen(1));
     let millions: f64 = args.get(2).map_or(4.0, |a| a.parse().expect("a number"));
@@ -105,7 +106,7 @@ fn roofline(cases: &[Case]) {
         black_box(sum(black_box(&bf16)));
     });
     let (read, both) = (2.0 * WEIGHTS as f64 / read / 1e9, 4.0 * WEIGHTS as f64 / copy / 1e9);
-    println!("\nOne thread reads {read:.1} GB/s and copies {both:.1} GB/s (both directions counted).\n");
+    println!("One thread reads {read:.1} GB/s and copies {both:.1} GB/s (both directions counted).\n");
     println!(
         "| type | | bytes a weight | the copy's rate allows | {} in cache | of it | BF16 to blocks in memory | of it |",
         isa.name()

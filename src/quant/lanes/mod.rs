@@ -181,14 +181,14 @@ fn dispatch<K: Kernel>(isa: Isa, kernel: K) {
     match isa {
         #[cfg(all(test, target_arch = "x86_64"))]
         Isa::Portable => kernel.run::<portable::F>(),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Scalar | Isa::Portable | Isa::Sse2 => kernel.run::<x86::F4>(),
         // SAFETY: whoever names an instruction set has asked `is_available`; `active` and `force` do.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { avx2(kernel) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { avx512(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        _ => kernel.run::<x86::F4>(),
         #[cfg(not(target_arch = "x86_64"))]
         _ => kernel.run::<portable::F>(),
     }
