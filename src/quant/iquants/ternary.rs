@@ -17,7 +17,7 @@ fn trits(x: &[f32]) -> (f32, [u8; SUPER]) {
     for (trit, x) in trits.iter_mut().zip(x) {
         let scaled = x * inverse;
         // The inverse of a tiny scale is infinite; such a block's stored scale is zero.
-        let (up, down) = (scaled >= 0.5 && scaled <= 1.5, scaled <= -0.5 && scaled >= -1.5);
+        let (up, down) = ((0.5..=1.5).contains(&scaled), (-1.5..=-0.5).contains(&scaled));
         *trit = 1 + u8::from(up) - u8::from(down);
     }
     (d, trits)

@@ -10,6 +10,7 @@ mod iq4;
 mod kquants;
 mod legacy;
 mod plain;
+#[cfg(any(test, not(target_arch = "x86_64")))]
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod ranges;
@@ -30,7 +31,7 @@ use vector::{Float, Int, MAX_LANES, Mask};
 pub enum Isa {
     /// The specification itself, one weight after another.
     Scalar,
-    /// Lanes in plain arrays, on any processor.
+    /// Lanes in plain arrays, on any processor; where there is something better, in tests alone: nobody need compile it.
     Portable,
     Sse2,
     /// With F16C, which every processor with AVX2 has.
@@ -59,7 +60,8 @@ impl Isa {
     /// Whether this machine has the instructions.
     pub fn is_available(self) -> bool {
         match self {
-            Isa::Scalar | Isa::Portable => true,
+            Isa::Scalar => true,
+            Isa::Portable => cfg!(any(test, not(target_arch = "x86_64"))),
             #[cfg(target_arch = "x86_64")]
             Isa::Sse2 => true,
             #[cfg(target_arch = "x86_64")]
@@ -177,15 +179,16 @@ trait Kernel {
 
 fn dispatch<K: Kernel>(isa: Isa, kernel: K) {
     match isa {
-        Isa::Scalar | Isa::Portable => kernel.run::<portable::F>(),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Sse2 => kernel.run::<x86::F4>(),
+        #[cfg(all(test, target_arch = "x86_64"))]
+        Isa::Portable => kernel.run::<portable::F>(),
         // SAFETY: whoever names an instruction set has asked `is_available`; `active` and `force` do.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { avx2(kernel) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { avx512(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        _ => kernel.run::<x86::F4>(),
         #[cfg(not(target_arch = "x86_64"))]
         _ => kernel.run::<portable::F>(),
     }
