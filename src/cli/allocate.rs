@@ -481,7 +481,9 @@ fn measure(
 /// The types chosen, part by part, for the person at the terminal.
 pub fn table(target: &Planned) -> String {
     let Some(allocation) = &target.allocation else { return String::new() };
-    let mut parts: Vec<(&str, f64, Vec<(&str, usize)>)> = Vec::new();
+    // How many tensors of a part have each type.
+    type Types<'a> = Vec<(&'a str, usize)>;
+    let mut parts: Vec<(&str, f64, Types)> = Vec::new();
     for row in &allocation.tensors {
         let name = row.tensor.trim_end_matches(".weight");
         let part = name.rsplit('.').next().unwrap_or(name);
