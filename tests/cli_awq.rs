@@ -35,8 +35,7 @@ fn ok(out: Output) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-const SMALL: [&str; 7] =
-    ["--calibration", "default", "--calibration-tokens", "1024", "--seq-len", "64", "--quiet"];
+const SMALL: [&str; 7] = ["--calibration", "default", "--calibration-tokens", "1024", "--seq-len", "64", "--quiet"];
 
 fn json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()

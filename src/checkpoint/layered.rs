@@ -6,8 +6,8 @@
 use super::job::{Job, Method, formats_module, part, parts};
 use super::nearest::{fused_max, in_file, round_part};
 use super::scaled::{self, Factors, Known, Scaling};
-use crate::awq::{Grid, clip};
 use crate::Result;
+use crate::awq::{Grid, clip};
 use crate::calibration::layerwise::{self, Captured, Stage, Visit};
 use crate::calibration::moments::Moments;
 use crate::convert::Control;
@@ -16,8 +16,8 @@ use crate::feedback::{Factor, Order, ScaleType, Shrink, fp4, int};
 use crate::formats::{self, Format, Fp4Codes, Packed, Piece, Spec};
 use crate::infer::Linear;
 use crate::kernel::RowSource;
-use crate::model::modules::Module;
 use crate::model::Role;
+use crate::model::modules::Module;
 use crate::quant::GgmlType;
 use crate::writer::atomic::folder_of;
 use serde_json::{Value, json};
@@ -57,6 +57,7 @@ impl Method for Layered<'_> {
         };
         let options = layerwise::Options {
             sequential: options.sequential,
+            bf16: true,
             held: Vec::new(),
             max_memory: None,
             spill: folder_of(job.folder.target()).to_path_buf(),
@@ -287,28 +288,14 @@ impl Visitor<'_> {
         (inverse(self.factors.rows(m).filter(|_| with_rows)), inverse(self.factors.columns(m)))
     }
 
-    /// Puts packed modules in the place of the engine's weights; those of one stacked tensor together.
+    /// Puts packed modules in the place of the engine's weights, without what scaling did to them.
     fn replace(&self, linears: Vec<&mut Linear>, packed: Vec<(usize, Packed)>, finished: bool) {
         let modules = &self.job.planned.contents.modules;
-        let mut by_name: HashMap<&str, Vec<(usize, Packed)>> = HashMap::new();
-        for (index, packed) in packed {
-            by_name.entry(&modules[index].gguf).or_default().push((index, packed));
-        }
-        for linear in linears {
-            let Some(mut parts) = by_name.remove(linear.name.as_str()) else { continue };
-            parts.sort_by_key(|(index, _)| modules[*index].expert);
-            let part = |(index, packed): (usize, Packed)| {
-                let m = &modules[index];
-                let (rows, columns) = self.inverse(m, finished);
-                Scaled { packed: packed.reorder(|row| m.engine_row(row)), rows, columns }
-            };
-            let parts: Vec<Scaled> = parts.into_iter().map(part).collect();
-            let (rows, cols) = (linear.weight.rows(), linear.weight.cols());
-            // Experts that stay as they are would leave a gap; then none is replaced.
-            if parts.iter().map(|p| p.packed.rows()).sum::<usize>() == rows {
-                linear.weight = Box::new(Stacked { rows, cols, parts });
-            }
-        }
+        let scaled = packed.into_iter().map(|(index, packed)| {
+            let (rows, columns) = self.inverse(&modules[index], finished);
+            (index, Scaled { packed, rows, columns })
+        });
+        place(modules, linears, scaled);
     }
 
     /// The modules whose weights are among `names`, of one expert or (`None`) outside of experts.
@@ -394,6 +381,34 @@ impl Scaled {
                 out.iter_mut().for_each(|w| *w *= factor);
             }
             out.iter_mut().zip(&self.columns).for_each(|(w, f)| *w *= f);
+        }
+    }
+}
+
+/// Puts packed modules in the place of the engine's weights.
+pub fn replace(modules: &[Module], linears: Vec<&mut Linear>, packed: Vec<(usize, Packed)>) {
+    let plain = |(index, packed)| (index, Scaled { packed, rows: Vec::new(), columns: Vec::new() });
+    place(modules, linears, packed.into_iter().map(plain));
+}
+
+/// The same with their factors; those of one stacked tensor together.
+fn place(modules: &[Module], linears: Vec<&mut Linear>, packed: impl Iterator<Item = (usize, Scaled)>) {
+    let mut by_name: HashMap<&str, Vec<(usize, Scaled)>> = HashMap::new();
+    for (index, scaled) in packed {
+        by_name.entry(&modules[index].gguf).or_default().push((index, scaled));
+    }
+    for linear in linears {
+        let Some(mut parts) = by_name.remove(linear.name.as_str()) else { continue };
+        parts.sort_by_key(|(index, _)| modules[*index].expert);
+        let reordered = |(index, part): (usize, Scaled)| Scaled {
+            packed: part.packed.reorder(|row| modules[index].engine_row(row)),
+            ..part
+        };
+        let parts: Vec<Scaled> = parts.into_iter().map(reordered).collect();
+        let (rows, cols) = (linear.weight.rows(), linear.weight.cols());
+        // Experts that stay as they are would leave a gap; then none is replaced.
+        if parts.iter().map(|p| p.packed.rows()).sum::<usize>() == rows {
+            linear.weight = Box::new(Stacked { rows, cols, parts });
         }
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod files;
 pub mod job;
+pub mod judge;
 pub mod layered;
 pub mod nearest;
 pub mod plan;

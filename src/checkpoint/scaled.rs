@@ -154,8 +154,7 @@ impl Factors {
                     rounded_rows: (1024 / n).clamp(32, 256),
                     ..awq::Options::default()
                 };
-                let found =
-                    awq::search(group.columns, group.channels, &consumers, grid, options, &|s| settle.apply(s));
+                let found = awq::search(group.columns, group.channels, &consumers, grid, options, &|s| settle.apply(s));
                 if found.plain > 0.0 {
                     for (_, m) in &modules {
                         self.gains.insert((m.role, m.expert), found.loss / found.plain);
@@ -267,9 +266,15 @@ fn stored(job: &Job, t: &MappedTensor) -> Result<Option<(Vec<f32>, GgmlType)>> {
 
 /// Makes factors that can be taken out of a group's producer without any rounding.
 enum Settle {
-    Norm { weights: Vec<f32>, add: f32, ty: GgmlType },
+    Norm {
+        weights: Vec<f32>,
+        add: f32,
+        ty: GgmlType,
+    },
     /// Powers of two, within these limits per channel.
-    Linear { limits: Vec<(f32, f32)> },
+    Linear {
+        limits: Vec<(f32, f32)>,
+    },
 }
 
 impl Settle {

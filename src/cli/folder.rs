@@ -5,6 +5,7 @@ use super::options::{self, CANCEL};
 use super::progress::{Progress, Unit};
 use super::{ConvertArgs, Format, OnFallback, calibrate};
 use crate::checkpoint::job::Provenance;
+use crate::checkpoint::judge::{self, Judged};
 use crate::checkpoint::layered::{self, takes_feedback};
 use crate::checkpoint::nearest::Nearest;
 use crate::checkpoint::scaled::Scaling;
@@ -273,9 +274,7 @@ impl Prepared {
     /// Whether the model has to be run on calibration data.
     fn is_calibrated(&self, args: &ConvertArgs) -> bool {
         let given = !args.calibration.calibration.is_empty();
-        self.planned.spec.needs_inputs()
-            || self.takes_feedback(args)
-            || (given && self.scaling(args).is_some())
+        self.planned.spec.needs_inputs() || self.takes_feedback(args) || (given && self.scaling(args).is_some())
     }
 
     /// Whether codes are chosen with error feedback.
@@ -323,6 +322,14 @@ fn recipe(p: &Prepared, args: &ConvertArgs, max_shard: u64, calibration: &Value)
     })
 }
 
+/// What the held-out windows said, in words.
+fn judged(held_out: &Value) -> Option<String> {
+    let kl = |key: &str| held_out[key].as_f64();
+    let (calibrated, nearest) = (kl("kl_divergence")?, kl("kl_divergence_of_nearest")?);
+    let tokens = &held_out["tokens"];
+    Some(format!("KL divergence {calibrated:.4} on {tokens} held-out tokens, {nearest:.4} if rounded to nearest"))
+}
+
 /// Makes every folder, one after the other. `path` is where the model is opened from.
 pub fn run(
     path: &Path,
@@ -352,20 +359,23 @@ pub fn run(
     let mut written = Vec::new();
     for p in prepared {
         let mut calibration = Value::Null;
-        let mut loaded = None;
+        let (mut loaded, mut held) = (None, Vec::new());
         if p.is_calibrated(args) {
             let drawn = calibrate::windows(path, &args.calibration, &args.hub, quiet)?;
             calibration = serde_json::to_value(&drawn.report).map_err(|e| Error::Internal(e.to_string()))?;
-            loaded = Some(drawn);
+            // Whatever is folded into norms cannot be taken back module by module.
+            let judged = p.takes_feedback(args) && p.scaling(args).is_none();
+            let (rest, kept) = if judged { judge::split(&drawn.windows) } else { (drawn.windows, Vec::new()) };
+            (loaded, held) = (Some(rest), kept);
         }
         let mut method: Box<dyn Method> = Box::new(Nearest);
-        if let Some(drawn) = &loaded {
+        if let Some(windows) = &loaded {
             let shrink = Shrink { damping: f.damp, ..Shrink::default() };
             let static_groups = f.static_groups || !p.planned.spec.desc_act;
             let search = Search { static_groups, ..Search::default() };
             let (feedback, scaling) = (p.takes_feedback(args), p.scaling(args));
             let options = layered::Options { feedback, shrink, search, scaling, sequential: !f.no_sequential };
-            method = Box::new(Layered { windows: &drawn.windows, options });
+            method = Box::new(Judged { method: Layered { windows, options }, held: &held });
         }
         let total: u64 = ckpt.tensors().iter().map(|t| t.bytes()).sum();
         let progress = Progress::new(&p.target.name, total, Unit::Bytes, quiet);
@@ -379,6 +389,9 @@ pub fn run(
         match done {
             Ok(done) => {
                 if !quiet {
+                    if let Some(text) = judged(&done.manifest["held_out"]) {
+                        eprintln!("{}: {text}", p.target.name);
+                    }
                     let run = done.departures.get(p.planned.departures.len()..).unwrap_or_default();
                     lines(run).iter().for_each(|text| eprintln!("{}: {text}", p.target.name));
                 }
