@@ -1,7 +1,8 @@
 //! From a checkpoint to a quantized checkpoint folder: [`plan`] decides from shapes what every tensor becomes, [`job`]
 //! does what all methods share (reading modules, packing, writing, resuming), [`nearest`] rounds module by module without
-//! running the model, [`layered`] by what a layer's inputs were (which [`crate::calibration::layerwise`] shows it), and [`files`] makes the small files around the weights. Formats are known to [`crate::formats`],
-//! the container to [`crate::writer`].
+//! running the model, [`layered`] by what a layer's inputs were (which [`crate::calibration::layerwise`] shows it), with
+//! the channel factors of [`scaled`] where there are any, and [`files`] makes the small files around the weights. Formats
+//! are known to [`crate::formats`], the container to [`crate::writer`].
 
 pub mod files;
 pub mod job;

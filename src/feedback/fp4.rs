@@ -132,11 +132,9 @@ impl Grid for Fp4Grid<'_> {
                 std::array::from_fn(|c| nearest(t[c] * inverses[c]) * scales[c])
             });
             for c in 0..TRIES {
-                for l in 0..LANES {
-                    if losses[c].0[l] < best.1.0[l] {
-                        best.0[l] = tried[c][l];
-                    }
-                }
+                let better = losses[c].0.iter().zip(&best.1.0).map(|(loss, least)| loss < least);
+                let codes = best.0.iter_mut().zip(&tried[c]).zip(better);
+                codes.filter(|(_, better)| *better).for_each(|((best, tried), _)| *best = *tried);
                 best.1 = losses[c].min(best.1);
             }
         }
