@@ -23,6 +23,7 @@ pub mod quant;
 pub mod refine;
 pub mod report;
 pub mod runnable;
+pub mod sensitivity;
 pub mod source;
 pub mod writer;
 

@@ -243,7 +243,7 @@ impl Known {
 }
 
 /// The mean second moment of a token over all experts; `None` for a dense layer.
-fn mean_gram(moments: &[Moments]) -> Option<Vec<f32>> {
+pub(crate) fn mean_gram(moments: &[Moments]) -> Option<Vec<f32>> {
     let tokens: u64 = moments.iter().map(|m| m.tokens).sum();
     if moments.len() < 2 || tokens == 0 {
         return None;

@@ -78,7 +78,9 @@ fn artifact(path: &Path, ckpt: &Checkpoint) -> Artifact {
         Some(metadata) => {
             let file_type = metadata.uint("general.file_type");
             let preset = PRESETS.iter().find(|p| Some(u64::from(p.file_type)) == file_type);
-            ("gguf", preset.map(|p| p.name.to_string()))
+            // A file with a budget of its own is no preset, though its file type names the nearest.
+            let own = metadata.str("quantize.target").map(String::from);
+            ("gguf", own.or(preset.map(|p| p.name.to_string())))
         }
         None => {
             if let Some(scheme) = ckpt.scheme() {

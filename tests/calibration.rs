@@ -2,8 +2,11 @@
 //! `tests/conformance` (see `containers.rs` for files alone).
 
 use assert_cmd::Command;
-use quantize::calibration::data::{Amount, Source, draw, run};
+use quantize::calibration::data::{Amount, Source, draw};
+use quantize::calibration::hessians::Hessians;
 use quantize::calibration::imatrix::{Imatrix, UnseenExperts};
+use quantize::calibration::pass::{Pass, run};
+use quantize::calibration::resume::path_for;
 use quantize::calibration::totals::single;
 use quantize::gguf::{Metadata, read_header};
 use quantize::infer::Observer;
@@ -98,7 +101,7 @@ fn sums_are_those_of_a_plain_observer() {
     let model = Runnable::open(&model("mixtral")).unwrap();
     let amount = Amount { tokens: 200, seq_len: 20, seed: 1 };
     let drawn = draw(&[Source::Random], amount, &model, &mut || Ok(())).unwrap();
-    let totals = run(&model, &drawn.windows, true, |_| Ok(())).unwrap();
+    let totals = run(&model, &drawn.windows, true).unwrap();
     let cols = model.model.tensors.iter().map(|t| (t.name.clone(), t.cols())).collect();
     let mut plain = Plain { sums: BTreeMap::new(), cols };
     for window in &drawn.windows {
@@ -243,6 +246,14 @@ fn what_cannot_work_is_refused_before_the_work() {
     std::fs::write(path("t.txt"), b"\xff\xfe latin").unwrap();
     let text = fails(&mut calibrate("llama", &out, &["--calibration", path("t.txt").to_str().unwrap()]), 3);
     assert!(text.contains("not UTF-8"), "{text}");
+    // None of these waits for the model, or for the calibration.
+    let long = ["--calibration", "tokens:random", "--calibration-tokens", "50000000"];
+    let soon = |command: &mut Command| fails(command.timeout(std::time::Duration::from_secs(60)), 3);
+    let text = soon(&mut calibrate("llama", &out, &[&long[..], &["--merge", other.to_str().unwrap()]].concat()));
+    assert!(text.contains("another model") && text.contains("phi3.gguf"), "{text}");
+    let mut nowhere = calibrate("llama", &path("no/folder/x.gguf"), &long);
+    let text = fails(nowhere.timeout(std::time::Duration::from_secs(60)), 5);
+    assert!(text.contains("does not exist"), "{text}");
     #[cfg(feature = "hub")]
     assert!(fails(&mut calibrate("llama", &out, &["--calibration", "hf://datasets/a/b"]), 2).contains("/path/to/file"));
     assert!(!out.exists());
@@ -419,4 +430,206 @@ fn experts_that_saw_nothing_are_counted_and_handled() {
         assert_eq!((row["tensor"].as_str(), row["done"].as_str()), (Some(name), Some(policy)));
     }
     assert!(fails(&mut convert("error"), 3).contains("saw no token"));
+}
+
+/// Runs until the checkpoint beside `out` has changed `times` times, then kills it. Says whether it was killed.
+fn killed(command: &mut std::process::Command, out: &Path, times: usize) -> bool {
+    let file = path_for(out);
+    let mut child = command.stderr(std::process::Stdio::null()).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let (mut last, mut seen) = (std::fs::read(&file).ok(), 0);
+    while child.try_wait().unwrap().is_none() {
+        let now = std::fs::read(&file).ok();
+        if now.is_some() && now != last {
+            seen += 1;
+            last = now;
+        }
+        if seen >= times {
+            child.kill().unwrap();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    !child.wait().unwrap().success()
+}
+
+#[test]
+fn a_killed_run_goes_on_to_the_same_bytes() {
+    for name in ["llama", "qwen2-moe"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        // `self` too: what is sampled is the same again.
+        let data = ["--calibration", "default", "--calibration", "self", "--calibration-tokens", "16000"];
+        ok(&mut calibrate(name, &path("whole.gguf"), &data));
+        assert!(!path_for(&path("whole.gguf")).exists());
+        let out = path("out.gguf");
+        let run = || {
+            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_quantize"));
+            command.args(["calibrate", "--quiet", "--seq-len", "32", "--resume", "--checkpoint-every", "0"]).args(data);
+            command.arg(model(name)).arg("-o").arg(&out);
+            command
+        };
+        let mut kills = 0;
+        for times in [1, 4, 2, 7, 3, 9] {
+            if out.exists() {
+                break;
+            }
+            if killed(&mut run(), &out, times) {
+                kills += 1;
+                assert!(!out.exists(), "the output appears only at the end");
+                assert!(path_for(&out).exists());
+            }
+        }
+        assert!(kills >= 3, "{name}: the run was over before it could be killed: {kills}");
+        if !out.exists() {
+            assert!(run().status().unwrap().success());
+        }
+        assert_eq!(std::fs::read(&out).unwrap(), std::fs::read(path("whole.gguf")).unwrap(), "{name}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is left over");
+    }
+}
+
+#[test]
+fn only_the_same_run_is_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out.gguf");
+    let tokens = ["--calibration-tokens", "16000", "--checkpoint-every", "0"];
+    let mut first = std::process::Command::new(env!("CARGO_BIN_EXE_quantize"));
+    first.args(["calibrate", "--quiet", "--seq-len", "32"]).args(tokens).arg(model("llama")).arg("-o").arg(&out);
+    assert!(killed(&mut first, &out, 2));
+    let resume = |name: &str, more: &[&str]| calibrate(name, &out, &[&["--resume"], more].concat());
+    let seed = [&tokens[..], &["--seed", "3"]].concat();
+    let head = [&tokens[..], &["--process-output"]].concat();
+    for (name, more, fault) in [
+        ("llama", &seed[..], "another text"),
+        ("llama", &head[..], "another --process-output"),
+        ("mixtral", &tokens[..], "another model"),
+    ] {
+        let text = fails(&mut resume(name, more), 3);
+        assert!(text.contains(fault) && text.contains("without --resume"), "{text}");
+    }
+    let file = path_for(&out);
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+    assert!(fails(&mut resume("llama", &tokens), 3).contains("no whole checkpoint"));
+    std::fs::write(&file, &bytes).unwrap();
+    ok(&mut resume("llama", &tokens));
+    assert!(out.exists() && !file.exists());
+    assert!(
+        fails(quantize().args(["calibrate", "--resume", "--show-statistics"]).arg(model("llama")), 2).contains("-o")
+    );
+}
+
+#[test]
+fn windows_that_run_together_give_the_sums_of_each_alone() {
+    let model = Runnable::open(&model("qwen3-moe")).unwrap();
+    let amount = Amount { tokens: 33 * 7, seq_len: 33, seed: 1 };
+    let drawn = draw(&[Source::Random], amount, &model, &mut || Ok(())).unwrap();
+    let together = run(&model, &drawn.windows, true).unwrap();
+    let mut turned = drawn.windows.clone();
+    turned.rotate_left(3);
+    assert_eq!(run(&model, &turned, true).unwrap(), together);
+    let mut alone = Pass::new(&model);
+    for n in 1..=drawn.windows.len() {
+        alone.run(&model, &drawn.windows[..n], true, |_, _| Ok(())).unwrap();
+    }
+    assert_eq!(alone.totals(), together);
+}
+
+#[test]
+fn hessians_are_saved_beside_the_same_importance() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    for name in ["llama", "phi3", "qwen2-moe"] {
+        let tokens = ["--calibration-tokens", "1600", "--force"];
+        ok(&mut calibrate(name, &path("plain.gguf"), &tokens));
+        let files: Vec<Vec<u8>> = [&["-t", "1"][..], &["-t", "3", "--max-memory", "10K"]]
+            .iter()
+            .map(|more| {
+                ok(&mut calibrate(name, &path("h.gguf"), &[&tokens[..], &["--hessians"], more].concat()));
+                std::fs::read(path("h.gguf")).unwrap()
+            })
+            .collect();
+        assert!(files[0] == files[1], "{name}: threads or spilling change it");
+        let (plain, with) = (Imatrix::open(&path("plain.gguf")).unwrap(), Imatrix::open(&path("h.gguf")).unwrap());
+        assert_eq!(plain.entries.keys().collect::<Vec<_>>(), with.entries.keys().collect::<Vec<_>>());
+        for (linear, entry) in &plain.entries {
+            assert_eq!((&entry.sums, &entry.counts), (&with.entries[linear].sums, &with.entries[linear].counts));
+        }
+        let hessians = Hessians::open(&path("h.gguf")).unwrap().unwrap();
+        assert!(Hessians::open(&path("plain.gguf")).unwrap().is_none());
+        let linears: Vec<&str> = hessians.linears().collect();
+        assert!(linears.iter().all(|l| plain.entries.contains_key(*l)) && linears.len() > 4, "{linears:?}");
+        for linear in linears {
+            let entry = &plain.entries[linear];
+            let cols = entry.sums.len() / entry.counts.len();
+            for expert in 0..entry.counts.len() {
+                let gram = hessians.gram(linear, expert).unwrap();
+                assert_eq!(gram.len(), cols * cols);
+                for i in 0..cols {
+                    let (own, sum) = (gram[i * cols + i], entry.sums[expert * cols + i]);
+                    assert!((own - sum).abs() <= 1e-5 * sum, "{name} {linear} {expert} {i}: {own} {sum}");
+                    assert!((0..cols).all(|j| gram[i * cols + j] == gram[j * cols + i]));
+                }
+            }
+            assert!(hessians.gram(linear, entry.counts.len()).is_err());
+        }
+    }
+    // It is an importance matrix like any other.
+    let mut convert = quantize();
+    convert.args(["--quiet", "--to", "q4_0"]).arg(model("qwen2-moe")).arg("-o").arg(path("q.gguf"));
+    ok(convert.arg("--imatrix").arg(path("h.gguf")));
+    let (shown, _) = ok(quantize().args(["calibrate", "--show-statistics", "--merge"]).arg(path("h.gguf")));
+    assert!(shown.contains("off-diagonal"), "{shown}");
+    let mut merge = quantize();
+    merge.args(["calibrate", "--merge"]).arg(path("h.gguf")).arg(path("plain.gguf")).arg("-o").arg(path("m.gguf"));
+    assert!(fails(&mut merge, 3).contains("cannot be merged exactly"));
+    assert!(!path("m.gguf").exists());
+}
+
+/// Σ x xᵀ in `f64`, one number at a time.
+struct Products {
+    gram: BTreeMap<String, Vec<f64>>,
+    cols: BTreeMap<String, usize>,
+}
+
+impl Observer for Products {
+    fn input(&mut self, linear: &str, _: Option<usize>, x: &[f32]) -> ControlFlow<()> {
+        let cols = self.cols[linear];
+        let gram = self.gram.entry(linear.into()).or_insert_with(|| vec![0.0; cols * cols]);
+        for row in x.chunks_exact(cols) {
+            for (i, a) in row.iter().enumerate() {
+                for (j, b) in row.iter().enumerate() {
+                    gram[i * cols + j] += f64::from(*a) * f64::from(*b);
+                }
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+#[test]
+fn saved_hessians_are_those_of_the_definition() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("h.gguf");
+    ok(&mut calibrate("llama", &out, &["--calibration-tokens", "320", "--hessians"]));
+    let saved = Hessians::open(&out).unwrap().unwrap();
+    let model = Runnable::open(&model("llama")).unwrap();
+    let amount = Amount { tokens: 320, seq_len: 32, seed: 0 };
+    let drawn = draw(&[Source::Default], amount, &model, &mut || Ok(())).unwrap();
+    let cols = model.model.tensors.iter().map(|t| (t.name.clone(), t.cols())).collect();
+    let mut plain = Products { gram: BTreeMap::new(), cols };
+    for window in &drawn.windows {
+        let mut cache = quantize::infer::Cache::one_batch(window.len());
+        model.engine.hidden(window, &mut cache, &mut plain).unwrap();
+    }
+    assert_eq!(saved.linears().collect::<Vec<_>>(), plain.gram.keys().map(String::as_str).collect::<Vec<_>>());
+    for (linear, exact) in &plain.gram {
+        let (got, cols) = (saved.gram(linear, 0).unwrap(), plain.cols[linear]);
+        for i in 0..cols {
+            for j in 0..cols {
+                let size = (exact[i * cols + i] * exact[j * cols + j]).sqrt();
+                let error = (f64::from(got[i * cols + j]) - exact[i * cols + j]).abs();
+                assert!(error <= 1e-6 * size, "{linear} [{i}, {j}]: {error} of {size}");
+            }
+        }
+    }
 }

@@ -4,10 +4,8 @@
 
 use super::bundled;
 use super::parquet;
-use super::stats::Statistics;
-use super::totals::Totals;
 use crate::eval::text::{Corpus, Document, Encoder};
-use crate::infer::{Cache, Observer, Sampling, generate};
+use crate::infer::{Sampling, generate};
 use crate::model::tokenizer::Message;
 use crate::runnable::Runnable;
 use crate::{Error, Result};
@@ -15,7 +13,6 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 /// Tokens drawn unless asked otherwise.
@@ -164,6 +161,19 @@ impl Stream {
         self.tokens.extend_from_slice(tokens);
         self.rows.push((domain.to_string(), self.tokens.len()));
     }
+}
+
+/// Reads the text files among the sources, so that what is wrong with one shows before a model is loaded.
+///
+/// Errors: as [`draw`].
+pub fn check(sources: &[Source]) -> Result<()> {
+    for source in sources {
+        match source {
+            Source::File(path) | Source::Fetched { path, .. } if !is_parquet(path) => drop(text_documents(path)?),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Draws windows from all sources. `step` is called once per sampled token and may stop the run.
@@ -393,46 +403,6 @@ pub fn overlap(windows: &[Vec<u32>], evaluation: &[u32]) -> Overlap {
     let seen: HashSet<u64> = windows.iter().flat_map(|w| w.windows(SHINGLE)).map(hash).collect();
     let shared = evaluation.windows(SHINGLE).filter(|s| seen.contains(&hash(s))).count();
     Overlap { shingles: evaluation.len().saturating_sub(SHINGLE - 1), shared }
-}
-
-/// Runs every window through the model's layers and sums up what the linear layers see; `after` is called with the
-/// tokens done. `head`: the output matrix too.
-///
-/// Errors: `BadInput` naming the first layer whose input is not finite; those of the engine and of `after`.
-pub fn run(
-    model: &Runnable,
-    windows: &[Vec<u32>],
-    head: bool,
-    mut after: impl FnMut(usize) -> Result<()>,
-) -> Result<Totals> {
-    // Nobody asks for the product after the last input.
-    let last = (!head).then(|| format!("blk.{}.ffn_down.weight", model.engine.config.layers.saturating_sub(1)));
-    let (mut totals, mut cache) =
-        (Totals::default(), Cache::one_batch(windows.iter().map(Vec::len).max().unwrap_or(0)));
-    for window in windows {
-        let mut observer = UntilLast { statistics: Statistics::new(&model.model), last: last.as_deref() };
-        cache.truncate(0);
-        let hidden = model.engine.hidden(window, &mut cache, &mut observer)?;
-        if head {
-            model.engine.head(&hidden, &mut observer);
-        }
-        totals.add(&observer.statistics.finish()?);
-        after(window.len())?;
-    }
-    Ok(totals)
-}
-
-/// Collects up to the input of the layer `last`.
-struct UntilLast<'a> {
-    statistics: Statistics,
-    last: Option<&'a str>,
-}
-
-impl Observer for UntilLast<'_> {
-    fn input(&mut self, linear: &str, expert: Option<usize>, x: &[f32]) -> ControlFlow<()> {
-        self.statistics.input(linear, expert, x)?;
-        if self.last == Some(linear) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    }
 }
 
 fn digest(bytes: impl Iterator<Item = u8>) -> String {

@@ -217,18 +217,37 @@ impl Imatrix {
             file.write_at(0, &self.encode_dat())?;
             return file.finish();
         }
+        let (mut infos, data): (Vec<TensorInfo>, Vec<Vec<u8>>) = self.tensors().into_iter().unzip();
+        let len = gguf::layout(&mut infos, gguf::DEFAULT_ALIGNMENT)?;
+        let header = gguf::encode_header(&self.metadata(extra), &infos, gguf::DEFAULT_ALIGNMENT);
+        let mut bytes = vec![0; len as usize];
+        for (info, values) in infos.iter().zip(&data) {
+            let place = bytes.get_mut(info.offset as usize..).into_iter().flatten();
+            place.zip(values).for_each(|(place, v)| *place = *v);
+        }
+        file.write_at(0, &header)?;
+        file.write_at(header.len() as u64, &bytes)?;
+        file.finish()
+    }
+
+    /// The keys of the GGUF form, and `extra`.
+    pub(super) fn metadata(&self, extra: &Metadata) -> Metadata {
         let mut meta = Metadata::new();
         meta.set("general.type", "imatrix");
         meta.set("imatrix.datasets", self.datasets.clone());
         meta.set("imatrix.chunk_count", self.chunks);
         meta.set("imatrix.chunk_size", self.chunk_size);
         extra.iter().for_each(|(key, value)| meta.set(key, value.clone()));
-        let (mut infos, mut data): (Vec<TensorInfo>, Vec<Vec<u8>>) = (Vec::new(), Vec::new());
+        meta
+    }
+
+    /// The tensors of the GGUF form with their bytes, which have no place yet.
+    pub(super) fn tensors(&self) -> Vec<(TensorInfo, Vec<u8>)> {
+        let mut tensors = Vec::new();
         for (name, entry) in &self.entries {
             let mut put = |suffix: &str, ty: GgmlType, cols: usize, values: Vec<u8>| {
                 let dims = vec![cols as u64, entry.counts.len() as u64];
-                infos.push(TensorInfo { name: format!("{name}{suffix}"), dims, ty, offset: 0 });
-                data.push(values);
+                tensors.push((TensorInfo { name: format!("{name}{suffix}"), dims, ty, offset: 0 }, values));
             };
             let singles = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect();
             let counts: Vec<f32> = entry.counts.iter().map(|c| *c as f32).collect();
@@ -242,16 +261,7 @@ impl Imatrix {
                 put(EXACT, GgmlType::I64, 2 * entry.cols() + 1, bytes);
             }
         }
-        let len = gguf::layout(&mut infos, gguf::DEFAULT_ALIGNMENT)?;
-        let header = gguf::encode_header(&meta, &infos, gguf::DEFAULT_ALIGNMENT);
-        let mut bytes = vec![0; len as usize];
-        for (info, values) in infos.iter().zip(&data) {
-            let place = bytes.get_mut(info.offset as usize..).into_iter().flatten();
-            place.zip(values).for_each(|(place, v)| *place = *v);
-        }
-        file.write_at(0, &header)?;
-        file.write_at(header.len() as u64, &bytes)?;
-        file.finish()
+        tensors
     }
 
     /// Means times a number of calls, as readers of the older form divide it out again.

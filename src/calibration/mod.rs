@@ -3,10 +3,13 @@
 
 mod bundled;
 pub mod data;
+pub mod hessians;
 pub mod imatrix;
 pub mod layerwise;
 pub mod moments;
 mod parquet;
+pub mod pass;
+pub mod resume;
 pub mod stats;
 pub mod summary;
 pub mod totals;

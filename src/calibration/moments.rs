@@ -4,6 +4,7 @@
 //! Products are summed in `f32` over batches of at most [`BATCH`] tokens, and the batches in `f64`. The error is that of the
 //! `f32` sums: below 1e-6 of Σ |xᵢ xⱼ| in practice, however many tokens there are. The order of additions is fixed for any number of threads.
 
+use crate::kernel::bf16;
 #[cfg(target_arch = "x86_64")]
 use crate::kernel::{gemm, vector};
 use faer::linalg::matmul::matmul;
@@ -52,6 +53,7 @@ pub struct Collector {
     /// Rows that wait for the next product, `[waiting, cols]`.
     waiting: Vec<f32>,
     batch: usize,
+    bf16: bool,
 }
 
 thread_local! {
@@ -59,8 +61,9 @@ thread_local! {
 }
 
 impl Collector {
-    /// For inputs of `cols` channels that are multiplied `batch` (at most [`BATCH`]) tokens at a time.
-    pub fn new(cols: usize, batch: usize) -> Self {
+    /// For inputs of `cols` channels that are multiplied `batch` (at most [`BATCH`]) tokens at a time, rounded to bfloat16
+    /// before if `bf16`: then [`Moments::gram`] is exact for the rounded inputs.
+    pub fn new(cols: usize, batch: usize, bf16: bool) -> Self {
         let strip = |start: usize| vec![0.0; (cols - start) * STRIP.min(cols - start)];
         Self {
             cols,
@@ -70,6 +73,7 @@ impl Collector {
             tokens: 0,
             waiting: Vec::new(),
             batch: batch.clamp(1, BATCH),
+            bf16,
         }
     }
 
@@ -114,7 +118,7 @@ impl Collector {
         if n == 0 {
             return;
         }
-        let right = Right::new(x, n, cols);
+        let right = if self.bf16 { Right::bf16(x, n, cols) } else { Right::new(x, n, cols) };
         self.strips.par_iter_mut().enumerate().for_each(|(i, strip)| {
             let start = i * STRIP;
             let width = STRIP.min(cols - start);
@@ -182,6 +186,9 @@ enum Right {
     /// `[cols / PANEL rounded up, n, PANEL]`, the rest zeros.
     #[cfg(target_arch = "x86_64")]
     Panels { panels: Vec<f32>, n: usize },
+    /// Of pairs of tokens, `[cols / PANEL rounded up, pairs, PANEL]`.
+    #[cfg(target_arch = "x86_64")]
+    Pairs { panels: Vec<u32>, pairs: usize },
 }
 
 impl Right {
@@ -200,6 +207,29 @@ impl Right {
             return Right::Panels { panels, n };
         }
         Right::plain(x, n, cols)
+    }
+
+    /// Of inputs rounded to bfloat16.
+    fn bf16(x: &[f32], n: usize, cols: usize) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if bf16::fast::is_available() {
+            use gemm::PANEL;
+            let pairs = n.div_ceil(2);
+            let none = vec![0.0; cols];
+            let mut panels = vec![0; cols.next_multiple_of(PANEL) * pairs];
+            panels.par_chunks_exact_mut(pairs * PANEL).enumerate().for_each(|(i, panel)| {
+                let part = i * PANEL..(i * PANEL + PANEL).min(cols);
+                for (out, rows) in panel.chunks_exact_mut(PANEL).zip(x.chunks(2 * cols)) {
+                    let (low, high) = rows.split_at(cols);
+                    let high = if high.is_empty() { &none } else { high };
+                    bf16::join(&low[part.clone()], &high[part.clone()], out);
+                }
+            });
+            return Right::Pairs { panels, pairs };
+        }
+        let mut x = x.to_vec();
+        bf16::round(&mut x);
+        Right::new(&x, n, cols)
     }
 
     fn plain(x: &[f32], n: usize, cols: usize) -> Self {
@@ -236,6 +266,14 @@ impl Right {
                 // SAFETY: the panels were made because AVX-512 was detected.
                 unsafe { gemm::multiply_panels(left, &left[..columns], *n, product, STRIP) };
             }
+            #[cfg(target_arch = "x86_64")]
+            Right::Pairs { panels, pairs } => {
+                let left = &panels[start * pairs..];
+                let columns = width.next_multiple_of(gemm::PANEL) * pairs;
+                product.resize(left.len() / pairs * STRIP, 0.0);
+                // SAFETY: the pairs were made because the instructions were detected.
+                unsafe { bf16::fast::multiply_panels(left, &left[..columns], *pairs, product, STRIP) };
+            }
         }
     }
 }
@@ -246,7 +284,7 @@ mod tests {
     use crate::kernel::tests::numbers;
 
     fn collected(x: &[f32], cols: usize, batch: usize, piece: usize) -> Moments {
-        let mut collector = Collector::new(cols, batch);
+        let mut collector = Collector::new(cols, batch, false);
         x.chunks(piece * cols).for_each(|x| assert_eq!(collector.add(x), None));
         collector.finish()
     }
@@ -299,6 +337,21 @@ mod tests {
     }
 
     #[test]
+    fn moments_of_rounded_inputs_are_those_of_the_rounded_numbers() {
+        for (cols, n) in [(1, 5), (48, 301), (100, 2077)] {
+            let x = numbers(n * cols, 9);
+            let mut collector = Collector::new(cols, BATCH, true);
+            assert_eq!(collector.add(&x), None);
+            let mut rounded = x;
+            bf16::round(&mut rounded);
+            let (got, wanted) = (collector.finish().gram, collected(&rounded, cols, BATCH, n).gram);
+            for (got, wanted) in got.iter().zip(&wanted) {
+                assert!((got - wanted).abs() <= 1e-6 * n as f32, "{cols} x {n}: {got} {wanted}");
+            }
+        }
+    }
+
+    #[test]
     fn neither_threads_nor_pieces_change_a_bit() {
         let (cols, n) = (200, 700);
         let x = numbers(n * cols, 3);
@@ -317,6 +370,6 @@ mod tests {
     fn what_is_no_number_is_named() {
         let mut x = vec![0.5; 3 * 40];
         x[40 + 7] = f32::INFINITY;
-        assert_eq!(Collector::new(40, BATCH).add(&x), Some(7));
+        assert_eq!(Collector::new(40, BATCH, false).add(&x), Some(7));
     }
 }

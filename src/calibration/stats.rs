@@ -1,12 +1,14 @@
 //! What the inputs of every linear layer look like: sums of squares and of magnitudes per channel, and token counts, per
-//! expert where there are experts. Sums are `f64` in a fixed order, so they do not depend on the number of threads.
+//! expert where there are experts. Each window's sums are `f64` in a fixed order and join the [`Totals`] in fixed point, so
+//! they depend neither on the number of threads nor on which windows run together. Layers with the same input share a sum.
 
+use super::totals::{Total, Totals, fixed};
 use crate::infer::Observer;
-use crate::model::Model;
+use crate::model::{MappedTensor, Model, Role};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 /// Channels that one task sums.
@@ -14,7 +16,7 @@ const CHANNELS: usize = 128;
 /// Rows that are summed in `f32` before they join the `f64` sum.
 const ROWS: usize = 16;
 
-/// The inputs of one linear layer, or of a stack of them.
+/// The inputs of one linear layer, or of a stack of them, over one set of tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Input {
     pub cols: usize,
@@ -28,21 +30,59 @@ pub struct Input {
 
 /// Collects while the model runs.
 pub struct Statistics {
-    inputs: BTreeMap<String, Input>,
+    inputs: Vec<Shared>,
+    /// Index in `inputs` by GGUF name.
+    by_name: HashMap<String, usize>,
+    window: usize,
     fault: Option<Error>,
+}
+
+/// What linear layers have as their common input.
+struct Shared {
+    names: Vec<String>,
+    /// The one of `names` that sums; the others are given the same.
+    leader: Option<String>,
+    cols: usize,
+    total: Total,
 }
 
 impl Statistics {
     /// Ready for the linear layers of `model`.
     pub fn new(model: &Model) -> Self {
-        let matrices = model.tensors.iter().filter(|t| t.name.ends_with(".weight") && !t.role.is_norm());
-        let input = |t: &crate::model::MappedTensor| {
-            let matrices = if t.shape.len() > 2 { t.shape[0] } else { 1 };
-            let (cols, n) = (t.cols(), t.cols() * matrices);
-            let (sum2, abs, counts) = (vec![0.0; n], vec![0.0; n], vec![0; matrices]);
-            (t.name.clone(), Input { cols, sum2, abs, counts })
-        };
-        Self { inputs: matrices.map(input).collect(), fault: None }
+        let mut seen = Self { inputs: Vec::new(), by_name: HashMap::new(), window: usize::MAX, fault: None };
+        let mut shared: HashMap<(Option<usize>, Part, usize), usize> = HashMap::new();
+        for t in model.tensors.iter().filter(|t| t.name.ends_with(".weight") && !t.role.is_norm()) {
+            let new = || Shared::new(t);
+            let index = match Part::of(t.role) {
+                Some(part) => *shared.entry((t.layer, part, t.cols())).or_insert(seen.inputs.len()),
+                None => seen.inputs.len(),
+            };
+            if index == seen.inputs.len() {
+                seen.inputs.push(new());
+            }
+            seen.inputs[index].names.push(t.name.clone());
+            seen.by_name.insert(t.name.clone(), index);
+        }
+        seen
+    }
+
+    /// Of inputs to come, every `tokens` rows are a window of their own. Experts see one window at a time.
+    pub fn set_window(&mut self, tokens: usize) {
+        self.window = tokens.max(1);
+    }
+
+    /// Goes on from `totals`, which another run over the same model gave.
+    ///
+    /// Errors: `BadInput` when they are of another model.
+    pub fn restore(&mut self, totals: &Totals) -> Result<()> {
+        for (name, total) in &totals.0 {
+            let input = self.by_name.get(name).map(|i| &mut self.inputs[*i]);
+            let fits = |own: &Total| own.sums.len() == total.sums.len() && own.counts.len() == total.counts.len();
+            let input = input.filter(|input| fits(&input.total));
+            let input = input.ok_or_else(|| Error::bad_input("the sums are of another model").tensor(name))?;
+            input.total.clone_from(total);
+        }
+        Ok(())
     }
 
     /// The first fault so far: `BadInput` for activations that are not numbers.
@@ -51,34 +91,93 @@ impl Statistics {
     }
 
     /// The layers that saw at least one token, by GGUF name.
-    pub fn finish(mut self) -> Result<BTreeMap<String, Input>> {
-        self.check()?;
-        self.inputs.retain(|_, input| input.counts.iter().any(|c| *c > 0));
-        Ok(self.inputs)
+    pub fn totals(&self) -> Totals {
+        let seen = self.inputs.iter().filter(|input| input.total.counts.iter().any(|c| *c > 0));
+        let named = seen.flat_map(|input| input.names.iter().map(|name| (name.clone(), input.total.clone())));
+        Totals(named.collect())
+    }
+
+    fn add(&mut self, linear: &str, expert: Option<usize>, x: &[f32]) -> Result<()> {
+        let input = self.by_name.get(linear).map(|i| &mut self.inputs[*i]);
+        let input = input.ok_or_else(|| Error::Internal(format!("'{linear}' is no tensor of the model")))?;
+        if *input.leader.get_or_insert_with(|| linear.to_string()) != linear {
+            return Ok(());
+        }
+        let (cols, matrix) = (input.cols, expert.unwrap_or(0));
+        let range = matrix * cols..(matrix + 1) * cols;
+        let Total { sums, magnitudes, counts, overflow } = &mut input.total;
+        let (Some(sums), Some(magnitudes)) = (sums.get_mut(range.clone()), magnitudes.get_mut(range)) else {
+            return Err(Error::Internal(format!("'{linear}' has no expert {matrix}")));
+        };
+        let rows = if expert.is_some() { x.len() / cols } else { self.window };
+        let parts = sums.par_chunks_mut(CHANNELS).zip(magnitudes.par_chunks_mut(CHANNELS)).enumerate();
+        let faults: Vec<Fault> = parts
+            .map(|(i, (sums, magnitudes))| {
+                let windows = x.chunks(rows.saturating_mul(cols).max(1));
+                let faults = windows.filter_map(|window| accumulate(window, cols, i * CHANNELS, sums, magnitudes));
+                faults.collect::<Vec<Fault>>()
+            })
+            .flatten_iter()
+            .collect();
+        counts[matrix] += (x.len() / cols) as u64;
+        for fault in faults {
+            match fault {
+                Fault::NotFinite(channel) => return Err(not_finite(linear, channel)),
+                Fault::TooLarge => *overflow = true,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn new(t: &MappedTensor) -> Self {
+        let matrices = if t.shape.len() > 2 { t.shape[0] } else { 1 };
+        let n = t.cols() * matrices;
+        let total = Total { sums: vec![0; n], magnitudes: vec![0; n], counts: vec![0; matrices], overflow: false };
+        Self { names: Vec::new(), leader: None, cols: t.cols(), total }
+    }
+}
+
+/// Linear layers of a block that have their input in common.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Part {
+    Attention,
+    FeedForward,
+    Experts,
+    SharedExpert,
+}
+
+impl Part {
+    fn of(role: Role) -> Option<Part> {
+        match role {
+            Role::AttnQ | Role::AttnK | Role::AttnV => Some(Part::Attention),
+            Role::FfnGate | Role::FfnUp => Some(Part::FeedForward),
+            Role::ExpertGate | Role::ExpertUp => Some(Part::Experts),
+            Role::SharedGate | Role::SharedUp => Some(Part::SharedExpert),
+            _ => None,
+        }
     }
 }
 
 impl Observer for Statistics {
     fn input(&mut self, linear: &str, expert: Option<usize>, x: &[f32]) -> ControlFlow<()> {
-        let Some(input) = self.inputs.get_mut(linear) else {
-            self.fault.get_or_insert_with(|| Error::Internal(format!("'{linear}' is no tensor of the model")));
-            return ControlFlow::Break(());
-        };
-        let (cols, matrix) = (input.cols, expert.unwrap_or(0));
-        let range = matrix * cols..(matrix + 1) * cols;
-        let (Some(sum2), Some(abs)) = (input.sum2.get_mut(range.clone()), input.abs.get_mut(range)) else {
-            self.fault.get_or_insert_with(|| Error::Internal(format!("'{linear}' has no expert {matrix}")));
-            return ControlFlow::Break(());
-        };
-        let parts = sum2.par_chunks_mut(CHANNELS).zip(abs.par_chunks_mut(CHANNELS)).enumerate();
-        parts.for_each(|(i, (sum2, abs))| accumulate(x, cols, i * CHANNELS, sum2, abs));
-        input.counts[matrix] += (x.len() / cols) as u64;
-        if let Some(channel) = sum2.iter().position(|s| !s.is_finite()) {
-            self.fault.get_or_insert_with(|| not_finite(linear, channel));
-            return ControlFlow::Break(());
+        match self.add(linear, expert, x) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(fault) => {
+                self.fault.get_or_insert(fault);
+                ControlFlow::Break(())
+            }
         }
-        ControlFlow::Continue(())
     }
+}
+
+/// What can be wrong with a sum.
+enum Fault {
+    /// The channel whose numbers are none.
+    NotFinite(usize),
+    /// More than the fixed-point numbers hold.
+    TooLarge,
 }
 
 /// What is said of activations that are no numbers.
@@ -88,9 +187,10 @@ pub(super) fn not_finite(linear: &str, channel: usize) -> Error {
         .hint("the model's weights are damaged, or its activations overflow; calibration would be useless")
 }
 
-/// Adds the rows of `x` (`[n, cols]`), channels `at ..`, to the sums.
-fn accumulate(x: &[f32], cols: usize, at: usize, sum2: &mut [f64], abs: &mut [f64]) {
-    let width = sum2.len();
+/// Adds the rows of `x` (`[n, cols]`), one window or one expert's share of it, channels `at ..`, to the totals.
+fn accumulate(x: &[f32], cols: usize, at: usize, sums: &mut [i128], magnitudes: &mut [i128]) -> Option<Fault> {
+    let width = sums.len();
+    let (mut sum2, mut abs) = ([0f64; CHANNELS], [0f64; CHANNELS]);
     for rows in x.chunks(ROWS * cols) {
         let (mut square, mut magnitude) = ([0f32; CHANNELS], [0f32; CHANNELS]);
         for row in rows.chunks_exact(cols) {
@@ -103,6 +203,19 @@ fn accumulate(x: &[f32], cols: usize, at: usize, sum2: &mut [f64], abs: &mut [f6
         sum2.iter_mut().zip(&square).for_each(|(sum, part)| *sum += f64::from(*part));
         abs.iter_mut().zip(&magnitude).for_each(|(sum, part)| *sum += f64::from(*part));
     }
+    if let Some(channel) = sum2[..width].iter().position(|s| !s.is_finite()) {
+        return Some(Fault::NotFinite(at + channel));
+    }
+    let mut fits = true;
+    for (totals, parts) in [(sums, &sum2), (magnitudes, &abs)] {
+        for (total, part) in totals.iter_mut().zip(parts) {
+            match fixed(*part).and_then(|part| total.checked_add(part)) {
+                Some(sum) => *total = sum,
+                None => fits = false,
+            }
+        }
+    }
+    (!fits).then_some(Fault::TooLarge)
 }
 
 /// How the tokens went to the experts of one layer.
@@ -132,22 +245,33 @@ pub fn expert_use<'a>(counts: impl Iterator<Item = (&'a str, &'a [u64])>) -> Vec
 
 #[cfg(test)]
 mod tests {
+    use super::super::totals::single;
     use super::*;
 
     #[test]
     fn sums_are_those_of_the_definition() {
         let (cols, n) = (300, 37);
         let x: Vec<f32> = (0..n * cols).map(|i| ((i * 7919) % 1000) as f32 / 100.0 - 5.0).collect();
-        let (mut sum2, mut abs) = (vec![0.0; cols], vec![0.0; cols]);
+        let (mut sum2, mut abs) = (vec![0; cols], vec![0; cols]);
         for (i, (sum2, abs)) in sum2.chunks_mut(CHANNELS).zip(abs.chunks_mut(CHANNELS)).enumerate() {
-            accumulate(&x, cols, i * CHANNELS, sum2, abs);
+            assert!(accumulate(&x, cols, i * CHANNELS, sum2, abs).is_none());
         }
         for j in 0..cols {
             let column = || (0..n).map(|i| f64::from(x[i * cols + j]));
             let (square, magnitude): (f64, f64) = (column().map(|v| v * v).sum(), column().map(f64::abs).sum());
-            assert!((sum2[j] / square - 1.0).abs() < 1e-6);
-            assert!((abs[j] / magnitude - 1.0).abs() < 1e-6);
+            assert!((f64::from(single(sum2[j])) / square - 1.0).abs() < 1e-6);
+            assert!((f64::from(single(abs[j])) / magnitude - 1.0).abs() < 1e-6);
         }
+    }
+
+    #[test]
+    fn what_is_no_number_and_what_is_too_large_is_told_apart() {
+        let mut sums = ([0i128; 3], [0i128; 3]);
+        let mut add = |x: &[f32]| accumulate(x, 3, 0, &mut sums.0, &mut sums.1);
+        assert!(add(&[1.0, 2.0, 3.0]).is_none());
+        assert!(matches!(add(&[1.0, f32::NAN, 3.0]), Some(Fault::NotFinite(1))));
+        assert!(matches!(add(&[1e15, 1.0, 1.0]), Some(Fault::TooLarge)));
+        assert!(matches!(add(&[1e30, 1.0, 1.0]), Some(Fault::NotFinite(0))), "the square is infinite");
     }
 
     #[test]

@@ -21,6 +21,11 @@ pub fn single(fixed: i128) -> f32 {
     fixed as f32 * 2f32.powi(-FRACTION)
 }
 
+/// The nearest `f64`.
+pub fn double(fixed: i128) -> f64 {
+    fixed as f64 * 2f64.powi(-FRACTION)
+}
+
 /// What `single` leaves out; `None` beyond about 2⁴⁸.
 pub fn residue(value: i128) -> Option<i64> {
     i64::try_from(value - fixed(f64::from(single(value)))?).ok()

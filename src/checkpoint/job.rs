@@ -3,6 +3,7 @@
 //! does not depend on where it was cut, nor on the number of threads.
 
 use super::files;
+use super::judge::VERDICT;
 use super::plan::{Departure, Planned};
 use crate::convert::Control;
 use crate::formats::{self, Packed, Piece, Scheme, StoredPiece};
@@ -101,13 +102,18 @@ impl<'a> Job<'a> {
         records.sort_by_key(|(part, _)| order(part));
         let mut departures = self.planned.departures.clone();
         let mut modules = Vec::new();
+        let held_out = records.iter().find(|(part, _)| part == VERDICT).map(|(_, record)| record.clone());
         for (_, record) in &mut records {
             departures.extend(files::departures(record));
             if let Some(Value::Array(rows)) = record.get_mut("modules").map(Value::take) {
                 modules.extend(rows);
             }
         }
-        let manifest = manifest(self.ckpt, self.planned, provenance, &departures, modules);
+        let mut manifest = manifest(self.ckpt, self.planned, provenance, &departures, modules);
+        if let Some(mut held_out) = held_out {
+            held_out.as_object_mut().and_then(|record| record.remove("ledger"));
+            manifest["held_out"] = held_out;
+        }
         let Some(config) = &self.model.hf_config else {
             return Err(Error::Internal("a folder is made of a source without config.json".into()));
         };
@@ -131,6 +137,22 @@ impl<'a> Job<'a> {
         };
         let mut records = self.records.lock().map_err(|_| Error::Internal("a writer panicked".into()))?;
         records.push((part.to_string(), record));
+        Ok(())
+    }
+
+    /// Notes that a part was done once more: from now on only this record counts.
+    pub fn redo(&self, part: &str, record: Value) -> Result<()> {
+        self.folder.finish_part(part, &record)?;
+        let mut records = self.records.lock().map_err(|_| Error::Internal("a writer panicked".into()))?;
+        records.retain(|(p, _)| p != part);
+        records.push((part.to_string(), record));
+        Ok(())
+    }
+
+    /// Shows the record of a finished part.
+    pub fn record_of(&self, part: &str, see: impl FnMut(&Value)) -> Result<()> {
+        let records = self.records.lock().map_err(|_| Error::Internal("a writer panicked".into()))?;
+        records.iter().filter(|(p, _)| p == part).map(|(_, record)| record).take(1).for_each(see);
         Ok(())
     }
 

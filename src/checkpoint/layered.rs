@@ -5,26 +5,35 @@
 
 use super::job::{Job, Method, formats_module, part, parts};
 use super::nearest::{fused_max, in_file, round_part};
+use super::scaled::{self, Factors, Known, Scaling};
 use crate::Result;
+use crate::awq::{Grid, clip};
 use crate::calibration::layerwise::{self, Captured, Stage, Visit};
 use crate::calibration::moments::Moments;
 use crate::convert::Control;
-use crate::feedback::int::{IntSpec, Search};
-use crate::feedback::{Factor, Order, ScaleType, Shrink, int};
-use crate::formats::{Format, Packed, Piece, Spec};
+use crate::feedback::int::{Codes, IntSpec, Search};
+use crate::feedback::{Factor, Order, ScaleType, Shrink, fp4, int};
+use crate::formats::{self, Format, Fp4Codes, Packed, Piece, Spec};
 use crate::infer::Linear;
 use crate::kernel::RowSource;
+use crate::model::Role;
+use crate::model::modules::Module;
 use crate::quant::GgmlType;
 use crate::writer::atomic::folder_of;
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-/// How the feedback works.
+/// How the rounding works.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
+    /// Codes are chosen with error feedback, where the format takes that; otherwise each weight goes to the nearest.
+    pub feedback: bool,
     pub shrink: Shrink,
     pub search: Search,
+    /// Channels are scaled before.
+    pub scaling: Option<Scaling>,
     /// Inputs are seen behind quantized predecessors.
     pub sequential: bool,
 }
@@ -37,9 +46,18 @@ pub struct Layered<'a> {
 
 impl Method for Layered<'_> {
     fn run(&mut self, job: &Job) -> Result<()> {
-        let mut visitor = Visitor { job, options: self.options, records: Vec::new(), ledger: Vec::new() };
+        let options = self.options;
+        let mut visitor = Visitor {
+            job,
+            options,
+            factors: Factors::default(),
+            held: BTreeMap::new(),
+            records: Vec::new(),
+            ledger: Vec::new(),
+        };
         let options = layerwise::Options {
-            sequential: self.options.sequential,
+            sequential: options.sequential,
+            bf16: true,
             held: Vec::new(),
             max_memory: None,
             spill: folder_of(job.folder.target()).to_path_buf(),
@@ -59,8 +77,18 @@ struct Visitor<'a> {
     job: &'a Job<'a>,
     options: Options,
     /// Of the current layer.
+    factors: Factors,
+    /// Rounded modules whose rows can still be scaled, by index.
+    held: BTreeMap<usize, Rounded>,
     records: Vec<(usize, Value)>,
     ledger: Vec<Value>,
+}
+
+/// A module whose codes are chosen.
+struct Rounded {
+    codes: Codes,
+    loss: Option<f64>,
+    tokens: u64,
 }
 
 /// A Hessian's factor, or why there is none.
@@ -70,26 +98,26 @@ enum Feedback {
     Diagonal(Factor, String),
 }
 
-impl Visitor<'_> {
-    fn feedback(&self, inputs: &Moments, spec: &Spec) -> Feedback {
-        let order = match (spec.desc_act, spec.group_of(inputs.cols)) {
-            (true, _) => Order::Activity,
-            (false, group) => Order::Groups(group),
-        };
-        match Factor::new(&inputs.gram, inputs.cols, self.options.shrink, order) {
-            Ok((factor, _)) => Feedback::Full(factor),
-            Err(why) => {
-                let diagonal: Vec<f32> = (0..inputs.cols).map(|i| inputs.gram[i * inputs.cols + i]).collect();
-                Feedback::Diagonal(Factor::diagonal(&diagonal), why.to_string())
-            }
+fn feedback(options: &Options, inputs: &Moments, spec: &Spec) -> Feedback {
+    let order = match (spec.desc_act, spec.group_of(inputs.cols)) {
+        (true, _) => Order::Activity,
+        (false, group) => Order::Groups(group),
+    };
+    match Factor::new(&inputs.gram, inputs.cols, options.shrink, order) {
+        Ok((factor, _)) => Feedback::Full(factor),
+        Err(why) => {
+            let diagonal: Vec<f32> = (0..inputs.cols).map(|i| inputs.gram[i * inputs.cols + i]).collect();
+            Feedback::Diagonal(Factor::diagonal(&diagonal), why.to_string())
         }
     }
+}
 
-    /// Rounds a module with the factor of its inputs.
-    fn round(&mut self, index: usize, spec: &Spec, weights: &[f32], feedback: &Feedback) -> Result<(Vec<Piece>, f64)> {
+impl Visitor<'_> {
+    /// Chooses the codes of a module by the factor of its inputs.
+    fn round(&mut self, index: usize, spec: &Spec, weights: &[f32], feedback: &Feedback) -> (Codes, f64) {
         let m = &self.job.planned.contents.modules[index];
-        let dtype = m.scale_type(self.job.ckpt);
-        let in_f16 = dtype == GgmlType::F16 || matches!(spec.format, Format::Gptq | Format::GptqV2 | Format::Awq);
+        let in_f16 = m.scale_type(self.job.ckpt) == GgmlType::F16
+            || matches!(spec.format, Format::Gptq | Format::GptqV2 | Format::Awq);
         let grid = IntSpec {
             bits: spec.bits,
             group: spec.group_of(m.cols),
@@ -97,73 +125,177 @@ impl Visitor<'_> {
             least_zero: u8::from(spec.format == Format::Gptq),
             scale: if in_f16 { ScaleType::F16 } else { ScaleType::Bf16 },
         };
-        let (factor, search) = match feedback {
-            Feedback::Full(factor) => (factor, self.options.search),
-            Feedback::Diagonal(factor, why) => {
-                self.ledger.push(json!({
-                    "module": m.path, "asked": "error feedback", "done": "nearest, scales searched", "reason": why,
-                }));
-                (factor, Search { static_groups: true, ..self.options.search })
-            }
-        };
-        let (codes, loss) = int::quantize(weights, factor, &grid, search);
-        Ok((spec.pack_codes(&codes, dtype)?, loss))
+        let mut search = self.options.search;
+        search.static_groups |= matches!(feedback, Feedback::Diagonal(..));
+        int::quantize(weights, self.factor(m, feedback), &grid, search)
     }
 
-    fn module(
+    /// The same for four-bit floats.
+    fn round_floats(
         &mut self,
         index: usize,
-        inputs: Option<&Moments>,
-        feedback: Option<&Feedback>,
-    ) -> Result<Option<Packed>> {
+        spec: &Spec,
+        weights: &[f32],
+        inputs: &Moments,
+        feedback: &Feedback,
+    ) -> Result<(Vec<Piece>, f64)> {
+        let m = &self.job.planned.contents.modules[index];
+        let module = self.described(index, spec, weights, inputs)?;
+        // The global scales are those of rounding to nearest.
+        let mut codes = Fp4Codes::nearest(spec, &module).map_err(|e| in_file(e, self.job, m))?;
+        let rounded = fp4::quantize(weights, self.factor(m, feedback), &codes.grid(spec));
+        (codes.codes, codes.scales) = (rounded.codes, rounded.scales);
+        Ok((formats::pack_fp4(spec, &codes, m.scale_type(self.job.ckpt))?, rounded.loss))
+    }
+
+    /// What there is to round with; where that is less than asked, the ledger says so.
+    fn factor<'f>(&mut self, module: &Module, feedback: &'f Feedback) -> &'f Factor {
+        match feedback {
+            Feedback::Full(factor) => factor,
+            Feedback::Diagonal(factor, why) => {
+                self.ledger.push(json!({
+                    "module": module.path, "asked": "error feedback", "done": "nearest, scales searched", "reason": why,
+                }));
+                factor
+            }
+        }
+    }
+
+    /// A module as the rounding to nearest of its format sees it.
+    fn described<'w>(
+        &self,
+        index: usize,
+        spec: &Spec,
+        weights: &'w [f32],
+        inputs: &Moments,
+    ) -> Result<formats::Module<'w>> {
+        let mut module = formats_module(self.job, index, weights);
+        module.fused_max = fused_max(self.job, spec, index, weights)?;
+        let max = inputs.max.iter().fold(0f32, |a, b| a.max(*b));
+        // What no token reached has no largest input; any scale will do.
+        module.input_max = Some(if max > 0.0 { max } else { 1.0 });
+        Ok(module)
+    }
+
+    /// Rounds the integers of a module to nearest, groups with long tails cut first. `inputs` are those that the scaled
+    /// weights see.
+    fn nearest(&self, m: &Module, spec: &Spec, mut weights: Vec<f32>, inputs: &Moments) -> Codes {
+        let grid = Grid { bits: spec.bits, group: spec.group_of(m.cols), symmetric: spec.symmetric };
+        // Cutting queries and keys hurts more than their own error tells (AWQ leaves them out, too).
+        if inputs.tokens > 0 && !matches!(m.role, Role::AttnQ | Role::AttnK | Role::AttnQkv) {
+            let limits = clip::limits(&weights, m.cols, &inputs.gram, grid);
+            clip::clip(&mut weights, m.cols, &limits, grid);
+        }
+        let module = formats::Module::new(&weights, m.rows, m.cols, GgmlType::F16);
+        formats::nearest(&module, spec.bits, grid.group(m.cols), spec.symmetric)
+    }
+
+    /// Rounds, packs and writes a module, or holds it until the layer is finished. What it is, its rows not scaled yet;
+    /// `None` where it stays as it was.
+    fn module(&mut self, index: usize, inputs: &Moments, feedback: Option<&Feedback>) -> Result<Option<Packed>> {
         let m = &self.job.planned.contents.modules[index];
         let Some(spec) = self.job.planned.specs[index] else {
             let record = self.job.copy_module(index)?;
             self.records.push((index, record));
             return Ok(None);
         };
-        let weights = m.read(self.job.ckpt)?;
-        let (pieces, loss) = match feedback {
+        let mut weights = m.read(self.job.ckpt)?;
+        self.factors.apply(m, &mut weights);
+        let tokens = inputs.tokens;
+        let rounded = match feedback {
+            Some(feedback) if !spec.is_integer() => {
+                let (pieces, loss) = self.round_floats(index, &spec, &weights, inputs, feedback)?;
+                return self.write(index, &weights, &pieces, Some(loss), tokens).map(Some);
+            }
             Some(feedback) => {
-                let (pieces, loss) = self.round(index, &spec, &weights, feedback)?;
-                (pieces, Some(loss))
+                let (codes, loss) = self.round(index, &spec, &weights, feedback);
+                Rounded { codes, loss: Some(loss), tokens }
+            }
+            None if spec.is_integer() && self.options.scaling.is_some() => {
+                Rounded { codes: self.nearest(m, &spec, weights.clone(), inputs), loss: None, tokens }
             }
             None => {
-                let mut module = formats_module(self.job, index, &weights);
-                module.fused_max = fused_max(self.job, &spec, index, &weights)?;
-                let max = inputs.map_or(0.0, |i| i.max.iter().fold(0f32, |a, b| a.max(*b)));
-                // What no token reached has no largest input; any scale will do.
-                module.input_max = Some(if max > 0.0 { max } else { 1.0 });
-                (spec.quantize_nearest(&module).map_err(|e| in_file(e, self.job, m))?, None)
+                let module = self.described(index, &spec, &weights, inputs)?;
+                let pieces = spec.quantize_nearest(&module).map_err(|e| in_file(e, self.job, m))?;
+                return self.write(index, &weights, &pieces, None, tokens).map(Some);
             }
         };
-        self.job.write_module(index, &pieces)?;
-        let packed = self.job.unpack(index, &pieces)?;
-        let mut record = self.job.record(index, &weights, &packed);
-        record["loss"] = json!(loss);
-        record["tokens"] = json!(inputs.map_or(0, |i| i.tokens));
-        self.records.push((index, record));
-        Ok(Some(packed))
+        if self.options.scaling == Some(Scaling::Awq) && scaled::is_producer(self.job, m) {
+            let pieces = spec.pack_codes(&rounded.codes, m.scale_type(self.job.ckpt))?;
+            self.held.insert(index, rounded);
+            // What takes its place in the running model, where it does.
+            return self.options.sequential.then(|| self.job.unpack(index, &pieces)).transpose();
+        }
+        let pieces = spec.pack_codes(&rounded.codes, m.scale_type(self.job.ckpt))?;
+        self.write(index, &weights, &pieces, rounded.loss, tokens).map(Some)
     }
 
-    /// Puts packed modules in the place of the engine's weights; those of one stacked tensor together.
-    fn replace(&self, linears: Vec<&mut Linear>, packed: Vec<(usize, Packed)>) {
+    /// Writes a module and notes what it is.
+    fn write(
+        &mut self,
+        index: usize,
+        weights: &[f32],
+        pieces: &[Piece],
+        loss: Option<f64>,
+        tokens: u64,
+    ) -> Result<Packed> {
+        self.job.write_module(index, pieces)?;
+        let packed = self.job.unpack(index, pieces)?;
+        let mut record = self.job.record(index, weights, &packed);
+        record["loss"] = json!(loss);
+        record["tokens"] = json!(tokens);
+        if let Some(gain) = self.factors.gain(&self.job.planned.contents.modules[index]) {
+            record["loss_with_scaled_channels"] = json!(gain);
+        }
+        self.records.push((index, record));
+        Ok(packed)
+    }
+
+    /// Writes the modules that were held, with what has been taken out of their rows since.
+    fn release(&mut self) -> Result<()> {
+        for (index, mut rounded) in std::mem::take(&mut self.held) {
+            let m = &self.job.planned.contents.modules[index];
+            let Some(spec) = self.job.planned.specs[index] else { continue };
+            let mut weights = m.read(self.job.ckpt)?;
+            self.factors.apply(m, &mut weights);
+            self.factors.apply_rows(m, &mut rounded.codes);
+            let pieces = spec.pack_codes(&rounded.codes, m.scale_type(self.job.ckpt))?;
+            self.write(index, &weights, &pieces, rounded.loss, rounded.tokens)?;
+        }
+        Ok(())
+    }
+
+    /// Finds the factors of the channels that enter `stage`.
+    fn scale(&mut self, scaling: Scaling, layer: usize, stage: Stage, captured: &[&Captured]) -> Result<()> {
+        let options = self.options;
+        let importance = |inputs: &Moments, spec: &Spec| match feedback(&options, inputs, spec) {
+            Feedback::Full(factor) => factor.conditional(),
+            Feedback::Diagonal(..) => None,
+        };
+        let importance = |inputs: &Moments, spec: &Spec| match options.feedback && takes_feedback(spec) {
+            true => importance(inputs, spec),
+            false => None,
+        };
+        let held = self.held.iter().map(|(i, r)| (*i, &r.codes)).collect();
+        let known = Known { captured, importance: &importance, held: &held };
+        self.factors.find(self.job, scaling, layer, stage, &known, &mut self.ledger)
+    }
+
+    /// What undoes the factors of a module in the running model, whose norms stay as they are: per row, where they are in
+    /// it already, and per column.
+    fn inverse(&self, m: &Module, with_rows: bool) -> (Vec<f32>, Vec<f32>) {
+        let inverse = |factors: Option<&[f32]>| factors.into_iter().flatten().map(|f| 1.0 / f).collect();
+        (inverse(self.factors.rows(m).filter(|_| with_rows)), inverse(self.factors.columns(m)))
+    }
+
+    /// Puts packed modules in the place of the engine's weights, without what scaling did to them.
+    fn replace(&self, linears: Vec<&mut Linear>, packed: Vec<(usize, Packed)>, finished: bool) {
         let modules = &self.job.planned.contents.modules;
-        let mut by_name: HashMap<&str, Vec<(usize, Packed)>> = HashMap::new();
-        for (index, packed) in packed {
-            by_name.entry(&modules[index].gguf).or_default().push((index, packed));
-        }
-        for linear in linears {
-            let Some(mut parts) = by_name.remove(linear.name.as_str()) else { continue };
-            parts.sort_by_key(|(index, _)| modules[*index].expert);
-            let parts: Vec<Packed> =
-                parts.into_iter().map(|(index, packed)| packed.reorder(|row| modules[index].engine_row(row))).collect();
-            let (rows, cols) = (linear.weight.rows(), linear.weight.cols());
-            // Experts that stay as they are would leave a gap; then none is replaced.
-            if parts.iter().map(|p| p.rows()).sum::<usize>() == rows {
-                linear.weight = Box::new(Stacked { rows, cols, parts });
-            }
-        }
+        let scaled = packed.into_iter().map(|(index, packed)| {
+            let (rows, columns) = self.inverse(&modules[index], finished);
+            (index, Scaled { packed, rows, columns })
+        });
+        place(modules, linears, scaled);
     }
 
     /// The modules whose weights are among `names`, of one expert or (`None`) outside of experts.
@@ -174,10 +306,15 @@ impl Visitor<'_> {
 }
 
 impl Visit for Visitor<'_> {
-    fn stage(&mut self, layer: usize, _: Stage, captured: &[&Captured], linears: Vec<&mut Linear>) -> Result<()> {
+    fn stage(&mut self, layer: usize, stage: Stage, captured: &[&Captured], linears: Vec<&mut Linear>) -> Result<()> {
         let finished = self.job.folder.finished(&part(Some(layer))).is_some();
         let modules = &self.job.planned.contents.modules;
         let mut done = Vec::new();
+        match (self.options.scaling, self.job.folder.finished(&part(Some(layer)))) {
+            (Some(scaling), None) => self.scale(scaling, layer, stage, captured)?,
+            (Some(_), Some(record)) => self.factors = Factors::restored(self.job, layer, &record["factors"]),
+            (None, _) => {}
+        }
         for inputs in captured {
             let of_experts = modules.iter().any(|m| m.expert.is_some() && inputs.linears.contains(&m.gguf));
             for (i, moments) in inputs.moments.iter().enumerate() {
@@ -190,27 +327,89 @@ impl Visit for Visitor<'_> {
                     }
                     continue;
                 }
+                // Modules with one input have the same factors.
+                let first = members.first().map(|i| &modules[*i]);
+                let moments = match first.and_then(|m| self.factors.columns(m)) {
+                    Some(columns) => Cow::Owned(scaled::divided(moments, columns)),
+                    None => Cow::Borrowed(moments),
+                };
                 let spec = members.iter().find_map(|i| self.job.planned.specs[*i]);
-                let feedback = spec.filter(takes_feedback).map(|spec| self.feedback(moments, &spec));
+                let takes = spec.filter(|spec| self.options.feedback && takes_feedback(spec));
+                let feedback = takes.map(|spec| feedback(&self.options, &moments, &spec));
                 for index in members {
-                    if let Some(packed) = self.module(index, Some(moments), feedback.as_ref())? {
+                    if let Some(packed) = self.module(index, &moments, feedback.as_ref())? {
                         done.push((index, packed));
                     }
                 }
             }
         }
         if self.options.sequential {
-            self.replace(linears, done);
+            self.replace(linears, done, finished);
         }
         Ok(())
     }
 
     fn layer_done(&mut self, layer: usize) -> Result<()> {
+        let factors = if self.options.sequential { self.factors.record() } else { json!(null) };
+        self.release()?;
+        let scaled = std::mem::take(&mut self.factors);
+        if self.job.folder.finished(&part(Some(layer))).is_none() {
+            scaled.write_kept(self.job, layer)?;
+        }
         let mut records = std::mem::take(&mut self.records);
         records.sort_by_key(|(index, _)| *index);
         let records: Vec<Value> = records.into_iter().map(|(_, record)| record).collect();
         let ledger = std::mem::take(&mut self.ledger);
-        self.job.unless_finished(&part(Some(layer)), || Ok(json!({ "modules": records, "ledger": ledger })))
+        self.job.unless_finished(&part(Some(layer)), || {
+            Ok(json!({ "modules": records, "ledger": ledger, "factors": factors }))
+        })
+    }
+}
+
+/// A packed matrix with what undoes its factors; empty for none.
+struct Scaled {
+    packed: Packed,
+    rows: Vec<f32>,
+    columns: Vec<f32>,
+}
+
+impl Scaled {
+    fn decode(&self, rows: Range<usize>, out: &mut [f32]) {
+        self.packed.decode(rows.clone(), out);
+        for (row, out) in rows.zip(out.chunks_exact_mut(self.packed.cols().max(1))) {
+            if let Some(factor) = self.rows.get(row) {
+                out.iter_mut().for_each(|w| *w *= factor);
+            }
+            out.iter_mut().zip(&self.columns).for_each(|(w, f)| *w *= f);
+        }
+    }
+}
+
+/// Puts packed modules in the place of the engine's weights.
+pub fn replace(modules: &[Module], linears: Vec<&mut Linear>, packed: Vec<(usize, Packed)>) {
+    let plain = |(index, packed)| (index, Scaled { packed, rows: Vec::new(), columns: Vec::new() });
+    place(modules, linears, packed.into_iter().map(plain));
+}
+
+/// The same with their factors; those of one stacked tensor together.
+fn place(modules: &[Module], linears: Vec<&mut Linear>, packed: impl Iterator<Item = (usize, Scaled)>) {
+    let mut by_name: HashMap<&str, Vec<(usize, Scaled)>> = HashMap::new();
+    for (index, scaled) in packed {
+        by_name.entry(&modules[index].gguf).or_default().push((index, scaled));
+    }
+    for linear in linears {
+        let Some(mut parts) = by_name.remove(linear.name.as_str()) else { continue };
+        parts.sort_by_key(|(index, _)| modules[*index].expert);
+        let reordered = |(index, part): (usize, Scaled)| Scaled {
+            packed: part.packed.reorder(|row| modules[index].engine_row(row)),
+            ..part
+        };
+        let parts: Vec<Scaled> = parts.into_iter().map(reordered).collect();
+        let (rows, cols) = (linear.weight.rows(), linear.weight.cols());
+        // Experts that stay as they are would leave a gap; then none is replaced.
+        if parts.iter().map(|p| p.packed.rows()).sum::<usize>() == rows {
+            linear.weight = Box::new(Stacked { rows, cols, parts });
+        }
     }
 }
 
@@ -218,7 +417,7 @@ impl Visit for Visitor<'_> {
 struct Stacked {
     rows: usize,
     cols: usize,
-    parts: Vec<Packed>,
+    parts: Vec<Scaled>,
 }
 
 impl RowSource for Stacked {
@@ -233,7 +432,7 @@ impl RowSource for Stacked {
     fn decode(&self, rows: Range<usize>, out: &mut [f32]) {
         let (mut first, mut rest) = (0, out);
         for part in &self.parts {
-            let own = first..first + part.rows();
+            let own = first..first + part.packed.rows();
             let (from, to) = (rows.start.max(own.start), rows.end.min(own.end));
             if from < to {
                 let (now, later) = rest.split_at_mut((to - from) * self.cols);
@@ -247,5 +446,5 @@ impl RowSource for Stacked {
 
 /// Whether a format's codes can be chosen with error feedback.
 pub fn takes_feedback(spec: &Spec) -> bool {
-    spec.is_integer() && spec.format != Format::MlxAffine
+    spec.is_integer() || matches!(spec.format, Format::NvFp4 | Format::NvFp4A16 | Format::MxFp4)
 }

@@ -5,9 +5,11 @@
 
 pub mod files;
 pub mod job;
+pub mod judge;
 pub mod layered;
 pub mod nearest;
 pub mod plan;
+pub mod scaled;
 
 pub use job::{Job, Method, Written};
 pub use layered::Layered;

@@ -27,16 +27,19 @@ impl Method for Nearest {
 
 /// Rounds the modules of one part, unless an earlier run did.
 pub fn round_part(job: &Job, layer: Option<usize>) -> Result<()> {
+    job.unless_finished(&part(layer), || rounded_part(job, layer))
+}
+
+/// Rounds the modules of one part; what is to be noted about it.
+pub fn rounded_part(job: &Job, layer: Option<usize>) -> Result<Value> {
     let modules: Vec<usize> = job.planned.contents.layer(layer).map(|(i, _)| i).collect();
-    job.unless_finished(&part(layer), || {
-        let mut records = Vec::new();
-        for batch in batches(&job.planned.contents.modules, &modules) {
-            job.control.check()?;
-            let done: Result<Vec<Value>> = batch.par_iter().map(|i| round(job, *i)).collect();
-            records.extend(done?);
-        }
-        Ok(json!({ "modules": records }))
-    })
+    let mut records = Vec::new();
+    for batch in batches(&job.planned.contents.modules, &modules) {
+        job.control.check()?;
+        let done: Result<Vec<Value>> = batch.par_iter().map(|i| round(job, *i)).collect();
+        records.extend(done?);
+    }
+    Ok(json!({ "modules": records }))
 }
 
 fn batches(all: &[Module], chosen: &[usize]) -> Vec<Vec<usize>> {

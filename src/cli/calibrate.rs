@@ -1,15 +1,20 @@
 //! `quantize calibrate`: an importance matrix from a model and texts, merged from several, or shown. Also where a
 //! conversion gets its importance: from a file, or from calibrating in the same run.
 
-use super::options::{self, CANCEL};
+use super::collect::{self, Collected, Keeping, go_on};
+use super::options;
 use super::plan::{self, Prepared};
 use super::progress::{Progress, Unit};
 use super::{CalibrateArgs, CalibrationArgs, ConvertArgs, Format, HubArgs, ImatrixArgs, print, print_json};
 use crate::calibration::data::{self, Amount, DataReport, Drawn, Overlap, Source};
+use crate::calibration::hessians::{self, HessianWriter, Hessians};
 use crate::calibration::imatrix::{Imatrix, UnseenExperts, Weights, is_required};
+use crate::calibration::layerwise;
+use crate::calibration::resume;
 use crate::calibration::stats::{self, ExpertUse};
 use crate::calibration::summary;
 use crate::calibration::totals::Totals;
+use crate::convert::Control;
 use crate::eval::text::Corpus;
 use crate::gguf::Metadata;
 use crate::model::Model;
@@ -17,15 +22,15 @@ use crate::quant::codec;
 use crate::quant::presets::Why;
 use crate::report::LedgerRow;
 use crate::runnable::Runnable;
-use crate::writer::atomic::refuse_existing;
+use crate::source::Checkpoint;
+use crate::writer::atomic::{folder_of, refuse_existing};
 use crate::{Error, Result};
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 impl ValueEnum for UnseenExperts {
     fn value_variants<'a>() -> &'a [Self] {
@@ -56,10 +61,22 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     }
     if let Some(output) = &args.output {
         refuse_existing(output, args.force)?;
+        let folder = folder_of(output);
+        if !folder.is_dir() {
+            return Err(Error::Storage(format!(
+                "{}: the folder {} does not exist",
+                output.display(),
+                folder.display()
+            )));
+        }
     }
     if let Some(file) = &args.save_text {
         refuse_existing(file, args.force)?;
     }
+    if args.hessians && args.output.as_ref().is_some_and(|o| o.extension().is_some_and(|e| e == "dat")) {
+        return Err(Error::Usage("--hessians needs llama.cpp's newer form: name the output .gguf".into()));
+    }
+    let hessians = hessians(&args)?;
     let earlier: Vec<Imatrix> = args.merge.iter().map(|path| Imatrix::open(path)).collect::<Result<_>>()?;
     let mut extra = Metadata::new();
     extra.set("quantize.version", env!("CARGO_PKG_VERSION"));
@@ -67,10 +84,17 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     if let Some(model) = &args.model {
         let path = options::resolve_model(model, &args.hub, args.common.quiet)?;
         let sources = sources(&args.data, &args.hub, args.common.quiet)?;
-        let run = calibrate(&path, &sources, &args.data, args.text.as_deref(), args.process_output, args.common.quiet)?;
-        for (earlier, file) in earlier.iter().zip(&args.merge) {
-            earlier.check(&run.model, file)?;
+        if !earlier.is_empty() {
+            let model = Model::open(&Checkpoint::open(&path)?)?;
+            earlier.iter().zip(&args.merge).try_for_each(|(earlier, file)| earlier.check(&model, file))?;
         }
+        let every = Duration::from_secs(args.checkpoint_every);
+        let keeping = args.output.as_deref().map(|output| Keeping { output, resume: args.resume, every });
+        let (text, head) = (args.text.as_deref(), args.process_output);
+        let run = match &args.output {
+            Some(output) if args.hessians => with_hessians(&path, &sources, &args, output)?,
+            _ => calibrate(&path, &sources, &args.data, text, head, keeping, args.common.quiet)?,
+        };
         describe(&mut extra, &run.data);
         if let Some(file) = &args.save_text {
             std::fs::write(file, &run.text).map_err(|e| Error::io(file, e))?;
@@ -86,15 +110,26 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     }
     let imatrix = imatrix.ok_or_else(|| Error::Internal("no importance matrix".into()))?;
     if let Some(output) = &args.output {
-        imatrix.write(output, &extra, args.force)?;
+        if !args.hessians {
+            imatrix.write(output, &extra, args.force)?;
+        }
+        if args.model.is_some() {
+            resume::forget(output)?;
+        }
     }
     let rows = if args.show_statistics { summary::rows(&imatrix) } else { Vec::new() };
+    let written = args.output.as_deref().filter(|_| args.hessians);
+    let hessians = match (written.map(Hessians::open).transpose()?.flatten(), args.show_statistics) {
+        (Some(written), true) => written.summary()?,
+        (None, true) => hessians.iter().map(Hessians::summary).collect::<Result<Vec<_>>>()?.concat(),
+        (_, false) => Vec::new(),
+    };
     if args.common.format == Format::Json {
         let experts = made.as_ref().map(|m| &m.experts);
         return print_json(&json!({
             "output": args.output, "entries": imatrix.entries.len(), "chunks": imatrix.chunks,
             "data": made.as_ref().map(|m| &m.data), "experts": experts, "overlap": made.as_ref().and_then(|m| m.overlap),
-            "statistics": rows, "seconds": start.elapsed().as_secs_f64(),
+            "statistics": rows, "hessians": hessians, "seconds": start.elapsed().as_secs_f64(),
         }));
     }
     if let Some(made) = &made
@@ -104,6 +139,9 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     }
     if args.show_statistics {
         print(&summary::table(&rows))?;
+        if !hessians.is_empty() {
+            print(&hessians::table(&hessians))?;
+        }
     }
     match &args.output {
         Some(output) => print(&format!("{}\n", output.display())),
@@ -111,10 +149,53 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     }
 }
 
+/// The Hessians of the one file that is to be shown. Sums of several would not be those of one run.
+fn hessians(args: &CalibrateArgs) -> Result<Option<Hessians>> {
+    let mut found = None;
+    for path in &args.merge {
+        let Some(hessians) = Hessians::open(path)? else { continue };
+        if args.merge.len() > 1 || args.model.is_some() || args.output.is_some() {
+            let what = "holds Hessians, which cannot be merged exactly: their products are rounded";
+            let hint = "calibrate once over all texts with --hessians, or merge importance matrices made without it";
+            return Err(Error::bad_file(path, what).hint(hint));
+        }
+        found = Some(hessians);
+    }
+    Ok(found)
+}
+
+/// Calibrates layer by layer into a file with Hessians.
+fn with_hessians(path: &Path, sources: &[Source], args: &CalibrateArgs, output: &Path) -> Result<Made> {
+    let quiet = args.common.quiet;
+    let drawing = draw(path, sources, &args.data, args.text.as_deref(), TooLong::Refuse, quiet)?;
+    let Drawing { model, windows, data, overlap } = drawing;
+    let text = data::text(&windows, &model);
+    // The layers come back one at a time.
+    let Runnable { ckpt, model, .. } = model;
+    let mut extra = Metadata::new();
+    extra.set("quantize.version", env!("CARGO_PKG_VERSION"));
+    describe(&mut extra, &data);
+    let mut writer = HessianWriter::create(output, args.force, &model, &data, &extra)?;
+    let options = layerwise::Options {
+        max_memory: args.max_memory.as_deref().map(options::size).transpose()?,
+        spill: folder_of(output).to_path_buf(),
+        ..layerwise::Options::default()
+    };
+    let start = Instant::now();
+    let progress = Progress::new("calibrating", (data.tokens * model.config.layers) as u64, Unit::Tokens, quiet);
+    let control = Control { threads: 0, cancel: &options::CANCEL, advance: &|n| progress.advance(n) };
+    layerwise::run(&ckpt, &model, &windows, &options, &mut writer, &control).map_err(|e| in_file(e, path))?;
+    progress.finish();
+    let speed = data.tokens as f64 / start.elapsed().as_secs_f64();
+    let imatrix = writer.finish(&data)?;
+    let experts = stats::expert_use(imatrix.entries.iter().map(|(name, e)| (name.as_str(), e.counts.as_slice())));
+    Ok(Made { imatrix, data, text, experts, overlap, speed })
+}
+
 fn in_file(error: Error, file: &Path) -> Error {
     match error {
         Error::BadInput(mut finding) => {
-            finding.file = Some(file.to_path_buf());
+            finding.file.get_or_insert_with(|| file.to_path_buf());
             Error::BadInput(finding)
         }
         other => other,
@@ -132,7 +213,6 @@ fn sources(args: &CalibrationArgs, hub: &HubArgs, quiet: bool) -> Result<Vec<Sou
 
 /// A calibration run's results.
 struct Made {
-    model: Model,
     imatrix: Imatrix,
     data: DataReport,
     /// The windows, as text.
@@ -151,18 +231,34 @@ pub struct Drawing {
     pub overlap: Option<Overlap>,
 }
 
+/// What becomes of windows longer than the model's context.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum TooLong {
+    Refuse,
+    Shorten,
+}
+
 /// Loads the model and draws the data. `text` is compared with the data.
-fn draw(path: &Path, sources: &[Source], args: &CalibrationArgs, text: Option<&Path>, quiet: bool) -> Result<Drawing> {
+fn draw(
+    path: &Path,
+    sources: &[Source],
+    args: &CalibrationArgs,
+    text: Option<&Path>,
+    too_long: TooLong,
+    quiet: bool,
+) -> Result<Drawing> {
     let evaluation = text.map(Corpus::open).transpose()?;
+    data::check(sources)?;
     if !quiet {
         eprintln!("loading {}", path.display());
     }
     let model = Runnable::open(path)?;
     let context = model.engine.config.context;
-    if args.seq_len > context {
+    if args.seq_len > context && too_long == TooLong::Refuse {
         return Err(Error::Usage(format!("--seq-len {} is more than the model's context of {context}", args.seq_len)));
     }
-    let amount = Amount { tokens: args.calibration_tokens, seq_len: args.seq_len, seed: args.calibration_seed };
+    let seq_len = args.seq_len.min(context);
+    let amount = Amount { tokens: args.calibration_tokens, seq_len, seed: args.calibration_seed };
     let sampled = sources.iter().filter(|s| **s == Source::Model).count() * amount.tokens / sources.len().max(1);
     let progress = Progress::new("sampling", sampled as u64, Unit::Tokens, quiet || sampled == 0);
     let Drawn { windows, report: data } = data::draw(sources, amount, &model, &mut || {
@@ -177,10 +273,6 @@ fn draw(path: &Path, sources: &[Source], args: &CalibrationArgs, text: Option<&P
     Ok(Drawing { model, windows, data, overlap })
 }
 
-fn go_on() -> Result<()> {
-    if CANCEL.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
-}
-
 /// Loads the model, draws the data and runs it. `text` is compared with the data.
 fn calibrate(
     path: &Path,
@@ -188,22 +280,16 @@ fn calibrate(
     args: &CalibrationArgs,
     text: Option<&Path>,
     head: bool,
+    keeping: Option<Keeping>,
     quiet: bool,
 ) -> Result<Made> {
-    let Drawing { model, windows, data, overlap } = draw(path, sources, args, text, quiet)?;
-    let start = Instant::now();
-    let progress = Progress::new("calibrating", data.tokens as u64, Unit::Tokens, quiet);
-    let totals = data::run(&model, &windows, head, |n| {
-        progress.advance(n as u64);
-        go_on()
-    })
-    .map_err(|e| in_file(e, path))?;
-    progress.finish();
-    let speed = data.tokens as f64 / start.elapsed().as_secs_f64();
+    let Drawing { model, windows, data, overlap } = draw(path, sources, args, text, TooLong::Refuse, quiet)?;
+    let collected = collect::run(&model, &windows, &data, head, keeping, quiet).map_err(|e| in_file(e, path))?;
+    let Collected { totals, speed } = collected;
     let experts = stats::expert_use(totals.0.iter().map(|(name, total)| (name.as_str(), total.counts.as_slice())));
     let imatrix = Imatrix::new(&totals, &data);
     let text = data::text(&windows, &model);
-    Ok(Made { model: model.model, imatrix, data, text, experts, overlap, speed })
+    Ok(Made { imatrix, data, text, experts, overlap, speed })
 }
 
 /// The windows to calibrate a model on. The model itself is in memory only while they are drawn.
@@ -212,13 +298,8 @@ pub fn windows(path: &Path, args: &CalibrationArgs, hub: &HubArgs, quiet: bool) 
     if !quiet && args.calibration.is_empty() {
         eprintln!("calibrating on the bundled texts; --calibration names others");
     }
-    let model = Runnable::open(path)?;
-    let amount = Amount {
-        tokens: args.calibration_tokens,
-        seq_len: args.seq_len.min(model.engine.config.context),
-        seed: args.calibration_seed,
-    };
-    let drawn = data::draw(&sources, amount, &model, &mut go_on)?;
+    let Drawing { windows, data, .. } = draw(path, &sources, args, None, TooLong::Shorten, quiet)?;
+    let drawn = Drawn { windows, report: data };
     if drawn.report.tokens < drawn.report.tokens_asked && !quiet {
         eprintln!("  the data has {} tokens; {} were asked for", drawn.report.tokens, drawn.report.tokens_asked);
     }
@@ -326,7 +407,8 @@ impl Opened {
     /// The data alone, where it is to be calibrated on.
     pub fn draw(&self, prepared: &Prepared, args: &ConvertArgs) -> Result<Option<Drawing>> {
         let Opened::Calibrate(sources) = self else { return Ok(None) };
-        draw(&prepared.path, sources, &args.calibration, args.text.as_deref(), args.common.quiet).map(Some)
+        let text = args.text.as_deref();
+        draw(&prepared.path, sources, &args.calibration, text, TooLong::Refuse, args.common.quiet).map(Some)
     }
 
     /// The importance itself, calibrated now where it was asked for.
@@ -336,7 +418,8 @@ impl Opened {
             Opened::File(importance) => *importance,
             Opened::Calibrate(sources) => {
                 let text = args.text.as_deref();
-                let made = calibrate(&prepared.path, &sources, &args.calibration, text, false, args.common.quiet)?;
+                let made =
+                    calibrate(&prepared.path, &sources, &args.calibration, text, false, None, args.common.quiet)?;
                 if !args.common.quiet {
                     made.tell();
                 }

@@ -1,6 +1,7 @@
 //! The main job: `quantize --to TYPE[,TYPE...] MODEL`. Everything that can be refused is refused before a weight is read:
 //! the model, the tokenizer, the types, the output names, the disk space. Then one pass writes every target.
 
+use super::allocate;
 use super::calibrate::{self, Importance};
 use super::options::{self, CANCEL};
 use super::plan::{Planned, Prepared, prepare};
@@ -29,13 +30,14 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
         return Err(Error::Usage("a quality gate needs a text to measure on: add --text FILE".into()));
     }
     let folder_targets = folder::take_targets(&mut args.types.to, &args.folder)?;
-    let only_folders = args.types.to.is_empty() && !folder_targets.is_empty();
+    let budgets = args.budget.budgets()?;
+    let only_folders = args.types.to.is_empty() && budgets.is_empty() && !folder_targets.is_empty();
     refuse_idle_flags(&args, only_folders, folder_targets.is_empty())?;
     let threads = options::threads(args.common.threads)?;
     options::catch_interrupt()?;
     let path = options::resolve_model(&model_arg, &args.hub, args.common.quiet)?;
     let importance = calibrate::Plan::new(&args.imatrix, &args.calibration, &args.hub, args.common.quiet)?;
-    let (prepared, source);
+    let (mut prepared, source);
     if only_folders {
         let ckpt = Checkpoint::open(&path)?;
         let model = Model::open(&ckpt)?;
@@ -43,13 +45,28 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
     } else {
         (prepared, source) = (Some(prepare(&path, &args.types, importance.kind())?), None);
     }
+    let model_name = options::model_name(&path);
+    let importance = match (&prepared, &source) {
+        (Some(p), _) => importance.open(&p.model)?,
+        (None, Some((_, model))) => importance.open(model)?,
+        (None, None) => return Err(Error::Internal("no source was opened".into())),
+    };
+    let mut drawing = None;
+    if let Some(prepared) = prepared.as_mut().filter(|_| !budgets.is_empty()) {
+        allocate::add(prepared, &budgets, &importance, &args)?;
+        if !args.dry_run {
+            outputs(prepared, &args, &model_name)?;
+        }
+        drawing = allocate::run(prepared, &budgets, &importance, &args, threads)?;
+        if !args.common.quiet {
+            prepared.targets.iter().for_each(|t| eprint!("{}", allocate::table(t)));
+        }
+    }
     let (ckpt, model) = match (&prepared, &source) {
         (Some(p), _) => (&p.ckpt, &p.model),
         (None, Some((ckpt, model))) => (ckpt, model),
         (None, None) => return Err(Error::Internal("no source was opened".into())),
     };
-    let importance = importance.open(model)?;
-    let model_name = options::model_name(&path);
     let folder_paths = match args.dry_run {
         true => folder_targets.iter().map(|t| PathBuf::from(&t.name)).collect(),
         false => folder::output_paths(args.output.as_deref(), &model_name, &folder_targets, only_folders)?,
@@ -66,7 +83,7 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
     }
     let mut done = Done::default();
     if let Some(prepared) = &prepared {
-        files(prepared, &args, importance, &model_name, threads, start, &mut done)?;
+        files(prepared, &args, (importance, drawing), &model_name, threads, start, &mut done)?;
     }
     if !folders.is_empty() {
         let written = folder::run(&path, ckpt, model, &folders, &args)?;
@@ -182,26 +199,19 @@ fn describe(
 fn files(
     prepared: &Prepared,
     args: &ConvertArgs,
-    importance: calibrate::Opened,
+    (importance, drawing): (calibrate::Opened, Option<calibrate::Drawing>),
     model_name: &str,
     threads: usize,
     start: Instant,
     done: &mut Done,
 ) -> Result<()> {
-    let names: Vec<&str> = prepared.targets.iter().map(|t| t.preset.name).collect();
-    let outputs = options::output_paths(args.output.as_deref(), model_name, &names)?;
-    for output in &outputs {
-        refuse_existing(output, args.force)?;
-        if args.modelfile {
-            refuse_existing(&modelfile_path(output), args.force)?;
-        }
-    }
-    if let Some(file) = &args.save_imatrix {
-        refuse_existing(file, args.force)?;
-    }
+    let outputs = outputs(prepared, args, model_name)?;
     prepared.warn(args.common.quiet);
     let wanted = match args.search.is_feedback(importance.calibrates())? {
-        true => importance.draw(prepared, args)?.map_or(Wanted::Plain(None), |d| Wanted::Feedback(Box::new(d))),
+        true => {
+            let drawing = drawing.map_or_else(|| importance.draw(prepared, args), |d| Ok(Some(d)))?;
+            drawing.map_or(Wanted::Plain(None), |d| Wanted::Feedback(Box::new(d)))
+        }
         false => Wanted::Plain(importance.make(prepared, args)?.map(Box::new)),
     };
     let (artifacts, importance, refused) = write(prepared, args, wanted, &outputs, threads)?;
@@ -224,6 +234,22 @@ fn files(
         done.ledger.push([target.ledger_rows(name), of_importance, refused].concat());
     }
     Ok(())
+}
+
+/// The name of every file, none of which is there.
+fn outputs(prepared: &Prepared, args: &ConvertArgs, model_name: &str) -> Result<Vec<PathBuf>> {
+    let names: Vec<&str> = prepared.targets.iter().map(|t| t.preset.name).collect();
+    let outputs = options::output_paths(args.output.as_deref(), model_name, &names)?;
+    for output in &outputs {
+        refuse_existing(output, args.force)?;
+        if args.modelfile {
+            refuse_existing(&modelfile_path(output), args.force)?;
+        }
+    }
+    if let Some(file) = &args.save_imatrix {
+        refuse_existing(file, args.force)?;
+    }
+    Ok(outputs)
 }
 
 /// One finished artifact.
@@ -266,10 +292,7 @@ fn write(prepared: &Prepared, args: &ConvertArgs, wanted: Wanted, outputs: &[Pat
         let entries = convert::entries(model, &target.types);
         if matches!(wanted, Wanted::Feedback(_)) {
             plain.push(Artifact::create(output, &metadata, &entries, split, args.force)?);
-            metadata.set("quantize.search", "feedback");
-            metadata.set("quantize.search.rho", args.search.rho);
-            metadata.set("quantize.search.damping", args.search.damping);
-            metadata.set("quantize.search.sequential", args.search.sequential);
+            args.search.record(&mut metadata);
         }
         let artifact = Artifact::create(output, &metadata, &entries, split, args.force)?;
         refuse_the_source(prepared, &artifact)?;
@@ -390,7 +413,7 @@ fn positionals(args: &mut ConvertArgs) -> Result<()> {
         return Err(Error::Usage("no model named; try: quantize --to q4_k_m ./model".into()));
     }
     let mut rest = args.model.split_off(1);
-    if args.types.to.is_empty() {
+    if args.types.to.is_empty() && args.budget.is_empty() {
         if rest.len() > 1
             && let Some(n) = rest.last().and_then(|t| t.parse().ok())
             && crate::quant::presets::find(&rest[rest.len() - 2]).is_some()
@@ -446,7 +469,7 @@ fn summary_json(
     let source = convert::source_bytes(&prepared.ckpt, &prepared.model);
     let rows = artifacts.iter().zip(prepared.targets.iter().zip(refused)).map(|(a, (t, refused))| {
         json!({ "type": t.preset.name, "paths": a.paths, "bytes": a.bytes, "bits_per_weight": a.bits(prepared),
-                "ratio": a.bytes as f64 / source.max(1) as f64, "fallbacks": t.fallbacks(), "ledger": ledger((t, refused)) })
+                "ratio": a.bytes as f64 / source.max(1) as f64, "fallbacks": t.fallbacks(), "ledger": ledger((t, refused)), "allocation": t.allocation })
     });
     let rows: Vec<_> = rows.collect();
     let dropped = prepared.model.dropped.iter().map(|(name, why)| json!({ "tensor": name, "reason": why }));

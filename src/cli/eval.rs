@@ -5,7 +5,7 @@ use super::options::{self, CANCEL};
 use super::progress::{Progress, Unit};
 use super::{Activations, CommonArgs, CompareArgs, EvalArgs, Format, GateArgs, ReportArgs, TextArgs, print};
 use crate::ablation::ablate as ablate_groups;
-use crate::calibration::stats;
+use crate::calibration::{stats, totals};
 use crate::eval::bootstrap::{self, Bootstrap};
 use crate::eval::gate::{self, Gates};
 use crate::eval::klbase::{FLOOR, KlBaseReader, KlBaseWriter};
@@ -155,7 +155,7 @@ pub fn measure(
     let mut twin = ablate.map(|_| open(base_path, text.activations, quiet)).transpose()?;
     for (candidate, row) in candidates.iter_mut().zip(&mut report.candidates) {
         let (from, to) = ((&base.ckpt, &base.model), (&candidate.ckpt, &candidate.model));
-        let power = |name: &str| seen.get(name).map(|input| input.sum2.as_slice());
+        let power = |name: &str| seen.get(name).map(Vec::as_slice);
         row.tensors = eval::damage::measure(from, to, &power, &CANCEL)?;
         if let (Some(twin), Some(chunks)) = (&mut twin, ablate) {
             let count = chunks.clamp(1, prepared.windows.count);
@@ -169,7 +169,7 @@ pub fn measure(
 }
 
 /// What the base's linear layers see in the first chunks of the text: the weights of the damage report.
-fn activations(base: &Runnable, text: &Prepared) -> Result<BTreeMap<String, stats::Input>> {
+fn activations(base: &Runnable, text: &Prepared) -> Result<BTreeMap<String, Vec<f64>>> {
     let mut seen = stats::Statistics::new(&base.model);
     for window in text.windows.iter().take(DAMAGE_CHUNKS) {
         let tokens = text.windows.input(&text.stream, window);
@@ -177,7 +177,8 @@ fn activations(base: &Runnable, text: &Prepared) -> Result<BTreeMap<String, stat
         base.engine.head(&hidden[..base.engine.config.hidden], &mut seen);
         seen.check()?;
     }
-    seen.finish()
+    let sums = seen.totals().0.into_iter();
+    Ok(sums.map(|(name, total)| (name, total.sums.into_iter().map(totals::double).collect())).collect())
 }
 
 /// The gates asked for on the command line.

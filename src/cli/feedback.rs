@@ -37,8 +37,22 @@ pub struct Outcome {
 }
 
 /// Windows that decide what is kept, in sets.
-struct Held {
-    sets: Vec<Vec<Vec<u32>>>,
+pub struct Held {
+    pub sets: Vec<Vec<Vec<u32>>>,
+}
+
+impl Held {
+    /// The windows to calibrate on and those held out, and the set of each, from 1; 0 for the former.
+    pub fn all(&self, windows: Vec<Vec<u32>>) -> (Vec<Vec<u32>>, Vec<usize>) {
+        let seen = windows.into_iter().enumerate().filter(|(i, _)| !is_held(*i));
+        let mut all: Vec<Vec<u32>> = seen.map(|(_, window)| window).collect();
+        let mut sets = vec![0; all.len()];
+        for (set, windows) in self.sets.iter().enumerate() {
+            all.extend(windows.iter().cloned());
+            sets.resize(all.len(), set + 1);
+        }
+        (all, sets)
+    }
 }
 
 /// Calibrates and rounds the matrices of every block, for all targets in one pass. `plain` are the files that ggml's own
@@ -56,19 +70,9 @@ pub fn run(
     let Drawing { windows, data, overlap, model: runnable } = drawing;
     // The model comes back a layer at a time.
     drop(runnable);
-    let mut all: Vec<Vec<u32>> = Vec::new();
-    let mut sets = Vec::new();
-    for (i, window) in windows.into_iter().enumerate() {
-        if !is_held(i) {
-            all.push(window);
-            sets.push(0);
-        }
-    }
-    for (set, windows) in held.sets.iter().enumerate() {
-        all.extend(windows.iter().cloned());
-        sets.resize(all.len(), set + 1);
-    }
+    let (all, sets) = held.all(windows);
     let options = layerwise::Options {
+        bf16: false,
         sequential: args.search.sequential,
         held: sets,
         max_memory: args.search.max_memory.as_deref().map(super::options::size).transpose()?,
@@ -127,7 +131,7 @@ fn is_held(window: usize) -> bool {
 }
 
 /// A share of the calibration windows, and some of the bundled texts where these are not what is calibrated on.
-fn hold_out(drawing: &Drawing, args: &ConvertArgs) -> Result<Held> {
+pub fn hold_out(drawing: &Drawing, args: &ConvertArgs) -> Result<Held> {
     let own: Vec<Vec<u32>> =
         (0..drawing.windows.len()).filter(|i| is_held(*i)).map(|i| drawing.windows[i].clone()).collect();
     let only_bundled = args.calibration.calibration.iter().all(|s| s == "default");
@@ -215,6 +219,14 @@ fn divergence(base: &mut Runnable, model: &mut Runnable, windows: &[Vec<u32>]) -
 }
 
 impl SearchArgs {
+    /// How feedback was done.
+    pub fn record(&self, metadata: &mut crate::gguf::Metadata) {
+        metadata.set("quantize.search", "feedback");
+        metadata.set("quantize.search.rho", self.rho);
+        metadata.set("quantize.search.damping", self.damping);
+        metadata.set("quantize.search.sequential", self.sequential);
+    }
+
     /// Whether feedback is what was asked for, or what is usual with calibration data.
     pub fn is_feedback(&self, calibrates: bool) -> Result<bool> {
         match self.search {

@@ -5,8 +5,10 @@ use super::options::{self, CANCEL};
 use super::progress::{Progress, Unit};
 use super::{ConvertArgs, Format, OnFallback, calibrate};
 use crate::checkpoint::job::Provenance;
+use crate::checkpoint::judge::{self, Judged};
 use crate::checkpoint::layered::{self, takes_feedback};
 use crate::checkpoint::nearest::Nearest;
+use crate::checkpoint::scaled::Scaling;
 use crate::checkpoint::{Departure, Job, Layered, Method, Planned, Request, Written};
 use crate::convert::Control;
 use crate::feedback::Shrink;
@@ -66,7 +68,8 @@ pub struct FolderArgs {
     /// GPTQ: which layout
     #[arg(long, value_enum, value_name = "LAYOUT")]
     pub checkpoint_format: Option<Layout>,
-    /// How codes are chosen [default: gptq where the format has integers in groups, nearest elsewhere]
+    /// How codes are chosen [default: gptq where the format has integers in groups (MLX: with --calibration), nearest
+    /// elsewhere; nvfp4 and mxfp4 take gptq, too]
     #[arg(long, value_enum, value_name = "HOW")]
     pub rounding: Option<Rounding>,
     /// With --desc-act: scales from the groups as they lie in the file
@@ -75,6 +78,9 @@ pub struct FolderArgs {
     /// Share of the mean diagonal that steadies the Hessian; raised by itself where that is too little
     #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
     pub damp: f32,
+    /// INT8 with --calibration: SmoothQuant's exponent, which moves large input channels into the weights; 0 for none
+    #[arg(long, value_name = "ALPHA", default_value_t = 0.5)]
+    pub smooth: f32,
     /// Let every layer see the inputs of the original model, not those behind quantized layers
     #[arg(long)]
     pub no_sequential: bool,
@@ -102,6 +108,7 @@ impl FolderArgs {
             (self.rounding.is_some(), "--rounding"),
             (self.static_groups, "--static-groups"),
             (self.no_sequential, "--no-sequential"),
+            (self.smooth != 0.5, "--smooth"),
             (self.tp != 1, "--tp"),
             (self.resume, "--resume"),
         ];
@@ -265,17 +272,38 @@ pub fn lines(departures: &[Departure]) -> Vec<String> {
 
 impl Prepared {
     /// Whether the model has to be run on calibration data.
-    fn is_calibrated(&self, args: &FolderArgs) -> bool {
-        let spec = &self.planned.spec;
-        spec.needs_inputs() || (args.rounding != Some(Rounding::Nearest) && takes_feedback(spec))
+    fn is_calibrated(&self, args: &ConvertArgs) -> bool {
+        let given = !args.calibration.calibration.is_empty();
+        self.planned.spec.needs_inputs() || self.takes_feedback(args) || (given && self.scaling(args).is_some())
+    }
+
+    /// Whether codes are chosen with error feedback.
+    fn takes_feedback(&self, args: &ConvertArgs) -> bool {
+        let (spec, given) = (&self.planned.spec, !args.calibration.calibration.is_empty());
+        match args.folder.rounding {
+            Some(Rounding::Nearest) => false,
+            Some(Rounding::Gptq) => takes_feedback(spec),
+            // What their own tools make in seconds is made so, too, unless there is data.
+            None => spec.is_integer() && (spec.format != formats::Format::MlxAffine || given),
+        }
+    }
+
+    /// How channels are scaled in a calibrated run.
+    fn scaling(&self, args: &ConvertArgs) -> Option<Scaling> {
+        match self.planned.spec.format {
+            formats::Format::Awq => Some(Scaling::Awq),
+            formats::Format::Int8 => Some(Scaling::Smooth(args.folder.smooth)).filter(|_| args.folder.smooth > 0.0),
+            _ => None,
+        }
     }
 }
 
 /// Everything on the command line that decides the bytes.
 fn recipe(p: &Prepared, args: &ConvertArgs, max_shard: u64, calibration: &Value) -> Value {
     let f = &args.folder;
-    let calibrated = p.is_calibrated(f);
-    let feedback = calibrated && takes_feedback(&p.planned.spec);
+    let calibrated = p.is_calibrated(args);
+    let feedback = p.takes_feedback(args);
+    let scaling = p.scaling(args).filter(|_| calibrated);
     json!({
         "to": p.target.name,
         "format": p.planned.spec.to_string(),
@@ -283,11 +311,23 @@ fn recipe(p: &Prepared, args: &ConvertArgs, max_shard: u64, calibration: &Value)
         "rounding": if feedback { "gptq" } else { "nearest" },
         "damp": feedback.then_some(f.damp),
         "static_groups": f.static_groups,
+        "scaling": scaling.map(|s| match s {
+            Scaling::Awq => "awq".to_string(),
+            Scaling::Smooth(alpha) => format!("smoothquant {alpha}"),
+        }),
         "sequential": calibrated.then_some(!f.no_sequential),
         "calibration_sha256": if calibrated { calibration["sha256"].clone() } else { Value::Null },
         "max_shard_bytes": max_shard,
         "version": env!("CARGO_PKG_VERSION"),
     })
+}
+
+/// What the held-out windows said, in words.
+fn judged(held_out: &Value) -> Option<String> {
+    let kl = |key: &str| held_out[key].as_f64();
+    let (calibrated, nearest) = (kl("kl_divergence")?, kl("kl_divergence_of_nearest")?);
+    let tokens = &held_out["tokens"];
+    Some(format!("KL divergence {calibrated:.4} on {tokens} held-out tokens, {nearest:.4} if rounded to nearest"))
 }
 
 /// Makes every folder, one after the other. `path` is where the model is opened from.
@@ -309,7 +349,7 @@ pub fn run(
         refuse_existing(&p.output, args.force)?;
     }
     if !args.calibration.calibration.is_empty()
-        && !prepared.iter().any(|p| p.is_calibrated(f))
+        && !prepared.iter().any(|p| p.is_calibrated(args))
         && args.types.to.is_empty()
     {
         return Err(Error::Usage("--calibration has no effect: no format asked for is calibrated".into()));
@@ -319,19 +359,23 @@ pub fn run(
     let mut written = Vec::new();
     for p in prepared {
         let mut calibration = Value::Null;
-        let mut loaded = None;
-        if p.is_calibrated(f) {
+        let (mut loaded, mut held) = (None, Vec::new());
+        if p.is_calibrated(args) {
             let drawn = calibrate::windows(path, &args.calibration, &args.hub, quiet)?;
             calibration = serde_json::to_value(&drawn.report).map_err(|e| Error::Internal(e.to_string()))?;
-            loaded = Some(drawn);
+            // Whatever is folded into norms cannot be taken back module by module.
+            let judged = p.takes_feedback(args) && p.scaling(args).is_none();
+            let (rest, kept) = if judged { judge::split(&drawn.windows) } else { (drawn.windows, Vec::new()) };
+            (loaded, held) = (Some(rest), kept);
         }
         let mut method: Box<dyn Method> = Box::new(Nearest);
-        if let Some(drawn) = &loaded {
+        if let Some(windows) = &loaded {
             let shrink = Shrink { damping: f.damp, ..Shrink::default() };
             let static_groups = f.static_groups || !p.planned.spec.desc_act;
             let search = Search { static_groups, ..Search::default() };
-            let options = layered::Options { shrink, search, sequential: !f.no_sequential };
-            method = Box::new(Layered { windows: &drawn.windows, options });
+            let (feedback, scaling) = (p.takes_feedback(args), p.scaling(args));
+            let options = layered::Options { feedback, shrink, search, scaling, sequential: !f.no_sequential };
+            method = Box::new(Judged { method: Layered { windows, options }, held: &held });
         }
         let total: u64 = ckpt.tensors().iter().map(|t| t.bytes()).sum();
         let progress = Progress::new(&p.target.name, total, Unit::Bytes, quiet);
@@ -345,6 +389,9 @@ pub fn run(
         match done {
             Ok(done) => {
                 if !quiet {
+                    if let Some(text) = judged(&done.manifest["held_out"]) {
+                        eprintln!("{}: {text}", p.target.name);
+                    }
                     let run = done.departures.get(p.planned.departures.len()..).unwrap_or_default();
                     lines(run).iter().for_each(|text| eprintln!("{}: {text}", p.target.name));
                 }

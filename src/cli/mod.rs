@@ -1,7 +1,9 @@
 //! The command line: clap types, one subcommand per file. This is the only layer that reads flags and the environment;
 //! what lies below is called with values that were checked here.
 
+mod allocate;
 mod calibrate;
+mod collect;
 mod convert;
 mod eval;
 mod feedback;
@@ -33,6 +35,7 @@ Examples:
   quantize generate a-Q4_K_M.gguf --chat --prompt 'Why is the sky blue?'
   quantize calibrate ./model -o imatrix.gguf          importance matrix from the bundled texts, as llama-imatrix makes
   quantize --to iq2_m ./model --imatrix imatrix.gguf  use one; --calibration default makes one in the same run
+  quantize --target-size 4.5GB ./model --calibration default      types chosen to fit, by what they cost this model
   quantize inspect model.gguf                         metadata and tensors
   quantize verify model.gguf --source ./model         derive every tensor again and compare
 
@@ -229,6 +232,8 @@ pub struct ConvertArgs {
     #[command(flatten)]
     pub types: TypeArgs,
     #[command(flatten)]
+    pub budget: allocate::BudgetArgs,
+    #[command(flatten)]
     pub imatrix: ImatrixArgs,
     #[command(flatten)]
     pub calibration: CalibrationArgs,
@@ -359,6 +364,18 @@ pub struct CalibrateArgs {
     /// Say how much of this evaluation text is in the calibration data
     #[arg(long, value_name = "FILE")]
     pub text: Option<PathBuf>,
+    /// Save X^T X of every linear layer's input too, layer by layer with one layer in memory
+    #[arg(long, requires_all = ["model", "output"], conflicts_with_all = ["merge", "process_output", "resume"])]
+    pub hessians: bool,
+    /// With --hessians: activations beyond this go to a file beside the output
+    #[arg(long, value_name = "SIZE", requires = "hessians")]
+    pub max_memory: Option<String>,
+    /// Go on with an interrupted run from its checkpoint (OUTPUT.resume); the result is the same bit for bit
+    #[arg(long, requires_all = ["model", "output"])]
+    pub resume: bool,
+    /// Write that checkpoint every so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub checkpoint_every: u64,
     /// Also write the text of the windows, for other programs to calibrate on
     #[arg(long, value_name = "FILE", requires = "model")]
     pub save_text: Option<PathBuf>,

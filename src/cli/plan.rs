@@ -1,6 +1,7 @@
 //! `quantize plan` and everything a conversion decides before it reads a weight: the model, the tokenizer, the metadata,
 //! and the type of every tensor for every target.
 
+use super::allocate::Allocation;
 use super::options::size;
 use super::{Format, OnFallback, PlanArgs, TypeArgs, options, print, print_json};
 use crate::gguf::Metadata;
@@ -29,14 +30,25 @@ pub struct Prepared {
 }
 
 /// One target: types in the order of [`convert::outputs`], and what the user should know.
+#[derive(Clone)]
 pub struct Planned {
     pub preset: &'static Preset,
     pub types: Vec<GgmlType>,
     pub plan: TargetPlan,
     pub recipe: String,
+    /// How a budget of bytes was spent, where there is one.
+    pub allocation: Option<Allocation>,
 }
 
 impl Planned {
+    /// Takes other types; the bytes before the tensors stay as they are.
+    pub fn decide(&mut self, prepared: &Prepared, choices: Vec<Choice>) {
+        let tensors = owned(&convert::outputs(&prepared.model));
+        let before = self.plan.file_bytes.saturating_sub(self.plan.padded_bytes);
+        self.plan = plan::target(self.preset, &tensors, &choices, before);
+        self.types = choices.iter().map(|c| c.got).collect();
+    }
+
     /// Tensors that did not get the type they should have.
     pub fn fallbacks(&self) -> usize {
         self.plan.rows.iter().filter(|r| r.choice.why == Why::Fallback).count()
@@ -64,6 +76,9 @@ impl Planned {
     pub fn record(&self, metadata: &mut Metadata, ckpt: &Checkpoint, hashes: bool) {
         metadata.set("quantize.version", env!("CARGO_PKG_VERSION"));
         metadata.set("quantize.recipe", self.recipe.as_str());
+        if presets::PRESETS.iter().all(|p| p.name != self.preset.name) {
+            metadata.set("quantize.target", self.preset.name);
+        }
         let name = |f: &crate::source::SourceFile| {
             f.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
         };
@@ -180,30 +195,54 @@ pub fn prepare(path: &Path, args: &TypeArgs, imatrix: Imatrix) -> Result<Prepare
             .tensor(name.as_str())
             .hint("start from the original checkpoint, or accept the added loss with --allow-requantize"));
     }
-    let outputs = convert::outputs(&model);
-    let kept: Vec<GgmlType> = outputs
-        .iter()
-        .zip(&sources)
-        .map(|((name, shape), (_, source))| plan::kept_type(name, shape, *source))
-        .collect();
-    let tensors = owned(&outputs);
-    let mut targets = Vec::new();
-    for request in requests {
-        let choices = decide(&request, &model.config, &tensors, &kept, imatrix)?;
-        on_fallback(args.on_fallback, &request, &tensors, &choices)?;
-        let plan = plan::target(request.preset, &tensors, &choices, 0);
-        let types = choices.iter().map(|c| c.got).collect();
-        let mut target = Planned { preset: request.preset, types, plan, recipe: recipe(&request, args) };
-        // The header as it will be written, but for what an importance matrix or shards add to it.
-        let mut complete = metadata.clone();
-        complete.set("general.file_type", target.preset.file_type);
-        target.record(&mut complete, &ckpt, true);
-        options::override_metadata(&mut complete, &args.override_kv)?;
-        let entries = convert::entries(&model, &target.types);
-        target.plan.file_bytes += gguf::encode_header(&complete, &entries, gguf::DEFAULT_ALIGNMENT).len() as u64;
-        targets.push(target);
+    let mut prepared = Prepared { path: path.to_path_buf(), ckpt, model, metadata, targets: Vec::new() };
+    prepared.targets = requests.iter().map(|r| prepared.target(r, args, imatrix)).collect::<Result<_>>()?;
+    Ok(prepared)
+}
+
+impl Prepared {
+    /// Decides on every tensor for one target.
+    fn target(&self, request: &Request, args: &TypeArgs, imatrix: Imatrix) -> Result<Planned> {
+        let outputs = convert::outputs(&self.model);
+        let sources = source_types(&self.ckpt, &self.model);
+        let kept: Vec<GgmlType> = outputs
+            .iter()
+            .zip(&sources)
+            .map(|((name, shape), (_, source))| plan::kept_type(name, shape, *source))
+            .collect();
+        let tensors = owned(&outputs);
+        let choices = decide(request, &self.model.config, &tensors, &kept, imatrix)?;
+        on_fallback(args.on_fallback, request, &tensors, &choices)?;
+        let mut target = Planned {
+            preset: request.preset,
+            types: Vec::new(),
+            plan: plan::target(request.preset, &tensors, &choices, 0),
+            recipe: recipe(request, args),
+            allocation: None,
+        };
+        target.decide(self, choices);
+        target.plan.file_bytes += self.header_bytes(&target, args, &|_| ())?;
+        Ok(target)
     }
-    Ok(Prepared { path: path.to_path_buf(), ckpt, model, metadata, targets })
+
+    /// The target of a preset, as far as the command line says otherwise.
+    pub fn of_preset(&self, preset: &Preset, args: &TypeArgs, imatrix: Imatrix) -> Result<Planned> {
+        let args = TypeArgs { to: vec![preset.name.to_string()], ..args.clone() };
+        let requests = requests(&args)?;
+        let request = requests.first().ok_or_else(|| Error::Internal("a preset without a request".into()))?;
+        self.target(request, &args, imatrix)
+    }
+
+    /// The bytes before the tensors of a target's file, but for what shards add. `also` sets what is known of the run.
+    pub fn header_bytes(&self, target: &Planned, args: &TypeArgs, also: &dyn Fn(&mut Metadata)) -> Result<u64> {
+        let mut complete = self.metadata.clone();
+        complete.set("general.file_type", target.preset.file_type);
+        target.record(&mut complete, &self.ckpt, true);
+        also(&mut complete);
+        options::override_metadata(&mut complete, &args.override_kv)?;
+        let entries = convert::entries(&self.model, &target.types);
+        Ok(gguf::encode_header(&complete, &entries, gguf::DEFAULT_ALIGNMENT).len() as u64)
+    }
 }
 
 /// The type each output has in the source, where there is one.
@@ -289,9 +328,6 @@ fn on_fallback(
 
 /// The command line's types, checked.
 fn requests(args: &TypeArgs) -> Result<Vec<Request>> {
-    if args.to.is_empty() {
-        return Err(Error::Usage("no target type; try --to q4_k_m".into()));
-    }
     let ty = |flag: &str, text: &Option<String>| text.as_deref().map(|t| tensor_type(flag, t)).transpose();
     let (output, embedding) = (
         ty("--output-tensor-type", &args.output_tensor_type)?,
@@ -516,6 +552,7 @@ fn tensor_table(out: &mut String, target: &TargetPlan, all: bool) {
             Why::Asked => "asked",
             Why::Kept => "kept",
             Why::Fallback => "fallback",
+            Why::Budget => "budget",
         };
         let _ = writeln!(out, "  {part:<width$}  ×{count:<4} {shape:<18} {change:<14} {:>10}  {why}", human(bytes));
     }

@@ -2,7 +2,7 @@
 //! `U` of the inverse. Nothing of grids or codes.
 
 use super::cholesky::invert_factor;
-use super::lanes::{Isa, Lane};
+use super::lanes::{Isa, Lane, one_column};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -158,6 +158,17 @@ impl Factor {
         &self.diagonal
     }
 
+    /// By column of the matrix: what the squared error of rounding it counts when later columns make up for it,
+    /// `1 / U_jj²`. `None` for a diagonal Hessian.
+    pub fn conditional(&self) -> Option<Vec<f64>> {
+        let (_, u) = self.full.as_ref()?;
+        let mut out = vec![0.0; self.n];
+        for (place, column) in self.order.iter().enumerate() {
+            out[*column as usize] = f64::from(u[place * self.n + place]).powi(-2);
+        }
+        Some(out)
+    }
+
     /// Rows `rows` of the regularised Hessian from column `from` on, and the distance of rows; `None` if it is diagonal.
     pub(super) fn hessian(&self, row: usize, from: usize) -> Option<&[f32]> {
         self.full.as_ref().map(|(h, _)| &h[row * self.n + from..])
@@ -281,6 +292,7 @@ impl Local {
         for (j, target) in target.iter_mut().enumerate() {
             let above = &self.above[(from + j) * self.len..][..from];
             for (u, e) in above.iter().zip(errors) {
+                one_column();
                 *target -= *e * *u;
             }
         }
@@ -295,7 +307,19 @@ impl Local {
         from: usize,
         target: &[Lane],
         errors: &mut [[Lane; C]],
-        mut grid: impl FnMut(usize, [Lane; C]) -> [Lane; C],
+        grid: impl FnMut(usize, [Lane; C]) -> [Lane; C],
+    ) -> [Lane; C] {
+        self.trial_with(from, target, errors, grid)
+    }
+
+    /// [`Local::trial`] with a grid that is not a closure.
+    #[inline(always)]
+    pub fn trial_with<const C: usize>(
+        &self,
+        from: usize,
+        target: &[Lane],
+        errors: &mut [[Lane; C]],
+        mut grid: impl Choose<C>,
     ) -> [Lane; C] {
         let mut loss = [Lane::ZERO; C];
         for (j, target) in target.iter().enumerate() {
@@ -303,10 +327,11 @@ impl Local {
             let mut t = [*target; C];
             for (u, e) in above.iter().zip(errors.iter()) {
                 for c in 0..C {
+                    one_column();
                     t[c] -= e[c] * *u;
                 }
             }
-            let rounded = grid(j, t);
+            let rounded = grid.choose(j, t);
             for c in 0..C {
                 let e = (t[c] - rounded[c]) * self.inverse[from + j];
                 errors[j][c] = e;
@@ -314,6 +339,20 @@ impl Local {
             }
         }
         loss
+    }
+}
+
+/// What [`Local::trial`] rounds with. A closure is one; a type of its own is for where several calls share it, for then the
+/// compiler does not inline a closure, and what is not inlined is compiled for the baseline.
+pub trait Choose<const C: usize> {
+    /// The values that `targets` of column `j` become.
+    fn choose(&mut self, j: usize, targets: [Lane; C]) -> [Lane; C];
+}
+
+impl<const C: usize, F: FnMut(usize, [Lane; C]) -> [Lane; C]> Choose<C> for F {
+    #[inline(always)]
+    fn choose(&mut self, j: usize, targets: [Lane; C]) -> [Lane; C] {
+        self(j, targets)
     }
 }
 

@@ -1,8 +1,8 @@
 //! Groups of integers with one scale and zero each (GPTQ, AWQ, compressed-tensors, MLX): rounding to nearest by the
 //! peers' formulas, and the [`Grid`] that chooses scales, zeros and codes inside the feedback loop. It packs nothing.
 
-use super::lanes::{LANES, Lane, ScaleType};
-use super::{Block, Factor, Grid, Local, Polish, Rounded, Square, SubBlock, round};
+use super::lanes::{LANES, Lane, ScaleType, one_column};
+use super::{Block, Choose, Factor, Grid, Local, Polish, Rounded, Square, SubBlock, round};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -259,25 +259,27 @@ impl IntGrid {
         let count = if spec.symmetric { 2 * TRIES } else { TRIES };
         let step = (largest - smallest) / (count - 1) as f32;
         let shifts: &[f32] = if spec.symmetric { &[0.0] } else { &[0.0, -1.0, 1.0] };
-        for shift in shifts {
-            for from in (0..count).step_by(TRIES) {
-                let ratios: [f32; TRIES] = std::array::from_fn(|c| largest - (from + c) as f32 * step);
-                let tried = ratios.map(|r| Parameters::new(plain.scale * r, self.zero(plain.zero + *shift), spec));
-                let losses = loss(&tried);
-                for c in 0..TRIES {
-                    ratio = Lane::splat(ratios[c]).if_less(losses[c], best.1, ratio);
-                    best.0 = tried[c].if_less(losses[c], best.1, &best.0);
-                    best.1 = losses[c].min(best.1);
-                }
+        let (batches, each) = (shifts.len() * count / TRIES, count / TRIES);
+        // The last batch is nearer to the best one. There is one call of `loss`, so that it is inlined.
+        for batch in 0..=batches {
+            let mut tried = [plain; TRIES];
+            let mut ratios = [ratio; TRIES];
+            for c in 0..TRIES {
+                let zero = if batch < batches {
+                    ratios[c] = Lane::splat(largest - (batch % each * TRIES + c) as f32 * step);
+                    self.zero(plain.zero + shifts[batch / each])
+                } else {
+                    ratios[c] = ratio + [-0.6, -0.3, 0.3, 0.6][c] * step;
+                    best.0.zero
+                };
+                tried[c] = Parameters::new(plain.scale * ratios[c], zero, spec);
             }
-        }
-        // Nearer to the best one.
-        let zero = best.0.zero;
-        let fine = [-0.6, -0.3, 0.3, 0.6].map(|d| Parameters::new(plain.scale * (ratio + d * step), zero, spec));
-        let losses = loss(&fine);
-        for c in 0..TRIES {
-            best.0 = fine[c].if_less(losses[c], best.1, &best.0);
-            best.1 = losses[c].min(best.1);
+            let losses = loss(&tried);
+            for c in 0..TRIES {
+                ratio = ratios[c].if_less(losses[c], best.1, ratio);
+                best.0 = tried[c].if_less(losses[c], best.1, &best.0);
+                best.1 = losses[c].min(best.1);
+            }
         }
         best.0
     }
@@ -324,6 +326,7 @@ impl Grid for IntGrid {
                 *parameters = self.choose(low, high, |tried| {
                     let mut loss = [Lane::ZERO; TRIES];
                     for place in members {
+                        one_column();
                         let h = factor.importance()[*place];
                         for c in 0..TRIES {
                             let e = weights[*place] - tried[c].value(tried[c].code(weights[*place], max));
@@ -371,6 +374,7 @@ impl Grid for IntGrid {
         // One code after the other, to where the loss is least with all others fixed.
         let max = self.spec.max_code();
         for (j, value) in value.iter_mut().enumerate() {
+            one_column();
             let p = &part.parameters[self.group_of[places.start + j] as usize];
             let code = p.code(*value + gradient[j] * (1.0 / square.diagonal(j)), max);
             let change = p.value(code) - *value;
@@ -435,6 +439,7 @@ impl IntGrid {
         // Both figures carry rounding errors: only what is lower beyond doubt is taken.
         let bound = excess * ACCEPT;
         for j in 0..value.len() {
+            one_column();
             value[j] = values[j].if_less(loss, bound, value[j]);
             let code = &mut part.codes[places.start + j];
             *code = bytes(codes[j].if_less(loss, bound, number(*code)));
@@ -454,6 +459,7 @@ impl IntGrid {
         square.product(0..steps.len(), &steps, &mut product);
         let (mut yg, mut yhy) = (Lane::ZERO, Lane::ZERO);
         for ((y, hy), g) in steps.iter().zip(&product).zip(gradient) {
+            one_column();
             yg += *y * *g;
             yhy += *y * *hy;
         }
@@ -465,6 +471,7 @@ impl IntGrid {
         let bound = (d * yg).abs() * -1e-3;
         part.parameters[group] = better.if_less(change, bound, &present);
         for (value, steps) in value.iter_mut().zip(&steps) {
+            one_column();
             *value = *steps * part.parameters[group].scale;
         }
     }
@@ -482,7 +489,24 @@ fn trial(
     max: f32,
     errors: &mut [[Lane; TRIES]],
 ) -> [Lane; TRIES] {
-    local.trial(0, target, errors, |_, t| std::array::from_fn(|c| tried[c].value(tried[c].code(t[c], max))))
+    local.trial_with(0, target, errors, Tried { tried, max })
+}
+
+/// Rounds with each of several grids.
+struct Tried<'a> {
+    tried: &'a [Parameters; TRIES],
+    max: f32,
+}
+
+impl Choose<TRIES> for Tried<'_> {
+    #[inline(always)]
+    fn choose(&mut self, _: usize, mut targets: [Lane; TRIES]) -> [Lane; TRIES] {
+        for (t, p) in targets.iter_mut().zip(self.tried) {
+            one_column();
+            *t = p.value(p.code(*t, self.max));
+        }
+        targets
+    }
 }
 
 #[cfg(test)]

@@ -6,14 +6,15 @@
 
 mod cholesky;
 pub mod factor;
+pub mod fp4;
 pub mod ggml;
 pub mod int;
 pub mod lanes;
 
-pub use factor::{Factor, FactorError, Local, Notes, Order, Shrink};
+pub use factor::{Choose, Factor, FactorError, Local, Notes, Order, Shrink};
 pub use lanes::{Isa, LANES, Lane, ScaleType};
 
-use lanes::{Kernel, Panel, subtract_product};
+use lanes::{Kernel, Panel, one_column, subtract_product};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -115,6 +116,7 @@ impl Square {
         for (j, out) in range.clone().zip(out) {
             let mut sum = Lane::ZERO;
             for (h, v) in self.row(j)[range.clone()].iter().zip(v) {
+                one_column();
                 sum += *v * *h;
             }
             *out = sum;
@@ -129,6 +131,7 @@ impl Square {
         for (j, (v, g)) in change.iter().zip(gradient).enumerate() {
             let mut hv = Lane::ZERO;
             for (h, v) in self.row(from + j)[from..].iter().zip(change) {
+                one_column();
                 hv += *v * *h;
             }
             sum += *v * (hv - *g * 2.0);
@@ -140,6 +143,7 @@ impl Square {
     #[inline(always)]
     pub fn moved(&self, j: usize, change: Lane, gradient: &mut [Lane]) {
         for (g, h) in gradient.iter_mut().zip(self.row(j)) {
+            one_column();
             *g -= change * *h;
         }
     }
@@ -156,6 +160,7 @@ impl SubBlock {
         for (j, target) in target.iter_mut().enumerate().take(len) {
             let mut step = Lane::ZERO;
             for (h, g) in self.inverse[j * len..][..len].iter().zip(gradient) {
+                one_column();
                 step += *g * *h;
             }
             excess += step * gradient[j];
@@ -344,6 +349,7 @@ fn carry<'a, P>(
         None => {
             for (i, bundle) in bundles.iter_mut().enumerate() {
                 for (place, change) in places.clone().zip(change(i)) {
+                    one_column();
                     bundle.weight[place] -= *change * factor.importance()[place];
                 }
             }

@@ -4,6 +4,7 @@
 use super::bits::{pack_rows, to_bytes};
 use super::minifloat::{self, E2M1, E2M1_MAX, E4M3_MAX, e4m3, e8m0, epsilon, round_all, rounded, to_e2m1, to_e4m3};
 use super::{FP8_BLOCK, Format, Module, Piece, ScaleRule, Spec};
+use crate::feedback::fp4::Fp4Spec;
 use crate::quant::GgmlType;
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -151,6 +152,18 @@ impl Fp4Codes {
             codes.iter_mut().zip(w).for_each(|(code, w)| *code = to_e2m1(w / scale));
         });
         Ok(Fp4Codes { rows: m.rows, cols: m.cols, codes, scales, global, input_global })
+    }
+
+    /// The grid on which error feedback may choose other codes and scales under the same global scale.
+    pub fn grid(&self, spec: &Spec) -> Fp4Spec {
+        let mx = spec.format == Format::MxFp4;
+        let value = |code: usize| match mx {
+            true => e8m0(code.min(254) as u8),
+            false if code < 0x7f => e4m3(code as u8) / self.global,
+            false => 0.0,
+        };
+        let (codes, tried) = if mx { (0..=254, -2..=1) } else { (1..=0x7e, -5..=2) };
+        Fp4Spec { group: spec.group_of(self.cols), scales: std::array::from_fn(value), codes, tried }
     }
 }
 

@@ -15,6 +15,8 @@ pub(super) enum Rounding {
     Ggml(usize),
     /// What the checkpoint's format says.
     Format(Input),
+    /// To bfloat16, weights as well, inside the product.
+    Bf16,
 }
 
 impl Rounding {

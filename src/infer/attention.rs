@@ -91,8 +91,9 @@ pub(super) struct Heads {
     pub window: Option<usize>,
 }
 
-/// Queries that are multiplied with the keys together. Fixed, so that no result depends on the number of threads.
-const QUERY_BLOCK: usize = 64;
+/// Queries that are multiplied with the keys together: whole tiles of the product. Fixed, so that no result depends on
+/// the number of threads.
+const QUERY_BLOCK: usize = 48;
 
 thread_local! {
     static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };

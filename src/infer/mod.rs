@@ -13,7 +13,7 @@ pub use attention::Cache;
 pub use sampling::{Sampler, Sampling, generate};
 pub use weights::Stored;
 
-use crate::kernel::{Output, RowSource, matmul, vector};
+use crate::kernel::{Output, RowSource, bf16, matmul, vector};
 use crate::model::Config;
 use crate::model::config::Activation;
 use crate::{Error, Result};
@@ -53,7 +53,17 @@ impl Linear {
         self.weight.rows()
     }
 
+    /// From now on products are of numbers rounded to bfloat16, unless the format rounds activations already.
+    pub fn multiply_in_bf16(&mut self) {
+        if self.rounding == Rounding::None {
+            self.rounding = Rounding::Bf16;
+        }
+    }
+
     fn matmul(&self, x: &[f32], rows: Range<usize>, y: Output<'_>) {
+        if self.rounding == Rounding::Bf16 {
+            return bf16::matmul(x, &*self.weight, rows, y);
+        }
         match self.rounding.apply(x, self.weight.cols()) {
             Some(rounded) => matmul(&rounded, &*self.weight, rows, y),
             None => matmul(x, &*self.weight, rows, y),
@@ -321,6 +331,40 @@ impl Engine {
         self.feed_forward(index, x, cache, observer)
     }
 
+    /// Runs one layer in place on the residual streams `x` (`[sequences, len, hidden]`) of whole sequences from their
+    /// beginning. Experts see one sequence after the other.
+    ///
+    /// Errors: as [`Engine::layer`].
+    pub fn layer_of(
+        &self,
+        index: usize,
+        x: &mut Vec<f32>,
+        sequences: usize,
+        cache: &mut Cache,
+        observer: &mut dyn Observer,
+    ) -> Result<ControlFlow<()>> {
+        cache.truncate(0);
+        if self.attention_of(index, x, Batch { sequences, from: 0 }, cache, observer)?.is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+        if matches!(self.loaded(index)?.mlp, Mlp::Dense(_)) {
+            return self.feed_forward(index, x, cache, observer);
+        }
+        let mut run = ControlFlow::Continue(());
+        let part = x.len() / sequences.max(1);
+        for x in x.chunks_exact_mut(part.max(1)) {
+            if self.feed_forward(index, x, cache, observer)?.is_break() {
+                run = ControlFlow::Break(());
+            }
+        }
+        Ok(run)
+    }
+
+    /// How many of `wanted` sequences may run together without a change in any of their results.
+    pub fn windows_together(&self, wanted: usize) -> usize {
+        if crate::kernel::rows_are_independent() { wanted } else { 1 }
+    }
+
     /// The first half of [`Engine::layer`]. When the observer breaks it off, `x` is as it was.
     ///
     /// Errors: as [`Engine::layer`].
@@ -359,6 +403,34 @@ impl Engine {
         }
         cache.buffers = buffers;
         Ok(run)
+    }
+
+    /// What is left of [`Engine::attention`] once an observer broke it off at its last matrix: `attended` is what was about
+    /// to enter that, `x` as it was before.
+    ///
+    /// Errors: `Internal` when the layer is not loaded.
+    pub fn attention_end(&self, index: usize, attended: &[f32], x: &mut [f32], cache: &mut Cache) -> Result<()> {
+        let layer = self.loaded(index)?;
+        self.end(&layer.attn_output, attended, x, layer.post_attn_norm.as_deref(), cache);
+        Ok(())
+    }
+
+    /// The same of [`Engine::feed_forward`].
+    ///
+    /// Errors: `Internal` when the layer is not loaded or has experts, which have no one last matrix.
+    pub fn feed_forward_end(&self, index: usize, activated: &[f32], x: &mut [f32], cache: &mut Cache) -> Result<()> {
+        let layer = self.loaded(index)?;
+        let Mlp::Dense(mlp) = &layer.mlp else {
+            return Err(Error::Internal(format!("layer {index} has experts")));
+        };
+        self.end(&mlp.down, activated, x, layer.post_ffn_norm.as_deref(), cache);
+        Ok(())
+    }
+
+    fn end(&self, last: &Linear, inner: &[f32], x: &mut [f32], norm: Option<&[f32]>, cache: &mut Cache) {
+        let result = sized(&mut cache.buffers.result, x.len());
+        let _ = last.product(inner, Output::whole(result, self.config.hidden), &mut ());
+        self.add(x, result, norm);
     }
 
     /// Attention of several sequences that begin after the tokens in `cache`; of `x` only the rows from `batch.from` on

@@ -67,6 +67,12 @@ impl RowSource for Stored {
         Some(self.ty)
     }
 
+    fn plain(&self, rows: Range<usize>) -> Option<&[f32]> {
+        let stored = self.ty == GgmlType::F32 && cfg!(target_endian = "little");
+        let bytes = stored.then(|| self.bytes.get(rows.start * self.row_bytes..rows.end * self.row_bytes))??;
+        bytemuck::try_cast_slice(bytes).ok()
+    }
+
     fn decode(&self, rows: Range<usize>, out: &mut [f32]) {
         let decoded = self.try_decode(&self.bytes[rows.start * self.row_bytes..rows.end * self.row_bytes], out);
         // The first row was decoded when the matrix was made, so the type is known to work.

@@ -1,6 +1,7 @@
 //! The arithmetic that takes the time: the matrix product over stored weights, and the element-wise functions of
 //! [`vector`]. One small interface, so that a faster product can replace what is behind it. No model, no files.
 
+pub mod bf16;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod gemm;
 pub mod vector;
@@ -20,6 +21,10 @@ pub trait RowSource: Send + Sync {
     fn ggml_type(&self) -> Option<GgmlType> {
         None
     }
+    /// `rows` as they lie in memory (`[rows.len(), cols]`), if that is how they are stored.
+    fn plain(&self, _rows: Range<usize>) -> Option<&[f32]> {
+        None
+    }
     /// Writes `rows` to `out` (`[rows.len(), cols]`). The caller keeps `rows` inside the matrix and `out` of that size.
     fn decode(&self, rows: Range<usize>, out: &mut [f32]);
 }
@@ -37,6 +42,10 @@ impl RowSource for Dense {
 
     fn cols(&self) -> usize {
         self.cols
+    }
+
+    fn plain(&self, rows: Range<usize>) -> Option<&[f32]> {
+        self.data.get(rows.start * self.cols..rows.end * self.cols)
     }
 
     fn decode(&self, rows: Range<usize>, out: &mut [f32]) {
@@ -71,6 +80,14 @@ thread_local! {
     static DECODED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Whether a row of a product has the same bits whatever other rows are multiplied with it.
+pub fn rows_are_independent() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return vector::has_avx512();
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
 /// `y[n, rows] = x[n, cols] · w[rows, cols]ᵀ` in `f32`, each weight decoded once, parallel over blocks of weight rows.
 /// The result is the same for any number of threads.
 pub fn matmul(x: &[f32], w: &dyn RowSource, rows: Range<usize>, y: Output<'_>) {
@@ -94,8 +111,11 @@ pub fn matmul(x: &[f32], w: &dyn RowSource, rows: Range<usize>, y: Output<'_>) {
                 let (panels, decoded) = scratch.split_at_mut(ROW_BLOCK * cols);
                 for row in (0..count).step_by(DECODE_ROWS) {
                     let some = (count - row).min(DECODE_ROWS);
-                    let decoded = &mut decoded[..some * cols];
-                    w.decode(first + row..first + row + some, decoded);
+                    let wanted = first + row..first + row + some;
+                    let decoded = w.plain(wanted.clone()).unwrap_or_else(|| {
+                        w.decode(wanted, &mut decoded[..some * cols]);
+                        &decoded[..some * cols]
+                    });
                     let panel = &mut panels[row / gemm::PANEL * gemm::PANEL * cols..];
                     // SAFETY: AVX-512 was detected.
                     unsafe { gemm::pack(decoded, cols, some, cols, panel, row % gemm::PANEL) };

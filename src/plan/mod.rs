@@ -29,6 +29,9 @@ pub struct TargetPlan {
     pub name: &'static str,
     pub file_bytes: u64,
     pub tensor_bytes: u64,
+    /// The same with the padding between tensors.
+    #[serde(skip)]
+    pub padded_bytes: u64,
     pub bits_per_weight: f64,
     /// Weights that did not get the type they should have.
     pub fallback_weights: u64,
@@ -74,6 +77,7 @@ pub fn target(preset: &Preset, tensors: &[(String, Vec<usize>)], choices: &[Choi
         name: preset.name,
         file_bytes,
         tensor_bytes,
+        padded_bytes: padded,
         bits_per_weight,
         fallback_weights,
         needs_importance,
@@ -86,7 +90,8 @@ pub fn needs_importance(preset: &Preset, name: &str, ty: GgmlType) -> bool {
     codec(ty).is_some_and(|c| c.needs_importance) || is_required(name, ty, preset.name)
 }
 
-fn bytes_of(shape: &[usize], ty: GgmlType) -> u64 {
+/// Bytes of a tensor.
+pub fn bytes_of(shape: &[usize], ty: GgmlType) -> u64 {
     let dims = shape.iter().rev().map(|d| *d as u64).collect();
     TensorInfo { name: String::new(), dims, ty, offset: 0 }.bytes().unwrap_or(0)
 }

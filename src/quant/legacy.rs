@@ -49,7 +49,7 @@ pub(crate) fn pack(codes: &[u8; N], out: &mut [u8]) {
 }
 
 /// Q4_0 (`HALF` 8) and Q5_0 (16): `d · (code − HALF)`.
-fn symmetric<const HALF: i32, const BYTES: usize>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+pub(crate) fn symmetric<const HALF: i32, const BYTES: usize>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     let weights = importance.map(|w| error_weights(row, w));
     for (block, (x, out)) in blocks(row).zip(out.chunks_exact_mut(BYTES)).enumerate() {
         let mut codes = [0u8; N];
@@ -76,7 +76,7 @@ fn symmetric<const HALF: i32, const BYTES: usize>(row: &[f32], importance: Optio
 }
 
 /// Q4_1 (`TOP` 15) and Q5_1 (31): `d · code + m`.
-fn asymmetric<const TOP: i32, const BYTES: usize>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+pub(crate) fn asymmetric<const TOP: i32, const BYTES: usize>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     const GRID: Grid = Grid { rmin: -0.9, rdelta: 0.05, steps: 36, mad: false };
     let weights = importance.map(|w| error_weights(row, w));
     for (block, (x, out)) in blocks(row).zip(out.chunks_exact_mut(BYTES)).enumerate() {
@@ -118,7 +118,7 @@ fn round_half_away(x: f32) -> i32 {
 }
 
 /// Q8_0 takes no importance: at eight bits ggml rounds to the largest magnitude alone.
-fn quantize_q8_0(row: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+pub(crate) fn quantize_q8_0(row: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
     for (x, out) in blocks(row).zip(out.chunks_exact_mut(34)) {
         let amax = x.iter().fold(0.0f32, |m, v| if m > v.abs() { m } else { v.abs() });
         let d = amax / 127.0;

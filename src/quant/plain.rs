@@ -31,9 +31,14 @@ fn quantize_f16(row: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
     }
 }
 
-fn quantize_bf16(row: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+#[inline(always)]
+pub(crate) fn quantize_bf16(row: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
     for (out, x) in out.as_chunks_mut::<2>().0.iter_mut().zip(row) {
-        *out = bf16::from_f32(*x).to_le_bytes();
+        // To nearest even; a NaN stays one.
+        let bits = x.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+        let bits = if x.is_nan() { bits >> 16 | 0x40 } else { rounded };
+        *out = (bits as u16).to_le_bytes();
     }
 }
 

@@ -234,6 +234,8 @@ pub enum Why {
     Kept,
     /// The block of the wanted type does not divide the row.
     Fallback,
+    /// What a budget of bytes was best spent on.
+    Budget,
 }
 
 /// The decision on one tensor.

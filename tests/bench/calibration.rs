@@ -6,6 +6,7 @@
 use quantize::Result;
 use quantize::calibration::data::{self, Amount, Source};
 use quantize::calibration::layerwise::{self, Captured, Options, Stage, Visit};
+use quantize::calibration::pass;
 use quantize::convert::Control;
 use quantize::infer::Linear;
 use quantize::runnable::Runnable;
@@ -50,7 +51,7 @@ fn main() {
     let before = reset_peak();
     let (cpu, clock) = (cpu_seconds(), Instant::now());
     let checksum = if kind == "sums" {
-        let totals = data::run(&model, &windows, false, |_| Ok(())).expect("a pass");
+        let totals = pass::run(&model, &windows, false).expect("a pass");
         totals.0.values().flat_map(|t| &t.sums).map(|s| *s as f64).sum()
     } else {
         let options = Options { sequential: kind == "sequential", ..Options::default() };

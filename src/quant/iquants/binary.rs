@@ -23,14 +23,19 @@ pub fn dequantize_q1(bytes: &[u8], out: &mut [f32]) {
 }
 
 /// Block: f16 d; four 2-bit codes a byte.
+#[inline(always)]
 pub fn quantize_q2(row: &[f32], _importance: Option<&[f32]>, out: &mut [u8]) {
     for (x, block) in row.chunks_exact(64).zip(out.chunks_exact_mut(18)) {
-        let d = x.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
+        // Magnitudes are ordered like their bits, and integers the compiler compares many at a time.
+        let d = f32::from_bits(x.iter().fold(0, |max, x| max.max(x.to_bits() & 0x7fff_ffff)));
         let inverse = if d > 0.0 { 1.0 / d } else { 0.0 };
         put_f16(block, 0, d);
-        for (x, byte) in x.chunks_exact(4).zip(&mut block[2..]) {
-            let code = |x: &f32| ((x * inverse).round().clamp(-1.0, 2.0) + 1.0) as u8;
-            *byte = x.iter().enumerate().fold(0, |codes, (i, x)| codes | code(x) << (2 * i));
+        let mut codes = [0u8; 64];
+        for (code, x) in codes.iter_mut().zip(x) {
+            *code = ((x * inverse).round().clamp(-1.0, 2.0) + 1.0) as u8;
+        }
+        for (codes, byte) in codes.as_chunks::<4>().0.iter().zip(&mut block[2..]) {
+            *byte = codes[0] | codes[1] << 2 | codes[2] << 4 | codes[3] << 6;
         }
     }
 }

@@ -5,7 +5,7 @@
 use std::sync::OnceLock;
 
 use super::codes;
-use super::iq1::{self, Split};
+use super::iq1::{self, Sorted};
 use super::search::{self, Found, Search};
 
 const OFF_GRID: u16 = u16::MAX;
@@ -63,14 +63,8 @@ pub trait Steps {
         found: &mut Found,
     );
 
-    /// The indices of a group's weights in ascending order of value, equal ones in their own order.
-    fn ascending<const G: usize>(x: &[f32]) -> [usize; G];
-
-    /// The best split of an IQ1_S group, from prefix sums in order of value.
-    fn best_split_s(sum_x: &[f32; 33], sum_w: &[f32; 33]) -> Option<Split>;
-
-    /// The best split of an IQ1_M group, from prefix sums `[half][rank]` in order of value.
-    fn best_split_m(px: &[[f32; 17]; 2], pw: &[[f32; 17]; 2]) -> Option<Split>;
+    /// Every group of `G` weights of a row, sorted and with its best split: `G` is 32 for IQ1_S and 16 for IQ1_M.
+    fn splits<const G: usize>(x: &[f32], weight: &[f32]) -> Vec<Sorted<G>>;
 }
 
 /// One candidate after the other: the specification.
@@ -111,16 +105,8 @@ impl Steps for OneByOne {
         search::trials::<N, Self>(search, x, weight, root, reach, found);
     }
 
-    fn ascending<const G: usize>(x: &[f32]) -> [usize; G] {
-        iq1::ascending(x)
-    }
-
-    fn best_split_s(sum_x: &[f32; 33], sum_w: &[f32; 33]) -> Option<Split> {
-        iq1::best_split_s(sum_x, sum_w)
-    }
-
-    fn best_split_m(px: &[[f32; 17]; 2], pw: &[[f32; 17]; 2]) -> Option<Split> {
-        iq1::best_split_m(px, pw)
+    fn splits<const G: usize>(x: &[f32], weight: &[f32]) -> Vec<Sorted<G>> {
+        iq1::splits(x, weight)
     }
 }
 

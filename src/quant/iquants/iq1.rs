@@ -16,52 +16,71 @@ pub const DOWN: [f32; 3] = [-1.0 - DELTA, -DELTA, 1.0 - DELTA];
 const S_GROUP: usize = 32;
 const M_GROUP: usize = 16;
 
-/// The indices of a group's weights in ascending order of value, equal ones in their own order (ggml relies on a stable
-/// `qsort` here).
-pub fn ascending<const G: usize>(x: &[f32]) -> [usize; G] {
-    let mut order: [usize; G] = std::array::from_fn(|i| i);
+/// A group's weights in ascending order of value, equal ones in their own order (ggml relies on a stable `qsort` here), and
+/// the best split of them, if any is better than none.
+pub struct Sorted<const G: usize> {
+    pub order: [u8; G],
+    pub split: Option<Split>,
+}
+
+fn ascending<const G: usize>(x: &[f32]) -> [u8; G] {
+    let mut order: [u8; G] = std::array::from_fn(|i| i as u8);
     // Adding zero makes the two zeros equal.
-    order.sort_by(|&a, &b| (x[a] + 0.0).total_cmp(&(x[b] + 0.0)));
+    order.sort_by(|&a, &b| (x[usize::from(a)] + 0.0).total_cmp(&(x[usize::from(b)] + 0.0)));
     order
 }
 
-/// The best split found: digits 0 before `first`, 1 up to `second`, 2 after it, in sorted order.
+/// A split: digits 0 before `first`, 1 up to `second`, 2 after it, in sorted order.
 pub struct Split {
-    first: usize,
-    second: usize,
-    scale: f32,
-    pub score: f32,
-    /// Which of the offered pairs of sums it was.
-    variant: usize,
+    pub first: usize,
+    pub second: usize,
+    pub scale: f32,
+    /// Which shift or shifts: see [`Group::shift`].
+    pub variant: usize,
 }
 
-impl Split {
+/// The best split of those offered so far, and its score.
+struct Best(f32, Option<Split>);
+
+impl Best {
     /// Takes over a split whose weighted correlation is better.
-    pub fn offer(best: &mut Option<Split>, sum_qx: f32, sum_q2: f32, first: usize, second: usize, variant: usize) {
-        let score = best.as_ref().map_or(-f32::MAX, |b| b.score);
-        if sum_q2 > 0.0 && sum_qx * sum_qx > score * sum_q2 {
+    fn offer(&mut self, sum_qx: f32, sum_q2: f32, first: usize, second: usize, variant: usize) {
+        if sum_q2 > 0.0 && sum_qx * sum_qx > self.0 * sum_q2 {
             let scale = sum_qx / sum_q2;
-            *best = Some(Split { first, second, scale, score: scale * sum_qx, variant });
+            *self = Best(scale * sum_qx, Some(Split { first, second, scale, variant }));
         }
     }
+}
 
-    /// The digits by weight. A negative scale is made positive by mirroring them; says whether that was done.
-    fn digits<const G: usize>(&mut self, order: &[usize; G]) -> ([u8; G], bool) {
+impl<const G: usize> Sorted<G> {
+    /// The digits by weight, the scale, and the variant. A negative scale is made positive by mirroring the digits; the
+    /// flag says whether that was done.
+    fn digits(&self) -> Option<([u8; G], f32, usize, bool)> {
+        let split = self.split.as_ref()?;
         let mut digits = [2u8; G];
-        for (rank, &i) in order.iter().enumerate() {
-            if rank < self.first {
-                digits[i] = 0;
-            } else if rank < self.second {
-                digits[i] = 1;
+        for (rank, &i) in self.order.iter().enumerate() {
+            if rank < split.first {
+                digits[usize::from(i)] = 0;
+            } else if rank < split.second {
+                digits[usize::from(i)] = 1;
             }
         }
-        let mirrored = self.scale < 0.0;
+        let mirrored = split.scale < 0.0;
         if mirrored {
-            self.scale = -self.scale;
             digits = digits.map(|digit| 2 - digit);
         }
-        (digits, mirrored)
+        Some((digits, if mirrored { -split.scale } else { split.scale }, split.variant, mirrored))
     }
+}
+
+/// Sorts the groups of `G` weights, of which `x` consists, and splits them one after the other: the specification.
+pub fn splits<const G: usize>(x: &[f32], weight: &[f32]) -> Vec<Sorted<G>> {
+    let sorted = |(x, weight): (&[f32], &[f32])| {
+        let order = ascending::<G>(x);
+        let split = if G == S_GROUP { best_split_s(&order, x, weight) } else { best_split_m(&order, x, weight) };
+        Sorted { order, split }
+    };
+    x.chunks_exact(G).zip(weight.chunks_exact(G)).map(sorted).collect()
 }
 
 /// The grid point of one pattern: itself, or the nearest with these values under this scale. The flag says which.
@@ -100,9 +119,16 @@ struct Group<const POINTS: usize> {
     shift: usize,
 }
 
-/// All splits of an IQ1_S group under both shifts, from the prefix sums.
-pub fn best_split_s(sum_x: &[f32; S_GROUP + 1], sum_w: &[f32; S_GROUP + 1]) -> Option<Split> {
-    let mut best = None;
+/// All splits of an IQ1_S group under both shifts.
+fn best_split_s(order: &[u8], x: &[f32], weight: &[f32]) -> Option<Split> {
+    let mut sum_x = [0.0; S_GROUP + 1];
+    let mut sum_w = [0.0; S_GROUP + 1];
+    for (rank, &i) in order.iter().enumerate() {
+        let i = usize::from(i);
+        sum_x[rank + 1] = sum_x[rank] + weight[i] * x[i];
+        sum_w[rank + 1] = sum_w[rank] + weight[i];
+    }
+    let mut best = Best(-f32::MAX, None);
     for first in 0..=S_GROUP {
         for second in first..=S_GROUP {
             for (variant, v) in [UP, DOWN].iter().enumerate() {
@@ -112,30 +138,22 @@ pub fn best_split_s(sum_x: &[f32; S_GROUP + 1], sum_w: &[f32; S_GROUP + 1]) -> O
                 let sum_q2 = sum_w[first] * v[0] * v[0]
                     + (sum_w[second] - sum_w[first]) * v[1] * v[1]
                     + (sum_w[S_GROUP] - sum_w[second]) * v[2] * v[2];
-                Split::offer(&mut best, sum_qx, sum_q2, first, second, variant);
+                best.offer(sum_qx, sum_q2, first, second, variant);
             }
         }
     }
-    best
+    best.1
 }
 
-/// All splits of 32 weights under both shifts.
+/// What becomes of an IQ1_S group with its best split.
 #[inline(always)]
-fn search_s<P: Steps>(x: &[f32], weight: &[f32]) -> Option<Group<4>> {
+fn settle_s<P: Steps>(sorted: &Sorted<S_GROUP>, x: &[f32], weight: &[f32]) -> Option<Group<4>> {
     if largest(x) < 1e-12 {
         return None;
     }
-    let order: [usize; S_GROUP] = P::ascending(x);
-    let mut sum_x = [0.0; S_GROUP + 1];
-    let mut sum_w = [0.0; S_GROUP + 1];
-    for (rank, &i) in order.iter().enumerate() {
-        sum_x[rank + 1] = sum_x[rank] + weight[i] * x[i];
-        sum_w[rank + 1] = sum_w[rank] + weight[i];
-    }
-    let mut best = P::best_split_s(&sum_x, &sum_w)?;
-    let (digits, mirrored) = best.digits(&order);
-    let shift = best.variant ^ usize::from(mirrored);
-    finish::<_, P>(best.scale, &digits, shift, |_| if shift == 0 { &UP } else { &DOWN }, x, weight)
+    let (digits, scale, variant, mirrored) = sorted.digits()?;
+    let shift = variant ^ usize::from(mirrored);
+    finish::<_, P>(scale, &digits, shift, |_| if shift == 0 { &UP } else { &DOWN }, x, weight)
 }
 
 /// Moves the digits to grid points and refits the scale if one of them was off the grid.
@@ -172,20 +190,30 @@ fn finish<const POINTS: usize, P: Steps>(
     (!scale.is_nan()).then_some(Group { scale, points, shift })
 }
 
+/// The error weights of a row, by super-block.
+#[inline(always)]
+fn row_weights(row: &[f32], importance: Option<&[f32]>) -> Vec<f32> {
+    let mut weights = vec![0.0; row.len()];
+    for (i, (x, weight)) in row.chunks_exact(SUPER).zip(weights.chunks_exact_mut(SUPER)).enumerate() {
+        error_weights(x, block_importance(importance, i, SUPER), mean_square(x, 2.0), own_square, weight);
+    }
+    weights
+}
+
 /// Block: f16 d; 32 low bytes of indices; 8 x u16 of 4 x 3 upper bits, the 3-bit scale, and the shift (1 is down).
 #[inline(always)]
 pub fn quantize_s<P: Steps>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
-    for (i, (x, block)) in row.chunks_exact(SUPER).zip(out.chunks_exact_mut(50)).enumerate() {
+    let weights = row_weights(row, importance);
+    let sorted = P::splits::<S_GROUP>(row, &weights);
+    let groups = row.chunks_exact(S_GROUP).zip(weights.chunks_exact(S_GROUP)).zip(&sorted);
+    let mut groups = groups.map(|((x, weight), sorted)| settle_s::<P>(sorted, x, weight));
+    for block in out.chunks_exact_mut(50) {
         block.fill(0);
-        let importance = block_importance(importance, i, SUPER);
-        let mean_square = mean_square(x, 2.0);
         let mut scales = [0.0; SUPER / S_GROUP];
         let mut heads = [0u16; SUPER / S_GROUP];
         let mut max_scale = 0.0f32;
-        for (ib, x) in x.chunks_exact(S_GROUP).enumerate() {
-            let mut weight = [0.0; S_GROUP];
-            error_weights(x, block_importance(importance, ib, S_GROUP), mean_square, own_square, &mut weight);
-            let Some(group) = search_s::<P>(x, &weight) else { continue };
+        for (ib, group) in groups.by_ref().take(SUPER / S_GROUP).enumerate() {
+            let Some(group) = group else { continue };
             for (k, point) in group.points.iter().enumerate() {
                 block[2 + 4 * ib + k] = *point as u8;
                 heads[ib] |= (point >> 8) << (3 * k) | (group.shift as u16) << 15;
@@ -231,9 +259,20 @@ fn shifts_m(shift: usize, half: usize) -> &'static [f32; 3] {
     if shift >> (1 - half) & 1 == 0 { &UP } else { &DOWN }
 }
 
-/// All splits of an IQ1_M group under the four pairs of shifts, from the prefix sums `[half][rank]`.
-pub fn best_split_m(px: &[[f32; M_GROUP + 1]; 2], pw: &[[f32; M_GROUP + 1]; 2]) -> Option<Split> {
-    let mut best = None;
+/// All splits of an IQ1_M group under the four pairs of shifts. As neighbouring values are 1 apart under either shift, the
+/// sums over three groups collapse to prefix sums `[half][rank]` of each half.
+fn best_split_m(order: &[u8], x: &[f32], weight: &[f32]) -> Option<Split> {
+    let mut px = [[0.0f32; M_GROUP + 1]; 2];
+    let mut pw = [[0.0f32; M_GROUP + 1]; 2];
+    for (rank, &i) in order.iter().enumerate() {
+        let i = usize::from(i);
+        let half = i / (M_GROUP / 2);
+        px[half][rank + 1] = px[half][rank] + weight[i] * x[i];
+        pw[half][rank + 1] = pw[half][rank] + weight[i];
+        px[1 - half][rank + 1] = px[1 - half][rank];
+        pw[1 - half][rank + 1] = pw[1 - half][rank];
+    }
+    let mut best = Best(-f32::MAX, None);
     for first in 0..=M_GROUP {
         for second in first..=M_GROUP {
             // [shift][half]
@@ -250,50 +289,37 @@ pub fn best_split_m(px: &[[f32; M_GROUP + 1]; 2], pw: &[[f32; M_GROUP + 1]; 2]) 
             }
             for variant in 0..4 {
                 let (a, b) = (variant >> 1, variant & 1);
-                Split::offer(&mut best, qx[a][0] + qx[b][1], q2[a][0] + q2[b][1], first, second, variant);
+                best.offer(qx[a][0] + qx[b][1], q2[a][0] + q2[b][1], first, second, variant);
             }
         }
     }
-    best
+    best.1
 }
 
-/// All splits of 16 weights under the four pairs of shifts. As neighbouring values are 1 apart under either shift, the
-/// sums over three groups collapse to prefix sums of each half.
+/// What becomes of an IQ1_M group with its best split.
 #[inline(always)]
-fn search_m<P: Steps>(x: &[f32], weight: &[f32]) -> Option<Group<2>> {
+fn settle_m<P: Steps>(sorted: &Sorted<M_GROUP>, x: &[f32], weight: &[f32]) -> Option<Group<2>> {
     if largest(x) < 1e-7 {
         return None;
     }
-    let order: [usize; M_GROUP] = P::ascending(x);
-    let mut px = [[0.0f32; M_GROUP + 1]; 2];
-    let mut pw = [[0.0f32; M_GROUP + 1]; 2];
-    for (rank, &i) in order.iter().enumerate() {
-        let half = i / (M_GROUP / 2);
-        px[half][rank + 1] = px[half][rank] + weight[i] * x[i];
-        pw[half][rank + 1] = pw[half][rank] + weight[i];
-        px[1 - half][rank + 1] = px[1 - half][rank];
-        pw[1 - half][rank + 1] = pw[1 - half][rank];
-    }
-    let mut best = P::best_split_m(&px, &pw)?;
-    let (digits, mirrored) = best.digits(&order);
-    let shift = if mirrored { 3 - best.variant } else { best.variant };
-    finish::<_, P>(best.scale, &digits, shift, |half| shifts_m(shift, half), x, weight)
+    let (digits, scale, variant, mirrored) = sorted.digits()?;
+    let shift = if mirrored { 3 - variant } else { variant };
+    finish::<_, P>(scale, &digits, shift, |half| shifts_m(shift, half), x, weight)
 }
 
 /// Block: 32 low bytes of indices; 16 bytes of two upper parts (3 bits and the shift, 1 is down); 4 x u16 of four 3-bit
 /// scales each, whose top nibbles together are the f16 d.
 #[inline(always)]
 pub fn quantize_m<P: Steps>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
-    for (i, (x, block)) in row.chunks_exact(SUPER).zip(out.chunks_exact_mut(56)).enumerate() {
+    let weights = row_weights(row, importance);
+    let all = P::splits::<M_GROUP>(row, &weights);
+    let blocks = row.chunks_exact(SUPER).zip(weights.chunks_exact(SUPER)).zip(all.chunks_exact(SUPER / M_GROUP));
+    for (((x, weight), sorted), block) in blocks.zip(out.chunks_exact_mut(56)) {
         block.fill(0);
-        let importance = block_importance(importance, i, SUPER);
-        let mean_square = mean_square(x, 2.0);
-        let mut weight = [0.0; SUPER];
-        error_weights(x, importance, mean_square, own_square, &mut weight);
         let mut groups = [const { Group { scale: 0.0, points: [0; 2], shift: 0 } }; SUPER / M_GROUP];
         for (ib, group) in groups.iter_mut().enumerate() {
             let part = ib * M_GROUP..(ib + 1) * M_GROUP;
-            let Some(found) = search_m::<P>(&x[part.clone()], &weight[part]) else { continue };
+            let Some(found) = settle_m::<P>(&sorted[ib], &x[part.clone()], &weight[part]) else { continue };
             block[2 * ib] = found.points[0] as u8;
             block[2 * ib + 1] = found.points[1] as u8;
             block[32 + ib] = (found.points[0] >> 8 | (found.points[1] >> 8) << 4) as u8;

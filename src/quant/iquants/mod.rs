@@ -1,8 +1,8 @@
 //! The ggml types beyond the round and K-quant ones, one file per family: codebook types (IQ*), ternary (TQ*), 4-bit float
-//! and 1- or 2-bit types. This is the specification: scalar code whose bytes equal ggml's. Nothing here is vectorised; the
+//! and 1- or 2-bit types. This is the specification: scalar code whose bytes equal ggml's. Nothing here names lanes; the
 //! steps of the codebook searches that have a lane form come through [`grids::Steps`].
 
-mod binary;
+pub(super) mod binary;
 mod codes;
 pub(super) mod fp4;
 pub(super) mod grids;
@@ -12,7 +12,7 @@ pub(super) mod iq3;
 pub(crate) mod iq4;
 mod numeric;
 pub(super) mod search;
-mod ternary;
+pub(super) mod ternary;
 #[cfg(test)]
 pub(super) mod tests;
 

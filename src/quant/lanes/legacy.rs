@@ -1,9 +1,11 @@
 //! Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 by lanes. A lane is a block: its extremes, or with importance its search, in lanes;
-//! the codes along its own weights. The specification is [`crate::quant::legacy`].
+//! the codes along its own weights. The specification is [`crate::quant::legacy`]; what is rare and would cost every block
+//! a step (signs of zero, opposite extremes of one size, scales that overflow) is left to it.
 
-use super::search::{extreme, qkx, qx};
+use super::search::{qkx, qx};
 use super::vector::{Float, Int, MAX_LANES, Mask, Two};
-use super::{Bundle, Halves, Job, Kernel, lanes, transpose};
+use super::{Bundle, Halves, Job, Kernel, int_lanes, lanes, transpose};
+use crate::quant::legacy;
 use crate::quant::search::Grid;
 
 const QK: usize = 32;
@@ -49,40 +51,118 @@ fn error_weights<F: Float>(bundle: &Bundle<QK>, mean_squares: &[f32], per_row: u
     weights
 }
 
-/// `1 / d`, 0 for a zero scale; and one of the two where it overflows: such a block's codes are zero.
-#[inline(always)]
-fn inverse<F: Float>(d: F) -> F {
-    let zero = F::splat(0.0);
-    F::select(d.same(zero), zero, F::splat(1.0) / d)
+/// What a bundle of blocks is rounded with, by lane.
+#[derive(Clone, Copy)]
+struct Scales {
+    /// The stored scale, and above it the stored minimum.
+    heads: [i32; MAX_LANES],
+    inverses: [f32; MAX_LANES],
+    lows: [f32; MAX_LANES],
+    /// The lanes whose blocks are left to the specification, as bits.
+    others: u32,
 }
 
-/// Low nibbles, and the fifth bits in a word where the layout has them, of the codes `code(i)` of weights `i .. i + N`.
+/// Rounding without a search: blocks follow one another, and a bundle is as many as there are lanes.
+trait Plain {
+    const BYTES: usize;
+
+    fn scales<F: Float>(low: F, high: F) -> Scales;
+
+    /// Quantizes a bundle.
+    ///
+    /// # Safety
+    /// `N` blocks must be readable, and there must be room for them.
+    unsafe fn bundle<F: Float>(src: *const f32, scales: &Scales, out: *mut u8);
+
+    /// The specification, for any number of blocks.
+    fn one_by_one(src: &[f32], out: &mut [u8]);
+
+    #[inline(always)]
+    fn all<F: Float>(job: &mut Job) {
+        let mut bundles = job.src.chunks_exact(F::N * QK).peekable();
+        let mut outs = job.out.chunks_exact_mut(F::N * Self::BYTES);
+        let mut scales =
+            [Scales { heads: [0; MAX_LANES], inverses: [0.0; MAX_LANES], lows: [0.0; MAX_LANES], others: 0 }; 2];
+        if let Some(first) = bundles.peek() {
+            // SAFETY: whole bundles.
+            let (low, high) = unsafe { F::ranges(first.as_ptr()) };
+            scales[0] = Self::scales(low, high);
+        }
+        let mut slot = 0;
+        while let (Some(src), Some(out)) = (bundles.next(), outs.next()) {
+            // One bundle ahead, so that the processor need not wait for divisions.
+            if let Some(next) = bundles.peek() {
+                // SAFETY: whole bundles.
+                let (low, high) = unsafe { F::ranges(next.as_ptr()) };
+                scales[1 - slot] = Self::scales(low, high);
+            }
+            // SAFETY: whole bundles.
+            unsafe { Self::bundle::<F>(src.as_ptr(), &scales[slot], out.as_mut_ptr()) };
+            let mut others = scales[slot].others;
+            while others != 0 {
+                let lane = others.trailing_zeros() as usize;
+                others &= others - 1;
+                Self::one_by_one(&src[lane * QK..][..QK], &mut out[lane * Self::BYTES..][..Self::BYTES]);
+            }
+            slot = 1 - slot;
+        }
+        let rest = job.src.len() / (F::N * QK) * (F::N * QK);
+        Self::one_by_one(&job.src[rest..], &mut job.out[rest / QK * Self::BYTES..]);
+    }
+}
+
+/// `1 / d` where neither is zero, infinite or NaN, and the other lanes.
+#[inline(always)]
+fn inverse<F: Float>(d: F) -> (F, F::Mask) {
+    let inverse = F::splat(1.0) / d;
+    let size = inverse.abs();
+    let sound = F::splat(0.0).lt(size).and(size.lt(F::splat(f32::INFINITY)));
+    (inverse, sound.not())
+}
+
+/// Packs four blocks of codes that fit: low nibbles, and before them the fifth bits in a word where the layout has them.
 ///
 /// # Safety
-/// `out` must be writable for a block's codes: 16 bytes, or 20 if `five`.
+/// Each of `outs` must be writable for a block's codes: 16 bytes, or 20 if `five`.
 #[inline(always)]
-unsafe fn pack<F: Float>(codes: &[F::Int; QK], five: bool, out: *mut u8) {
-    // `codes` holds `QK / N` vectors.
+unsafe fn pack<F: Float>(codes: &[[F::Int; QK]; 4], five: bool, outs: [*mut u8; 4]) {
+    // A block's codes are `QK / N` vectors.
     let vectors = QK / F::N;
+    let nibble = F::Int::splat(15);
     // SAFETY: the caller's.
     unsafe {
-        let low = if five { out.add(4) } else { out };
-        let nibble = F::Int::splat(15);
-        if F::N <= 16 {
-            for v in 0..vectors / 2 {
-                let (a, b) = (codes[v] & nibble, codes[v + vectors / 2] & nibble);
-                (a | b.shl::<4>()).store_bytes(low.add(v * F::N));
+        for v in 0..vectors / 2 {
+            let mut bytes = [nibble; 4];
+            for (byte, codes) in bytes.iter_mut().zip(codes) {
+                let low = if five { codes[v] & nibble } else { codes[v] };
+                let high = if five { codes[v + vectors / 2] & nibble } else { codes[v + vectors / 2] };
+                *byte = low | high.shl::<4>();
             }
+            F::Int::store_bytes4(bytes, outs.map(|out| out.add(if five { 4 } else { 0 } + v * F::N)));
         }
         if five {
             let bit = F::Int::splat(16);
-            let mut high = 0u32;
-            for (v, code) in codes.iter().enumerate().take(vectors) {
-                high |= (*code & bit).eq(bit).bits() << (v * F::N);
+            for (codes, out) in codes.iter().zip(outs) {
+                let mut high = 0u32;
+                for (v, code) in codes.iter().enumerate().take(vectors) {
+                    high |= (*code & bit).eq(bit).bits() << (v * F::N);
+                }
+                out.cast::<[u8; 4]>().write(high.to_le_bytes());
             }
-            out.cast::<[u8; 4]>().write(high.to_le_bytes());
         }
     }
+}
+
+/// [`pack`] for one block.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn pack_one<F: Float>(codes: &[F::Int; QK], five: bool, out: *mut u8) {
+    let mut rest = [[0u8; 20]; 3];
+    let [a, b, c] = &mut rest;
+    // SAFETY: the caller's; the others have room.
+    unsafe { pack::<F>(&[*codes; 4], five, [out, a.as_mut_ptr(), b.as_mut_ptr(), c.as_mut_ptr()]) }
 }
 
 /// Q4_0 (`HALF` 8) and Q5_0 (16).
@@ -94,7 +174,7 @@ impl<const HALF: i32, const BYTES: usize> Kernel for Symmetric<'_, '_, HALF, BYT
         if self.0.importance.is_some() {
             self.weighted::<F>();
         } else {
-            self.plain::<F>();
+            <Self as Plain>::all::<F>(self.0);
         }
     }
 }
@@ -124,55 +204,51 @@ impl<const HALF: i32, const BYTES: usize> Symmetric<'_, '_, HALF, BYTES> {
                             codes[v] = scaled.nearest().clamp(-HALF, HALF - 1) + F::Int::splat(HALF);
                         }
                     }
-                    pack::<F>(&codes, HALF == 16, out.as_mut_ptr().add(2));
-                }
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn plain<F: Float>(self) {
-        let out = self.0.out.as_mut_ptr();
-        let job = &*self.0;
-        let mut x = [F::splat(0.0); QK];
-        for bundle in Bundle::<QK>::all(job, F::N) {
-            // SAFETY: every lane points at a block.
-            unsafe { transpose(&bundle.rows, 0, &mut x) };
-            let (low, high) = range(&x);
-            let (up, down) = (high.abs(), low.abs());
-            // The first of two opposite extremes counts; where there are such, look again.
-            let max = if up.same(down).any() { extreme(&x).0 } else { F::select(up.gt(down), high, low) };
-            let d = max / F::splat(-HALF as f32);
-            let (halves, inverses) = (Halves::new(d), lanes(inverse(d)));
-            for lane in 0..bundle.count {
-                // SAFETY: the output has room for every block of the job; a lane has 32 weights.
-                unsafe {
-                    let out = bundle.block(out, lane, BYTES);
-                    halves.put(lane, out);
-                    let mut codes = [F::Int::splat(0); QK];
-                    if inverses[lane].is_finite() {
-                        let (inverse, offset) = (F::splat(inverses[lane]), F::splat(HALF as f32 + 0.5));
-                        for v in 0..QK / F::N {
-                            let scaled = F::load(bundle.rows[lane].add(v * F::N)) * inverse + offset;
-                            codes[v] = scaled.truncate().min(F::Int::splat(2 * HALF - 1));
-                        }
-                    }
-                    pack::<F>(&codes, HALF == 16, out.as_mut_ptr().add(2));
+                    pack_one::<F>(&codes, HALF == 16, out.as_mut_ptr().add(2));
                 }
             }
         }
     }
 }
 
-/// Smallest and largest weight.
-#[inline(always)]
-fn range<F: Float>(x: &[F; QK]) -> (F, F) {
-    let (mut low, mut high) = (F::splat(f32::MAX), F::splat(-f32::MAX));
-    for v in x {
-        low = v.min(low);
-        high = v.max(high);
+impl<const HALF: i32, const BYTES: usize> Plain for Symmetric<'_, '_, HALF, BYTES> {
+    const BYTES: usize = BYTES;
+
+    #[inline(always)]
+    fn scales<F: Float>(low: F, high: F) -> Scales {
+        let (up, down) = (high.abs(), low.abs());
+        let d = F::select(up.gt(down), high, low) / F::splat(-HALF as f32);
+        let (inverse, unsound) = inverse(d);
+        // The first of two opposite extremes counts.
+        let others = up.same(down).or(unsound).bits();
+        Scales { heads: int_lanes(d.to_half()), inverses: lanes(inverse), lows: [0.0; MAX_LANES], others }
     }
-    (low, high)
+
+    #[inline(always)]
+    unsafe fn bundle<F: Float>(src: *const f32, scales: &Scales, out: *mut u8) {
+        let offset = F::splat(HALF as f32 + 0.5);
+        for first in (0..F::N).step_by(4) {
+            // SAFETY: the caller's.
+            unsafe {
+                let outs = [0, 1, 2, 3].map(|k| out.add((first + k) * BYTES));
+                let mut codes = [[F::Int::splat(0); QK]; 4];
+                for k in 0..4 {
+                    outs[k].cast::<[u8; 2]>().write((scales.heads[first + k] as u16).to_le_bytes());
+                    let inverse = F::splat(scales.inverses[first + k]);
+                    for v in 0..QK / F::N {
+                        let scaled = F::load(src.add((first + k) * QK + v * F::N)) * inverse + offset;
+                        codes[k][v] = scaled.truncate().min(F::Int::splat(2 * HALF - 1));
+                    }
+                }
+                pack::<F>(&codes, HALF == 16, outs.map(|out| out.add(2)));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn one_by_one(src: &[f32], out: &mut [u8]) {
+        legacy::symmetric::<HALF, BYTES>(src, None, out);
+    }
 }
 
 /// Q4_1 (`TOP` 15) and Q5_1 (31).
@@ -184,7 +260,7 @@ impl<const TOP: i32, const BYTES: usize> Kernel for Asymmetric<'_, '_, TOP, BYTE
         if self.0.importance.is_some() {
             self.weighted::<F>();
         } else {
-            self.plain::<F>();
+            <Self as Plain>::all::<F>(self.0);
         }
     }
 }
@@ -215,42 +291,51 @@ impl<const TOP: i32, const BYTES: usize> Asymmetric<'_, '_, TOP, BYTES> {
                         let x = F::load(bundle.rows[lane].add(v * F::N));
                         codes[v] = (inverse * (x - origin)).nearest().clamp(0, TOP);
                     }
-                    pack::<F>(&codes, TOP == 31, out.as_mut_ptr().add(4));
+                    pack_one::<F>(&codes, TOP == 31, out.as_mut_ptr().add(4));
                 }
+            }
+        }
+    }
+}
+
+impl<const TOP: i32, const BYTES: usize> Plain for Asymmetric<'_, '_, TOP, BYTES> {
+    const BYTES: usize = BYTES;
+
+    #[inline(always)]
+    fn scales<F: Float>(low: F, high: F) -> Scales {
+        let d = (high - low) / F::splat(TOP as f32);
+        let (inverse, unsound) = inverse(d);
+        // A zero that is the least or the greatest weight: which sign it has depends on the order.
+        let zero = F::splat(0.0);
+        let others = unsound.or(low.same(zero)).or(high.same(zero)).bits();
+        let heads = int_lanes(d.to_half() | low.to_half().shl::<16>());
+        Scales { heads, inverses: lanes(inverse), lows: lanes(low), others }
+    }
+
+    #[inline(always)]
+    unsafe fn bundle<F: Float>(src: *const f32, scales: &Scales, out: *mut u8) {
+        let half = F::splat(0.5);
+        for first in (0..F::N).step_by(4) {
+            // SAFETY: the caller's.
+            unsafe {
+                let outs = [0, 1, 2, 3].map(|k| out.add((first + k) * BYTES));
+                let mut codes = [[F::Int::splat(0); QK]; 4];
+                for k in 0..4 {
+                    outs[k].cast::<[u8; 4]>().write(scales.heads[first + k].to_le_bytes());
+                    let (inverse, low) = (F::splat(scales.inverses[first + k]), F::splat(scales.lows[first + k]));
+                    for v in 0..QK / F::N {
+                        let scaled = (F::load(src.add((first + k) * QK + v * F::N)) - low) * inverse + half;
+                        codes[k][v] = scaled.truncate().min(F::Int::splat(TOP));
+                    }
+                }
+                pack::<F>(&codes, TOP == 31, outs.map(|out| out.add(4)));
             }
         }
     }
 
     #[inline(always)]
-    fn plain<F: Float>(self) {
-        let out = self.0.out.as_mut_ptr();
-        let job = &*self.0;
-        let mut x = [F::splat(0.0); QK];
-        for bundle in Bundle::<QK>::all(job, F::N) {
-            // SAFETY: every lane points at a block.
-            unsafe { transpose(&bundle.rows, 0, &mut x) };
-            let (low, high) = range(&x);
-            let d = (high - low) / F::splat(TOP as f32);
-            let (halves, minimums) = (Halves::new(d), Halves::new(low));
-            let (inverses, lows) = (lanes(inverse(d)), lanes(low));
-            for lane in 0..bundle.count {
-                // SAFETY: the output has room for every block of the job; a lane has 32 weights.
-                unsafe {
-                    let out = bundle.block(out, lane, BYTES);
-                    halves.put(lane, out);
-                    minimums.put(lane, &mut out[2..]);
-                    let mut codes = [F::Int::splat(0); QK];
-                    if inverses[lane].is_finite() {
-                        let (inverse, low) = (F::splat(inverses[lane]), F::splat(lows[lane]));
-                        for v in 0..QK / F::N {
-                            let x = F::load(bundle.rows[lane].add(v * F::N));
-                            codes[v] = ((x - low) * inverse + F::splat(0.5)).truncate().clamp(0, TOP);
-                        }
-                    }
-                    pack::<F>(&codes, TOP == 31, out.as_mut_ptr().add(4));
-                }
-            }
-        }
+    fn one_by_one(src: &[f32], out: &mut [u8]) {
+        legacy::asymmetric::<TOP, BYTES>(src, None, out);
     }
 }
 
@@ -260,34 +345,46 @@ pub struct Q8<'a, 'b>(pub &'a mut Job<'b>);
 impl Kernel for Q8<'_, '_> {
     #[inline(always)]
     fn run<F: Float>(self) {
-        let out = self.0.out.as_mut_ptr();
-        let job = &*self.0;
-        let mut x = [F::splat(0.0); QK];
-        for bundle in Bundle::<QK>::all(job, F::N) {
-            // SAFETY: every lane points at a block.
-            unsafe { transpose(&bundle.rows, 0, &mut x) };
-            let mut amax = F::splat(0.0);
-            for v in &x {
-                amax = amax.max(v.abs());
-            }
-            let d = amax / F::splat(127.0);
-            let (halves, inverses) = (Halves::new(d), lanes(inverse(d)));
-            for lane in 0..bundle.count {
-                // SAFETY: the output has room for every block of the job; a lane has 32 weights.
-                unsafe {
-                    let out = bundle.block(out, lane, 34);
-                    halves.put(lane, out);
-                    if !inverses[lane].is_finite() {
-                        out[2..].fill(0);
-                        continue;
+        <Self as Plain>::all::<F>(self.0);
+    }
+}
+
+impl Plain for Q8<'_, '_> {
+    const BYTES: usize = 34;
+
+    #[inline(always)]
+    fn scales<F: Float>(low: F, high: F) -> Scales {
+        let d = high.abs().max(low.abs()) / F::splat(127.0);
+        let (inverse, unsound) = inverse(d);
+        let heads = int_lanes(d.to_half());
+        Scales { heads, inverses: lanes(inverse), lows: [0.0; MAX_LANES], others: unsound.bits() }
+    }
+
+    #[inline(always)]
+    unsafe fn bundle<F: Float>(src: *const f32, scales: &Scales, out: *mut u8) {
+        for first in (0..F::N).step_by(2) {
+            // SAFETY: the caller's.
+            unsafe {
+                let outs = [0, 1].map(|k| out.add((first + k) * Self::BYTES));
+                for k in 0..2 {
+                    outs[k].cast::<[u8; 2]>().write((scales.heads[first + k] as u16).to_le_bytes());
+                }
+                for i in (0..QK).step_by(2 * F::N) {
+                    let (mut codes, mut to) = ([F::Int::splat(0); 4], [out; 4]);
+                    for j in 0..4 {
+                        let (k, i) = (j / 2, i + j % 2 * F::N);
+                        let scaled = F::load(src.add((first + k) * QK + i)) * F::splat(scales.inverses[first + k]);
+                        codes[j] = scaled.round_away() & F::Int::splat(255);
+                        to[j] = outs[k].add(2 + i);
                     }
-                    let inverse = F::splat(inverses[lane]);
-                    for i in (0..QK).step_by(F::N) {
-                        let scaled = F::load(bundle.rows[lane].add(i)) * inverse;
-                        scaled.round_away().store_bytes(out[2 + i..].as_mut_ptr());
-                    }
+                    F::Int::store_bytes4(codes, to);
                 }
             }
         }
+    }
+
+    #[inline(always)]
+    fn one_by_one(src: &[f32], out: &mut [u8]) {
+        legacy::quantize_q8_0(src, None, out);
     }
 }

@@ -9,8 +9,13 @@ mod grid;
 mod iq4;
 mod kquants;
 mod legacy;
+mod plain;
+#[cfg(any(test, not(target_arch = "x86_64")))]
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod ranges;
 mod search;
+mod ternary;
 #[cfg(test)]
 mod tests;
 mod vector;
@@ -26,7 +31,7 @@ use vector::{Float, Int, MAX_LANES, Mask};
 pub enum Isa {
     /// The specification itself, one weight after another.
     Scalar,
-    /// Lanes in plain arrays, on any processor.
+    /// Lanes in plain arrays, on any processor; where there is something better, in tests alone: nobody need compile it.
     Portable,
     Sse2,
     /// With F16C, which every processor with AVX2 has.
@@ -55,7 +60,8 @@ impl Isa {
     /// Whether this machine has the instructions.
     pub fn is_available(self) -> bool {
         match self {
-            Isa::Scalar | Isa::Portable => true,
+            Isa::Scalar => true,
+            Isa::Portable => cfg!(any(test, not(target_arch = "x86_64"))),
             #[cfg(target_arch = "x86_64")]
             Isa::Sse2 => true,
             #[cfg(target_arch = "x86_64")]
@@ -125,6 +131,10 @@ pub fn quantize(isa: Isa, ty: GgmlType, job: &mut Job) -> bool {
         IQ4_XS => dispatch(isa, iq4::Xs(job)),
         MXFP4 => dispatch(isa, iq4::Mx(job)),
         NVFP4 => dispatch(isa, iq4::Nv(job)),
+        BF16 => dispatch(isa, plain::Bf16(job)),
+        TQ1_0 => dispatch(isa, plain::Tq1(job)),
+        TQ2_0 => dispatch(isa, plain::Tq2(job)),
+        Q2_0 => dispatch(isa, plain::Q2(job)),
         _ => return false,
     }
     true
@@ -169,15 +179,16 @@ trait Kernel {
 
 fn dispatch<K: Kernel>(isa: Isa, kernel: K) {
     match isa {
-        Isa::Scalar | Isa::Portable => kernel.run::<portable::F>(),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Sse2 => kernel.run::<x86::F4>(),
+        #[cfg(all(test, target_arch = "x86_64"))]
+        Isa::Portable => kernel.run::<portable::F>(),
         // SAFETY: whoever names an instruction set has asked `is_available`; `active` and `force` do.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { avx2(kernel) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { avx512(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        _ => kernel.run::<x86::F4>(),
         #[cfg(not(target_arch = "x86_64"))]
         _ => kernel.run::<portable::F>(),
     }

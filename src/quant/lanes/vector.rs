@@ -32,6 +32,26 @@ pub trait Float: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = S
     /// `rows` must hold `N` pointers, each readable for four floats at `at`.
     unsafe fn columns(rows: &[*const f32], at: usize) -> [Self; 4];
 
+    /// The least and the greatest weight of `N` blocks of 32 that follow one another; lane `i` is block `i`. Of zeros it may
+    /// be any.
+    ///
+    /// # Safety
+    /// `from` must be readable for all of them, none of which is a NaN.
+    #[inline(always)]
+    unsafe fn ranges(from: *const f32) -> (Self, Self) {
+        let (mut low, mut high) = ([f32::MAX; MAX_LANES], [-f32::MAX; MAX_LANES]);
+        // SAFETY: the caller's; no vector has more lanes.
+        unsafe {
+            for lane in 0..Self::N {
+                for x in from.add(32 * lane).cast::<[f32; 32]>().read() {
+                    low[lane] = if x < low[lane] { x } else { low[lane] };
+                    high[lane] = if x > high[lane] { x } else { high[lane] };
+                }
+            }
+            (Self::load(low.as_ptr()), Self::load(high.as_ptr()))
+        }
+    }
+
     /// `self < other ? self : other`.
     fn min(self, other: Self) -> Self;
     /// `self > other ? self : other`.
@@ -165,6 +185,18 @@ pub trait Int: Copy + Add<Output = Self> + Sub<Output = Self> + BitAnd<Output = 
     /// # Safety
     /// `to` must be writable for `N` bytes.
     unsafe fn store_bytes(self, to: *mut u8);
+
+    /// Stores four vectors of numbers from 0 to 255.
+    ///
+    /// # Safety
+    /// Each of `to` must be writable for `N` bytes.
+    #[inline(always)]
+    unsafe fn store_bytes4(vectors: [Self; 4], to: [*mut u8; 4]) {
+        for (vector, to) in vectors.into_iter().zip(to) {
+            // SAFETY: the caller's.
+            unsafe { vector.store_bytes(to) };
+        }
+    }
 
     #[inline(always)]
     fn clamp(self, low: i32, high: i32) -> Self {

@@ -2,6 +2,7 @@
 //! AVX-512. They are made and used only inside the entry points of `mod.rs`, after the processor was asked; that is why
 //! calling the instructions is sound, and it is the reason meant by every SAFETY line here that gives no other.
 
+use super::ranges;
 use super::vector::{Float, Int, Mask};
 use half::f16;
 use std::arch::x86_64::*;
@@ -35,7 +36,7 @@ macro_rules! methods {
 // ---- SSE2
 
 #[derive(Clone, Copy)]
-pub struct F4(__m128);
+pub struct F4(pub(super) __m128);
 #[derive(Clone, Copy)]
 pub struct I4(__m128i);
 #[derive(Clone, Copy)]
@@ -82,6 +83,12 @@ impl Float for F4 {
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the caller's.
         unsafe { _mm_storeu_ps(to, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn ranges(from: *const f32) -> (Self, Self) {
+        // SAFETY: the caller's.
+        let (low, high) = unsafe { ranges::of_4(from) };
+        (F4(low), F4(high))
     }
     #[inline(always)]
     unsafe fn columns(rows: &[*const f32], at: usize) -> [Self; 4] {
@@ -197,7 +204,7 @@ impl Mask for M4 {
 // ---- AVX2
 
 #[derive(Clone, Copy)]
-pub struct F8(__m256);
+pub struct F8(pub(super) __m256);
 #[derive(Clone, Copy)]
 pub struct I8(__m256i);
 #[derive(Clone, Copy)]
@@ -235,6 +242,12 @@ impl Float for F8 {
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the caller's.
         unsafe { _mm256_storeu_ps(to, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn ranges(from: *const f32) -> (Self, Self) {
+        // SAFETY: the caller's.
+        let (low, high) = unsafe { ranges::of_8(from) };
+        (F8(low), F8(high))
     }
     #[inline(always)]
     unsafe fn columns(rows: &[*const f32], at: usize) -> [Self; 4] {
@@ -354,7 +367,7 @@ impl Mask for M8 {
 // ---- AVX-512
 
 #[derive(Clone, Copy)]
-pub struct F16(__m512);
+pub struct F16(pub(super) __m512);
 #[derive(Clone, Copy)]
 pub struct I16(__m512i);
 #[derive(Clone, Copy)]
@@ -406,6 +419,12 @@ impl Float for F16 {
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the caller's.
         unsafe { _mm512_storeu_ps(to, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn ranges(from: *const f32) -> (Self, Self) {
+        // SAFETY: the caller's.
+        let (low, high) = unsafe { ranges::of_16(from) };
+        (F16(low), F16(high))
     }
     #[inline(always)]
     unsafe fn columns(rows: &[*const f32], at: usize) -> [Self; 4] {
@@ -495,6 +514,21 @@ impl Int for I16 {
     unsafe fn store_bytes(self, to: *mut u8) {
         // SAFETY: the caller's for the store.
         unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(self.0)) }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes4(vectors: [Self; 4], to: [*mut u8; 4]) {
+        // SAFETY: the caller's for the stores. Each quarter of `bytes` holds four of each vector.
+        unsafe {
+            let words =
+                (_mm512_packus_epi32(vectors[0].0, vectors[1].0), _mm512_packus_epi32(vectors[2].0, vectors[3].0));
+            let bytes = _mm512_packus_epi16(words.0, words.1);
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            let bytes = _mm512_permutexvar_epi32(order, bytes);
+            _mm_storeu_si128(to[0].cast(), _mm512_extracti32x4_epi32::<0>(bytes));
+            _mm_storeu_si128(to[1].cast(), _mm512_extracti32x4_epi32::<1>(bytes));
+            _mm_storeu_si128(to[2].cast(), _mm512_extracti32x4_epi32::<2>(bytes));
+            _mm_storeu_si128(to[3].cast(), _mm512_extracti32x4_epi32::<3>(bytes));
+        }
     }
     #[inline(always)]
     fn shl<const BITS: i32>(self) -> Self {

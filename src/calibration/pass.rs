@@ -1,0 +1,108 @@
+//! The pass over calibration windows with the whole model in memory: what the linear layers see is summed up, a few
+//! windows at a time, and can be taken up again from where it was. Layer by layer, see [`super::layerwise`].
+
+use super::stats::Statistics;
+use super::totals::Totals;
+use crate::Result;
+use crate::infer::{Cache, Observer};
+use crate::runnable::Runnable;
+use std::ops::ControlFlow;
+
+/// Windows that go through a layer together: its weights are decoded once for all of them.
+const TOGETHER: usize = 2;
+
+/// How far a pass is.
+pub struct Pass {
+    statistics: Statistics,
+    /// Windows that are in the sums.
+    done: usize,
+}
+
+impl Pass {
+    /// At the beginning.
+    pub fn new(model: &Runnable) -> Self {
+        Self { statistics: Statistics::new(&model.model), done: 0 }
+    }
+
+    /// With `done` windows behind it, which gave `totals`.
+    ///
+    /// Errors: `BadInput` when the totals are of another model.
+    pub fn resumed(model: &Runnable, done: usize, totals: &Totals) -> Result<Self> {
+        let mut statistics = Statistics::new(&model.model);
+        statistics.restore(totals)?;
+        Ok(Self { statistics, done })
+    }
+
+    pub fn done(&self) -> usize {
+        self.done
+    }
+
+    /// The sums so far.
+    pub fn totals(&self) -> Totals {
+        self.statistics.totals()
+    }
+
+    /// Runs the windows that are left; `after` is called with the tokens done. `head`: the output matrix too.
+    ///
+    /// Errors: `BadInput` naming the first layer whose input is not finite; those of the engine and of `after`.
+    pub fn run(
+        &mut self,
+        model: &Runnable,
+        windows: &[Vec<u32>],
+        head: bool,
+        mut after: impl FnMut(&Self, usize) -> Result<()>,
+    ) -> Result<()> {
+        let engine = &model.engine;
+        let layers = engine.config.layers;
+        // Nobody asks for the product after the last input.
+        let last = (!head).then(|| format!("blk.{}.ffn_down.weight", layers.saturating_sub(1)));
+        let mut cache = Cache::one_batch(windows.iter().map(Vec::len).max().unwrap_or(0));
+        while let Some(next) = windows.get(self.done) {
+            let left = &windows[self.done..];
+            let equal = left.iter().take_while(|w| w.len() == next.len()).count();
+            let batch = &left[..equal.min(engine.windows_together(TOGETHER))];
+            self.statistics.set_window(next.len());
+            let mut observer = UntilLast { statistics: &mut self.statistics, last: last.as_deref() };
+            let mut x = engine.embed(&batch.concat())?;
+            for layer in 0..layers {
+                let run = engine.layer_of(layer, &mut x, batch.len(), &mut cache, &mut observer)?;
+                observer.statistics.check()?;
+                if run.is_break() {
+                    break;
+                }
+            }
+            if head {
+                // One window at a time: logits are large.
+                for hidden in x.chunks_exact(next.len() * engine.config.hidden) {
+                    engine.head(hidden, &mut observer);
+                }
+                observer.statistics.check()?;
+            }
+            self.done += batch.len();
+            after(self, batch.len() * next.len())?;
+        }
+        Ok(())
+    }
+}
+
+/// The sums over `windows`.
+///
+/// Errors: as [`Pass::run`].
+pub fn run(model: &Runnable, windows: &[Vec<u32>], head: bool) -> Result<Totals> {
+    let mut pass = Pass::new(model);
+    pass.run(model, windows, head, |_, _| Ok(()))?;
+    Ok(pass.totals())
+}
+
+/// Collects up to the input of the layer `last`.
+struct UntilLast<'a> {
+    statistics: &'a mut Statistics,
+    last: Option<&'a str>,
+}
+
+impl Observer for UntilLast<'_> {
+    fn input(&mut self, linear: &str, expert: Option<usize>, x: &[f32]) -> ControlFlow<()> {
+        self.statistics.input(linear, expert, x)?;
+        if self.last == Some(linear) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}

@@ -1,0 +1,175 @@
+//! AWQ and SmoothQuant folders from the command line: factors are folded so that the model stays what it was, every
+//! family comes out whole, and a calibrated run that is killed continues to the same bytes.
+
+use quantize::infer::{Cache, Engine};
+use quantize::model::Model;
+use quantize::source::Checkpoint;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn conformance() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance")
+}
+
+fn families() -> Vec<String> {
+    let entries = std::fs::read_dir(conformance()).unwrap().map(|e| e.unwrap().path());
+    let mut names: Vec<String> =
+        entries.filter(|p| p.is_dir()).map(|p| p.file_name().unwrap().to_str().unwrap().to_string()).collect();
+    names.sort();
+    assert_eq!(names.len(), 12);
+    names
+}
+
+fn command(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quantize"));
+    command.current_dir(dir).args(args);
+    command
+}
+
+fn ok(out: Output) -> String {
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+const SMALL: [&str; 7] = ["--calibration", "default", "--calibration-tokens", "1024", "--seq-len", "64", "--quiet"];
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn digests(dir: &Path) -> BTreeMap<String, String> {
+    let digest = |path: PathBuf| {
+        let bytes = std::fs::read(&path).unwrap();
+        let hex = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+        (path.file_name().unwrap().to_str().unwrap().to_string(), hex)
+    };
+    std::fs::read_dir(dir).unwrap().map(|e| digest(e.unwrap().path())).collect()
+}
+
+fn logits(dir: &Path, tokens: &[u32]) -> Vec<f32> {
+    let ckpt = Checkpoint::open(dir).unwrap();
+    let model = Model::open(&ckpt).unwrap();
+    let engine = Engine::load(&ckpt, &model).unwrap();
+    engine.forward(tokens, &mut Cache::one_batch(tokens.len()), 0..tokens.len()).unwrap()
+}
+
+/// Mean KL divergence of the logits' distributions from those of `base`.
+fn divergence(base: &[f32], other: &[f32], vocab: usize) -> f64 {
+    let log_softmax = |row: &[f32]| {
+        let max = row.iter().fold(f32::MIN, |m, v| m.max(*v));
+        let sum: f64 = row.iter().map(|v| f64::from(v - max).exp()).sum();
+        row.iter().map(|v| f64::from(v - max) - sum.ln()).collect::<Vec<f64>>()
+    };
+    let rows = base.chunks_exact(vocab).zip(other.chunks_exact(vocab));
+    let kl = |(p, q): (&[f32], &[f32])| {
+        let (p, q) = (log_softmax(p), log_softmax(q));
+        p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>()
+    };
+    rows.map(kl).sum::<f64>() / (base.len() / vocab) as f64
+}
+
+#[test]
+fn every_family_is_scaled_and_closer_to_itself_than_by_plain_rounding() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut plain, mut scaled, mut nearest, mut changed) = (0.0, 0.0, 0.0, 0);
+    for name in families() {
+        let source = conformance().join(&name);
+        let source = source.to_str().unwrap();
+        let run = |out: &str, more: &[&str]| {
+            let args = ["--to", "awq-32g", source, "-o", out, "--force"];
+            ok(command(dir.path(), &[&args[..], more].concat()).output().unwrap());
+            dir.path().join(out)
+        };
+        let folders = [
+            run("plain", &["--rounding", "nearest", "--quiet"]),
+            run("scaled", &SMALL),
+            run("nearest", &[&SMALL[..], &["--rounding", "nearest"]].concat()),
+        ];
+        let vocab = Model::open(&Checkpoint::open(Path::new(source)).unwrap()).unwrap().config.vocab;
+        let tokens: Vec<u32> = (0..120).map(|i| (i * 37 + i * i * 11 + 5) % vocab as u32).collect();
+        let base = logits(Path::new(source), &tokens);
+        let kl = folders.each_ref().map(|folder| divergence(&base, &logits(folder, &tokens), vocab));
+        println!("{name}: nearest {:.2e}, scaled with feedback {:.2e}, scaled {:.2e}", kl[0], kl[1], kl[2]);
+        assert!(kl[1] < 1.5 * kl[0] && kl[2] < 1.5 * kl[0], "{name}: {kl:?}");
+        plain += kl[0].ln();
+        scaled += kl[1].ln();
+        nearest += kl[2].ln();
+        let (was, is) = (Checkpoint::open(Path::new(source)).unwrap(), Checkpoint::open(&folders[1]).unwrap());
+        for t in was.tensors().iter().filter(|t| t.name.contains("norm")) {
+            let read = |c: &Checkpoint| {
+                let t = &c.tensors()[c.find(&t.name).unwrap()];
+                let mut out = vec![0.0; t.elements()];
+                c.read_f32(t, 0..out.len(), &mut Vec::new(), &mut out).unwrap();
+                out
+            };
+            changed += usize::from(read(&was) != read(&is));
+        }
+        let manifest = json(&folders[1].join("quantize-manifest.json"));
+        assert_eq!((&manifest["recipe"]["scaling"], &manifest["recipe"]["rounding"]), (&"awq".into(), &"gptq".into()));
+        let modules = manifest["modules"].as_array().unwrap();
+        let gain = |m: &Value| m["loss_with_scaled_channels"].as_f64();
+        assert!(modules.iter().filter_map(gain).all(|gain| gain <= 1.0));
+        assert!(modules.iter().filter_map(gain).count() > modules.len() / 2, "{name}");
+    }
+    assert!(changed > 24, "{changed} norms have taken factors");
+    // Over all families, scaling must pay, and feedback more.
+    let (scaled, nearest) = ((scaled - plain) / 12.0, (nearest - plain) / 12.0);
+    println!("relative to plain rounding: {:.3} with feedback, {:.3} without", scaled.exp(), nearest.exp());
+    assert!(scaled < 0.9f64.ln() && nearest < 1f64.ln(), "{} {}", scaled.exp(), nearest.exp());
+}
+
+#[test]
+fn a_smoothed_model_reads_back() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["llama", "gemma2", "qwen2-moe"] {
+        let source = conformance().join(name);
+        let args = ["--to", "int8", source.to_str().unwrap(), "-o", name];
+        ok(command(dir.path(), &[&args[..], &SMALL].concat()).output().unwrap());
+        let manifest = json(&dir.path().join(name).join("quantize-manifest.json"));
+        assert_eq!(manifest["recipe"]["scaling"], "smoothquant 0.5");
+        let vocab = Model::open(&Checkpoint::open(&source).unwrap()).unwrap().config.vocab;
+        let tokens: Vec<u32> = (0..100).map(|i| (i * 31 + 7) % vocab as u32).collect();
+        let kl = divergence(&logits(&source, &tokens), &logits(&dir.path().join(name), &tokens), vocab);
+        println!("{name}: {kl:.2e}");
+        assert!(kl < 2e-3, "{name}: {kl}");
+    }
+}
+
+#[test]
+fn a_killed_run_continues_to_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    // With a bias on the values, routers, experts and a shared expert.
+    let source = conformance().join("qwen2-moe");
+    let run = |more: &[&str]| {
+        let args = ["--to", "awq-32g", source.to_str().unwrap()];
+        command(dir.path(), &[&args[..], &SMALL, more].concat())
+    };
+    let start = Instant::now();
+    ok(run(&["-o", "whole"]).output().unwrap());
+    let length = start.elapsed();
+    let want = digests(&dir.path().join("whole"));
+    let (mut killed, mut resumed) = (0, 0);
+    for i in 0..10u32 {
+        let mut child = run(&["-o", "cut"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(length * (i + 1) / 11 + Duration::from_micros(u64::from(i) * 311));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let cut = dir.path().join("cut");
+        if !cut.exists() {
+            killed += 1;
+            let partial = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path());
+            let journal = partial.map(|p| p.join(".quantize-journal")).find(|p| p.is_file());
+            let layers = journal.map(|j| std::fs::read_to_string(j).unwrap().matches("layer ").count());
+            resumed += usize::from(layers.is_some_and(|n| n > 0));
+            ok(run(&["-o", "cut", "--resume"]).output().unwrap());
+        }
+        assert_eq!(digests(&cut), want);
+        std::fs::remove_dir_all(cut).unwrap();
+    }
+    println!("{killed} runs were killed, {resumed} behind a finished layer");
+    assert!(killed > 3, "only {killed} of 10 kills came in time");
+}
