@@ -41,7 +41,13 @@ impl Runnable {
     ///
     /// Errors: those of [`Checkpoint::open`], [`Model::open`], the tokenizer and [`Engine::load`].
     pub fn open(path: &Path) -> Result<Self> {
-        let ckpt = Checkpoint::open(path)?;
+        Self::load(Checkpoint::open(path)?, path)
+    }
+
+    /// Loads what is open already; `path` is what errors and reports call it.
+    ///
+    /// Errors: those of [`Model::open`], the tokenizer and [`Engine::load`].
+    pub fn load(ckpt: Checkpoint, path: &Path) -> Result<Self> {
         let model = Model::open(&ckpt)?;
         let tokenizer = match ckpt.gguf() {
             Some(metadata) => Tokenizer::from_gguf(metadata)?,

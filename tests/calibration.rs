@@ -98,12 +98,13 @@ impl Observer for Plain {
 
 #[test]
 fn sums_are_those_of_a_plain_observer() {
-    let model = Runnable::open(&model("mixtral")).unwrap();
+    let mut model = Runnable::open(&model("mixtral")).unwrap();
     let amount = Amount { tokens: 200, seq_len: 20, seed: 1 };
     let drawn = draw(&[Source::Random], amount, &model, &mut || Ok(())).unwrap();
-    let totals = run(&model, &drawn.windows, true).unwrap();
+    let totals = run(&mut model, &drawn.windows, true).unwrap();
     let cols = model.model.tensors.iter().map(|t| (t.name.clone(), t.cols())).collect();
     let mut plain = Plain { sums: BTreeMap::new(), cols };
+    model.engine.linears_mut().for_each(|l| l.multiply_in_bf16(true));
     for window in &drawn.windows {
         let mut cache = quantize::infer::Cache::one_batch(window.len());
         let hidden = model.engine.hidden(window, &mut cache, &mut plain).unwrap();
@@ -520,16 +521,16 @@ fn only_the_same_run_is_resumed() {
 
 #[test]
 fn windows_that_run_together_give_the_sums_of_each_alone() {
-    let model = Runnable::open(&model("qwen3-moe")).unwrap();
+    let mut model = Runnable::open(&model("qwen3-moe")).unwrap();
     let amount = Amount { tokens: 33 * 7, seq_len: 33, seed: 1 };
     let drawn = draw(&[Source::Random], amount, &model, &mut || Ok(())).unwrap();
-    let together = run(&model, &drawn.windows, true).unwrap();
+    let together = run(&mut model, &drawn.windows, true).unwrap();
     let mut turned = drawn.windows.clone();
     turned.rotate_left(3);
-    assert_eq!(run(&model, &turned, true).unwrap(), together);
+    assert_eq!(run(&mut model, &turned, true).unwrap(), together);
     let mut alone = Pass::new(&model);
     for n in 1..=drawn.windows.len() {
-        alone.run(&model, &drawn.windows[..n], true, |_, _| Ok(())).unwrap();
+        alone.run(&mut model, &drawn.windows[..n], true, |_, _| Ok(())).unwrap();
     }
     assert_eq!(alone.totals(), together);
 }

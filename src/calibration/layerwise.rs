@@ -131,7 +131,7 @@ pub fn run(
     for layer in 0..model.config.layers {
         engine.load_layer(ckpt, model, layer)?;
         if options.bf16 {
-            engine.layer_linears_mut(layer).for_each(Linear::multiply_in_bf16);
+            engine.layer_linears_mut(layer).for_each(|l| l.multiply_in_bf16(true));
         }
         let inputs = inputs(model, layer);
         let experts = model.config.experts.as_ref().map_or(1, |e| e.count.max(1));

@@ -283,8 +283,8 @@ fn calibrate(
     keeping: Option<Keeping>,
     quiet: bool,
 ) -> Result<Made> {
-    let Drawing { model, windows, data, overlap } = draw(path, sources, args, text, TooLong::Refuse, quiet)?;
-    let collected = collect::run(&model, &windows, &data, head, keeping, quiet).map_err(|e| in_file(e, path))?;
+    let Drawing { mut model, windows, data, overlap } = draw(path, sources, args, text, TooLong::Refuse, quiet)?;
+    let collected = collect::run(&mut model, &windows, &data, head, keeping, quiet).map_err(|e| in_file(e, path))?;
     let Collected { totals, speed } = collected;
     let experts = stats::expert_use(totals.0.iter().map(|(name, total)| (name.as_str(), total.counts.as_slice())));
     let imatrix = Imatrix::new(&totals, &data);

@@ -34,7 +34,7 @@ pub fn go_on() -> Result<()> {
 
 /// Runs the windows. `head`: the output matrix too.
 pub fn run(
-    model: &Runnable,
+    model: &mut Runnable,
     windows: &[Vec<u32>],
     data: &DataReport,
     head: bool,

@@ -14,6 +14,7 @@ use crate::feedback::Shrink;
 use crate::refine::{Refine, Settings, Target};
 use crate::report::LedgerRow;
 use crate::runnable::Runnable;
+use crate::source::Checkpoint;
 use crate::writer::gguf::Artifact;
 use crate::{Error, Result};
 
@@ -169,15 +170,9 @@ pub fn judge(
     let mut base = Runnable::open(&prepared.path)?;
     let mut keep = Vec::new();
     for (i, (artifact, plain)) in artifacts.iter().zip(plain).enumerate() {
-        let (Some(with), Some(without)) = (artifact.only_file(), plain.only_file()) else {
-            keep.push(true);
-            continue;
-        };
-        let (mut with, mut without) = (Runnable::open(with)?, Runnable::open(without)?);
-        let mut verdicts = Vec::new();
-        for set in &outcome.held.sets {
-            verdicts.push(compare(&mut base, &mut with, &mut without, set)?);
-        }
+        let with = divergences(&mut base, artifact, &outcome.held.sets)?;
+        let without = divergences(&mut base, plain, &outcome.held.sets)?;
+        let verdicts: Vec<(f64, f64)> = with.into_iter().zip(without).collect();
         let name = prepared.targets[i].preset.name;
         if !quiet {
             let text: Vec<String> = verdicts.iter().map(|(f, g)| format!("{f:.4} (ggml's search {g:.4})")).collect();
@@ -199,25 +194,28 @@ pub fn judge(
     Ok(keep)
 }
 
-/// Mean KL divergence of two files from `base` on the second halves of `windows`.
-fn compare(
-    base: &mut Runnable,
-    with: &mut Runnable,
-    without: &mut Runnable,
-    windows: &[Vec<u32>],
-) -> Result<(f64, f64)> {
+/// Mean KL divergence of a file from `base` on the second halves of the windows of each set. The file's model is in
+/// memory only here: no more than one beside the base.
+fn divergences(base: &mut Runnable, artifact: &Artifact, sets: &[Vec<Vec<u32>>]) -> Result<Vec<f64>> {
+    let paths = artifact.temp_paths();
+    let name = artifact.targets().next().unwrap_or(std::path::Path::new("the file")).to_path_buf();
+    let mut model = Runnable::load(Checkpoint::open_gguf(&paths)?, &name)?;
+    sets.iter().map(|windows| divergence(base, &mut model, windows)).collect()
+}
+
+fn divergence(base: &mut Runnable, model: &mut Runnable, windows: &[Vec<u32>]) -> Result<f64> {
     let ctx = windows.iter().map(Vec::len).min().unwrap_or(0);
     let stream: Vec<u32> = windows.iter().flat_map(|w| w[..ctx].iter().copied()).collect();
     let plan = Windows::plan(Method::LlamaCpp { ctx }, stream.len(), None, None)?;
-    let candidate = |name: &str, model| Candidate { name: name.to_string(), model };
     let mut progress = |_: &eval::Progress| {
         if CANCEL.load(std::sync::atomic::Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     };
     let options = eval::Options { progress: Some(&mut progress), ..eval::Options::default() };
-    let mut both = [candidate("with feedback", with), candidate("ggml's search", without)];
-    let result = eval::compare(Base::Model(candidate("base", base)), &mut both, &stream, &plan, options)?;
-    let mean = |records: &[eval::Record]| records.iter().map(|r| r.kld).sum::<f64>() / records.len().max(1) as f64;
-    Ok((mean(&result.candidates[0]), mean(&result.candidates[1])))
+    let base = Base::Model(Candidate { name: "base".to_string(), model: base });
+    let mut candidate = [Candidate { name: model.artifact.name.clone(), model }];
+    let result = eval::compare(base, &mut candidate, &stream, &plan, options)?;
+    let records = &result.candidates[0];
+    Ok(records.iter().map(|r| r.kld).sum::<f64>() / records.len().max(1) as f64)
 }
 
 impl SearchArgs {

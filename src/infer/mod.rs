@@ -53,10 +53,12 @@ impl Linear {
         self.weight.rows()
     }
 
-    /// From now on products are of numbers rounded to bfloat16, unless the format rounds activations already.
-    pub fn multiply_in_bf16(&mut self) {
-        if self.rounding == Rounding::None {
-            self.rounding = Rounding::Bf16;
+    /// Whether products are of numbers rounded to bfloat16, unless activations are rounded in another way already.
+    pub fn multiply_in_bf16(&mut self, on: bool) {
+        match (self.rounding, on) {
+            (Rounding::None, true) => self.rounding = Rounding::Bf16,
+            (Rounding::Bf16, false) => self.rounding = Rounding::None,
+            _ => {}
         }
     }
 

@@ -23,28 +23,37 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint> {
         let what = format!("is one of {count} shards, but its name does not end in -00001-of-{count:05}.gguf");
         return Err(Error::bad_file(path, what).hint("give the shards their original names"));
     };
+    let path = |i: u64| dir.join(format!("{prefix}-{:05}-of-{count:05}.gguf", i + 1));
+    let paths: Vec<PathBuf> = (0..count).map(path).collect();
+    if let Some(missing) = paths.iter().find(|path| !path.exists()) {
+        return Err(Error::bad_file(missing, "this shard of the model is missing").hint("fetch all the shards"));
+    }
+    open_shards(&paths)
+}
+
+/// Opens the shards of one model, all of them and in order, whatever their names.
+pub(super) fn open_shards(paths: &[PathBuf]) -> Result<Checkpoint> {
+    let count = paths.len() as u64;
     let (mut files, mut all, mut metadata) = (Vec::new(), Vec::new(), Metadata::new());
     let mut announced = None;
-    for i in 0..count {
-        let path = dir.join(format!("{prefix}-{:05}-of-{count:05}.gguf", i + 1));
-        if !path.exists() {
-            return Err(Error::bad_file(&path, "this shard of the model is missing").hint("fetch all the shards"));
-        }
-        let (file, header) = read(&path)?;
+    for (i, path) in (0..).zip(paths) {
+        let (file, header) = read(path)?;
         if header.metadata.uint(SPLIT_NO) != Some(i) || header.metadata.uint(SPLIT_COUNT) != Some(count) {
-            return Err(Error::bad_file(&path, format!("its '{SPLIT_NO}' and '{SPLIT_COUNT}' do not match its name")));
+            return Err(Error::bad_file(path, format!("its '{SPLIT_NO}' and '{SPLIT_COUNT}' do not match its name")));
         }
-        all.extend(tensors(&header, files.len(), &path)?);
+        all.extend(tensors(&header, files.len(), path)?);
         files.push(file);
         if i == 0 {
             announced = header.metadata.uint(SPLIT_TENSORS);
             metadata = without_split(header.metadata);
         }
     }
+    let Some(first) = files.first() else { return Err(Error::Internal("a model of no shards".into())) };
     if announced.is_some_and(|n| n != all.len() as u64) {
-        let (first, n) = (&files[0].path, announced.unwrap_or_default());
+        let (first, n) = (&first.path, announced.unwrap_or_default());
         return Err(Error::bad_file(first, format!("'{SPLIT_TENSORS}' is {n}, but the shards hold {}", all.len())));
     }
+    let dir = first.path.parent().unwrap_or(Path::new(".")).to_path_buf();
     Checkpoint::new(dir, files, all, Some(metadata))
 }
 

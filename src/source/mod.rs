@@ -99,6 +99,16 @@ impl Checkpoint {
         folder::open(path)
     }
 
+    /// Opens a GGUF model whose file, or shards in order, may have any names yet.
+    ///
+    /// Errors: as [`Self::open`].
+    pub fn open_gguf(paths: &[PathBuf]) -> Result<Self> {
+        match paths {
+            [one] => gguf::open(one),
+            shards => gguf::open_shards(shards),
+        }
+    }
+
     /// Puts the parts together. `found` is in order of files and, within one, of the container's choice.
     fn new(dir: PathBuf, files: Vec<SourceFile>, found: Vec<TensorMeta>, gguf: Option<Metadata>) -> Result<Self> {
         let mut index = HashMap::with_capacity(found.len());

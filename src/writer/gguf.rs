@@ -108,12 +108,9 @@ impl Artifact {
         self.shards.iter().map(|shard| shard.file.target())
     }
 
-    /// Where a [sealed](Self::seal) artifact lies for the time being, if it is one file.
-    pub fn only_file(&self) -> Option<&Path> {
-        match &self.shards[..] {
-            [one] => Some(one.file.temp_path()),
-            _ => None,
-        }
+    /// Where the files of a [sealed](Self::seal) artifact lie for the time being.
+    pub fn temp_paths(&self) -> Vec<PathBuf> {
+        self.shards.iter().map(|shard| shard.file.temp_path().to_path_buf()).collect()
     }
 
     /// Writes the headers, syncs, reads everything back and checks it.

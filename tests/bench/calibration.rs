@@ -51,7 +51,7 @@ fn main() {
     let before = reset_peak();
     let (cpu, clock) = (cpu_seconds(), Instant::now());
     let checksum = if kind == "sums" {
-        let totals = pass::run(&model, &windows, false).expect("a pass");
+        let totals = pass::run(&mut model, &windows, false).expect("a pass");
         totals.0.values().flat_map(|t| &t.sums).map(|s| *s as f64).sum()
     } else {
         let options = Options { sequential: kind == "sequential", ..Options::default() };

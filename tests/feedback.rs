@@ -1,0 +1,235 @@
+//! `--search feedback` for GGUF, run as a user runs it: the same bytes from any number of threads, no file worse than that
+//! of ggml's search on text that had no part in it, and the ledger says where ggml's blocks were kept.
+
+use assert_cmd::Command;
+use quantize::Result;
+use quantize::calibration::data::{Amount, Source, draw};
+use quantize::calibration::layerwise::{self, Options};
+use quantize::convert::{self, Control, Sink};
+use quantize::eval::{self, Base, Candidate, Method, Windows};
+use quantize::gguf::read_header;
+use quantize::model::Model;
+use quantize::quant::GgmlType;
+use quantize::refine::{Refine, Settings, Target};
+use quantize::runnable::Runnable;
+use quantize::source::Checkpoint;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+
+const FAMILIES: [&str; 12] = [
+    "gemma2",
+    "gemma3",
+    "llama",
+    "llama-tied-headdim",
+    "llama3-rope",
+    "mistral-window",
+    "mixtral",
+    "phi3",
+    "qwen2",
+    "qwen2-moe",
+    "qwen3",
+    "qwen3-moe",
+];
+
+const WINDOW: usize = 64;
+const TOKENS: usize = 40 * WINDOW;
+/// The command holds one window in so many out.
+const HOLD_OUT: usize = 8;
+
+fn model(name: &str) -> PathBuf {
+    let folder = if name == "tiny-llama" { "fixtures" } else { "conformance" };
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(folder).join(name)
+}
+
+/// A conversion calibrated on the bundled texts.
+fn convert(name: &str, ty: &str, search: &str, out: &Path) -> Command {
+    let mut command = Command::cargo_bin("quantize").unwrap();
+    command.args(["--quiet", "--format", "json", "--to", ty, "--search", search, "--calibration", "default"]);
+    command.args(["--calibration-tokens", &TOKENS.to_string(), "--seq-len", &WINDOW.to_string()]);
+    command.arg(model(name)).arg("-o").arg(out);
+    command
+}
+
+/// The summary of a conversion that succeeds.
+fn ok(command: &mut Command) -> serde_json::Value {
+    let done = command.assert().success().get_output().clone();
+    serde_json::from_slice(&done.stdout).unwrap()
+}
+
+fn data(path: &Path) -> Vec<u8> {
+    let start = read_header(path).unwrap().data_start as usize;
+    std::fs::read(path).unwrap()[start..].to_vec()
+}
+
+/// Mean KL divergence of each of `files` from the model `name` on the windows that the command held out.
+fn held_out(name: &str, files: &[&Path]) -> Vec<f64> {
+    let mut base = Runnable::open(&model(name)).unwrap();
+    let amount = Amount { tokens: TOKENS, seq_len: WINDOW, seed: 0 };
+    let windows = draw(&[Source::Default], amount, &base, &mut || Ok(())).unwrap().windows;
+    let held = windows.iter().enumerate().filter(|(i, _)| i % HOLD_OUT == HOLD_OUT - 1);
+    let stream: Vec<u32> = held.flat_map(|(_, window)| window.iter().copied()).collect();
+    assert_eq!(stream.len(), TOKENS / HOLD_OUT);
+    let plan = Windows::plan(Method::LlamaCpp { ctx: WINDOW }, stream.len(), None, None).unwrap();
+    let mut models: Vec<Runnable> = files.iter().map(|path| Runnable::open(path).unwrap()).collect();
+    let mut candidates: Vec<Candidate> =
+        models.iter_mut().map(|model| Candidate { name: "candidate".into(), model }).collect();
+    let base = Base::Model(Candidate { name: "base".into(), model: &mut base });
+    let result = eval::compare(base, &mut candidates, &stream, &plan, eval::Options::default()).unwrap();
+    result.candidates.iter().map(|r| r.iter().map(|r| r.kld).sum::<f64>() / r.len() as f64).collect()
+}
+
+#[test]
+fn no_family_is_worse_than_with_ggmls_search() {
+    let dir = tempfile::tempdir().unwrap();
+    let (feedback, ggml) = (dir.path().join("feedback.gguf"), dir.path().join("ggml.gguf"));
+    let mut won = 0;
+    for name in FAMILIES {
+        let summary = ok(&mut convert(name, "q4_0", "feedback", &feedback));
+        ok(&mut convert(name, "q4_0", "ggml", &ggml));
+        let divergence = held_out(name, &[&feedback, &ggml]);
+        let kept_ggml = summary["artifacts"][0]["ledger"].as_array().unwrap().iter().any(|r| {
+            r["kind"] == "search" && r["tensor"].is_null() // the file as a whole
+        });
+        if !kept_ggml {
+            assert!(divergence[0] <= divergence[1], "{name}: {divergence:?}");
+            won += 1;
+        }
+        std::fs::remove_file(&feedback).unwrap();
+        std::fs::remove_file(&ggml).unwrap();
+    }
+    assert!(won > FAMILIES.len() / 2, "feedback was kept for {won} families only");
+}
+
+#[test]
+fn k_quants_of_tiny_llama_lose_less() {
+    let dir = tempfile::tempdir().unwrap();
+    for ty in ["q4_k_m", "q3_k_m", "q2_k", "iq4_xs"] {
+        let path = |search: &str| dir.path().join(format!("{search}-{ty}.gguf"));
+        for search in ["feedback", "ggml"] {
+            ok(&mut convert("tiny-llama", ty, search, &path(search)));
+        }
+        let (feedback, ggml) = (path("feedback"), path("ggml"));
+        assert_eq!(data(&feedback).len(), data(&ggml).len(), "{ty}");
+        let divergence = held_out("tiny-llama", &[&feedback, &ggml]);
+        assert!(divergence[0] < divergence[1], "{ty}: {divergence:?}");
+        let header = read_header(&feedback).unwrap();
+        assert_eq!(header.metadata.str("quantize.search"), Some("feedback"), "{ty}");
+    }
+}
+
+#[test]
+fn threads_change_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, ty) in [("tiny-llama", "q4_k_m"), ("qwen3-moe", "q4_0")] {
+        let files: Vec<Vec<u8>> = ["1", "2", "7"]
+            .iter()
+            .map(|threads| {
+                let path = dir.path().join(format!("{name}-{threads}.gguf"));
+                ok(convert(name, ty, "feedback", &path).args(["-t", threads]));
+                std::fs::read(&path).unwrap()
+            })
+            .collect();
+        assert!(files[0] == files[1] && files[0] == files[2], "{name}");
+    }
+}
+
+#[test]
+fn a_split_file_holds_the_same_tensors_and_is_judged_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, split) = (dir.path().join("whole.gguf"), dir.path().join("split.gguf"));
+    let one = ok(&mut convert("llama", "q4_0", "feedback", &whole));
+    let mut command = convert("llama", "q4_0", "feedback", &split);
+    let many = ok(command.args(["--split-max-tensors", "7"]));
+    let rows = |summary: &serde_json::Value| summary["artifacts"][0]["ledger"].clone();
+    assert_eq!(rows(&one), rows(&many));
+    let first = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path());
+    let first = first.into_iter().find(|p| p.to_str().unwrap().contains("-00001-of-")).unwrap();
+    let tensors = |path: &Path| {
+        let ckpt = Checkpoint::open(path).unwrap();
+        let read = |t: &quantize::source::TensorMeta| {
+            let mut bytes = vec![0; t.bytes() as usize];
+            ckpt.read(t, 0, &mut bytes).unwrap();
+            (t.name.clone(), bytes)
+        };
+        ckpt.tensors().iter().map(read).collect::<BTreeMap<_, _>>()
+    };
+    assert!(tensors(&whole) == tensors(&first));
+}
+
+#[test]
+fn data_that_cannot_be_judged_by_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("x.gguf");
+    let text = dir.path().join("short.txt");
+    std::fs::write(&text, "One short text, and nothing held out.").unwrap();
+    for (tokens, window, says) in [("64", "64", "too few"), ("640", "8", "too short")] {
+        let mut command = Command::cargo_bin("quantize").unwrap();
+        command.args(["--quiet", "--to", "q4_0", "--search", "feedback", "--calibration", "default"]);
+        command.args(["--calibration-tokens", tokens, "--seq-len", window]).arg(model("llama")).arg("-o").arg(&out);
+        let done = command.assert().code(3).get_output().clone();
+        let told = String::from_utf8(done.stderr).unwrap();
+        assert!(told.contains(says) && told.contains("--search ggml"), "{told}");
+        assert!(!out.exists());
+    }
+}
+
+/// Bytes by tensor.
+#[derive(Default)]
+struct Kept(Mutex<BTreeMap<usize, BTreeMap<u64, Vec<u8>>>>);
+
+impl Sink for Kept {
+    fn put(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.0.lock().unwrap().entry(tensor).or_default().insert(offset, bytes.to_vec());
+        Ok(())
+    }
+}
+
+impl Kept {
+    fn of(&self, tensor: usize) -> Vec<u8> {
+        self.0.lock().unwrap().get(&tensor).into_iter().flat_map(|pieces| pieces.values().flatten().copied()).collect()
+    }
+}
+
+#[test]
+fn refused_matrices_have_ggmls_blocks_and_all_others_differ() {
+    let ckpt = Checkpoint::open(&model("qwen3-moe")).unwrap();
+    let model = Model::open(&ckpt).unwrap();
+    let types: Vec<GgmlType> = convert::outputs(&model)
+        .iter()
+        .map(|(name, shape)| {
+            let linear =
+                name.contains("blk.") && name.ends_with(".weight") && !name.contains("norm") && shape.len() > 1;
+            if linear && !name.contains("gate_inp") { GgmlType::Q4_0 } else { GgmlType::F32 }
+        })
+        .collect();
+    let vocab = model.config.vocab as u32;
+    let windows: Vec<Vec<u32>> =
+        (0..16u32).map(|w| (0..48).map(|i| (w * 7919 + i * 104_729 + i * i * 31) % vocab).collect()).collect();
+    let held: Vec<usize> = (0..windows.len()).map(|w| usize::from(w % 4 == 3)).collect();
+    let (with, without) = (Kept::default(), Kept::default());
+    let targets = [Target { types: &types, sink: &with, plain: &without }];
+    let control = Control { threads: 2, cancel: &AtomicBool::new(false), advance: &|_| () };
+    let options = Options { sequential: false, held, max_memory: None, spill: std::env::temp_dir() };
+    let mut refine = Refine::new(&ckpt, &model, &targets, Settings::default(), &control);
+    let head = layerwise::run(&ckpt, &model, &windows, &options, &mut refine, &control).unwrap();
+    refine.head(&head).unwrap();
+    let mut differ = 0;
+    for (i, (name, shape)) in convert::outputs(&model).into_iter().enumerate() {
+        assert_eq!(refine.done[0][i], types[i] == GgmlType::Q4_0, "{name}");
+        let (a, b) = (with.of(i), without.of(i));
+        let experts = if shape.len() == 3 { shape[0] } else { 1 };
+        assert_eq!(a.len(), b.len(), "{name}");
+        for expert in 0..if a.is_empty() { 0 } else { experts } {
+            let size = a.len() / experts;
+            let part = expert * size..(expert + 1) * size;
+            let refused = refine.refused.iter().find(|r| r.tensor == name && r.expert.is_none_or(|e| e == expert));
+            assert_eq!(a[part.clone()] == b[part], refused.is_some(), "{name} {expert}: {refused:?}");
+            differ += usize::from(refused.is_none());
+            assert!(refused.is_none_or(|r| r.target == 0 && !r.reason.is_empty()));
+        }
+    }
+    assert!(differ > 0);
+    assert_eq!(differ, refine.kept[0]);
+}
