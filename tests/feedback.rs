@@ -211,7 +211,7 @@ fn refused_matrices_have_ggmls_blocks_and_all_others_differ() {
     let (with, without) = (Kept::default(), Kept::default());
     let targets = [Target { types: &types, sink: &with, plain: &without }];
     let control = Control { threads: 2, cancel: &AtomicBool::new(false), advance: &|_| () };
-    let options = Options { sequential: false, bf16: false, held, max_memory: None, spill: std::env::temp_dir() };
+    let options = Options { sequential: false, held, max_memory: None, spill: std::env::temp_dir(), bf16: false };
     let mut refine = Refine::new(&ckpt, &model, &targets, Settings::default(), &control);
     let head = layerwise::run(&ckpt, &model, &windows, &options, &mut refine, &control).unwrap();
     refine.head(&head).unwrap();

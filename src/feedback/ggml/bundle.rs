@@ -17,6 +17,8 @@ pub enum FirstPass<'a> {
     Ggml(QuantizeRow, &'a [f32]),
     /// By a shorter search on the compensated block, then among neighbours on each freshly compensated sub-block.
     InLoop,
+    /// The same neighbours, around what ggml's search finds with the diagonal of H.
+    InLoopFromGgml(QuantizeRow),
 }
 
 /// A bundle of rows, transposed: everything is `[columns]` or `[sub-blocks]` or `[blocks]` of [`LANES`] rows.
@@ -101,6 +103,17 @@ impl Bundle {
                 FirstPass::Ggml(quantize, importance) => {
                     search::by_ggml(layout, quantize, x, &importance[columns.clone()], rows)
                 }
+                FirstPass::InLoopFromGgml(quantize) => {
+                    let importance: Vec<f32> = m.inverse_diagonal[columns.clone()].iter().map(|v| 1.0 / v).collect();
+                    let mut scales = search::by_ggml(layout, quantize, x, &importance, rows);
+                    // Where ggml's overflow, the largest that there are.
+                    for d in [&mut scales.d, &mut scales.dmin] {
+                        V::load(d).round_f16().store(d);
+                    }
+                    let weights = &m.feedback.weights[columns.clone()];
+                    search::mean_levels::<V, TABLE>(layout, x, weights, &scales, &mut mean_levels);
+                    scales
+                }
                 FirstPass::InLoop => {
                     let weights = &m.feedback.weights[columns.clone()];
                     search::in_lanes::<V, TABLE>(layout, x, weights, &mut mean_levels)
@@ -111,7 +124,7 @@ impl Bundle {
                 let columns = columns.start + b * layout.sub..columns.start + (b + 1) * layout.sub;
                 let before = block * layout.block..columns.start;
                 subtract::<V>(x, &m.u, columns.clone(), before.clone(), &self.errors[before]);
-                let search = matches!(first, FirstPass::InLoop).then(|| &mean_levels[b]);
+                let search = (!matches!(first, FirstPass::Ggml(..))).then(|| &mean_levels[b]);
                 self.sub_block::<V, TABLE>(layout, sub_of(x, &m.feedback, columns.start), columns, search);
             }
         }

@@ -135,10 +135,13 @@ fn run(
     if let Some(index) = w.iter().position(|v| !v.is_finite()) {
         return Err(QuantError::NotFinite { index, value: w[index] });
     }
+    // With two bits and a minimum, ggml's longer search finds scales that the shorter one misses; elsewhere both end at
+    // the same loss.
+    let in_loop = if layout.ty == GgmlType::Q2_K { FirstPass::InLoopFromGgml(*quantize) } else { FirstPass::InLoop };
     let (first, sweeps) = match stage {
         Stage::GgmlScales => (FirstPass::Ggml(*quantize, importance), 0),
-        Stage::InLoop => (FirstPass::InLoop, 0),
-        Stage::Polish(sweeps) => (FirstPass::InLoop, sweeps),
+        Stage::InLoop => (in_loop, 0),
+        Stage::Polish(sweeps) => (in_loop, sweeps),
     };
     let steps = Steps { layout, matrices, first, sweeps };
     w.par_chunks(LANES * cols).zip(out.par_chunks_mut(LANES * row_bytes)).for_each(|(rows, out)| {

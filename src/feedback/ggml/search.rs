@@ -2,7 +2,7 @@
 //! ggml's own search row by row, or a shorter one for a bundle of rows at once. Codes are thrown away: error feedback
 //! makes its own.
 
-use super::candidates::Means;
+use super::candidates::{Means, Scales, weighted_mean};
 use super::lanes::{Column, LANES, Lanes};
 use super::layout::{Block, Factors, Layout, MAX_BLOCK, MAX_SUB, MAX_SUBS, unpack_scales};
 use super::rounding::nearest;
@@ -223,6 +223,25 @@ pub fn in_lanes<V: Lanes, const TABLE: bool>(
         V::load(&m[0]).neg().round_f16().store(&mut found.dmin);
     }
     found
+}
+
+/// Each sub-block's weighted mean level of `x` (`[block]`), rounded with `scales`.
+#[inline(always)]
+pub fn mean_levels<V: Lanes, const TABLE: bool>(
+    layout: &Layout,
+    x: &[Column],
+    weights: &[f32],
+    scales: &BlockScales,
+    mean_level: &mut [Column; MAX_SUBS],
+) {
+    for (b, (x, w)) in x.chunks_exact(layout.sub).zip(weights.chunks_exact(layout.sub)).enumerate() {
+        let affine = Scales::<V>::load(&scales.d, &scales.dmin, &scales.a[b], &scales.c[b]).affine();
+        let mut levels = [Column::ZERO; MAX_SUB];
+        for (level, x) in levels.iter_mut().zip(x) {
+            nearest::<V, TABLE>(layout.levels, V::load(x).sub(affine.m).mul(affine.inverse)).store(level);
+        }
+        weighted_mean::<V>(&levels[..layout.sub], w).store(&mut mean_level[b]);
+    }
 }
 
 /// The means that a minimum mediates between, for the fresh weights `x` of a sub-block.
