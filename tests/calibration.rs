@@ -553,14 +553,19 @@ fn hessians_are_saved_beside_the_same_importance() {
         let (plain, with) = (Imatrix::open(&path("plain.gguf")).unwrap(), Imatrix::open(&path("h.gguf")).unwrap());
         assert_eq!(plain.entries.keys().collect::<Vec<_>>(), with.entries.keys().collect::<Vec<_>>());
         for (linear, entry) in &plain.entries {
-            assert_eq!((&entry.sums, &entry.counts), (&with.entries[linear].sums, &with.entries[linear].counts));
+            let exact = &with.entries[linear];
+            assert_eq!(entry.counts, exact.counts);
+            // The plain pass multiplies in bfloat16.
+            let pairs = || entry.sums.iter().zip(&exact.sums);
+            let error: f32 = pairs().map(|(a, b)| (a - b).abs()).sum();
+            assert!(error <= 5e-3 * pairs().map(|(_, b)| b).sum::<f32>(), "{name} {linear}: {error}");
         }
         let hessians = Hessians::open(&path("h.gguf")).unwrap().unwrap();
         assert!(Hessians::open(&path("plain.gguf")).unwrap().is_none());
         let linears: Vec<&str> = hessians.linears().collect();
         assert!(linears.iter().all(|l| plain.entries.contains_key(*l)) && linears.len() > 4, "{linears:?}");
         for linear in linears {
-            let entry = &plain.entries[linear];
+            let entry = &with.entries[linear];
             let cols = entry.sums.len() / entry.counts.len();
             for expert in 0..entry.counts.len() {
                 let gram = hessians.gram(linear, expert).unwrap();

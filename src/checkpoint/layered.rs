@@ -57,7 +57,8 @@ impl Method for Layered<'_> {
         };
         let options = layerwise::Options {
             sequential: options.sequential,
-            bf16: true,
+            // The search for factors is more sensitive to rounding than the codes are.
+            bf16: options.scaling.is_none(),
             held: Vec::new(),
             max_memory: None,
             spill: folder_of(job.folder.target()).to_path_buf(),

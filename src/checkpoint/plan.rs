@@ -100,7 +100,7 @@ impl Planned {
 }
 
 /// Linear layers whose input channels are split when a layer is split over devices; of the others it is the rows.
-fn splits_columns(role: Role) -> bool {
+pub(super) fn splits_columns(role: Role) -> bool {
     matches!(role, Role::AttnOutput | Role::FfnDown | Role::ExpertDown | Role::SharedDown)
 }
 
@@ -172,23 +172,24 @@ fn refusal(spec: &Spec, module: &Module, tp: usize) -> Option<String> {
 
 /// Modules that engines fuse into one matrix, or run as one kernel; two modules with the same answer belong together.
 /// `None`: the module is on its own.
-pub fn fused_set(module: &Module) -> Option<(Option<usize>, u8)> {
+pub fn fused_set(layer: Option<usize>, role: Role) -> Option<(Option<usize>, u8)> {
     use Role::*;
-    let set = match module.role {
+    let set = match role {
         AttnQ | AttnK | AttnV => 0,
         FfnGate | FfnUp => 1,
         SharedGate | SharedUp => 2,
         ExpertGate | ExpertUp | ExpertDown => 3,
         _ => return None,
     };
-    Some((module.layer, set))
+    Some((layer, set))
 }
 
 /// Fused modules must be stored alike: one that cannot be quantized keeps the others from it.
 fn agree(modules: &[Module], specs: &mut [Option<Spec>], departures: &mut Vec<Departure>) {
     for i in 0..modules.len() {
-        let Some(set) = fused_set(&modules[i]) else { continue };
-        let lesser = (0..modules.len()).find(|j| fused_set(&modules[*j]) == Some(set) && specs[*j] != specs[i]);
+        let set = |m: &Module| fused_set(m.layer, m.role);
+        let Some(own) = set(&modules[i]) else { continue };
+        let lesser = (0..modules.len()).find(|j| set(&modules[*j]) == Some(own) && specs[*j] != specs[i]);
         let Some(j) = lesser else { continue };
         // The one that departed already decides.
         let departed = |k: usize| departures.iter().any(|d| d.module.as_deref() == Some(modules[k].path.as_str()));

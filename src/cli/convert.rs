@@ -3,6 +3,7 @@
 
 use super::allocate;
 use super::calibrate::{self, Importance};
+use super::folder_plan::Means;
 use super::options::{self, CANCEL};
 use super::plan::{Planned, Prepared, prepare};
 use super::progress::{Progress, Unit};
@@ -73,7 +74,9 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
     };
     let folders = folder::prepare(ckpt, model, folder_targets, folder_paths, args.folder.tp, args.types.on_fallback)?;
     if args.dry_run {
-        return describe(prepared.as_ref(), &folders, ckpt, threads, args.common.format);
+        let (rounding, tokens) = (args.folder.rounding, args.calibration.calibration_tokens as u64);
+        let means = Means { ckpt, model, rounding, calibration_tokens: tokens, threads };
+        return super::plan::describe(prepared.as_ref(), &folders, &means, args.common.format);
     }
     for p in &folders {
         folder::refuse_existing(&p.output, args.force)?;
@@ -162,37 +165,7 @@ fn refuse_idle_flags(args: &ConvertArgs, only_folders: bool, no_folders: bool) -
     if only_folders && let Some((_, flag)) = gguf.iter().find(|(given, _)| *given) {
         return Err(Error::Usage(format!("{flag} is for GGUF files, and none is to be written")));
     }
-    if no_folders && let Some(flag) = args.folder.given() {
-        return Err(Error::Usage(format!(
-            "{flag} is for checkpoint folders (gptq, awq, fp8, ...), and none is to be written"
-        )));
-    }
-    Ok(())
-}
-
-/// What would be written, for `--dry-run`.
-fn describe(
-    prepared: Option<&Prepared>,
-    folders: &[folder::Prepared],
-    ckpt: &Checkpoint,
-    threads: usize,
-    format: Format,
-) -> Result<()> {
-    let mut value = match (prepared, format) {
-        (Some(p), Format::Text) => {
-            super::plan::describe(p, threads, format)?;
-            json!({})
-        }
-        (Some(p), Format::Json) => super::plan::to_json(p, threads)?,
-        (None, _) => json!({}),
-    };
-    match format {
-        Format::Text => print(&folder::plan_text(folders, ckpt, threads)),
-        Format::Json => {
-            value["folders"] = folders.iter().map(|p| folder::plan_of(p, ckpt, threads)).collect();
-            print_json(&value)
-        }
-    }
+    if no_folders { args.folder.refuse_idle() } else { Ok(()) }
 }
 
 /// Writes the GGUF files.

@@ -96,8 +96,18 @@ pub struct FolderArgs {
 }
 
 impl FolderArgs {
+    /// Where no folder is asked for, these flags are mistakes.
+    pub fn refuse_idle(&self) -> Result<()> {
+        match self.given() {
+            None => Ok(()),
+            Some(flag) => Err(Error::Usage(format!(
+                "{flag} is for checkpoint folders (gptq, awq, fp8, ...), and none is to be written"
+            ))),
+        }
+    }
+
     /// A flag that was given, if any.
-    pub fn given(&self) -> Option<&'static str> {
+    fn given(&self) -> Option<&'static str> {
         let flags = [
             (self.group_size.is_some(), "--group-size"),
             (self.bits.is_some(), "--bits"),
@@ -270,22 +280,32 @@ pub fn lines(departures: &[Departure]) -> Vec<String> {
     groups.into_iter().map(text).collect()
 }
 
+/// Whether codes of this format are chosen with error feedback; `given`: there is calibration data.
+pub fn has_feedback(spec: &Spec, rounding: Option<Rounding>, given: bool) -> bool {
+    match rounding {
+        Some(Rounding::Nearest) => false,
+        Some(Rounding::Gptq) => takes_feedback(spec),
+        // What their own tools make in seconds is made so, too, unless there is data.
+        None => spec.is_integer() && (spec.format != formats::Format::MlxAffine || given),
+    }
+}
+
+/// Whether this format takes calibration data even when none is named.
+pub fn needs_data(spec: &Spec, rounding: Option<Rounding>, given: bool) -> bool {
+    spec.needs_inputs() || has_feedback(spec, rounding, given)
+}
+
 impl Prepared {
     /// Whether the model has to be run on calibration data.
     fn is_calibrated(&self, args: &ConvertArgs) -> bool {
         let given = !args.calibration.calibration.is_empty();
-        self.planned.spec.needs_inputs() || self.takes_feedback(args) || (given && self.scaling(args).is_some())
+        let scaled = given && self.scaling(args).is_some();
+        scaled || needs_data(&self.planned.spec, args.folder.rounding, given)
     }
 
     /// Whether codes are chosen with error feedback.
     fn takes_feedback(&self, args: &ConvertArgs) -> bool {
-        let (spec, given) = (&self.planned.spec, !args.calibration.calibration.is_empty());
-        match args.folder.rounding {
-            Some(Rounding::Nearest) => false,
-            Some(Rounding::Gptq) => takes_feedback(spec),
-            // What their own tools make in seconds is made so, too, unless there is data.
-            None => spec.is_integer() && (spec.format != formats::Format::MlxAffine || given),
-        }
+        has_feedback(&self.planned.spec, args.folder.rounding, !args.calibration.calibration.is_empty())
     }
 
     /// How channels are scaled in a calibrated run.
@@ -363,8 +383,8 @@ pub fn run(
         if p.is_calibrated(args) {
             let drawn = calibrate::windows(path, &args.calibration, &args.hub, quiet)?;
             calibration = serde_json::to_value(&drawn.report).map_err(|e| Error::Internal(e.to_string()))?;
-            // Whatever is folded into norms cannot be taken back module by module.
-            let judged = p.takes_feedback(args) && p.scaling(args).is_none();
+            // What is folded into norms cannot be taken back module by module, and scales of inputs need data anyway.
+            let judged = p.takes_feedback(args) && p.scaling(args).is_none() && !p.planned.spec.needs_inputs();
             let (rest, kept) = if judged { judge::split(&drawn.windows) } else { (drawn.windows, Vec::new()) };
             (loaded, held) = (Some(rest), kept);
         }
@@ -463,38 +483,4 @@ pub fn ledger_row(d: &Departure) -> LedgerRow {
         done: d.done.clone(),
         reason: d.reason.clone(),
     }
-}
-
-/// What the plan of a folder says.
-pub fn plan_of(p: &Prepared, ckpt: &Checkpoint, threads: usize) -> Value {
-    let (weights, bits) = p.planned.quantized(ckpt);
-    json!({
-        "type": p.target.name, "format": p.planned.spec.to_string(), "tensor_bytes": p.planned.tensor_bytes(),
-        "quantized_weights": weights, "bits_per_weight": bits, "quantization_config": p.planned.config,
-        "peak_memory": memory(p, threads), "ledger": crate::checkpoint::files::ledger(&p.planned.departures),
-    })
-}
-
-/// Bytes that the work holds at once: a batch of modules as numbers, packed and read back.
-fn memory(p: &Prepared, threads: usize) -> u64 {
-    let largest = p.planned.contents.modules.iter().map(|m| m.rows * m.cols).max().unwrap_or(0);
-    40_000_000 + 8 * crate::checkpoint::nearest::at_once(largest) as u64 + (threads as u64) * 1_000_000
-}
-
-/// The same for people.
-pub fn plan_text(folders: &[Prepared], ckpt: &Checkpoint, threads: usize) -> String {
-    let mut out = String::new();
-    for p in folders {
-        let (weights, bits) = p.planned.quantized(ckpt);
-        let all: u64 = ckpt.tensors().iter().map(|t| t.elements() as u64).sum();
-        let size = human(p.planned.tensor_bytes());
-        let share = 100.0 * weights as f64 / all.max(1) as f64;
-        out += &format!("\n{}: {size} as {}\n", p.target.name, p.planned.spec);
-        out += &format!("  {share:.1} % of {all} weights quantized, {bits:.2} bits each with their scales\n");
-        for line in lines(&p.planned.departures) {
-            out += &format!("  {line}\n");
-        }
-        out += &format!("  to make it: about {} of memory, {size} of disk\n", human(memory(p, threads)));
-    }
-    out
 }

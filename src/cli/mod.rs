@@ -8,10 +8,12 @@ mod convert;
 mod eval;
 mod feedback;
 mod folder;
+mod folder_plan;
 mod generate;
 mod inspect;
 mod options;
 mod plan;
+mod plan_text;
 mod progress;
 mod pull;
 mod verify;
@@ -309,6 +311,9 @@ pub struct PlanArgs {
     /// One row per tensor instead of one per group
     #[arg(long)]
     pub all: bool,
+    /// Tokens of calibration data, for the time and memory of calibrated formats
+    #[arg(long, value_name = "N", default_value_t = data::DEFAULT_TOKENS)]
+    pub calibration_tokens: usize,
     #[command(flatten)]
     pub hub: HubArgs,
     #[command(flatten)]
@@ -331,11 +336,17 @@ pub struct InspectArgs {
 
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// The GGUF file (the first shard of a split one stands for all)
+    /// The GGUF file (the first shard of a split one stands for all), or a checkpoint folder
     pub file: PathBuf,
-    /// The checkpoint it was made from: every tensor is derived again and compared
+    /// GGUF: the checkpoint it was made from; every tensor is derived again and compared
     #[arg(long, value_name = "MODEL")]
     pub source: Option<PathBuf>,
+    /// Say what this engine would refuse, and why (repeatable)
+    #[arg(long = "for", value_enum, value_name = "ENGINE", value_delimiter = ',')]
+    pub engines: Vec<verify::EngineName>,
+    /// Devices over which the engine is to split every layer
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub tp: u32,
     #[command(flatten)]
     pub imatrix: ImatrixArgs,
     #[command(flatten)]

@@ -2,18 +2,19 @@
 //! and the type of every tensor for every target.
 
 use super::allocate::Allocation;
+use super::folder_plan::Means;
 use super::options::size;
-use super::{Format, OnFallback, PlanArgs, TypeArgs, options, print, print_json};
+use super::plan_text::{Shown, fallback_lines};
+use super::{Format, OnFallback, PlanArgs, TypeArgs, folder, options, print, print_json};
 use crate::gguf::Metadata;
 use crate::model::tokenizer::GgufVocab;
 use crate::model::{Config, Model, gguf_metadata};
-use crate::plan::devices::{self, Device};
+use crate::plan::devices::Device;
 use crate::plan::{self, Plan, TargetPlan};
 use crate::quant::presets::{self, Candidate, Choice, ModelFacts, Preset, Request, Why};
 use crate::quant::{GgmlType, codec};
 use crate::report::LedgerRow;
 use crate::source::{Checkpoint, Dtype};
-use crate::writer::gguf::human;
 use crate::{Error, Result, convert, gguf};
 use serde_json::json;
 use std::fmt::Write;
@@ -125,37 +126,6 @@ fn weights(tensors: &[(&str, &[usize])]) -> u64 {
 
 fn owned(tensors: &[(&str, &[usize])]) -> Vec<(String, Vec<usize>)> {
     tensors.iter().map(|(n, s)| (n.to_string(), s.to_vec())).collect()
-}
-
-/// `ffn_gate ×30 wanted Q4_K, got Q5_0: rows of 576 are not a multiple of 256`
-fn fallback_lines(plan: &TargetPlan) -> Vec<String> {
-    let mut groups: Vec<(String, GgmlType, GgmlType, usize, usize)> = Vec::new();
-    for row in plan.rows.iter().filter(|r| r.choice.why == Why::Fallback) {
-        let (part, cols) = (part_of(&row.name), row.shape.last().copied().unwrap_or(0));
-        let same = |g: &&mut (String, GgmlType, GgmlType, usize, usize)| {
-            (g.0.as_str(), g.1, g.2, g.3) == (&part, row.choice.wanted, row.choice.got, cols)
-        };
-        match groups.iter_mut().find(same) {
-            Some(group) => group.4 += 1,
-            None => groups.push((part, row.choice.wanted, row.choice.got, cols, 1)),
-        }
-    }
-    let line = |(part, wanted, got, cols, n): (String, GgmlType, GgmlType, usize, usize)| {
-        format!(
-            "{part} ×{n}: wanted {wanted}, got {got}, because rows of {cols} are not a multiple of {}",
-            wanted.block()
-        )
-    };
-    groups.into_iter().map(line).collect()
-}
-
-/// The name without its layer: `blk.7.ffn_down.weight` → `ffn_down`.
-fn part_of(name: &str) -> String {
-    let name = name.strip_suffix(".weight").unwrap_or(name);
-    match name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
-        Some((_, part)) => part.to_string(),
-        None => name.to_string(),
-    }
 }
 
 /// Whether there is an importance matrix.
@@ -411,37 +381,87 @@ pub fn run(args: PlanArgs) -> Result<()> {
     let device = |text: &String| Ok(Device { name: text.clone(), memory: size(text)? });
     let asked: Vec<Device> = args.device.iter().map(device).collect::<Result<_>>()?;
     let mut types = args.types.clone();
-    if types.to.is_empty() {
+    let targets = folder::take_targets(&mut types.to, &args.folder)?;
+    if types.to.is_empty() && targets.is_empty() {
         types.to = vec!["q4_k_m".into()];
+    }
+    if targets.is_empty() {
+        args.folder.refuse_idle()?;
     }
     let path = options::resolve_model(&args.model, &args.hub, args.common.quiet)?;
     let imatrix = if args.imatrix.is_some() { Imatrix::Given } else { Imatrix::WhereNeeded };
-    let (config, plan) = match config_only(&path)? {
-        Some(config) => {
-            let plan = from_config(&config, &types, imatrix, threads)?;
-            (config, plan)
+    let (ckpt, model, files) = match config_only(&path)? {
+        Some(json) => {
+            let (ckpt, model) = Model::imagined(json)?;
+            let files = match types.to.is_empty() {
+                true => None,
+                false => Some(from_config(&model.config, &types, imatrix, threads)?),
+            };
+            (ckpt, model, files)
+        }
+        None if types.to.is_empty() => {
+            let ckpt = Checkpoint::open(&path)?;
+            let model = Model::open(&ckpt)?;
+            (ckpt, model, None)
         }
         None => {
             let prepared = prepare(&path, &types, imatrix)?;
             let plan = prepared.plan(threads);
-            (prepared.model.config, plan)
+            (prepared.ckpt, prepared.model, Some(plan))
         }
     };
-    show(&plan, &config, &asked, args.context, args.all, args.common.format)
+    let names = targets.iter().map(|t| PathBuf::from(&t.name)).collect();
+    let folders = folder::prepare(&ckpt, &model, targets, names, args.folder.tp, types.on_fallback)?;
+    let means = Means {
+        ckpt: &ckpt,
+        model: &model,
+        rounding: args.folder.rounding,
+        calibration_tokens: args.calibration_tokens as u64,
+        threads,
+    };
+    let shown = Shown { devices: &asked, context: args.context, all: args.all };
+    match args.common.format {
+        Format::Json => {
+            let mut value = files.as_ref().map_or_else(|| Ok(json!({})), |plan| shown.json(plan, &means))?;
+            if !folders.is_empty() {
+                value["folders"] = folders.iter().map(|p| means.json(p)).collect();
+            }
+            print_json(&value)
+        }
+        Format::Text => {
+            let mut text = files.as_ref().map_or_else(String::new, |plan| shown.text(plan, &means));
+            folders.iter().for_each(|p| text += &means.text(p));
+            print(&text)
+        }
+    }
 }
 
-/// The plan of GGUF files as JSON, without devices.
-pub fn to_json(prepared: &Prepared, threads: usize) -> Result<serde_json::Value> {
-    serde_json::to_value(prepared.plan(threads)).map_err(|e| Error::Internal(e.to_string()))
+/// What would be written, for `--dry-run`.
+pub fn describe(
+    prepared: Option<&Prepared>,
+    folders: &[folder::Prepared],
+    means: &Means,
+    format: Format,
+) -> Result<()> {
+    let plan = prepared.map(|p| p.plan(means.threads));
+    let shown = Shown { devices: &[], context: 8192, all: false };
+    match format {
+        Format::Text => {
+            let mut text = plan.as_ref().map_or_else(String::new, |plan| shown.text(plan, means));
+            folders.iter().for_each(|p| text += &means.text(p));
+            print(&text)
+        }
+        Format::Json => {
+            let plan = plan.as_ref().map(serde_json::to_value).transpose();
+            let mut value = plan.map_err(|e| Error::Internal(e.to_string()))?.unwrap_or_else(|| json!({}));
+            value["folders"] = folders.iter().map(|p| means.json(p)).collect();
+            print_json(&value)
+        }
+    }
 }
 
-/// The same for `--dry-run`.
-pub fn describe(prepared: &Prepared, threads: usize, format: Format) -> Result<()> {
-    show(&prepared.plan(threads), &prepared.model.config, &[], 8192, false, format)
-}
-
-/// A config.json without weights: the file itself, or a folder that holds nothing else to read.
-fn config_only(path: &Path) -> Result<Option<Config>> {
+/// The config.json of a model without weights: the file itself, or a folder that holds nothing else to read.
+fn config_only(path: &Path) -> Result<Option<serde_json::Value>> {
     let file = if path.is_dir() {
         let has_weights = std::fs::read_dir(path).map_err(|e| Error::io(path, e))?.flatten().any(|entry| {
             let name = entry.file_name();
@@ -462,7 +482,7 @@ fn config_only(path: &Path) -> Result<Option<Config>> {
         _ => Error::io(&file, e),
     })?;
     let json = serde_json::from_slice(&text).map_err(|e| Error::bad_file(&file, format!("not JSON: {e}")))?;
-    Config::from_hf(&json).map(Some)
+    Ok(Some(json))
 }
 
 fn from_config(config: &Config, args: &TypeArgs, imatrix: Imatrix, threads: usize) -> Result<Plan> {
@@ -483,89 +503,4 @@ fn from_config(config: &Config, args: &TypeArgs, imatrix: Imatrix, threads: usiz
         kv_bytes_per_token: plan::kv_bytes_per_token(config),
         targets,
     })
-}
-
-fn show(plan: &Plan, config: &Config, asked: &[Device], context: usize, all: bool, format: Format) -> Result<()> {
-    let devices = if asked.is_empty() { devices::table() } else { asked.to_vec() };
-    let fits = |target: &TargetPlan| -> Vec<devices::Fit> {
-        let one =
-            |d| devices::fit(d, target.tensor_bytes, plan.kv_bytes_per_token, context as u64, config.context as u64);
-        devices.iter().map(one).collect()
-    };
-    if format == Format::Json {
-        let mut value = serde_json::to_value(plan).map_err(|e| Error::Internal(e.to_string()))?;
-        for (i, target) in plan.targets.iter().enumerate() {
-            value["targets"][i]["devices"] = json!(fits(target));
-        }
-        return print_json(&value);
-    }
-    let mut out = String::new();
-    let _ = writeln!(out, "{} weights, {}", plan.weights, config.arch);
-    if let Some(bytes) = plan.source_bytes {
-        let _ = writeln!(out, "source {}", human(bytes));
-    }
-    for target in &plan.targets {
-        let bits = target.bits_per_weight;
-        let _ = writeln!(out, "\n{}: {}, {bits:.2} bits per weight", target.name, human(target.file_bytes));
-        if target.needs_importance {
-            let _ = writeln!(out, "  needs an importance matrix, and is planned as with one");
-        }
-        tensor_table(&mut out, target, all);
-        for line in fallback_lines(target) {
-            let _ = writeln!(out, "  fallback: {line}");
-        }
-        if target.fallback_weights > 0 {
-            let share = 100.0 * target.fallback_weights as f64 / plan.weights.max(1) as f64;
-            let _ = writeln!(out, "  {share:.1} % of the weights get another type than asked");
-        }
-        device_table(&mut out, &fits(target), context.min(config.context));
-    }
-    let memory = human(plan.peak_memory);
-    let _ = writeln!(out, "\nto convert: about {memory} of memory, {} of disk", human(plan.disk));
-    print(&out)
-}
-
-/// Rows grouped by part, type and reason; or one row per tensor.
-fn tensor_table(out: &mut String, target: &TargetPlan, all: bool) {
-    let mut groups: Vec<(String, &plan::Row, usize, u64)> = Vec::new();
-    for row in &target.rows {
-        let part = if all { row.name.clone() } else { part_of(&row.name) };
-        let same = |g: &&mut (String, &plan::Row, usize, u64)| {
-            g.0 == part
-                && g.1.choice.got == row.choice.got
-                && g.1.choice.wanted == row.choice.wanted
-                && g.1.shape == row.shape
-        };
-        match groups.iter_mut().find(same) {
-            Some(group) => (group.2, group.3) = (group.2 + 1, group.3 + row.bytes),
-            None => groups.push((part, row, 1, row.bytes)),
-        }
-    }
-    let width = groups.iter().map(|g| g.0.len()).max().unwrap_or(0);
-    for (part, row, count, bytes) in groups {
-        let shape = row.shape.iter().map(|d| d.to_string()).collect::<Vec<_>>().join("×");
-        let (wanted, got) = (row.choice.wanted, row.choice.got);
-        let change = if wanted == got { got.to_string() } else { format!("{wanted} → {got}") };
-        let why = match row.choice.why {
-            Why::Default => "",
-            Why::Mixture => "mixture",
-            Why::Asked => "asked",
-            Why::Kept => "kept",
-            Why::Fallback => "fallback",
-            Why::Budget => "budget",
-        };
-        let _ = writeln!(out, "  {part:<width$}  ×{count:<4} {shape:<18} {change:<14} {:>10}  {why}", human(bytes));
-    }
-}
-
-fn device_table(out: &mut String, fits: &[devices::Fit], context: usize) {
-    let _ = writeln!(out, "  room for the weights and {context} tokens of context:");
-    for fit in fits {
-        let answer = match (fit.fits, fit.context) {
-            (true, n) => format!("yes (up to {n} tokens)"),
-            (false, 0) => "no".to_string(),
-            (false, n) => format!("only {n} tokens"),
-        };
-        let _ = writeln!(out, "    {:<20} {answer}", fit.device);
-    }
 }

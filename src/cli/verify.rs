@@ -1,54 +1,183 @@
-//! `quantize verify`: is this GGUF file sound, do other readers see the same file, and does the source it claims really
-//! give these bytes? Every tensor is derived again and compared, which is stronger than any signature alone.
+//! `quantize verify`: is this artifact sound, and who would refuse it? Of a GGUF file also: do other readers see the same
+//! file, and does the source it claims really give these bytes? Every tensor is derived again and compared, which is
+//! stronger than any signature alone.
 
 use super::calibrate::Importance;
 use super::options::{CANCEL, catch_interrupt, threads};
 use super::progress::{Progress, Unit};
 use super::{Format, ImatrixArgs, VerifyArgs, print, print_json};
+use crate::checkpoint::engines::{Engine, Objection, objections};
 use crate::convert::{self, Control, Sink, Target};
 use crate::model::Model;
 use crate::quant::GgmlType;
 use crate::source::{Checkpoint, Dtype, TensorMeta};
 use crate::writer::gguf::check_blocks;
 use crate::{Error, Result, gguf};
+use clap::ValueEnum;
+use rayon::prelude::*;
 use serde_json::json;
 use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+
+/// What `--for` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EngineName {
+    Vllm,
+    Transformers,
+    #[value(name = "llama.cpp", alias = "llamacpp")]
+    LlamaCpp,
+    #[value(alias = "mlx-lm")]
+    Mlx,
+}
+
+impl EngineName {
+    fn engine(self) -> Engine {
+        match self {
+            EngineName::Vllm => Engine::Vllm,
+            EngineName::Transformers => Engine::Transformers,
+            EngineName::LlamaCpp => Engine::LlamaCpp,
+            EngineName::Mlx => Engine::Mlx,
+        }
+    }
+}
 
 pub fn run(args: VerifyArgs) -> Result<()> {
     catch_interrupt()?;
     let threads = threads(args.common.threads)?;
     let file = Checkpoint::open(&args.file)?;
-    if file.gguf().is_none() {
-        return Err(Error::bad_file(&args.file, "not a GGUF file").hint("verify takes the .gguf file itself"));
-    }
-    for part in file.files() {
-        let header = gguf::read_header(&part.path)?;
-        check_blocks(part, &header, threads, &CANCEL, &|tensor, what| {
-            Error::bad_file(&part.path, what).tensor(tensor)
-        })?;
-        cross_read(&part.path, &header)?;
-    }
-    let derived = match &args.source {
-        Some(source) => Some(derive(&file, source, &args.imatrix, threads, args.common.quiet)?),
-        None => None,
-    };
-    let (differing, compared) = derived.unwrap_or_default();
-    if args.common.format == Format::Json {
-        let source = args.source.as_ref().map(|s| json!({ "path": s, "compared": compared, "differing": differing }));
-        print_json(&json!({ "file": args.file, "sound": true, "tensors": file.tensors().len(), "source": source }))?;
-    } else {
-        print(&format!("{}: {} tensors, every block sound\n", args.file.display(), file.tensors().len()))?;
-        if let Some(source) = &args.source {
-            let same = compared - differing.len();
-            print(&format!("{same} of {compared} tensors are what {} gives, byte for byte\n", source.display()))?;
+    let mut text = String::new();
+    let mut json = json!({ "file": args.file, "sound": true, "tensors": file.tensors().len() });
+    let mut differing = Vec::new();
+    if file.gguf().is_some() {
+        for part in file.files() {
+            let header = gguf::read_header(&part.path)?;
+            check_blocks(part, &header, threads, &CANCEL, &|tensor, what| {
+                Error::bad_file(&part.path, what).tensor(tensor)
+            })?;
+            cross_read(&part.path, &header)?;
         }
+        text += &format!("{}: {} tensors, every block sound\n", args.file.display(), file.tensors().len());
+        if let Some(source) = &args.source {
+            let compared;
+            (differing, compared) = derive(&file, source, &args.imatrix, threads, args.common.quiet)?;
+            json["source"] = json!({ "path": source, "compared": compared, "differing": differing });
+            let same = compared - differing.len();
+            text += &format!("{same} of {compared} tensors are what {} gives, byte for byte\n", source.display());
+        }
+    } else {
+        if args.source.is_some() {
+            let hint = "convert the source again with the recipe in quantize-manifest.json, and compare the folders";
+            return Err(Error::Usage(format!("--source is for GGUF files\n  hint: {hint}")));
+        }
+        let packed = check_tensors(&file, threads, args.common.quiet)?;
+        json["packed_modules"] = json!(packed);
+        let kept = file.tensors().len() - packed;
+        text += &format!("{}: {packed} quantized layers and {kept} other tensors, all sound\n", args.file.display());
     }
-    match differing.first() {
-        None => Ok(()),
-        Some(first) => Err(Error::bad_file(&args.file, format!("{} tensors differ from the source", differing.len()))
+    let mut refusing = Vec::new();
+    if !args.engines.is_empty() {
+        let model = Model::open(&file)?;
+        let mut rows = Vec::new();
+        for engine in args.engines.iter().map(|e| e.engine()) {
+            let found = match file.gguf() {
+                Some(_) => about_gguf(engine),
+                None => objections(engine, &file, &model, args.tp as usize)?,
+            };
+            let loads = found.iter().all(|o| !o.refused);
+            if !loads {
+                refusing.push(engine.release());
+            }
+            text += &in_words(engine, args.tp, &found);
+            rows.push(json!({
+                "engine": engine.name(), "release": engine.release(), "tp": args.tp, "loads": loads,
+                "objections": found.iter().map(|o| json!({
+                    "refused": o.refused, "modules": o.modules, "what": o.what,
+                })).collect::<Vec<_>>(),
+            }));
+        }
+        json["engines"] = json!(rows);
+    }
+    match args.common.format {
+        Format::Json => print_json(&json)?,
+        Format::Text => print(&text)?,
+    }
+    if let Some(first) = differing.first() {
+        return Err(Error::bad_file(&args.file, format!("{} tensors differ from the source", differing.len()))
             .tensor(first)
-            .hint("the source is another one, the file was changed, or another program or recipe made it")),
+            .hint("the source is another one, the file was changed, or another program or recipe made it"));
     }
+    match refusing.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Unsupported(format!("{}: refused by {}", args.file.display(), refusing.join(" and ")))),
+    }
+}
+
+/// What engines say of a sound GGUF file.
+fn about_gguf(engine: Engine) -> Vec<Objection> {
+    let (refused, what) = match engine {
+        Engine::LlamaCpp => return Vec::new(),
+        Engine::Vllm => (false, "needs the GGUF plugin, which has no kernels for CPUs"),
+        Engine::Transformers => (false, "is turned back into 16 or 32 bits: from_pretrained(DIR, gguf_file=FILE)"),
+        Engine::Mlx => (true, "mlx-lm loads folders; make one of the original with: quantize --to mlx-4bit"),
+    };
+    vec![Objection { modules: Vec::new(), what: what.into(), refused }]
+}
+
+/// An engine's verdict, a line for it and one per objection.
+fn in_words(engine: Engine, tp: u32, found: &[Objection]) -> String {
+    let split = if tp > 1 { format!(" over {tp} devices") } else { String::new() };
+    let verdict = if found.iter().any(|o| o.refused) { "refused" } else { "loads" };
+    let mut text = format!("{}{split}: {verdict}\n", engine.release());
+    for o in found {
+        let mark = if o.refused { "✗" } else { "·" };
+        text += &match o.modules.as_slice() {
+            [] => format!("  {mark} {}\n", o.what),
+            [one] => format!("  {mark} {one}: {}\n", o.what),
+            [first, rest @ ..] => format!("  {mark} {first} and {} more: {}\n", rest.len(), o.what),
+        };
+    }
+    text
+}
+
+/// Reads every tensor of a folder: packed layers must fit together, and every number be finite. How many are packed.
+fn check_tensors(ckpt: &Checkpoint, threads: usize, quiet: bool) -> Result<usize> {
+    let total = ckpt.tensors().iter().map(|t| t.bytes()).sum();
+    let progress = Progress::new("verifying", total, Unit::Bytes, quiet);
+    let check = |t: &TensorMeta| -> Result<usize> {
+        if CANCEL.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        let packed = matches!(t.dtype, Dtype::Packed(_));
+        if packed {
+            ckpt.load_packed(t)?;
+        } else if let Dtype::Ggml(ty) = t.dtype
+            && ty.is_plain()
+        {
+            check_numbers(ckpt, t)?;
+        }
+        progress.advance(t.bytes());
+        Ok(usize::from(packed))
+    };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|e| Error::Internal(e.to_string()))?;
+    let packed = pool.install(|| ckpt.tensors().par_iter().map(check).sum::<Result<usize>>());
+    progress.finish();
+    packed
+}
+
+fn check_numbers(ckpt: &Checkpoint, t: &TensorMeta) -> Result<()> {
+    let (mut scratch, mut values) = (Vec::new(), vec![0.0; t.elements().min(convert::PIECE)]);
+    let mut at = 0;
+    while at < t.elements() {
+        let part = values.len().min(t.elements() - at);
+        ckpt.read_f32(t, at..at + part, &mut scratch, &mut values[..part])?;
+        if let Some(bad) = values[..part].iter().position(|v| !v.is_finite()) {
+            let what = format!("element {} is {}", at + bad, values[bad]);
+            return Err(Error::bad_file(&ckpt.files()[t.file].path, what).tensor(&t.name));
+        }
+        at += part;
+    }
+    Ok(())
 }
 
 /// Another reader's view of the same header. gguf-rs gets the sizes of some types wrong, so only fields that do not

@@ -286,14 +286,17 @@ impl Engine {
             return Err(Error::Internal("a batch needs sequences of one length, and positions inside them".into()));
         }
         let mut x = self.embed(&sequences.concat())?;
-        for layer in 0..self.layers.len() {
-            let from = if layer + 1 == self.layers.len() { from } else { 0 };
-            let batch = Batch { sequences: sequences.len(), from };
-            cache.truncate(0);
-            let _ = self.attention_of(layer, &mut x, batch, cache, &mut ())?;
-            let _ = self.feed_forward(layer, &mut x, cache, &mut ())?;
-        }
-        Ok(x)
+        // A worker that shares its work wakes nobody but the others; from outside, every product would.
+        rayon::scope(|_| {
+            for layer in 0..self.layers.len() {
+                let from = if layer + 1 == self.layers.len() { from } else { 0 };
+                let batch = Batch { sequences: sequences.len(), from };
+                cache.truncate(0);
+                let _ = self.attention_of(layer, &mut x, batch, cache, &mut ())?;
+                let _ = self.feed_forward(layer, &mut x, cache, &mut ())?;
+            }
+            Ok(x)
+        })
     }
 
     /// The embeddings `[n, hidden]` of `tokens`.

@@ -106,6 +106,41 @@ impl Model {
         }
     }
 
+    /// The model that a `config.json` promises, and the checkpoint it would come in: no weights, every tensor under the
+    /// first of its names, in the type that the configuration names (BF16 where it names none).
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn imagined(json: serde_json::Value) -> Result<(Checkpoint, Model)> {
+        let config = Config::from_hf(&json)?;
+        let (family, _) = family_of(&json)?;
+        let text = json.get("text_config").unwrap_or(&json);
+        let named_type = ["torch_dtype", "dtype"].iter().find_map(|key| text.get(key).or(json.get(key))?.as_str());
+        let ty = match named_type {
+            Some("float16") => GgmlType::F16,
+            Some("float32") => GgmlType::F32,
+            _ => GgmlType::BF16,
+        };
+        let experts = config.experts.as_ref().map_or(0, |e| e.count);
+        let mut tensors: Vec<(String, GgmlType, Vec<usize>)> = Vec::new();
+        for (row, layer) in expected(family, &config) {
+            let shape = shape_of(row, &config);
+            match row.sources.first() {
+                Some(Source::PerExpert(p)) => {
+                    tensors.extend((0..experts).map(|e| (named(p, layer, e), ty, shape[1..].to_vec())));
+                }
+                Some(Source::One(p)) => tensors.push((named(p, layer, 0), ty, shape)),
+                Some(Source::Half(p, 0)) => {
+                    tensors.push((named(p, layer, 0), ty, vec![shape[0], 2 * shape[1], shape[2]]))
+                }
+                Some(Source::Half(..)) | None => {}
+            }
+        }
+        let ckpt = Checkpoint::imagined(tensors)?;
+        let model = of_config(&ckpt, config, json)?;
+        Ok((ckpt, model))
+    }
+
     /// The mapped tensor of a role in a layer (`None` for embeddings, output norm and output).
     pub fn find(&self, role: Role, layer: Option<usize>) -> Option<&MappedTensor> {
         self.tensors.iter().find(|t| t.role == role && t.layer == layer)
@@ -152,6 +187,10 @@ fn open_hf(ckpt: &Checkpoint) -> Result<Model> {
         return Err(Error::Unsupported(what));
     }
     let config = Config::from_hf(&json).map_err(|e| in_file(e, &path))?;
+    of_config(ckpt, config, json)
+}
+
+fn of_config(ckpt: &Checkpoint, config: Config, json: serde_json::Value) -> Result<Model> {
     let (family, _) = family_of(&json)?;
     let (tensors, dropped) = map_hf(ckpt, family, &config)?;
     let generated = generated(&config);

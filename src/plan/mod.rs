@@ -1,6 +1,7 @@
 //! What a conversion would write, before a weight is read: every tensor's type and exact size, the file's size, memory
 //! and disk needed, and the devices that can run the result.
 
+pub mod cost;
 pub mod devices;
 
 use crate::calibration::imatrix::is_required;

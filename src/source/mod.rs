@@ -114,11 +114,29 @@ impl Checkpoint {
         let mut index = HashMap::with_capacity(found.len());
         for (i, t) in found.iter().enumerate() {
             if let Some(first) = index.insert(t.name.clone(), i) {
-                let first = files[found[first].file].path.display();
-                return Err(Error::bad_file(&files[t.file].path, format!("is also in {first}")).tensor(t.name.as_str()));
+                let path = |t: &TensorMeta| files.get(t.file).map_or_else(PathBuf::new, |f| f.path.clone());
+                let first = path(&found[first]);
+                let what = format!("is also in {}", first.display());
+                return Err(Error::bad_file(path(t), what).tensor(t.name.as_str()));
             }
         }
         Ok(Self { dir, files, tensors: found, index, gguf, quantization: compressed::Quantization::None })
+    }
+
+    /// A checkpoint that exists only as names, types and shapes, for planning: nothing can be read from it.
+    ///
+    /// Errors: `BadInput` for a name that is there twice; `Unsupported` for a type without a size.
+    pub fn imagined(tensors: Vec<(String, GgmlType, Vec<usize>)>) -> Result<Self> {
+        let mut at = 0;
+        let mut found = Vec::with_capacity(tensors.len());
+        for (name, ty, shape) in tensors {
+            let dims = shape.iter().rev().map(|d| *d as u64).collect();
+            let bytes = crate::gguf::TensorInfo { name: name.clone(), dims, ty, offset: 0 }.bytes();
+            let bytes = bytes.ok_or_else(|| Error::Unsupported(format!("tensor '{name}': {shape:?} as {ty}")))?;
+            found.push(TensorMeta { name, dtype: Dtype::Ggml(ty), shape, file: 0, range: at..at + bytes });
+            at += bytes;
+        }
+        Self::new(PathBuf::new(), Vec::new(), found, None)
     }
 
     /// Every tensor, in order of files and of their place in them.

@@ -1,0 +1,128 @@
+//! What a run over calibration data takes: memory for one layer with its second moments and the activations, and
+//! processor time from counted work and the rates measured in `docs/benchmarks.md`. It is a projection: other processors
+//! shift every time by one factor.
+
+use crate::model::{Config, MappedTensor, Model, Role};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// What is done with the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    /// Statistics of inputs: importance, largest values.
+    Statistics,
+    /// Integers in groups by error feedback (GPTQ), layers behind quantized ones.
+    Gptq,
+    /// The same behind a search for channel factors (AWQ).
+    Awq,
+    /// GGUF blocks by error feedback.
+    Blocks,
+}
+
+/// The projection for one run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Cost {
+    pub calibration_tokens: u64,
+    /// Summed over all cores.
+    pub cpu_seconds: f64,
+    /// Bytes.
+    pub peak_memory: u64,
+}
+
+/// Seconds of one core per unit of work: a multiplication with addition in a product of activations, one in the
+/// factorisation and feedback of a matrix, and a weight that is read, searched and packed.
+struct Rates {
+    product: f64,
+    feedback: f64,
+    weight: f64,
+}
+
+impl Pass {
+    /// Measured on an AMD Zen 5 core with AVX512-BF16: see `docs/benchmarks.md`, "Time and memory of calibrated runs".
+    fn rates(self) -> Rates {
+        match self {
+            Pass::Statistics => Rates { product: 5.6e-12, feedback: 0.0, weight: 2e-9 },
+            Pass::Gptq => Rates { product: 5.6e-12, feedback: 1e-11, weight: 1e-7 },
+            Pass::Awq => Rates { product: 2e-11, feedback: 1e-11, weight: 1e-7 },
+            Pass::Blocks => Rates { product: 1.1e-11, feedback: 2e-11, weight: 2e-7 },
+        }
+    }
+}
+
+/// Bytes of activations kept behind a half layer at most; see [`crate::calibration::layerwise`].
+const INNER: u64 = 2 << 30;
+
+/// What `pass` over `tokens` tokens takes. `threads` share the work evenly; each has buffers of its own.
+pub fn of(model: &Model, pass: Pass, tokens: u64, threads: usize) -> Cost {
+    let c = &model.config;
+    let rates = pass.rates();
+    let (mut products, mut feedback, mut weights) = (0.0, 0.0, 0.0);
+    let mut layers: BTreeMap<Option<usize>, Layer> = BTreeMap::new();
+    for t in model.tensors.iter().filter(|t| t.role.is_linear()) {
+        let (rows, cols) = (t.rows_per_matrix() as f64, t.cols() as f64);
+        let (count, share) = matrices(t, c);
+        let seen = tokens as f64 * share;
+        products += count * rows * cols * seen;
+        weights += count * rows * cols;
+        let layer = layers.entry(t.layer).or_default();
+        layer.weights += (count * rows * cols) as u64;
+        let grams = (count * cols * cols) as u64;
+        let own = feeds_own_input(t.role);
+        if own {
+            products += count * cols * cols * seen / 2.0;
+            layer.moments = layer.moments.max(grams);
+        }
+        if pass != Pass::Statistics {
+            feedback += count * (rows * cols * cols + if own { cols * cols * cols } else { 0.0 });
+            layer.widest = layer.widest.max(t.cols() as u64);
+            layer.largest = layer.largest.max(rows as u64 * cols as u64);
+        }
+    }
+    let cpu_seconds = rates.product * products + rates.feedback * feedback + rates.weight * weights;
+    let hidden = 4 * tokens * c.hidden as u64;
+    let ends = 2 * (c.vocab * c.hidden) as u64;
+    let base = 40_000_000 + 700 * c.vocab as u64 + 20_000_000 * threads as u64;
+    let peak_memory = base
+        + match pass {
+            // The whole model in its 16 bits.
+            Pass::Statistics => ends + 2 * layers.values().map(|l| l.weights).sum::<u64>(),
+            _ => {
+                let inner = INNER.min(4 * tokens * (c.heads * c.head_dim).max(c.ffn) as u64);
+                let layer = layers.values().map(Layer::memory).max().unwrap_or(0);
+                ends.max(hidden + inner + layer)
+            }
+        };
+    Cost { calibration_tokens: tokens, cpu_seconds, peak_memory }
+}
+
+/// One layer of the model.
+#[derive(Default)]
+struct Layer {
+    weights: u64,
+    /// Numbers in the largest set of second moments that is held at once.
+    moments: u64,
+    widest: u64,
+    largest: u64,
+}
+
+impl Layer {
+    /// Its weights in 16 bits; sums in 64 bits, of which one half is kept, and the moments made of them in 32; then the
+    /// factor in 64 bits with its inverse in 32, and the matrix in work, thrice.
+    fn memory(&self) -> u64 {
+        2 * self.weights + 8 * self.moments + 12 * self.widest * self.widest + 12 * self.largest
+    }
+}
+
+/// How many matrices a tensor holds, and the share of all tokens that each sees.
+fn matrices(t: &MappedTensor, c: &Config) -> (f64, f64) {
+    match &c.experts {
+        Some(e) if t.role.is_expert() => (e.count as f64, e.used as f64 / e.count.max(1) as f64),
+        _ => (1.0, 1.0),
+    }
+}
+
+/// One of the layers that share an input stands for all of them.
+fn feeds_own_input(role: Role) -> bool {
+    use Role::*;
+    !matches!(role, AttnK | AttnV | FfnUp | ExpertUp | SharedUp)
+}
