@@ -554,14 +554,16 @@ fn hessians_are_saved_beside_the_same_importance() {
         assert_eq!(plain.entries.keys().collect::<Vec<_>>(), with.entries.keys().collect::<Vec<_>>());
         for (linear, entry) in &plain.entries {
             let exact = &with.entries[linear];
-            // The plain pass multiplies in bfloat16: a token between two experts may fall to the other.
+            // The plain pass multiplies in bfloat16: a token between two experts may fall to the other, and all that
+            // comes behind changes with it.
             assert_eq!(entry.counts.iter().sum::<u64>(), exact.counts.iter().sum::<u64>());
             let moved = entry.counts.iter().zip(&exact.counts).map(|(a, b)| a.abs_diff(*b)).sum::<u64>();
             assert!(moved as f64 <= 0.01 * exact.counts.iter().sum::<u64>() as f64, "{name} {linear}: {moved}");
+            let allowed = if name == "qwen2-moe" { 2e-2 } else { 5e-3 };
             let pairs = || entry.sums.iter().zip(&exact.sums);
             let error: f32 = pairs().map(|(a, b)| (a - b).abs()).sum();
-            let allowed = if moved > 0 { 2e-2 } else { 5e-3 };
-            assert!(error <= allowed * pairs().map(|(_, b)| b).sum::<f32>(), "{name} {linear}: {error}");
+            let share = error / pairs().map(|(_, b)| b).sum::<f32>();
+            assert!(share <= allowed, "{name} {linear}: {share}");
         }
         let hessians = Hessians::open(&path("h.gguf")).unwrap().unwrap();
         assert!(Hessians::open(&path("plain.gguf")).unwrap().is_none());
