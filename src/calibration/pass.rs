@@ -1,5 +1,5 @@
-//! The pass over calibration windows with the whole model in memory: what the linear layers see is summed up, a few
-//! windows at a time, and can be taken up again from where it was. Layer by layer, see [`super::layerwise`].
+//! The pass over calibration windows with the whole model in memory: what the linear layers see is summed up,
+//! window by window, and can be taken up again from where it was. Layer by layer, see [`super::layerwise`].
 
 use super::stats::Statistics;
 use super::totals::Totals;
@@ -7,9 +7,6 @@ use crate::Result;
 use crate::infer::{Cache, Engine, Observer};
 use crate::runnable::Runnable;
 use std::ops::ControlFlow;
-
-/// Windows that go through a layer together: its weights are decoded once for all of them.
-const TOGETHER: usize = 2;
 
 /// How far a pass is.
 pub struct Pass {
@@ -70,29 +67,28 @@ impl Pass {
         // Nobody asks for the product after the last input.
         let last = (!head).then(|| format!("blk.{}.ffn_down.weight", layers.saturating_sub(1)));
         let mut cache = Cache::one_batch(windows.iter().map(Vec::len).max().unwrap_or(0));
-        while let Some(next) = windows.get(self.done) {
-            let left = &windows[self.done..];
-            let equal = left.iter().take_while(|w| w.len() == next.len()).count();
-            let batch = &left[..equal.min(engine.windows_together(TOGETHER))];
-            self.statistics.set_window(next.len());
+        while let Some(window) = windows.get(self.done) {
+            self.statistics.set_window(window.len());
             let mut observer = UntilLast { statistics: &mut self.statistics, last: last.as_deref() };
-            let mut x = engine.embed(&batch.concat())?;
-            for layer in 0..layers {
-                let run = engine.layer_of(layer, &mut x, batch.len(), &mut cache, &mut observer)?;
-                observer.statistics.check()?;
-                if run.is_break() {
-                    break;
+            // As in `Engine::hidden_from`.
+            rayon::scope(|_| -> Result<()> {
+                cache.truncate(0);
+                let mut x = engine.embed(window)?;
+                for layer in 0..layers {
+                    let run = engine.layer(layer, &mut x, &mut cache, &mut observer)?;
+                    observer.statistics.check()?;
+                    if run.is_break() {
+                        break;
+                    }
                 }
-            }
-            if head {
-                // One window at a time: logits are large.
-                for hidden in x.chunks_exact(next.len() * engine.config.hidden) {
-                    engine.head(hidden, &mut observer);
+                if head {
+                    engine.head(&x, &mut observer);
+                    observer.statistics.check()?;
                 }
-                observer.statistics.check()?;
-            }
-            self.done += batch.len();
-            after(self, batch.len() * next.len())?;
+                Ok(())
+            })?;
+            self.done += 1;
+            after(self, window.len())?;
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ mod mlx;
 mod names;
 mod packed;
 mod read;
+mod unpack;
 
 pub use bits::transpose;
 pub use config::{Exception, Scope};

@@ -336,40 +336,6 @@ impl Engine {
         self.feed_forward(index, x, cache, observer)
     }
 
-    /// Runs one layer in place on the residual streams `x` (`[sequences, len, hidden]`) of whole sequences from their
-    /// beginning. Experts see one sequence after the other.
-    ///
-    /// Errors: as [`Engine::layer`].
-    pub fn layer_of(
-        &self,
-        index: usize,
-        x: &mut Vec<f32>,
-        sequences: usize,
-        cache: &mut Cache,
-        observer: &mut dyn Observer,
-    ) -> Result<ControlFlow<()>> {
-        cache.truncate(0);
-        if self.attention_of(index, x, Batch { sequences, from: 0 }, cache, observer)?.is_break() {
-            return Ok(ControlFlow::Break(()));
-        }
-        if matches!(self.loaded(index)?.mlp, Mlp::Dense(_)) {
-            return self.feed_forward(index, x, cache, observer);
-        }
-        let mut run = ControlFlow::Continue(());
-        let part = x.len() / sequences.max(1);
-        for x in x.chunks_exact_mut(part.max(1)) {
-            if self.feed_forward(index, x, cache, observer)?.is_break() {
-                run = ControlFlow::Break(());
-            }
-        }
-        Ok(run)
-    }
-
-    /// How many of `wanted` sequences may run together without a change in any of their results.
-    pub fn windows_together(&self, wanted: usize) -> usize {
-        if crate::kernel::rows_are_independent() { wanted } else { 1 }
-    }
-
     /// The first half of [`Engine::layer`]. When the observer breaks it off, `x` is as it was.
     ///
     /// Errors: as [`Engine::layer`].

@@ -80,14 +80,6 @@ thread_local! {
     static DECODED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Whether a row of a product has the same bits whatever other rows are multiplied with it.
-pub fn rows_are_independent() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return vector::has_avx512();
-    #[cfg(not(target_arch = "x86_64"))]
-    return false;
-}
-
 /// `y[n, rows] = x[n, cols] · w[rows, cols]ᵀ` in `f32`, each weight decoded once, parallel over blocks of weight rows.
 /// The result is the same for any number of threads.
 pub fn matmul(x: &[f32], w: &dyn RowSource, rows: Range<usize>, y: Output<'_>) {
