@@ -300,6 +300,28 @@ fn pull_fetches_what_a_conversion_reads_and_conversion_uses_the_cache() {
 }
 
 #[test]
+fn a_plan_fetches_no_weights() {
+    let hub = Hub::start(Faults::default());
+    let plan = |more: &[&str]| {
+        let args = [&["plan", "org/tiny", "--to", "q4_k_m,gptq", "--format", "json"], more].concat();
+        let out = hub.quantize(&args).success().get_output().stdout.clone();
+        serde_json::from_slice::<serde_json::Value>(&out).unwrap()
+    };
+    let before = plan(&[]);
+    assert!(hub.weight_ranges().is_empty() && before["source_bytes"].is_null());
+    // A part of the files is no model to convert.
+    hub.quantize(&["plan", "org/tiny", "--offline"]).code(3);
+    hub.quantize(&["--to", "q8_0", "org/tiny"]).success();
+    hub.assert_complete();
+    // The cache is planned from when all of it is there.
+    let after = plan(&[]);
+    assert!(after["source_bytes"].as_u64() > Some(0));
+    assert_eq!(plan(&["--offline"]), after);
+    assert_eq!(before["folders"], after["folders"]);
+    assert_eq!(before["targets"][0]["tensor_bytes"], after["targets"][0]["tensor_bytes"]);
+}
+
+#[test]
 fn a_conversion_fetches_by_itself_at_a_commit() {
     let hub = Hub::start(Faults::default());
     hub.quantize(&["--to", "q8_0", "org/tiny", "--revision", COMMIT, "-o", "out/"]).success();

@@ -141,6 +141,14 @@ pub fn resolve_model(model: &str, hub: &HubArgs, quiet: bool) -> Result<PathBuf>
         .hint("name a checkpoint folder, a .safetensors or .gguf file, or a Hub id such as org/name"))
 }
 
+/// The same for who needs no weights: of a Hub id, config.json alone may be fetched.
+pub fn resolve_plan(model: &str, hub: &HubArgs, quiet: bool) -> Result<PathBuf> {
+    match !Path::new(model).exists() && is_hub_id(model) {
+        true => super::pull::fetch_config(model, hub, quiet),
+        false => resolve_model(model, hub, quiet),
+    }
+}
+
 /// `org/name` or `org/name@revision`, and nothing that looks like a path.
 pub fn is_hub_id(text: &str) -> bool {
     let id = text.split_once('@').map_or(text, |(id, _)| id);

@@ -388,7 +388,7 @@ pub fn run(args: PlanArgs) -> Result<()> {
     if targets.is_empty() {
         args.folder.refuse_idle()?;
     }
-    let path = options::resolve_model(&args.model, &args.hub, args.common.quiet)?;
+    let path = options::resolve_plan(&args.model, &args.hub, args.common.quiet)?;
     let imatrix = if args.imatrix.is_some() { Imatrix::Given } else { Imatrix::WhereNeeded };
     let (ckpt, model, files) = match config_only(&path)? {
         Some(json) => {

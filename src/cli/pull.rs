@@ -21,6 +21,12 @@ pub fn fetch(id: &str, _hub: &HubArgs, _local_dir: Option<&Path>, _quiet: bool) 
 
 /// Errors: always `Unsupported`: this build has no Hub.
 #[cfg(not(feature = "hub"))]
+pub fn fetch_config(id: &str, hub: &HubArgs, quiet: bool) -> Result<PathBuf> {
+    fetch(id, hub, None, quiet)
+}
+
+/// Errors: always `Unsupported`: this build has no Hub.
+#[cfg(not(feature = "hub"))]
 pub fn fetch_dataset_file(address: &str, _hub: &HubArgs, _quiet: bool) -> Result<PathBuf> {
     Err(crate::Error::Unsupported(format!(
         "{address}: this build cannot fetch from the Hub\n  hint: download the file another way and name it, or build \
@@ -29,7 +35,7 @@ pub fn fetch_dataset_file(address: &str, _hub: &HubArgs, _quiet: bool) -> Result
 }
 
 #[cfg(feature = "hub")]
-pub use with_hub::{fetch, fetch_dataset_file, run};
+pub use with_hub::{fetch, fetch_config, fetch_dataset_file, run};
 
 #[cfg(feature = "hub")]
 mod with_hub {
@@ -65,6 +71,22 @@ mod with_hub {
     }
 
     fn pull(id: &str, args: &HubArgs, local_dir: Option<&Path>, quiet: bool) -> Result<(PathBuf, Snapshot)> {
+        let (id, options) = at_revision(id, args)?;
+        let snapshot = watched(&options, quiet, |watch| hub::fetch(id, &options, watch))?;
+        match local_dir {
+            Some(dir) => hub::export(&snapshot, dir).map(|()| (dir.to_path_buf(), snapshot)),
+            None => Ok((snapshot.path.clone(), snapshot)),
+        }
+    }
+
+    /// What a plan needs: the folder where it is in the cache, else config.json.
+    pub fn fetch_config(id: &str, args: &HubArgs, quiet: bool) -> Result<PathBuf> {
+        let (id, options) = at_revision(id, args)?;
+        watched(&options, quiet, |watch| hub::fetch_config(id, &options, watch))
+    }
+
+    /// Takes `org/name@revision` apart; `--revision` says the same another way.
+    fn at_revision<'a>(id: &'a str, args: &HubArgs) -> Result<(&'a str, HubOptions)> {
         let (id, revision) = match (id.split_once('@'), &args.revision) {
             (Some((_, at)), Some(flag)) if at != flag => {
                 return Err(Error::Usage(format!("'{id}' and --revision {flag} name different revisions")));
@@ -72,12 +94,7 @@ mod with_hub {
             (Some((id, at)), _) => (id, at.to_string()),
             (None, flag) => (id, flag.clone().unwrap_or_else(|| "main".into())),
         };
-        let options = options(revision, args)?;
-        let snapshot = watched(&options, quiet, |watch| hub::fetch(id, &options, watch))?;
-        match local_dir {
-            Some(dir) => hub::export(&snapshot, dir).map(|()| (dir.to_path_buf(), snapshot)),
-            None => Ok((snapshot.path.clone(), snapshot)),
-        }
+        Ok((id, options(revision, args)?))
     }
 
     /// A file of a data set: `hf://datasets/org/name/path`, where the revision may stand at the end or after the name.

@@ -125,7 +125,7 @@ fn about_gguf(engine: Engine) -> Vec<Objection> {
 
 /// An engine's verdict, a line for it and one per objection.
 fn in_words(engine: Engine, tp: u32, found: &[Objection]) -> String {
-    let split = if tp > 1 { format!(" over {tp} devices") } else { String::new() };
+    let split = if tp > 1 && engine == Engine::Vllm { format!(" over {tp} devices") } else { String::new() };
     let verdict = if found.iter().any(|o| o.refused) { "refused" } else { "loads" };
     let mut text = format!("{}{split}: {verdict}\n", engine.release());
     for o in found {

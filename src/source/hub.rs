@@ -91,6 +91,29 @@ pub fn fetch(id: &str, options: &HubOptions, watch: &Watch) -> Result<Snapshot> 
     Ok(Snapshot { path: folder.snapshot(&listing.commit), commit: listing.commit, files })
 }
 
+/// What a plan needs of `org/name`: the snapshot's folder where all of it is in the cache, else its `config.json` alone,
+/// fetched if it is not there yet.
+///
+/// Errors: as [`fetch`].
+pub fn fetch_config(id: &str, options: &HubOptions, watch: &Watch) -> Result<PathBuf> {
+    check_names(id, &options.revision)?;
+    let repo = Repo::with_revision(id.to_string(), RepoType::Model, options.revision.clone());
+    let folder = Folder::new(&options.cache, &repo);
+    let whole = folder.complete(id, &options.revision);
+    if options.offline {
+        return Ok(whole?.path);
+    }
+    let client = Client::new(id, "", options, watch.cancel)?;
+    let listing = client.listing(&repo, choose::plain)?;
+    if let Some(whole) = whole.ok().filter(|whole| whole.commit == listing.commit) {
+        return Ok(whole.path);
+    }
+    choose::weights(id, &listing.names)?;
+    let config = choose::CONFIG.to_string();
+    get(&client, &folder, &listing.commit, std::slice::from_ref(&config), watch.begin, watch.advance)?;
+    Ok(folder.snapshot(&listing.commit).join(config))
+}
+
 /// The path in the cache of one file of the data set `org/name`, fetched if it is not there yet.
 ///
 /// Errors: as [`fetch`]; `BadInput` with some that there are when there is no such file.
