@@ -3,6 +3,8 @@
 //! the same tokens. Text that had no part in the rounding decides which of the two is kept. Norms, embeddings and
 //! everything unquantized are left to [`crate::convert`].
 
+pub mod journal;
+
 use crate::calibration::layerwise::{Captured, Stage, Visit};
 use crate::calibration::moments::Moments;
 use crate::calibration::stats::Input;
@@ -14,7 +16,9 @@ use crate::model::{MappedTensor, Model};
 use crate::quant::{self, GgmlType, QuantError};
 use crate::source::Checkpoint;
 use crate::{Error, Result};
+use journal::{Finished, Journal};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
@@ -34,10 +38,12 @@ pub struct Target<'a> {
     pub sink: &'a dyn Sink,
     /// Takes the blocks of ggml's search alone: what the finished file is compared with.
     pub plain: &'a dyn Sink,
+    /// Brings what both have taken to the disk.
+    pub sync: &'a dyn Fn() -> Result<()>,
 }
 
 /// A matrix in which feedback lost on held-out text, or was not possible.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Refused {
     pub target: usize,
     pub tensor: String,
@@ -60,6 +66,12 @@ pub struct Refine<'a> {
     pub refused: Vec<Refused>,
     /// Matrices with feedback, per target.
     pub kept: Vec<usize>,
+    /// Without one, the run cannot be continued.
+    journal: Option<&'a mut Journal>,
+    /// Layers that an earlier run has finished.
+    finished: usize,
+    /// Refusals that the journal knows.
+    noted: usize,
 }
 
 /// Rows that are rounded together when a matrix is too large to hold.
@@ -72,8 +84,19 @@ impl<'a> Refine<'a> {
         targets: &'a [Target<'a>],
         settings: Settings,
         control: &'a Control<'a>,
+        (journal, before): (Option<&'a mut Journal>, Finished),
     ) -> Self {
         let tensors = model.tensors.iter().enumerate();
+        let mut done: Vec<Vec<bool>> = targets.iter().map(|t| vec![false; t.types.len()]).collect();
+        for (done, complete) in done.iter_mut().zip(&before.done) {
+            for i in complete {
+                if let Some(done) = done.get_mut(*i) {
+                    *done = true;
+                }
+            }
+        }
+        let mut kept = before.kept;
+        kept.resize(targets.len(), 0);
         Refine {
             ckpt,
             model,
@@ -81,10 +104,13 @@ impl<'a> Refine<'a> {
             settings,
             control,
             index: tensors.map(|(i, t)| (t.name.as_str(), i)).collect(),
-            inputs: BTreeMap::new(),
-            done: targets.iter().map(|t| vec![false; t.types.len()]).collect(),
-            refused: Vec::new(),
-            kept: vec![0; targets.len()],
+            inputs: before.inputs,
+            done,
+            noted: before.refused.len(),
+            refused: before.refused,
+            kept,
+            journal,
+            finished: before.layers,
         }
     }
 
@@ -174,7 +200,7 @@ impl<'a> Refine<'a> {
         input: &Known,
         expert: Option<usize>,
     ) -> Result<Option<Vec<u8>>> {
-        let Target { types, sink, plain } = &self.targets[target];
+        let Target { types, sink, plain, .. } = &self.targets[target];
         let (output, cols) = (self.model.generated.len() + index, tensor.cols());
         let ty = types[output];
         if ty.is_plain() {
@@ -266,7 +292,18 @@ impl Visit for Refine<'_> {
         Ok(())
     }
 
-    fn layer_done(&mut self, _: usize) -> Result<()> {
+    fn is_finished(&self, layer: usize) -> bool {
+        layer < self.finished
+    }
+
+    fn layer_done(&mut self, layer: usize) -> Result<()> {
+        if let Some(journal) = self.journal.as_mut().filter(|_| layer >= self.finished) {
+            self.targets.iter().try_for_each(|t| (t.sync)())?;
+            let prefix = format!("blk.{layer}.");
+            let inputs: Vec<_> = self.inputs.iter().filter(|(name, _)| name.starts_with(&prefix)).collect();
+            journal.layer(&inputs, &self.refused[self.noted..], &self.kept, &self.done)?;
+            self.noted = self.refused.len();
+        }
         self.control.check()
     }
 }

@@ -10,6 +10,7 @@ use quantize::eval::{self, Base, Candidate, Method, Windows};
 use quantize::gguf::read_header;
 use quantize::model::Model;
 use quantize::quant::GgmlType;
+use quantize::refine::journal::Finished;
 use quantize::refine::{Refine, Settings, Target};
 use quantize::runnable::Runnable;
 use quantize::source::Checkpoint;
@@ -158,6 +159,75 @@ fn a_split_file_holds_the_same_tensors_and_is_judged_too() {
     assert!(tensors(&whole) == tensors(&first));
 }
 
+/// Names in a folder, hidden ones too.
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Killed as by a power cut at some point of the run, it goes on behind the last finished layer to the same bytes.
+#[test]
+fn a_killed_run_continues_to_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, cut) = (dir.path().join("whole.gguf"), dir.path().join("cut.gguf"));
+    let run = |out: &Path, more: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_quantize"));
+        command.args(["--to", "q4_k_s,q3_k_s", "--calibration", "default", "--calibration-tokens", "2560"]);
+        command.args(["--seq-len", "64", "-t", "2", "-o"]).arg(out.with_extension("{type}.gguf"));
+        command.args(more).arg(model("tiny-llama")).stdout(std::process::Stdio::null());
+        command
+    };
+    let files = |out: &Path| ["Q4_K_S", "Q3_K_S"].map(|ty| out.with_extension(format!("{ty}.gguf")));
+    let begin = std::time::Instant::now();
+    assert!(run(&whole, &["--quiet"]).status().unwrap().success());
+    let length = begin.elapsed();
+    let want = files(&whole).map(|file| std::fs::read(file).unwrap());
+    let finished = names(dir.path());
+    assert_eq!(finished.len(), 2, "{finished:?}");
+    let (mut killed, mut resumed) = (0, 0);
+    for i in 0..10u32 {
+        let mut child = run(&cut, &["--quiet"]).spawn().unwrap();
+        std::thread::sleep(length * (i + 2) / 13);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let there = files(&cut).map(|file| file.exists());
+        if there == [true, false] {
+            // Between the two names: the next run begins again.
+            std::fs::remove_file(&files(&cut)[0]).unwrap();
+            assert!(run(&cut, &["--quiet"]).status().unwrap().success());
+        } else if !there[1] {
+            killed += 1;
+            let out = run(&cut, &["--resume"]).stderr(std::process::Stdio::piped()).output().unwrap();
+            let told = String::from_utf8_lossy(&out.stderr).into_owned();
+            assert!(out.status.success(), "{told}");
+            resumed += usize::from(told.contains("resuming after") && !told.contains("resuming after 0"));
+        }
+        for (file, want) in files(&cut).iter().zip(&want) {
+            assert!(std::fs::read(file).unwrap() == *want, "kill {i}");
+            std::fs::remove_file(file).unwrap();
+        }
+        assert_eq!(names(dir.path()), finished, "kill {i}");
+    }
+    assert!(killed >= 5 && resumed >= 3, "{killed} of 10 kills came in time, {resumed} runs went on");
+    // What is left of a run is taken up by the same run only, and cleared away by one that begins again.
+    let mut child = run(&cut, &["--quiet"]).spawn().unwrap();
+    let journal = dir.path().join("cut.Q4_K_S.gguf.resume");
+    while std::fs::read(&journal).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count()) < 3 {
+        assert!(child.try_wait().unwrap().is_none());
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let out = run(&cut, &["--resume", "--rho", "0.2"]).stderr(std::process::Stdio::piped()).output().unwrap();
+    assert_eq!(out.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("its rho was 0.3"));
+    assert!(run(&cut, &["--quiet"]).status().unwrap().success());
+    files(&cut).iter().for_each(|file| std::fs::remove_file(file).unwrap());
+    assert_eq!(names(dir.path()), finished);
+}
+
 #[test]
 fn data_that_cannot_be_judged_by_is_refused() {
     let dir = tempfile::tempdir().unwrap();
@@ -209,10 +279,10 @@ fn refused_matrices_have_ggmls_blocks_and_all_others_differ() {
         (0..16u32).map(|w| (0..48).map(|i| (w * 7919 + i * 104_729 + i * i * 31) % vocab).collect()).collect();
     let held: Vec<usize> = (0..windows.len()).map(|w| usize::from(w % 4 == 3)).collect();
     let (with, without) = (Kept::default(), Kept::default());
-    let targets = [Target { types: &types, sink: &with, plain: &without }];
+    let targets = [Target { types: &types, sink: &with, plain: &without, sync: &|| Ok(()) }];
     let control = Control { threads: 2, cancel: &AtomicBool::new(false), advance: &|_| () };
     let options = Options { sequential: false, held, max_memory: None, spill: std::env::temp_dir(), bf16: false };
-    let mut refine = Refine::new(&ckpt, &model, &targets, Settings::default(), &control);
+    let mut refine = Refine::new(&ckpt, &model, &targets, Settings::default(), &control, (None, Finished::default()));
     let head = layerwise::run(&ckpt, &model, &windows, &options, &mut refine, &control).unwrap();
     refine.head(&head).unwrap();
     let mut differ = 0;

@@ -88,6 +88,11 @@ pub trait Visit {
     /// the tokens go on through.
     fn stage(&mut self, layer: usize, stage: Stage, captured: &[&Captured], linears: Vec<&mut Linear>) -> Result<()>;
 
+    /// Whether an earlier run has finished this layer, so that the tokens only pass through it. Not in sequential passes.
+    fn is_finished(&self, _layer: usize) -> bool {
+        false
+    }
+
     /// The layer is finished with.
     fn layer_done(&mut self, layer: usize) -> Result<()>;
 }
@@ -136,7 +141,9 @@ pub fn run(
         let inputs = inputs(model, layer);
         let experts = model.config.experts.as_ref().map_or(1, |e| e.count.max(1));
         let pass = Pass { layer, inputs: &inputs, experts, options, windows, control };
-        if options.sequential {
+        if visit.is_finished(layer) {
+            pass.forward(&engine, &mut streams, &mut cache)?;
+        } else if options.sequential {
             for stage in Stage::ALL {
                 let captured = pass.collect(&engine, &mut streams, &mut inner, &mut cache, Some(stage), visit)?;
                 pass.visit(&mut engine, visit, stage, &captured)?;
@@ -241,6 +248,18 @@ impl Pass<'_> {
             seen.check()?;
         }
         Ok(seen.finish())
+    }
+
+    /// Takes the windows through the whole layer.
+    fn forward(&self, engine: &Engine, streams: &mut Streams, cache: &mut Cache) -> Result<()> {
+        for i in 0..self.windows.len() {
+            self.control.check()?;
+            let mut x = streams.get(i)?;
+            cache.truncate(0);
+            let _ = engine.layer(self.layer, &mut x, cache, &mut ())?;
+            streams.put(i, x)?;
+        }
+        Ok(())
     }
 
     /// Takes the windows through the feed-forward half.

@@ -4,6 +4,7 @@
 use super::allocate;
 use super::calibrate::{self, Importance};
 use super::folder_plan::Means;
+use super::journaled::Journaled;
 use super::options::{self, CANCEL};
 use super::plan::{Planned, Prepared, prepare};
 use super::progress::{Progress, Unit};
@@ -32,6 +33,9 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
     }
     let folder_targets = folder::take_targets(&mut args.types.to, &args.folder)?;
     let budgets = args.budget.budgets()?;
+    if args.search.sequential && args.types.to.len() + budgets.len() > 1 {
+        return Err(Error::Usage("--sequential takes one GGUF type at a time".into()));
+    }
     let only_folders = args.types.to.is_empty() && budgets.is_empty() && !folder_targets.is_empty();
     refuse_idle_flags(&args, only_folders, folder_targets.is_empty())?;
     let threads = options::threads(args.common.threads)?;
@@ -165,7 +169,15 @@ fn refuse_idle_flags(args: &ConvertArgs, only_folders: bool, no_folders: bool) -
     if only_folders && let Some((_, flag)) = gguf.iter().find(|(given, _)| *given) {
         return Err(Error::Usage(format!("{flag} is for GGUF files, and none is to be written")));
     }
-    if no_folders { args.folder.refuse_idle() } else { Ok(()) }
+    if !no_folders {
+        return Ok(());
+    }
+    let feedback = args.search.is_feedback(!args.calibration.calibration.is_empty())?;
+    match (args.folder.resume, feedback) {
+        (true, false) => Err(Error::Usage("--resume goes on with checkpoint folders and with error feedback".into())),
+        (true, true) if args.search.sequential => Err(Error::Usage("--sequential runs cannot be resumed".into())),
+        _ => args.folder.refuse_idle(),
+    }
 }
 
 /// Writes the GGUF files.
@@ -253,6 +265,11 @@ fn write(prepared: &Prepared, args: &ConvertArgs, wanted: Wanted, outputs: &[Pat
     let (ckpt, model) = (&prepared.ckpt, &prepared.model);
     let split = split(args, prepared)?;
     let (mut artifacts, mut plain) = (Vec::new(), Vec::new());
+    let mut journal = match &wanted {
+        Wanted::Feedback(drawing) => Some(Journaled::open(prepared, args, drawing, &outputs[0])?),
+        Wanted::Plain(_) => None,
+    };
+    let mut left = journal.iter_mut().flat_map(|j| std::mem::take(&mut j.files)).collect::<Vec<_>>().into_iter();
     for (target, output) in prepared.targets.iter().zip(outputs) {
         let mut metadata = prepared.metadata.clone();
         metadata.set("general.file_type", target.preset.file_type);
@@ -264,18 +281,27 @@ fn write(prepared: &Prepared, args: &ConvertArgs, wanted: Wanted, outputs: &[Pat
         options::override_metadata(&mut metadata, &args.types.override_kv)?;
         let entries = convert::entries(model, &target.types);
         if matches!(wanted, Wanted::Feedback(_)) {
-            plain.push(Artifact::create(output, &metadata, &entries, split, args.force)?);
+            plain.push(Artifact::reopen(output, &metadata, &entries, split, args.force, &mut left)?);
             args.search.record(&mut metadata);
         }
-        let artifact = Artifact::create(output, &metadata, &entries, split, args.force)?;
+        let artifact = Artifact::reopen(output, &metadata, &entries, split, args.force, &mut left)?;
         refuse_the_source(prepared, &artifact)?;
         artifacts.push(artifact);
     }
-    let (importance, mut outcome) = match wanted {
-        Wanted::Plain(importance) => (importance.map(|i| *i), None),
-        Wanted::Feedback(drawing) => {
-            (None, Some(feedback::run(prepared, args, *drawing, &artifacts, &plain, threads)?))
+    let (importance, mut outcome) = match (wanted, &mut journal) {
+        (Wanted::Feedback(drawing), Some(journaled)) => {
+            let journal = journaled.journal(&artifacts, &plain)?;
+            let run = feedback::run(prepared, args, *drawing, &artifacts, &plain, threads, journal);
+            if journaled.stays(run.is_ok()) {
+                artifacts.iter_mut().chain(&mut plain).for_each(|artifact| artifact.stays(true));
+                if run.is_err() && !args.common.quiet {
+                    eprintln!("finished layers are kept beside the output; --resume goes on behind them");
+                }
+            }
+            (None, Some(run?))
         }
+        (Wanted::Plain(importance), _) => (importance.map(|i| *i), None),
+        (Wanted::Feedback(_), None) => return Err(Error::Internal("feedback without a journal".into())),
     };
     let total = convert::source_bytes(ckpt, model);
     let progress = Progress::new("quantizing", total, Unit::Bytes, args.common.quiet);
@@ -305,6 +331,9 @@ fn write(prepared: &Prepared, args: &ConvertArgs, wanted: Wanted, outputs: &[Pat
     let mut importance = importance;
     if let Some(mut outcome) = outcome.take() {
         let keep = feedback::judge(&mut outcome, prepared, &artifacts, &plain, args.common.quiet)?;
+        // From here on the end is a matter of names.
+        artifacts.iter_mut().chain(&mut plain).for_each(|artifact| artifact.stays(false));
+        journal.iter_mut().for_each(Journaled::leaves);
         let both = artifacts.into_iter().zip(plain).zip(keep);
         artifacts = both.map(|((feedback, ggml), keep)| if keep { feedback } else { ggml }).collect();
         refused = outcome.ledger;

@@ -11,6 +11,7 @@ use crate::calibration::layerwise;
 use crate::convert::Control;
 use crate::eval::{self, Base, Candidate, Method, Windows};
 use crate::feedback::Shrink;
+use crate::refine::journal::{Finished, Journal};
 use crate::refine::{Refine, Settings, Target};
 use crate::report::LedgerRow;
 use crate::runnable::Runnable;
@@ -64,6 +65,7 @@ pub fn run(
     artifacts: &[Artifact],
     plain: &[Artifact],
     threads: usize,
+    journal: (&mut Journal, Finished),
 ) -> Result<Outcome> {
     let quiet = args.common.quiet;
     let held = hold_out(&drawing, args)?;
@@ -72,7 +74,7 @@ pub fn run(
     drop(runnable);
     let (all, sets) = held.all(windows);
     let options = layerwise::Options {
-        bf16: false,
+        bf16: true,
         sequential: args.search.sequential,
         held: sets,
         max_memory: args.search.max_memory.as_deref().map(super::options::size).transpose()?,
@@ -83,20 +85,21 @@ pub fn run(
         sequential: args.search.sequential,
         ..Settings::default()
     };
-    let targets: Vec<Target> = artifacts
+    let sync = |(a, b): (&'_ Artifact, &'_ Artifact)| a.sync().and_then(|()| b.sync());
+    let pairs: Vec<(&Artifact, &Artifact)> = artifacts.iter().zip(plain).collect();
+    let syncs: Vec<_> = pairs.iter().map(|pair| move || sync(*pair)).collect();
+    let targets: Vec<Target> = pairs
         .iter()
-        .zip(plain)
+        .zip(&syncs)
         .zip(&prepared.targets)
-        .map(|((artifact, plain), t)| Target { types: &t.types, sink: artifact, plain })
+        .map(|(((artifact, plain), sync), t)| Target { types: &t.types, sink: *artifact, plain: *plain, sync })
         .collect();
-    if settings.sequential && targets.len() > 1 {
-        return Err(Error::Usage("--sequential takes one GGUF type at a time".into()));
-    }
     let tokens: usize = all.iter().map(Vec::len).sum();
     let work = tokens as u64 * prepared.model.config.layers as u64;
     let progress = Progress::new("rounding with feedback", work, Unit::Tokens, quiet);
     let control = Control { threads, cancel: &CANCEL, advance: &|n| progress.advance(n) };
-    let mut refine = Refine::new(&prepared.ckpt, &prepared.model, &targets, settings, &control);
+    let mut refine =
+        Refine::new(&prepared.ckpt, &prepared.model, &targets, settings, &control, (Some(journal.0), journal.1));
     let head = layerwise::run(&prepared.ckpt, &prepared.model, &all, &options, &mut refine, &control)?;
     refine.head(&head)?;
     progress.finish();

@@ -90,7 +90,7 @@ pub struct FolderArgs {
     /// Devices over which an engine is to split every layer; groups are chosen so that they survive it
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub tp: usize,
-    /// Continue a run that was cut short
+    /// Continue a run that was cut short (also of GGUF files with error feedback)
     #[arg(long)]
     pub resume: bool,
 }
@@ -120,7 +120,6 @@ impl FolderArgs {
             (self.no_sequential, "--no-sequential"),
             (self.smooth != 0.5, "--smooth"),
             (self.tp != 1, "--tp"),
-            (self.resume, "--resume"),
         ];
         flags.into_iter().find(|(given, _)| *given).map(|(_, flag)| flag)
     }

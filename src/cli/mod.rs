@@ -11,6 +11,7 @@ mod folder;
 mod folder_plan;
 mod generate;
 mod inspect;
+mod journaled;
 mod options;
 mod plan;
 mod plan_text;

@@ -35,6 +35,19 @@ impl PartialFile {
         Ok(Self { temp, target: target.to_path_buf(), force })
     }
 
+    /// Takes up the temporary file `temp` that an earlier run left for `target`. It goes when this is dropped, as any other.
+    pub fn reopen(target: &Path, temp: &Path, force: bool) -> Result<Self> {
+        refuse_existing(target, force)?;
+        let file = File::options().read(true).write(true).open(temp).map_err(|e| Error::io(temp, e))?;
+        let path = tempfile::TempPath::try_from_path(temp).map_err(|e| Error::io(temp, e))?;
+        Ok(Self { temp: NamedTempFile::from_parts(file, path), target: target.to_path_buf(), force })
+    }
+
+    /// Whether the temporary file stays when this is dropped unfinished.
+    pub fn stays(&mut self, on: bool) {
+        self.temp.disable_cleanup(on);
+    }
+
     pub fn target(&self) -> &Path {
         &self.target
     }

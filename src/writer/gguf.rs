@@ -54,6 +54,18 @@ impl Artifact {
         split: Split,
         force: bool,
     ) -> Result<Self> {
+        Self::reopen(target, metadata, tensors, split, force, &mut std::iter::empty())
+    }
+
+    /// The same over the unfinished files that an earlier run left, in the order of the shards; what they hold stays.
+    pub fn reopen(
+        target: &Path,
+        metadata: &Metadata,
+        tensors: &[TensorInfo],
+        split: Split,
+        force: bool,
+        files: &mut impl Iterator<Item = PathBuf>,
+    ) -> Result<Self> {
         let groups = group(tensors, split)?;
         let count = groups.len();
         let (mut plans, mut places) = (Vec::with_capacity(count), Vec::with_capacity(tensors.len()));
@@ -73,13 +85,19 @@ impl Artifact {
             total += header_len + data;
             plans.push((metadata, tensors, header_len, header_len + data));
         }
-        if let Some(free) = free_space(target).filter(|free| *free < total) {
-            let (need, free) = (human(total), human(free));
-            return Err(Error::Storage(format!("{}: needs {need} of disk, {free} free", target.display())));
-        }
         let mut shards = Vec::with_capacity(count);
         for (no, (metadata, tensors, header_len, len)) in plans.into_iter().enumerate() {
-            let file = PartialFile::create(&shard_path(target, no, count), force)?;
+            let path = shard_path(target, no, count);
+            let file = match files.next() {
+                Some(temp) => PartialFile::reopen(&path, &temp, force)?,
+                None => {
+                    if let Some(free) = free_space(target).filter(|free| no == 0 && *free < total) {
+                        let (need, free) = (human(total), human(free));
+                        return Err(Error::Storage(format!("{}: needs {need} of disk, {free} free", target.display())));
+                    }
+                    PartialFile::create(&path, force)?
+                }
+            };
             file.reserve(len)?;
             shards.push(Shard { file, metadata, tensors, header_len });
         }
@@ -111,6 +129,16 @@ impl Artifact {
     /// Where the files of a [sealed](Self::seal) artifact lie for the time being.
     pub fn temp_paths(&self) -> Vec<PathBuf> {
         self.shards.iter().map(|shard| shard.file.temp_path().to_path_buf()).collect()
+    }
+
+    /// Whether the temporary files stay when this is dropped unfinished.
+    pub fn stays(&mut self, on: bool) {
+        self.shards.iter_mut().for_each(|shard| shard.file.stays(on));
+    }
+
+    /// Makes sure that what was written is on the disk.
+    pub fn sync(&self) -> Result<()> {
+        self.shards.iter().try_for_each(|shard| shard.file.sync())
     }
 
     /// Writes the headers, syncs, reads everything back and checks it.
