@@ -48,12 +48,23 @@ impl Runnable {
     ///
     /// Errors: those of [`Model::open`], the tokenizer and [`Engine::load`].
     pub fn load(ckpt: Checkpoint, path: &Path) -> Result<Self> {
+        Self::with(ckpt, path, Engine::load)
+    }
+
+    /// Opens a model without its layers: it reads and writes tokens, and cannot run.
+    ///
+    /// Errors: as [`Runnable::open`].
+    pub fn open_idle(path: &Path) -> Result<Self> {
+        Self::with(Checkpoint::open(path)?, path, Engine::shell)
+    }
+
+    fn with(ckpt: Checkpoint, path: &Path, engine: impl FnOnce(&Checkpoint, &Model) -> Result<Engine>) -> Result<Self> {
         let model = Model::open(&ckpt)?;
         let tokenizer = match ckpt.gguf() {
             Some(metadata) => Tokenizer::from_gguf(metadata)?,
             None => Tokenizer::from_hf_dir(ckpt.dir())?,
         };
-        let engine = Engine::load(&ckpt, &model)?;
+        let engine = engine(&ckpt, &model)?;
         let artifact = artifact(path, &ckpt);
         Ok(Self { ckpt, model, engine, tokenizer, artifact, work: Work::default() })
     }

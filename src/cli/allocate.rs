@@ -264,7 +264,7 @@ pub fn run(
     args: &ConvertArgs,
     threads: usize,
 ) -> Result<Option<Drawing>> {
-    let Some(mut drawing) = importance.draw(prepared, args)? else { return Ok(None) };
+    let Some(mut drawing) = importance.draw(prepared, args, true)? else { return Ok(None) };
     let first = prepared.targets.len() - budgets.len();
     let mut orders = Vec::new();
     for (budget, target) in budgets.iter().zip(&prepared.targets[first..]) {

@@ -167,7 +167,7 @@ fn hessians(args: &CalibrateArgs) -> Result<Option<Hessians>> {
 /// Calibrates layer by layer into a file with Hessians.
 fn with_hessians(path: &Path, sources: &[Source], args: &CalibrateArgs, output: &Path) -> Result<Made> {
     let quiet = args.common.quiet;
-    let drawing = draw(path, sources, &args.data, args.text.as_deref(), TooLong::Refuse, quiet)?;
+    let drawing = draw(path, sources, &args.data, args.text.as_deref(), (TooLong::Refuse, false), quiet)?;
     let Drawing { model, windows, data, overlap } = drawing;
     let text = data::text(&windows, &model);
     // The layers come back one at a time.
@@ -238,13 +238,14 @@ enum TooLong {
     Shorten,
 }
 
-/// Loads the model and draws the data. `text` is compared with the data.
+/// Loads the model and draws the data. `text` is compared with the data. The model's layers are loaded when it has to run,
+/// here or (`whole`) later.
 fn draw(
     path: &Path,
     sources: &[Source],
     args: &CalibrationArgs,
     text: Option<&Path>,
-    too_long: TooLong,
+    (too_long, whole): (TooLong, bool),
     quiet: bool,
 ) -> Result<Drawing> {
     let evaluation = text.map(Corpus::open).transpose()?;
@@ -252,7 +253,9 @@ fn draw(
     if !quiet {
         eprintln!("loading {}", path.display());
     }
-    let model = Runnable::open(path)?;
+    let model =
+        if whole || sources.contains(&Source::Model) { Runnable::open(path) } else { Runnable::open_idle(path) };
+    let model = model?;
     let context = model.engine.config.context;
     if args.seq_len > context && too_long == TooLong::Refuse {
         return Err(Error::Usage(format!("--seq-len {} is more than the model's context of {context}", args.seq_len)));
@@ -283,7 +286,8 @@ fn calibrate(
     keeping: Option<Keeping>,
     quiet: bool,
 ) -> Result<Made> {
-    let Drawing { mut model, windows, data, overlap } = draw(path, sources, args, text, TooLong::Refuse, quiet)?;
+    let Drawing { mut model, windows, data, overlap } =
+        draw(path, sources, args, text, (TooLong::Refuse, true), quiet)?;
     let collected = collect::run(&mut model, &windows, &data, head, keeping, quiet).map_err(|e| in_file(e, path))?;
     let Collected { totals, speed } = collected;
     let experts = stats::expert_use(totals.0.iter().map(|(name, total)| (name.as_str(), total.counts.as_slice())));
@@ -298,7 +302,7 @@ pub fn windows(path: &Path, args: &CalibrationArgs, hub: &HubArgs, quiet: bool) 
     if !quiet && args.calibration.is_empty() {
         eprintln!("calibrating on the bundled texts; --calibration names others");
     }
-    let Drawing { windows, data, .. } = draw(path, &sources, args, None, TooLong::Shorten, quiet)?;
+    let Drawing { windows, data, .. } = draw(path, &sources, args, None, (TooLong::Shorten, false), quiet)?;
     let drawn = Drawn { windows, report: data };
     if drawn.report.tokens < drawn.report.tokens_asked && !quiet {
         eprintln!("  the data has {} tokens; {} were asked for", drawn.report.tokens, drawn.report.tokens_asked);
@@ -404,11 +408,11 @@ impl Opened {
         matches!(self, Opened::Calibrate(_))
     }
 
-    /// The data alone, where it is to be calibrated on.
-    pub fn draw(&self, prepared: &Prepared, args: &ConvertArgs) -> Result<Option<Drawing>> {
+    /// The data alone, where it is to be calibrated on; `whole`: with a model that runs.
+    pub fn draw(&self, prepared: &Prepared, args: &ConvertArgs, whole: bool) -> Result<Option<Drawing>> {
         let Opened::Calibrate(sources) = self else { return Ok(None) };
         let text = args.text.as_deref();
-        draw(&prepared.path, sources, &args.calibration, text, TooLong::Refuse, args.common.quiet).map(Some)
+        draw(&prepared.path, sources, &args.calibration, text, (TooLong::Refuse, whole), args.common.quiet).map(Some)
     }
 
     /// The importance itself, calibrated now where it was asked for.

@@ -194,7 +194,7 @@ fn files(
     prepared.warn(args.common.quiet);
     let wanted = match args.search.is_feedback(importance.calibrates())? {
         true => {
-            let drawing = drawing.map_or_else(|| importance.draw(prepared, args), |d| Ok(Some(d)))?;
+            let drawing = drawing.map_or_else(|| importance.draw(prepared, args, false), |d| Ok(Some(d)))?;
             drawing.map_or(Wanted::Plain(None), |d| Wanted::Feedback(Box::new(d)))
         }
         false => Wanted::Plain(importance.make(prepared, args)?.map(Box::new)),

@@ -41,10 +41,10 @@ impl Pass {
     /// Measured on an AMD Zen 5 core with AVX512-BF16: see `docs/benchmarks.md`, "Time and memory of calibrated runs".
     fn rates(self) -> Rates {
         match self {
-            Pass::Statistics => Rates { product: 5.6e-12, feedback: 0.0, weight: 2e-9 },
-            Pass::Gptq => Rates { product: 5.6e-12, feedback: 1e-11, weight: 1e-7 },
-            Pass::Awq => Rates { product: 2e-11, feedback: 1e-11, weight: 1e-7 },
-            Pass::Blocks => Rates { product: 1.1e-11, feedback: 2e-11, weight: 2e-7 },
+            Pass::Statistics => Rates { product: 7.4e-12, feedback: 0.0, weight: 2e-9 },
+            Pass::Gptq => Rates { product: 8.9e-12, feedback: 4.2e-11, weight: 1.05e-7 },
+            Pass::Awq => Rates { product: 1.15e-11, feedback: 4.2e-11, weight: 3e-7 },
+            Pass::Blocks => Rates { product: 8.9e-12, feedback: 4.2e-11, weight: 3e-7 },
         }
     }
 }
