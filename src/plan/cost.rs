@@ -44,7 +44,7 @@ impl Pass {
             Pass::Statistics => Rates { product: 7.4e-12, feedback: 0.0, weight: 2e-9 },
             Pass::Gptq => Rates { product: 8.9e-12, feedback: 4.2e-11, weight: 1.05e-7 },
             Pass::Awq => Rates { product: 1.15e-11, feedback: 4.2e-11, weight: 3e-7 },
-            Pass::Blocks => Rates { product: 8.9e-12, feedback: 4.2e-11, weight: 3e-7 },
+            Pass::Blocks => Rates { product: 8.9e-12, feedback: 4.2e-11, weight: 5e-7 },
         }
     }
 }

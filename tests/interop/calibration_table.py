@@ -122,8 +122,9 @@ def table(quantize, llama, f16, sources, text, work):
 
 def by_tokens(quantize, f16, sources, text, work):
     names = {}
-    for tokens in (8192, 16384, 32768, 65536, 131072):
+    for tokens in (4096, 16384, 65536, 131072):
         for data in ("calib", "default"):
+            # The bundled texts have not many more.
             if data == "default" and tokens > 65536:
                 continue
             matrix, _ = ours(quantize, f16, sources[data], work, f"{data}-{tokens}", str(tokens))

@@ -6,6 +6,7 @@ Usage: engines.py QUANTIZE SOURCE CALIB.txt EVAL.txt WORK [CHUNKS] [FORMAT...]
 
 TRANSFORMERS, COMPRESSED, BITSANDBYTES, VLLM, MLX: the Python interpreters that have transformers with gptqmodel,
 with compressed-tensors, with bitsandbytes; vLLM; mlx-lm. Rows whose interpreter is not named are left out.
+TOKENS: how many to calibrate on, 32768 unless named.
 """
 
 import json
@@ -66,7 +67,7 @@ def main():
         facts = work / f"{name}.json"
         known = json.loads(facts.read_text()) if facts.exists() else {}
         if not folder.exists():
-            data = ["--calibration", calib, "--calibration-tokens", "32768"] if calibrated else ["--rounding", "nearest"]
+            data = ["--calibration", calib, "--calibration-tokens", os.environ.get("TOKENS", "32768")] if calibrated else ["--rounding", "nearest"]
             _, known["write"] = run(log, quantize, "--to", name, source, "-o", folder, *data)
         if "ours" not in known:
             out, _ = run(log, quantize, "eval", folder, "--text", text, "--chunks", chunks, "--format", "json")
