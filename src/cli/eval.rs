@@ -247,16 +247,31 @@ fn is_base_file(path: &Path) -> bool {
     read.is_ok() && &magic == b"_logits_"
 }
 
-/// Two candidates of one type are told apart by their files' names.
+/// Candidates of one type are told apart by their files' names, and these by as much of their paths as it takes.
 fn unique_names(candidates: &mut [Runnable]) {
-    let names: Vec<String> = candidates.iter().map(|c| c.artifact.name.clone()).collect();
-    for candidate in candidates {
-        if names.iter().filter(|n| **n == candidate.artifact.name).count() > 1 {
-            let path = Path::new(&candidate.artifact.path);
-            let name = path.file_name().map(|n| n.to_string_lossy().into_owned());
-            candidate.artifact.name = name.unwrap_or_else(|| candidate.artifact.path.clone());
-        }
+    let known: Vec<(String, String)> =
+        candidates.iter().map(|c| (c.artifact.name.clone(), c.artifact.path.clone())).collect();
+    for (candidate, name) in candidates.iter_mut().zip(told_apart(&known)) {
+        candidate.artifact.name = name;
     }
+}
+
+/// A name for each `(name, path)`: its own, or the last parts of the path, as many as make all different.
+fn told_apart(known: &[(String, String)]) -> Vec<String> {
+    let tail = |path: &str, parts: usize| -> String {
+        let all: Vec<_> = Path::new(path).components().map(|c| c.as_os_str().to_string_lossy()).collect();
+        all[all.len().saturating_sub(parts)..].join("/")
+    };
+    let longest = known.iter().map(|(_, path)| Path::new(path).components().count()).max().unwrap_or(0);
+    let named = |(name, path): &(String, String)| {
+        let alike = || known.iter().filter(|(n, p)| n == name && p != path);
+        if alike().next().is_none() {
+            return name.clone();
+        }
+        let parts = (1..longest).find(|n| alike().all(|(_, p)| tail(p, *n) != tail(path, *n)));
+        tail(path, parts.unwrap_or(longest))
+    };
+    known.iter().map(named).collect()
 }
 
 /// A candidate must read the text as the base does, or the comparison means nothing.
@@ -385,4 +400,21 @@ fn peak_rss() -> u64 {
     let line = status.lines().find(|l| l.starts_with("VmHWM:"));
     let kib = line.and_then(|l| l.split_whitespace().nth(1)).and_then(|n| n.parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::told_apart;
+
+    #[test]
+    fn candidates_of_one_name_are_told_apart() {
+        let names = |all: &[(&str, &str)]| {
+            told_apart(&all.iter().map(|(n, p)| (n.to_string(), p.to_string())).collect::<Vec<_>>())
+        };
+        assert_eq!(names(&[("Q4_K_M", "a/x.gguf"), ("Q6_K", "a/y.gguf")]), ["Q4_K_M", "Q6_K"]);
+        assert_eq!(names(&[("Q4_K_M", "a/x.gguf"), ("Q4_K_M", "a/y.gguf")]), ["x.gguf", "y.gguf"]);
+        let same = [("Q4_K_M", "m/a/x.gguf"), ("Q4_K_M", "m/b/x.gguf"), ("Q4_K_M", "m/b/y.gguf"), ("F16", "z")];
+        assert_eq!(names(&same), ["a/x.gguf", "b/x.gguf", "y.gguf", "F16"]);
+        assert_eq!(names(&[("Q8_0", "x.gguf"), ("Q8_0", "x.gguf")]), ["Q8_0", "Q8_0"]);
+    }
 }
