@@ -212,19 +212,33 @@ fn a_killed_run_continues_to_the_same_bytes() {
     }
     assert!(killed >= 5 && resumed >= 3, "{killed} of 10 kills came in time, {resumed} runs went on");
     // What is left of a run is taken up by the same run only, and cleared away by one that begins again.
-    let mut child = run(&cut, &["--quiet"]).spawn().unwrap();
-    let journal = dir.path().join("cut.Q4_K_S.gguf.resume");
-    while std::fs::read(&journal).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count()) < 3 {
-        assert!(child.try_wait().unwrap().is_none());
-        std::thread::sleep(std::time::Duration::from_millis(2));
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
+    let leave_unfinished = || {
+        let mut child = run(&cut, &["--quiet"]).spawn().unwrap();
+        let journal = dir.path().join("cut.Q4_K_S.gguf.resume");
+        while std::fs::read(&journal).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count()) < 3 {
+            assert!(child.try_wait().unwrap().is_none());
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    };
+    leave_unfinished();
     let out = run(&cut, &["--resume", "--rho", "0.2"]).stderr(std::process::Stdio::piped()).output().unwrap();
     assert_eq!(out.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&out.stderr).contains("its rho was 0.3"));
     assert!(run(&cut, &["--quiet"]).status().unwrap().success());
     files(&cut).iter().for_each(|file| std::fs::remove_file(file).unwrap());
+    assert_eq!(names(dir.path()), finished);
+    // Where a part of it is gone, the run begins again.
+    leave_unfinished();
+    let partial = names(dir.path()).into_iter().find(|name| name.ends_with(".partial")).unwrap();
+    std::fs::remove_file(dir.path().join(partial)).unwrap();
+    let out = run(&cut, &["--resume"]).stderr(std::process::Stdio::piped()).output().unwrap();
+    assert!(out.status.success() && String::from_utf8_lossy(&out.stderr).contains("beginning again"));
+    for (file, want) in files(&cut).iter().zip(&want) {
+        assert!(std::fs::read(file).unwrap() == *want);
+        std::fs::remove_file(file).unwrap();
+    }
     assert_eq!(names(dir.path()), finished);
 }
 

@@ -328,14 +328,14 @@ fn write(prepared: &Prepared, args: &ConvertArgs, wanted: Wanted, outputs: &[Pat
         artifact.seal(threads, &CANCEL)?;
     }
     let mut refused = vec![Vec::new(); prepared.targets.len()];
-    let mut importance = importance;
+    let (mut importance, mut losers) = (importance, Vec::new());
     if let Some(mut outcome) = outcome.take() {
         let keep = feedback::judge(&mut outcome, prepared, &artifacts, &plain, args.common.quiet)?;
         // From here on the end is a matter of names.
         artifacts.iter_mut().chain(&mut plain).for_each(|artifact| artifact.stays(false));
         journal.iter_mut().for_each(Journaled::leaves);
         let both = artifacts.into_iter().zip(plain).zip(keep);
-        artifacts = both.map(|((feedback, ggml), keep)| if keep { feedback } else { ggml }).collect();
+        (artifacts, losers) = both.map(|((a, b), keep)| if keep { (a, b) } else { (b, a) }).unzip();
         refused = outcome.ledger;
         importance = Some(outcome.importance);
     }
@@ -346,6 +346,8 @@ fn write(prepared: &Prepared, args: &ConvertArgs, wanted: Wanted, outputs: &[Pat
         let (bytes, tensor_bytes) = (artifact.total_bytes(), artifact.tensor_bytes());
         written.push(Written { output: output.clone(), paths: artifact.publish()?, bytes, tensor_bytes });
     }
+    // Not before: until the last name is given, a killed run can go on.
+    drop(losers);
     Ok((written, importance, refused))
 }
 

@@ -28,7 +28,12 @@ impl Journaled {
     /// Errors: `Usage` when it is of another run.
     pub fn open(prepared: &Prepared, args: &ConvertArgs, drawing: &Drawing, output: &Path) -> Result<Self> {
         let (path, key) = (resume::path_for(output), key(prepared, args, drawing)?);
-        let found = if args.folder.resume { Journal::resume(&path, &key)? } else { None };
+        let mut found = if args.folder.resume { Journal::resume(&path, &key)? } else { None };
+        if found.as_ref().is_some_and(|(_, files, _)| files.iter().any(|file| !file.exists())) {
+            eprintln!("  an unfinished file of the interrupted run is missing; beginning again");
+            Journal::forget(&path);
+            found = None;
+        }
         let Some((journal, files, finished)) = found else {
             Journal::forget(&path);
             return Ok(Self { path, key, journal: None, finished: Finished::default(), files: Vec::new() });
