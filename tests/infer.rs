@@ -1,7 +1,7 @@
 //! The forward pass against logits that transformers computed in float32, for every family of the conformance data.
 
 use quantize::gguf::{DEFAULT_ALIGNMENT, TensorInfo, encode_header, layout};
-use quantize::infer::{Cache, Engine, Sampling, generate};
+use quantize::infer::{Cache, Engine, Sampling, generate, sample_together};
 use quantize::model::mapping::Generated;
 use quantize::model::metadata::{gguf_metadata, keeps_f32};
 use quantize::model::{MappedTensor, Model};
@@ -162,6 +162,48 @@ fn any_cut_into_batches_gives_the_same_logits() {
             assert!(difference <= TOLERANCE, "{}: {difference}", folder.display());
         }
     }
+}
+
+#[test]
+fn sequences_in_step_give_the_logits_of_each_alone() {
+    for folder in conformance() {
+        let engine = engine_like_reference(&folder);
+        let Expected { sequences, logits, std } = expected(&folder);
+        // The second sequence is the first, shifted.
+        let n = 20;
+        let (first, second) = (&sequences[0][..n], &sequences[0][3..n + 3]);
+        let alone = engine.forward(second, &mut engine.cache(n), 0..n).unwrap();
+        let mut cache = Cache::together(engine.config.layers, 2, n);
+        let vocab = engine.config.vocab;
+        for t in 0..n {
+            let got = engine.step(&[first[t], second[t]], &mut cache).unwrap();
+            let row = t * vocab..(t + 1) * vocab;
+            let differences = [worst(&got[..vocab], &logits[0][row.clone()]), worst(&got[vocab..], &alone[row])];
+            assert!(differences.iter().all(|d| d / std <= TOLERANCE), "{}: {differences:?}", folder.display());
+        }
+        assert!(engine.step(&[1, 2], &mut cache).is_err());
+    }
+}
+
+#[test]
+fn texts_sampled_in_step_are_those_sampled_alone() {
+    let engine = engine(&conformance()[3]);
+    let options = Sampling { temperature: 1.0, ..Sampling::default() };
+    let mut counted = 0;
+    let count = || {
+        counted += 1;
+        Ok(())
+    };
+    let together = sample_together(&engine, &[(5, 1), (17, 2), (5, 3)], 12, options, count).unwrap();
+    assert_eq!(counted, 33);
+    for (text, (start, seed)) in together.iter().zip([(5, 1), (17, 2), (5, 3)]) {
+        let alone = generate(&engine, &[start], 11, &[], Sampling { seed, ..options }, |_| true).unwrap();
+        assert_eq!(text[0], start);
+        assert_eq!(text[1..], alone);
+    }
+    assert_ne!(together[0], together[2]);
+    let stopped = sample_together(&engine, &[(5, 1)], 12, options, || Err(quantize::Error::bad_input("stop")));
+    assert!(stopped.is_err());
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use super::bundled;
 use super::parquet;
 use crate::eval::text::{Corpus, Document, Encoder};
-use crate::infer::{Sampling, generate};
+use crate::infer::{Sampling, sample_together};
 use crate::model::tokenizer::Message;
 use crate::runnable::Runnable;
 use crate::{Error, Result};
@@ -80,8 +80,8 @@ pub struct Amount {
 pub trait Reader: Encoder {
     /// Token ids lie below it.
     fn vocab(&self) -> usize;
-    /// A window of `len` tokens that begins with `start` and that the model continues by sampling.
-    fn sample(&self, start: u32, len: usize, seed: u64, step: &mut dyn FnMut() -> Result<()>) -> Result<Vec<u32>>;
+    /// Windows of `len` tokens, each beginning with a given token and continued by sampling with a given seed.
+    fn sample(&self, starts: &[(u32, u64)], len: usize, step: &mut dyn FnMut() -> Result<()>) -> Result<Vec<Vec<u32>>>;
 }
 
 impl Reader for Runnable {
@@ -89,19 +89,19 @@ impl Reader for Runnable {
         self.tokenizer.vocab_len().min(self.engine.config.vocab)
     }
 
-    fn sample(&self, start: u32, len: usize, seed: u64, step: &mut dyn FnMut() -> Result<()>) -> Result<Vec<u32>> {
-        let sampling = Sampling { temperature: 1.0, seed, ..Sampling::default() };
-        let mut stopped = None;
-        let made = generate(&self.engine, &[start], len.saturating_sub(1), &[], sampling, |_| {
-            stopped = step().err();
-            stopped.is_none()
-        })?;
-        match stopped {
-            Some(e) => Err(e),
-            None => Ok(std::iter::once(start).chain(made).collect()),
+    fn sample(&self, starts: &[(u32, u64)], len: usize, step: &mut dyn FnMut() -> Result<()>) -> Result<Vec<Vec<u32>>> {
+        let mut windows = Vec::with_capacity(starts.len());
+        for starts in starts.chunks(SAMPLED_TOGETHER) {
+            let options = Sampling { temperature: 1.0, ..Sampling::default() };
+            windows.extend(sample_together(&self.engine, starts, len, options, &mut *step)?);
         }
+        Ok(windows)
     }
 }
+
+/// Windows that are sampled in step: so many that decoding the weights is the smaller part of the work, so few that their
+/// keys and values are much smaller than the model.
+const SAMPLED_TOGETHER: usize = 16;
 
 /// Windows of `seq_len` tokens each, and what they were made of.
 #[derive(Clone, Debug, PartialEq)]
@@ -225,9 +225,7 @@ pub fn draw(
                 account(stream, &chosen, seq_len, &mut row);
             }
             None => {
-                for _ in 0..*share {
-                    windows.push(made(source, reader, seq_len, &mut random, step)?);
-                }
+                windows.extend(made(source, reader, *share, seq_len, &mut random, step)?);
                 (row.rows, row.rows_used) = (*share, *share);
                 row.domains.push((String::new(), share * seq_len));
                 row.tokens_available = share * seq_len;
@@ -304,22 +302,23 @@ fn text_documents(path: &Path) -> Result<Vec<Document>> {
     Ok(Corpus::parse(path, &bytes, jsonl)?.documents)
 }
 
-/// A window of a source without a stream.
+/// Windows of a source without a stream.
 fn made(
     source: &Source,
     reader: &dyn Reader,
+    count: usize,
     len: usize,
     random: &mut SplitMix,
     step: &mut dyn FnMut() -> Result<()>,
-) -> Result<Vec<u32>> {
+) -> Result<Vec<Vec<u32>>> {
     let vocab = reader.vocab().max(1);
     if *source == Source::Random {
-        return Ok((0..len).map(|_| random.below(vocab) as u32).collect());
+        return Ok((0..count).map(|_| (0..len).map(|_| random.below(vocab) as u32).collect()).collect());
     }
     // Without BOS a random first token gives every window another subject.
-    let start = reader.bos().unwrap_or(random.below(vocab) as u32);
-    let window = reader.sample(start, len, random.next(), step)?;
-    if window.len() == len { Ok(window) } else { Err(Error::Internal("sampling ended early".into())) }
+    let mut start = || (reader.bos().unwrap_or(random.below(vocab) as u32), random.next());
+    let starts: Vec<_> = (0..count).map(|_| start()).collect();
+    reader.sample(&starts, len, step)
 }
 
 /// Windows per source: equal shares, where a source that has fewer leaves the rest to the others.
@@ -449,8 +448,16 @@ mod tests {
         fn vocab(&self) -> usize {
             257
         }
-        fn sample(&self, start: u32, len: usize, seed: u64, _: &mut dyn FnMut() -> Result<()>) -> Result<Vec<u32>> {
-            Ok(std::iter::once(start).chain((1..len).map(|i| (seed % 200) as u32 + i as u32 % 7)).collect())
+        fn sample(
+            &self,
+            starts: &[(u32, u64)],
+            len: usize,
+            _: &mut dyn FnMut() -> Result<()>,
+        ) -> Result<Vec<Vec<u32>>> {
+            let window = |&(start, seed): &(u32, u64)| {
+                std::iter::once(start).chain((1..len).map(|i| (seed % 200) as u32 + i as u32 % 7)).collect()
+            };
+            Ok(starts.iter().map(window).collect())
         }
     }
 

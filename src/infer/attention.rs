@@ -18,9 +18,11 @@ pub(super) struct KeyValues {
     pub values: Vec<f32>,
 }
 
-/// What a sequence remembers. One per sequence; not tied to the engine that fills it beyond its sizes.
+/// What a sequence remembers, or several that grow together. Not tied to the engine that fills it beyond its sizes.
 pub struct Cache {
+    /// Those of each sequence, layer by layer.
     layers: Vec<KeyValues>,
+    sequences: usize,
     len: usize,
     capacity: usize,
     pub(super) buffers: Buffers,
@@ -29,8 +31,14 @@ pub struct Cache {
 impl Cache {
     /// For a sequence of up to `capacity` tokens that comes in any number of batches, in a model of `layers` layers.
     pub fn new(layers: usize, capacity: usize) -> Self {
+        Cache::together(layers, 1, capacity)
+    }
+
+    /// For `sequences` that take their tokens in step, up to `capacity` each.
+    pub fn together(layers: usize, sequences: usize, capacity: usize) -> Self {
         Cache {
-            layers: (0..layers).map(|_| KeyValues::default()).collect(),
+            layers: (0..layers * sequences).map(|_| KeyValues::default()).collect(),
+            sequences,
             len: 0,
             capacity,
             buffers: Buffers::default(),
@@ -43,7 +51,7 @@ impl Cache {
         Cache::new(1, capacity)
     }
 
-    /// How many tokens it holds.
+    /// How many tokens it holds of each sequence.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -61,10 +69,11 @@ impl Cache {
         self.len = self.len.min(len);
     }
 
-    /// The keys and values of `layer`, cut to the tokens held, to which those of the batch are to be appended.
-    pub(super) fn layer(&mut self, layer: usize, width: usize) -> &mut KeyValues {
+    /// The keys and values of `sequence` in `layer`, cut to the tokens held, to which those of the batch are to be
+    /// appended.
+    pub(super) fn layer(&mut self, layer: usize, sequence: usize, width: usize) -> &mut KeyValues {
         let slots = self.layers.len();
-        let kv = &mut self.layers[layer % slots];
+        let kv = &mut self.layers[(layer * self.sequences + sequence % self.sequences) % slots];
         kv.keys.truncate(self.len * width);
         kv.values.truncate(self.len * width);
         kv

@@ -10,7 +10,7 @@ mod sampling;
 mod weights;
 
 pub use attention::Cache;
-pub use sampling::{Sampler, Sampling, generate};
+pub use sampling::{Sampler, Sampling, generate, sample_together};
 pub use weights::Stored;
 
 use crate::kernel::{Output, RowSource, bf16, matmul, vector};
@@ -299,6 +299,22 @@ impl Engine {
         })
     }
 
+    /// Runs one token of each sequence in `cache` and returns the logits `[sequences, vocab]`.
+    ///
+    /// Errors: as [`Engine::forward`].
+    pub fn step(&self, tokens: &[u32], cache: &mut Cache) -> Result<Vec<f32>> {
+        let mut x = self.embed(tokens)?;
+        let batch = Batch { sequences: tokens.len(), from: 0 };
+        rayon::scope(|_| {
+            for layer in 0..self.layers.len() {
+                let _ = self.attention_of(layer, &mut x, batch, cache, &mut ())?;
+                let _ = self.feed_forward(layer, &mut x, cache, &mut ())?;
+            }
+            cache.advance(1, self.layers.len());
+            Ok(self.head(&x, &mut ()))
+        })
+    }
+
     /// The embeddings `[n, hidden]` of `tokens`.
     ///
     /// Errors: `BadInput` for a token beyond the vocabulary.
@@ -480,8 +496,9 @@ impl Engine {
         };
         let left = n - batch.from;
         let attended = sized(attended, batch.sequences * left * q_width);
-        for (sequence, attended) in qkv.chunks_exact(n * stride).zip(attended.chunks_exact_mut(left * q_width)) {
-            let kv = cache.layer(index, kv_width);
+        let outs = attended.chunks_exact_mut(left * q_width);
+        for (i, (sequence, attended)) in qkv.chunks_exact(n * stride).zip(outs).enumerate() {
+            let kv = cache.layer(index, i, kv_width);
             for row in sequence.chunks_exact(stride) {
                 kv.keys.extend_from_slice(&row[q_width..q_width + kv_width]);
                 kv.values.extend_from_slice(&row[q_width + kv_width..]);

@@ -1,7 +1,7 @@
 //! Choosing the next token from logits, and the loop that generates text token by token. Which tokens end a text, and
 //! how tokens become text, is the caller's matter.
 
-use super::Engine;
+use super::{Cache, Engine};
 use crate::{Error, Result};
 
 /// How to choose among the logits. The default is greedy.
@@ -50,7 +50,10 @@ impl Sampler {
             order.select_nth_unstable_by(top_k - 1, descending);
             order.truncate(top_k);
         }
-        order.sort_unstable_by(descending);
+        // Cutting the tail needs the order; drawing from all does not.
+        if top_k > 0 || top_p < 1.0 {
+            order.sort_unstable_by(descending);
+        }
         let mut weights: Vec<f64> =
             order.iter().map(|t| f64::from((logit(*t) - logit(best)) / temperature).exp()).collect();
         let mut total: f64 = weights.iter().sum();
@@ -112,6 +115,33 @@ pub fn generate(
             break;
         }
         batch = vec![token];
+    }
+    Ok(made)
+}
+
+/// Continues each of `starts` (a first token and a seed) to `len` tokens, all in step, so that weights are decoded once for
+/// all of them; nothing ends a text. `on_token` is called for every token and may stop the run.
+///
+/// Errors: as [`generate`], and those of `on_token`.
+pub fn sample_together(
+    engine: &Engine,
+    starts: &[(u32, u64)],
+    len: usize,
+    options: Sampling,
+    mut on_token: impl FnMut() -> Result<()>,
+) -> Result<Vec<Vec<u32>>> {
+    let mut cache = Cache::together(engine.config.layers, starts.len(), len);
+    let mut samplers: Vec<Sampler> =
+        starts.iter().map(|(_, seed)| Sampler::new(Sampling { seed: *seed, ..options })).collect();
+    let mut made: Vec<Vec<u32>> = starts.iter().map(|(token, _)| vec![*token]).collect();
+    for at in 1..len {
+        let last: Vec<u32> = made.iter().map(|m| m[at - 1]).collect();
+        let logits = engine.step(&last, &mut cache)?;
+        let vocab = logits.len() / starts.len();
+        for ((made, sampler), logits) in made.iter_mut().zip(&mut samplers).zip(logits.chunks_exact(vocab)) {
+            made.push(sampler.choose(logits)?);
+            on_token()?;
+        }
     }
     Ok(made)
 }
