@@ -18,9 +18,18 @@ pub(super) struct KeyValues {
     pub values: Vec<f32>,
 }
 
+/// The keys and values of `len` positions, wherever they are: those of a position begin `step` after those of the one before.
+#[derive(Clone, Copy)]
+pub(super) struct Seen<'a> {
+    pub keys: &'a [f32],
+    pub values: &'a [f32],
+    pub step: usize,
+    pub len: usize,
+}
+
 /// What a sequence remembers, or several that grow together. Not tied to the engine that fills it beyond its sizes.
 pub struct Cache {
-    /// Those of each sequence, layer by layer.
+    /// Those of each sequence, layer by layer; nothing where sequences come whole.
     layers: Vec<KeyValues>,
     sequences: usize,
     len: usize,
@@ -45,10 +54,15 @@ impl Cache {
         }
     }
 
-    /// For sequences of up to `capacity` tokens that come whole, each in one batch: the layers share one buffer, and
-    /// every batch begins at position 0.
+    /// For sequences of up to `capacity` tokens that come whole, each in one batch: nothing is remembered, and every
+    /// batch begins at position 0.
     pub fn one_batch(capacity: usize) -> Self {
-        Cache::new(1, capacity)
+        Cache::new(0, capacity)
+    }
+
+    /// Whether it remembers anything.
+    pub(super) fn keeps(&self) -> bool {
+        !self.layers.is_empty()
     }
 
     /// How many tokens it holds of each sequence.
@@ -72,16 +86,15 @@ impl Cache {
     /// The keys and values of `sequence` in `layer`, cut to the tokens held, to which those of the batch are to be
     /// appended.
     pub(super) fn layer(&mut self, layer: usize, sequence: usize, width: usize) -> &mut KeyValues {
-        let slots = self.layers.len();
-        let kv = &mut self.layers[(layer * self.sequences + sequence % self.sequences) % slots];
+        let kv = &mut self.layers[layer * self.sequences + sequence];
         kv.keys.truncate(self.len * width);
         kv.values.truncate(self.len * width);
         kv
     }
 
-    /// Counts the `n` tokens that every one of `layers` layers has appended.
-    pub(super) fn advance(&mut self, n: usize, layers: usize) {
-        if self.layers.len() >= layers {
+    /// Counts the `n` tokens that every layer has appended.
+    pub(super) fn advance(&mut self, n: usize) {
+        if self.keeps() {
             self.len += n;
         }
     }
@@ -114,16 +127,16 @@ const FEW_QUERIES: usize = 4;
 
 /// Attends from the last `n` positions of `kv` to all before them. The queries are the first `heads * dim` columns of
 /// `q` (`[n, stride]`); the result goes to `out` (`[n, heads * dim]`). `packed` is working memory.
-pub(super) fn attend(shape: Heads, q: &[f32], stride: usize, kv: &KeyValues, packed: &mut Vec<f32>, out: &mut [f32]) {
-    let Heads { heads, kv_heads, dim, .. } = shape;
-    let (width, n) = (kv_heads * dim, q.len() / stride);
-    let first = kv.keys.len() / width - n;
+pub(super) fn attend(shape: Heads, q: &[f32], stride: usize, kv: Seen, packed: &mut Vec<f32>, out: &mut [f32]) {
+    let Heads { heads, dim, .. } = shape;
+    let n = q.len() / stride;
+    let first = kv.len - n;
     #[cfg(target_arch = "x86_64")]
     let is_packed = n >= FEW_QUERIES && dim.is_multiple_of(gemm::PANEL) && vector::has_avx512();
     #[cfg(not(target_arch = "x86_64"))]
     let is_packed = false;
     if is_packed {
-        pack_keys(shape, &kv.keys, packed);
+        pack_keys(shape, kv, packed);
     }
     let packed = packed.as_slice();
     // Column-major [heads * dim, n], cut into one piece per head and block of queries.
@@ -146,10 +159,9 @@ pub(super) fn attend(shape: Heads, q: &[f32], stride: usize, kv: &KeyValues, pac
 
 /// The keys of each head in panels, `[kv_heads, positions / PANEL rounded up, dim, PANEL]`.
 #[cfg(target_arch = "x86_64")]
-fn pack_keys(shape: Heads, keys: &[f32], packed: &mut Vec<f32>) {
+fn pack_keys(shape: Heads, kv: Seen, packed: &mut Vec<f32>) {
     let Heads { kv_heads, dim, .. } = shape;
-    let width = kv_heads * dim;
-    let positions = keys.len() / width;
+    let Seen { keys, step, len: positions, .. } = kv;
     packed.resize(kv_heads * positions.next_multiple_of(gemm::PANEL) * dim, 0.0);
     let panels = packed.par_chunks_exact_mut(gemm::PANEL * dim).with_min_len(8).enumerate();
     panels.for_each(|(i, panel)| {
@@ -158,18 +170,18 @@ fn pack_keys(shape: Heads, keys: &[f32], packed: &mut Vec<f32>) {
         for from in (start..(start + gemm::PANEL).min(positions)).step_by(16) {
             let count = (positions - from).min(16);
             // SAFETY: called only where AVX-512 was detected.
-            unsafe { gemm::pack(&keys[from * width + head * dim..], width, count, dim, panel, from - start) };
+            unsafe { gemm::pack(&keys[from * step + head * dim..], step, count, dim, panel, from - start) };
         }
     });
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn pack_keys(_: Heads, _: &[f32], _: &mut Vec<f32>) {}
+fn pack_keys(_: Heads, _: Seen, _: &mut Vec<f32>) {}
 
 /// One head's share of [`attend`] for some of the queries; position `first` is that of the first query of the batch.
 struct Block<'a> {
     shape: Heads,
-    kv: &'a KeyValues,
+    kv: Seen<'a>,
     head: usize,
     queries: Range<usize>,
     first: usize,
@@ -190,13 +202,13 @@ impl Block<'_> {
     /// `q` and `out` begin at this head's columns of the first query; `out` is `[dim, queries]`, column-major.
     fn attend(&self, q: &[f32], stride: usize, scores: &mut Vec<f32>, out: MatMut<'_, f32>) {
         let (dim, n) = (self.shape.dim, self.queries.len());
-        let width = self.shape.kv_heads * dim;
+        let step = self.kv.step;
         let positions = self.seen(self.queries.start).start..self.seen(self.queries.end - 1).end;
         let len = positions.len();
         let column = self.kv_head() * dim;
-        let stored = positions.start * width + column..(positions.end - 1) * width + column + dim;
-        let keys = MatRef::from_row_major_slice_with_stride(&self.kv.keys[stored.clone()], len, dim, width);
-        let values = MatRef::from_row_major_slice_with_stride(&self.kv.values[stored], len, dim, width);
+        let stored = positions.start * step + column..(positions.end - 1) * step + column + dim;
+        let keys = MatRef::from_row_major_slice_with_stride(&self.kv.keys[stored.clone()], len, dim, step);
+        let values = MatRef::from_row_major_slice_with_stride(&self.kv.values[stored], len, dim, step);
         let q = MatRef::from_column_major_slice_with_stride(q, dim, n, stride);
         // Row-major [queries, len], which is column-major [len, queries].
         scores.resize(n * len, 0.0);
@@ -212,17 +224,17 @@ impl Block<'_> {
     fn attend_packed(&self, q: &[f32], stride: usize, packed: &[f32], scores: &mut Vec<f32>, out: MatMut<'_, f32>) {
         use gemm::{PANEL, Panels, Rows, multiply};
         let (dim, n) = (self.shape.dim, self.queries.len());
-        let width = self.shape.kv_heads * dim;
+        let step = self.kv.step;
         // Panels begin at a multiple of their size.
         let start = self.seen(self.queries.start).start / PANEL * PANEL;
         let len = self.seen(self.queries.end - 1).end - start;
-        let all = (self.kv.keys.len() / width).next_multiple_of(PANEL);
+        let all = self.kv.len.next_multiple_of(PANEL);
         let keys = Panels::Packed(&packed[(self.kv_head() * all + start) * dim..]);
         scores.resize(n * len, 0.0);
         // SAFETY: `packed` was made because AVX-512 was detected; `scores` is `[n, len]`.
         unsafe { multiply(Rows { data: q, step: stride, n, cols: dim }, keys, len, scores.as_mut_ptr(), len) };
         self.weigh(scores, start, len);
-        let values = Panels::Plain { data: &self.kv.values[start * width + self.kv_head() * dim..], step: width };
+        let values = Panels::Plain { data: &self.kv.values[start * step + self.kv_head() * dim..], step };
         let weights = Rows { data: scores, step: len, n, cols: len };
         let stride = out.col_stride() as usize;
         // SAFETY: as above; each of the `n` columns of `out`, which is this task's alone, holds `dim` floats.
@@ -263,20 +275,20 @@ mod tests {
             choices.into_iter().flat_map(|c| [(8, 150), (32, 150), (64, 3)].map(|d| (c, d)))
         {
             let shape = Heads { heads, kv_heads, dim, scale: 0.9, softcap, window };
-            let kv = KeyValues {
-                keys: numbers((past + n) * kv_heads * dim, 1),
-                values: numbers((past + n) * kv_heads * dim, 2),
-            };
+            // Keys and values as they lie behind the queries, and more than they need.
+            let step = kv_heads * dim + 3;
+            let kv = KeyValues { keys: numbers((past + n) * step, 1), values: numbers((past + n) * step, 2) };
             let stride = heads * dim + 5;
             let q = numbers(n * stride, 3);
             let mut out = vec![f32::NAN; n * heads * dim];
-            attend(shape, &q, stride, &kv, &mut Vec::new(), &mut out);
+            let seen = Seen { keys: &kv.keys, values: &kv.values, step, len: past + n };
+            attend(shape, &q, stride, seen, &mut Vec::new(), &mut out);
             for t in 0..n {
                 for h in 0..heads {
                     let query = &q[t * stride + h * dim..][..dim];
                     let position = past + t;
                     let low = window.map_or(0, |w| (position + 1).saturating_sub(w));
-                    let row = |data: &[f32], p: usize| data[(p * kv_heads + h / 2) * dim..][..dim].to_vec();
+                    let row = |data: &[f32], p: usize| data[p * step + h / 2 * dim..][..dim].to_vec();
                     let score = |p: usize| {
                         let s: f64 = query.iter().zip(row(&kv.keys, p)).map(|(a, b)| *a as f64 * b as f64).sum();
                         let s = s * 0.9;

@@ -18,7 +18,7 @@ use crate::model::Config;
 use crate::model::config::Activation;
 use crate::{Error, Result};
 use activations::Rounding;
-use attention::{Heads, attend};
+use attention::{Heads, Seen, attend};
 use experts::Experts;
 use rayon::prelude::*;
 use rope::Angles;
@@ -272,7 +272,7 @@ impl Engine {
                 break;
             }
         }
-        cache.advance(tokens.len(), self.layers.len());
+        cache.advance(tokens.len());
         Ok(x)
     }
 
@@ -310,7 +310,7 @@ impl Engine {
                 let _ = self.attention_of(layer, &mut x, batch, cache, &mut ())?;
                 let _ = self.feed_forward(layer, &mut x, cache, &mut ())?;
             }
-            cache.advance(1, self.layers.len());
+            cache.advance(1);
             Ok(self.head(&x, &mut ()))
         })
     }
@@ -498,12 +498,17 @@ impl Engine {
         let attended = sized(attended, batch.sequences * left * q_width);
         let outs = attended.chunks_exact_mut(left * q_width);
         for (i, (sequence, attended)) in qkv.chunks_exact(n * stride).zip(outs).enumerate() {
-            let kv = cache.layer(index, i, kv_width);
-            for row in sequence.chunks_exact(stride) {
-                kv.keys.extend_from_slice(&row[q_width..q_width + kv_width]);
-                kv.values.extend_from_slice(&row[q_width + kv_width..]);
+            let (keys, values) = (&sequence[q_width..], &sequence[q_width + kv_width..]);
+            let mut seen = Seen { keys, values, step: stride, len: n };
+            if cache.keeps() {
+                let kv = cache.layer(index, i, kv_width);
+                for row in sequence.chunks_exact(stride) {
+                    kv.keys.extend_from_slice(&row[q_width..q_width + kv_width]);
+                    kv.values.extend_from_slice(&row[q_width + kv_width..]);
+                }
+                seen = Seen { keys: &kv.keys, values: &kv.values, step: kv_width, len: first + n };
             }
-            attend(shape, &sequence[batch.from * stride..], stride, kv, packed_keys, attended);
+            attend(shape, &sequence[batch.from * stride..], stride, seen, packed_keys, attended);
         }
         let result = &mut result[..batch.sequences * left * hidden];
         let run = layer.attn_output.product(attended, Output::whole(result, hidden), observer);

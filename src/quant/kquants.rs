@@ -4,6 +4,7 @@
 
 use super::search::{EPS, Grid, nearest_int, q3, qkx, qp, qx};
 use super::{Codec, GgmlType, f16_at, put_f16, round_f16, scales_at};
+use crate::kernel::vector::widest;
 
 /// Weights per super-block (ggml's `QK_K`).
 const QK: usize = 256;
@@ -138,6 +139,7 @@ pub(crate) fn pack_q3_scales(scales: &[u8; 16], out: &mut [u8]) {
     }
 }
 
+#[inline(always)]
 pub(crate) fn unpack_q3_scale(bytes: &[u8], j: usize) -> i32 {
     let low = bytes[j % 8] >> (4 * (j / 8)) & 15;
     let high = bytes[8 + j % 4] >> (2 * (j / 4)) & 3;
@@ -310,81 +312,83 @@ fn quantize_q6_k(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     }
 }
 
-fn dequantize_q2_k(bytes: &[u8], out: &mut [f32]) {
-    for (b, y) in bytes.chunks_exact(84).zip(out.as_chunks_mut::<QK>().0) {
-        let (d, dmin) = (f16_at(b, 80), f16_at(b, 82));
-        for (j, y) in y.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-            let (dl, ml) = (d * f32::from(b[j] & 15), dmin * f32::from(b[j] >> 4));
-            let (at, shift) = (16 + 32 * (j / 8) + 16 * (j % 2), 2 * (j % 8 / 2));
-            for (y, q) in y.iter_mut().zip(&b[at..at + 16]) {
-                *y = dl * f32::from(q >> shift & 3) - ml;
+widest! {
+    fn dequantize_q2_k(bytes: &[u8], out: &mut [f32]) {
+        for (b, y) in bytes.chunks_exact(84).zip(out.as_chunks_mut::<QK>().0) {
+            let (d, dmin) = (f16_at(b, 80), f16_at(b, 82));
+            for (j, y) in y.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+                let (dl, ml) = (d * f32::from(b[j] & 15), dmin * f32::from(b[j] >> 4));
+                let (at, shift) = (16 + 32 * (j / 8) + 16 * (j % 2), 2 * (j % 8 / 2));
+                for (y, q) in y.iter_mut().zip(&b[at..at + 16]) {
+                    *y = dl * f32::from(q >> shift & 3) - ml;
+                }
             }
         }
     }
-}
 
-fn dequantize_q3_k(bytes: &[u8], out: &mut [f32]) {
-    for (b, y) in bytes.chunks_exact(110).zip(out.as_chunks_mut::<QK>().0) {
-        let d = f16_at(b, 108);
-        for (j, y) in y.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-            let dl = d * unpack_q3_scale(&b[96..108], j) as f32;
-            let (half, shift, bit) = (16 * (j % 2), 2 * (j % 8 / 2), j / 2);
-            let qs = &b[32 + 32 * (j / 8) + half..][..16];
-            let high = &b[half..half + 16];
-            for i in 0..16 {
-                let code = (qs[i] >> shift & 3) as i8 - ((!high[i] >> bit & 1) << 2) as i8;
-                y[i] = dl * f32::from(code);
+    fn dequantize_q3_k(bytes: &[u8], out: &mut [f32]) {
+        for (b, y) in bytes.chunks_exact(110).zip(out.as_chunks_mut::<QK>().0) {
+            let d = f16_at(b, 108);
+            for (j, y) in y.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+                let dl = d * unpack_q3_scale(&b[96..108], j) as f32;
+                let (half, shift, bit) = (16 * (j % 2), 2 * (j % 8 / 2), j / 2);
+                let qs = &b[32 + 32 * (j / 8) + half..][..16];
+                let high = &b[half..half + 16];
+                for i in 0..16 {
+                    let code = (qs[i] >> shift & 3) as i8 - ((!high[i] >> bit & 1) << 2) as i8;
+                    y[i] = dl * f32::from(code);
+                }
             }
         }
     }
-}
 
-fn dequantize_q4_k(bytes: &[u8], out: &mut [f32]) {
-    for (b, y) in bytes.chunks_exact(144).zip(out.as_chunks_mut::<QK>().0) {
-        let (d, dmin) = (f16_at(b, 0), f16_at(b, 2));
-        for (k, y) in y.as_chunks_mut::<64>().0.iter_mut().enumerate() {
-            let q = &b[16 + 32 * k..][..32];
-            let ((s1, m1), (s2, m2)) = (unpack_scale_min(&b[4..16], 2 * k), unpack_scale_min(&b[4..16], 2 * k + 1));
-            let (d1, d2) = (d * f32::from(s1), d * f32::from(s2));
-            let (m1, m2) = (dmin * f32::from(m1), dmin * f32::from(m2));
-            for i in 0..32 {
-                y[i] = d1 * f32::from(q[i] & 15) - m1;
-                y[i + 32] = d2 * f32::from(q[i] >> 4) - m2;
+    fn dequantize_q4_k(bytes: &[u8], out: &mut [f32]) {
+        for (b, y) in bytes.chunks_exact(144).zip(out.as_chunks_mut::<QK>().0) {
+            let (d, dmin) = (f16_at(b, 0), f16_at(b, 2));
+            for (k, y) in y.as_chunks_mut::<64>().0.iter_mut().enumerate() {
+                let q = &b[16 + 32 * k..][..32];
+                let ((s1, m1), (s2, m2)) = (unpack_scale_min(&b[4..16], 2 * k), unpack_scale_min(&b[4..16], 2 * k + 1));
+                let (d1, d2) = (d * f32::from(s1), d * f32::from(s2));
+                let (m1, m2) = (dmin * f32::from(m1), dmin * f32::from(m2));
+                for i in 0..32 {
+                    y[i] = d1 * f32::from(q[i] & 15) - m1;
+                    y[i + 32] = d2 * f32::from(q[i] >> 4) - m2;
+                }
             }
         }
     }
-}
 
-fn dequantize_q5_k(bytes: &[u8], out: &mut [f32]) {
-    for (b, y) in bytes.chunks_exact(176).zip(out.as_chunks_mut::<QK>().0) {
-        let (d, dmin) = (f16_at(b, 0), f16_at(b, 2));
-        let high = &b[16..48];
-        for (k, y) in y.as_chunks_mut::<64>().0.iter_mut().enumerate() {
-            let q = &b[48 + 32 * k..][..32];
-            let (bit1, bit2) = (1u8 << (2 * k), 2u8 << (2 * k));
-            let ((s1, m1), (s2, m2)) = (unpack_scale_min(&b[4..16], 2 * k), unpack_scale_min(&b[4..16], 2 * k + 1));
-            let (d1, d2) = (d * f32::from(s1), d * f32::from(s2));
-            let (m1, m2) = (dmin * f32::from(m1), dmin * f32::from(m2));
-            for i in 0..32 {
-                y[i] = d1 * f32::from((q[i] & 15) + if high[i] & bit1 != 0 { 16 } else { 0 }) - m1;
-                y[i + 32] = d2 * f32::from((q[i] >> 4) + if high[i] & bit2 != 0 { 16 } else { 0 }) - m2;
+    fn dequantize_q5_k(bytes: &[u8], out: &mut [f32]) {
+        for (b, y) in bytes.chunks_exact(176).zip(out.as_chunks_mut::<QK>().0) {
+            let (d, dmin) = (f16_at(b, 0), f16_at(b, 2));
+            let high = &b[16..48];
+            for (k, y) in y.as_chunks_mut::<64>().0.iter_mut().enumerate() {
+                let q = &b[48 + 32 * k..][..32];
+                let (bit1, bit2) = (1u8 << (2 * k), 2u8 << (2 * k));
+                let ((s1, m1), (s2, m2)) = (unpack_scale_min(&b[4..16], 2 * k), unpack_scale_min(&b[4..16], 2 * k + 1));
+                let (d1, d2) = (d * f32::from(s1), d * f32::from(s2));
+                let (m1, m2) = (dmin * f32::from(m1), dmin * f32::from(m2));
+                for i in 0..32 {
+                    y[i] = d1 * f32::from((q[i] & 15) + if high[i] & bit1 != 0 { 16 } else { 0 }) - m1;
+                    y[i + 32] = d2 * f32::from((q[i] >> 4) + if high[i] & bit2 != 0 { 16 } else { 0 }) - m2;
+                }
             }
         }
     }
-}
 
-fn dequantize_q6_k(bytes: &[u8], out: &mut [f32]) {
-    for (b, y) in bytes.chunks_exact(210).zip(out.as_chunks_mut::<QK>().0) {
-        let d = f16_at(b, 208);
-        for (k, y) in y.as_chunks_mut::<128>().0.iter_mut().enumerate() {
-            let (ql, qh) = (&b[64 * k..][..64], &b[128 + 32 * k..][..32]);
-            let scale: [f32; 8] = std::array::from_fn(|j| d * f32::from(b[192 + 8 * k + j] as i8));
-            for i in 0..32 {
-                let code = |low: u8, shift: u8| f32::from((low | (qh[i] >> shift & 3) << 4) as i8 - 32);
-                y[i] = scale[i / 16] * code(ql[i] & 15, 0);
-                y[i + 32] = scale[2 + i / 16] * code(ql[i + 32] & 15, 2);
-                y[i + 64] = scale[4 + i / 16] * code(ql[i] >> 4, 4);
-                y[i + 96] = scale[6 + i / 16] * code(ql[i + 32] >> 4, 6);
+    fn dequantize_q6_k(bytes: &[u8], out: &mut [f32]) {
+        for (b, y) in bytes.chunks_exact(210).zip(out.as_chunks_mut::<QK>().0) {
+            let d = f16_at(b, 208);
+            for (k, y) in y.as_chunks_mut::<128>().0.iter_mut().enumerate() {
+                let (ql, qh) = (&b[64 * k..][..64], &b[128 + 32 * k..][..32]);
+                let scale: [f32; 8] = std::array::from_fn(|j| d * f32::from(b[192 + 8 * k + j] as i8));
+                for i in 0..32 {
+                    let code = |low: u8, shift: u8| f32::from((low | (qh[i] >> shift & 3) << 4) as i8 - 32);
+                    y[i] = scale[i / 16] * code(ql[i] & 15, 0);
+                    y[i + 32] = scale[2 + i / 16] * code(ql[i + 32] & 15, 2);
+                    y[i + 64] = scale[4 + i / 16] * code(ql[i] >> 4, 4);
+                    y[i + 96] = scale[6 + i / 16] * code(ql[i + 32] >> 4, 6);
+                }
             }
         }
     }

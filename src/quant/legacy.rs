@@ -3,6 +3,7 @@
 
 use super::search::{Grid, nearest_int, qkx, qx};
 use super::{Codec, f16_at, put_f16, scales_at};
+use crate::kernel::vector::widest;
 use crate::quant::GgmlType;
 
 const N: usize = 32;
@@ -134,26 +135,6 @@ pub(crate) fn quantize_q8_0(row: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
     }
 }
 
-fn dequantize_q4_0(bytes: &[u8], out: &mut [f32]) {
-    for (b, y) in bytes.chunks_exact(18).zip(out.as_chunks_mut::<N>().0) {
-        let d = f16_at(b, 0);
-        for i in 0..16 {
-            y[i] = (i32::from(b[2 + i] & 15) - 8) as f32 * d;
-            y[i + 16] = (i32::from(b[2 + i] >> 4) - 8) as f32 * d;
-        }
-    }
-}
-
-fn dequantize_q4_1(bytes: &[u8], out: &mut [f32]) {
-    for (b, y) in bytes.chunks_exact(20).zip(out.as_chunks_mut::<N>().0) {
-        let (d, m) = (f16_at(b, 0), f16_at(b, 2));
-        for i in 0..16 {
-            y[i] = f32::from(b[4 + i] & 15) * d + m;
-            y[i + 16] = f32::from(b[4 + i] >> 4) * d + m;
-        }
-    }
-}
-
 /// Codes of a Q5 block: low nibbles from `qs` (16 bytes), fifth bits from `qh` (4 bytes, code `i` at bit `i`).
 #[inline(always)]
 fn five_bit_codes(qh: &[u8], qs: &[u8]) -> [u8; N] {
@@ -171,29 +152,51 @@ fn five_bit_codes(qh: &[u8], qs: &[u8]) -> [u8; N] {
     codes
 }
 
-fn dequantize_q5_0(bytes: &[u8], out: &mut [f32]) {
-    for (b, y) in bytes.chunks_exact(22).zip(out.as_chunks_mut::<N>().0) {
-        let d = f16_at(b, 0);
-        for (y, code) in y.iter_mut().zip(five_bit_codes(&b[2..6], &b[6..22])) {
-            *y = (i32::from(code) - 16) as f32 * d;
+widest! {
+    fn dequantize_q4_0(bytes: &[u8], out: &mut [f32]) {
+        for (b, y) in bytes.chunks_exact(18).zip(out.as_chunks_mut::<N>().0) {
+            let d = f16_at(b, 0);
+            for i in 0..16 {
+                y[i] = (i32::from(b[2 + i] & 15) - 8) as f32 * d;
+                y[i + 16] = (i32::from(b[2 + i] >> 4) - 8) as f32 * d;
+            }
         }
     }
-}
 
-fn dequantize_q5_1(bytes: &[u8], out: &mut [f32]) {
-    for (b, y) in bytes.chunks_exact(24).zip(out.as_chunks_mut::<N>().0) {
-        let (d, m) = (f16_at(b, 0), f16_at(b, 2));
-        for (y, code) in y.iter_mut().zip(five_bit_codes(&b[4..8], &b[8..24])) {
-            *y = f32::from(code) * d + m;
+    fn dequantize_q4_1(bytes: &[u8], out: &mut [f32]) {
+        for (b, y) in bytes.chunks_exact(20).zip(out.as_chunks_mut::<N>().0) {
+            let (d, m) = (f16_at(b, 0), f16_at(b, 2));
+            for i in 0..16 {
+                y[i] = f32::from(b[4 + i] & 15) * d + m;
+                y[i + 16] = f32::from(b[4 + i] >> 4) * d + m;
+            }
         }
     }
-}
 
-fn dequantize_q8_0(bytes: &[u8], out: &mut [f32]) {
-    for (b, y) in bytes.chunks_exact(34).zip(out.as_chunks_mut::<N>().0) {
-        let d = f16_at(b, 0);
-        for (y, q) in y.iter_mut().zip(&b[2..]) {
-            *y = f32::from(*q as i8) * d;
+    fn dequantize_q5_0(bytes: &[u8], out: &mut [f32]) {
+        for (b, y) in bytes.chunks_exact(22).zip(out.as_chunks_mut::<N>().0) {
+            let d = f16_at(b, 0);
+            for (y, code) in y.iter_mut().zip(five_bit_codes(&b[2..6], &b[6..22])) {
+                *y = (i32::from(code) - 16) as f32 * d;
+            }
+        }
+    }
+
+    fn dequantize_q5_1(bytes: &[u8], out: &mut [f32]) {
+        for (b, y) in bytes.chunks_exact(24).zip(out.as_chunks_mut::<N>().0) {
+            let (d, m) = (f16_at(b, 0), f16_at(b, 2));
+            for (y, code) in y.iter_mut().zip(five_bit_codes(&b[4..8], &b[8..24])) {
+                *y = f32::from(code) * d + m;
+            }
+        }
+    }
+
+    fn dequantize_q8_0(bytes: &[u8], out: &mut [f32]) {
+        for (b, y) in bytes.chunks_exact(34).zip(out.as_chunks_mut::<N>().0) {
+            let d = f16_at(b, 0);
+            for (y, q) in y.iter_mut().zip(&b[2..]) {
+                *y = f32::from(*q as i8) * d;
+            }
         }
     }
 }
