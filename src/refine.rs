@@ -4,6 +4,7 @@
 //! everything unquantized are left to [`crate::convert`].
 
 pub mod journal;
+mod sorting;
 
 use crate::calibration::layerwise::{Captured, Stage, Visit};
 use crate::calibration::moments::Moments;
@@ -19,6 +20,8 @@ use crate::{Error, Result};
 use journal::{Finished, Journal};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use sorting::{Side, Sorted};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
@@ -29,6 +32,8 @@ pub struct Settings {
     pub stage: ggml::Stage,
     /// Later layers see what the quantized ones give; with one target only.
     pub sequential: bool,
+    /// Feed-forward channels in the order of their power, where gate, up and down are all quantized; not when sequential.
+    pub sort_channels: bool,
 }
 
 /// A file in the making.
@@ -72,6 +77,8 @@ pub struct Refine<'a> {
     finished: usize,
     /// Refusals that the journal knows.
     noted: usize,
+    /// Per target: the matrices of the layer at hand that are sorted.
+    sorted: Vec<HashMap<usize, Sorted>>,
 }
 
 /// Rows that are rounded together when a matrix is too large to hold.
@@ -111,6 +118,7 @@ impl<'a> Refine<'a> {
             kept,
             journal,
             finished: before.layers,
+            sorted: vec![HashMap::new(); targets.len()],
         }
     }
 
@@ -127,7 +135,8 @@ impl<'a> Refine<'a> {
         let (ckpt, model) = (self.ckpt, self.model);
         let mean = mean_gram(&captured.moments);
         for expert in 0..captured.moments.len() {
-            let input = self.input(captured, expert, mean.as_deref())?;
+            // With the channels as the model has them, and sorted.
+            let mut inputs: [Option<Known>; 2] = [None, None];
             for name in names {
                 let Some(&index) = self.index.get(name.as_str()) else { continue };
                 let tensor = &model.tensors[index];
@@ -140,10 +149,21 @@ impl<'a> Refine<'a> {
                     let mut weights = vec![0.0; rows.len() * tensor.cols()];
                     tensor.read_rows(ckpt, rows.clone(), &mut Vec::new(), &mut weights)?;
                     for target in 0..self.targets.len() {
-                        let expert = stacked.then_some(expert);
-                        let bytes = self.rows(target, tensor, index, rows.clone(), &weights, &input, expert)?;
+                        if self.targets[target].types[model.generated.len() + index].is_plain() {
+                            continue;
+                        }
+                        let sorted = self.sorted[target].get(&index).cloned();
+                        let columns = sorted.as_ref().filter(|(side, _)| *side == Side::Cols);
+                        let columns = columns.map(|(_, orders)| orders.of(expert));
+                        let input = &mut inputs[usize::from(columns.is_some())];
+                        let input = match input {
+                            Some(known) => known,
+                            none => none.insert(self.input(captured, expert, mean.as_deref(), columns)?),
+                        };
+                        let part = Part { tensor, index, rows: rows.clone(), expert, stacked, sorted };
+                        let bytes = self.rows(target, part, &weights, input)?;
                         if replace {
-                            replaced.entry(name).or_default().extend(bytes.unwrap_or_default());
+                            replaced.entry(name).or_default().extend(bytes);
                         }
                     }
                 }
@@ -162,24 +182,37 @@ impl<'a> Refine<'a> {
         Ok(())
     }
 
-    /// Everything about one input that does not depend on the matrix.
-    fn input(&self, captured: &Captured, expert: usize, mean: Option<&[f32]>) -> Result<Known> {
+    /// Everything about one input that does not depend on the matrix, its channels in the order of `columns`.
+    fn input<'c>(
+        &self,
+        captured: &'c Captured,
+        expert: usize,
+        mean: Option<&[f32]>,
+        columns: Option<&[u32]>,
+    ) -> Result<Known> {
         let own = &captured.moments[expert];
         let cols = own.cols;
         // Experts with few tokens lean on what all of them see: as much as so many tokens as there are channels.
-        let gram = match mean {
+        let gram: Cow<'c, [f32]> = match mean {
             Some(mean) => {
                 let own = own.gram.par_iter().zip(mean);
-                own.map(|(own, mean)| own + cols as f32 * mean).collect()
+                own.map(|(own, mean)| own + cols as f32 * mean).collect::<Vec<_>>().into()
             }
-            None => own.gram.clone(),
+            None => (&own.gram).into(),
         };
+        let placed = |gram: Cow<'c, [f32]>| match columns {
+            Some(order) => sorting::both(&gram, order).into(),
+            None => gram,
+        };
+        let gram = placed(gram);
         let tokens = own.tokens as f32 + if mean.is_some() { cols as f32 } else { 0.0 };
         let importance: Vec<f32> = (0..cols).map(|i| gram[i * cols + i] / tokens.max(1.0)).collect();
         let factor = Factor::new(&gram, cols, self.settings.shrink, Order::Natural);
+        drop(gram);
         let gauges = captured.held.iter().filter_map(|set| set.get(expert)).filter(|held| held.tokens > 0);
-        let gauges = gauges.map(|held| Gauge::new(&held.gram, cols)).collect::<Result<_, _>>();
+        let gauges = gauges.map(|held| Gauge::new(&placed((&held.gram).into()), cols)).collect::<Result<_, _>>();
         Ok(Known {
+            columns: columns.map(<[u32]>::to_vec),
             importance: importance.iter().any(|v| *v > 0.0).then_some(importance),
             factor: factor.map(|(factor, _)| factor).map_err(|e| e.to_string()),
             gauges: gauges.unwrap_or_default(),
@@ -188,54 +221,75 @@ impl<'a> Refine<'a> {
         })
     }
 
-    /// Rounds some rows of a tensor for one target and writes them; `None` when that is left to the conversion.
-    #[allow(clippy::too_many_arguments)]
-    fn rows(
-        &mut self,
-        target: usize,
-        tensor: &MappedTensor,
-        index: usize,
-        rows: Range<usize>,
-        weights: &[f32],
-        input: &Known,
-        expert: Option<usize>,
-    ) -> Result<Option<Vec<u8>>> {
+    /// Rounds some rows of a tensor for one target and writes them.
+    fn rows(&mut self, target: usize, part: Part, weights: &[f32], input: &Known) -> Result<Vec<u8>> {
         let Target { types, sink, plain, .. } = &self.targets[target];
+        let Part { tensor, index, rows, .. } = &part;
         let (output, cols) = (self.model.generated.len() + index, tensor.cols());
         let ty = types[output];
-        if ty.is_plain() {
-            return Ok(None);
-        }
-        let fault = |e: QuantError| fault(self.ckpt, tensor, &rows, ty, e);
+        let fault = |e: QuantError| fault(self.ckpt, tensor, rows, ty, e);
         let whole = || fault(QuantError::NotWholeBlocks { ty, cols, block: ty.block() });
         let row_bytes = ty.row_bytes(cols).ok_or_else(whole)?;
-        let mut bytes = vec![0; rows.len() * row_bytes];
-        let importance = input.importance.as_deref();
-        let pieces = bytes.par_chunks_mut(64 * row_bytes).zip(weights.par_chunks(64 * cols));
-        pieces
-            .try_for_each(|(out, w)| quant::quantize_rows(ty, w, cols, importance, out))
-            .and_then(|()| quant::check_rows(ty, &bytes))
-            .map_err(fault)?;
+        let search = |weights: &[f32], importance: Option<&[f32]>| -> Result<Vec<u8>> {
+            let mut bytes = vec![0; rows.len() * row_bytes];
+            let pieces = bytes.par_chunks_mut(64 * row_bytes).zip(weights.par_chunks(64 * cols));
+            pieces
+                .try_for_each(|(out, w)| quant::quantize_rows(ty, w, cols, importance, out))
+                .and_then(|()| quant::check_rows(ty, &bytes))
+                .map_err(fault)?;
+            Ok(bytes)
+        };
+        let mut bytes = search(weights, input.natural_importance().as_deref())?;
         let offset = (rows.start * row_bytes) as u64;
         plain.put(output, offset, &bytes)?;
+        let mut weights = Cow::Borrowed(weights);
+        if let Some(order) = &input.columns {
+            weights = sorting::columns(&weights, order).into();
+            bytes = search(&weights, input.importance.as_deref())?;
+        }
         if ggml::supports(ty) {
-            match input.feedback(ty, weights, &mut bytes) {
+            match input.feedback(ty, &weights, &mut bytes) {
                 Ok(()) => self.kept[target] += usize::from(rows.start.is_multiple_of(tensor.rows_per_matrix().max(1))),
                 Err(reason) => {
-                    let tensor = tensor.name.clone();
+                    let (tensor, expert) = (tensor.name.clone(), part.stacked.then_some(part.expert));
                     self.refused.push(Refused { target, tensor, expert, reason });
                 }
             }
         }
         quant::check_rows(ty, &bytes).map_err(fault)?;
-        sink.put(output, offset, &bytes)?;
+        match &part.sorted {
+            Some((Side::Rows, orders)) => {
+                let places = orders.places(part.expert);
+                for (row, bytes) in rows.clone().zip(bytes.chunks_exact(row_bytes)) {
+                    // The second half of a fused matrix is sorted like the first.
+                    let channel = row % places.len();
+                    let place = row - channel + places[channel] as usize;
+                    sink.put(output, (place * row_bytes) as u64, bytes)?;
+                }
+            }
+            _ => sink.put(output, offset, &bytes)?,
+        }
         self.done[target][output] = true;
-        Ok(Some(bytes))
+        Ok(bytes)
     }
+}
+
+/// Some rows of a tensor.
+struct Part<'a> {
+    tensor: &'a MappedTensor,
+    /// Its place in the model.
+    index: usize,
+    rows: Range<usize>,
+    expert: usize,
+    /// Whether the tensor holds several experts.
+    stacked: bool,
+    sorted: Option<Sorted>,
 }
 
 /// What is known of an input.
 struct Known {
+    /// The order of its channels, where that is not the model's. All else here is in this order.
+    columns: Option<Vec<u32>>,
     importance: Option<Vec<f32>>,
     factor: Result<Factor, String>,
     /// One for each kind of text that is held out.
@@ -245,6 +299,15 @@ struct Known {
 }
 
 impl Known {
+    /// The importance of channels in the model's order.
+    fn natural_importance(&self) -> Option<Cow<'_, [f32]>> {
+        let sorted = self.importance.as_ref()?;
+        let Some(columns) = &self.columns else { return Some(sorted.into()) };
+        let mut natural = vec![0.0; sorted.len()];
+        columns.iter().zip(sorted).for_each(|(channel, v)| natural[*channel as usize] = *v);
+        Some(natural.into())
+    }
+
     /// Replaces ggml's blocks of `weights` by those with feedback; the reason why not otherwise.
     fn feedback(&self, ty: GgmlType, weights: &[f32], bytes: &mut [u8]) -> Result<(), String> {
         let factor = self.factor.as_ref().map_err(String::clone)?;
@@ -282,6 +345,13 @@ pub(crate) fn mean_gram(moments: &[Moments]) -> Option<Vec<f32>> {
 }
 
 impl Visit for Refine<'_> {
+    fn inputs(&mut self, captured: &[Captured]) {
+        for (target, sorted) in self.targets.iter().zip(&mut self.sorted).filter(|_| self.settings.sort_channels) {
+            let quantized = |i: usize| !target.types[self.model.generated.len() + i].is_plain();
+            *sorted = sorting::sorted(self.model, captured, quantized);
+        }
+    }
+
     fn stage(&mut self, _: usize, _: Stage, captured: &[&Captured], mut linears: Vec<&mut Linear>) -> Result<()> {
         for captured in captured {
             for name in &captured.linears {

@@ -9,9 +9,9 @@ use quantize::convert::{self, Control, Sink};
 use quantize::eval::{self, Base, Candidate, Method, Windows};
 use quantize::gguf::read_header;
 use quantize::model::Model;
-use quantize::quant::GgmlType;
+use quantize::quant::{GgmlType, dequantize_rows};
 use quantize::refine::journal::Finished;
-use quantize::refine::{Refine, Settings, Target};
+use quantize::refine::{Refine, Refused, Settings, Target};
 use quantize::runnable::Runnable;
 use quantize::source::Checkpoint;
 use std::collections::BTreeMap;
@@ -276,16 +276,26 @@ impl Kept {
     }
 }
 
-#[test]
-fn refused_matrices_have_ggmls_blocks_and_all_others_differ() {
-    let ckpt = Checkpoint::open(&model("qwen3-moe")).unwrap();
+/// What a run on random tokens gives, every linear layer of a block as `ty`.
+struct Run {
+    model: Model,
+    types: Vec<GgmlType>,
+    with: Kept,
+    without: Kept,
+    done: Vec<bool>,
+    refused: Vec<Refused>,
+    kept: usize,
+}
+
+fn refined(name: &str, ty: GgmlType, settings: Settings) -> Run {
+    let ckpt = Checkpoint::open(&model(name)).unwrap();
     let model = Model::open(&ckpt).unwrap();
     let types: Vec<GgmlType> = convert::outputs(&model)
         .iter()
         .map(|(name, shape)| {
             let linear =
                 name.contains("blk.") && name.ends_with(".weight") && !name.contains("norm") && shape.len() > 1;
-            if linear && !name.contains("gate_inp") { GgmlType::Q4_0 } else { GgmlType::F32 }
+            if linear && !name.contains("gate_inp") { ty } else { GgmlType::F32 }
         })
         .collect();
     let vocab = model.config.vocab as u32;
@@ -296,24 +306,136 @@ fn refused_matrices_have_ggmls_blocks_and_all_others_differ() {
     let targets = [Target { types: &types, sink: &with, plain: &without, sync: &|| Ok(()) }];
     let control = Control { threads: 2, cancel: &AtomicBool::new(false), advance: &|_| () };
     let options = Options { sequential: false, held, max_memory: None, spill: std::env::temp_dir(), bf16: false };
-    let mut refine = Refine::new(&ckpt, &model, &targets, Settings::default(), &control, (None, Finished::default()));
+    let mut refine = Refine::new(&ckpt, &model, &targets, settings, &control, (None, Finished::default()));
     let head = layerwise::run(&ckpt, &model, &windows, &options, &mut refine, &control).unwrap();
     refine.head(&head).unwrap();
+    let (done, refused, kept) = (refine.done.remove(0), std::mem::take(&mut refine.refused), refine.kept[0]);
+    drop(refine);
+    Run { model, types, with, without, done, refused, kept }
+}
+
+#[test]
+fn refused_matrices_have_ggmls_blocks_and_all_others_differ() {
+    let Run { model, types, with, without, done, refused, kept } =
+        refined("qwen3-moe", GgmlType::Q4_0, Settings::default());
     let mut differ = 0;
     for (i, (name, shape)) in convert::outputs(&model).into_iter().enumerate() {
-        assert_eq!(refine.done[0][i], types[i] == GgmlType::Q4_0, "{name}");
+        assert_eq!(done[i], types[i] == GgmlType::Q4_0, "{name}");
         let (a, b) = (with.of(i), without.of(i));
         let experts = if shape.len() == 3 { shape[0] } else { 1 };
         assert_eq!(a.len(), b.len(), "{name}");
         for expert in 0..if a.is_empty() { 0 } else { experts } {
             let size = a.len() / experts;
             let part = expert * size..(expert + 1) * size;
-            let refused = refine.refused.iter().find(|r| r.tensor == name && r.expert.is_none_or(|e| e == expert));
+            let refused = refused.iter().find(|r| r.tensor == name && r.expert.is_none_or(|e| e == expert));
             assert_eq!(a[part.clone()] == b[part], refused.is_some(), "{name} {expert}: {refused:?}");
             differ += usize::from(refused.is_none());
             assert!(refused.is_none_or(|r| r.target == 0 && !r.reason.is_empty()));
         }
     }
     assert!(differ > 0);
-    assert_eq!(differ, refine.kept[0]);
+    assert_eq!(differ, kept);
+}
+
+/// Which column of `natural` each column of `sorted` is, both `[rows, cols]` and rounded once.
+fn order_of_columns(sorted: &[f32], natural: &[f32], cols: usize) -> Vec<usize> {
+    let column = |x: &[f32], c: usize| -> Vec<f32> { x.iter().skip(c).step_by(cols).copied().collect() };
+    let natural: Vec<Vec<f32>> = (0..cols).map(|c| column(natural, c)).collect();
+    let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f32>();
+    let nearest = |c: usize| {
+        let own = column(sorted, c);
+        let best = (0..cols).min_by(|a, b| distance(&own, &natural[*a]).total_cmp(&distance(&own, &natural[*b])));
+        let best = best.unwrap();
+        assert!(distance(&own, &natural[best]) < 1e-2 * distance(&own, &vec![0.0; own.len()]), "column {c}");
+        best
+    };
+    (0..cols).map(nearest).collect()
+}
+
+fn transposed(x: &[f32], cols: usize) -> Vec<f32> {
+    (0..cols).flat_map(|c| x.iter().skip(c).step_by(cols).copied()).collect()
+}
+
+#[test]
+fn sorted_channels_go_together_in_every_family() {
+    for family in FAMILIES {
+        let settings = Settings { sort_channels: true, ..Settings::default() };
+        let Run { model, with, without, .. } = refined(family, GgmlType::Q8_0, settings);
+        let outputs = convert::outputs(&model);
+        let values = |bytes: &[u8]| {
+            let mut out = vec![0.0; bytes.len() / 34 * 32];
+            dequantize_rows(GgmlType::Q8_0, bytes, &mut out).unwrap();
+            out
+        };
+        let (mut blocks, mut moved) = (0, 0);
+        for (i, (name, shape)) in outputs.iter().enumerate().filter(|(_, (name, _))| name.contains(".ffn_down")) {
+            let (channels, experts) = (shape[shape.len() - 1], if shape.len() == 3 { shape[0] } else { 1 });
+            for expert in 0..experts {
+                let of = |kept: &Kept, tensor: usize| {
+                    let bytes = kept.of(tensor);
+                    let size = bytes.len() / experts;
+                    values(&bytes[expert * size..][..size])
+                };
+                let order = order_of_columns(&of(&with, i), &of(&without, i), channels);
+                let mut seen = order.clone();
+                seen.sort_unstable();
+                assert!(seen.into_iter().eq(0..channels), "{family} {name}: {order:?}");
+                for above in ["ffn_gate", "ffn_up"] {
+                    let above = name.replace("ffn_down", above);
+                    let Some(j) = outputs.iter().position(|(name, _)| *name == above) else { continue };
+                    let cols = outputs[j].1[outputs[j].1.len() - 1];
+                    let (sorted, natural) = (of(&with, j), of(&without, j));
+                    // Both halves of a fused matrix.
+                    for (sorted, natural) in sorted.chunks(channels * cols).zip(natural.chunks(channels * cols)) {
+                        let rows = order_of_columns(&transposed(sorted, cols), &transposed(natural, cols), channels);
+                        assert_eq!(rows, order, "{family} {above} {expert}");
+                    }
+                }
+                blocks += 1;
+                moved += usize::from(!order.is_sorted());
+            }
+        }
+        assert!(moved > 0, "{family}: none of {blocks} blocks was sorted");
+    }
+}
+
+#[test]
+fn sorted_files_say_so_and_are_judged_like_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let (sorted, natural) = (dir.path().join("sorted.gguf"), dir.path().join("natural.gguf"));
+    ok(convert("tiny-llama", "q3_k_m", "feedback", &sorted).arg("--sort-channels"));
+    ok(&mut convert("tiny-llama", "q3_k_m", "feedback", &natural));
+    assert_eq!(data(&sorted).len(), data(&natural).len());
+    assert_ne!(data(&sorted), data(&natural));
+    assert_eq!(read_header(&sorted).unwrap().metadata.bool("quantize.search.sorted_channels"), Some(true));
+    assert_eq!(read_header(&natural).unwrap().metadata.bool("quantize.search.sorted_channels"), Some(false));
+    let divergence = held_out("tiny-llama", &[&sorted, &natural]);
+    assert!(divergence[0] < 1.1 * divergence[1], "{divergence:?}");
+    // What cannot be compared weight by weight is left out of the damage report.
+    let mut compare = Command::cargo_bin("quantize").unwrap();
+    compare.arg("compare").arg(model("tiny-llama")).args([&sorted, &natural]);
+    compare.args([
+        "--quiet",
+        "--format",
+        "json",
+        "--ctx",
+        "64",
+        "--chunks",
+        "2",
+        "--text",
+        "calibration/technical.txt",
+    ]);
+    let report = ok(&mut compare);
+    let roles = |i: usize| -> Vec<&str> {
+        let tensors = report["candidates"][i]["tensors"].as_array().unwrap();
+        tensors.iter().map(|t| t["role"].as_str().unwrap()).collect()
+    };
+    assert!(roles(0).contains(&"attn_q") && !roles(0).iter().any(|r| r.starts_with("ffn")));
+    assert!(roles(1).contains(&"attn_q") && roles(1).contains(&"ffn_down"));
+    // Only with feedback, and not while later layers wait for earlier ones.
+    for (search, flags) in [("ggml", &["--sort-channels"][..]), ("feedback", &["--sort-channels", "--sequential"])] {
+        let out = dir.path().join("none.gguf");
+        convert("tiny-llama", "q3_k_m", search, &out).args(flags).assert().code(2);
+        assert!(!out.exists());
+    }
 }

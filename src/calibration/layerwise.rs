@@ -84,6 +84,9 @@ pub trait Visit {
         ControlFlow::Continue(())
     }
 
+    /// All inputs of a layer are known, in a pass that is not sequential; its stages follow.
+    fn inputs(&mut self, _captured: &[Captured]) {}
+
     /// The inputs of `stage` of `layer` are known. In a sequential pass, weights that are replaced here are those that
     /// the tokens go on through.
     fn stage(&mut self, layer: usize, stage: Stage, captured: &[&Captured], linears: Vec<&mut Linear>) -> Result<()>;
@@ -151,6 +154,7 @@ pub fn run(
             pass.finish(&engine, &mut streams, &mut inner, &mut cache)?;
         } else {
             let captured = pass.collect(&engine, &mut streams, &mut inner, &mut cache, None, visit)?;
+            visit.inputs(&captured);
             for stage in Stage::ALL {
                 pass.visit(&mut engine, visit, stage, &captured)?;
             }

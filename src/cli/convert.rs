@@ -169,10 +169,15 @@ fn refuse_idle_flags(args: &ConvertArgs, only_folders: bool, no_folders: bool) -
     if only_folders && let Some((_, flag)) = gguf.iter().find(|(given, _)| *given) {
         return Err(Error::Usage(format!("{flag} is for GGUF files, and none is to be written")));
     }
+    let calibrates = !args.calibration.calibration.is_empty();
+    if args.search.sort_channels && (only_folders || !args.search.is_feedback(calibrates)?) {
+        let what = "--sort-channels is for GGUF files with error feedback: add --calibration default";
+        return Err(Error::Usage(what.into()));
+    }
     if !no_folders {
         return Ok(());
     }
-    let feedback = args.search.is_feedback(!args.calibration.calibration.is_empty())?;
+    let feedback = args.search.is_feedback(calibrates)?;
     match (args.folder.resume, feedback) {
         (true, false) => Err(Error::Usage("--resume goes on with checkpoint folders and with error feedback".into())),
         (true, true) if args.search.sequential => Err(Error::Usage("--sequential runs cannot be resumed".into())),

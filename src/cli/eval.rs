@@ -158,6 +158,13 @@ pub fn measure(
         let power = |name: &str| seen.get(name).map(Vec::as_slice);
         row.tensors = eval::damage::measure(from, to, &power, &CANCEL)?;
         if let (Some(twin), Some(chunks)) = (&mut twin, ablate) {
+            if eval::damage::transform(from, to)?.is_some() {
+                let name = &row.artifact.name;
+                eprintln!(
+                    "  {name}: its channels are scaled or sorted, so no group of its tensors fits the base alone"
+                );
+                continue;
+            }
             let count = chunks.clamp(1, prepared.windows.count);
             let windows = Windows { count, ..prepared.windows.clone() };
             row.ablation = ablate_groups(&mut base, twin, candidate, &prepared.stream, &windows, &CANCEL)?;

@@ -83,6 +83,7 @@ pub fn run(
     let settings = Settings {
         shrink: Shrink { rho: args.search.rho, damping: args.search.damping },
         sequential: args.search.sequential,
+        sort_channels: args.search.sort_channels,
         ..Settings::default()
     };
     let sync = |(a, b): (&'_ Artifact, &'_ Artifact)| a.sync().and_then(|()| b.sync());
@@ -228,6 +229,7 @@ impl SearchArgs {
         metadata.set("quantize.search.rho", self.rho);
         metadata.set("quantize.search.damping", self.damping);
         metadata.set("quantize.search.sequential", self.sequential);
+        metadata.set(crate::eval::damage::SORTED, self.sort_channels);
     }
 
     /// Whether feedback is what was asked for, or what is usual with calibration data.

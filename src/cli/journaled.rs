@@ -86,6 +86,7 @@ fn key(prepared: &Prepared, args: &ConvertArgs, drawing: &Drawing) -> Result<Val
         "calibration": drawing.data.sha256,
         "rho": args.search.rho,
         "damping": args.search.damping,
+        "sort_channels": args.search.sort_channels,
         "split": [args.split_max_size.as_deref(), args.split_max_tensors.map(|n| n.to_string()).as_deref()],
         "keep_split": args.keep_split,
     }))

@@ -1,6 +1,6 @@
 //! The damage report: how far each tensor of an artifact is from its source, without running anything.
 
-use crate::model::{MappedTensor, Model};
+use crate::model::{MappedTensor, Model, Role};
 use crate::report::TensorDamage;
 use crate::source::{Checkpoint, Dtype};
 use crate::{Error, Result};
@@ -13,8 +13,42 @@ pub type Power<'a> = dyn Fn(&str) -> Option<&'a [f64]> + Sync + 'a;
 /// Weights that are compared at a time.
 const PIECE: usize = 1 << 18;
 
+/// Metadata of a GGUF file whose feed-forward channels are in another order than the source's.
+pub const SORTED: &str = "quantize.search.sorted_channels";
+
+/// What was done to a candidate's weights beside rounding, so that they cannot be told apart from the base's one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transform {
+    /// Feed-forward channels stand in another order.
+    Sorted,
+    /// Factors moved from channels to the norms and layers before them, as AWQ and SmoothQuant do.
+    Scaled,
+}
+
+/// How the candidate's weights were transformed, if they were: by its metadata, and by its norms.
+///
+/// Errors: those of reading.
+pub fn transform(base: (&Checkpoint, &Model), candidate: (&Checkpoint, &Model)) -> Result<Option<Transform>> {
+    if candidate.0.gguf().and_then(|m| m.bool(SORTED)) == Some(true) {
+        return Ok(Some(Transform::Sorted));
+    }
+    for tensor in candidate.1.tensors.iter().filter(|t| t.role.is_norm()) {
+        let source = base.1.tensors.iter().find(|t| t.name == tensor.name && t.shape == tensor.shape);
+        let Some(source) = source else { continue };
+        let (mut a, mut b) = (vec![0.0; source.elements()], vec![0.0; source.elements()]);
+        source.read_rows(base.0, 0..source.row_count(), &mut Vec::new(), &mut a)?;
+        tensor.read_rows(candidate.0, 0..tensor.row_count(), &mut Vec::new(), &mut b)?;
+        // Half precision and bfloat16 are within a hundredth.
+        if a.iter().zip(&b).any(|(a, b)| (a - b).abs() > 0.01 * a.abs().max(0.01)) {
+            return Ok(Some(Transform::Scaled));
+        }
+    }
+    Ok(None)
+}
+
 /// `‖W − W'‖ / ‖W‖` of every matrix that both models have, in the candidate's order; and the same with each column's error
 /// weighted by the power of the activation it meets, where `power` (`[matrices, cols]` by GGUF name) knows it.
+/// Matrices that were transformed are left out.
 ///
 /// Errors: `BadInput` when shapes differ, and those of reading.
 pub fn measure(
@@ -23,7 +57,14 @@ pub fn measure(
     power: &Power,
     cancel: &AtomicBool,
 ) -> Result<Vec<TensorDamage>> {
-    let matrices: Vec<&MappedTensor> = candidate.1.tensors.iter().filter(|t| t.shape.len() >= 2).collect();
+    let transform = transform(base, candidate)?;
+    let moved = |role: Role| match transform {
+        None => false,
+        Some(Transform::Sorted) => role.is_feed_forward(),
+        Some(Transform::Scaled) => role.is_linear() || role.is_router(),
+    };
+    let matrices = candidate.1.tensors.iter().filter(|t| t.shape.len() >= 2 && !moved(t.role));
+    let matrices: Vec<&MappedTensor> = matrices.collect();
     let one = |tensor: &&MappedTensor| -> Option<Result<TensorDamage>> {
         let source = base.1.tensors.iter().find(|t| t.name == tensor.name)?;
         if cancel.load(Ordering::Relaxed) {

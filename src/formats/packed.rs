@@ -72,6 +72,8 @@ pub enum Input {
     Fp8Static { scale: f32 },
     /// Eight-bit integers with a scale per token.
     Int8,
+    /// The same but for channels in which any token of the batch reaches `threshold`: these stay as they are.
+    Int8Mixed { threshold: f32 },
     /// E2M1 with an E4M3 scale per token and 16 channels, under a global one.
     NvFp4 { global: f32 },
 }

@@ -338,6 +338,11 @@ impl Scheme {
                     _ => Ok(Input::Exact),
                 }
             }
+            Kind::BitsAndBytes if p.find("SCB").is_some() => {
+                let threshold = self.config.get("llm_int8_threshold").and_then(Value::as_f64).unwrap_or(6.0);
+                let none = threshold <= 0.0;
+                Ok(if none { Input::Int8 } else { Input::Int8Mixed { threshold: threshold as f32 } })
+            }
             _ => Ok(Input::Exact),
         }
     }

@@ -24,6 +24,7 @@ impl Rounding {
     pub(super) fn apply(self, x: &[f32], cols: usize) -> Option<Vec<f32>> {
         match self {
             Rounding::Ggml(block) if cols.is_multiple_of(block) => Some(rounded(x, block)),
+            Rounding::Format(Input::Int8Mixed { threshold }) => Some(mixed(x, cols, threshold)),
             Rounding::Format(input) if input != Input::Exact => {
                 let mut x = x.to_vec();
                 x.par_chunks_exact_mut(cols).with_min_len(8).for_each(|row| round_row(row, input));
@@ -34,11 +35,30 @@ impl Rounding {
     }
 }
 
+/// LLM.int8() (Dettmers et al. 2022) as bitsandbytes does it, which rounds to half precision before: a channel with an
+/// outlier in any row keeps its numbers, the others become integers under the largest number of the row that is none.
+fn mixed(x: &[f32], cols: usize, threshold: f32) -> Vec<f32> {
+    let half = |v: f32| half::f16::from_f32(v).to_f32();
+    let mut kept = vec![false; cols];
+    for row in x.chunks_exact(cols) {
+        kept.iter_mut().zip(row).for_each(|(kept, v)| *kept |= half(*v).abs() >= threshold);
+    }
+    let mut rounded = x.to_vec();
+    rounded.par_chunks_exact_mut(cols).with_min_len(8).for_each(|row| {
+        let usual = row.iter().map(|v| half(*v).abs()).filter(|v| *v < threshold);
+        let largest = usual.fold(0f32, f32::max).max(f32::MIN_POSITIVE);
+        for (v, _) in row.iter_mut().zip(&kept).filter(|(_, kept)| !**kept) {
+            *v = (half(*v) * (127.0 / largest)).round_ties_even() * (largest / 127.0);
+        }
+    });
+    rounded
+}
+
 /// One token's activations, as vLLM's kernels round them.
 fn round_row(x: &mut [f32], input: Input) {
     let largest = |x: &[f32]| x.iter().fold(0f32, |max, v| max.max(v.abs()));
     match input {
-        Input::Exact => {}
+        Input::Exact | Input::Int8Mixed { .. } => {}
         Input::Fp8 { group } => {
             for x in x.chunks_mut(group.unwrap_or(usize::MAX).max(1)) {
                 let scale = (largest(x) / E4M3_MAX).max(f32::MIN_POSITIVE);
@@ -129,6 +149,17 @@ mod tests {
         }
         assert_eq!(Rounding::Format(Input::Exact).apply(&x, 256), None);
         assert_eq!(Rounding::Ggml(32).apply(&x, 100), None);
+    }
+
+    #[test]
+    fn channels_with_outliers_stay_as_they_are() {
+        // Channel 1 has an outlier in the second row.
+        let x = [2.56, 5.0, 0.013, 0.0, -1.27, 6.5, 0.004, 0.006];
+        let y = Rounding::Format(Input::Int8Mixed { threshold: 6.0 }).apply(&x, 4).unwrap();
+        // In the first row 5.0 is the largest that is no outlier.
+        let want = [65.0 * 5.0 / 127.0, 5.0, 0.0, 0.0, -1.27, 6.5, 0.0, 0.01];
+        assert!(y.iter().zip(&want).all(|(a, b)| (a - b).abs() < 2e-3), "{y:?}");
+        assert_eq!((y[1], y[5]), (5.0, 6.5));
     }
 
     #[test]

@@ -66,6 +66,13 @@ impl Role {
         matches!(self, Role::Router | Role::SharedRouter)
     }
 
+    /// A linear layer of a feed-forward block, or of all experts.
+    pub fn is_feed_forward(self) -> bool {
+        use Role::*;
+        let dense = matches!(self, FfnGate | FfnUp | FfnGateUp | FfnDown);
+        dense || self.is_expert() || matches!(self, SharedGate | SharedUp | SharedDown)
+    }
+
     /// A linear layer inside a block: what quantization is about, apart from embeddings and the output.
     pub fn is_linear(self) -> bool {
         !self.is_norm() && !self.is_bias() && !self.is_router() && !matches!(self, Role::TokenEmbedding | Role::Output)
