@@ -1,6 +1,7 @@
 //! AWQ and SmoothQuant folders from the command line: factors are folded so that the model stays what it was, every
 //! family comes out whole, and a calibrated run that is killed continues to the same bytes.
 
+use quantize::eval::damage::{Transform, transform};
 use quantize::infer::{Cache, Engine};
 use quantize::model::Model;
 use quantize::source::Checkpoint;
@@ -75,7 +76,7 @@ fn divergence(base: &[f32], other: &[f32], vocab: usize) -> f64 {
 #[test]
 fn every_family_is_scaled_and_closer_to_itself_than_by_plain_rounding() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut plain, mut scaled, mut nearest, mut changed) = (0.0, 0.0, 0.0, 0);
+    let (mut plain, mut scaled, mut nearest, mut changed, mut found) = (0.0, 0.0, 0.0, 0, 0);
     for name in families() {
         let source = conformance().join(&name);
         let source = source.to_str().unwrap();
@@ -108,6 +109,13 @@ fn every_family_is_scaled_and_closer_to_itself_than_by_plain_rounding() {
             };
             changed += usize::from(read(&was) != read(&is));
         }
+        let how = |folder: &Path| {
+            let [a, b] = [Path::new(source), folder].map(|path| Checkpoint::open(path).unwrap());
+            let (m, n) = (Model::open(&a).unwrap(), Model::open(&b).unwrap());
+            transform((&a, &m), (&b, &n)).unwrap()
+        };
+        assert_eq!(how(&folders[0]), None, "{name}");
+        found += usize::from(how(&folders[1]) == Some(Transform::Scaled));
         let manifest = json(&folders[1].join("quantize-manifest.json"));
         assert_eq!((&manifest["recipe"]["scaling"], &manifest["recipe"]["rounding"]), (&"awq".into(), &"gptq".into()));
         let modules = manifest["modules"].as_array().unwrap();
@@ -116,6 +124,7 @@ fn every_family_is_scaled_and_closer_to_itself_than_by_plain_rounding() {
         assert!(modules.iter().filter_map(gain).count() > modules.len() / 2, "{name}");
     }
     assert!(changed > 24, "{changed} norms have taken factors");
+    assert_eq!(found, 12, "families whose damage is not measured weight by weight");
     // Over all families, scaling pays. These models have random weights: there is little to find.
     let (scaled, nearest) = (((scaled - plain) / 12.0).exp(), ((nearest - plain) / 12.0).exp());
     println!("relative to plain rounding: {scaled:.3} with feedback, {nearest:.3} without");

@@ -19,8 +19,7 @@ import gguf
 
 TYPES = "Q4_K_M Q4_K_S IQ4_XS Q3_K_M Q3_K_S IQ3_S IQ2_M Q2_K".split()
 DATA = ["none", "default", "calib", "self"]
-# Sampling a token costs some a hundred times as much as reading one.
-TOKENS = {"default": "65536", "calib": "65536", "self": "4096"}
+TOKENS = {"default": "65536", "calib": "65536", "self": "65536"}
 # llama-quantize refuses it.
 IMPOSSIBLE = {("IQ2_M", "none")}
 # Made by llama-quantize with our matrix too: the same bytes.
