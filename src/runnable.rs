@@ -64,8 +64,9 @@ impl Runnable {
             Some(metadata) => Tokenizer::from_gguf(metadata)?,
             None => Tokenizer::from_hf_dir(ckpt.dir())?,
         };
-        let engine = engine(&ckpt, &model)?;
-        let artifact = artifact(path, &ckpt);
+        let mut engine = engine(&ckpt, &model)?;
+        let rounds = engine.rounded_by_format().map(String::from);
+        let artifact = Artifact { activations: rounds, ..artifact(path, &ckpt) };
         Ok(Self { ckpt, model, engine, tokenizer, artifact, work: Work::default() })
     }
 
@@ -114,7 +115,7 @@ fn artifact(path: &Path, ckpt: &Checkpoint) -> Artifact {
         bytes: ckpt.files().iter().map(|f| f.len).sum(),
         parameters,
         bpw: 8.0 * tensor_bytes as f64 / parameters.max(1) as f64,
-        sha256: None,
+        ..Artifact::default()
     }
 }
 

@@ -195,3 +195,21 @@ fn ablation_adds_up_to_the_groups_of_the_model() {
     assert_eq!(names, ["attn_k", "attn_output", "attn_q", "attn_v", "ffn_down", "ffn_gate", "ffn_up", "token_embd"]);
     assert!(groups.iter().all(|g| g["kld"]["value"].as_f64().unwrap() > 0.0));
 }
+
+#[test]
+fn formats_that_round_activations_say_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, text) = (fixture(), text());
+    let folders = ["fp8", "int8", "bnb-int8", "nf4"];
+    for format in folders {
+        let out = quantize(dir.path(), &["--to", format, str(&model), "-o", format, "--quiet"]);
+        assert!(out.status.success(), "{}", stderr(&out));
+    }
+    let cut = ["--text", str(&text), "--ctx", "128", "--chunks", "4", "--format", "json", "--report", "r.md"];
+    let report = json(&quantize(dir.path(), &[&["compare", str(&model)], &folders[..], &cut].concat()));
+    let rounded: Vec<&serde_json::Value> =
+        report["candidates"].as_array().unwrap().iter().map(|c| &c["activations"]).collect();
+    assert_eq!(rounded, [&"fp8".into(), &"int8".into(), &"llm.int8".into(), &serde_json::Value::Null]);
+    let told = std::fs::read_to_string(dir.path().join("r.md")).unwrap();
+    assert!(told.contains("but for fp8, int8, bnb-int8, whose formats round activations too"), "{told}");
+}

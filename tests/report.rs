@@ -26,6 +26,7 @@ fn sample(text: &str) -> Report {
         bytes,
         parameters: 134_515_008,
         bpw: bytes as f64 * 8.0 / 134_515_008.0,
+        activations: (bytes == 60_000_000).then(|| "fp8".to_string()),
         sha256: Some("00".repeat(32)),
     };
     let mut report = Report::new(format!("quantize compare {text}"));

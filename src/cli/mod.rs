@@ -197,7 +197,7 @@ pub struct SearchArgs {
     /// Error feedback: each layer sees what the quantized ones before it give
     #[arg(long)]
     pub sequential: bool,
-    /// Error feedback: put feed-forward channels into the order of their power. Same size, lower loss; the model is the
+    /// Error feedback: put feed-forward channels into the order of their power. Same size, less loss as a rule; the model is the
     /// same, but adapters (LoRA) made for it no longer fit the file
     #[arg(long, conflicts_with = "sequential")]
     pub sort_channels: bool,

@@ -79,6 +79,17 @@ pub enum Input {
 }
 
 impl Input {
+    /// A word for reports; `None` where nothing is rounded.
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Input::Exact => None,
+            Input::Fp8 { .. } | Input::Fp8Static { .. } => Some("fp8"),
+            Input::Int8 => Some("int8"),
+            Input::Int8Mixed { .. } => Some("llm.int8"),
+            Input::NvFp4 { .. } => Some("nvfp4"),
+        }
+    }
+
     /// What serves modules with the same input: the wider range of static scales.
     pub fn shared(self, other: Input) -> Input {
         match (self, other) {

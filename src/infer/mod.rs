@@ -568,6 +568,14 @@ impl Engine {
         }
     }
 
+    /// What a checkpoint's own format rounds activations to, if it does.
+    pub fn rounded_by_format(&mut self) -> Option<&'static str> {
+        self.linears_mut().find_map(|linear| match linear.rounding {
+            Rounding::Format(input) => input.name(),
+            _ => None,
+        })
+    }
+
     /// The linear layers of a layer in the order of use, for replacing weights; none when it is not loaded.
     pub fn layer_linears_mut(&mut self, index: usize) -> impl Iterator<Item = &mut Linear> {
         self.layers.get_mut(index).into_iter().flatten().flat_map(Layer::linears_mut)

@@ -64,6 +64,9 @@ pub struct Artifact {
     pub parameters: u64,
     /// Bits per weight: 8 · bytes of tensor data / parameters.
     pub bpw: f64,
+    /// How the format itself has engines round activations: `fp8`, `int8`, `llm.int8`, `nvfp4`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activations: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
 }
@@ -85,7 +88,7 @@ pub struct MethodInfo {
     /// Token put over the first of every chunk, if the tokenizer asks for one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bos: Option<u32>,
-    /// `f32`: the loss is the weights' alone. `q8`: activations rounded to 8 bits as llama.cpp's CPU kernels do.
+    /// `f32`: the loss is the weights' alone, unless an artifact has `activations`. `q8`: activations rounded to 8 bits as llama.cpp's CPU kernels do.
     pub activations: String,
     /// Smallest ln p of the base that enters the KL divergence; absent if all do.
     #[serde(default, skip_serializing_if = "Option::is_none")]

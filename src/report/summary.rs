@@ -133,5 +133,11 @@ pub fn method(report: &Report) -> Option<String> {
         "q8" => "activations rounded to 8 bits, as llama.cpp's CPU kernels do",
         _ => "activations in f32, so the loss is that of the weights alone",
     };
-    Some(format!("{} tokens of {} in {windows}; {activations}.", super::format::count(m.tokens), m.text))
+    let artifacts = report.candidates.iter().map(|c| &c.artifact);
+    let rounding: Vec<&str> = artifacts.filter(|a| a.activations.is_some()).map(|a| a.name.as_str()).collect();
+    let except = match rounding.is_empty() {
+        true => String::new(),
+        false => format!(", but for {}, whose formats round activations too", rounding.join(", ")),
+    };
+    Some(format!("{} tokens of {} in {windows}; {activations}{except}.", super::format::count(m.tokens), m.text))
 }
