@@ -117,7 +117,9 @@ pub fn scatter(report: &Report) -> Option<String> {
         }
         add!(out, "<line x1=\"{x0}\" x2=\"{x1}\" y1=\"{y1}\" y2=\"{y1}\" class=\"base\"/>");
         for t in linear_ticks(left.max(0.0), right, if narrow { 3.0 } else { 7.0 }) {
-            add!(out, "<text x=\"{:.1}\" y=\"{:.1}\" class=\"soft mid\">{}</text>", x(t), y1 + 19.0, round_bytes(t));
+            let label = round_bytes(t);
+            let middle = x(t).min(w - text_width(&label) / 2.0);
+            add!(out, "<text x=\"{middle:.1}\" y=\"{:.1}\" class=\"soft mid\">{label}</text>", y1 + 19.0);
         }
         let title = match summary::base_bytes(report) {
             Some(base) => format!("size (original: {})", bytes(base)),
