@@ -197,8 +197,8 @@ pub struct SearchArgs {
     /// Error feedback: each layer sees what the quantized ones before it give
     #[arg(long)]
     pub sequential: bool,
-    /// Error feedback: put feed-forward channels into the order of their power. Same size, less loss as a rule; the model is the
-    /// same, but adapters (LoRA) made for it no longer fit the file
+    /// Error feedback: put feed-forward channels into the order of their power. Same size, less loss as a rule; the
+    /// model is the same, but adapters (LoRA) made for it no longer fit the file
     #[arg(long, conflicts_with = "sequential")]
     pub sort_channels: bool,
     /// Error feedback: how far the Hessian's off-diagonals are shrunk, 0 to 1

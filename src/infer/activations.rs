@@ -36,7 +36,8 @@ impl Rounding {
 }
 
 /// LLM.int8() (Dettmers et al. 2022) as bitsandbytes does it, which rounds to half precision before: a channel with an
-/// outlier in any row keeps its numbers, the others become integers under the largest number of the row that is none.
+/// outlier in any row keeps its numbers, the others become integers under the largest number of the row that is none. As
+/// there, the result depends on which rows come together: an evaluation batches whole chunks.
 fn mixed(x: &[f32], cols: usize, threshold: f32) -> Vec<f32> {
     let half = |v: f32| half::f16::from_f32(v).to_f32();
     let mut kept = vec![false; cols];

@@ -133,8 +133,8 @@ pub fn method(report: &Report) -> Option<String> {
         "q8" => "activations rounded to 8 bits, as llama.cpp's CPU kernels do",
         _ => "activations in f32, so the loss is that of the weights alone",
     };
-    let artifacts = report.candidates.iter().map(|c| &c.artifact);
-    let rounding: Vec<&str> = artifacts.filter(|a| a.activations.is_some()).map(|a| a.name.as_str()).collect();
+    let measured = report.base.iter().map(|b| &b.artifact).chain(report.candidates.iter().map(|c| &c.artifact));
+    let rounding: Vec<&str> = measured.filter(|a| a.activations.is_some()).map(|a| a.name.as_str()).collect();
     let except = match rounding.is_empty() {
         true => String::new(),
         false => format!(", but for {}, whose formats round activations too", rounding.join(", ")),
