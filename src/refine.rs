@@ -5,6 +5,7 @@
 
 pub mod journal;
 mod sorting;
+pub mod streamed;
 
 use crate::calibration::layerwise::{Captured, Stage, Visit};
 use crate::calibration::moments::Moments;

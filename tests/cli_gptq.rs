@@ -212,6 +212,7 @@ fn where_calibration_loses_the_folder_is_rounded_to_nearest() {
         shrink: Shrink { rho: 0.0, damping: 1e-6 },
         search: Search::default(),
         sequential: true,
+        max_memory: None,
     };
     let lost = made(dir.path(), "lost", &mut Judged { method: Layered { windows: &windows, options }, held: &held });
     let nearest = made(dir.path(), "nearest", &mut Nearest);

@@ -3,16 +3,14 @@
 //! the weights before the tokens go on. What the visitor does with them is not known here.
 
 use super::moments::{BATCH, Collector, Moments};
+use super::probe::probe;
+use super::streams::Streams;
 use crate::convert::Control;
 use crate::infer::{Cache, Engine, Linear, Observer};
 use crate::model::{Model, Role};
 use crate::source::Checkpoint;
-use crate::writer::atomic::free_space;
-use crate::writer::gguf::human;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
@@ -127,10 +125,13 @@ pub fn run(
     control: &Control,
 ) -> Result<Captured> {
     let mut engine = Engine::shell(ckpt, model)?;
+    if !visit.is_finished(0) {
+        probe(&mut engine, ckpt, model, windows, control)?;
+    }
     let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
     let mut cache = Cache::one_batch(longest);
     let width = model.config.hidden;
-    let mut streams = Streams::new(windows, width, options)?;
+    let mut streams = Streams::new(windows, width, options.max_memory, &options.spill)?;
     let mut inner = Inner::new(windows.len(), options);
     for (i, window) in windows.iter().enumerate() {
         streams.put(i, engine.embed(window)?)?;
@@ -411,82 +412,4 @@ impl Observer for Both<'_, '_> {
         self.visit.entering(linear, expert, x)?;
         self.seen.input(linear, expert, x)
     }
-}
-
-/// The residual streams of all windows between two layers: in memory, or in a file beyond a limit.
-struct Streams {
-    slots: Vec<Slot>,
-    file: Option<File>,
-}
-
-enum Slot {
-    Memory(Vec<f32>),
-    /// Place and length in the file, in bytes and elements.
-    File(u64, usize),
-}
-
-impl Streams {
-    /// Places for windows of `width` channels. The first that fit stay in memory.
-    fn new(windows: &[Vec<u32>], width: usize, options: &Options) -> Result<Self> {
-        let limit = options.max_memory.unwrap_or(u64::MAX);
-        let (mut used, mut spilled) = (0, 0);
-        let mut slots = Vec::with_capacity(windows.len());
-        for window in windows {
-            let (len, bytes) = (window.len() * width, (window.len() * width * 4) as u64);
-            if used + bytes <= limit {
-                used += bytes;
-                slots.push(Slot::Memory(Vec::new()));
-            } else {
-                slots.push(Slot::File(spilled, len));
-                spilled += bytes;
-            }
-        }
-        let file = match spilled {
-            0 => None,
-            _ => Some(tempfile::tempfile_in(&options.spill).map_err(|e| Error::io(&options.spill, e))?),
-        };
-        if let Some(free) = free_space(&options.spill.join("spill")).filter(|free| *free < spilled) {
-            let (dir, need) = (options.spill.display(), human(spilled));
-            return Err(Error::Storage(format!("{dir}: activations need {need} of disk, {} free", human(free))));
-        }
-        Ok(Streams { slots, file })
-    }
-
-    /// Takes the stream of a window.
-    fn get(&mut self, window: usize) -> Result<Vec<f32>> {
-        match (&mut self.slots[window], &mut self.file) {
-            (Slot::Memory(x), _) => Ok(std::mem::take(x)),
-            (Slot::File(at, len), Some(file)) => {
-                let mut x = vec![0f32; *len];
-                let found = file.seek(SeekFrom::Start(*at));
-                found.and_then(|_| file.read_exact(bytemuck::cast_slice_mut(&mut x))).map_err(spill_error)?;
-                Ok(x)
-            }
-            (Slot::File(..), None) => Err(Error::Internal("no file of activations".into())),
-        }
-    }
-
-    /// Gives it back, changed.
-    fn put(&mut self, window: usize, x: Vec<f32>) -> Result<()> {
-        match (&mut self.slots[window], &mut self.file) {
-            (Slot::Memory(slot), _) => *slot = x,
-            (Slot::File(at, _), Some(file)) => {
-                let found = file.seek(SeekFrom::Start(*at));
-                found.and_then(|_| file.write_all(bytemuck::cast_slice(&x))).map_err(spill_error)?;
-            }
-            (Slot::File(..), None) => return Err(Error::Internal("no file of activations".into())),
-        }
-        Ok(())
-    }
-
-    /// Gives it back as it was.
-    fn keep(&mut self, window: usize, x: Vec<f32>) {
-        if let Slot::Memory(slot) = &mut self.slots[window] {
-            *slot = x;
-        }
-    }
-}
-
-fn spill_error(error: std::io::Error) -> Error {
-    Error::Storage(format!("the file of activations cannot be used: {error}"))
 }

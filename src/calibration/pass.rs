@@ -1,37 +1,108 @@
-//! The pass over calibration windows with the whole model in memory: what the linear layers see is summed up,
-//! window by window, and can be taken up again from where it was. Layer by layer, see [`super::layerwise`].
+//! The pass of an importance matrix: calibration windows go through one layer after the other, of which only one is in
+//! memory, what the linear layers see is summed up, and an interrupted pass is taken up again where it was. With second
+//! moments, and weights that are replaced on the way, see [`super::layerwise`].
 
+use super::probe::probe;
+use super::resume::{self, Key, Progress, Saved};
 use super::stats::Statistics;
+use super::streams::Streams;
 use super::totals::Totals;
-use crate::Result;
+use crate::convert::Control;
 use crate::infer::{Cache, Engine, Observer};
-use crate::runnable::Runnable;
+use crate::model::Model;
+use crate::source::Checkpoint;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::io::Read;
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
-/// How far a pass is.
-pub struct Pass {
-    statistics: Statistics,
-    /// Windows that are in the sums.
-    done: usize,
+/// How the pass is run.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Collect what enters the output matrix too.
+    pub head: bool,
+    /// Bytes of activations that may stay in memory; beyond, they go to a file in `spill`.
+    pub max_memory: Option<u64>,
+    pub spill: PathBuf,
 }
 
-impl Pass {
-    /// At the beginning.
-    pub fn new(model: &Runnable) -> Self {
-        Self { statistics: Statistics::new(&model.model), done: 0 }
-    }
+/// How far a pass is: `windows` of them are through layer `layer`, all are through those before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    pub layer: usize,
+    pub windows: usize,
+}
 
-    /// With `done` windows behind it, which gave `totals`.
+pub struct Pass<'a> {
+    ckpt: &'a Checkpoint,
+    model: &'a Model,
+    windows: &'a [Vec<u32>],
+    options: &'a Options,
+    engine: Engine,
+    streams: Streams,
+    statistics: Statistics,
+    at: Position,
+}
+
+impl<'a> Pass<'a> {
+    /// At the beginning, behind [`probe`].
     ///
-    /// Errors: `BadInput` when the totals are of another model.
-    pub fn resumed(model: &Runnable, done: usize, totals: &Totals) -> Result<Self> {
-        let mut statistics = Statistics::new(&model.model);
-        statistics.restore(totals)?;
-        Ok(Self { statistics, done })
+    /// Errors: those of [`probe`], of loading and of the disk.
+    pub fn new(
+        ckpt: &'a Checkpoint,
+        model: &'a Model,
+        windows: &'a [Vec<u32>],
+        options: &'a Options,
+        control: &Control,
+    ) -> Result<Self> {
+        let mut pass = Self::blank(ckpt, model, windows, options)?;
+        probe(&mut pass.engine, ckpt, model, windows, control)?;
+        for (i, window) in windows.iter().enumerate() {
+            pass.streams.put(i, pass.engine.embed(window)?)?;
+        }
+        pass.engine.unload_ends();
+        Ok(pass)
     }
 
-    pub fn done(&self) -> usize {
-        self.done
+    /// Where another was that has been saved.
+    ///
+    /// Errors: `BadInput` when it was of another model or of other windows; those of loading and of the disk.
+    pub fn resumed(
+        ckpt: &'a Checkpoint,
+        model: &'a Model,
+        windows: &'a [Vec<u32>],
+        options: &'a Options,
+        mut saved: Saved,
+    ) -> Result<Self> {
+        let mut pass = Self::blank(ckpt, model, windows, options)?;
+        pass.statistics.restore(&saved.progress.totals)?;
+        let other = |_| Error::bad_input("the activations of the calibration to resume are of other windows");
+        for (i, window) in windows.iter().enumerate() {
+            let mut x = vec![0f32; window.len() * model.config.hidden];
+            saved.activations.read_exact(bytemuck::cast_slice_mut(&mut x)).map_err(other)?;
+            pass.streams.put(i, x)?;
+        }
+        pass.engine.unload_ends();
+        pass.at = saved.progress.at;
+        Ok(pass)
+    }
+
+    fn blank(ckpt: &'a Checkpoint, model: &'a Model, windows: &'a [Vec<u32>], options: &'a Options) -> Result<Self> {
+        Ok(Self {
+            ckpt,
+            model,
+            windows,
+            options,
+            engine: Engine::shell(ckpt, model)?,
+            streams: Streams::new(windows, model.config.hidden, options.max_memory, &options.spill)?,
+            statistics: Statistics::new(model),
+            at: Position::default(),
+        })
+    }
+
+    pub fn at(&self) -> Position {
+        self.at
     }
 
     /// The sums so far.
@@ -39,68 +110,54 @@ impl Pass {
         self.statistics.totals()
     }
 
-    /// Runs the windows that are left; `after` is called with the tokens done. `head`: the output matrix too. Products
-    /// are of numbers rounded to bfloat16, which moves a channel's mean square by some 0.01 %.
+    /// Writes down at `path` what [`Pass::resumed`] goes on from.
     ///
-    /// Errors: `BadInput` naming the first layer whose input is not finite; those of the engine and of `after`.
-    pub fn run(
-        &mut self,
-        model: &mut Runnable,
-        windows: &[Vec<u32>],
-        head: bool,
-        after: impl FnMut(&Self, usize) -> Result<()>,
-    ) -> Result<()> {
-        model.engine.linears_mut().for_each(|l| l.multiply_in_bf16(true));
-        let ran = self.run_with(&model.engine, windows, head, after);
-        model.engine.linears_mut().for_each(|l| l.multiply_in_bf16(false));
-        ran
+    /// Errors: `Io`.
+    pub fn save(&mut self, path: &Path, key: &Key) -> Result<()> {
+        resume::save(path, &Progress { key: key.clone(), at: self.at, totals: self.totals() }, &mut self.streams)
     }
 
-    fn run_with(
-        &mut self,
-        engine: &Engine,
-        windows: &[Vec<u32>],
-        head: bool,
-        mut after: impl FnMut(&Self, usize) -> Result<()>,
-    ) -> Result<()> {
-        let layers = engine.config.layers;
+    /// Runs what is left; `after` is called with the tokens that went through a layer. Products are of numbers rounded to
+    /// bfloat16, which moves a channel's mean square by some 0.01 %.
+    ///
+    /// Errors: `BadInput` naming the first layer whose input is not finite; those of the engine, of the disk and of `after`.
+    pub fn run(&mut self, mut after: impl FnMut(&mut Self, usize) -> Result<()>) -> Result<()> {
+        let layers = self.model.config.layers;
         // Nobody asks for the product after the last input.
-        let last = (!head).then(|| format!("blk.{}.ffn_down.weight", layers.saturating_sub(1)));
-        let mut cache = Cache::one_batch(windows.iter().map(Vec::len).max().unwrap_or(0));
-        while let Some(window) = windows.get(self.done) {
-            self.statistics.set_window(window.len());
-            let mut observer = UntilLast { statistics: &mut self.statistics, last: last.as_deref() };
-            // As in `Engine::hidden_from`.
-            rayon::scope(|_| -> Result<()> {
+        let last = (!self.options.head).then(|| format!("blk.{}.ffn_down.weight", layers.saturating_sub(1)));
+        let mut cache = Cache::one_batch(self.windows.iter().map(Vec::len).max().unwrap_or(0));
+        while self.at.layer < layers {
+            let layer = self.at.layer;
+            self.engine.load_layer(self.ckpt, self.model, layer)?;
+            self.engine.layer_linears_mut(layer).for_each(|l| l.multiply_in_bf16(true));
+            while let Some(window) = self.windows.get(self.at.windows) {
+                let mut x = self.streams.get(self.at.windows)?;
+                self.statistics.set_window(window.len());
+                let mut observer = UntilLast { statistics: &mut self.statistics, last: last.as_deref() };
                 cache.truncate(0);
-                let mut x = engine.embed(window)?;
-                for layer in 0..layers {
-                    let run = engine.layer(layer, &mut x, &mut cache, &mut observer)?;
-                    observer.statistics.check()?;
-                    if run.is_break() {
-                        break;
-                    }
-                }
-                if head {
-                    engine.head(&x, &mut observer);
-                    observer.statistics.check()?;
-                }
-                Ok(())
-            })?;
-            self.done += 1;
-            after(self, window.len())?;
+                // As in `Engine::hidden_from`.
+                let _ = rayon::scope(|_| self.engine.layer(layer, &mut x, &mut cache, &mut observer))?;
+                self.statistics.check()?;
+                self.streams.put(self.at.windows, x)?;
+                self.at.windows += 1;
+                after(self, window.len())?;
+            }
+            self.engine.unload_layer(layer);
+            self.at = Position { layer: layer + 1, windows: 0 };
+        }
+        if self.options.head {
+            let tied = !self.model.tensors.iter().any(|t| t.name == "output.weight");
+            let head = if tied { "token_embd.weight" } else { "output.weight" };
+            for (i, window) in self.windows.iter().enumerate() {
+                let x = self.streams.get(i)?;
+                self.statistics.set_window(window.len());
+                let _ = self.statistics.input(head, None, &self.engine.head_input(&x));
+                self.statistics.check()?;
+                self.streams.keep(i, x);
+            }
         }
         Ok(())
     }
-}
-
-/// The sums over `windows`.
-///
-/// Errors: as [`Pass::run`].
-pub fn run(model: &mut Runnable, windows: &[Vec<u32>], head: bool) -> Result<Totals> {
-    let mut pass = Pass::new(model);
-    pass.run(model, windows, head, |_, _| Ok(()))?;
-    Ok(pass.totals())
 }
 
 /// Collects up to the input of the layer `last`.

@@ -1,17 +1,21 @@
-//! The file that lets an interrupted calibration go on: the exact sums so far, and what they are sums of. It lies beside
-//! the output, is replaced as a whole, and ends with a hash of itself. What is in the sums is `totals`' matter.
+//! The file that lets an interrupted calibration go on: the exact sums so far, what they are sums of, and the activations
+//! that go on to the layers that are left. It lies beside the output, is replaced as a whole, and ends with a hash of
+//! itself. What is in the sums is `totals`' matter.
 
+use super::pass::Position;
+use super::streams::Streams;
 use super::totals::{Total, Totals};
-use crate::runnable::Runnable;
+use crate::model::Model;
+use crate::source;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-const MAGIC: &[u8; 8] = b"QZCALIB1";
+const MAGIC: &[u8; 8] = b"QZCALIB2";
 const HASH: usize = 32;
 /// Places of a model file that are looked at, and bytes at each.
 const PLACES: u64 = 256;
@@ -20,20 +24,29 @@ const PLACE: u64 = 4096;
 /// What a calibration is of: model, data and options by name. Only an equal one can be continued.
 pub type Key = BTreeMap<String, String>;
 
-/// An unfinished calibration.
+/// How far a calibration is.
 #[derive(Debug, PartialEq)]
-pub struct Checkpoint {
+pub struct Progress {
     pub key: Key,
-    /// Windows that are in the sums.
-    pub done: usize,
+    pub at: Position,
     pub totals: Totals,
+}
+
+/// An unfinished calibration, from its file.
+#[derive(Debug)]
+pub struct Saved {
+    pub progress: Progress,
+    /// The streams of all windows, one behind the other; then the hash.
+    pub(super) activations: BufReader<File>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Header {
     key: Key,
-    done: usize,
+    at: Position,
     tensors: Vec<Tensor>,
+    /// Bytes of activations behind the sums.
+    activations: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -68,47 +81,96 @@ pub fn forget(output: &Path) -> Result<()> {
     Ok(())
 }
 
-impl Checkpoint {
-    /// Puts this in the place of what is at `path`: whatever happens, one of the two is there whole.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        let new = unfinished(path);
-        let written = File::create(&new).and_then(|mut file| {
-            file.write_all(&self.encode())?;
-            file.sync_all()
-        });
-        written.and_then(|()| std::fs::rename(&new, path)).map_err(|e| Error::io(path, e))
+/// Puts an unfinished calibration in the place of what is at `path`: whatever happens, one of the two is there whole.
+pub(super) fn save(path: &Path, progress: &Progress, streams: &mut Streams) -> Result<()> {
+    let new = unfinished(path);
+    let written = File::create(&new).and_then(|file| {
+        let mut file = Hashing { file, hasher: Sha256::new() };
+        file.write_all(&progress.encode(streams.bytes))?;
+        streams.each(|bytes| file.write_all(bytes))?;
+        let Hashing { mut file, hasher } = file;
+        file.write_all(&hasher.finalize())?;
+        file.sync_all()
+    });
+    let named = written.and_then(|()| std::fs::rename(&new, path));
+    if named.is_err() {
+        // A full disk is not to stay full.
+        let _ = std::fs::remove_file(&new);
     }
+    named.map_err(|e| Error::io(path, e))
+}
 
-    /// What is at `path`; `None` when nothing is. It must be of a run with this `key`.
-    ///
-    /// Errors: `BadInput` for a damaged file, or one of another run, naming what differs.
-    pub fn open(path: &Path, key: &Key) -> Result<Option<Self>> {
-        let bytes = match std::fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::io(path, e)),
-        };
-        let hint = format!("calibrate without --resume to begin again, or delete {}", path.display());
-        let damaged = || Error::bad_file(path, "is no whole checkpoint of a calibration").hint(hint.clone());
-        let saved = Self::decode(&bytes).ok_or_else(damaged)?;
-        let names = key.keys().chain(saved.key.keys());
-        if let Some(name) = names.into_iter().find(|name| key.get(*name) != saved.key.get(*name)) {
-            let value = |key: &Key| key.get(name).map_or("none".to_string(), |v| v.chars().take(40).collect());
-            let (was, is) = (value(&saved.key), value(key));
-            let what = format!("the calibration to resume has another {name}: {was} there, {is} here");
-            return Err(Error::bad_file(path, what).hint(hint));
+/// What is at `path`; `None` when nothing is. It must be of a run with this `key`.
+///
+/// Errors: `BadInput` for a damaged file, or one of another run, naming what differs.
+pub fn open(path: &Path, key: &Key) -> Result<Option<Saved>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io(path, e)),
+    };
+    let hint = format!("calibrate without --resume to begin again, or delete {}", path.display());
+    let saved = Saved::read(file).map_err(|e| Error::io(path, e))?;
+    let damaged = || Error::bad_file(path, "is no whole checkpoint of a calibration").hint(hint.clone());
+    let saved = saved.ok_or_else(damaged)?;
+    let was = &saved.progress.key;
+    let names = key.keys().chain(was.keys());
+    if let Some(name) = names.into_iter().find(|name| key.get(*name) != was.get(*name)) {
+        let value = |key: &Key| key.get(name).map_or("none".to_string(), |v| v.chars().take(40).collect());
+        let (was, is) = (value(was), value(key));
+        let what = format!("the calibration to resume has another {name}: {was} there, {is} here");
+        return Err(Error::bad_file(path, what).hint(hint));
+    }
+    Ok(Some(saved))
+}
+
+/// Writes, and hashes what is written.
+struct Hashing {
+    file: File,
+    hasher: Sha256,
+}
+
+impl Hashing {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hasher.update(bytes);
+        self.file.write_all(bytes)
+    }
+}
+
+impl Saved {
+    /// `None` when the file is not whole.
+    fn read(mut file: File) -> io::Result<Option<Self>> {
+        let Some(body) = file.metadata()?.len().checked_sub(HASH as u64) else { return Ok(None) };
+        let (mut hasher, mut left, mut bytes) = (Sha256::new(), body, vec![0; 1 << 20]);
+        while left > 0 {
+            let piece = &mut bytes[..left.min(1 << 20) as usize];
+            file.read_exact(piece)?;
+            left -= piece.len() as u64;
+            hasher.update(piece);
         }
-        Ok(Some(saved))
+        let mut hash = [0; HASH];
+        file.read_exact(&mut hash)?;
+        if hasher.finalize().as_slice() != hash {
+            return Ok(None);
+        }
+        file.seek(SeekFrom::Start(0))?;
+        let mut file = BufReader::new(file);
+        // Whole, so what does not fit was never a checkpoint.
+        let Some((progress, activations)) = Progress::decode(&mut file, body) else { return Ok(None) };
+        let rest = body.checked_sub(file.stream_position()?);
+        Ok((rest == Some(activations)).then_some(Self { progress, activations: file }))
     }
+}
 
-    fn encode(&self) -> Vec<u8> {
+impl Progress {
+    fn encode(&self, activations: u64) -> Vec<u8> {
         let tensors = self.totals.0.iter().map(|(name, total)| Tensor {
             name: name.clone(),
             matrices: total.counts.len(),
             sums: total.sums.len(),
             overflow: total.overflow,
         });
-        let header = Header { key: self.key.clone(), done: self.done, tensors: tensors.collect() };
+        let header = Header { key: self.key.clone(), at: self.at, tensors: tensors.collect(), activations };
         // Strings and numbers alone: this cannot fail.
         let header = serde_json::to_vec(&header).unwrap_or_default();
         let mut out = MAGIC.to_vec();
@@ -118,34 +180,33 @@ impl Checkpoint {
             out.extend(total.sums.iter().chain(&total.magnitudes).flat_map(|v| v.to_le_bytes()));
             out.extend(total.counts.iter().flat_map(|v| v.to_le_bytes()));
         }
-        let hash = Sha256::digest(&out);
-        out.extend(hash);
         out
     }
 
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let (body, hash) = bytes.split_at_checked(bytes.len().checked_sub(HASH)?)?;
-        if Sha256::digest(body).as_slice() != hash {
+    /// From a file of `len` bytes; also the bytes of activations that are behind.
+    fn decode(file: &mut impl Read, len: u64) -> Option<(Self, u64)> {
+        let mut take = |n: usize| {
+            let mut bytes = vec![0; Some(n).filter(|n| *n as u64 <= len)?];
+            file.read_exact(&mut bytes).ok()?;
+            Some(bytes)
+        };
+        if take(MAGIC.len())? != MAGIC {
             return None;
         }
-        let rest = body.strip_prefix(MAGIC)?;
-        let (len, rest) = rest.split_first_chunk()?;
-        let (header, mut rest) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*len)).ok()?)?;
-        let header: Header = serde_json::from_slice(header).ok()?;
+        let header = u64::from_le_bytes(take(8)?.try_into().ok()?);
+        let header: Header = serde_json::from_slice(&take(usize::try_from(header).ok()?)?).ok()?;
         let mut totals = BTreeMap::new();
         for tensor in header.tensors {
             let mut wide = |n: usize| {
-                let (values, after) = rest.split_at_checked(n.checked_mul(16)?)?;
-                rest = after;
+                let values = take(n.checked_mul(16)?)?;
                 Some(values.as_chunks().0.iter().map(|b| i128::from_le_bytes(*b)).collect::<Vec<i128>>())
             };
             let (sums, magnitudes) = (wide(tensor.sums)?, wide(tensor.sums)?);
-            let (counts, after) = rest.split_at_checked(tensor.matrices.checked_mul(8)?)?;
-            rest = after;
+            let counts = take(tensor.matrices.checked_mul(8)?)?;
             let counts = counts.as_chunks().0.iter().map(|b| u64::from_le_bytes(*b)).collect();
             totals.insert(tensor.name, Total { sums, magnitudes, counts, overflow: tensor.overflow });
         }
-        rest.is_empty().then_some(Self { key: header.key, done: header.done, totals: Totals(totals) })
+        Some((Self { key: header.key, at: header.at, totals: Totals(totals) }, header.activations))
     }
 }
 
@@ -153,10 +214,10 @@ impl Checkpoint {
 /// Reading all of a large model would take longer than the calibration that is left.
 ///
 /// Errors: `Io`.
-pub fn identity(model: &Runnable) -> Result<String> {
+pub fn identity(ckpt: &source::Checkpoint, model: &Model) -> Result<String> {
     let mut hasher = Sha256::new();
-    hasher.update(format!("{:?}", model.model.config));
-    for file in model.ckpt.files() {
+    hasher.update(format!("{:?}", model.config));
+    for file in ckpt.files() {
         hasher.update(file.len.to_le_bytes());
         for place in 0..PLACES {
             let from = file.len / PLACES * place;
@@ -172,7 +233,7 @@ pub fn identity(model: &Runnable) -> Result<String> {
 mod tests {
     use super::*;
 
-    fn example() -> Checkpoint {
+    fn example() -> Progress {
         let total = |n: i128| Total {
             sums: vec![n << 70, -1, 3],
             magnitudes: vec![4, 5, i128::MAX],
@@ -181,26 +242,43 @@ mod tests {
         };
         let totals = BTreeMap::from([("a".to_string(), total(1)), ("b".to_string(), total(2))]);
         let key = BTreeMap::from([("model".to_string(), "m".to_string()), ("data".to_string(), "d".to_string())]);
-        Checkpoint { key, done: 7, totals: Totals(totals) }
+        Progress { key, at: Position { layer: 2, windows: 7 }, totals: Totals(totals) }
+    }
+
+    /// Two windows of one and two tokens, of which `max_memory` bytes stay in memory.
+    fn streams(max_memory: u64, dir: &Path) -> Streams {
+        let mut streams = Streams::new(&[vec![0], vec![0, 0]], 3, Some(max_memory), dir).unwrap();
+        streams.put(0, vec![1.0, -2.0, 3.5]).unwrap();
+        streams.put(1, (0..6).map(|i| i as f32).collect()).unwrap();
+        streams
     }
 
     #[test]
     fn comes_back_whole_or_not_at_all() {
         let dir = tempfile::tempdir().unwrap();
         let path = path_for(&dir.path().join("stats.gguf"));
-        let saved = example();
-        assert_eq!(Checkpoint::open(&path, &saved.key).unwrap(), None);
-        saved.save(&path).unwrap();
-        assert_eq!(Checkpoint::open(&path, &saved.key).unwrap(), Some(example()));
+        let progress = example();
+        assert!(open(&path, &progress.key).unwrap().is_none());
+        let mut files = Vec::new();
+        for max_memory in [0, 12, 1000] {
+            save(&path, &progress, &mut streams(max_memory, dir.path())).unwrap();
+            files.push(std::fs::read(&path).unwrap());
+        }
+        assert!(files[0] == files[1] && files[1] == files[2], "where the streams were does not matter");
+        let mut saved = open(&path, &progress.key).unwrap().unwrap();
+        assert_eq!(saved.progress, example());
+        let mut values = vec![0f32; 9];
+        saved.activations.read_exact(bytemuck::cast_slice_mut(&mut values)).unwrap();
+        assert_eq!(values, [1.0, -2.0, 3.5, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-        let bytes = std::fs::read(&path).unwrap();
+        let bytes = files.remove(0);
         for cut in (0..bytes.len()).step_by(13) {
             std::fs::write(&path, &bytes[..cut]).unwrap();
-            assert!(Checkpoint::open(&path, &saved.key).is_err(), "{cut}");
+            assert!(open(&path, &progress.key).is_err(), "{cut}");
             let mut damaged = bytes.clone();
             damaged[cut] ^= 4;
             std::fs::write(&path, &damaged).unwrap();
-            assert!(Checkpoint::open(&path, &saved.key).is_err(), "{cut}");
+            assert!(open(&path, &progress.key).is_err(), "{cut}");
         }
     }
 
@@ -208,10 +286,10 @@ mod tests {
     fn what_differs_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.resume");
-        example().save(&path).unwrap();
+        save(&path, &example(), &mut streams(0, dir.path())).unwrap();
         let mut key = example().key;
         key.insert("data".into(), "other".into());
-        let text = Checkpoint::open(&path, &key).unwrap_err().to_string();
+        let text = open(&path, &key).unwrap_err().to_string();
         assert!(text.contains("another data: d there, other here"), "{text}");
     }
 }

@@ -5,7 +5,7 @@
 use super::job::{Job, Method, formats_module, part, parts};
 use super::layered::{Layered, replace};
 use super::nearest::rounded_part;
-use crate::eval::softmax;
+use crate::eval::softmax::kl_of_rows;
 use crate::formats::Packed;
 use crate::infer::{Cache, Engine};
 use crate::{Error, Result};
@@ -134,19 +134,9 @@ fn divergences(job: &Job, windows: &[Vec<u32>]) -> Result<[f64; 2]> {
                 engine.head_into(&x[window][from..to], logits, &mut ());
             }
             let [base, calibrated, nearest] = &logits;
-            let all = base.par_chunks(vocab).zip(calibrated.par_chunks(vocab)).zip(nearest.par_chunks(vocab));
-            let kl: Vec<[f64; 2]> = all
-                .map(|((base, calibrated), nearest)| {
-                    let Ok(row) = softmax::row(base) else { return [f64::NAN; 2] };
-                    let one = |q: &[f32]| match softmax::row(q) {
-                        Ok(q_row) => softmax::kl(base, &row, q, &q_row, f32::NEG_INFINITY),
-                        Err(_) => f64::INFINITY,
-                    };
-                    [one(calibrated), one(nearest)]
-                })
-                .collect();
-            rows += kl.len();
-            kl.iter().for_each(|[c, n]| (sums[0], sums[1]) = (sums[0] + c, sums[1] + n));
+            let kl = [calibrated, nearest].map(|q| kl_of_rows(base, q, vocab));
+            rows += kl[0].len();
+            sums.iter_mut().zip(&kl).for_each(|(sum, kl)| *sum += kl.iter().sum::<f64>());
         }
     }
     Ok(sums.map(|sum| sum / rows.max(1) as f64))

@@ -36,6 +36,8 @@ pub struct Options {
     pub scaling: Option<Scaling>,
     /// Inputs are seen behind quantized predecessors.
     pub sequential: bool,
+    /// Bytes of activations that may stay in memory; beyond, they go to a file beside the folder.
+    pub max_memory: Option<u64>,
 }
 
 /// Rounds layer after layer while the model runs over `windows`.
@@ -60,7 +62,7 @@ impl Method for Layered<'_> {
             // The search for factors is more sensitive to rounding than the codes are.
             bf16: options.scaling.is_none(),
             held: Vec::new(),
-            max_memory: None,
+            max_memory: options.max_memory,
             spill: folder_of(job.folder.target()).to_path_buf(),
         };
         // Progress is counted where modules are written.

@@ -22,7 +22,6 @@ use crate::writer::gguf::human;
 use crate::{Error, Result};
 use clap::Args;
 use serde::Serialize;
-use std::path::PathBuf;
 
 /// How large a file may be, with types chosen to fit.
 #[derive(Clone, Debug, Default, Args)]
@@ -430,13 +429,12 @@ fn measure(
     let quiet = args.common.quiet;
     let (model, held) = (&prepared.model, feedback::hold_out(drawing, args)?);
     let (all, sets) = held.all(drawing.windows.clone());
-    let folder = args.output.as_deref().and_then(|o| if o.is_dir() { Some(o) } else { o.parent() });
-    let folder = folder.filter(|f| f.is_dir()).map_or_else(|| PathBuf::from("."), PathBuf::from);
+    let folder = options::scratch_folder(args.output.as_deref());
     let layers = layerwise::Options {
         sequential: false,
         bf16: false,
         held: sets,
-        max_memory: args.search.max_memory.as_deref().map(options::size).transpose()?,
+        max_memory: args.search.max_memory,
         spill: folder.clone(),
     };
     let rounding = match args.search.is_feedback(true)? {
@@ -447,7 +445,8 @@ fn measure(
         false => Rounding::Ggml,
     };
     let tokens: usize = all.iter().map(Vec::len).sum();
-    let progress = Progress::new("losses by type", tokens as u64 * model.config.layers as u64, Unit::Tokens, quiet);
+    let passes = model.config.layers as u64;
+    let progress = Progress::new("losses by type", tokens as u64 * passes, Unit::TokensByLayer(passes), quiet);
     let control = Control { threads, cancel: &CANCEL, advance: &|n| progress.advance(n) };
     let mut estimate = Estimate::new(&prepared.ckpt, model, &types, rounding, &control);
     let ends = layerwise::run(&prepared.ckpt, model, &all, &layers, &mut estimate, &control)?;

@@ -10,6 +10,7 @@ use crate::calibration::data::{self, Amount, DataReport, Drawn, Overlap, Source}
 use crate::calibration::hessians::{self, HessianWriter, Hessians};
 use crate::calibration::imatrix::{Imatrix, UnseenExperts, Weights, is_required};
 use crate::calibration::layerwise;
+use crate::calibration::pass;
 use crate::calibration::resume;
 use crate::calibration::stats::{self, ExpertUse};
 use crate::calibration::summary;
@@ -90,10 +91,17 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
         }
         let every = Duration::from_secs(args.checkpoint_every);
         let keeping = args.output.as_deref().map(|output| Keeping { output, resume: args.resume, every });
-        let (text, head) = (args.text.as_deref(), args.process_output);
+        let text = args.text.as_deref();
         let run = match &args.output {
             Some(output) if args.hessians => with_hessians(&path, &sources, &args, output)?,
-            _ => calibrate(&path, &sources, &args.data, text, head, keeping, args.common.quiet)?,
+            _ => {
+                let options = pass::Options {
+                    head: args.process_output,
+                    max_memory: args.max_memory,
+                    spill: options::scratch_folder(args.output.as_deref()),
+                };
+                calibrate(&path, &sources, &args.data, text, &options, keeping, args.common.quiet)?
+            }
         };
         describe(&mut extra, &run.data);
         if let Some(file) = &args.save_text {
@@ -171,18 +179,20 @@ fn with_hessians(path: &Path, sources: &[Source], args: &CalibrateArgs, output: 
     let Drawing { model, windows, data, overlap } = drawing;
     let text = data::text(&windows, &model);
     // The layers come back one at a time.
-    let Runnable { ckpt, model, .. } = model;
+    let Runnable { ckpt, model, engine, .. } = model;
+    drop(engine);
     let mut extra = Metadata::new();
     extra.set("quantize.version", env!("CARGO_PKG_VERSION"));
     describe(&mut extra, &data);
     let mut writer = HessianWriter::create(output, args.force, &model, &data, &extra)?;
     let options = layerwise::Options {
-        max_memory: args.max_memory.as_deref().map(options::size).transpose()?,
+        max_memory: args.max_memory,
         spill: folder_of(output).to_path_buf(),
         ..layerwise::Options::default()
     };
     let start = Instant::now();
-    let progress = Progress::new("calibrating", (data.tokens * model.config.layers) as u64, Unit::Tokens, quiet);
+    let layers = model.config.layers as u64;
+    let progress = Progress::new("calibrating", data.tokens as u64 * layers, Unit::TokensByLayer(layers), quiet);
     let control = Control { threads: 0, cancel: &options::CANCEL, advance: &|n| progress.advance(n) };
     layerwise::run(&ckpt, &model, &windows, &options, &mut writer, &control).map_err(|e| in_file(e, path))?;
     progress.finish();
@@ -238,8 +248,8 @@ enum TooLong {
     Shorten,
 }
 
-/// Loads the model and draws the data. `text` is compared with the data. The model's layers are loaded when it has to run,
-/// here or (`whole`) later.
+/// Loads the model and draws the data. `text` is compared with the data. The model's layers are loaded when it has to run
+/// here, or `whole` later.
 fn draw(
     path: &Path,
     sources: &[Source],
@@ -282,17 +292,19 @@ fn calibrate(
     sources: &[Source],
     args: &CalibrationArgs,
     text: Option<&Path>,
-    head: bool,
+    options: &pass::Options,
     keeping: Option<Keeping>,
     quiet: bool,
 ) -> Result<Made> {
-    let Drawing { mut model, windows, data, overlap } =
-        draw(path, sources, args, text, (TooLong::Refuse, true), quiet)?;
-    let collected = collect::run(&mut model, &windows, &data, head, keeping, quiet).map_err(|e| in_file(e, path))?;
-    let Collected { totals, speed } = collected;
+    let Drawing { model, windows, data, overlap } = draw(path, sources, args, text, (TooLong::Refuse, false), quiet)?;
+    let text = data::text(&windows, &model);
+    // The layers come back one at a time.
+    let Runnable { ckpt, model, engine, .. } = model;
+    drop(engine);
+    let collected = collect::run((&ckpt, &model), &windows, &data, options, keeping, quiet);
+    let Collected { totals, speed } = collected.map_err(|e| in_file(e, path))?;
     let experts = stats::expert_use(totals.0.iter().map(|(name, total)| (name.as_str(), total.counts.as_slice())));
     let imatrix = Imatrix::new(&totals, &data);
-    let text = data::text(&windows, &model);
     Ok(Made { imatrix, data, text, experts, overlap, speed })
 }
 
@@ -422,8 +434,13 @@ impl Opened {
             Opened::File(importance) => *importance,
             Opened::Calibrate(sources) => {
                 let text = args.text.as_deref();
+                let options = pass::Options {
+                    max_memory: args.search.max_memory,
+                    spill: options::scratch_folder(args.output.as_deref()),
+                    ..pass::Options::default()
+                };
                 let made =
-                    calibrate(&prepared.path, &sources, &args.calibration, text, false, None, args.common.quiet)?;
+                    calibrate(&prepared.path, &sources, &args.calibration, text, &options, None, args.common.quiet)?;
                 if !args.common.quiet {
                     made.tell();
                 }

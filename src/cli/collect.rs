@@ -3,14 +3,19 @@
 use super::options::CANCEL;
 use super::progress::{Progress, Unit};
 use crate::calibration::data::DataReport;
-use crate::calibration::pass::Pass;
-use crate::calibration::resume::{self, Checkpoint, Key};
+use crate::calibration::pass::{Options, Pass};
+use crate::calibration::resume::{self, Key};
 use crate::calibration::totals::Totals;
-use crate::runnable::Runnable;
+use crate::convert::Control;
+use crate::model::Model;
+use crate::source::Checkpoint;
 use crate::{Error, Result};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+
+/// A checkpoint is written at most so seldom that it takes one part in this of the time.
+const CHEAP: u32 = 20;
 
 /// How a run is kept from being lost.
 #[derive(Clone, Copy)]
@@ -19,6 +24,7 @@ pub struct Keeping<'a> {
     pub output: &'a Path,
     /// Go on from the checkpoint that is there.
     pub resume: bool,
+    /// Zero: after every window.
     pub every: Duration,
 }
 
@@ -32,52 +38,66 @@ pub fn go_on() -> Result<()> {
     if CANCEL.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
 }
 
-/// Runs the windows. `head`: the output matrix too.
+/// Runs the windows.
 pub fn run(
-    model: &mut Runnable,
+    (ckpt, model): (&Checkpoint, &Model),
     windows: &[Vec<u32>],
     data: &DataReport,
-    head: bool,
+    options: &Options,
     keeping: Option<Keeping>,
     quiet: bool,
 ) -> Result<Collected> {
     let file = keeping.map(|k| resume::path_for(k.output));
-    let key = if keeping.is_some() { key(model, data, head)? } else { Key::new() };
+    let key = if keeping.is_some() { key(ckpt, model, data, options.head)? } else { Key::new() };
     let saved = match (&file, keeping) {
-        (Some(file), Some(Keeping { resume: true, .. })) => Checkpoint::open(file, &key)?,
+        (Some(file), Some(Keeping { resume: true, .. })) => resume::open(file, &key)?,
         _ => None,
     };
+    let layers = model.config.layers;
+    let control = Control { threads: 0, cancel: &CANCEL, advance: &|_| () };
     let mut pass = match saved {
-        Some(saved) => Pass::resumed(model, saved.done, &saved.totals)?,
-        None => Pass::new(model),
+        Some(saved) => Pass::resumed(ckpt, model, windows, options, saved)?,
+        None => Pass::new(ckpt, model, windows, options, &control)?,
     };
-    if pass.done() > 0 && !quiet {
-        eprintln!("  resuming after {} of {} windows", pass.done(), windows.len());
+    let at = pass.at();
+    if at != Default::default() && !quiet {
+        eprintln!("  resuming after {} of {layers} layers", at.layer);
     }
     let tokens = |windows: &[Vec<u32>]| windows.iter().map(|w| w.len() as u64).sum::<u64>();
-    let left = tokens(windows.get(pass.done()..).unwrap_or_default());
-    let (start, mut last) = (Instant::now(), Instant::now());
-    let progress = Progress::new("calibrating", left, Unit::Tokens, quiet);
-    pass.run(model, windows, head, |pass, n| {
+    let done = at.layer as u64 * tokens(windows) + tokens(windows.get(..at.windows).unwrap_or_default());
+    let left = layers as u64 * tokens(windows) - done;
+    let start = Instant::now();
+    let progress = Progress::new("calibrating", left, Unit::TokensByLayer(layers as u64), quiet);
+    let (mut last, mut wait, mut told) = (start, keeping.map_or(Duration::ZERO, |k| k.every), quiet);
+    pass.run(|pass, n| {
         progress.advance(n as u64);
         let stop = go_on();
         let (Some(file), Some(keeping)) = (&file, keeping) else { return stop };
-        if stop.is_err() || last.elapsed() >= keeping.every {
-            Checkpoint { key: key.clone(), done: pass.done(), totals: pass.totals() }.save(file)?;
+        if stop.is_err() || last.elapsed() >= wait {
+            let began = Instant::now();
+            if let Err(e) = pass.save(file, &key) {
+                // The run itself can go on.
+                if !told {
+                    eprintln!("warning: no checkpoint to resume from: {e}");
+                }
+                told = true;
+            }
             last = Instant::now();
+            wait = if keeping.every.is_zero() { wait } else { keeping.every.max(CHEAP * began.elapsed()) };
         }
         stop
     })?;
     progress.finish();
-    Ok(Collected { totals: pass.totals(), speed: left as f64 / start.elapsed().as_secs_f64() })
+    let speed = left as f64 / layers.max(1) as f64 / start.elapsed().as_secs_f64();
+    Ok(Collected { totals: pass.totals(), speed })
 }
 
 /// What has to be the same for a run to be continued.
-fn key(model: &Runnable, data: &DataReport, head: bool) -> Result<Key> {
+fn key(ckpt: &Checkpoint, model: &Model, data: &DataReport, head: bool) -> Result<Key> {
     let entry = |name: &str, value: String| (name.to_string(), value);
     Ok(Key::from([
         entry("program version", env!("CARGO_PKG_VERSION").into()),
-        entry("model", resume::identity(model)?),
+        entry("model", resume::identity(ckpt, model)?),
         entry("--seq-len", data.seq_len.to_string()),
         entry("text (hash of its tokens)", data.sha256.clone()),
         entry("--process-output", head.to_string()),

@@ -9,12 +9,12 @@ use super::{ConvertArgs, SearchArgs};
 use crate::calibration::data::{self, Amount, Source};
 use crate::calibration::layerwise;
 use crate::convert::Control;
-use crate::eval::{self, Base, Candidate, Method, Windows};
 use crate::feedback::Shrink;
+use crate::model::Model;
 use crate::refine::journal::{Finished, Journal};
+use crate::refine::streamed::{self, Side};
 use crate::refine::{Refine, Settings, Target};
 use crate::report::LedgerRow;
-use crate::runnable::Runnable;
 use crate::source::Checkpoint;
 use crate::writer::gguf::Artifact;
 use crate::{Error, Result};
@@ -77,7 +77,7 @@ pub fn run(
         bf16: true,
         sequential: args.search.sequential,
         held: sets,
-        max_memory: args.search.max_memory.as_deref().map(super::options::size).transpose()?,
+        max_memory: args.search.max_memory,
         spill: spill_folder(artifacts),
     };
     let settings = Settings {
@@ -96,8 +96,8 @@ pub fn run(
         .map(|(((artifact, plain), sync), t)| Target { types: &t.types, sink: *artifact, plain: *plain, sync })
         .collect();
     let tokens: usize = all.iter().map(Vec::len).sum();
-    let work = tokens as u64 * prepared.model.config.layers as u64;
-    let progress = Progress::new("rounding with feedback", work, Unit::Tokens, quiet);
+    let layers = prepared.model.config.layers as u64;
+    let progress = Progress::new("rounding with feedback", tokens as u64 * layers, Unit::TokensByLayer(layers), quiet);
     let control = Control { threads, cancel: &CANCEL, advance: &|n| progress.advance(n) };
     let mut refine =
         Refine::new(&prepared.ckpt, &prepared.model, &targets, settings, &control, (Some(journal.0), journal.1));
@@ -160,7 +160,8 @@ pub fn hold_out(drawing: &Drawing, args: &ConvertArgs) -> Result<Held> {
     Ok(Held { sets })
 }
 
-/// Whether each finished file is kept, against that of ggml's search alone; `artifacts` and `plain` are sealed.
+/// Whether each finished file is kept: the mean KL divergence on the second halves of the held-out windows, set by set,
+/// against that of the file of ggml's search alone. `artifacts` and `plain` are sealed.
 pub fn judge(
     outcome: &mut Outcome,
     prepared: &Prepared,
@@ -168,14 +169,30 @@ pub fn judge(
     plain: &[Artifact],
     quiet: bool,
 ) -> Result<Vec<bool>> {
-    if !quiet {
-        eprintln!("  measuring the files on text that had no part in them");
-    }
-    let mut base = Runnable::open(&prepared.path)?;
+    // Windows of one length per set.
+    let shortest = |set: &Vec<Vec<u32>>| set.iter().map(Vec::len).min().unwrap_or(0);
+    let windows = outcome.held.sets.iter().flat_map(|set| set.iter().map(move |w| &w[..shortest(set)]));
+    let windows: Vec<&[u32]> = windows.collect();
+    let layers = prepared.model.config.layers as u64;
+    let tokens = windows.iter().map(|w| w.len() as u64).sum::<u64>() * (1 + 2 * artifacts.len() as u64);
+    let progress = Progress::new("measuring held-out text", tokens * layers, Unit::TokensByLayer(layers), quiet);
+    let control = Control { threads: 0, cancel: &CANCEL, advance: &|n| progress.advance(n) };
+    let results = streamed::results(&prepared.ckpt, &prepared.model, &windows, &control)?;
+    let base = Side { ckpt: &prepared.ckpt, model: &prepared.model, results: &results };
+    let mean_by_set = |file: &Artifact| -> Result<Vec<f64>> {
+        let ckpt = Checkpoint::open_gguf(&file.temp_paths())?;
+        let model = Model::open(&ckpt)?;
+        let results = streamed::results(&ckpt, &model, &windows, &control)?;
+        let file = Side { ckpt: &ckpt, model: &model, results: &results };
+        let mut kl = streamed::divergences(base, file, &control)?.into_iter();
+        let mean = |n: usize| kl.by_ref().take(n).sum::<f64>() / n as f64;
+        Ok(outcome.held.sets.iter().map(Vec::len).map(mean).collect())
+    };
+    let verdicts = artifacts.iter().zip(plain).map(|(file, plain)| Ok((mean_by_set(file)?, mean_by_set(plain)?)));
+    let verdicts: Vec<(Vec<f64>, Vec<f64>)> = verdicts.collect::<Result<_>>()?;
+    progress.finish();
     let mut keep = Vec::new();
-    for (i, (artifact, plain)) in artifacts.iter().zip(plain).enumerate() {
-        let with = divergences(&mut base, artifact, &outcome.held.sets)?;
-        let without = divergences(&mut base, plain, &outcome.held.sets)?;
+    for (i, (with, without)) in verdicts.into_iter().enumerate() {
         let verdicts: Vec<(f64, f64)> = with.into_iter().zip(without).collect();
         let name = prepared.targets[i].preset.name;
         if !quiet {
@@ -196,30 +213,6 @@ pub fn judge(
         keep.push(lost.is_none());
     }
     Ok(keep)
-}
-
-/// Mean KL divergence of a file from `base` on the second halves of the windows of each set. The file's model is in
-/// memory only here: no more than one beside the base.
-fn divergences(base: &mut Runnable, artifact: &Artifact, sets: &[Vec<Vec<u32>>]) -> Result<Vec<f64>> {
-    let paths = artifact.temp_paths();
-    let name = artifact.targets().next().unwrap_or(std::path::Path::new("the file")).to_path_buf();
-    let mut model = Runnable::load(Checkpoint::open_gguf(&paths)?, &name)?;
-    sets.iter().map(|windows| divergence(base, &mut model, windows)).collect()
-}
-
-fn divergence(base: &mut Runnable, model: &mut Runnable, windows: &[Vec<u32>]) -> Result<f64> {
-    let ctx = windows.iter().map(Vec::len).min().unwrap_or(0);
-    let stream: Vec<u32> = windows.iter().flat_map(|w| w[..ctx].iter().copied()).collect();
-    let plan = Windows::plan(Method::LlamaCpp { ctx }, stream.len(), None, None)?;
-    let mut progress = |_: &eval::Progress| {
-        if CANCEL.load(std::sync::atomic::Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
-    };
-    let options = eval::Options { progress: Some(&mut progress), ..eval::Options::default() };
-    let base = Base::Model(Candidate { name: "base".to_string(), model: base });
-    let mut candidate = [Candidate { name: model.artifact.name.clone(), model }];
-    let result = eval::compare(base, &mut candidate, &stream, &plan, options)?;
-    let records = &result.candidates[0];
-    Ok(records.iter().map(|r| r.kld).sum::<f64>() / records.len().max(1) as f64)
 }
 
 impl SearchArgs {

@@ -393,7 +393,8 @@ pub fn run(
             let static_groups = f.static_groups || !p.planned.spec.desc_act;
             let search = Search { static_groups, ..Search::default() };
             let (feedback, scaling) = (p.takes_feedback(args), p.scaling(args));
-            let options = layered::Options { feedback, shrink, search, scaling, sequential: !f.no_sequential };
+            let (sequential, max_memory) = (!f.no_sequential, args.search.max_memory);
+            let options = layered::Options { feedback, shrink, search, scaling, sequential, max_memory };
             method = Box::new(Judged { method: Layered { windows, options }, held: &held });
         }
         let total: u64 = ckpt.tensors().iter().map(|t| t.bytes()).sum();

@@ -80,7 +80,7 @@ fn key(prepared: &Prepared, args: &ConvertArgs, drawing: &Drawing) -> Result<Val
     });
     Ok(json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "model": resume::identity(&drawing.model)?,
+        "model": resume::identity(&drawing.model.ckpt, &drawing.model.model)?,
         "recipe": prepared.targets.iter().map(|t| &t.recipe).collect::<Vec<_>>(),
         "types": types.collect::<Vec<_>>(),
         "calibration": drawing.data.sha256,

@@ -207,9 +207,9 @@ pub struct SearchArgs {
     /// Error feedback: share of the mean diagonal that is added to it
     #[arg(long, value_name = "SHARE", default_value_t = 0.01, hide = true)]
     pub damping: f32,
-    /// Error feedback: activations beyond this go to a file beside the output
-    #[arg(long, value_name = "SIZE")]
-    pub max_memory: Option<String>,
+    /// Calibrating: activations beyond this go to a file beside the output
+    #[arg(long, value_name = "SIZE", value_parser = options::size)]
+    pub max_memory: Option<u64>,
 }
 
 /// Where Hub ids are resolved.
@@ -380,12 +380,12 @@ pub struct CalibrateArgs {
     /// Say how much of this evaluation text is in the calibration data
     #[arg(long, value_name = "FILE")]
     pub text: Option<PathBuf>,
-    /// Save X^T X of every linear layer's input too, layer by layer with one layer in memory
+    /// Save X^T X of every linear layer's input too
     #[arg(long, requires_all = ["model", "output"], conflicts_with_all = ["merge", "process_output", "resume"])]
     pub hessians: bool,
-    /// With --hessians: activations beyond this go to a file beside the output
-    #[arg(long, value_name = "SIZE", requires = "hessians")]
-    pub max_memory: Option<String>,
+    /// Activations beyond this go to a file beside the output
+    #[arg(long, value_name = "SIZE", value_parser = options::size)]
+    pub max_memory: Option<u64>,
     /// Go on with an interrupted run from its checkpoint (OUTPUT.resume); the result is the same bit for bit
     #[arg(long, requires_all = ["model", "output"])]
     pub resume: bool,

@@ -183,6 +183,12 @@ pub fn model_name(path: &Path) -> String {
     name
 }
 
+/// Where what does not fit into memory lies meanwhile: where the output goes, if that is there.
+pub fn scratch_folder(output: Option<&Path>) -> PathBuf {
+    let folder = output.and_then(|o| if o.is_dir() { Some(o) } else { o.parent() });
+    folder.filter(|f| f.is_dir()).map_or_else(|| PathBuf::from("."), PathBuf::from)
+}
+
 /// The file each target is written to. `output` may be a folder, a file (one target), or a name with `{type}` in it.
 pub fn output_paths(output: Option<&Path>, model: &str, types: &[&str]) -> Result<Vec<PathBuf>> {
     let named = |ty: &&str| format!("{model}-{ty}.gguf");

@@ -34,7 +34,7 @@ impl Shown<'_> {
             value["targets"][i]["devices"] = json!(self.fits(plan, target, means.model.config.context));
         }
         let cost = |pass| cost::of(means.model, pass, means.calibration_tokens, means.threads);
-        value["calibration"] = json!({ "importance": cost(Pass::Statistics), "feedback": cost(Pass::Blocks) });
+        value["calibration"] = json!({ "importance": cost(Pass::Importance), "feedback": cost(Pass::Blocks) });
         Ok(value)
     }
 
@@ -64,7 +64,7 @@ impl Shown<'_> {
         let memory = human(plan.peak_memory);
         let _ = writeln!(out, "\nto convert: about {memory} of memory, {} of disk", human(plan.disk));
         let cost = |pass| cost::of(means.model, pass, means.calibration_tokens, means.threads);
-        let (importance, feedback) = (cost(Pass::Statistics), cost(Pass::Blocks));
+        let (importance, feedback) = (cost(Pass::Importance), cost(Pass::Blocks));
         let _ = writeln!(
             out,
             "with --calibration: about {} of memory, {} per file; with --search ggml {}, {}",

@@ -1,6 +1,7 @@
 //! Progress on standard error: a bar with rate and time left on a terminal, a plain line every few seconds elsewhere.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use std::fmt::Write;
 use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,6 +14,15 @@ const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
 pub enum Unit {
     Bytes,
     Tokens,
+    /// Tokens that pass through so many layers one by one, and are counted in each.
+    TokensByLayer(u64),
+}
+
+impl Unit {
+    /// Counts per thing that is shown.
+    fn steps(self) -> u64 {
+        if let Unit::TokensByLayer(layers) = self { layers.max(1) } else { 1 }
+    }
 }
 
 /// One phase of a run.
@@ -55,9 +65,19 @@ impl Progress {
             Unit::Bytes => {
                 "{prefix:>12} {wide_bar} {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left"
             }
-            Unit::Tokens => "{prefix:>12} {wide_bar} {human_pos}/{human_len} tokens  {per_sec}  {eta} left",
+            _ => "{prefix:>12} {wide_bar} {done}/{all} tokens  {rate}  {eta} left",
         };
+        let count = move |n: u64| HumanCount(n / unit.steps());
         if let Ok(style) = ProgressStyle::with_template(template) {
+            // What cannot be written to the screen is not shown.
+            let style = style
+                .with_key("done", move |s: &ProgressState, w: &mut dyn Write| _ = write!(w, "{}", count(s.pos())))
+                .with_key("all", move |s: &ProgressState, w: &mut dyn Write| {
+                    _ = write!(w, "{}", count(s.len().unwrap_or(0)))
+                })
+                .with_key("rate", move |s: &ProgressState, w: &mut dyn Write| {
+                    _ = write!(w, "{:.1}/s", s.per_sec() / unit.steps() as f64)
+                });
             bar.set_style(style);
         }
         bar.set_prefix(label.to_string());
@@ -97,7 +117,7 @@ impl Plain {
         let left = Duration::from_secs_f64((self.total.saturating_sub(done)) as f64 / rate.max(1.0));
         let rate = match self.unit {
             Unit::Bytes => format!("{}/s", crate::writer::gguf::human(rate as u64)),
-            Unit::Tokens => format!("{rate:.0} tokens/s"),
+            unit => format!("{:.0} tokens/s", rate / unit.steps() as f64),
         };
         let percent = 100.0 * done as f64 / self.total.max(1) as f64;
         eprintln!("{}: {percent:.0} %, {rate}, {} left", self.label, indicatif::HumanDuration(left));

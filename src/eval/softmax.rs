@@ -2,6 +2,8 @@
 //! vocabularies of 49 thousand to 256 thousand entries. Plain Rust in fixed lanes, which the compiler turns into SSE2,
 //! AVX2 or AVX-512 code with the same additions in the same order, so every CPU gives the same figures.
 
+use rayon::prelude::*;
+
 /// Lanes of the partial sums. Fixed, so that the order of additions does not depend on the CPU.
 const LANES: usize = 16;
 /// Elements whose f32 partial sums are folded into f64 at once: few enough that the f32 sums stay exact to an ulp or two.
@@ -158,6 +160,18 @@ pub fn kl(base: &[f32], base_row: &Row, q: &[f32], q_row: &Row, floor: f32) -> f
     let offset = base_row.lse - q_row.lse;
     let centre = offset as f32;
     kl_kernel(base, q, base_row.lse as f32, centre, floor) + (centre as f64 - offset)
+}
+
+/// The KL divergence of every row of `logits` (`[n, vocab]`) from that of `base`: infinite where the former are not all
+/// numbers, and none itself where the latter are not.
+pub fn kl_of_rows(base: &[f32], logits: &[f32], vocab: usize) -> Vec<f64> {
+    let pairs = base.par_chunks(vocab).zip(logits.par_chunks(vocab));
+    let kl = pairs.map(|(p, q)| match (row(p), row(q)) {
+        (Err(_), _) => f64::NAN,
+        (_, Err(_)) => f64::INFINITY,
+        (Ok(p_row), Ok(q_row)) => kl(p, &p_row, q, &q_row, f32::NEG_INFINITY),
+    });
+    kl.collect()
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! What a run over calibration data takes: memory for one layer with its second moments and the activations, and
-//! processor time from counted work and the rates measured in `docs/benchmarks.md`. It is a projection: other processors
+//! What a run over calibration data takes: memory for one layer, with its second moments where these are needed, and for
+//! the activations, and processor time from counted work and the rates measured in `docs/benchmarks.md`. It is a projection: other processors
 //! shift every time by one factor.
 
 use crate::model::{Config, MappedTensor, Model, Role};
@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 /// What is done with the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pass {
-    /// Statistics of inputs: importance, largest values.
+    /// An importance matrix.
+    Importance,
+    /// Largest values of inputs, or second moments that nothing is rounded with.
     Statistics,
     /// Integers in groups by error feedback (GPTQ), layers behind quantized ones.
     Gptq,
@@ -41,6 +43,7 @@ impl Pass {
     /// Measured on an AMD Zen 5 core with AVX512-BF16: see `docs/benchmarks.md`, "Time and memory of calibrated runs".
     fn rates(self) -> Rates {
         match self {
+            Pass::Importance => Rates { product: 6.8e-12, feedback: 0.0, weight: 2e-9 },
             Pass::Statistics => Rates { product: 7.4e-12, feedback: 0.0, weight: 2e-9 },
             Pass::Gptq => Rates { product: 8.9e-12, feedback: 4.2e-11, weight: 1.05e-7 },
             Pass::Awq => Rates { product: 1.15e-11, feedback: 4.2e-11, weight: 3e-7 },
@@ -68,11 +71,11 @@ pub fn of(model: &Model, pass: Pass, tokens: u64, threads: usize) -> Cost {
         layer.weights += (count * rows * cols) as u64;
         let grams = (count * cols * cols) as u64;
         let own = feeds_own_input(t.role);
-        if own {
+        if own && pass != Pass::Importance {
             products += count * cols * cols * seen / 2.0;
             layer.moments = layer.moments.max(grams);
         }
-        if pass != Pass::Statistics {
+        if !matches!(pass, Pass::Importance | Pass::Statistics) {
             feedback += count * (rows * cols * cols + if own { cols * cols * cols } else { 0.0 });
             layer.widest = layer.widest.max(t.cols() as u64);
             layer.largest = layer.largest.max(rows as u64 * cols as u64);
@@ -84,12 +87,15 @@ pub fn of(model: &Model, pass: Pass, tokens: u64, threads: usize) -> Cost {
     let base = 40_000_000 + 700 * c.vocab as u64 + 20_000_000 * threads as u64;
     let peak_memory = base
         + match pass {
-            // The whole model in its 16 bits.
-            Pass::Statistics => ends + 2 * layers.values().map(|l| l.weights).sum::<u64>(),
+            Pass::Importance => ends.max(hidden + 2 * layers.values().map(|l| l.weights).max().unwrap_or(0)),
             _ => {
+                // Kept where later stages see what the rounded ones before them give.
+                let sequential = matches!(pass, Pass::Gptq | Pass::Awq);
                 let inner = INNER.min(4 * tokens * (c.heads * c.head_dim).max(c.ffn) as u64);
                 let layer = layers.values().map(Layer::memory).max().unwrap_or(0);
-                ends.max(hidden + inner + layer)
+                // Two embeddings and the activations of the held-out windows, when the file is judged.
+                let judged = if pass == Pass::Blocks { 2 * (ends + hidden / 8) } else { ends };
+                judged.max(hidden + if sequential { inner } else { 0 } + layer)
             }
         };
     Cost { calibration_tokens: tokens, cpu_seconds, peak_memory }

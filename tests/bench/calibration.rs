@@ -6,7 +6,7 @@
 use quantize::Result;
 use quantize::calibration::data::{self, Amount, Source};
 use quantize::calibration::layerwise::{self, Captured, Options, Stage, Visit};
-use quantize::calibration::pass;
+use quantize::calibration::pass::{self, Pass};
 use quantize::convert::Control;
 use quantize::infer::Linear;
 use quantize::runnable::Runnable;
@@ -40,22 +40,20 @@ fn main() {
     let number = |i: usize, default: usize| args.get(i).map_or(default, |a| a.parse().expect("a number"));
     let (threads, windows, context) = (number(3, 2), number(4, 48), number(5, 512));
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().expect("a thread pool");
-    let mut model = Runnable::open(Path::new(path)).expect("a model");
+    let model = Runnable::open_idle(Path::new(path)).expect("a model");
     let amount = Amount { tokens: windows * context, seq_len: context, seed: 0 };
     let source = Source::parse(text, |_| unreachable!("no data set of the Hub")).expect("a source");
     let windows = data::draw(&[source], amount, &model, &mut || Ok(())).expect("text").windows;
-    if kind != "sums" {
-        // The pass loads its own layers.
-        (0..model.engine.config.layers).for_each(|layer| model.engine.unload_layer(layer));
-    }
     let before = reset_peak();
     let (cpu, clock) = (cpu_seconds(), Instant::now());
+    let control = Control { threads, cancel: &AtomicBool::new(false), advance: &|_| () };
     let checksum = if kind == "sums" {
-        let totals = pass::run(&mut model, &windows, false).expect("a pass");
-        totals.0.values().flat_map(|t| &t.sums).map(|s| *s as f64).sum()
+        let options = pass::Options::default();
+        let mut pass = Pass::new(&model.ckpt, &model.model, &windows, &options, &control).expect("a pass");
+        pass.run(|_, _| Ok(())).expect("a pass");
+        pass.totals().0.values().flat_map(|t| &t.sums).map(|s| *s as f64).sum()
     } else {
         let options = Options { sequential: kind == "sequential", ..Options::default() };
-        let control = Control { threads, cancel: &AtomicBool::new(false), advance: &|_| () };
         let mut traces = Traces(0.0);
         layerwise::run(&model.ckpt, &model.model, &windows, &options, &mut traces, &control).expect("a pass");
         traces.0
