@@ -11,7 +11,7 @@ use crate::calibration::layerwise::{Captured, Stage, Visit};
 use crate::calibration::moments::Moments;
 use crate::calibration::stats::Input;
 use crate::convert::{Control, Sink, fault};
-use crate::feedback::ggml::{self, Gauge, Prepared, Verdict, feedback_rows};
+use crate::feedback::ggml::{self, Gauge, Hessian, Prepared, Verdict, feedback_rows};
 use crate::feedback::{Factor, Order, Shrink};
 use crate::infer::{Linear, Stored};
 use crate::model::{MappedTensor, Model};
@@ -208,14 +208,15 @@ impl<'a> Refine<'a> {
         let gram = placed(gram);
         let tokens = own.tokens as f32 + if mean.is_some() { cols as f32 } else { 0.0 };
         let importance: Vec<f32> = (0..cols).map(|i| gram[i * cols + i] / tokens.max(1.0)).collect();
-        let factor = Factor::new(&gram, cols, self.settings.shrink, Order::Natural);
+        let factor = Factor::new(&gram, cols, self.settings.shrink, Order::Natural).map_err(|e| e.to_string());
         drop(gram);
+        let hessian = factor.and_then(|(factor, _)| Hessian::new(factor).map_err(|e| e.to_string()));
         let gauges = captured.held.iter().filter_map(|set| set.get(expert)).filter(|held| held.tokens > 0);
         let gauges = gauges.map(|held| Gauge::new(&placed((&held.gram).into()), cols)).collect::<Result<_, _>>();
         Ok(Known {
             columns: columns.map(<[u32]>::to_vec),
             importance: importance.iter().any(|v| *v > 0.0).then_some(importance),
-            factor: factor.map(|(factor, _)| factor).map_err(|e| e.to_string()),
+            hessian,
             gauges: gauges.unwrap_or_default(),
             stage: self.settings.stage,
             prepared: HashMap::new().into(),
@@ -292,7 +293,7 @@ struct Known {
     /// The order of its channels, where that is not the model's. All else here is in this order.
     columns: Option<Vec<u32>>,
     importance: Option<Vec<f32>>,
-    factor: Result<Factor, String>,
+    hessian: Result<Hessian, String>,
     /// One for each kind of text that is held out.
     gauges: Vec<Gauge>,
     stage: ggml::Stage,
@@ -311,13 +312,13 @@ impl Known {
 
     /// Replaces ggml's blocks of `weights` by those with feedback; the reason why not otherwise.
     fn feedback(&self, ty: GgmlType, weights: &[f32], bytes: &mut [u8]) -> Result<(), String> {
-        let factor = self.factor.as_ref().map_err(String::clone)?;
+        let hessian = self.hessian.as_ref().map_err(String::clone)?;
         let importance = self.importance.as_deref().ok_or("no activation was seen")?;
         let text = |e: QuantError| e.to_string();
         let mut all = self.prepared.borrow_mut();
         let prepared = match all.entry(ty) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::hash_map::Entry::Vacant(entry) => entry.insert(Prepared::new(ty, factor).map_err(text)?),
+            std::collections::hash_map::Entry::Vacant(entry) => entry.insert(Prepared::new(ty, hessian).map_err(text)?),
         };
         let mut better = vec![0; bytes.len()];
         feedback_rows(prepared, weights, importance, self.stage, &mut better).map_err(text)?;

@@ -21,6 +21,7 @@ use crate::runnable::Runnable;
 use crate::source::Checkpoint;
 use crate::{Error, Result};
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
@@ -167,7 +168,7 @@ impl Visit for Estimate<'_> {
 struct Input {
     importance: Vec<f32>,
     /// `None` where rounding is without feedback.
-    factor: Option<(Factor, ggml::Stage)>,
+    hessian: Option<(ggml::Hessian, ggml::Stage)>,
     /// Of text that the rounding does not see, where there is some.
     gauge: Gauge,
     gauged: f64,
@@ -178,9 +179,9 @@ impl Input {
         let own = &captured.moments[expert];
         let cols = own.cols;
         // As in the rounding itself, experts lean on what all of them see.
-        let gram: Vec<f32> = match mean {
+        let gram: Cow<[f32]> = match mean {
             Some(mean) => own.gram.iter().zip(mean).map(|(own, mean)| own + cols as f32 * mean).collect(),
-            None => own.gram.clone(),
+            None => (&own.gram).into(),
         };
         let tokens = own.tokens as f32 + if mean.is_some() { cols as f32 } else { 0.0 };
         let importance = (0..cols).map(|i| gram[i * cols + i] / tokens.max(1.0)).collect();
@@ -191,20 +192,21 @@ impl Input {
         let (gauge, gauged) = match held.as_slice() {
             [] => (gauge(&gram)?, tokens.max(1.0).into()),
             [first, rest @ ..] => {
-                let mut sum = first.gram.clone();
+                let mut sum: Cow<[f32]> = (&first.gram).into();
                 for m in rest {
-                    sum.iter_mut().zip(&m.gram).for_each(|(sum, v)| *sum += v);
+                    sum.to_mut().iter_mut().zip(&m.gram).for_each(|(sum, v)| *sum += v);
                 }
                 (gauge(&sum)?, gauged as f64)
             }
         };
-        let factor = match rounding {
+        let hessian = match rounding {
             Rounding::Feedback { shrink, stage } => {
-                Factor::new(&gram, cols, shrink, Order::Natural).ok().map(|(factor, _)| (factor, stage))
+                let factor = Factor::new(&gram, cols, shrink, Order::Natural).ok();
+                factor.and_then(|(factor, _)| Some((ggml::Hessian::new(factor).ok()?, stage)))
             }
             Rounding::Ggml => None,
         };
-        Ok(Self { importance, factor, gauge, gauged })
+        Ok(Self { importance, hessian, gauge, gauged })
     }
 
     /// The output error per token of rows `w` in each of `types`, with feedback where the rounding has it or by ggml's
@@ -213,9 +215,9 @@ impl Input {
         let cols = self.importance.len();
         let coarse: Vec<GgmlType> = types.iter().copied().filter(|ty| !ty.is_plain()).collect();
         let importance = self.importance.iter().any(|v| *v > 0.0).then_some(self.importance.as_slice());
-        let losses: Vec<f64> = match (&self.factor, importance) {
-            (Some((factor, stage)), Some(importance)) if feedback => {
-                let all = losses_by_type(factor, &self.gauge, w, importance, &coarse, *stage)?;
+        let losses: Vec<f64> = match (&self.hessian, importance) {
+            (Some((hessian, stage)), Some(importance)) if feedback => {
+                let all = losses_by_type(hessian, &self.gauge, w, importance, &coarse, *stage)?;
                 all.into_iter().map(|l| l.loss).collect()
             }
             _ => coarse

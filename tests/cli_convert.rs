@@ -185,6 +185,25 @@ fn outputs_go_where_they_are_asked_to_and_replace_nothing() {
     assert!(!names(dir.path()).iter().any(|n| n.contains("partial")));
 }
 
+#[cfg(unix)]
+#[test]
+fn a_limit_on_the_size_of_files_is_an_error_like_a_full_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    for (blocks, args) in
+        [("100", "--to q4_0"), ("100", "--to nf4 -o folder"), ("10", "calibrate --calibration-tokens 512")]
+    {
+        let output = if args.contains("-o") { "" } else { "-o out.gguf" };
+        let command = format!(
+            "ulimit -f {blocks}; exec '{}' {args} '{}' {output} --quiet",
+            env!("CARGO_BIN_EXE_quantize"),
+            tiny()
+        );
+        let out = Command::new("sh").current_dir(dir.path()).args(["-c", &command]).output().unwrap();
+        fails(&out, 5, &["File too large"]);
+        assert!(names(dir.path()).is_empty(), "{args}: {:?}", names(dir.path()));
+    }
+}
+
 #[test]
 fn types_follow_what_is_asked_tensor_by_tensor() {
     let dir = tempfile::tempdir().unwrap();

@@ -75,12 +75,19 @@ pub fn run(
         let (Some(file), Some(keeping)) = (&file, keeping) else { return stop };
         if stop.is_err() || last.elapsed() >= wait {
             let began = Instant::now();
-            if let Err(e) = pass.save(file, &key) {
-                // The run itself can go on.
-                if !told {
-                    eprintln!("warning: no checkpoint to resume from: {e}");
+            match pass.save(file, &key) {
+                Ok(()) if stop.is_err() && !quiet => {
+                    progress.finish();
+                    eprintln!("{} holds what is done; --resume goes on from there", file.display());
                 }
-                told = true;
+                Ok(()) => {}
+                Err(e) => {
+                    // The run itself can go on.
+                    if !told {
+                        eprintln!("warning: no checkpoint to resume from: {e}");
+                    }
+                    told = true;
+                }
             }
             last = Instant::now();
             wait = if keeping.every.is_zero() { wait } else { keeping.every.max(CHEAP * began.elapsed()) };

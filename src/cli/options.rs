@@ -6,19 +6,25 @@ use crate::gguf::{ALIGNMENT_KEY, Metadata, Value};
 use crate::quant::{Isa, lanes};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
+#[cfg(unix)]
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Set by Ctrl-C and by the termination signal.
 pub static CANCEL: AtomicBool = AtomicBool::new(false);
 
-/// From here on Ctrl-C is a request to stop cleanly; a second one stops at once.
+/// From here on Ctrl-C is a request to stop cleanly; a second one stops at once. And a limit on the size of files
+/// (`ulimit -f`) lets a write fail, which is cleaned up after, instead of ending the program.
 pub fn catch_interrupt() -> Result<()> {
+    let failed = |e: &dyn std::fmt::Display| Error::Internal(format!("signal handler: {e}"));
+    #[cfg(unix)]
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()).map_err(|e| failed(&e))?;
     let installed = ctrlc::set_handler(|| {
         if CANCEL.swap(true, Ordering::SeqCst) {
             std::process::exit(75);
         }
     });
-    installed.map_err(|e| Error::Internal(format!("signal handler: {e}")))
+    installed.map_err(|e| failed(&e))
 }
 
 /// `QUANTIZE_ISA` forces the instructions that the quantizers use, for tests: the bytes are the same with all of them.

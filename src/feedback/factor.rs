@@ -169,6 +169,11 @@ impl Factor {
         Some(out)
     }
 
+    /// H and `U`, both `[n, n]`; `None` for a diagonal Hessian.
+    pub(super) fn into_full(self) -> Option<(Vec<f32>, Vec<f32>)> {
+        self.full
+    }
+
     /// Rows `rows` of the regularised Hessian from column `from` on, and the distance of rows; `None` if it is diagonal.
     pub(super) fn hessian(&self, row: usize, from: usize) -> Option<&[f32]> {
         self.full.as_ref().map(|(h, _)| &h[row * self.n + from..])

@@ -8,7 +8,7 @@
 //! `GRAMS`, a file that keeps the moments from run to run.
 
 use quantize::eval::softmax;
-use quantize::feedback::ggml::{Prepared, Stage, feedback_rows};
+use quantize::feedback::ggml::{Hessian, Prepared, Stage, feedback_rows};
 use quantize::feedback::{Factor, Order, Shrink};
 use quantize::infer::{Cache, Observer};
 use quantize::kernel::{Dense, Output, RowSource, matmul};
@@ -174,12 +174,13 @@ fn quantize(model: &mut Runnable, grams: &Grams, names: &[String], tokens: f32, 
         let importance: Vec<f32> = (0..cols).map(|i| gram[i * cols + i] / tokens).collect();
         let cpu = cpu_seconds();
         let (factor, _) = Factor::new(gram, cols, shrink, Order::Natural).expect("a factor");
+        let hessian = Hessian::new(factor).expect("whole panels");
         factor_cpu += cpu_seconds() - cpu;
         let mut prepared: Vec<(GgmlType, Prepared)> = Vec::new();
         for way in ways.iter_mut() {
             if way.stage != 'a' && !prepared.iter().any(|p| p.0 == way.ty) {
                 let cpu = cpu_seconds();
-                prepared.push((way.ty, Prepared::new(way.ty, &factor).expect("a layout")));
+                prepared.push((way.ty, Prepared::new(way.ty, &hessian).expect("a layout")));
                 prepare_cpu += cpu_seconds() - cpu;
             }
             for name in names.iter().filter(|n| source(n) == *first) {

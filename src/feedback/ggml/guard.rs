@@ -3,21 +3,21 @@
 //! since they decide bytes.
 
 use super::lanes::{Column, Isa, Kernel, LANES, Lanes};
-use super::matrices::{PANEL, Panels};
+use super::matrices::{Hessian, PANEL, Panels};
 use super::rounding::subtract;
 use super::{Prepared, Stage, feedback_rows, supports};
-use crate::feedback::Factor;
 use crate::quant::{GgmlType, QuantError, dequantize_rows, quantize_rows};
 use rayon::prelude::*;
 
 /// A second moment to measure with: of held-out data, or of one kind of text.
 pub struct Gauge {
     n: usize,
+    /// The upper triangle.
     h: Panels,
 }
 
 impl Gauge {
-    /// From `gram` (`[n, n]`, Σ x xᵀ); n is a multiple of 16.
+    /// From `gram` (`[n, n]`, Σ x xᵀ, symmetric); n is a multiple of 16.
     ///
     /// Errors: a matrix of another size.
     pub fn new(gram: &[f32], n: usize) -> Result<Self, QuantError> {
@@ -26,7 +26,7 @@ impl Gauge {
                 what: format!("the moments are not of {n} columns, a multiple of {PANEL}"),
             });
         }
-        Ok(Gauge { n, h: Panels::new(gram, n, false) })
+        Ok(Gauge { n, h: Panels::new(gram, n, true) })
     }
 
     /// Σ e'He over the rows of `w` (`[rows, n]`) as `bytes` of `ty` hold them: the squared error of the layer's output,
@@ -73,10 +73,13 @@ impl Kernel for Quadratic<'_> {
         let mut sum = 0.0;
         for first in (0..self.n).step_by(PANEL) {
             let columns = first..first + PANEL;
-            let mut product = [Column::ZERO; PANEL];
-            subtract::<V>(&mut product, self.h, columns.clone(), 0..self.n, self.x);
-            for (p, x) in product.iter().zip(&self.x[columns]) {
-                sum -= p.0.iter().zip(&x.0).map(|(p, x)| f64::from(*p) * f64::from(*x)).sum::<f64>();
+            // What stands above the panel's own square stands to the left of it too.
+            let (mut above, mut square) = ([Column::ZERO; PANEL], [Column::ZERO; PANEL]);
+            subtract::<V>(&mut above, self.h, columns.clone(), 0..first, &self.x[..first]);
+            subtract::<V>(&mut square, self.h, columns.clone(), columns.clone(), &self.x[columns.clone()]);
+            for ((above, square), x) in above.iter().zip(&square).zip(&self.x[columns]) {
+                let products = above.0.iter().zip(&square.0).map(|(a, s)| 2.0 * f64::from(*a) + f64::from(*s));
+                sum -= products.zip(&x.0).map(|(p, x)| p * f64::from(*x)).sum::<f64>();
             }
         }
         sum
@@ -111,25 +114,25 @@ pub struct TypeLoss {
     pub loss: f64,
 }
 
-/// The losses of `w` (`[rows, factor.len()]`) in each of `types`: with feedback where the type has it, else by ggml's
+/// The losses of `w` (`[rows, cols]`) in each of `types`: with feedback where the type has it, else by ggml's
 /// search with `importance`.
 ///
 /// Errors: those of quantizing.
 pub fn losses_by_type(
-    factor: &Factor,
+    hessian: &Hessian,
     gauge: &Gauge,
     w: &[f32],
     importance: &[f32],
     types: &[GgmlType],
     stage: Stage,
 ) -> Result<Vec<TypeLoss>, QuantError> {
-    let cols = factor.len();
+    let cols = hessian.n;
     let rows = w.len() / cols.max(1);
     let row = |ty: GgmlType| {
         let row_bytes = ty.row_bytes(cols).ok_or(QuantError::NotWholeBlocks { ty, cols, block: ty.block() })?;
         let mut out = vec![0; rows * row_bytes];
         if supports(ty) {
-            feedback_rows(&Prepared::new(ty, factor)?, w, importance, stage, &mut out)?;
+            feedback_rows(&Prepared::new(ty, hessian)?, w, importance, stage, &mut out)?;
         } else {
             quantize_rows(ty, w, cols, Some(importance), &mut out)?;
         }

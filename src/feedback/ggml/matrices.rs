@@ -1,9 +1,12 @@
-//! What the steps need from H and U, laid out for sequential reading: panels of sixteen columns, the triangles and
-//! inverses of the diagonal blocks of one sub-block each, and sums over sub-blocks. Made once per matrix and type.
+//! What the steps need from H and U, laid out for sequential reading: panels of sixteen columns, made once per input; the
+//! triangles and inverses of the diagonal blocks of one sub-block each, and sums over sub-blocks, once per type too.
 
 use super::lanes::LANES;
 use super::layout::Layout;
+use crate::feedback::Factor;
+use crate::quant::QuantError;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Columns of a panel.
 pub const PANEL: usize = 16;
@@ -34,6 +37,53 @@ impl Panels {
         let start = if self.upper { PANEL * index * (index + 1) / 2 } else { self.n * index };
         &self.data[(start + rows.start) * PANEL..(start + rows.end) * PANEL]
     }
+
+    /// The element in row `i`, column `j`.
+    fn at(&self, i: usize, j: usize) -> f32 {
+        self.rows(j / PANEL, i..i + 1)[j % PANEL]
+    }
+}
+
+/// A regularised Hessian H and the upper U with `H⁻¹ = UᵀU`, in panels; for any number of types.
+#[derive(Clone)]
+pub struct Hessian {
+    pub(super) n: usize,
+    pub(super) h: Arc<Panels>,
+    pub(super) u: Arc<Panels>,
+}
+
+impl Hessian {
+    /// From a factor with its columns in their natural order.
+    ///
+    /// Errors: columns in another order, or not a multiple of 16 of them.
+    pub fn new(factor: Factor) -> Result<Self, QuantError> {
+        let n = factor.len();
+        if factor.order().iter().enumerate().any(|(i, column)| i != *column as usize) {
+            return Err(QuantError::Length { what: format!("the {n} columns are not in their natural order") });
+        }
+        let diagonal = factor.importance().to_vec();
+        let (h, u) = factor.into_full().unwrap_or_else(|| {
+            let of = |f: fn(f32) -> f32| {
+                let mut m = vec![0.0; n * n];
+                diagonal.iter().enumerate().for_each(|(i, v)| m[i * n + i] = f(*v));
+                m
+            };
+            (of(|v| v), of(|v| 1.0 / v.sqrt()))
+        });
+        Self::from_matrices(h, u, n)
+    }
+
+    /// From H and U, both `[n, n]`.
+    pub(super) fn from_matrices(h: Vec<f32>, u: Vec<f32>, n: usize) -> Result<Self, QuantError> {
+        if n == 0 || !n.is_multiple_of(PANEL) || h.len() < n * n || u.len() < n * n {
+            let what = format!("the Hessian is not of {n} columns, a multiple of {PANEL}");
+            return Err(QuantError::Length { what });
+        }
+        // Each matrix goes as soon as it is laid out anew: there may be gigabytes of them.
+        let h = Arc::new(Panels::new(&{ h }, n, false));
+        let u = Arc::new(Panels::new(&{ u }, n, true));
+        Ok(Hessian { n, h, u })
+    }
 }
 
 /// One triangle `[sub, sub]` per sub-block: row j holds `U[i, j]` for i < j, then zeros; and `1 / U[j, j]`.
@@ -47,8 +97,8 @@ pub struct Triangles {
 /// See the file's head. All of `n` columns, sub-blocks of `sub`.
 pub struct Matrices {
     pub n: usize,
-    pub h: Panels,
-    pub u: Panels,
+    pub h: Arc<Panels>,
+    pub u: Arc<Panels>,
     /// Of U itself.
     pub feedback: Triangles,
     /// Of the factors of the inverses of H's diagonal blocks: `H_bb⁻¹ = U_bᵀ U_b`.
@@ -63,15 +113,17 @@ pub struct Matrices {
 }
 
 impl Matrices {
-    /// From regularised `h` and upper `u` with `h⁻¹ = uᵀu`, both `[n, n]`; n is a multiple of the layout's block.
-    pub fn new(h: &[f32], u: &[f32], n: usize, layout: &Layout) -> Self {
+    /// Of a Hessian whose columns are a multiple of the layout's block.
+    pub fn new(hessian: &Hessian, layout: &Layout) -> Self {
+        let Hessian { n, h, u } = hessian;
+        let n = *n;
         let (sub, subs) = (layout.sub, layout.subs());
         debug_assert!(n.is_multiple_of(layout.block) && LANES == PANEL);
         let mut feedback = Triangles { u: vec![0.0; n * sub], inverse: vec![0.0; n], weights: vec![0.0; n] };
         let mut own = Triangles { u: vec![0.0; n * sub], inverse: vec![0.0; n], weights: vec![0.0; n] };
         let mut own_inverse = vec![0.0; n * sub];
         for first in (0..n).step_by(sub) {
-            let part = |m: &[f32], i: usize, j: usize| f64::from(m[(first + i) * n + first + j]);
+            let part = |m: &Panels, i: usize, j: usize| f64::from(m.at(first + i, first + j));
             let h_bb: Vec<f64> = (0..sub * sub).map(|k| part(h, k / sub, k % sub)).collect();
             let u_b = inverse_factor(&h_bb, sub);
             feedback.set(first, sub, |i, j| part(u, i, j));
@@ -86,20 +138,20 @@ impl Matrices {
         for i in 0..n {
             let (block, at) = (i / layout.block, i % layout.block / sub);
             for b in 0..subs {
-                let first = i * n + block * layout.block + b * sub;
-                let sum: f64 = h[first..first + sub].iter().map(|v| f64::from(*v)).sum();
+                let first = block * layout.block + b * sub;
+                let sum: f64 = (first..first + sub).map(|j| f64::from(h.at(i, j))).sum();
                 row_sums[i * subs + b] = sum as f32;
                 sums[(block * subs + at) * subs + b] += sum;
             }
         }
         Matrices {
             n,
-            h: Panels::new(h, n, false),
-            u: Panels::new(u, n, true),
+            h: h.clone(),
+            u: u.clone(),
             feedback,
             own,
             own_inverse,
-            inverse_diagonal: (0..n).map(|i| 1.0 / h[i * n + i]).collect(),
+            inverse_diagonal: (0..n).map(|i| 1.0 / h.at(i, i)).collect(),
             row_sums,
             sums: sums.into_iter().map(|v| v as f32).collect(),
         }

@@ -22,13 +22,13 @@ mod search;
 #[cfg(test)]
 mod tests;
 
-use super::factor::Factor;
 use crate::quant::{GgmlType, QuantError, QuantizeRow, codec};
 pub use guard::{Gauge, TypeLoss, Verdict, losses_by_type};
 
 use bundle::{Bundle, FirstPass};
 use lanes::{Isa, Kernel, LANES, Lanes};
 use layout::Layout;
+pub use matrices::Hessian;
 use matrices::Matrices;
 use rayon::prelude::*;
 
@@ -62,40 +62,17 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// From the factor of the layer's Hessian, its columns in their natural order.
+    /// From the Hessian of the layer's input.
     ///
-    /// Errors: a type without feedback, columns that are not whole blocks or not in order.
-    pub fn new(ty: GgmlType, factor: &Factor) -> Result<Self, QuantError> {
-        let n = factor.len();
-        if factor.order().iter().enumerate().any(|(i, column)| i != *column as usize) {
-            return Err(QuantError::Length { what: format!("the {n} columns are not in their natural order") });
-        }
-        match (factor.hessian(0, 0), factor.upper(0, 0)) {
-            (Some(h), Some(u)) => Self::from_matrices(ty, h, u, n),
-            // A diagonal one.
-            _ => {
-                let diagonal = |f: fn(f32) -> f32| {
-                    let mut m = vec![0.0; n * n];
-                    factor.importance().iter().enumerate().for_each(|(i, v)| m[i * n + i] = f(*v));
-                    m
-                };
-                Self::from_matrices(ty, &diagonal(|v| v), &diagonal(|v| 1.0 / v.sqrt()), n)
-            }
-        }
-    }
-
-    /// From the regularised Hessian `h` and the upper `u` with `h⁻¹ = uᵀu`, both `[cols, cols]`.
-    fn from_matrices(ty: GgmlType, h: &[f32], u: &[f32], cols: usize) -> Result<Self, QuantError> {
-        let unsupported = QuantError::Unsupported { ty };
+    /// Errors: a type without feedback, columns that are not whole blocks.
+    pub fn new(ty: GgmlType, hessian: &Hessian) -> Result<Self, QuantError> {
+        let (unsupported, cols) = (QuantError::Unsupported { ty }, hessian.n);
         let layout = layout::layout(ty).ok_or(unsupported.clone())?;
         let quantize = codec(ty).and_then(|c| c.quantize).ok_or(unsupported)?;
-        if cols == 0 || !cols.is_multiple_of(layout.block) {
+        if !cols.is_multiple_of(layout.block) {
             return Err(QuantError::NotWholeBlocks { ty, cols, block: layout.block });
         }
-        if h.len() < cols * cols || u.len() < cols * cols {
-            return Err(QuantError::Length { what: format!("the Hessian is not of {cols} columns") });
-        }
-        Ok(Prepared { layout, quantize, matrices: Matrices::new(h, u, cols, &layout) })
+        Ok(Prepared { layout, quantize, matrices: Matrices::new(hessian, &layout) })
     }
 }
 

@@ -60,8 +60,12 @@ fn weights(rows: usize, cols: usize, seed: u32) -> Vec<f32> {
 }
 
 impl Problem {
+    fn hessian(&self) -> Hessian {
+        Hessian::from_matrices(self.h.clone(), self.u.clone(), self.cols).unwrap()
+    }
+
     fn bytes(&self, ty: GgmlType, w: &[f32], stage: Stage, isa: Isa) -> Vec<u8> {
-        let prepared = Prepared::from_matrices(ty, &self.h, &self.u, self.cols).unwrap();
+        let prepared = Prepared::new(ty, &self.hessian()).unwrap();
         let mut out = vec![0xa5; w.len() / ty.block() * ty.block_bytes()];
         run(&prepared, w, &self.importance, stage, &mut out, isa).unwrap();
         check_rows(ty, &out).unwrap();
@@ -110,7 +114,7 @@ fn blocks_decode_to_the_values_that_were_reckoned_with() {
     let w = weights(LANES, p.cols, 9);
     for ty in TYPES {
         let layout = layout(ty).unwrap();
-        let prepared = Prepared::from_matrices(ty, &p.h, &p.u, p.cols).unwrap();
+        let prepared = Prepared::new(ty, &p.hessian()).unwrap();
         for (first, sweeps) in [(FirstPass::Ggml(prepared.quantize, &p.importance), 0), (FirstPass::InLoop, 2)] {
             let mut bundle = Bundle::new(&layout, &w, p.cols);
             let steps = Steps { layout: &layout, matrices: &prepared.matrices, first, sweeps };
@@ -225,7 +229,7 @@ fn odd_weights_give_sound_blocks() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let p = problem(256);
-    let prepared = Prepared::from_matrices(GgmlType::Q4_K, &p.h, &p.u, 256).unwrap();
+    let prepared = Prepared::new(GgmlType::Q4_K, &p.hessian()).unwrap();
     let mut out = vec![0; 144];
     let mut go = |w: &[f32], importance: &[f32]| feedback_rows(&prepared, w, importance, Stage::default(), &mut out);
     let mut w = weights(1, 256, 1);
@@ -234,9 +238,13 @@ fn what_does_not_fit_is_refused() {
     assert!(matches!(go(&w, &p.importance[1..]), Err(QuantError::Length { .. })));
     w[77] = f32::NAN;
     assert!(matches!(go(&w, &p.importance), Err(QuantError::NotFinite { index: 77, .. })));
-    assert!(matches!(Prepared::from_matrices(GgmlType::IQ2_XS, &p.h, &p.u, 256), Err(QuantError::Unsupported { .. })));
-    let short = Prepared::from_matrices(GgmlType::Q4_K, &p.h[..128 * 128], &p.u[..128 * 128], 128);
-    assert!(matches!(short, Err(QuantError::NotWholeBlocks { .. })));
+    assert!(matches!(Prepared::new(GgmlType::IQ2_XS, &p.hessian()), Err(QuantError::Unsupported { .. })));
+    let short = Hessian::from_matrices(p.h.clone(), p.u.clone(), 128).unwrap();
+    assert!(matches!(Prepared::new(GgmlType::Q4_K, &short), Err(QuantError::NotWholeBlocks { .. })));
+    for (h, n) in [(&p.h[..], 100), (&p.h[..100], 256), (&p.h[..], 0)] {
+        let refused = Hessian::from_matrices(h.to_vec(), p.u.clone(), n);
+        assert!(matches!(refused, Err(QuantError::Length { .. })), "{n}");
+    }
 }
 
 #[test]
@@ -265,10 +273,10 @@ fn a_gauge_measures_the_loss_and_refuses_feedback_that_does_not_hold() {
 fn more_bits_lose_less() {
     let p = problem(256);
     let w = weights(16, p.cols, 3);
-    let factor = crate::feedback::Factor::diagonal(&p.importance);
+    let hessian = Hessian::new(crate::feedback::Factor::diagonal(&p.importance)).unwrap();
     let gauge = Gauge::new(&p.h, p.cols).unwrap();
     let types = [GgmlType::IQ3_S, GgmlType::Q4_K, GgmlType::Q5_K, GgmlType::Q6_K, GgmlType::F16];
-    let table = losses_by_type(&factor, &gauge, &w, &p.importance, &types, Stage::InLoop).unwrap();
+    let table = losses_by_type(&hessian, &gauge, &w, &p.importance, &types, Stage::InLoop).unwrap();
     assert_eq!(table.iter().map(|row| row.ty).collect::<Vec<_>>(), types);
     assert!(table.is_sorted_by(|a, b| a.loss > b.loss && a.bytes < b.bytes), "{table:?}");
 }
@@ -282,7 +290,7 @@ fn feedback_pays_with_the_factor_of_a_gram() {
     let mut ggml = vec![0; w.len() / ty.block() * ty.block_bytes()];
     crate::quant::quantize_rows(ty, &w, p.cols, Some(&p.importance), &mut ggml).unwrap();
     let (factor, _) = crate::feedback::Factor::new(&p.h, p.cols, Shrink::default(), Order::Natural).unwrap();
-    let prepared = Prepared::new(ty, &factor).unwrap();
+    let prepared = Prepared::new(ty, &Hessian::new(factor).unwrap()).unwrap();
     let mut bytes = vec![0; ggml.len()];
     let sum = |bytes: &[u8]| p.losses(ty, &w, bytes).iter().sum::<f64>();
     for (stage, share) in [(Stage::GgmlScales, 0.8), (Stage::default(), 0.7)] {
@@ -290,5 +298,5 @@ fn feedback_pays_with_the_factor_of_a_gram() {
         assert!(sum(&bytes) < share * sum(&ggml), "{stage:?}: {} of {}", sum(&bytes), sum(&ggml));
     }
     let (other, _) = crate::feedback::Factor::new(&p.h, p.cols, Shrink::default(), Order::Activity).unwrap();
-    assert!(matches!(Prepared::new(ty, &other), Err(QuantError::Length { .. })));
+    assert!(matches!(Hessian::new(other), Err(QuantError::Length { .. })));
 }

@@ -1,0 +1,199 @@
+//! Flags that several commands share.
+
+use super::options;
+use crate::calibration::data;
+use crate::calibration::imatrix::UnseenExperts;
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum OnFallback {
+    Error,
+    #[default]
+    Warn,
+    Allow,
+}
+
+/// What every command understands.
+#[derive(Clone, Debug, Args)]
+pub struct CommonArgs {
+    /// Worker threads [default: all cores]
+    #[arg(short = 't', long, value_name = "N", env = "QUANTIZE_THREADS")]
+    pub threads: Option<usize>,
+    /// How the result is printed on standard output
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: Format,
+    /// No progress on standard error
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// Which types tensors get. Shared by converting and planning.
+#[derive(Clone, Debug, Args)]
+pub struct TypeArgs {
+    /// Target types, comma-separated: q4_k_m, q8_0, f16, ... (any case; llama.cpp's file-type numbers work too)
+    #[arg(long = "to", visible_alias = "outtype", short = 'q', value_name = "TYPE", value_delimiter = ',')]
+    pub to: Vec<String>,
+    /// Type for the tensors whose name matches: REGEX=TYPE (repeatable; the first rule that matches wins)
+    #[arg(long, value_name = "REGEX=TYPE")]
+    pub tensor_type: Vec<String>,
+    /// A file of such rules, one a line
+    #[arg(long, value_name = "FILE")]
+    pub tensor_type_file: Option<PathBuf>,
+    /// Type of output.weight
+    #[arg(long, value_name = "TYPE")]
+    pub output_tensor_type: Option<String>,
+    /// Type of the token embeddings
+    #[arg(long, value_name = "TYPE")]
+    pub token_embedding_type: Option<String>,
+    /// Do not quantize output.weight
+    #[arg(long, conflicts_with = "output_tensor_type")]
+    pub leave_output_tensor: bool,
+    /// One type for all tensors, no mixture rules
+    #[arg(long)]
+    pub pure: bool,
+    /// When a row is not a multiple of the type's block and another type has to be used
+    #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
+    pub on_fallback: OnFallback,
+    /// Accept a GGUF source whose tensors are already quantized (their loss adds up)
+    #[arg(long)]
+    pub allow_requantize: bool,
+    /// Set a metadata key of the output: KEY=TYPE:VALUE, TYPE one of int, float, bool, str (repeatable)
+    #[arg(long, value_name = "KEY=TYPE:VALUE")]
+    pub override_kv: Vec<String>,
+    /// The pre-tokenizer's name in llama.cpp, where it is not recognised
+    #[arg(long, value_name = "NAME")]
+    pub pretokenizer: Option<String>,
+}
+
+/// Which importance matrix weighs the quantization error.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ImatrixArgs {
+    /// Importance matrix: llama.cpp's GGUF form or the older .dat
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
+    /// What an expert gets that saw no token in calibration [default: layer-mean]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub unseen_experts: Option<UnseenExperts>,
+}
+
+/// Which texts a model is calibrated on.
+#[derive(Clone, Debug, Args)]
+pub struct CalibrationArgs {
+    /// Calibration data: default (bundled texts), a text, JSONL or Parquet file, such a file of a data set on the Hub
+    /// (hf://datasets/org/name/path[@revision]), self (sampled from the model), tokens:random (repeatable; sources
+    /// share the tokens equally)
+    #[arg(long, value_name = "SOURCE")]
+    pub calibration: Vec<String>,
+    /// Tokens to calibrate on, drawn from all over the sources
+    #[arg(long, value_name = "N", default_value_t = data::DEFAULT_TOKENS)]
+    pub calibration_tokens: usize,
+    /// Tokens per calibration window
+    #[arg(long, value_name = "TOKENS", default_value_t = data::DEFAULT_SEQ_LEN)]
+    pub seq_len: usize,
+    /// Seed of what is drawn and sampled for calibration
+    #[arg(long = "seed", value_name = "SEED", default_value_t = 0)]
+    pub calibration_seed: u64,
+}
+
+/// How the scales and codes of GGUF blocks are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Search {
+    /// The very bytes of llama-quantize, with the same importance matrix
+    Ggml,
+    /// Error feedback under the whole Hessian; the default where calibration data is given
+    Feedback,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct SearchArgs {
+    /// How GGUF blocks are searched [default: feedback with --calibration, else ggml]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub search: Option<Search>,
+    /// Error feedback: each layer sees what the quantized ones before it give
+    #[arg(long)]
+    pub sequential: bool,
+    /// Error feedback: put feed-forward channels into the order of their power. Same size, less loss as a rule; the
+    /// model is the same, but adapters (LoRA) made for it no longer fit the file
+    #[arg(long, conflicts_with = "sequential")]
+    pub sort_channels: bool,
+    /// Error feedback: how far the Hessian's off-diagonals are shrunk, 0 to 1
+    #[arg(long, value_name = "RHO", default_value_t = 0.3)]
+    pub rho: f32,
+    /// Error feedback: share of the mean diagonal that is added to it
+    #[arg(long, value_name = "SHARE", default_value_t = 0.01, hide = true)]
+    pub damping: f32,
+    /// Calibrating: activations beyond this go to a file beside the output
+    #[arg(long, value_name = "SIZE", value_parser = options::size)]
+    pub max_memory: Option<u64>,
+}
+
+/// Where Hub ids are resolved.
+#[derive(Clone, Debug, Args)]
+pub struct HubArgs {
+    /// Branch, tag or commit on the Hub
+    #[arg(long, value_name = "REV")]
+    pub revision: Option<String>,
+    #[arg(long, env = "HF_TOKEN", hide_env_values = true, hide = true)]
+    pub hf_token: Option<String>,
+    #[arg(long, env = "HF_HOME", hide = true)]
+    pub hf_home: Option<PathBuf>,
+    #[arg(long, env = "HF_ENDPOINT", hide = true)]
+    pub hf_endpoint: Option<String>,
+    /// Use only what is already in the cache
+    #[arg(long, env = "HF_HUB_OFFLINE", num_args = 0..=1, default_missing_value = "1", default_value = "0",
+          value_parser = clap::builder::FalseyValueParser::new())]
+    pub offline: bool,
+}
+
+/// How activations meet quantized weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Activations {
+    /// Exact: the loss measured is the weights' alone
+    #[default]
+    F32,
+    /// Rounded to 8 bits before products with quantized weights, as llama.cpp's CPU kernels do
+    Q8,
+}
+
+/// The text to measure on, and how it is cut.
+#[derive(Clone, Debug, Args)]
+pub struct TextArgs {
+    /// Evaluation text: plain, or chat JSONL (rendered with the model's own template)
+    #[arg(long, short = 'f', value_name = "FILE")]
+    pub text: Option<PathBuf>,
+    /// Tokens per chunk; the second half of each is scored, as llama-perplexity does
+    #[arg(long, short = 'c', value_name = "TOKENS", default_value_t = 512)]
+    pub ctx: usize,
+    /// Move a window of --ctx tokens on by so many and score the new ones, instead
+    #[arg(long, value_name = "TOKENS")]
+    pub stride: Option<usize>,
+    /// Chunks to use [default: all]
+    #[arg(long, value_name = "N")]
+    pub chunks: Option<usize>,
+    /// Activations in f32, or rounded to 8 bits as llama.cpp's CPU kernels do
+    #[arg(long, value_enum, default_value_t, value_name = "KIND")]
+    pub activations: Activations,
+}
+
+/// Limits that end the run with exit code 6.
+#[derive(Clone, Debug, Args)]
+pub struct GateArgs {
+    /// Fail when the mean KL divergence (nats per token) is above this
+    #[arg(long, value_name = "KLD")]
+    pub max_kld: Option<f64>,
+    /// Fail when perplexity rises by more: 3% or 0.03
+    #[arg(long, value_name = "SHARE")]
+    pub max_ppl_increase: Option<String>,
+    /// Fail when the same token comes first less often: 95% or 0.95
+    #[arg(long, value_name = "SHARE")]
+    pub min_top1: Option<String>,
+}
