@@ -41,14 +41,7 @@ impl Runnable {
     ///
     /// Errors: those of [`Checkpoint::open`], [`Model::open`], the tokenizer and [`Engine::load`].
     pub fn open(path: &Path) -> Result<Self> {
-        Self::load(Checkpoint::open(path)?, path)
-    }
-
-    /// Loads what is open already; `path` is what errors and reports call it.
-    ///
-    /// Errors: those of [`Model::open`], the tokenizer and [`Engine::load`].
-    pub fn load(ckpt: Checkpoint, path: &Path) -> Result<Self> {
-        Self::with(ckpt, path, Engine::load)
+        Self::with(Checkpoint::open(path)?, path, Engine::load)
     }
 
     /// Opens a model without its layers: it reads and writes tokens, and cannot run.

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// A checkpoint is written at most so seldom that it takes one part in this of the time.
+/// Checkpoints come so seldom that writing them takes at most one part in so many of the time.
 const CHEAP: u32 = 20;
 
 /// How a run is kept from being lost.

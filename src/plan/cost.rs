@@ -1,6 +1,6 @@
 //! What a run over calibration data takes: memory for one layer, with its second moments where these are needed, and for
-//! the activations, and processor time from counted work and the rates measured in `docs/benchmarks.md`. It is a projection: other processors
-//! shift every time by one factor.
+//! the activations, and processor time from counted work and the rates measured in `docs/benchmarks.md`. It is a
+//! projection: other processors shift every time by one factor.
 
 use crate::model::{Config, MappedTensor, Model, Role};
 use serde::Serialize;
@@ -92,7 +92,9 @@ pub fn of(model: &Model, pass: Pass, tokens: u64, threads: usize) -> Cost {
                 // Kept where later stages see what the rounded ones before them give.
                 let sequential = matches!(pass, Pass::Gptq | Pass::Awq);
                 let inner = INNER.min(4 * tokens * (c.heads * c.head_dim).max(c.ffn) as u64);
-                let layer = layers.values().map(Layer::memory).max().unwrap_or(0);
+                // The moments of held-out text: some of the calibration data, some of the bundled texts.
+                let held = if pass == Pass::Blocks { 8 } else { 0 };
+                let layer = layers.values().map(|l| l.memory() + held * l.moments).max().unwrap_or(0);
                 // Two embeddings and the activations of the held-out windows, when the file is judged.
                 let judged = if pass == Pass::Blocks { 2 * (ends + hidden / 8) } else { ends };
                 judged.max(hidden + if sequential { inner } else { 0 } + layer)
