@@ -336,8 +336,10 @@ fn a_killed_run_continues_to_the_same_bytes() {
         child.wait().unwrap();
         let cut = dir.path().join("cut");
         if cut.exists() {
-            // It was done before the kill came.
-            assert_eq!(digests(&cut), want);
+            // It was done before the kill came, all but the journal's removal perhaps, which follows the renaming.
+            let mut got = digests(&cut);
+            got.remove(".quantize-journal");
+            assert_eq!(got, want);
         } else {
             killed += 1;
             let out = run(&["-o", "cut", "--resume"]).output().unwrap();
