@@ -12,15 +12,29 @@ pub enum Error {
     /// A bug of this program. Exit code 1.
     #[error("internal error: {0}")]
     Internal(String),
-    /// The command line does not make sense. Exit code 2.
+    /// The command line does not make sense. Made by the command line alone. Exit code 2.
     #[error("{0}")]
     Usage(String),
+    /// What was asked for contradicts itself, or cannot be done with this model. Exit code 2.
+    #[error("{0}")]
+    Request(Box<Finding>),
+    /// Something is there already where an output would go. Exit code 2.
+    #[error("{} {what}", path.display())]
+    Exists {
+        path: PathBuf,
+        what: &'static str,
+        /// Whether it may be replaced on request.
+        replaceable: bool,
+    },
+    /// An earlier run left unfinished work at the place of this one. Exit code 2.
+    #[error("{} {what}", path.display())]
+    Unfinished { path: PathBuf, what: String },
     /// The input is corrupt, contradictory or hostile. Exit code 3.
     #[error("{0}")]
     BadInput(Box<Finding>),
     /// The input is sound, but this model or type is not supported. Exit code 4.
     #[error("{0}")]
-    Unsupported(String),
+    Unsupported(Box<Finding>),
     /// The disk or the network failed. Exit code 5.
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
@@ -41,7 +55,62 @@ pub struct Finding {
     pub file: Option<PathBuf>,
     pub tensor: Option<String>,
     pub what: String,
-    pub hint: Option<String>,
+    pub hint: Option<Hint>,
+}
+
+/// What to try next. The library speaks of values; the command line names the flags that set them.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Hint {
+    /// A tensor's weights are too large for its type.
+    WiderType { tensor: String },
+    /// A tensor's type needs importance, and there is none for it.
+    TypeWithoutImportance { tensor: String },
+    /// The target needs an importance matrix.
+    MakeImportance,
+    /// A type stands in for one that does not fit, which was forbidden.
+    AllowFallback { instead: String },
+    /// The source is quantized already.
+    AcceptRequantizing,
+    /// Calibration windows of at most so many tokens.
+    WindowsOf(usize),
+    /// More calibration text, or rounding without error feedback.
+    MoreTokensOrNoFeedback,
+    /// Some experts saw no token.
+    UnseenExperts,
+    /// Anything else, in words.
+    Text(String),
+}
+
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Hint::WiderType { tensor } => write!(f, "give '{tensor}' a type with more range, such as BF16"),
+            Hint::TypeWithoutImportance { tensor } => write!(f, "give '{tensor}' another type, such as Q4_K"),
+            Hint::MakeImportance => f.write_str("give an importance matrix, or calibration data to make one"),
+            Hint::AllowFallback { instead } => write!(f, "allow fallbacks to get {instead} instead"),
+            Hint::AcceptRequantizing => {
+                f.write_str("start from the original checkpoint, or accept quantized sources and the added loss")
+            }
+            Hint::WindowsOf(n) => write!(f, "give more text, or calibrate on windows of {n} tokens"),
+            Hint::MoreTokensOrNoFeedback => f.write_str("calibrate on more tokens, or round without error feedback"),
+            Hint::UnseenExperts => {
+                f.write_str("calibrate on more tokens, or give unseen experts the mean of the others or equal weights")
+            }
+            Hint::Text(text) => f.write_str(text),
+        }
+    }
+}
+
+impl From<&str> for Hint {
+    fn from(text: &str) -> Self {
+        Hint::Text(text.to_string())
+    }
+}
+
+impl From<String> for Hint {
+    fn from(text: String) -> Self {
+        Hint::Text(text)
+    }
 }
 
 impl fmt::Display for Finding {
@@ -76,17 +145,50 @@ impl Error {
         Error::Io { path: path.as_ref().to_path_buf(), source }
     }
 
-    /// Names the tensor at fault (no effect on other classes than `BadInput`).
+    /// A request that cannot be met.
+    pub fn request(what: impl Into<String>) -> Self {
+        Error::Request(Box::new(Finding { what: what.into(), ..Finding::default() }))
+    }
+
+    /// A model, type or format that is sound and not supported.
+    pub fn unsupported(what: impl Into<String>) -> Self {
+        Error::Unsupported(Box::new(Finding { what: what.into(), ..Finding::default() }))
+    }
+
+    /// The details of a fault in the input or in what was asked for.
+    pub fn finding(&self) -> Option<&Finding> {
+        match self {
+            Error::BadInput(finding) | Error::Request(finding) | Error::Unsupported(finding) => Some(finding),
+            _ => None,
+        }
+    }
+
+    fn finding_mut(&mut self) -> Option<&mut Finding> {
+        match self {
+            Error::BadInput(finding) | Error::Request(finding) | Error::Unsupported(finding) => Some(finding),
+            _ => None,
+        }
+    }
+
+    /// Names the file at fault, where none is named yet (no effect on classes without such details).
+    pub fn in_file(mut self, file: &Path) -> Self {
+        if let Some(finding) = self.finding_mut() {
+            finding.file.get_or_insert_with(|| file.to_path_buf());
+        }
+        self
+    }
+
+    /// Names the tensor at fault (no effect on classes without such details).
     pub fn tensor(mut self, name: impl Into<String>) -> Self {
-        if let Error::BadInput(finding) = &mut self {
+        if let Some(finding) = self.finding_mut() {
             finding.tensor = Some(name.into());
         }
         self
     }
 
-    /// Says what to try next (no effect on other classes than `BadInput`).
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        if let Error::BadInput(finding) = &mut self {
+    /// Says what to try next (no effect on classes without such details).
+    pub fn hint(mut self, hint: impl Into<Hint>) -> Self {
+        if let Some(finding) = self.finding_mut() {
             finding.hint = Some(hint.into());
         }
         self
@@ -96,7 +198,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Internal(_) => 1,
-            Error::Usage(_) => 2,
+            Error::Usage(_) | Error::Request(_) | Error::Exists { .. } | Error::Unfinished { .. } => 2,
             Error::BadInput(_) => 3,
             Error::Unsupported(_) => 4,
             Error::Io { .. } | Error::Storage(_) => 5,

@@ -4,11 +4,10 @@
 //! [`writer`] (a finished file) → [`infer`] and [`eval`] (what it is worth) → [`report`]. [`gguf`] is the container
 //! format that both ends share, [`convert`] the streaming pass that joins them, [`cli`] the only place that reads flags or the environment.
 
-pub mod ablation;
 pub mod awq;
 pub mod calibration;
-pub mod checkpoint;
 pub mod cli;
+pub mod control;
 pub mod convert;
 pub mod error;
 pub mod eval;
@@ -18,13 +17,10 @@ pub mod gguf;
 pub mod infer;
 pub mod kernel;
 pub mod model;
-pub mod plan;
 pub mod quant;
-pub mod refine;
 pub mod report;
-pub mod runnable;
-pub mod sensitivity;
 pub mod source;
 pub mod writer;
 
+pub use control::{Cancel, Control, Notice, Phase, Report, Run, Unit};
 pub use error::{Error, Result};

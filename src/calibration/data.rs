@@ -4,10 +4,11 @@
 
 use super::bundled;
 use super::parquet;
+use crate::error::Hint;
+use crate::eval::Runnable;
 use crate::eval::text::{Corpus, Document, Encoder};
 use crate::infer::{Sampling, sample_together};
-use crate::model::tokenizer::Message;
-use crate::runnable::Runnable;
+use crate::model::tokenizer::{Message, Tokenizer};
 use crate::{Error, Result};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -96,6 +97,38 @@ impl Reader for Runnable {
             windows.extend(sample_together(&self.engine, starts, len, options, &mut *step)?);
         }
         Ok(windows)
+    }
+}
+
+/// A model that reads and writes text, and is not loaded.
+pub struct TextOnly<'a> {
+    pub tokenizer: &'a Tokenizer,
+    /// Rows of the embedding.
+    pub vocab: usize,
+}
+
+impl Encoder for TextOnly<'_> {
+    fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>> {
+        self.tokenizer.encode(text, parse_special)
+    }
+
+    fn bos(&self) -> Option<u32> {
+        Encoder::bos(self.tokenizer)
+    }
+
+    fn render_chat(&self, messages: &[Message]) -> Result<String> {
+        self.tokenizer.render(messages, false)
+    }
+}
+
+impl Reader for TextOnly<'_> {
+    fn vocab(&self) -> usize {
+        self.tokenizer.vocab_len().min(self.vocab)
+    }
+
+    /// Errors: always `Internal`: the model is not loaded.
+    fn sample(&self, _: &[(u32, u64)], _: usize, _: &mut dyn FnMut() -> Result<()>) -> Result<Vec<Vec<u32>>> {
+        Err(Error::Internal("text was to be sampled from a model that is not loaded".into()))
     }
 }
 
@@ -188,7 +221,7 @@ pub fn draw(
 ) -> Result<Drawn> {
     let Amount { tokens, seq_len, seed } = amount;
     if seq_len < 2 || tokens == 0 || sources.is_empty() {
-        return Err(Error::Usage("nothing to calibrate on: name a source, tokens, and windows of at least 2".into()));
+        return Err(Error::request("nothing to calibrate on: name a source, tokens, and windows of at least 2"));
     }
     let mut streams = Vec::new();
     for source in sources {
@@ -202,7 +235,7 @@ pub fn draw(
         {
             let what =
                 format!("the calibration data has {} tokens, fewer than one window of {seq_len}", stream.tokens.len());
-            let shorter = format!("give more text, or shorter windows with --seq-len {}", stream.tokens.len().max(2));
+            let shorter = Hint::WindowsOf(stream.tokens.len().max(2));
             return Err(match source {
                 Source::File(path) | Source::Fetched { path, .. } => Error::bad_file(path, what).hint(shorter),
                 _ => Error::bad_input(what).hint(shorter),
@@ -366,10 +399,10 @@ fn account(stream: &Stream, chosen: &[usize], seq_len: usize, report: &mut Sourc
 }
 
 /// The windows as one text, without the BOS that each begins with. Where windows meet, it may give other tokens again.
-pub fn text(windows: &[Vec<u32>], model: &Runnable) -> String {
-    let bos = usize::from(model.bos().is_some());
+pub fn text(windows: &[Vec<u32>], tokenizer: &Tokenizer) -> String {
+    let bos = usize::from(Encoder::bos(tokenizer).is_some());
     let tokens: Vec<u32> = windows.iter().flat_map(|w| w.get(bos..).unwrap_or_default()).copied().collect();
-    model.tokenizer.decode(&tokens)
+    tokenizer.decode(&tokens)
 }
 
 /// How much of an evaluation text the calibration has seen.

@@ -4,6 +4,7 @@
 
 use super::data::DataReport;
 use super::totals::{Total, Totals, residue, single, with_residue};
+use crate::error::Hint;
 use crate::gguf::{self, Metadata, TensorInfo};
 use crate::model::Model;
 use crate::quant::GgmlType;
@@ -120,7 +121,8 @@ pub struct Imatrix {
 }
 
 /// What an expert gets that saw no token.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum UnseenExperts {
     /// The mean over the layer's other experts.
     #[default]
@@ -335,8 +337,7 @@ impl Imatrix {
                 if unseen == UnseenExperts::Error {
                     let what =
                         format!("{} of {} experts saw no token in calibration", missing.len(), entry.counts.len());
-                    let hint = "calibrate on more tokens, or choose --unseen-experts layer-mean or plain";
-                    return Err(Error::bad_input(what).tensor(name).hint(hint));
+                    return Err(Error::bad_input(what).tensor(name).hint(Hint::UnseenExperts));
                 }
                 if unseen == UnseenExperts::LayerMean && missing.len() < entry.counts.len() {
                     let mean = mean(entry);

@@ -5,7 +5,7 @@
 use super::moments::{BATCH, Collector, Moments};
 use super::probe::probe;
 use super::streams::Streams;
-use crate::convert::Control;
+use crate::control::Run;
 use crate::infer::{Cache, Engine, Linear, Observer};
 use crate::model::{Model, Role};
 use crate::source::Checkpoint;
@@ -122,11 +122,11 @@ pub fn run(
     windows: &[Vec<u32>],
     options: &Options,
     visit: &mut dyn Visit,
-    control: &Control,
+    run: Run,
 ) -> Result<Captured> {
     let mut engine = Engine::shell(ckpt, model)?;
     if !visit.is_finished(0) {
-        probe(&mut engine, ckpt, model, windows, control)?;
+        probe(&mut engine, ckpt, model, windows, run)?;
     }
     let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
     let mut cache = Cache::one_batch(longest);
@@ -144,7 +144,7 @@ pub fn run(
         }
         let inputs = inputs(model, layer);
         let experts = model.config.experts.as_ref().map_or(1, |e| e.count.max(1));
-        let pass = Pass { layer, inputs: &inputs, experts, options, windows, control };
+        let pass = Pass { layer, inputs: &inputs, experts, options, windows, run };
         if visit.is_finished(layer) {
             pass.forward(&engine, &mut streams, &mut cache)?;
         } else if options.sequential {
@@ -162,7 +162,7 @@ pub fn run(
         }
         visit.layer_done(layer)?;
         engine.unload_layer(layer);
-        (control.advance)(windows.iter().map(|w| w.len() as u64).sum());
+        run.advance(windows.iter().map(|w| w.len() as u64).sum());
     }
     let head = BTreeMap::from([("output".to_string(), Input { stage: Stage::Down, part: Part::Dense, cols: width })]);
     let mut seen = Collecting::new(&head, None);
@@ -198,7 +198,7 @@ struct Pass<'a> {
     experts: usize,
     options: &'a Options,
     windows: &'a [Vec<u32>],
-    control: &'a Control<'a>,
+    run: Run<'a>,
 }
 
 impl Pass<'_> {
@@ -218,7 +218,7 @@ impl Pass<'_> {
         // Rows wait per expert, so of many experts each may have fewer.
         seen.expert_batch = (2 * BATCH / self.experts).clamp(128, BATCH);
         for i in 0..self.windows.len() {
-            self.control.check()?;
+            self.run.check()?;
             let mut x = streams.get(i)?;
             seen.set = self.options.held.get(i).copied().unwrap_or(0);
             cache.truncate(0);
@@ -258,7 +258,7 @@ impl Pass<'_> {
     /// Takes the windows through the whole layer.
     fn forward(&self, engine: &Engine, streams: &mut Streams, cache: &mut Cache) -> Result<()> {
         for i in 0..self.windows.len() {
-            self.control.check()?;
+            self.run.check()?;
             let mut x = streams.get(i)?;
             cache.truncate(0);
             let _ = engine.layer(self.layer, &mut x, cache, &mut ())?;
@@ -270,7 +270,7 @@ impl Pass<'_> {
     /// Takes the windows through the feed-forward half.
     fn finish(&self, engine: &Engine, streams: &mut Streams, inner: &mut Inner, cache: &mut Cache) -> Result<()> {
         for i in 0..self.windows.len() {
-            self.control.check()?;
+            self.run.check()?;
             let mut x = streams.get(i)?;
             match inner.take(i) {
                 Some(activated) => engine.feed_forward_end(self.layer, &activated, &mut x, cache)?,

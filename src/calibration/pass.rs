@@ -7,7 +7,7 @@ use super::resume::{self, Key, Progress, Saved};
 use super::stats::Statistics;
 use super::streams::Streams;
 use super::totals::Totals;
-use crate::convert::Control;
+use crate::control::Run;
 use crate::infer::{Cache, Engine, Observer};
 use crate::model::Model;
 use crate::source::Checkpoint;
@@ -54,10 +54,10 @@ impl<'a> Pass<'a> {
         model: &'a Model,
         windows: &'a [Vec<u32>],
         options: &'a Options,
-        control: &Control,
+        run: Run,
     ) -> Result<Self> {
         let mut pass = Self::blank(ckpt, model, windows, options)?;
-        probe(&mut pass.engine, ckpt, model, windows, control)?;
+        probe(&mut pass.engine, ckpt, model, windows, run)?;
         for (i, window) in windows.iter().enumerate() {
             pass.streams.put(i, pass.engine.embed(window)?)?;
         }

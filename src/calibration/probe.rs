@@ -2,9 +2,9 @@
 //! tokens.
 
 use super::stats::Statistics;
-use crate::convert::{Control, fault};
+use crate::control::Run;
 use crate::infer::{Cache, Engine, Linear};
-use crate::model::Model;
+use crate::model::{Model, fault};
 use crate::quant::{GgmlType, QuantError};
 use crate::source::Checkpoint;
 use crate::{Error, Result};
@@ -18,13 +18,7 @@ const WEIGHTS: usize = 1 << 16;
 /// Decodes every matrix once, and takes a few tokens through all layers. `engine` is without layers, before and after.
 ///
 /// Errors: `BadInput` naming a weight that is no number, or the first layer whose input is not finite; those of loading.
-pub fn probe(
-    engine: &mut Engine,
-    ckpt: &Checkpoint,
-    model: &Model,
-    windows: &[Vec<u32>],
-    control: &Control,
-) -> Result<()> {
+pub fn probe(engine: &mut Engine, ckpt: &Checkpoint, model: &Model, windows: &[Vec<u32>], run: Run) -> Result<()> {
     let Some(tokens) = windows.first().map(|w| &w[..w.len().min(TOKENS)]) else { return Ok(()) };
     engine.linears_mut().try_for_each(|linear| check(linear, ckpt, model))?;
     let mut statistics = Statistics::new(model);
@@ -32,7 +26,7 @@ pub fn probe(
     let mut cache = Cache::one_batch(tokens.len());
     let mut x = engine.embed(tokens)?;
     for layer in 0..model.config.layers {
-        control.check()?;
+        run.check()?;
         engine.load_layer(ckpt, model, layer)?;
         engine.layer_linears_mut(layer).try_for_each(|linear| check(linear, ckpt, model))?;
         let _ = engine.layer(layer, &mut x, &mut cache, &mut statistics)?;

@@ -3,6 +3,7 @@
 use super::options;
 use crate::calibration::data;
 use crate::calibration::imatrix::UnseenExperts;
+use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -104,36 +105,116 @@ pub struct CalibrationArgs {
     pub calibration_seed: u64,
 }
 
-/// How the scales and codes of GGUF blocks are chosen.
+/// How codes are searched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Search {
-    /// The very bytes of llama-quantize, with the same importance matrix
-    Ggml,
-    /// Error feedback under the whole Hessian; the default where calibration data is given
+pub enum Rounding {
+    /// Block by block, as the format's own tool does: the bytes of llama-quantize with the same importance matrix, or
+    /// each weight to the nearest code
+    #[value(alias = "ggml")]
+    Nearest,
+    /// With error feedback under the whole Hessian (GPTQ): later columns make up for the errors of earlier ones
+    #[value(alias = "gptq")]
     Feedback,
 }
 
+/// How scales and codes are chosen, in files and folders alike.
 #[derive(Clone, Debug, Args)]
-pub struct SearchArgs {
-    /// How GGUF blocks are searched [default: feedback with --calibration, else ggml]
-    #[arg(long, value_enum, value_name = "HOW")]
-    pub search: Option<Search>,
-    /// Error feedback: each layer sees what the quantized ones before it give
-    #[arg(long)]
+pub struct RoundingArgs {
+    /// How codes are chosen [default: feedback where there is calibration data, and in folders where the format has
+    /// integers in groups; else nearest]
+    #[arg(long, alias = "search", value_enum, value_name = "HOW")]
+    pub rounding: Option<Rounding>,
+    /// Each layer sees what the quantized ones before it give [default: in folders, not in files]
+    #[arg(long, overrides_with = "no_sequential")]
     pub sequential: bool,
-    /// Error feedback: put feed-forward channels into the order of their power. Same size, less loss as a rule; the
-    /// model is the same, but adapters (LoRA) made for it no longer fit the file
+    /// Every layer sees the inputs of the original model
+    #[arg(long, overrides_with = "sequential")]
+    pub no_sequential: bool,
+    /// Error feedback in GGUF files: put feed-forward channels into the order of their power. Same size, less loss as a
+    /// rule; the model is the same, but adapters (LoRA) made for it no longer fit the file
     #[arg(long, conflicts_with = "sequential")]
     pub sort_channels: bool,
     /// Error feedback: how far the Hessian's off-diagonals are shrunk, 0 to 1
     #[arg(long, value_name = "RHO", default_value_t = 0.3)]
     pub rho: f32,
-    /// Error feedback: share of the mean diagonal that is added to it
-    #[arg(long, value_name = "SHARE", default_value_t = 0.01, hide = true)]
-    pub damping: f32,
+    /// Error feedback: share of the mean diagonal that steadies the Hessian; raised by itself where that is too little
+    #[arg(long, alias = "damping", value_name = "SHARE", default_value_t = 0.01)]
+    pub damp: f32,
+}
+
+/// What does not decide bytes, for runs that take long.
+#[derive(Clone, Debug, Args)]
+pub struct ControlArgs {
+    /// Continue an interrupted run; the result is the same, byte for byte
+    #[arg(long)]
+    pub resume: bool,
+    /// Replace what is there
+    #[arg(short, long)]
+    pub force: bool,
     /// Calibrating: activations beyond this go to a file beside the output
     #[arg(long, value_name = "SIZE", value_parser = options::size)]
     pub max_memory: Option<u64>,
+}
+
+/// How large a GGUF file may be, with types chosen to fit.
+#[derive(Clone, Debug, Default, Args)]
+pub struct BudgetArgs {
+    /// Choose types so that the tensors take so many bits per weight: 4.2 (comma-separated; needs --calibration)
+    #[arg(long, value_name = "BITS", value_delimiter = ',')]
+    pub target_bpw: Vec<String>,
+    /// Choose types so that the file takes no more than this: 4.5GB, 900M (comma-separated; needs --calibration)
+    #[arg(long, value_name = "SIZE", value_delimiter = ',',
+          conflicts_with_all = ["split_max_size", "split_max_tensors", "keep_split"])]
+    pub target_size: Vec<String>,
+    /// Choose types so that the file takes no more than that of this preset: q4_k_m (comma-separated; needs
+    /// --calibration)
+    #[arg(long, value_name = "TYPE", value_delimiter = ',')]
+    pub like: Vec<String>,
+}
+
+/// The layout that `--to gptq` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Layout {
+    /// Zero points less one, as AutoGPTQ began it; what every engine reads
+    Gptq,
+    /// Zero points as they are
+    #[value(name = "gptq_v2")]
+    GptqV2,
+    /// compressed-tensors' pack-quantized
+    CompressedTensors,
+}
+
+/// What decides a quantized checkpoint folder, beyond the names given to --to.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Checkpoint folders (gptq, awq, fp8, nf4, mlx-4bit, ...)")]
+pub struct FolderArgs {
+    /// Columns under one scale; -1 for whole rows [default: 128, or the largest of 64 and 32 that divides every row]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub group_size: Option<i64>,
+    /// Bits per weight, where the format has a choice
+    #[arg(long, value_name = "N")]
+    pub bits: Option<u8>,
+    /// Symmetric groups, without zero points
+    #[arg(long, overrides_with = "asym")]
+    pub sym: bool,
+    /// Groups with zero points
+    #[arg(long)]
+    pub asym: bool,
+    /// GPTQ: quantize columns by falling activation and store the order (vLLM refuses such files)
+    #[arg(long)]
+    pub desc_act: bool,
+    /// GPTQ: which layout
+    #[arg(long, value_enum, value_name = "LAYOUT")]
+    pub checkpoint_format: Option<Layout>,
+    /// With --desc-act: scales from the groups as they lie in the file
+    #[arg(long, requires = "desc_act")]
+    pub static_groups: bool,
+    /// INT8 with --calibration: SmoothQuant's exponent, which moves large input channels into the weights; 0 for none
+    #[arg(long, value_name = "ALPHA", default_value_t = 0.5)]
+    pub smooth: f32,
+    /// Devices over which an engine is to split every layer; groups are chosen so that they survive it
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub tp: usize,
 }
 
 /// Where Hub ids are resolved.
@@ -196,4 +277,19 @@ pub struct GateArgs {
     /// Fail when the same token comes first less often: 95% or 0.95
     #[arg(long, value_name = "SHARE")]
     pub min_top1: Option<String>,
+}
+
+impl ValueEnum for UnseenExperts {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[UnseenExperts::LayerMean, UnseenExperts::Plain, UnseenExperts::Error]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self {
+            UnseenExperts::LayerMean => "the mean over the layer's other experts",
+            UnseenExperts::Plain => "all channels alike, as llama-quantize does",
+            UnseenExperts::Error => "stop",
+        };
+        Some(PossibleValue::new(self.name()).help(help))
+    }
 }

@@ -2,23 +2,23 @@
 //! and an exit code that says whether quality held. Also used after a conversion, for the gates there.
 
 use super::options::{self, CANCEL};
-use super::progress::{Progress, Unit};
+use super::progress::Terminal;
 use super::{Activations, CommonArgs, CompareArgs, EvalArgs, Format, GateArgs, ReportArgs, TextArgs, print};
-use crate::ablation::ablate as ablate_groups;
 use crate::calibration::{stats, totals};
+use crate::control::{Control, Notice, Run, Unit};
+use crate::eval::ablation::ablate as ablate_groups;
 use crate::eval::bootstrap::{self, Bootstrap};
 use crate::eval::gate::{self, Gates};
 use crate::eval::klbase::{FLOOR, KlBaseReader, KlBaseWriter};
 use crate::eval::text::Corpus;
-use crate::eval::{self, Base, Candidate, Method, Options, Windows};
+use crate::eval::{self, Base, Candidate, Method, Options, Runnable, Windows};
 use crate::infer::Cache;
+use crate::model::name_of;
 use crate::report::{self, Environment, MethodInfo, Report};
-use crate::runnable::Runnable;
-use crate::writer::atomic::write_text;
+use crate::writer::atomic::{refuse_existing, write_text};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Chunks whose activations weigh the errors of the damage report.
@@ -34,15 +34,18 @@ pub fn eval(args: EvalArgs) -> Result<()> {
         Some(path) => Some(KlBaseWriter::create(path, &text.windows, eval::Logits::vocab(&base), &text.stream)?),
         None => None,
     };
-    let progress = Progress::new("evaluating", text.windows.covered_tokens() as u64, Unit::Tokens, args.common.quiet);
+    let (control, terminal) = watched(threads, args.common.quiet);
+    let run = Run::new(&control, &terminal);
+    let phase = run.phase("evaluating", text.windows.covered_tokens() as u64, Unit::Tokens);
     let artifact = base.artifact.clone();
     let comparison = {
         let model = Candidate { name: artifact.name.clone(), model: &mut base };
-        text.compare(Base::Model(model), &mut [], save, &progress)?
+        text.compare(Base::Model(model), &mut [], save, run)?
     };
+    drop(phase);
     let ppl = bootstrap::perplexity(&comparison.base, comparison.chunks, Bootstrap::default());
     let mut report = text.report(threads, begin);
-    report.source = Some(report::Artifact { name: options::model_name(&args.model), ..artifact.clone() });
+    report.source = Some(report::Artifact { name: name_of(&args.model), ..artifact.clone() });
     report.base = Some(report::Base { artifact, ppl: Some(ppl) });
     finish(&report, &args.report, args.common.format, args.force)
 }
@@ -109,7 +112,9 @@ pub fn measure(
     gates.check_size(prepared.windows.scored_tokens(), prepared.windows.count)?;
     // The base counts as a run even where its logits are read from a file.
     let total = (prepared.windows.covered_tokens() * (candidates.len() + 1)) as u64;
-    let progress = Progress::new("comparing", total, Unit::Tokens, quiet);
+    let (control, terminal) = watched(threads, quiet);
+    let run = Run::new(&control, &terminal);
+    let phase = run.phase("comparing", total, Unit::Tokens);
     let base_artifact = base.as_ref().map(|b| b.artifact.clone());
     let artifacts: Vec<_> = candidates.iter().map(|c| c.artifact.clone()).collect();
     let comparison = {
@@ -126,11 +131,12 @@ pub fn measure(
             (None, Some(stored)) => Base::File(Box::new(stored)),
             (None, None) => return Err(Error::Internal("no base".into())),
         };
-        prepared.compare(from, &mut rows, None, &progress)?
+        prepared.compare(from, &mut rows, None, run)?
     };
+    drop(phase);
     let (statistics, pairs) = comparison.summarize(Bootstrap::default());
     let mut report = prepared.report(threads, begin);
-    report.source = base_artifact.clone().map(|a| report::Artifact { name: options::model_name(base_path), ..a });
+    report.source = base_artifact.clone().map(|a| report::Artifact { name: name_of(base_path), ..a });
     report.base = Some(report::Base {
         artifact: base_artifact.unwrap_or_else(|| report::Artifact {
             name: "base".into(),
@@ -159,10 +165,8 @@ pub fn measure(
         row.tensors = eval::damage::measure(from, to, &power, &CANCEL)?;
         if let (Some(twin), Some(chunks)) = (&mut twin, ablate) {
             if eval::damage::transform(from, to)?.is_some() {
-                let name = &row.artifact.name;
-                eprintln!(
-                    "  {name}: its channels are scaled or sorted, so no group of its tensors fits the base alone"
-                );
+                let text = "its channels are scaled or sorted, so no group of its tensors fits the base alone";
+                run.notice(Notice::About { output: row.artifact.name.clone(), text: text.into() });
                 continue;
             }
             let count = chunks.clamp(1, prepared.windows.count);
@@ -210,6 +214,24 @@ fn finish(report: &Report, files: &[PathBuf], format: Format, force: bool) -> Re
     }
 }
 
+/// Who hears of a comparison.
+fn watched(threads: usize, quiet: bool) -> (Control, Terminal) {
+    (Control { threads, cancel: CANCEL.clone(), ..Control::default() }, Terminal::new(quiet))
+}
+
+/// That a report can be written to `path`, before anything is measured.
+///
+/// # Errors
+/// `Usage` for a name without a known ending; `Exists`.
+pub fn check_report(path: &Path, force: bool) -> Result<()> {
+    let known = ["html", "htm", "md", "markdown", "json", "txt"];
+    if !path.extension().and_then(|e| e.to_str()).is_some_and(|e| known.contains(&e)) {
+        let what = format!("{}: a report's name ends in .html, .md, .json or .txt", path.display());
+        return Err(Error::Usage(what));
+    }
+    refuse_existing(path, force)
+}
+
 /// Writes the report in every form asked for.
 pub fn save(report: &Report, files: &[PathBuf], force: bool) -> Result<()> {
     for path in files {
@@ -235,9 +257,7 @@ fn start(common: &CommonArgs) -> Result<usize> {
 }
 
 fn open(path: &Path, activations: Activations, quiet: bool) -> Result<Runnable> {
-    if CANCEL.load(Ordering::Relaxed) {
-        return Err(Error::Interrupted);
-    }
+    CANCEL.check()?;
     if !quiet {
         eprintln!("loading {}", path.display());
     }
@@ -337,17 +357,15 @@ impl Prepared {
         base: Base,
         candidates: &mut [Candidate],
         save_base: Option<KlBaseWriter>,
-        progress: &Progress,
+        run: Run,
     ) -> Result<eval::Comparison> {
         let per_chunk = (self.windows.covered_tokens() / self.windows.count.max(1)) as u64;
         let mut on_progress = |_: &eval::Progress| {
-            progress.advance(per_chunk);
-            if CANCEL.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+            run.advance(per_chunk);
+            run.check()
         };
         let options = Options { save_base, progress: Some(&mut on_progress) };
-        let comparison = eval::compare(base, candidates, &self.stream, &self.windows, options);
-        progress.finish();
-        comparison
+        eval::compare(base, candidates, &self.stream, &self.windows, options)
     }
 
     fn report(&self, threads: usize, begin: Instant) -> Report {

@@ -1,12 +1,11 @@
 //! `quantize generate`: text from a model, through the reference inference. Text goes to standard output as it comes.
 
 use super::{GenerateArgs, options};
+use crate::eval::Runnable;
 use crate::infer::{Sampling, generate};
 use crate::model::tokenizer::Message;
-use crate::runnable::Runnable;
 use crate::{Error, Result};
 use std::io::Write;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 pub fn run(args: GenerateArgs) -> Result<()> {
@@ -37,7 +36,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     let stop = model.tokenizer.end_tokens().to_vec();
     let made = generate(&model.engine, &prompt, limit, &stop, sampling, |token| {
         let go_on = show(&stream.push(token));
-        go_on && !options::CANCEL.load(Ordering::Relaxed)
+        go_on && !options::CANCEL.is_requested()
     })?;
     show(&stream.finish());
     show("\n");

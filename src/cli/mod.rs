@@ -1,29 +1,26 @@
 //! The command line: clap types, one subcommand per file. This is the only layer that reads flags and the environment;
 //! what lies below is called with values that were checked here.
 
-mod allocate;
 mod args;
 mod calibrate;
-mod collect;
 mod convert;
 mod eval;
-mod feedback;
-mod folder;
-mod folder_plan;
 mod generate;
+mod idle;
 mod inspect;
-mod journaled;
 mod options;
 mod plan;
 mod plan_text;
 mod progress;
 mod pull;
+mod recipe;
 mod verify;
+mod words;
 
 use crate::calibration::data;
 use crate::{Error, Result};
 pub use args::*;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -92,34 +89,31 @@ pub struct ConvertArgs {
     #[command(flatten)]
     pub types: TypeArgs,
     #[command(flatten)]
-    pub budget: allocate::BudgetArgs,
+    pub budget: BudgetArgs,
     #[command(flatten)]
     pub imatrix: ImatrixArgs,
     #[command(flatten)]
     pub calibration: CalibrationArgs,
     #[command(flatten)]
-    pub folder: folder::FolderArgs,
+    pub rounding: RoundingArgs,
     #[command(flatten)]
-    pub search: SearchArgs,
+    pub control: ControlArgs,
     /// Keep the importance matrix that --calibration makes
     #[arg(long, value_name = "FILE", requires = "calibration")]
     pub save_imatrix: Option<PathBuf>,
     /// Output file or folder [default: MODEL-TYPE.gguf in the current folder]
     #[arg(short, long, visible_alias = "outfile", value_name = "PATH")]
     pub output: Option<PathBuf>,
-    /// Replace existing files
-    #[arg(short, long)]
-    pub force: bool,
     /// Print the plan and stop
     #[arg(long)]
     pub dry_run: bool,
-    /// Begin a new shard after so many bytes: 4G, 500M (decimal, as in llama.cpp)
-    #[arg(long, value_name = "SIZE", conflicts_with = "keep_split")]
-    pub split_max_size: Option<String>,
-    /// Begin a new shard after so many tensors
+    /// Begin another file after so many bytes: 4G, 500M (decimal, as in llama.cpp) [default: GGUF never, folders 5G]
+    #[arg(long, alias = "max-shard-size", value_name = "SIZE", value_parser = options::size, conflicts_with = "keep_split")]
+    pub split_max_size: Option<u64>,
+    /// GGUF: begin a new shard after so many tensors
     #[arg(long, value_name = "N", conflicts_with_all = ["split_max_size", "keep_split"])]
     pub split_max_tensors: Option<NonZeroUsize>,
-    /// As many shards as the source has files
+    /// GGUF: as many shards as the source has files
     #[arg(long)]
     pub keep_split: bool,
     /// Also write an Ollama Modelfile beside each GGUF file
@@ -146,6 +140,9 @@ pub struct ConvertArgs {
     pub hub: HubArgs,
     #[command(flatten)]
     pub common: CommonArgs,
+    // Last: its heading goes over all flags behind it.
+    #[command(flatten)]
+    pub folder: FolderArgs,
 }
 
 #[derive(Debug, Args)]
@@ -155,8 +152,9 @@ pub struct PlanArgs {
     pub model: String,
     #[command(flatten)]
     pub types: TypeArgs,
-    #[command(flatten)]
-    pub folder: folder::FolderArgs,
+    /// How codes are chosen [default: as a conversion does]
+    #[arg(long, alias = "search", value_enum, value_name = "HOW")]
+    pub rounding: Option<Rounding>,
     /// Plan for an importance matrix, which changes a few types (presets that need one imply it)
     #[arg(long, num_args = 0..=1, default_missing_value = "", value_name = "FILE")]
     pub imatrix: Option<PathBuf>,
@@ -176,6 +174,8 @@ pub struct PlanArgs {
     pub hub: HubArgs,
     #[command(flatten)]
     pub common: CommonArgs,
+    #[command(flatten)]
+    pub folder: FolderArgs,
 }
 
 #[derive(Debug, Args)]
@@ -236,21 +236,14 @@ pub struct CalibrateArgs {
     /// Save X^T X of every linear layer's input too
     #[arg(long, requires_all = ["model", "output"], conflicts_with_all = ["merge", "process_output", "resume"])]
     pub hessians: bool,
-    /// Activations beyond this go to a file beside the output
-    #[arg(long, value_name = "SIZE", value_parser = options::size)]
-    pub max_memory: Option<u64>,
-    /// Go on with an interrupted run from its checkpoint (OUTPUT.resume); the result is the same bit for bit
-    #[arg(long, requires_all = ["model", "output"])]
-    pub resume: bool,
-    /// Write that checkpoint every so many seconds
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// Write the checkpoint that --resume continues (OUTPUT.resume) every so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub checkpoint_every: u64,
     /// Also write the text of the windows, for other programs to calibrate on
     #[arg(long, value_name = "FILE", requires = "model")]
     pub save_text: Option<PathBuf>,
-    /// Replace an existing file
-    #[arg(short, long)]
-    pub force: bool,
     #[command(flatten)]
     pub hub: HubArgs,
     #[command(flatten)]
@@ -367,21 +360,25 @@ pub struct PullArgs {
 
 /// Parses the command line and runs it; returns the exit code.
 pub fn main() -> u8 {
-    let cli = Cli::parse();
-    match run(cli) {
+    let matches = Cli::command().get_matches();
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(e) => e.exit(),
+    };
+    match run(cli, &matches) {
         Ok(()) => 0,
         Err(e) => {
             progress::clear();
-            eprintln!("error: {e}");
+            eprintln!("error: {}", words::explained(&e));
             e.exit_code()
         }
     }
 }
 
-fn run(cli: Cli) -> Result<()> {
+fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<()> {
     options::instruction_set()?;
     match cli.command {
-        None => convert::run(cli.convert),
+        None => convert::run(cli.convert, &idle::given(matches)),
         Some(Command::Plan(args)) => plan::run(args),
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Verify(args)) => verify::run(args),

@@ -1,461 +1,122 @@
-//! `quantize plan` and everything a conversion decides before it reads a weight: the model, the tokenizer, the metadata,
-//! and the type of every tensor for every target.
+//! `quantize plan` and `--dry-run`: what a conversion would write, before a weight is read.
 
-use super::allocate::Allocation;
-use super::folder_plan::Means;
-use super::options::size;
-use super::plan_text::{Shown, fallback_lines};
-use super::{Format, OnFallback, PlanArgs, TypeArgs, folder, options, print, print_json};
-use crate::gguf::Metadata;
-use crate::model::tokenizer::GgufVocab;
-use crate::model::{Config, Model, gguf_metadata};
-use crate::plan::devices::Device;
-use crate::plan::{self, Plan, TargetPlan};
-use crate::quant::presets::{self, Candidate, Choice, ModelFacts, Preset, Request, Why};
-use crate::quant::{GgmlType, codec};
-use crate::report::LedgerRow;
-use crate::source::{Checkpoint, Dtype};
-use crate::{Error, Result, convert, gguf};
+use super::convert::on_fallback;
+use super::options::{self, size};
+use super::plan_text::Shown;
+use super::{ConvertArgs, Format, PlanArgs, print, print_json, recipe};
+use crate::convert::devices::Device;
+use crate::convert::plan::{AssumedImportance, plan_assuming, sizes_of_config};
+use crate::convert::recipe::ImportanceFile;
+use crate::convert::sizes::{self, FileSizes};
+use crate::convert::{Plan, Recipe, stream};
+use crate::model::{Config, Model, SourceModel};
+use crate::{Error, Result};
+use serde::Serialize;
 use serde_json::json;
-use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// A model that can be converted, and the decisions for each target.
-pub struct Prepared {
-    pub path: PathBuf,
-    pub ckpt: Checkpoint,
-    pub model: Model,
-    /// Everything but the file type and the provenance.
-    pub metadata: Metadata,
-    pub targets: Vec<Planned>,
+/// Everything that is known of the GGUF files of a run.
+#[derive(Serialize)]
+pub struct Files {
+    pub weights: u64,
+    /// `None` when planned from config.json alone.
+    pub source_bytes: Option<u64>,
+    /// Memory of the conversion itself.
+    pub peak_memory: u64,
+    pub disk: u64,
+    /// Bytes of keys and values per token of context, in 16 bits.
+    pub kv_bytes_per_token: u64,
+    pub targets: Vec<FileSizes>,
 }
 
-/// One target: types in the order of [`convert::outputs`], and what the user should know.
-#[derive(Clone)]
-pub struct Planned {
-    pub preset: &'static Preset,
-    pub types: Vec<GgmlType>,
-    pub plan: TargetPlan,
-    pub recipe: String,
-    /// How a budget of bytes was spent, where there is one.
-    pub allocation: Option<Allocation>,
-}
-
-impl Planned {
-    /// Takes other types; the bytes before the tensors stay as they are.
-    pub fn decide(&mut self, prepared: &Prepared, choices: Vec<Choice>) {
-        let tensors = owned(&convert::outputs(&prepared.model));
-        let before = self.plan.file_bytes.saturating_sub(self.plan.padded_bytes);
-        self.plan = plan::target(self.preset, &tensors, &choices, before);
-        self.types = choices.iter().map(|c| c.got).collect();
-    }
-
-    /// Tensors that did not get the type they should have.
-    pub fn fallbacks(&self) -> usize {
-        self.plan.rows.iter().filter(|r| r.choice.why == Why::Fallback).count()
-    }
-
-    /// Departures from what was asked, as rows of a report.
-    pub fn ledger_rows(&self, candidate: &str) -> Vec<LedgerRow> {
-        let rows = self.plan.rows.iter().filter(|r| r.choice.why == Why::Fallback);
-        rows.map(|r| LedgerRow {
-            candidate: candidate.to_string(),
-            kind: "fallback".into(),
-            tensor: Some(r.name.clone()),
-            asked: r.choice.wanted.to_string(),
-            done: r.choice.got.to_string(),
-            reason: format!(
-                "rows of {} are not a multiple of {}",
-                r.shape.last().unwrap_or(&0),
-                r.choice.wanted.block()
-            ),
-        })
-        .collect()
-    }
-
-    /// Provenance: what made this file, of what. Hashes are filled in at the end, in the same number of bytes.
-    pub fn record(&self, metadata: &mut Metadata, ckpt: &Checkpoint, hashes: bool) {
-        metadata.set("quantize.version", env!("CARGO_PKG_VERSION"));
-        metadata.set("quantize.recipe", self.recipe.as_str());
-        if presets::PRESETS.iter().all(|p| p.name != self.preset.name) {
-            metadata.set("quantize.target", self.preset.name);
-        }
-        let name = |f: &crate::source::SourceFile| {
-            f.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
-        };
-        metadata.set("quantize.source.files", ckpt.files().iter().map(name).collect::<Vec<String>>());
-        if hashes {
-            metadata.set("quantize.source.sha256", vec!["0".repeat(64); ckpt.files().len()]);
-        }
-    }
-}
-
-impl Prepared {
-    pub fn weights(&self) -> u64 {
-        weights(&convert::outputs(&self.model))
-    }
-
-    fn plan(&self, threads: usize) -> Plan {
-        let tensors = owned(&convert::outputs(&self.model));
-        Plan {
-            weights: self.weights(),
-            source_bytes: Some(convert::source_bytes(&self.ckpt, &self.model)),
-            peak_memory: plan::conversion_memory(&self.model.config, &tensors, threads),
-            disk: self.targets.iter().map(|t| t.plan.file_bytes).sum(),
-            kv_bytes_per_token: plan::kv_bytes_per_token(&self.model.config),
-            targets: self.targets.iter().map(|t| t.plan.clone()).collect(),
+impl Files {
+    fn new(config: &Config, targets: Vec<FileSizes>, source_bytes: Option<u64>, threads: usize) -> Self {
+        let rows = targets.first().map_or(&[][..], |t| &t.rows);
+        let tensors: Vec<_> = rows.iter().map(|r| (r.name.clone(), r.shape.clone())).collect();
+        Self {
+            weights: tensors.iter().map(|(_, s)| s.iter().map(|d| *d as u64).product::<u64>()).sum(),
+            source_bytes,
+            peak_memory: sizes::conversion_memory(config, &tensors, threads),
+            disk: targets.iter().map(|t| t.file_bytes).sum(),
+            kv_bytes_per_token: sizes::kv_bytes_per_token(config),
+            targets,
         }
     }
 
-    /// Says on standard error what departs from what was asked.
-    pub fn warn(&self, quiet: bool) {
-        if quiet {
-            return;
-        }
-        for target in &self.targets {
-            for line in fallback_lines(&target.plan) {
-                eprintln!("{}: {line}", target.preset.name);
-            }
-        }
+    /// The files of a plan; `None` when it has none.
+    fn of(plan: &Plan, threads: usize) -> Option<Self> {
+        let targets: Vec<FileSizes> = plan.files().map(|(_, file)| file.sizes.clone()).collect();
+        let source = &plan.source;
+        let bytes = stream::source_bytes(&source.ckpt, &source.model);
+        (!targets.is_empty()).then(|| Self::new(&source.model.config, targets, Some(bytes), threads))
     }
-}
-
-fn weights(tensors: &[(&str, &[usize])]) -> u64 {
-    tensors.iter().map(|(_, shape)| shape.iter().map(|d| *d as u64).product::<u64>()).sum()
-}
-
-fn owned(tensors: &[(&str, &[usize])]) -> Vec<(String, Vec<usize>)> {
-    tensors.iter().map(|(n, s)| (n.to_string(), s.to_vec())).collect()
-}
-
-/// Whether there is an importance matrix.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Imatrix {
-    Given,
-    /// A type that needs one is refused.
-    Absent,
-    /// A plan: one is assumed for the presets that need it.
-    WhereNeeded,
-}
-
-/// Opens and checks everything, and decides every type. Nothing is written, no weight is read.
-pub fn prepare(path: &Path, args: &TypeArgs, imatrix: Imatrix) -> Result<Prepared> {
-    let requests = requests(args)?;
-    let ckpt = Checkpoint::open(path)?;
-    let model = Model::open(&ckpt)?;
-    let mut metadata = gguf_metadata(&model, &ckpt, 0)?;
-    // A GGUF source's own layout and provenance are not the new file's.
-    let stale = |key: &str| key == gguf::ALIGNMENT_KEY || key.starts_with("quantize.");
-    for key in metadata.iter().map(|(key, _)| key.to_string()).filter(|key| stale(key)).collect::<Vec<_>>() {
-        metadata.remove(&key);
-    }
-    if ckpt.gguf().is_none() {
-        let vocab =
-            GgufVocab::from_hf_dir(ckpt.dir(), model.config.vocab, &model.config.arch, args.pretokenizer.as_deref())?;
-        vocab.write(&mut metadata);
-    } else if let Some(name) = &args.pretokenizer {
-        metadata.set("tokenizer.ggml.pre", name.as_str());
-    }
-    let sources = source_types(&ckpt, &model);
-    if let Some((name, ty)) = sources.iter().find(|(_, ty)| ty.is_some_and(|t| !t.is_plain()))
-        && !args.allow_requantize
-    {
-        let what = format!("is already quantized ({})", ty.map_or("", |t| t.name()));
-        return Err(Error::bad_file(&ckpt.files()[0].path, what)
-            .tensor(name.as_str())
-            .hint("start from the original checkpoint, or accept the added loss with --allow-requantize"));
-    }
-    let mut prepared = Prepared { path: path.to_path_buf(), ckpt, model, metadata, targets: Vec::new() };
-    prepared.targets = requests.iter().map(|r| prepared.target(r, args, imatrix)).collect::<Result<_>>()?;
-    Ok(prepared)
-}
-
-impl Prepared {
-    /// Decides on every tensor for one target.
-    fn target(&self, request: &Request, args: &TypeArgs, imatrix: Imatrix) -> Result<Planned> {
-        let outputs = convert::outputs(&self.model);
-        let sources = source_types(&self.ckpt, &self.model);
-        let kept: Vec<GgmlType> = outputs
-            .iter()
-            .zip(&sources)
-            .map(|((name, shape), (_, source))| plan::kept_type(name, shape, *source))
-            .collect();
-        let tensors = owned(&outputs);
-        let choices = decide(request, &self.model.config, &tensors, &kept, imatrix)?;
-        on_fallback(args.on_fallback, request, &tensors, &choices)?;
-        let mut target = Planned {
-            preset: request.preset,
-            types: Vec::new(),
-            plan: plan::target(request.preset, &tensors, &choices, 0),
-            recipe: recipe(request, args),
-            allocation: None,
-        };
-        target.decide(self, choices);
-        target.plan.file_bytes += self.header_bytes(&target, args, &|_| ())?;
-        Ok(target)
-    }
-
-    /// The target of a preset, as far as the command line says otherwise.
-    pub fn of_preset(&self, preset: &Preset, args: &TypeArgs, imatrix: Imatrix) -> Result<Planned> {
-        let args = TypeArgs { to: vec![preset.name.to_string()], ..args.clone() };
-        let requests = requests(&args)?;
-        let request = requests.first().ok_or_else(|| Error::Internal("a preset without a request".into()))?;
-        self.target(request, &args, imatrix)
-    }
-
-    /// The bytes before the tensors of a target's file, but for what shards add. `also` sets what is known of the run.
-    pub fn header_bytes(&self, target: &Planned, args: &TypeArgs, also: &dyn Fn(&mut Metadata)) -> Result<u64> {
-        let mut complete = self.metadata.clone();
-        complete.set("general.file_type", target.preset.file_type);
-        target.record(&mut complete, &self.ckpt, true);
-        also(&mut complete);
-        options::override_metadata(&mut complete, &args.override_kv)?;
-        let entries = convert::entries(&self.model, &target.types);
-        Ok(gguf::encode_header(&complete, &entries, gguf::DEFAULT_ALIGNMENT).len() as u64)
-    }
-}
-
-/// The type each output has in the source, where there is one.
-fn source_types(ckpt: &Checkpoint, model: &Model) -> Vec<(String, Option<GgmlType>)> {
-    let generated = model.generated.iter().map(|g| (g.name.clone(), Some(GgmlType::F32)));
-    let mapped = model.tensors.iter().map(|t| {
-        let dtype = t.parts.first().map(|p| ckpt.tensors()[*p].dtype);
-        let ty = match dtype {
-            Some(Dtype::Ggml(ty)) => Some(ty),
-            _ => None,
-        };
-        (t.name.clone(), ty)
-    });
-    generated.chain(mapped).collect()
-}
-
-fn decide(
-    request: &Request,
-    config: &Config,
-    tensors: &[(String, Vec<usize>)],
-    kept: &[GgmlType],
-    imatrix: Imatrix,
-) -> Result<Vec<Choice>> {
-    let has_imatrix = imatrix == Imatrix::Given;
-    let candidates: Vec<Candidate> =
-        tensors.iter().zip(kept).map(|((name, shape), kept)| Candidate { name, shape, kept: *kept }).collect();
-    let facts = ModelFacts {
-        arch: &config.arch,
-        layers: config.layers,
-        heads: config.heads,
-        kv_heads: config.kv_heads,
-        experts: config.experts.as_ref().map_or(0, |e| e.count),
-        has_imatrix,
-    };
-    let (choices, unused) = presets::choose(request, &facts, &candidates);
-    if let Some(rule) = unused.first() {
-        let regex = request.overrides[*rule].0.as_str();
-        return Err(Error::Usage(format!("--tensor-type '{regex}' matches no tensor; see: quantize plan MODEL --all")));
-    }
-    for (regex, ty) in &request.overrides {
-        let mut matched = choices.iter().zip(tensors).filter(|(_, (name, _))| regex.is_match(name));
-        if matched.all(|(choice, _)| choice.why == Why::Kept && choice.got != *ty) {
-            let what = "matches only tensors that stay as they are (norms, biases, routers)";
-            return Err(Error::Usage(format!("--tensor-type '{}={ty}' {what}", regex.as_str())));
-        }
-    }
-    for (choice, (name, _)) in choices.iter().zip(tensors) {
-        let (preset, ty) = (request.preset.name, choice.got);
-        if codec(ty).is_none_or(|c| c.quantize.is_none()) {
-            return Err(Error::Unsupported(format!("tensor '{name}': {ty} cannot be written")));
-        }
-        if plan::needs_importance(request.preset, name, ty) && !has_imatrix {
-            if imatrix == Imatrix::WhereNeeded {
-                return decide(request, config, tensors, kept, Imatrix::Given);
-            }
-            return Err(Error::Unsupported(format!(
-                "{preset}: tensor '{name}' in {ty} needs an importance matrix\n  hint: make one with: quantize calibrate MODEL -o imatrix.gguf, then add --imatrix imatrix.gguf (or calibrate in the same run with --calibration default)"
-            )));
-        }
-    }
-    Ok(choices)
-}
-
-fn on_fallback(
-    policy: OnFallback,
-    request: &Request,
-    tensors: &[(String, Vec<usize>)],
-    choices: &[Choice],
-) -> Result<()> {
-    let first = choices.iter().zip(tensors).find(|(c, _)| c.why == Why::Fallback);
-    match (policy, first) {
-        (OnFallback::Error, Some((choice, (name, shape)))) => Err(Error::Unsupported(format!(
-            "{}: tensor '{name}' cannot be {}: rows of {} are not a multiple of {}\n  hint: --on-fallback warn accepts {} instead",
-            request.preset.name,
-            choice.wanted,
-            shape.last().unwrap_or(&0),
-            choice.wanted.block(),
-            choice.got,
-        ))),
-        _ => Ok(()),
-    }
-}
-
-/// The command line's types, checked.
-fn requests(args: &TypeArgs) -> Result<Vec<Request>> {
-    let ty = |flag: &str, text: &Option<String>| text.as_deref().map(|t| tensor_type(flag, t)).transpose();
-    let (output, embedding) = (
-        ty("--output-tensor-type", &args.output_tensor_type)?,
-        ty("--token-embedding-type", &args.token_embedding_type)?,
-    );
-    let mut overrides = Vec::new();
-    let file = match &args.tensor_type_file {
-        Some(path) => std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?,
-        None => String::new(),
-    };
-    let lines = file.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
-    for rule in args.tensor_type.iter().map(String::as_str).chain(lines) {
-        let bad = |why: &str| Error::Usage(format!("--tensor-type '{rule}': {why}; write REGEX=TYPE"));
-        let (pattern, name) = rule.rsplit_once('=').ok_or_else(|| bad("no '='"))?;
-        if pattern.is_empty() {
-            return Err(bad("an empty pattern matches everything"));
-        }
-        let regex = regex::RegexBuilder::new(pattern).case_insensitive(true).build();
-        let regex = regex.map_err(|e| bad(&e.to_string()))?;
-        overrides.push((regex, tensor_type("--tensor-type", name)?));
-    }
-    let mut requests: Vec<Request> = Vec::new();
-    for name in &args.to {
-        let preset = presets::find(name).ok_or_else(|| unknown(name))?;
-        if requests.iter().any(|r| r.preset == preset) {
-            return Err(Error::Usage(format!("{} is asked for twice", preset.name)));
-        }
-        let overrides = overrides.clone();
-        requests.push(Request {
-            preset,
-            pure: args.pure,
-            leave_output: args.leave_output_tensor,
-            output,
-            embedding,
-            overrides,
-        });
-    }
-    Ok(requests)
-}
-
-fn tensor_type(flag: &str, name: &str) -> Result<GgmlType> {
-    let known = GgmlType::from_name(name).filter(|t| codec(*t).is_some_and(|c| c.quantize.is_some()));
-    known.ok_or_else(|| Error::Usage(format!("{flag}: '{name}' is no tensor type; try q6_k, q8_0, f16 or bf16")))
-}
-
-fn unknown(name: &str) -> Error {
-    let names: Vec<String> = presets::PRESETS.iter().map(|p| p.name.to_lowercase()).collect();
-    Error::Usage(format!("'{name}' is no target type; known are {}", names.join(", ")))
-}
-
-/// The recipe as recorded in the file: the flags that decided its bytes.
-fn recipe(request: &Request, args: &TypeArgs) -> String {
-    let mut recipe = format!("--to {}", request.preset.name.to_lowercase());
-    for (on, flag) in [(request.pure, "--pure"), (request.leave_output, "--leave-output-tensor")] {
-        if on {
-            let _ = write!(recipe, " {flag}");
-        }
-    }
-    for (ty, flag) in [(request.output, "--output-tensor-type"), (request.embedding, "--token-embedding-type")] {
-        if let Some(ty) = ty {
-            let _ = write!(recipe, " {flag} {}", ty.name().to_lowercase());
-        }
-    }
-    for (regex, ty) in &request.overrides {
-        let _ = write!(recipe, " --tensor-type '{regex}={}'", ty.name().to_lowercase());
-    }
-    if let Some(name) = &args.pretokenizer {
-        let _ = write!(recipe, " --pretokenizer {name}");
-    }
-    for rule in &args.override_kv {
-        let _ = write!(recipe, " --override-kv '{rule}'");
-    }
-    if args.allow_requantize {
-        recipe += " --allow-requantize";
-    }
-    recipe
 }
 
 pub fn run(args: PlanArgs) -> Result<()> {
     let threads = options::threads(args.common.threads)?;
     let device = |text: &String| Ok(Device { name: text.clone(), memory: size(text)? });
     let asked: Vec<Device> = args.device.iter().map(device).collect::<Result<_>>()?;
-    let mut types = args.types.clone();
-    let targets = folder::take_targets(&mut types.to, &args.folder)?;
-    if types.to.is_empty() && targets.is_empty() {
-        types.to = vec!["q4_k_m".into()];
+    let mut recipe = recipe::of_plan(&args)?;
+    if recipe.outputs.is_empty() {
+        recipe.outputs = Recipe::to(["q4_k_m"])?.outputs;
     }
-    if targets.is_empty() {
-        args.folder.refuse_idle()?;
+    if let Some(file) = &args.imatrix {
+        // What is in it does not matter here.
+        recipe.importance = Some(ImportanceFile { file: file.display().to_string(), sha256: String::new() });
     }
     let path = options::resolve_plan(&args.model, &args.hub, args.common.quiet)?;
-    let imatrix = if args.imatrix.is_some() { Imatrix::Given } else { Imatrix::WhereNeeded };
-    let (ckpt, model, files) = match config_only(&path)? {
+    let (plan, files) = match config_only(&path)? {
         Some(json) => {
             let (ckpt, model) = Model::imagined(json)?;
-            let files = match types.to.is_empty() {
-                true => None,
-                false => Some(from_config(&model.config, &types, imatrix, threads)?),
-            };
-            (ckpt, model, files)
-        }
-        None if types.to.is_empty() => {
-            let ckpt = Checkpoint::open(&path)?;
-            let model = Model::open(&ckpt)?;
-            (ckpt, model, None)
+            let source = SourceModel::new(&path, ckpt, model);
+            let folders = recipe.outputs.iter().filter(|t| !t.is_file()).cloned().collect();
+            let sizes = sizes_of_config(&source.model.config, &recipe)?;
+            let files = (!sizes.is_empty()).then(|| Files::new(&source.model.config, sizes, None, threads));
+            (crate::convert::plan(&source, &Recipe { outputs: folders, ..recipe })?, files)
         }
         None => {
-            let prepared = prepare(&path, &types, imatrix)?;
-            let plan = prepared.plan(threads);
-            (prepared.ckpt, prepared.model, Some(plan))
+            let plan = plan_assuming(&SourceModel::open(&path)?, &recipe, AssumedImportance::WhereNeeded)?;
+            let files = Files::of(&plan, threads);
+            (plan, files)
         }
     };
-    let names = targets.iter().map(|t| PathBuf::from(&t.name)).collect();
-    let folders = folder::prepare(&ckpt, &model, targets, names, args.folder.tp, types.on_fallback)?;
-    let means = Means {
-        ckpt: &ckpt,
-        model: &model,
-        rounding: args.folder.rounding,
-        calibration_tokens: args.calibration_tokens as u64,
+    on_fallback(args.types.on_fallback, &plan)?;
+    let tokens = args.calibration_tokens as u64;
+    let shown = Shown {
+        plan: &plan,
+        files: files.as_ref(),
+        devices: Some(&asked),
+        context: args.context,
+        all: args.all,
+        calibration_tokens: tokens,
         threads,
     };
-    let shown = Shown { devices: &asked, context: args.context, all: args.all };
     match args.common.format {
-        Format::Json => {
-            let mut value = files.as_ref().map_or_else(|| Ok(json!({})), |plan| shown.json(plan, &means))?;
-            if !folders.is_empty() {
-                value["folders"] = folders.iter().map(|p| means.json(p)).collect();
-            }
-            print_json(&value)
-        }
-        Format::Text => {
-            let mut text = files.as_ref().map_or_else(String::new, |plan| shown.text(plan, &means));
-            folders.iter().for_each(|p| text += &means.text(p));
-            print(&text)
-        }
+        Format::Json => print_json(&shown.json()?),
+        Format::Text => print(&shown.text()),
     }
 }
 
 /// What would be written, for `--dry-run`.
-pub fn describe(
-    prepared: Option<&Prepared>,
-    folders: &[folder::Prepared],
-    means: &Means,
-    format: Format,
-) -> Result<()> {
-    let plan = prepared.map(|p| p.plan(means.threads));
-    let shown = Shown { devices: &[], context: 8192, all: false };
-    match format {
-        Format::Text => {
-            let mut text = plan.as_ref().map_or_else(String::new, |plan| shown.text(plan, means));
-            folders.iter().for_each(|p| text += &means.text(p));
-            print(&text)
-        }
+pub fn describe(plan: &Plan, args: &ConvertArgs, threads: usize) -> Result<()> {
+    let files = Files::of(plan, threads);
+    let shown = Shown {
+        plan,
+        files: files.as_ref(),
+        devices: None,
+        context: 8192,
+        all: false,
+        calibration_tokens: args.calibration.calibration_tokens as u64,
+        threads,
+    };
+    match args.common.format {
+        Format::Text => print(&shown.text()),
         Format::Json => {
-            let plan = plan.as_ref().map(serde_json::to_value).transpose();
-            let mut value = plan.map_err(|e| Error::Internal(e.to_string()))?.unwrap_or_else(|| json!({}));
-            value["folders"] = folders.iter().map(|p| means.json(p)).collect();
-            print_json(&value)
+            let mut json = shown.json()?;
+            if json.get("folders").is_none() {
+                json["folders"] = json!([]);
+            }
+            print_json(&json)
         }
     }
 }
@@ -483,24 +144,4 @@ fn config_only(path: &Path) -> Result<Option<serde_json::Value>> {
     })?;
     let json = serde_json::from_slice(&text).map_err(|e| Error::bad_file(&file, format!("not JSON: {e}")))?;
     Ok(Some(json))
-}
-
-fn from_config(config: &Config, args: &TypeArgs, imatrix: Imatrix, threads: usize) -> Result<Plan> {
-    let tensors = plan::tensors_of(config);
-    let kept: Vec<GgmlType> = tensors.iter().map(|(n, s)| plan::kept_type(n, s, None)).collect();
-    let header = plan::header_estimate(config, &tensors);
-    let mut targets = Vec::new();
-    for request in requests(args)? {
-        let choices = decide(&request, config, &tensors, &kept, imatrix)?;
-        targets.push(plan::target(request.preset, &tensors, &choices, header));
-    }
-    let refs: Vec<(&str, &[usize])> = tensors.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
-    Ok(Plan {
-        weights: weights(&refs),
-        source_bytes: None,
-        peak_memory: plan::conversion_memory(config, &tensors, threads),
-        disk: targets.iter().map(|t| t.file_bytes).sum(),
-        kv_bytes_per_token: plan::kv_bytes_per_token(config),
-        targets,
-    })
 }

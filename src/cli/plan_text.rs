@@ -1,9 +1,14 @@
-//! The plan of GGUF files, for people and for machines.
+//! A plan for people and for machines: GGUF files with the devices that they fit, folders with what it takes to make them.
 
-use super::folder_plan::{Means, in_words};
-use crate::plan::cost::{self, Pass};
-use crate::plan::devices::{self, Device};
-use crate::plan::{self, Plan, TargetPlan};
+use super::plan::Files;
+use super::words;
+use crate::convert::Plan;
+use crate::convert::cost::{self, Cost, Pass};
+use crate::convert::devices::{self, Device};
+use crate::convert::folder::{FolderPlan, files::ledger, has_feedback, nearest, needs_data};
+use crate::convert::plan::OutputPlan;
+use crate::convert::sizes::{FileSizes, TensorRow};
+use crate::formats::Format;
 use crate::quant::GgmlType;
 use crate::quant::presets::Why;
 use crate::writer::gguf::human;
@@ -13,39 +18,69 @@ use std::fmt::Write;
 
 /// What of a plan is shown.
 pub struct Shown<'a> {
-    /// Empty: a built-in table.
-    pub devices: &'a [Device],
+    /// With folders; its files may be known by their sizes alone.
+    pub plan: &'a Plan,
+    pub files: Option<&'a Files>,
+    /// Devices to fit; an empty list stands for a built-in table, `None` for the same in text and none in JSON.
+    pub devices: Option<&'a [Device]>,
+    /// Tokens of context to leave room for.
     pub context: usize,
     /// One row per tensor.
     pub all: bool,
+    pub calibration_tokens: u64,
+    pub threads: usize,
 }
 
 impl Shown<'_> {
-    fn fits(&self, plan: &Plan, target: &TargetPlan, longest: usize) -> Vec<devices::Fit> {
-        let table = devices::table();
-        let devices = if self.devices.is_empty() { &table } else { self.devices };
-        let (bytes, kv) = (target.tensor_bytes, plan.kv_bytes_per_token);
-        devices.iter().map(|d| devices::fit(d, bytes, kv, self.context as u64, longest as u64)).collect()
+    fn longest(&self) -> usize {
+        self.plan.source.model.config.context
     }
 
-    pub fn json(&self, plan: &Plan, means: &Means) -> Result<Value> {
-        let mut value = serde_json::to_value(plan).map_err(|e| Error::Internal(e.to_string()))?;
-        for (i, target) in plan.targets.iter().enumerate() {
-            value["targets"][i]["devices"] = json!(self.fits(plan, target, means.model.config.context));
+    fn fits(&self, files: &Files, target: &FileSizes) -> Vec<devices::Fit> {
+        let table = devices::table();
+        let devices = self.devices.filter(|d| !d.is_empty()).unwrap_or(&table);
+        let (bytes, kv) = (target.tensor_bytes, files.kv_bytes_per_token);
+        devices.iter().map(|d| devices::fit(d, bytes, kv, self.context as u64, self.longest() as u64)).collect()
+    }
+
+    fn cost(&self, pass: Pass) -> Cost {
+        cost::of(&self.plan.source.model, pass, self.calibration_tokens, self.threads)
+    }
+
+    pub fn json(&self) -> Result<Value> {
+        let mut value = match self.files {
+            Some(files) => serde_json::to_value(files).map_err(|e| Error::Internal(e.to_string()))?,
+            None => json!({}),
+        };
+        if let (Some(files), Some(_)) = (self.files, self.devices) {
+            for (i, target) in files.targets.iter().enumerate() {
+                value["targets"][i]["devices"] = json!(self.fits(files, target));
+            }
+            value["calibration"] =
+                json!({ "importance": self.cost(Pass::Importance), "feedback": self.cost(Pass::Blocks) });
         }
-        let cost = |pass| cost::of(means.model, pass, means.calibration_tokens, means.threads);
-        value["calibration"] = json!({ "importance": cost(Pass::Importance), "feedback": cost(Pass::Blocks) });
+        if self.plan.folders().next().is_some() {
+            value["folders"] = self.plan.folders().map(|(output, folder)| self.folder_json(output, folder)).collect();
+        }
         Ok(value)
     }
 
-    pub fn text(&self, plan: &Plan, means: &Means) -> String {
-        let config = &means.model.config;
+    pub fn text(&self) -> String {
+        let mut out = self.files.map_or_else(String::new, |files| self.files_text(files));
+        for (output, folder) in self.plan.folders() {
+            out += &self.folder_text(output, folder);
+        }
+        out
+    }
+
+    fn files_text(&self, files: &Files) -> String {
+        let config = &self.plan.source.model.config;
         let mut out = String::new();
-        let _ = writeln!(out, "{} weights, {}", plan.weights, config.arch);
-        if let Some(bytes) = plan.source_bytes {
+        let _ = writeln!(out, "{} weights, {}", files.weights, config.arch);
+        if let Some(bytes) = files.source_bytes {
             let _ = writeln!(out, "source {}", human(bytes));
         }
-        for target in &plan.targets {
+        for target in &files.targets {
             let bits = target.bits_per_weight;
             let _ = writeln!(out, "\n{}: {}, {bits:.2} bits per weight", target.name, human(target.file_bytes));
             if target.needs_importance {
@@ -56,18 +91,17 @@ impl Shown<'_> {
                 let _ = writeln!(out, "  fallback: {line}");
             }
             if target.fallback_weights > 0 {
-                let share = 100.0 * target.fallback_weights as f64 / plan.weights.max(1) as f64;
+                let share = 100.0 * target.fallback_weights as f64 / files.weights.max(1) as f64;
                 let _ = writeln!(out, "  {share:.1} % of the weights get another type than asked");
             }
-            device_table(&mut out, &self.fits(plan, target, config.context), self.context.min(config.context));
+            device_table(&mut out, &self.fits(files, target), self.context.min(self.longest()));
         }
-        let memory = human(plan.peak_memory);
-        let _ = writeln!(out, "\nto convert: about {memory} of memory, {} of disk", human(plan.disk));
-        let cost = |pass| cost::of(means.model, pass, means.calibration_tokens, means.threads);
-        let (importance, feedback) = (cost(Pass::Importance), cost(Pass::Blocks));
+        let memory = human(files.peak_memory);
+        let _ = writeln!(out, "\nto convert: about {memory} of memory, {} of disk", human(files.disk));
+        let (importance, feedback) = (self.cost(Pass::Importance), self.cost(Pass::Blocks));
         let _ = writeln!(
             out,
-            "with --calibration: about {} of memory, {} per file; with --search ggml {}, {}",
+            "with --calibration: about {} of memory, {} per file; with --rounding nearest {}, {}",
             human(feedback.peak_memory),
             in_words(&feedback),
             human(importance.peak_memory),
@@ -75,12 +109,69 @@ impl Shown<'_> {
         );
         out
     }
+
+    /// What the calibration of a folder takes; `None` where there is none.
+    fn folder_cost(&self, folder: &FolderPlan) -> Option<Cost> {
+        let (spec, rounding) = (&folder.spec, &self.plan.recipe.rounding);
+        let pass = match (has_feedback(spec, rounding, false), spec.format) {
+            (true, Format::Awq) => Pass::Awq,
+            (true, _) => Pass::Gptq,
+            (false, _) if needs_data(spec, rounding, false) => Pass::Statistics,
+            (false, _) => return None,
+        };
+        Some(self.cost(pass))
+    }
+
+    /// Bytes that the work holds at once: a batch of modules as numbers, packed and read back; or the calibration.
+    fn folder_memory(&self, folder: &FolderPlan) -> u64 {
+        let largest = folder.contents.modules.iter().map(|m| m.rows * m.cols).max().unwrap_or(0);
+        let packing = 40_000_000 + 8 * nearest::at_once(largest) as u64 + (self.threads as u64) * 1_000_000;
+        packing.max(self.folder_cost(folder).map_or(0, |c| c.peak_memory))
+    }
+
+    fn folder_json(&self, output: &OutputPlan, folder: &FolderPlan) -> Value {
+        let (weights, bits) = folder.quantized(&self.plan.source.ckpt);
+        json!({
+            "type": output.target.name(), "format": folder.spec.to_string(), "tensor_bytes": folder.tensor_bytes(),
+            "quantized_weights": weights, "bits_per_weight": bits, "quantization_config": folder.config,
+            "peak_memory": self.folder_memory(folder), "calibration": self.folder_cost(folder),
+            "ledger": ledger(&folder.departures),
+        })
+    }
+
+    fn folder_text(&self, output: &OutputPlan, folder: &FolderPlan) -> String {
+        let ckpt = &self.plan.source.ckpt;
+        let (weights, bits) = folder.quantized(ckpt);
+        let all: u64 = ckpt.tensors().iter().map(|t| t.elements() as u64).sum();
+        let size = human(folder.tensor_bytes());
+        let share = 100.0 * weights as f64 / all.max(1) as f64;
+        let mut out = format!("\n{}: {size} as {}\n", output.target.name(), folder.spec);
+        out += &format!("  {share:.1} % of {all} weights quantized, {bits:.2} bits each with their scales\n");
+        for line in words::departures(&output.ledger()) {
+            out += &format!("  {line}\n");
+        }
+        out += &format!("  to make it: about {} of memory, {size} of disk", human(self.folder_memory(folder)));
+        match self.folder_cost(folder) {
+            Some(cost) => out + &format!("; {}\n", in_words(&cost)),
+            None => out + "\n",
+        }
+    }
+}
+
+/// `calibrated on 65536 tokens in about 12 min of one core`
+fn in_words(cost: &Cost) -> String {
+    let time = match cost.cpu_seconds {
+        s if s < 90.0 => format!("{s:.0} s"),
+        s if s < 5400.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.0} h", s / 3600.0),
+    };
+    format!("calibrated on {} tokens in about {time} of one core", cost.calibration_tokens)
 }
 
 /// `ffn_gate ×30 wanted Q4_K, got Q5_0: rows of 576 are not a multiple of 256`
-pub fn fallback_lines(plan: &TargetPlan) -> Vec<String> {
+fn fallback_lines(plan: &FileSizes) -> Vec<String> {
     let mut groups: Vec<(String, GgmlType, GgmlType, usize, usize)> = Vec::new();
-    for row in plan.rows.iter().filter(|r| r.choice.why == Why::Fallback) {
+    for row in plan.fallbacks() {
         let (part, cols) = (part_of(&row.name), row.shape.last().copied().unwrap_or(0));
         let same = |g: &&mut (String, GgmlType, GgmlType, usize, usize)| {
             (g.0.as_str(), g.1, g.2, g.3) == (&part, row.choice.wanted, row.choice.got, cols)
@@ -109,11 +200,11 @@ fn part_of(name: &str) -> String {
 }
 
 /// Rows grouped by part, type and reason; or one row per tensor.
-fn tensor_table(out: &mut String, target: &TargetPlan, all: bool) {
-    let mut groups: Vec<(String, &plan::Row, usize, u64)> = Vec::new();
+fn tensor_table(out: &mut String, target: &FileSizes, all: bool) {
+    let mut groups: Vec<(String, &TensorRow, usize, u64)> = Vec::new();
     for row in &target.rows {
         let part = if all { row.name.clone() } else { part_of(&row.name) };
-        let same = |g: &&mut (String, &plan::Row, usize, u64)| {
+        let same = |g: &&mut (String, &TensorRow, usize, u64)| {
             g.0 == part
                 && g.1.choice.got == row.choice.got
                 && g.1.choice.wanted == row.choice.wanted

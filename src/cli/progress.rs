@@ -1,27 +1,56 @@
 //! Progress on standard error: a bar with rate and time left on a terminal, a plain line every few seconds elsewhere.
 
+use crate::control::{Notice, Phase, Report, Unit};
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use std::fmt::Write;
 use std::io::IsTerminal;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What is counted, and so how rates are printed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Unit {
-    Bytes,
-    Tokens,
-    /// Tokens that pass through so many layers one by one, and are counted in each.
-    TokensByLayer(u64),
+/// Counts per thing that is shown.
+fn steps(unit: Unit) -> u64 {
+    if let Unit::TokensByLayer(layers) = unit { layers.max(1) } else { 1 }
 }
 
-impl Unit {
-    /// Counts per thing that is shown.
-    fn steps(self) -> u64 {
-        if let Unit::TokensByLayer(layers) = self { layers.max(1) } else { 1 }
+/// The person at the terminal: bars and lines on standard error.
+pub struct Terminal {
+    quiet: bool,
+    current: RwLock<Option<Progress>>,
+}
+
+impl Terminal {
+    pub fn new(quiet: bool) -> Self {
+        Self { quiet, current: RwLock::new(None) }
+    }
+}
+
+impl Report for Terminal {
+    fn begin(&self, phase: &Phase) {
+        if let Ok(mut current) = self.current.write() {
+            *current = Some(Progress::new(&phase.name, phase.total, phase.unit, self.quiet));
+        }
+    }
+
+    fn advance(&self, n: u64) {
+        if let Ok(current) = self.current.read() {
+            current.iter().for_each(|progress| progress.advance(n));
+        }
+    }
+
+    fn end(&self) {
+        if let Ok(mut current) = self.current.write() {
+            current.take().iter().for_each(Progress::finish);
+        }
+    }
+
+    fn notice(&self, notice: &Notice) {
+        let warning = matches!(notice, Notice::Warning(_));
+        if !self.quiet || warning {
+            suspended(|| eprintln!("{}", super::words::noticed(notice)));
+        }
     }
 }
 
@@ -67,7 +96,7 @@ impl Progress {
             }
             _ => "{prefix:>12} {wide_bar} {done}/{all} tokens  {rate}  {eta} left",
         };
-        let count = move |n: u64| HumanCount(n / unit.steps());
+        let count = move |n: u64| HumanCount(n / steps(unit));
         if let Ok(style) = ProgressStyle::with_template(template) {
             // What cannot be written to the screen is not shown.
             let style = style
@@ -76,7 +105,7 @@ impl Progress {
                     _ = write!(w, "{}", count(s.len().unwrap_or(0)))
                 })
                 .with_key("rate", move |s: &ProgressState, w: &mut dyn Write| {
-                    _ = write!(w, "{:.1}/s", s.per_sec() / unit.steps() as f64)
+                    _ = write!(w, "{:.1}/s", s.per_sec() / steps(unit) as f64)
                 });
             bar.set_style(style);
         }
@@ -117,10 +146,19 @@ impl Plain {
         let left = Duration::from_secs_f64((self.total.saturating_sub(done)) as f64 / rate.max(1.0));
         let rate = match self.unit {
             Unit::Bytes => format!("{}/s", crate::writer::gguf::human(rate as u64)),
-            unit => format!("{:.0} tokens/s", rate / unit.steps() as f64),
+            unit => format!("{:.0} tokens/s", rate / steps(unit) as f64),
         };
         let percent = 100.0 * done as f64 / self.total.max(1) as f64;
         eprintln!("{}: {percent:.0} %, {rate}, {} left", self.label, indicatif::HumanDuration(left));
+    }
+}
+
+/// Prints something without a bar in its way.
+fn suspended(print: impl FnOnce()) {
+    let bar = CURRENT.lock().ok().and_then(|current| current.clone());
+    match bar {
+        Some(bar) => bar.suspend(print),
+        None => print(),
     }
 }
 

@@ -13,7 +13,7 @@ pub fn run(args: PullArgs) -> Result<()> {
 /// Errors: always `Unsupported`: this build has no Hub.
 #[cfg(not(feature = "hub"))]
 pub fn fetch(id: &str, _hub: &HubArgs, _local_dir: Option<&Path>, _quiet: bool) -> Result<PathBuf> {
-    Err(crate::Error::Unsupported(format!(
+    Err(crate::Error::unsupported(format!(
         "{id}: this build cannot fetch from the Hub\n  hint: download the repository another way and name its folder, or \
          build with `--features hub`"
     )))
@@ -28,7 +28,7 @@ pub fn fetch_config(id: &str, hub: &HubArgs, quiet: bool) -> Result<PathBuf> {
 /// Errors: always `Unsupported`: this build has no Hub.
 #[cfg(not(feature = "hub"))]
 pub fn fetch_dataset_file(address: &str, _hub: &HubArgs, _quiet: bool) -> Result<PathBuf> {
-    Err(crate::Error::Unsupported(format!(
+    Err(crate::Error::unsupported(format!(
         "{address}: this build cannot fetch from the Hub\n  hint: download the file another way and name it, or build \
          with `--features hub`"
     )))
@@ -42,11 +42,11 @@ mod with_hub {
     use super::*;
     use crate::Error;
     use crate::cli::options::{CANCEL, catch_interrupt};
-    use crate::cli::progress::{Progress, Unit};
+    use crate::cli::progress::Terminal;
     use crate::cli::{Format, print, print_json};
+    use crate::control::{Phase, Report, Unit};
     use crate::source::hub::{self, HubOptions, Snapshot, Watch};
     use crate::writer::{atomic::free_space, gguf::human};
-    use std::cell::OnceCell;
 
     const ENDPOINT: &str = "https://huggingface.co";
 
@@ -121,7 +121,7 @@ mod with_hub {
 
     /// Runs a download with a progress bar, after a look at the free disk space.
     fn watched<T>(options: &HubOptions, quiet: bool, download: impl FnOnce(&Watch) -> Result<T>) -> Result<T> {
-        let progress = OnceCell::new();
+        let terminal = Terminal::new(quiet);
         let begin = |bytes: u64| {
             if let Some(free) = free_space(&existing(&options.cache).join("x")).filter(|&free| free < bytes) {
                 return Err(Error::Storage(format!(
@@ -131,12 +131,12 @@ mod with_hub {
                     human(free)
                 )));
             }
-            progress.get_or_init(|| Progress::new("downloading", bytes, Unit::Bytes, quiet));
+            terminal.begin(&Phase { name: "downloading".into(), unit: Unit::Bytes, total: bytes });
             Ok(())
         };
-        let advance = |bytes: u64| progress.get().into_iter().for_each(|p: &Progress| p.advance(bytes));
-        let fetched = download(&Watch { cancel: &CANCEL, begin: &begin, advance: &advance });
-        progress.get().into_iter().for_each(Progress::finish);
+        let advance = |bytes: u64| terminal.advance(bytes);
+        let fetched = download(&Watch { cancel: CANCEL.flag(), begin: &begin, advance: &advance });
+        terminal.end();
         fetched
     }
 

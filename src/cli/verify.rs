@@ -2,22 +2,22 @@
 //! file, and does the source it claims really give these bytes? Every tensor is derived again and compared, which is
 //! stronger than any signature alone.
 
-use super::calibrate::Importance;
 use super::options::{CANCEL, catch_interrupt, threads};
-use super::progress::{Progress, Unit};
+use super::progress::Terminal;
 use super::{Format, ImatrixArgs, VerifyArgs, print, print_json};
-use crate::checkpoint::engines::{Engine, Objection, objections};
-use crate::convert::{self, Control, Sink, Target};
-use crate::model::Model;
+use crate::control::{Control, Run, Unit};
+use crate::convert::folder::engines::{Engine, Objection, objections};
+use crate::convert::{Importance, record, stream};
+use crate::model::{Model, SourceModel};
 use crate::quant::GgmlType;
 use crate::source::{Checkpoint, Dtype, TensorMeta};
+use crate::writer::Sink;
 use crate::writer::gguf::check_blocks;
 use crate::{Error, Result, gguf};
 use clap::ValueEnum;
 use rayon::prelude::*;
 use serde_json::json;
 use std::sync::Mutex;
-use std::sync::atomic::Ordering;
 
 /// What `--for` takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -108,7 +108,7 @@ pub fn run(args: VerifyArgs) -> Result<()> {
     }
     match refusing.is_empty() {
         true => Ok(()),
-        false => Err(Error::Unsupported(format!("{}: refused by {}", args.file.display(), refusing.join(" and ")))),
+        false => Err(Error::unsupported(format!("{}: refused by {}", args.file.display(), refusing.join(" and ")))),
     }
 }
 
@@ -142,11 +142,11 @@ fn in_words(engine: Engine, tp: u32, found: &[Objection]) -> String {
 /// Reads every tensor of a folder: packed layers must fit together, and every number be finite. How many are packed.
 fn check_tensors(ckpt: &Checkpoint, threads: usize, quiet: bool) -> Result<usize> {
     let total = ckpt.tensors().iter().map(|t| t.bytes()).sum();
-    let progress = Progress::new("verifying", total, Unit::Bytes, quiet);
+    let (control, terminal) = (Control { threads, cancel: CANCEL.clone(), ..Control::default() }, Terminal::new(quiet));
+    let run = Run::new(&control, &terminal);
+    let _phase = run.phase("verifying", total, Unit::Bytes);
     let check = |t: &TensorMeta| -> Result<usize> {
-        if CANCEL.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted);
-        }
+        run.check()?;
         let packed = matches!(t.dtype, Dtype::Packed(_));
         if packed {
             ckpt.load_packed(t)?;
@@ -155,18 +155,16 @@ fn check_tensors(ckpt: &Checkpoint, threads: usize, quiet: bool) -> Result<usize
         {
             check_numbers(ckpt, t)?;
         }
-        progress.advance(t.bytes());
+        run.advance(t.bytes());
         Ok(usize::from(packed))
     };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|e| Error::Internal(e.to_string()))?;
-    let packed = pool.install(|| ckpt.tensors().par_iter().map(check).sum::<Result<usize>>());
-    progress.finish();
-    packed
+    pool.install(|| ckpt.tensors().par_iter().map(check).sum::<Result<usize>>())
 }
 
 fn check_numbers(ckpt: &Checkpoint, t: &TensorMeta) -> Result<()> {
-    let (mut scratch, mut values) = (Vec::new(), vec![0.0; t.elements().min(convert::PIECE)]);
+    let (mut scratch, mut values) = (Vec::new(), vec![0.0; t.elements().min(stream::PIECE)]);
     let mut at = 0;
     while at < t.elements() {
         let part = values.len().min(t.elements() - at);
@@ -207,11 +205,11 @@ fn derive(
     threads: usize,
     quiet: bool,
 ) -> Result<(Vec<String>, usize)> {
-    let ckpt = Checkpoint::open(source)?;
-    let model = Model::open(&ckpt)?;
-    let importance = Importance::open(imatrix, &model)?;
-    let recorded = file.gguf().is_some_and(|m| m.uint("quantize.imatrix.entries_count").is_some());
-    if file.gguf().is_some_and(|m| m.str("quantize.search") == Some("feedback")) {
+    let SourceModel { ckpt, model, .. } = SourceModel::open(source)?;
+    let unseen = imatrix.unseen_experts.unwrap_or_default();
+    let importance = imatrix.imatrix.as_deref().map(|file| Importance::open(file, unseen, &model)).transpose()?;
+    let recorded = file.gguf().is_some_and(record::used_imatrix);
+    if file.gguf().is_some_and(record::used_feedback) {
         let what = "was made with error feedback, which needs the calibration run again";
         return Err(Error::bad_file(&file.files()[0].path, what)
             .hint("convert the source again with the recipe in quantize.recipe, and compare the files"));
@@ -221,7 +219,7 @@ fn derive(
         return Err(Error::bad_file(&file.files()[0].path, what).hint("name it with --imatrix FILE"));
     }
     let mut stored = Vec::new();
-    for (name, shape) in convert::outputs(&model) {
+    for (name, shape) in stream::outputs(&model) {
         let found = file.find(name).map(|i| &file.tensors()[i]);
         let meta = found.ok_or_else(|| Error::bad_file(&file.files()[0].path, "the file lacks it").tensor(name))?;
         if meta.shape != shape {
@@ -239,12 +237,14 @@ fn derive(
     };
     let types: Vec<GgmlType> = stored.iter().map(ty).collect();
     let compare = Compare { file, stored, differing: Mutex::default() };
-    let progress = Progress::new("verifying", convert::source_bytes(&ckpt, &model), Unit::Bytes, quiet);
-    let control = Control { threads, cancel: &CANCEL, advance: &|n| progress.advance(n) };
-    let importance = |name: &str| importance.as_ref().and_then(|i| i.of(name));
-    let target = Target { types, sink: &compare, done: Vec::new() };
-    convert::run(&ckpt, &model, &importance, &[target], &|| Ok(()), &control)?;
-    progress.finish();
+    let (control, terminal) = (Control { threads, cancel: CANCEL.clone(), ..Control::default() }, Terminal::new(quiet));
+    let run = Run::new(&control, &terminal);
+    {
+        let _phase = run.phase("verifying", stream::source_bytes(&ckpt, &model), Unit::Bytes);
+        let importance = |name: &str| importance.as_ref().and_then(|i| i.of(name));
+        let target = stream::Target { types, sink: &compare, done: Vec::new() };
+        stream::run(&ckpt, &model, &importance, &[target], &|| Ok(()), run)?;
+    }
     let mut differing = compare.differing.into_inner().unwrap_or_default();
     differing.sort();
     differing.dedup();

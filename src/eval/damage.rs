@@ -1,11 +1,11 @@
 //! The damage report: how far each tensor of an artifact is from its source, without running anything.
 
+use super::TensorDamage;
+use crate::control::Cancel;
 use crate::model::{MappedTensor, Model, Role};
-use crate::report::TensorDamage;
 use crate::source::{Checkpoint, Dtype};
 use crate::{Error, Result};
 use rayon::prelude::*;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Σ x² per input column of a matrix, by the matrix's GGUF name.
 pub type Power<'a> = dyn Fn(&str) -> Option<&'a [f64]> + Sync + 'a;
@@ -55,7 +55,7 @@ pub fn measure(
     base: (&Checkpoint, &Model),
     candidate: (&Checkpoint, &Model),
     power: &Power,
-    cancel: &AtomicBool,
+    cancel: &Cancel,
 ) -> Result<Vec<TensorDamage>> {
     let transform = transform(base, candidate)?;
     let moved = |role: Role| match transform {
@@ -67,8 +67,8 @@ pub fn measure(
     let matrices: Vec<&MappedTensor> = matrices.collect();
     let one = |tensor: &&MappedTensor| -> Option<Result<TensorDamage>> {
         let source = base.1.tensors.iter().find(|t| t.name == tensor.name)?;
-        if cancel.load(Ordering::Relaxed) {
-            return Some(Err(Error::Interrupted));
+        if let Err(e) = cancel.check() {
+            return Some(Err(e));
         }
         Some(compare(base.0, source, candidate.0, tensor, power(&tensor.name)))
     };

@@ -136,7 +136,7 @@ impl KlBaseWriter {
         let mut head = MAGIC.to_vec();
         for number in [ctx, vocab, windows.count] {
             let number = i32::try_from(number)
-                .map_err(|_| Error::Unsupported(format!("{number} is too large for a KL divergence base file")))?;
+                .map_err(|_| Error::unsupported(format!("{number} is too large for a KL divergence base file")))?;
             head.extend_from_slice(&number.to_le_bytes());
         }
         head.extend(stream.iter().take(windows.count * ctx).flat_map(|t| t.to_le_bytes()));

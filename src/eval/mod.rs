@@ -4,11 +4,14 @@
 //! The definitions are those of llama.cpp's `llama-perplexity --kl-divergence`; what it lacks (confidence intervals by
 //! block bootstrap, paired differences, gates) is added in [`bootstrap`] and [`gate`].
 
+pub mod ablation;
+mod artifact;
 pub mod bootstrap;
 pub mod compare;
 pub mod damage;
 pub mod gate;
 pub mod klbase;
+mod runnable;
 pub mod softmax;
 pub mod stats;
 pub mod text;
@@ -18,8 +21,10 @@ use std::ops::Range;
 
 use crate::Result;
 
+pub use artifact::{Ablation, Artifact, TensorDamage};
 pub use compare::{Base, Candidate, Comparison, Options, Progress, compare};
 pub use gate::{GateOutcome, Gates};
+pub use runnable::Runnable;
 pub use stats::{Estimate, Record, Statistics};
 pub use windows::{Method, Window, Windows};
 

@@ -48,7 +48,7 @@ impl Stored {
             }
             GgmlType::F16 => vector::from_f16(bytes, out),
             GgmlType::BF16 => vector::from_bf16(bytes, out),
-            _ => dequantize_rows(self.ty, bytes, out).map_err(|e| Error::Unsupported(e.to_string()))?,
+            _ => dequantize_rows(self.ty, bytes, out).map_err(|e| Error::unsupported(e.to_string()))?,
         }
         Ok(())
     }

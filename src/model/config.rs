@@ -168,7 +168,7 @@ impl Config {
         })?;
         let family = families::by_gguf(arch).ok_or_else(|| {
             let known: Vec<_> = families::FAMILIES.iter().map(|f| f.gguf).collect();
-            Error::Unsupported(format!("GGUF architecture '{arch}' is not supported; supported: {}", known.join(", ")))
+            Error::unsupported(format!("GGUF architecture '{arch}' is not supported; supported: {}", known.join(", ")))
         })?;
         // All spellings of a family on the Hub agree on what GGUF leaves out.
         let defaults = &family.hf[0].defaults;
@@ -182,7 +182,7 @@ impl Config {
             None => hidden.checked_div(heads).unwrap_or(0),
         };
         if k.size_opt("attention.value_length")?.is_some_and(|n| n != head_dim) {
-            return Err(Error::Unsupported(format!("{arch}: value heads of another size than key heads")));
+            return Err(Error::unsupported(format!("{arch}: value heads of another size than key heads")));
         }
         let vocab = match k.size_opt("vocab_size")? {
             Some(n) => n,
@@ -296,7 +296,7 @@ impl Keys<'_> {
             }),
             ("linear" | "yarn", None) => Err(self.missing("rope.scaling.factor")),
             ("none" | "longrope", _) => Ok(RopeScaling::Default),
-            (other, _) => Err(Error::Unsupported(format!("rope scaling '{other}' is not supported"))),
+            (other, _) => Err(Error::unsupported(format!("rope scaling '{other}' is not supported"))),
         }
     }
 

@@ -105,7 +105,7 @@ pub fn family_of(json: &Value) -> Result<(&'static Family, &'static HfName)> {
     let model_type = json.get("model_type").and_then(Value::as_str);
     families::by_hf(architecture, model_type).ok_or_else(|| {
         let name = architecture.or(model_type).unwrap_or("(config.json names no architecture)");
-        Error::Unsupported(format!("model architecture {name} is not supported; supported: {}", families::supported()))
+        Error::unsupported(format!("model architecture {name} is not supported; supported: {}", families::supported()))
     })
 }
 
@@ -191,14 +191,14 @@ impl Config {
 /// Variants that share a family's name and differ in ways nothing downstream knows.
 fn check_variant(j: HfJson, family: &Family) -> Result<()> {
     if j.bool("use_bidirectional_attention")? == Some(true) {
-        return Err(Error::Unsupported("config.json: bidirectional attention is not supported".into()));
+        return Err(Error::unsupported("config.json: bidirectional attention is not supported".into()));
     }
     if family.gguf.ends_with("moe") {
         let sparse_step = j.size(&["decoder_sparse_step"])?.unwrap_or(1);
         let dense = j.get("mlp_only_layers").and_then(Value::as_array).is_some_and(|a| !a.is_empty());
         if sparse_step != 1 || dense {
             let what = "config.json: layers without experts in a mixture of experts (decoder_sparse_step, mlp_only_layers) are not supported";
-            return Err(Error::Unsupported(what.into()));
+            return Err(Error::unsupported(what.into()));
         }
     }
     Ok(())
@@ -211,7 +211,7 @@ fn activation(j: HfJson, family: &Family) -> Result<Activation> {
         (None | Some("gelu_pytorch_tanh" | "gelu"), true) => Ok(Activation::GeluTanh),
         (None | Some("silu" | "swish"), false) => Ok(Activation::Silu),
         (Some(other), _) => {
-            Err(Error::Unsupported(format!("config.json: {key} '{other}' is not supported for {}", family.gguf)))
+            Err(Error::unsupported(format!("config.json: {key} '{other}' is not supported for {}", family.gguf)))
         }
     }
 }
@@ -259,7 +259,7 @@ fn attention(j: HfJson, d: &Defaults, layers: usize) -> Result<Vec<Attention>> {
             .map(|name| match name.as_str() {
                 Some("full_attention") => Ok(Attention::Full),
                 Some("sliding_attention") => Ok(sliding),
-                _ => Err(Error::Unsupported(format!("config.json: layer type {name} is not supported"))),
+                _ => Err(Error::unsupported(format!("config.json: layer type {name} is not supported"))),
             })
             .collect();
     }
@@ -312,7 +312,7 @@ fn rope(j: HfJson, family: &Family, d: &Defaults, head_dim: usize, context: usiz
     }
     if partial != 1.0 && family.gguf != "phi3" {
         let what = format!("config.json: partial_rotary_factor {partial} is not supported for {}", family.gguf);
-        return Err(Error::Unsupported(what));
+        return Err(Error::unsupported(what));
     }
     let original = match full.get("original_max_position_embeddings") {
         Some(v) if !v.is_null() => {
@@ -361,7 +361,7 @@ fn scaling(table: &Value, original: Option<usize>, family: &Family, context: usi
             original_context: original.unwrap_or(4096),
             attention_factor: number(table, "attention_factor")?,
         }),
-        other => Err(Error::Unsupported(format!("config.json: rope scaling '{other}' is not supported"))),
+        other => Err(Error::unsupported(format!("config.json: rope scaling '{other}' is not supported"))),
     }
 }
 

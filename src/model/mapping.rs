@@ -184,7 +184,7 @@ fn open_hf(ckpt: &Checkpoint) -> Result<Model> {
     let json = read_json(&path)?;
     if let Some(why) = ckpt.unknown_quantization() {
         let what = format!("{}: the checkpoint is already quantized ({why}); start from the original", path.display());
-        return Err(Error::Unsupported(what));
+        return Err(Error::unsupported(what));
     }
     let config = Config::from_hf(&json).map_err(|e| in_file(e, &path))?;
     of_config(ckpt, config, json)
@@ -237,7 +237,7 @@ impl Names<'_> {
         if !float.contains(&t.dtype) && !matches!(t.dtype, Dtype::Packed(_)) {
             let file = file_of(self.ckpt, Some(t));
             let what = format!("{}: tensor '{}' is stored as {:?}", file.display(), t.name, t.dtype);
-            return Err(Error::Unsupported(format!("{what}; weights must be F32, F16, BF16 or F64")));
+            return Err(Error::unsupported(format!("{what}; weights must be F32, F16, BF16 or F64")));
         }
         Ok(())
     }

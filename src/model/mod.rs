@@ -3,15 +3,19 @@
 
 pub mod config;
 pub mod families;
+mod fault;
 mod hf_config;
 pub mod mapping;
 pub mod metadata;
 pub mod modules;
 pub mod naming;
 mod role;
+mod source_model;
 pub mod tokenizer;
 
 pub use config::Config;
 pub use families::{Family, Role};
+pub use fault::fault;
 pub use mapping::{MappedTensor, Model, expected_tensors};
 pub use metadata::{gguf_metadata, keeps_f32};
+pub use source_model::{SourceModel, name_of};

@@ -59,11 +59,11 @@ impl Contents {
         let shown = ckpt.dir().display();
         let Some(config) = &model.hf_config else {
             let what = "a checkpoint folder is made from a folder with config.json and safetensors, not from GGUF";
-            return Err(Error::Unsupported(format!("{shown}: {what}")));
+            return Err(Error::unsupported(format!("{shown}: {what}")));
         };
         if ["quantization_config", "quantization"].iter().any(|key| config.get(key).is_some_and(|q| !q.is_null())) {
             let what = "the checkpoint is already quantized; start from the original";
-            return Err(Error::Unsupported(format!("{shown}: {what}")));
+            return Err(Error::unsupported(format!("{shown}: {what}")));
         }
         let is_module =
             |role: Role| role.is_linear() || (embeddings && matches!(role, Role::TokenEmbedding | Role::Output));
@@ -112,7 +112,7 @@ fn unstacked_name(ckpt: &Checkpoint, model: &Model, t: &MappedTensor, expert: us
     let source = &ckpt.tensors()[t.parts[0]].name;
     match text_name(source) == *source {
         true => Ok(named(pattern, t.layer, expert)),
-        false => Err(Error::Unsupported(format!("tensor '{source}': stacked experts inside a nested model"))),
+        false => Err(Error::unsupported(format!("tensor '{source}': stacked experts inside a nested model"))),
     }
 }
 
@@ -126,7 +126,7 @@ fn modules_of(ckpt: &Checkpoint, model: &Model, t: &MappedTensor) -> Result<Vec<
         let name = if stacked { unstacked_name(ckpt, model, t, i)? } else { ckpt.tensors()[source].name.clone() };
         let Some(path) = name.strip_suffix(".weight") else {
             let what = "is not called '….weight', so that no loader would find what it becomes";
-            return Err(Error::Unsupported(format!("tensor '{name}' {what}")));
+            return Err(Error::unsupported(format!("tensor '{name}' {what}")));
         };
         let first_row = match (t.half, stacked) {
             (Some(half), _) => (2 * i + half) * rows,

@@ -4,9 +4,11 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::convert::LedgerRow;
 use crate::eval::bootstrap::{Bootstrap, Pair};
 use crate::eval::gate::GateOutcome;
 use crate::eval::stats::{Estimate, Statistics};
+pub use crate::eval::{Ablation, Artifact, TensorDamage};
 use crate::{Error, Result};
 
 /// The version that this tool writes.
@@ -49,26 +51,6 @@ pub struct Report {
 pub struct Tool {
     pub name: String,
     pub version: String,
-}
-
-/// A model on disk.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Artifact {
-    /// Short name for tables and charts, for instance `Q4_K_M`.
-    pub name: String,
-    pub path: String,
-    /// `gguf`, `safetensors`, ...
-    pub format: String,
-    /// Bytes of all its weight files.
-    pub bytes: u64,
-    pub parameters: u64,
-    /// Bits per weight: 8 · bytes of tensor data / parameters.
-    pub bpw: f64,
-    /// How the format itself has engines round activations: `fp8`, `int8`, `llm.int8`, `nvfp4`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub activations: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sha256: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -116,49 +98,6 @@ pub struct Candidate {
     pub tensors: Vec<TensorDamage>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ablation: Vec<Ablation>,
-}
-
-/// How far one tensor is from its source.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct TensorDamage {
-    pub name: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub layer: Option<usize>,
-    /// What the tensor is for: `attn_q`, `ffn_down`, `token_embd`, ...
-    pub role: String,
-    /// The type it is stored in.
-    #[serde(rename = "type")]
-    pub ty: String,
-    pub bytes: u64,
-    /// ‖W − W'‖ / ‖W‖ (Frobenius).
-    pub rel_error: f64,
-    /// The same with every column weighted by the mean square of the activation it meets.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rel_error_weighted: Option<f64>,
-}
-
-/// The loss with one group of tensors quantized and all others as in the base.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Ablation {
-    pub group: String,
-    pub tensors: usize,
-    /// Bytes of the group as quantized.
-    pub bytes: u64,
-    pub kld: Estimate,
-}
-
-/// One departure from what was asked: a fallback type, a dropped tensor, an unseen expert.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct LedgerRow {
-    /// The candidate it belongs to, by name.
-    pub candidate: String,
-    /// `fallback`, `dropped`, `damping`, ...
-    pub kind: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tensor: Option<String>,
-    pub asked: String,
-    pub done: String,
-    pub reason: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

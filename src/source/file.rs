@@ -1,11 +1,12 @@
 //! A file that is read by position: many threads share one handle, and no seek stands between them.
 
+use crate::control::Cancel;
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
 /// An open file of a checkpoint.
 #[derive(Debug)]
@@ -13,6 +14,8 @@ pub struct SourceFile {
     pub path: PathBuf,
     /// Length in bytes when it was opened.
     pub len: u64,
+    /// When it was changed last, as of then, where the system tells.
+    pub modified: Option<SystemTime>,
     handle: File,
 }
 
@@ -29,7 +32,19 @@ impl SourceFile {
         }
         let handle = File::open(path).map_err(fault)?;
         let metadata = handle.metadata().map_err(|e| Error::io(path, e))?;
-        Ok(Self { path: path.to_path_buf(), len: metadata.len(), handle })
+        Ok(Self { path: path.to_path_buf(), len: metadata.len(), modified: metadata.modified().ok(), handle })
+    }
+
+    /// That the file is the one that was opened: as long, and changed no later.
+    ///
+    /// Errors: `BadInput` when it is another.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let metadata = std::fs::metadata(&self.path).map_err(|e| Error::io(&self.path, e))?;
+        match metadata.len() == self.len && metadata.modified().ok() == self.modified {
+            true => Ok(()),
+            false => Err(Error::bad_file(&self.path, "the file changed while it was being read")
+                .hint("let nothing write to the checkpoint meanwhile, and run again")),
+        }
     }
 
     /// A stream from the file's start. It shares the handle's position, so only one may be in use.
@@ -72,14 +87,12 @@ fn read_exact_at(file: &File, mut position: u64, mut out: &mut [u8]) -> std::io:
 }
 
 /// The SHA-256 of a file, as 64 lower-case hexadecimal digits. Looks at `cancel` once per MiB.
-pub fn sha256_file(path: &Path, cancel: &AtomicBool) -> Result<String> {
+pub fn sha256_file(path: &Path, cancel: &Cancel) -> Result<String> {
     let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
-        if cancel.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted);
-        }
+        cancel.check()?;
         match file.read(&mut buffer) {
             Ok(0) => break,
             Ok(n) => hash.update(&buffer[..n]),

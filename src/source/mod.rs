@@ -132,7 +132,7 @@ impl Checkpoint {
         for (name, ty, shape) in tensors {
             let dims = shape.iter().rev().map(|d| *d as u64).collect();
             let bytes = crate::gguf::TensorInfo { name: name.clone(), dims, ty, offset: 0 }.bytes();
-            let bytes = bytes.ok_or_else(|| Error::Unsupported(format!("tensor '{name}': {shape:?} as {ty}")))?;
+            let bytes = bytes.ok_or_else(|| Error::unsupported(format!("tensor '{name}': {shape:?} as {ty}")))?;
             found.push(TensorMeta { name, dtype: Dtype::Ggml(ty), shape, file: 0, range: at..at + bytes });
             at += bytes;
         }
@@ -192,7 +192,7 @@ impl Checkpoint {
             return self.decode_packed(t, elements, out);
         }
         let Dtype::Ggml(ty) = t.dtype else {
-            return Err(Error::Unsupported(format!(
+            return Err(Error::unsupported(format!(
                 "tensor '{}' is of type {}, which holds no weights",
                 t.name, t.dtype
             )));

@@ -44,7 +44,7 @@ impl PartialFile {
     }
 
     /// Whether the temporary file stays when this is dropped unfinished.
-    pub fn stays(&mut self, on: bool) {
+    pub fn keep_on_drop(&mut self, on: bool) {
         self.temp.disable_cleanup(on);
     }
 
@@ -91,13 +91,15 @@ impl PartialFile {
     }
 }
 
-/// An existing file is an error of usage unless `force`; so is a folder, always.
+/// # Errors
+/// `Exists` for a file unless `force`, and for a folder always.
 pub fn refuse_existing(target: &Path, force: bool) -> Result<()> {
     if target.is_dir() {
-        return Err(Error::Usage(format!("{} is a folder; name a file", target.display())));
+        let what = "is a folder; name a file";
+        return Err(Error::Exists { path: target.to_path_buf(), what, replaceable: false });
     }
     if !force && target.symlink_metadata().is_ok() {
-        return Err(Error::Usage(format!("{} exists; use --force to replace it", target.display())));
+        return Err(Error::Exists { path: target.to_path_buf(), what: "exists", replaceable: true });
     }
     Ok(())
 }
@@ -200,7 +202,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("a.gguf");
         write_text(&target, "one", false).unwrap();
-        assert!(matches!(write_text(&target, "two", false), Err(Error::Usage(_))));
+        assert!(matches!(write_text(&target, "two", false), Err(Error::Exists { .. })));
         assert_eq!(std::fs::read_to_string(&target).unwrap(), "one");
         write_text(&target, "two", true).unwrap();
         assert_eq!(std::fs::read_to_string(&target).unwrap(), "two");

@@ -3,15 +3,18 @@
 //! no valid header either.
 
 use super::atomic::{PartialFile, free_space};
+use crate::control::Cancel;
 use crate::gguf::{self, DEFAULT_ALIGNMENT, Metadata, TensorInfo};
 use crate::quant;
 use crate::source::SourceFile;
 use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// When to begin another shard, as llama.cpp's gguf-split has it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Split {
     #[default]
     Never,
@@ -132,8 +135,8 @@ impl Artifact {
     }
 
     /// Whether the temporary files stay when this is dropped unfinished.
-    pub fn stays(&mut self, on: bool) {
-        self.shards.iter_mut().for_each(|shard| shard.file.stays(on));
+    pub fn keep_on_drop(&mut self, on: bool) {
+        self.shards.iter_mut().for_each(|shard| shard.file.keep_on_drop(on));
     }
 
     /// Makes sure that what was written is on the disk.
@@ -144,7 +147,7 @@ impl Artifact {
     /// Writes the headers, syncs, reads everything back and checks it.
     ///
     /// Errors: `Interrupted` once `cancel` is set; `BadInput` when a weight was too large for its type.
-    pub fn seal(&self, threads: usize, cancel: &AtomicBool) -> Result<()> {
+    pub fn seal(&self, threads: usize, cancel: &Cancel) -> Result<()> {
         for shard in &self.shards {
             let header = gguf::encode_header(&shard.metadata, &shard.tensors, DEFAULT_ALIGNMENT);
             if header.len() as u64 != shard.header_len {
@@ -168,7 +171,7 @@ impl Artifact {
     }
 }
 
-impl crate::convert::Sink for Artifact {
+impl super::Sink for Artifact {
     fn put(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         let place = self.places[tensor];
         self.shards[place.shard].file.write_at(place.offset + offset, bytes)
@@ -176,7 +179,7 @@ impl crate::convert::Sink for Artifact {
 }
 
 /// Re-reads a finished temporary file: the header must say what was meant, every block's scales must be finite.
-fn check_file(shard: &Shard, threads: usize, cancel: &AtomicBool) -> Result<()> {
+fn check_file(shard: &Shard, threads: usize, cancel: &Cancel) -> Result<()> {
     let (temp, target) = (shard.file.temp_path(), shard.file.target());
     let fault = |what: String| Error::Storage(format!("{}: re-reading what was written: {what}", target.display()));
     let header = gguf::read_header(temp).map_err(|e| fault(e.to_string()))?;
@@ -188,9 +191,7 @@ fn check_file(shard: &Shard, threads: usize, cancel: &AtomicBool) -> Result<()> 
     let file = SourceFile::open(temp)?;
     check_blocks(&file, &header, threads, cancel, &|tensor, what| {
         // What was read back is what was computed: a bad scale means a weight too large for the type.
-        Error::bad_file(target, what)
-            .tensor(tensor)
-            .hint("use a type with a wider range for it: --tensor-type NAME=bf16")
+        Error::bad_file(target, what).tensor(tensor).hint(crate::error::Hint::WiderType { tensor: tensor.to_string() })
     })
 }
 
@@ -201,7 +202,7 @@ pub fn check_blocks(
     file: &SourceFile,
     header: &gguf::Header,
     threads: usize,
-    cancel: &AtomicBool,
+    cancel: &Cancel,
     fault: &(dyn Fn(&str, String) -> Error + Sync),
 ) -> Result<()> {
     const PIECE: usize = 4 << 20;
@@ -215,9 +216,7 @@ pub fn check_blocks(
     let work = || -> Result<()> {
         let mut buffer = vec![0u8; PIECE];
         while let Some(&(index, at, len)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if cancel.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted);
-            }
+            cancel.check()?;
             let tensor = &header.tensors[index];
             let bytes = &mut buffer[..len];
             file.read_at(header.data_start + tensor.offset + at, bytes)?;
@@ -266,7 +265,7 @@ fn group(tensors: &[TensorInfo], split: Split) -> Result<Vec<std::ops::Range<usi
     }
     groups.push(start..tensors.len());
     if groups.len() > u16::MAX as usize {
-        return Err(Error::Usage(format!("{} shards are too many; raise --split-max-size", groups.len())));
+        return Err(Error::request(format!("{} shards are too many; let each be larger", groups.len())));
     }
     Ok(groups)
 }

@@ -7,3 +7,11 @@ pub mod gguf;
 pub mod safetensors;
 
 pub use atomic::PartialFile;
+
+use crate::Result;
+
+/// Where derived bytes go: into an artifact, or against one that is being verified.
+pub trait Sink: Sync {
+    /// Takes a piece of tensor number `tensor` of the output that begins at byte `offset` of it. Called from any thread.
+    fn put(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<()>;
+}

@@ -27,7 +27,7 @@ impl Bpe {
         let name = vocab.pre().unwrap_or("default");
         pre::check_name(name)?;
         let pre = pre::by_name(name).filter(|p| !p.split.is_empty()).ok_or_else(|| {
-            Error::Unsupported(format!(
+            Error::unsupported(format!(
                 "text cannot be tokenized with the pre-tokenizer '{name}' here; converting works"
             ))
         })?;

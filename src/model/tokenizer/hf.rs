@@ -111,7 +111,7 @@ fn source<'a>(files: &'a HfFiles, arch: &str) -> Result<Source<'a>> {
     let ty = model.get("type").and_then(Value::as_str).unwrap_or("BPE");
     if ty != "BPE" || model.get("vocab").is_none_or(|v| !v.is_object()) {
         let what = format!("{}: a {ty} tokenizer is not supported (only BPE and SentencePiece are)", file.display());
-        return Err(Error::Unsupported(what));
+        return Err(Error::unsupported(what));
     }
     if model.get("byte_fallback").and_then(Value::as_bool) == Some(true) {
         return Ok(Source::JsonSpm(json));
@@ -119,7 +119,7 @@ fn source<'a>(files: &'a HfFiles, arch: &str) -> Result<Source<'a>> {
     let mentions = |key| json.get(key).is_some_and(|v| v.to_string().contains("\"ByteLevel\""));
     if !mentions("pre_tokenizer") && !mentions("decoder") {
         let what = format!("{}: this BPE tokenizer is neither byte-level nor SentencePiece's", file.display());
-        return Err(Error::Unsupported(what));
+        return Err(Error::unsupported(what));
     }
     Ok(Source::JsonBpe(json))
 }

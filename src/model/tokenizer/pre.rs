@@ -311,7 +311,7 @@ pub(super) fn recognise(files: &HfFiles, tokenizer: &Value, chosen: Option<&str>
         None => "its pre_tokenizer is not a known one",
     };
     let closest = closest(&signature(&steps), shapes().map(|s| (s.name, signature(s.steps))));
-    Err(Error::Unsupported(format!(
+    Err(Error::unsupported(format!(
         "{}: the pre-tokenizer was not recognised: {why}; the closest known one is '{closest}'\n  \
          hint: if you know that it splits text the same way, pass --pretokenizer {closest}",
         files.path("tokenizer.json").display()
@@ -329,7 +329,7 @@ pub fn check_name(name: &str) -> Result<&'static str> {
 fn unknown_name(name: &str) -> Error {
     let closest = closest(name, PRE_TOKENIZERS.iter().map(|p| (p.name, p.name.to_string())));
     let names: Vec<&str> = PRE_TOKENIZERS.iter().map(|p| p.name).collect();
-    Error::Unsupported(format!(
+    Error::unsupported(format!(
         "'{name}' is no pre-tokenizer that llama.cpp knows (closest: '{closest}')\n  hint: one of {}",
         names.join(", ")
     ))

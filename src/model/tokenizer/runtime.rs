@@ -177,6 +177,17 @@ impl Tokenizer {
         self.len
     }
 
+    /// The conversation through the chat template.
+    ///
+    /// Errors: `BadInput` when there is no template, or it cannot be rendered.
+    pub fn render(&self, messages: &[super::Message], add_generation_prompt: bool) -> Result<String> {
+        let template = self
+            .chat_template()
+            .ok_or_else(|| Error::bad_input("the model has no chat template").hint("use plain text instead"))?;
+        let text = |id: Option<u32>| id.and_then(|id| self.token_text(id)).unwrap_or_default();
+        super::render_chat(template, messages, &text(self.bos()), &text(self.eos()), add_generation_prompt)
+    }
+
     pub fn chat_template(&self) -> Option<&str> {
         self.chat_template.as_deref()
     }
@@ -283,7 +294,7 @@ impl Gguf {
             "gpt2" => false,
             other => {
                 let what = format!("the tokenizer '{other}' cannot be run here (only 'gpt2' and 'llama' can)");
-                return Err(Error::Unsupported(what));
+                return Err(Error::unsupported(what));
             }
         };
         let types = vocab.token_types();

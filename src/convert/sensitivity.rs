@@ -6,18 +6,17 @@
 //! proportional to its output error, `KL(t, type) = s(t) · tr(E H Eᵀ)`. `s` is taken to be the same for tensors of the
 //! same part at about the same depth, and is what the measurement gives.
 
+use super::blocks::mean_gram;
 use crate::calibration::layerwise::{Captured, Stage, Visit};
 use crate::calibration::moments::Moments;
-use crate::convert::{Control, fault};
+use crate::control::Run;
 use crate::eval::klbase::{KlBaseReader, KlBaseWriter};
-use crate::eval::{self, Base, Candidate, Logits, Windows};
+use crate::eval::{self, Base, Candidate, Logits, Runnable, Windows};
 use crate::feedback::ggml::{self, Gauge, losses_by_type};
 use crate::feedback::{Factor, Order, Shrink};
 use crate::infer::{Linear, Stored};
-use crate::model::{MappedTensor, Model};
+use crate::model::{MappedTensor, Model, fault};
 use crate::quant::{self, GgmlType, QuantError};
-use crate::refine::mean_gram;
-use crate::runnable::Runnable;
 use crate::source::Checkpoint;
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -62,7 +61,7 @@ pub struct Estimate<'a> {
     /// Types to estimate for each tensor of the model; none for those that are not quantized.
     types: &'a [Vec<GgmlType>],
     rounding: Rounding,
-    control: &'a Control<'a>,
+    run: Run<'a>,
     index: HashMap<&'a str, usize>,
     /// Of the tensors with types: what was found, where their input was seen.
     pub losses: Vec<Option<Losses>>,
@@ -74,10 +73,10 @@ impl<'a> Estimate<'a> {
         model: &'a Model,
         types: &'a [Vec<GgmlType>],
         rounding: Rounding,
-        control: &'a Control<'a>,
+        run: Run<'a>,
     ) -> Self {
         let index = model.tensors.iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
-        Self { ckpt, model, types, rounding, control, index, losses: vec![None; model.tensors.len()] }
+        Self { ckpt, model, types, rounding, run, index, losses: vec![None; model.tensors.len()] }
     }
 
     /// The matrix that makes the logits, whose input comes after the last layer, and the embeddings where they are
@@ -108,7 +107,7 @@ impl<'a> Estimate<'a> {
                 let Some(&index) = self.index.get(name.as_str()) else { continue };
                 let (tensor, types) = (&model.tensors[index], &self.types[index]);
                 let Some(probe) = probe_type(tensor.cols()).filter(|_| !types.is_empty()) else { continue };
-                self.control.check()?;
+                self.run.check()?;
                 let matrix = tensor.rows_per_matrix().max(1);
                 let rows = if all.len() > 1 { expert * matrix..(expert + 1) * matrix } else { 0..tensor.row_count() };
                 let w = self.sample(tensor, rows.clone())?;
@@ -160,7 +159,7 @@ impl Visit for Estimate<'_> {
     }
 
     fn layer_done(&mut self, _: usize) -> Result<()> {
-        self.control.check()
+        self.run.check()
     }
 }
 
@@ -310,17 +309,17 @@ pub fn measure(
     losses: &[Option<Losses>],
     groups: &mut [Group],
     text: &Text,
-    control: &Control,
+    run: Run,
 ) -> Result<()> {
     let dir = tempfile::tempdir_in(text.folder).map_err(|e| Error::io(text.folder, e))?;
     let path = dir.path().join("base");
     let base = Reference::new(model, text, &path)?;
     for group in groups {
-        control.check()?;
+        run.check()?;
         let types: Vec<(usize, GgmlType)> =
             group.members.iter().filter_map(|i| Some((*i, probe_type(model.model.tensors[*i].cols())?))).collect();
         group.kl = base.kl(model, losses, &types, text)?;
-        (control.advance)(text.windows.covered_tokens() as u64);
+        run.advance(text.windows.covered_tokens() as u64);
     }
     Ok(())
 }

@@ -1,15 +1,12 @@
 //! Rounding to nearest: every module alone, as the format's own tool does it. The model is not run.
 
-use super::job::{Job, Method, formats_module, part, parts};
+use super::job::{Job, formats_module, part, parts};
 use crate::formats::Spec;
 use crate::model::Role;
 use crate::model::modules::Module;
 use crate::{Error, Result};
 use rayon::prelude::*;
 use serde_json::{Value, json};
-
-/// Each module by itself.
-pub struct Nearest;
 
 /// Modules are worked on together up to so many weights (and a single larger one alone), which bounds the memory.
 const TOGETHER: usize = 1 << 25;
@@ -19,10 +16,9 @@ pub fn at_once(largest: usize) -> usize {
     TOGETHER.max(largest)
 }
 
-impl Method for Nearest {
-    fn run(&mut self, job: &Job) -> Result<()> {
-        parts(job.planned).into_iter().try_for_each(|layer| round_part(job, layer))
-    }
+/// Rounds every part that is not finished.
+pub fn run(job: &Job) -> Result<()> {
+    parts(job.plan).into_iter().try_for_each(|layer| round_part(job, layer))
 }
 
 /// Rounds the modules of one part, unless an earlier run did.
@@ -32,10 +28,10 @@ pub fn round_part(job: &Job, layer: Option<usize>) -> Result<()> {
 
 /// Rounds the modules of one part; what is to be noted about it.
 pub fn rounded_part(job: &Job, layer: Option<usize>) -> Result<Value> {
-    let modules: Vec<usize> = job.planned.contents.layer(layer).map(|(i, _)| i).collect();
+    let modules: Vec<usize> = job.plan.contents.layer(layer).map(|(i, _)| i).collect();
     let mut records = Vec::new();
-    for batch in batches(&job.planned.contents.modules, &modules) {
-        job.control.check()?;
+    for batch in batches(&job.plan.contents.modules, &modules) {
+        job.run.check()?;
         let done: Result<Vec<Value>> = batch.par_iter().map(|i| round(job, *i)).collect();
         records.extend(done?);
     }
@@ -59,8 +55,8 @@ fn batches(all: &[Module], chosen: &[usize]) -> Vec<Vec<usize>> {
 }
 
 fn round(job: &Job, index: usize) -> Result<Value> {
-    let module = &job.planned.contents.modules[index];
-    let Some(spec) = job.planned.specs[index] else { return job.copy_module(index) };
+    let module = &job.plan.contents.modules[index];
+    let Some(spec) = job.plan.specs[index] else { return job.copy_module(index) };
     let weights = module.read(job.ckpt)?;
     let mut what = formats_module(job, index, &weights);
     what.fused_max = fused_max(job, &spec, index, &weights)?;
@@ -87,7 +83,7 @@ pub fn fused_max(job: &Job, spec: &Spec, index: usize, weights: &[f32]) -> Resul
     if !spec.shares_global_scale() {
         return Ok(None);
     }
-    let modules = &job.planned.contents.modules;
+    let modules = &job.plan.contents.modules;
     let Some(set) = sharing_set(&modules[index]) else { return Ok(None) };
     let largest = |w: &[f32]| w.iter().fold(0f32, |max, w| max.max(w.abs()));
     let mut max = largest(weights);

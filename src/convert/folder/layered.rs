@@ -3,14 +3,14 @@
 //! packed and written, and takes its place in the running model. What cannot be done so is done to nearest with a search
 //! of scales, and said so; hours of work never end in a crash over one tensor.
 
-use super::job::{Job, Method, formats_module, part, parts};
+use super::job::{Job, formats_module, part, parts};
 use super::nearest::{fused_max, in_file, round_part};
 use super::scaled::{self, Factors, Known, Scaling};
 use crate::Result;
 use crate::awq::{Grid, clip};
 use crate::calibration::layerwise::{self, Captured, Stage, Visit};
 use crate::calibration::moments::Moments;
-use crate::convert::Control;
+use crate::control::Run;
 use crate::feedback::int::{Codes, IntSpec, Search};
 use crate::feedback::{Factor, Order, ScaleType, Shrink, fp4, int};
 use crate::formats::{self, Format, Fp4Codes, Packed, Piece, Spec};
@@ -19,7 +19,6 @@ use crate::kernel::RowSource;
 use crate::model::Role;
 use crate::model::modules::Module;
 use crate::quant::GgmlType;
-use crate::writer::atomic::folder_of;
 use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -36,8 +35,6 @@ pub struct Options {
     pub scaling: Option<Scaling>,
     /// Inputs are seen behind quantized predecessors.
     pub sequential: bool,
-    /// Bytes of activations that may stay in memory; beyond, they go to a file beside the folder.
-    pub max_memory: Option<u64>,
 }
 
 /// Rounds layer after layer while the model runs over `windows`.
@@ -46,8 +43,9 @@ pub struct Layered<'a> {
     pub options: Options,
 }
 
-impl Method for Layered<'_> {
-    fn run(&mut self, job: &Job) -> Result<()> {
+impl Layered<'_> {
+    /// Rounds every part that is not finished.
+    pub fn run(&self, job: &Job) -> Result<()> {
         let options = self.options;
         let mut visitor = Visitor {
             job,
@@ -62,14 +60,14 @@ impl Method for Layered<'_> {
             // The search for factors is more sensitive to rounding than the codes are.
             bf16: options.scaling.is_none(),
             held: Vec::new(),
-            max_memory: options.max_memory,
-            spill: folder_of(job.folder.target()).to_path_buf(),
+            max_memory: job.run.control.max_memory,
+            spill: job.run.spill_folder(job.folder.target()),
         };
         // Progress is counted where modules are written.
-        let control = Control { threads: job.control.threads, cancel: job.control.cancel, advance: &|_| {} };
-        layerwise::run(job.ckpt, job.model, self.windows, &options, &mut visitor, &control)?;
+        let run = job.run.unheard();
+        layerwise::run(job.ckpt, job.model, self.windows, &options, &mut visitor, &run)?;
         // Embedding and output, where the format has them.
-        match parts(job.planned).contains(&None) {
+        match parts(job.plan).contains(&None) {
             true => round_part(job, None),
             false => Ok(()),
         }
@@ -118,7 +116,7 @@ fn feedback(options: &Options, inputs: &Moments, spec: &Spec) -> Feedback {
 impl Visitor<'_> {
     /// Chooses the codes of a module by the factor of its inputs.
     fn round(&mut self, index: usize, spec: &Spec, weights: &[f32], feedback: &Feedback) -> (Codes, f64) {
-        let m = &self.job.planned.contents.modules[index];
+        let m = &self.job.plan.contents.modules[index];
         let in_f16 = m.scale_type(self.job.ckpt) == GgmlType::F16
             || matches!(spec.format, Format::Gptq | Format::GptqV2 | Format::Awq);
         let grid = IntSpec {
@@ -142,7 +140,7 @@ impl Visitor<'_> {
         inputs: &Moments,
         feedback: &Feedback,
     ) -> Result<(Vec<Piece>, f64)> {
-        let m = &self.job.planned.contents.modules[index];
+        let m = &self.job.plan.contents.modules[index];
         let module = self.described(index, spec, weights, inputs)?;
         // The global scales are those of rounding to nearest.
         let mut codes = Fp4Codes::nearest(spec, &module).map_err(|e| in_file(e, self.job, m))?;
@@ -196,8 +194,8 @@ impl Visitor<'_> {
     /// Rounds, packs and writes a module, or holds it until the layer is finished. What it is, its rows not scaled yet;
     /// `None` where it stays as it was.
     fn module(&mut self, index: usize, inputs: &Moments, feedback: Option<&Feedback>) -> Result<Option<Packed>> {
-        let m = &self.job.planned.contents.modules[index];
-        let Some(spec) = self.job.planned.specs[index] else {
+        let m = &self.job.plan.contents.modules[index];
+        let Some(spec) = self.job.plan.specs[index] else {
             let record = self.job.copy_module(index)?;
             self.records.push((index, record));
             return Ok(None);
@@ -247,7 +245,7 @@ impl Visitor<'_> {
         let mut record = self.job.record(index, weights, &packed);
         record["loss"] = json!(loss);
         record["tokens"] = json!(tokens);
-        if let Some(gain) = self.factors.gain(&self.job.planned.contents.modules[index]) {
+        if let Some(gain) = self.factors.gain(&self.job.plan.contents.modules[index]) {
             record["loss_with_scaled_channels"] = json!(gain);
         }
         self.records.push((index, record));
@@ -257,8 +255,8 @@ impl Visitor<'_> {
     /// Writes the modules that were held, with what has been taken out of their rows since.
     fn release(&mut self) -> Result<()> {
         for (index, mut rounded) in std::mem::take(&mut self.held) {
-            let m = &self.job.planned.contents.modules[index];
-            let Some(spec) = self.job.planned.specs[index] else { continue };
+            let m = &self.job.plan.contents.modules[index];
+            let Some(spec) = self.job.plan.specs[index] else { continue };
             let mut weights = m.read(self.job.ckpt)?;
             self.factors.apply(m, &mut weights);
             self.factors.apply_rows(m, &mut rounded.codes);
@@ -293,7 +291,7 @@ impl Visitor<'_> {
 
     /// Puts packed modules in the place of the engine's weights, without what scaling did to them.
     fn replace(&self, linears: Vec<&mut Linear>, packed: Vec<(usize, Packed)>, finished: bool) {
-        let modules = &self.job.planned.contents.modules;
+        let modules = &self.job.plan.contents.modules;
         let scaled = packed.into_iter().map(|(index, packed)| {
             let (rows, columns) = self.inverse(&modules[index], finished);
             (index, Scaled { packed, rows, columns })
@@ -303,17 +301,17 @@ impl Visitor<'_> {
 
     /// The modules whose weights are among `names`, of one expert or (`None`) outside of experts.
     fn reading(&self, layer: usize, names: &[String], expert: Option<usize>) -> Vec<usize> {
-        let all = self.job.planned.contents.layer(Some(layer));
+        let all = self.job.plan.contents.layer(Some(layer));
         all.filter(|(_, m)| m.expert == expert && names.contains(&m.gguf)).map(|(i, _)| i).collect()
     }
 }
 
 impl Visit for Visitor<'_> {
     fn stage(&mut self, layer: usize, stage: Stage, captured: &[&Captured], linears: Vec<&mut Linear>) -> Result<()> {
-        let finished = self.job.folder.finished(&part(Some(layer))).is_some();
-        let modules = &self.job.planned.contents.modules;
+        let finished = self.job.finished(&part(Some(layer))).is_some();
+        let modules = &self.job.plan.contents.modules;
         let mut done = Vec::new();
-        match (self.options.scaling, self.job.folder.finished(&part(Some(layer)))) {
+        match (self.options.scaling, self.job.finished(&part(Some(layer)))) {
             (Some(scaling), None) => self.scale(scaling, layer, stage, captured)?,
             (Some(_), Some(record)) => self.factors = Factors::restored(self.job, layer, &record["factors"]),
             (None, _) => {}
@@ -321,7 +319,7 @@ impl Visit for Visitor<'_> {
         for inputs in captured {
             let of_experts = modules.iter().any(|m| m.expert.is_some() && inputs.linears.contains(&m.gguf));
             for (i, moments) in inputs.moments.iter().enumerate() {
-                self.job.control.check()?;
+                self.job.run.check()?;
                 let members = self.reading(layer, &inputs.linears, of_experts.then_some(i));
                 if finished {
                     // What an earlier run wrote takes the same place.
@@ -336,7 +334,7 @@ impl Visit for Visitor<'_> {
                     Some(columns) => Cow::Owned(scaled::divided(moments, columns)),
                     None => Cow::Borrowed(moments),
                 };
-                let spec = members.iter().find_map(|i| self.job.planned.specs[*i]);
+                let spec = members.iter().find_map(|i| self.job.plan.specs[*i]);
                 let takes = spec.filter(|spec| self.options.feedback && takes_feedback(spec));
                 let feedback = takes.map(|spec| feedback(&self.options, &moments, &spec));
                 for index in members {
@@ -356,7 +354,7 @@ impl Visit for Visitor<'_> {
         let factors = if self.options.sequential { self.factors.record() } else { json!(null) };
         self.release()?;
         let scaled = std::mem::take(&mut self.factors);
-        if self.job.folder.finished(&part(Some(layer))).is_none() {
+        if self.job.finished(&part(Some(layer))).is_none() {
             scaled.write_kept(self.job, layer)?;
         }
         let mut records = std::mem::take(&mut self.records);

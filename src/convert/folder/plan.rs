@@ -1,23 +1,24 @@
 //! What a checkpoint folder will hold, decided from the configuration and the shapes alone: how each linear layer is
 //! stored, where that departs from what was asked and why, and every tensor's type and shape. No weight is read.
 
+use crate::convert::LedgerRow;
 use crate::formats::{Exception, Format, Reach, Scope, Spec};
 use crate::model::modules::{Contents, Module};
-use crate::model::{Model, Role};
+use crate::model::{Model, Role, SourceModel};
 use crate::source::Checkpoint;
 use crate::writer::safetensors::Entry;
 use crate::{Error, Result};
 use serde_json::Value;
 
 /// The bytes that transformers puts into one file unless told otherwise.
-pub const MAX_SHARD: u64 = 5_000_000_000;
+pub(in crate::convert) const MAX_SHARD: u64 = 5_000_000_000;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
-pub struct Request {
-    pub spec: Spec,
+struct Request {
+    spec: Spec,
     /// Devices over which an engine is to split every layer.
-    pub tp: usize,
+    devices: usize,
 }
 
 /// One way in which the folder departs from what was asked.
@@ -30,9 +31,30 @@ pub struct Departure {
     pub reason: String,
 }
 
+impl Departure {
+    /// As a row of the ledger of an output.
+    pub fn of(&self, candidate: &str) -> LedgerRow {
+        LedgerRow {
+            candidate: candidate.to_string(),
+            kind: "fallback".into(),
+            tensor: self.module.clone(),
+            asked: self.asked.clone(),
+            done: self.done.clone(),
+            reason: self.reason.clone(),
+        }
+    }
+}
+
+impl std::fmt::Display for Departure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let module = self.module.as_deref().map_or(String::new(), |m| format!("{m}: "));
+        write!(f, "{module}{} instead of {}: {}", self.done, self.asked, self.reason)
+    }
+}
+
 /// A folder, decided.
 #[derive(Clone, Debug)]
-pub struct Planned {
+pub struct FolderPlan {
     /// The format of most modules; its group is settled.
     pub spec: Spec,
     pub contents: Contents,
@@ -48,17 +70,20 @@ pub struct Planned {
 /// What stays in the source's type, as the name that follows "to" in a sentence.
 const KEPT: &str = "left as it is";
 
-impl Planned {
+impl FolderPlan {
+    /// Decides a folder in a format that survives a split over so many devices.
+    ///
     /// # Errors
     /// `Unsupported` when a group that was asked for by name does not divide the rows, or nothing at all can be stored so.
-    pub fn new(ckpt: &Checkpoint, model: &Model, request: &Request) -> Result<Planned> {
+    pub fn new(source: &SourceModel, spec: Spec, devices: usize) -> Result<FolderPlan> {
+        let (ckpt, model, request) = (&*source.ckpt, &*source.model, &Request { spec, devices: devices.max(1) });
         let embeddings = request.spec.reach() == Reach::EmbeddingsToo;
         let contents = Contents::of(ckpt, model, embeddings)?;
         let mut departures = Vec::new();
         let spec = settle_group(request, &contents.modules, &mut departures)?;
         let mut specs: Vec<Option<Spec>> = vec![Some(spec); contents.modules.len()];
         for (module, chosen) in contents.modules.iter().zip(&mut specs) {
-            let Some(reason) = refusal(&spec, module, request.tp) else { continue };
+            let Some(reason) = refusal(&spec, module, request.devices) else { continue };
             // Blocks have a sibling without them that any shape can have.
             let instead = (spec.format == Format::Fp8Block).then(|| crate::formats::parse("fp8")).flatten();
             departures.push(Departure {
@@ -72,13 +97,13 @@ impl Planned {
         agree(&contents.modules, &mut specs, &mut departures);
         if specs.iter().all(Option::is_none) {
             let reason = departures.iter().rev().find(|d| d.module.is_some()).map_or("", |d| d.reason.as_str());
-            return Err(Error::Unsupported(format!(
+            return Err(Error::unsupported(format!(
                 "{spec}: no linear layer of this model can be stored so: {reason}"
             )));
         }
         let entries = entries(ckpt, &contents, &specs);
         let config = config(ckpt, model, &spec, &contents, &specs);
-        Ok(Planned { spec, contents, specs, departures, entries, config })
+        Ok(FolderPlan { spec, contents, specs, departures, entries, config })
     }
 
     /// Bytes of all tensors.
@@ -119,17 +144,17 @@ fn settle_group(request: &Request, modules: &[Module], departures: &mut Vec<Depa
         matches!(spec.format, Format::Gptq | Format::GptqV2 | Format::Awq | Format::PackQuantized | Format::MlxAffine);
     let Some(asked) = spec.group.filter(|_| free) else { return Ok(spec) };
     let fits = |group: usize| {
-        modules.iter().find(|m| !split_cols(m, request.tp).is_some_and(|cols| cols.is_multiple_of(group)))
+        modules.iter().find(|m| !split_cols(m, request.devices).is_some_and(|cols| cols.is_multiple_of(group)))
     };
     let Some(first) = fits(asked) else { return Ok(spec) };
     let best = [128, 64, 32].into_iter().filter(|g| *g < asked).find(|g| fits(*g).is_none());
-    let reason = undivided(first, asked, request.tp);
+    let reason = undivided(first, asked, request.devices);
     if spec.group_given {
         let hint = match best {
             Some(group) => format!("groups of {group} divide every row: {}", Spec { group: best, ..spec }.named(group)),
             None => "a format without groups takes it: fp8, int8, nf4".to_string(),
         };
-        return Err(Error::Unsupported(format!("{spec}: {reason}\n  hint: {hint}")));
+        return Err(Error::unsupported(format!("{spec}: {reason}\n  hint: {hint}")));
     }
     // Where no group divides all, the smallest leaves the fewest modules out.
     let group = best.unwrap_or(32.min(asked));

@@ -1,26 +1,27 @@
 //! A model that can be run: its weights in memory, its tokenizer and its chat template, from a checkpoint folder or from
 //! a GGUF file alone. This is where the evaluator's view of a model (logits of tokens) meets the forward pass.
 
-use crate::eval::text::Encoder;
-use crate::eval::{EachRows, Logits};
+use super::text::Encoder;
+use super::{Artifact, EachRows, Logits};
 use crate::infer::{Cache, Engine};
-use crate::model::Model;
-use crate::model::tokenizer::{Message, Tokenizer, render_chat};
+use crate::model::tokenizer::{Message, Tokenizer};
+use crate::model::{Model, SourceModel};
 use crate::quant::presets::PRESETS;
-use crate::report::Artifact;
 use crate::source::{Checkpoint, Dtype};
 use crate::{Error, Result};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Logits that are computed together: enough rows for an efficient product, few enough to stay small.
 const HEAD_BYTES: usize = 64 << 20;
 
+/// A model whose weights are in memory.
 pub struct Runnable {
-    pub ckpt: Checkpoint,
-    pub model: Model,
+    pub ckpt: Arc<Checkpoint>,
+    pub model: Arc<Model>,
     pub engine: Engine,
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     pub artifact: Artifact,
     work: Work,
 }
@@ -39,39 +40,40 @@ struct Work {
 impl Runnable {
     /// Opens and loads a model.
     ///
-    /// Errors: those of [`Checkpoint::open`], [`Model::open`], the tokenizer and [`Engine::load`].
+    /// Errors: those of [`SourceModel::open`], the tokenizer and [`Engine::load`].
     pub fn open(path: &Path) -> Result<Self> {
-        Self::with(Checkpoint::open(path)?, path, Engine::load)
+        Self::load(&SourceModel::open(path)?)
+    }
+
+    /// Loads an open model.
+    ///
+    /// Errors: those of the tokenizer and [`Engine::load`].
+    pub fn load(source: &SourceModel) -> Result<Self> {
+        Self::with(source, Engine::load)
     }
 
     /// Opens a model without its layers: it reads and writes tokens, and cannot run.
     ///
     /// Errors: as [`Runnable::open`].
     pub fn open_idle(path: &Path) -> Result<Self> {
-        Self::with(Checkpoint::open(path)?, path, Engine::shell)
+        Self::with(&SourceModel::open(path)?, Engine::shell)
     }
 
-    fn with(ckpt: Checkpoint, path: &Path, engine: impl FnOnce(&Checkpoint, &Model) -> Result<Engine>) -> Result<Self> {
-        let model = Model::open(&ckpt)?;
-        let tokenizer = match ckpt.gguf() {
-            Some(metadata) => Tokenizer::from_gguf(metadata)?,
-            None => Tokenizer::from_hf_dir(ckpt.dir())?,
-        };
-        let mut engine = engine(&ckpt, &model)?;
+    fn with(source: &SourceModel, engine: impl FnOnce(&Checkpoint, &Model) -> Result<Engine>) -> Result<Self> {
+        let SourceModel { path, ckpt, model, .. } = source;
+        let tokenizer = source.tokenizer()?;
+        let mut engine = engine(ckpt, model)?;
         let rounds = engine.rounded_by_format().map(String::from);
-        let artifact = Artifact { activations: rounds, ..artifact(path, &ckpt) };
-        Ok(Self { ckpt, model, engine, tokenizer, artifact, work: Work::default() })
+        let artifact = Artifact { activations: rounds, ..artifact(path, ckpt) };
+        Ok(Self { ckpt: ckpt.clone(), model: model.clone(), engine, tokenizer, artifact, work: Work::default() })
     }
 
     /// The conversation through the model's chat template.
     ///
     /// Errors: `BadInput` when there is no template, or it cannot be rendered.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let template = self.tokenizer.chat_template().ok_or_else(|| {
-            Error::bad_file(&self.artifact.path, "the model has no chat template").hint("use plain text instead")
-        })?;
-        let text = |id: Option<u32>| id.and_then(|id| self.tokenizer.token_text(id)).unwrap_or_default();
-        render_chat(template, messages, &text(self.tokenizer.bos()), &text(self.tokenizer.eos()), add_generation_prompt)
+        let rendered = self.tokenizer.render(messages, add_generation_prompt);
+        rendered.map_err(|e| e.in_file(Path::new(&self.artifact.path)))
     }
 }
 
@@ -156,7 +158,22 @@ impl Encoder for Runnable {
     }
 
     fn bos(&self) -> Option<u32> {
-        self.tokenizer.bos().filter(|_| self.tokenizer.add_bos())
+        Encoder::bos(&*self.tokenizer)
+    }
+
+    fn render_chat(&self, messages: &[Message]) -> Result<String> {
+        self.render(messages, false)
+    }
+}
+
+impl Encoder for Tokenizer {
+    fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>> {
+        Tokenizer::encode(self, text, parse_special)
+    }
+
+    /// The token that stands in front of a text, where the tokenizer asks for one.
+    fn bos(&self) -> Option<u32> {
+        Tokenizer::bos(self).filter(|_| self.add_bos())
     }
 
     fn render_chat(&self, messages: &[Message]) -> Result<String> {

@@ -2,40 +2,21 @@
 //! written for every target before the next one is touched. Memory is a few pieces per thread, whatever the model's
 //! size. Which type a tensor gets was decided before; nothing is decided here.
 
+use crate::control::Run;
 use crate::gguf::TensorInfo;
-use crate::model::{MappedTensor, Model};
+use crate::model::{MappedTensor, Model, fault};
 use crate::quant::{self, GgmlType, QuantError};
 use crate::source::{Checkpoint, Dtype};
+use crate::writer::Sink;
 use crate::{Error, Result};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Weights per piece; whole rows, at least one. Its bytes, its numbers and its blocks stay in the second-level cache.
 pub const PIECE: usize = 1 << 17;
 
-/// What a long run reports to and asks.
-pub struct Control<'a> {
-    pub threads: usize,
-    /// Set from a signal handler; the run stops at the next piece.
-    pub cancel: &'a AtomicBool,
-    /// Called with the number of source bytes that were just dealt with.
-    pub advance: &'a (dyn Fn(u64) + Sync),
-}
-
-impl Control<'_> {
-    pub fn check(&self) -> Result<()> {
-        if self.cancel.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
-    }
-}
-
 /// Statistics of one tensor's input activations: the importance of each column, per stacked matrix (`[matrices, cols]`).
 pub type Importance<'a> = &'a (dyn Fn(&str) -> Option<&'a [f32]> + Sync);
-
-/// Where derived bytes go: into an artifact, or against one that is being verified.
-pub trait Sink: Sync {
-    /// Takes a piece of tensor number `tensor` (in the order of [`outputs`]) that begins at byte `offset` of it.
-    fn put(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<()>;
-}
 
 /// One output of the run: `types[i]` is what tensor `i` of [`outputs`] becomes.
 pub struct Target<'a> {
@@ -85,7 +66,7 @@ pub fn run<'a>(
     importance: Importance<'a>,
     targets: &'a [Target<'a>],
     aside: Aside<'a>,
-    control: &Control,
+    run: Run,
 ) -> Result<()> {
     for (index, tensor) in model.generated.iter().enumerate() {
         for target in targets {
@@ -115,17 +96,17 @@ pub fn run<'a>(
         let mut worker = Worker { ckpt, importance, targets, scratch: Vec::new(), rows: Vec::new(), bytes: Vec::new() };
         while let Some((index, rows)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
             let tensor = &model.tensors[*index];
-            let done = control.check().and_then(|()| worker.piece(tensor, model.generated.len() + index, rows.clone()));
+            let done = run.check().and_then(|()| worker.piece(tensor, model.generated.len() + index, rows.clone()));
             if let Err(e) = done {
                 next.store(pieces.len(), Ordering::Relaxed); // the other threads stop at their next piece
                 return Err(e);
             }
-            (control.advance)(tensor.source_bytes(ckpt, rows));
+            run.advance(tensor.source_bytes(ckpt, rows));
         }
         Ok(())
     };
     std::thread::scope(|scope| {
-        let threads = control.threads.max(1);
+        let threads = run.threads().max(1);
         let work = &work;
         let workers: Vec<_> = (0..threads).map(|i| scope.spawn(move || work(i < threads.div_ceil(2)))).collect();
         // Every thread is joined before the first error is returned, so that nothing writes any more.
@@ -211,36 +192,5 @@ fn as_stored(error: QuantError) -> QuantError {
     match error {
         QuantError::BadScale { ty, block, value } => QuantError::NotFinite { index: block * ty.block(), value },
         other => other,
-    }
-}
-
-/// Names the weight at fault: source file, source tensor, row and column.
-pub(crate) fn fault(
-    ckpt: &Checkpoint,
-    tensor: &MappedTensor,
-    rows: &Range<usize>,
-    ty: GgmlType,
-    error: QuantError,
-) -> Error {
-    let cols = tensor.cols().max(1);
-    let part = tensor.parts.get(rows.start / tensor.rows_per_matrix().max(1)).or(tensor.parts.first());
-    let meta = part.map(|p| &ckpt.tensors()[*p]);
-    let file = meta.and_then(|m| ckpt.files().get(m.file)).map(|f| f.path.clone()).unwrap_or_default();
-    let name = meta.map_or(&tensor.name, |m| &m.name);
-    match error {
-        QuantError::NotFinite { index, value } => {
-            let (row, col) = (rows.start + index / cols, index % cols);
-            Error::bad_file(file, format!("the weight in row {row}, column {col} is {value}"))
-                .tensor(name)
-                .hint("the checkpoint is damaged or its training diverged; download it again or ask its author")
-        }
-        QuantError::BadScale { block, .. } => {
-            let at = rows.start * cols + block * ty.block();
-            let what = format!("a weight near row {}, column {} is too large for {ty}", at / cols, at % cols);
-            Error::bad_file(file, what)
-                .tensor(name)
-                .hint(format!("give it a type with more range: --tensor-type '{}=bf16'", regex::escape(&tensor.name)))
-        }
-        other => Error::bad_file(file, other.to_string()).tensor(name),
     }
 }

@@ -1,11 +1,9 @@
 //! Which tensors cause the loss: the base model with one group of tensors at a time taken from a candidate, scored
 //! against the base itself. A second copy of the base lends its place to each group in turn.
 
-use crate::eval::{self, Base, Candidate, Options, Windows};
-use crate::report::Ablation;
-use crate::runnable::Runnable;
-use crate::{Error, Result};
-use std::sync::atomic::{AtomicBool, Ordering};
+use super::{Ablation, Base, Candidate, Options, Runnable, Windows};
+use crate::Result;
+use crate::control::Cancel;
 
 /// The KL divergence of each group of linear layers (all `ffn_down`, all `attn_v`, ...) quantized alone, largest first.
 /// `twin` is the base loaded once more; all three models are as before afterwards.
@@ -17,7 +15,7 @@ pub fn ablate(
     candidate: &mut Runnable,
     stream: &[u32],
     windows: &Windows,
-    cancel: &AtomicBool,
+    cancel: &Cancel,
 ) -> Result<Vec<Ablation>> {
     let mut groups: Vec<String> = Vec::new();
     for linear in candidate.engine.linears_mut() {
@@ -28,17 +26,15 @@ pub fn ablate(
     }
     let mut rows = Vec::new();
     for group in groups {
-        if cancel.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted);
-        }
+        cancel.check()?;
         let tensors = swap(twin, candidate, &group);
         let run = {
             let from = Base::Model(Candidate { name: "base".into(), model: base });
             let with = Candidate { name: group.clone(), model: twin };
-            eval::compare(from, &mut [with], stream, windows, Options::default())
+            super::compare(from, &mut [with], stream, windows, Options::default())
         };
         swap(twin, candidate, &group);
-        let (statistics, _) = run?.summarize(eval::bootstrap::Bootstrap::default());
+        let (statistics, _) = run?.summarize(super::bootstrap::Bootstrap::default());
         let bytes = candidate.model.tensors.iter().filter(|t| group_of(&t.name) == group);
         let bytes = bytes.flat_map(|t| &t.parts).map(|p| candidate.ckpt.tensors()[*p].bytes()).sum();
         let kld = statistics.first().map(|s| s.kld).unwrap_or_default();

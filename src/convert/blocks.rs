@@ -1,27 +1,24 @@
 //! The part of a GGUF conversion that knows the activations: layer by layer, every quantized matrix of a block is rounded
 //! with error feedback for every target, where its type has it, and beside it by ggml's own search with the importance of
 //! the same tokens. Text that had no part in the rounding decides which of the two is kept. Norms, embeddings and
-//! everything unquantized are left to [`crate::convert`].
+//! everything unquantized are left to [`super::stream`].
 
-pub mod journal;
-mod sorting;
-pub mod streamed;
-
+use super::journal::Journal;
+use super::sorting::{self, Side, Sorted};
 use crate::calibration::layerwise::{Captured, Stage, Visit};
 use crate::calibration::moments::Moments;
 use crate::calibration::stats::Input;
-use crate::convert::{Control, Sink, fault};
+use crate::control::Run;
 use crate::feedback::ggml::{self, Gauge, Hessian, Prepared, Verdict, feedback_rows};
 use crate::feedback::{Factor, Order, Shrink};
 use crate::infer::{Linear, Stored};
-use crate::model::{MappedTensor, Model};
+use crate::model::{MappedTensor, Model, fault};
 use crate::quant::{self, GgmlType, QuantError};
 use crate::source::Checkpoint;
+use crate::writer::Sink;
 use crate::{Error, Result};
-use journal::{Finished, Journal};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use sorting::{Side, Sorted};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -37,90 +34,137 @@ pub struct Settings {
     pub sort_channels: bool,
 }
 
-/// A file in the making.
-pub struct Target<'a> {
-    /// What each tensor of [`crate::convert::outputs`] becomes.
-    pub types: &'a [GgmlType],
+/// A file in the making, as the rounding sees it.
+pub struct BlockOutput<'a> {
+    /// What each tensor of [`super::stream::outputs`] becomes.
+    pub types: Vec<GgmlType>,
     pub sink: &'a dyn Sink,
     /// Takes the blocks of ggml's search alone: what the finished file is compared with.
     pub plain: &'a dyn Sink,
-    /// Brings what both have taken to the disk.
-    pub sync: &'a dyn Fn() -> Result<()>,
+    /// Per tensor of [`super::stream::outputs`]: whether its bytes are written.
+    pub done: Vec<bool>,
+    /// Matrices that kept ggml's blocks.
+    pub refused: Vec<Refused>,
+    /// Matrices with feedback.
+    pub kept: usize,
+    /// The matrices of the layer at hand that are sorted, by their place in the model.
+    sorted: HashMap<usize, Sorted>,
+}
+
+impl<'a> BlockOutput<'a> {
+    pub fn new(types: Vec<GgmlType>, sink: &'a dyn Sink, plain: &'a dyn Sink) -> Self {
+        let done = vec![false; types.len()];
+        Self { types, sink, plain, done, refused: Vec::new(), kept: 0, sorted: HashMap::new() }
+    }
 }
 
 /// A matrix in which feedback lost on held-out text, or was not possible.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Refused {
-    pub target: usize,
     pub tensor: String,
     pub expert: Option<usize>,
     pub reason: String,
 }
 
+/// The part of a journal that holds a layer.
+fn part(layer: usize) -> String {
+    format!("layer {layer}")
+}
+
+/// What a journal notes of a finished layer. Floating-point numbers as their bits, so that none changes on the way.
+#[derive(Serialize, Deserialize)]
+struct LayerRecord {
+    inputs: Vec<Sums>,
+    outputs: Vec<OutputRecord>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Sums {
+    linear: String,
+    cols: usize,
+    sum2: Vec<u64>,
+    abs: Vec<u64>,
+    counts: Vec<u64>,
+}
+
+/// The state of one output after a layer.
+#[derive(Serialize, Deserialize)]
+struct OutputRecord {
+    /// Tensors whose blocks are complete, by their place in the output.
+    done: Vec<usize>,
+    refused: Vec<Refused>,
+    kept: usize,
+}
+
 /// Rounds matrices as their inputs become known.
-pub struct Refine<'a> {
+pub struct Refine<'a, 'o> {
     ckpt: &'a Checkpoint,
     model: &'a Model,
-    targets: &'a [Target<'a>],
+    outputs: &'o mut [BlockOutput<'a>],
     settings: Settings,
-    control: &'a Control<'a>,
+    run: Run<'a>,
     index: HashMap<&'a str, usize>,
     /// The statistics that an importance matrix is made of.
     pub inputs: BTreeMap<String, Input>,
-    /// Per target and tensor of [`crate::convert::outputs`]: whether its bytes are written.
-    pub done: Vec<Vec<bool>>,
-    pub refused: Vec<Refused>,
-    /// Matrices with feedback, per target.
-    pub kept: Vec<usize>,
     /// Without one, the run cannot be continued.
-    journal: Option<&'a mut Journal>,
+    journal: Option<&'o mut Journal>,
+    /// Brings to the disk what the outputs have taken.
+    sync: &'o dyn Fn() -> Result<()>,
     /// Layers that an earlier run has finished.
     finished: usize,
-    /// Refusals that the journal knows.
-    noted: usize,
-    /// Per target: the matrices of the layer at hand that are sorted.
-    sorted: Vec<HashMap<usize, Sorted>>,
 }
 
 /// Rows that are rounded together when a matrix is too large to hold.
 const ROWS: usize = 4096;
 
-impl<'a> Refine<'a> {
+impl<'a, 'o> Refine<'a, 'o> {
+    /// Takes up what the journal knows. `sync` is called before a layer is noted in it.
+    ///
+    /// # Errors
+    /// `BadInput` for a journal whose records are of other outputs.
     pub fn new(
         ckpt: &'a Checkpoint,
         model: &'a Model,
-        targets: &'a [Target<'a>],
+        outputs: &'o mut [BlockOutput<'a>],
         settings: Settings,
-        control: &'a Control<'a>,
-        (journal, before): (Option<&'a mut Journal>, Finished),
-    ) -> Self {
-        let tensors = model.tensors.iter().enumerate();
-        let mut done: Vec<Vec<bool>> = targets.iter().map(|t| vec![false; t.types.len()]).collect();
-        for (done, complete) in done.iter_mut().zip(&before.done) {
-            for i in complete {
-                if let Some(done) = done.get_mut(*i) {
-                    *done = true;
-                }
+        run: Run<'a>,
+        journal: Option<&'o mut Journal>,
+        sync: &'o dyn Fn() -> Result<()>,
+    ) -> Result<Self> {
+        let index = model.tensors.iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
+        let inputs = BTreeMap::new();
+        let mut refine = Refine { ckpt, model, outputs, settings, run, index, inputs, journal, sync, finished: 0 };
+        refine.restore()?;
+        Ok(refine)
+    }
+
+    fn restore(&mut self) -> Result<()> {
+        let Some(journal) = &self.journal else { return Ok(()) };
+        let damaged = || Error::bad_input("the journal of the interrupted run is damaged; remove it to begin again");
+        while let Some(record) = journal.finished(&part(self.finished)) {
+            let record: LayerRecord = serde_json::from_value(record.clone()).map_err(|_| damaged())?;
+            if record.outputs.len() != self.outputs.len() {
+                return Err(damaged());
             }
+            let number = |bits: Vec<u64>| bits.into_iter().map(f64::from_bits).collect();
+            for Sums { linear, cols, sum2, abs, counts } in record.inputs {
+                self.inputs.insert(linear, Input { cols, sum2: number(sum2), abs: number(abs), counts });
+            }
+            for (output, record) in self.outputs.iter_mut().zip(record.outputs) {
+                for i in record.done {
+                    *output.done.get_mut(i).ok_or_else(damaged)? = true;
+                }
+                output.refused.extend(record.refused);
+                output.kept = record.kept;
+            }
+            self.finished += 1;
         }
-        let mut kept = before.kept;
-        kept.resize(targets.len(), 0);
-        Refine {
-            ckpt,
-            model,
-            targets,
-            settings,
-            control,
-            index: tensors.map(|(i, t)| (t.name.as_str(), i)).collect(),
-            inputs: before.inputs,
-            done,
-            noted: before.refused.len(),
-            refused: before.refused,
-            kept,
-            journal,
-            finished: before.layers,
-            sorted: vec![HashMap::new(); targets.len()],
-        }
+        Ok(())
+    }
+
+    /// Layers that an earlier run has finished.
+    pub fn finished(&self) -> usize {
+        self.finished
     }
 
     /// The matrix that makes the logits, whose input comes after the last layer.
@@ -131,7 +175,7 @@ impl<'a> Refine<'a> {
 
     /// Rounds the matrices `names` (of all experts), whose input is `captured`.
     fn matrices(&mut self, names: &[String], captured: &Captured, linears: &mut [&mut Linear]) -> Result<()> {
-        let replace = self.settings.sequential && self.targets.len() == 1;
+        let replace = self.settings.sequential && self.outputs.len() == 1;
         let mut replaced: HashMap<&str, Vec<u8>> = HashMap::new();
         let (ckpt, model) = (self.ckpt, self.model);
         let mean = mean_gram(&captured.moments);
@@ -145,15 +189,15 @@ impl<'a> Refine<'a> {
                 let stacked = tensor.row_count() > matrix;
                 let all = if stacked { expert * matrix..(expert + 1) * matrix } else { 0..tensor.row_count() };
                 for first in all.clone().step_by(ROWS) {
-                    self.control.check()?;
+                    self.run.check()?;
                     let rows = first..(first + ROWS).min(all.end);
                     let mut weights = vec![0.0; rows.len() * tensor.cols()];
                     tensor.read_rows(ckpt, rows.clone(), &mut Vec::new(), &mut weights)?;
-                    for target in 0..self.targets.len() {
-                        if self.targets[target].types[model.generated.len() + index].is_plain() {
+                    for target in 0..self.outputs.len() {
+                        if self.outputs[target].types[model.generated.len() + index].is_plain() {
                             continue;
                         }
-                        let sorted = self.sorted[target].get(&index).cloned();
+                        let sorted = self.outputs[target].sorted.get(&index).cloned();
                         let columns = sorted.as_ref().filter(|(side, _)| *side == Side::Cols);
                         let columns = columns.map(|(_, orders)| orders.of(expert));
                         let input = &mut inputs[usize::from(columns.is_some())];
@@ -176,7 +220,7 @@ impl<'a> Refine<'a> {
                 continue;
             };
             if !bytes.is_empty() {
-                let ty = self.targets[0].types[model.generated.len() + index];
+                let ty = self.outputs[0].types[model.generated.len() + index];
                 linear.weight = Box::new(Stored::new(ty, bytes, linear.weight.cols())?);
             }
         }
@@ -225,11 +269,12 @@ impl<'a> Refine<'a> {
 
     /// Rounds some rows of a tensor for one target and writes them.
     fn rows(&mut self, target: usize, part: Part, weights: &[f32], input: &Known) -> Result<Vec<u8>> {
-        let Target { types, sink, plain, .. } = &self.targets[target];
+        let (ckpt, output_file) = (self.ckpt, &mut self.outputs[target]);
+        let (sink, plain) = (output_file.sink, output_file.plain);
         let Part { tensor, index, rows, .. } = &part;
         let (output, cols) = (self.model.generated.len() + index, tensor.cols());
-        let ty = types[output];
-        let fault = |e: QuantError| fault(self.ckpt, tensor, rows, ty, e);
+        let ty = output_file.types[output];
+        let fault = |e: QuantError| fault(ckpt, tensor, rows, ty, e);
         let whole = || fault(QuantError::NotWholeBlocks { ty, cols, block: ty.block() });
         let row_bytes = ty.row_bytes(cols).ok_or_else(whole)?;
         let search = |weights: &[f32], importance: Option<&[f32]>| -> Result<Vec<u8>> {
@@ -251,10 +296,10 @@ impl<'a> Refine<'a> {
         }
         if ggml::supports(ty) {
             match input.feedback(ty, &weights, &mut bytes) {
-                Ok(()) => self.kept[target] += usize::from(rows.start.is_multiple_of(tensor.rows_per_matrix().max(1))),
+                Ok(()) => output_file.kept += usize::from(rows.start.is_multiple_of(tensor.rows_per_matrix().max(1))),
                 Err(reason) => {
                     let (tensor, expert) = (tensor.name.clone(), part.stacked.then_some(part.expert));
-                    self.refused.push(Refused { target, tensor, expert, reason });
+                    output_file.refused.push(Refused { tensor, expert, reason });
                 }
             }
         }
@@ -271,7 +316,7 @@ impl<'a> Refine<'a> {
             }
             _ => sink.put(output, offset, &bytes)?,
         }
-        self.done[target][output] = true;
+        output_file.done[output] = true;
         Ok(bytes)
     }
 }
@@ -346,11 +391,11 @@ pub(crate) fn mean_gram(moments: &[Moments]) -> Option<Vec<f32>> {
     Some(mean)
 }
 
-impl Visit for Refine<'_> {
+impl Visit for Refine<'_, '_> {
     fn inputs(&mut self, captured: &[Captured]) {
-        for (target, sorted) in self.targets.iter().zip(&mut self.sorted).filter(|_| self.settings.sort_channels) {
-            let quantized = |i: usize| !target.types[self.model.generated.len() + i].is_plain();
-            *sorted = sorting::sorted(self.model, captured, quantized);
+        for output in self.outputs.iter_mut().filter(|_| self.settings.sort_channels) {
+            let quantized = |i: usize| !output.types[self.model.generated.len() + i].is_plain();
+            output.sorted = sorting::sorted(self.model, captured, quantized);
         }
     }
 
@@ -370,13 +415,27 @@ impl Visit for Refine<'_> {
 
     fn layer_done(&mut self, layer: usize) -> Result<()> {
         if let Some(journal) = self.journal.as_mut().filter(|_| layer >= self.finished) {
-            self.targets.iter().try_for_each(|t| (t.sync)())?;
+            (self.sync)()?;
+            let bits = |x: &[f64]| x.iter().map(|v| v.to_bits()).collect();
             let prefix = format!("blk.{layer}.");
-            let inputs: Vec<_> = self.inputs.iter().filter(|(name, _)| name.starts_with(&prefix)).collect();
-            journal.layer(&inputs, &self.refused[self.noted..], &self.kept, &self.done)?;
-            self.noted = self.refused.len();
+            let of_layer = self.inputs.iter().filter(|(name, _)| name.starts_with(&prefix));
+            let inputs = of_layer.map(|(linear, input)| Sums {
+                linear: linear.clone(),
+                cols: input.cols,
+                sum2: bits(&input.sum2),
+                abs: bits(&input.abs),
+                counts: input.counts.clone(),
+            });
+            let outputs = self.outputs.iter().map(|output| OutputRecord {
+                done: (0..output.done.len()).filter(|i| output.done[*i]).collect(),
+                refused: output.refused.iter().filter(|r| r.tensor.starts_with(&prefix)).cloned().collect(),
+                kept: output.kept,
+            });
+            let record = LayerRecord { inputs: inputs.collect(), outputs: outputs.collect() };
+            let record = serde_json::to_value(record).map_err(|e| Error::Internal(e.to_string()))?;
+            journal.finish(&part(layer), record)?;
         }
-        self.control.check()
+        self.run.check()
     }
 }
 

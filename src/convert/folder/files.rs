@@ -1,7 +1,7 @@
 //! The small files of a checkpoint folder: those copied from the source, the configuration with the quantization added,
 //! the manifest that says what was made of what, and the section of the model card for people.
 
-use super::plan::{Departure, Planned};
+use super::plan::{Departure, FolderPlan};
 use crate::formats::Spec;
 use crate::source::Checkpoint;
 use crate::writer::folder::{Folder, MANIFEST};
@@ -53,8 +53,20 @@ pub fn others(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// Every small file that belongs to the model, the configuration and the model card with them: what an output depends on
+/// beside the weights.
+///
+/// # Errors
+/// `Io`.
+pub fn companions(dir: &Path) -> Result<Vec<String>> {
+    let mut names = others(dir)?;
+    names.extend(["config.json", "README.md"].iter().filter(|name| dir.join(name).is_file()).map(|s| s.to_string()));
+    names.sort();
+    Ok(names)
+}
+
 /// The source's `config.json` with nothing changed but what was added.
-pub fn config(source: &Value, planned: &Planned) -> String {
+pub fn config(source: &Value, planned: &FolderPlan) -> String {
     let mut config = source.clone();
     if let Value::Object(map) = &mut config {
         if planned.spec.doubles_config() {
@@ -71,7 +83,7 @@ pub fn pretty(value: &Value) -> String {
 }
 
 /// The model card's section; also what people see of the run when they open the folder.
-pub fn card_section(spec: &Spec, source: &str, manifest: &Value, departures: &[Departure]) -> String {
+fn card_section(spec: &Spec, source: &str, manifest: &Value, departures: &[Departure]) -> String {
     let bits = manifest["bits_per_weight"].as_f64().unwrap_or(0.0);
     let mut text = format!(
         "## Quantization\n\nThis is `{source}` quantized to `{spec}` by quantize {} ({bits:.2} bits per quantized weight). \
@@ -101,7 +113,7 @@ pub fn card_section(spec: &Spec, source: &str, manifest: &Value, departures: &[D
 pub fn write(
     folder: &Folder,
     ckpt: &Checkpoint,
-    planned: &Planned,
+    planned: &FolderPlan,
     manifest: &Value,
     source: &str,
     departures: &[Departure],

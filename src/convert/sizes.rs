@@ -1,20 +1,16 @@
-//! What a conversion would write, before a weight is read: every tensor's type and exact size, the file's size, memory
-//! and disk needed, and the devices that can run the result.
-
-pub mod cost;
-pub mod devices;
+//! Sizes of what a conversion writes and holds, before a weight is read: every tensor's type and exact size, the file's,
+//! and the memory that the work takes.
 
 use crate::calibration::imatrix::is_required;
 use crate::gguf::TensorInfo;
 use crate::model::{Config, Role};
-
 use crate::quant::presets::{Choice, Preset, Why};
 use crate::quant::{GgmlType, codec};
 use serde::Serialize;
 
-/// One tensor of the plan.
+/// One tensor of a file.
 #[derive(Clone, Debug, Serialize)]
-pub struct Row {
+pub struct TensorRow {
     pub name: String,
     /// Outermost first.
     pub shape: Vec<usize>,
@@ -23,11 +19,11 @@ pub struct Row {
     pub bytes: u64,
 }
 
-/// One target of the plan. Sizes in bytes.
+/// A GGUF file by tensors. Sizes in bytes.
 #[derive(Clone, Debug, Serialize)]
-pub struct TargetPlan {
+pub struct FileSizes {
     #[serde(rename = "type")]
-    pub name: &'static str,
+    pub name: String,
     pub file_bytes: u64,
     pub tensor_bytes: u64,
     /// The same with the padding between tensors.
@@ -38,25 +34,30 @@ pub struct TargetPlan {
     pub fallback_weights: u64,
     /// Whether this type cannot be made without an importance matrix. The rows are then those with one.
     pub needs_importance: bool,
-    pub rows: Vec<Row>,
+    pub rows: Vec<TensorRow>,
 }
 
-/// The whole plan.
-#[derive(Clone, Debug, Serialize)]
-pub struct Plan {
-    pub weights: u64,
-    /// `None` when planned from config.json alone.
-    pub source_bytes: Option<u64>,
-    /// Memory of the conversion itself.
-    pub peak_memory: u64,
-    pub disk: u64,
-    /// Bytes of keys and values per token of context, in 16 bits.
-    pub kv_bytes_per_token: u64,
-    pub targets: Vec<TargetPlan>,
+impl FileSizes {
+    /// What each tensor becomes.
+    pub fn types(&self) -> Vec<GgmlType> {
+        self.rows.iter().map(|row| row.choice.got).collect()
+    }
+
+    /// Tensors that did not get the type they should have.
+    pub fn fallbacks(&self) -> impl Iterator<Item = &TensorRow> {
+        self.rows.iter().filter(|row| row.choice.why == Why::Fallback)
+    }
 }
 
-/// The plan of one target. `header` is the size of everything before the tensor data.
-pub fn target(preset: &Preset, tensors: &[(String, Vec<usize>)], choices: &[Choice], header: u64) -> TargetPlan {
+/// The sizes of a file called `name`, with the rules of `preset`. `header` is the size of everything before the tensor
+/// data.
+pub fn of_file(
+    name: &str,
+    preset: &Preset,
+    tensors: &[(String, Vec<usize>)],
+    choices: &[Choice],
+    header: u64,
+) -> FileSizes {
     let (mut tensor_bytes, mut padded, mut weights, mut fallback_weights) = (0, 0, 0, 0);
     let mut needs_importance = false;
     let mut rows = Vec::with_capacity(tensors.len());
@@ -70,12 +71,12 @@ pub fn target(preset: &Preset, tensors: &[(String, Vec<usize>)], choices: &[Choi
             fallback_weights += n;
         }
         needs_importance |= self::needs_importance(preset, name, choice.got);
-        rows.push(Row { name: name.clone(), shape: shape.clone(), choice: choice.clone(), bytes });
+        rows.push(TensorRow { name: name.clone(), shape: shape.clone(), choice: choice.clone(), bytes });
     }
     let bits_per_weight = 8.0 * tensor_bytes as f64 / weights.max(1) as f64;
     let file_bytes = header + padded;
-    TargetPlan {
-        name: preset.name,
+    FileSizes {
+        name: name.to_string(),
         file_bytes,
         tensor_bytes,
         padded_bytes: padded,
@@ -114,7 +115,7 @@ pub fn kv_bytes_per_token(config: &Config) -> u64 {
 /// each target; and the vocabulary.
 pub fn conversion_memory(config: &Config, tensors: &[(String, Vec<usize>)], threads: usize) -> u64 {
     let widest = tensors.iter().filter_map(|(_, s)| s.last()).max().copied().unwrap_or(0);
-    let piece = crate::convert::PIECE.max(widest) as u64;
+    let piece = super::stream::PIECE.max(widest) as u64;
     40_000_000 + 700 * config.vocab as u64 + threads as u64 * piece * 12
 }
 

@@ -1,0 +1,206 @@
+//! Flags that have no effect on a run are mistakes: one table says of every flag of a conversion when it has one.
+
+use crate::convert::folder::{has_feedback, needs_data};
+use crate::convert::{Recipe, recipe::Target};
+use crate::{Error, Result};
+use clap::ArgMatches;
+use clap::parser::ValueSource;
+
+/// The flags that were given on the command line, by their names in the program.
+pub fn given(matches: &ArgMatches) -> Vec<String> {
+    let by_hand = |id: &&clap::Id| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine);
+    matches.ids().filter(by_hand).map(|id| id.as_str().to_string()).collect()
+}
+
+/// What of a run decides whether flags matter.
+struct Effects {
+    files: bool,
+    folders: bool,
+    /// GGUF files with error feedback.
+    file_feedback: bool,
+    /// Anything with error feedback.
+    feedback: bool,
+    /// Anything that calibration data is used for.
+    calibrated: bool,
+    /// Data was named.
+    data: bool,
+    importance: bool,
+    desc_act: bool,
+    smooth: bool,
+    text: bool,
+    sequential_files: bool,
+}
+
+impl Effects {
+    fn new(recipe: &Recipe, text: bool) -> Self {
+        let (files, data) = (recipe.files().next().is_some(), recipe.data.is_some());
+        let quantized = |t: &Target| !matches!(t, Target::Preset(preset) if preset.default.is_plain());
+        let rounding = &recipe.rounding;
+        let file_feedback = files && data && recipe.file_feedback() && recipe.files().any(quantized);
+        let folder_feedback = recipe.folders().any(|spec| has_feedback(spec, rounding, data));
+        let folder_data = recipe.folders().any(|spec| needs_data(spec, rounding, data));
+        Self {
+            files,
+            folders: recipe.folders().next().is_some(),
+            file_feedback,
+            feedback: file_feedback || folder_feedback,
+            calibrated: folder_data || (data && recipe.files().any(quantized)),
+            data,
+            importance: recipe.importance.is_some(),
+            desc_act: recipe.folders().any(|spec| spec.desc_act),
+            smooth: data && recipe.folders().any(|spec| spec.to_string() == "int8"),
+            text,
+            sequential_files: file_feedback && recipe.sequential_files(),
+        }
+    }
+}
+
+/// When a flag has an effect, and what to say where it has none.
+struct Rule {
+    id: &'static str,
+    flag: &'static str,
+    has_effect: fn(&Effects) -> bool,
+    otherwise: &'static str,
+}
+
+const FILES: &str = "is for GGUF files, and none is to be written";
+const FOLDERS: &str = "is for checkpoint folders (gptq, awq, fp8, ...), and none is to be written";
+const FEEDBACK: &str = "is for error feedback, which no output is rounded with";
+const FILE_FEEDBACK: &str = "is for GGUF files with error feedback: add --calibration default";
+const CALIBRATED: &str = "has no effect: no format asked for is calibrated";
+const TEXT: &str = "is for comparing the artifacts with the source: add --text FILE";
+
+macro_rules! rules {
+    ($($id:ident $flag:literal $effect:expr, $otherwise:expr;)*) => {
+        &[$(Rule { id: stringify!($id), flag: $flag, has_effect: $effect, otherwise: $otherwise }),*]
+    };
+}
+
+const RULES: &[Rule] = rules! {
+    tensor_type          "--tensor-type"          |e| e.files, FILES;
+    tensor_type_file     "--tensor-type-file"     |e| e.files, FILES;
+    output_tensor_type   "--output-tensor-type"   |e| e.files, FILES;
+    token_embedding_type "--token-embedding-type" |e| e.files, FILES;
+    leave_output_tensor  "--leave-output-tensor"  |e| e.files, FILES;
+    pure                 "--pure"                 |e| e.files, FILES;
+    allow_requantize     "--allow-requantize"     |e| e.files, FILES;
+    override_kv          "--override-kv"          |e| e.files, FILES;
+    pretokenizer         "--pretokenizer"         |e| e.files, FILES;
+    imatrix              "--imatrix"              |e| e.files, FILES;
+    unseen_experts       "--unseen-experts"       |e| e.files && (e.importance || e.data), "is for GGUF files with an importance matrix";
+    save_imatrix         "--save-imatrix"         |e| e.files && e.data, "is for GGUF files that are calibrated";
+    split_max_tensors    "--split-max-tensors"    |e| e.files, FILES;
+    keep_split           "--keep-split"           |e| e.files, FILES;
+    modelfile            "--modelfile"            |e| e.files, FILES;
+    calibration          "--calibration"          |e| e.calibrated, CALIBRATED;
+    calibration_tokens   "--calibration-tokens"   |e| e.calibrated, CALIBRATED;
+    seq_len              "--seq-len"              |e| e.calibrated, CALIBRATED;
+    calibration_seed     "--seed"                 |e| e.calibrated, CALIBRATED;
+    max_memory           "--max-memory"           |e| e.calibrated, CALIBRATED;
+    sequential           "--sequential"           |e| e.calibrated && (e.file_feedback || e.folders), FEEDBACK;
+    no_sequential        "--no-sequential"        |e| e.calibrated && (e.file_feedback || e.folders), FEEDBACK;
+    sort_channels        "--sort-channels"        |e| e.file_feedback, FILE_FEEDBACK;
+    rho                  "--rho"                  |e| e.feedback, FEEDBACK;
+    damp                 "--damp"                 |e| e.feedback, FEEDBACK;
+    resume               "--resume"               |e| e.folders || e.file_feedback, "continues checkpoint folders and GGUF files with error feedback";
+    group_size           "--group-size"           |e| e.folders, FOLDERS;
+    bits                 "--bits"                 |e| e.folders, FOLDERS;
+    sym                  "--sym"                  |e| e.folders, FOLDERS;
+    asym                 "--asym"                 |e| e.folders, FOLDERS;
+    desc_act             "--desc-act"             |e| e.folders, FOLDERS;
+    checkpoint_format    "--checkpoint-format"    |e| e.folders, FOLDERS;
+    tp                   "--tp"                   |e| e.folders, FOLDERS;
+    static_groups        "--static-groups"        |e| e.desc_act, "is for GPTQ folders with --desc-act";
+    smooth               "--smooth"               |e| e.smooth, "is for --to int8 with --calibration";
+    ctx                  "--ctx"                  |e| e.text, TEXT;
+};
+
+/// Flags that always have an effect, or that clap itself ties to others.
+#[cfg(test)]
+const ALWAYS: &[&str] = &[
+    "model",
+    "to",
+    "on_fallback",
+    "target_bpw",
+    "target_size",
+    "like",
+    "rounding",
+    "force",
+    "output",
+    "dry_run",
+    "split_max_size",
+    "no_source_hash",
+    "text",
+    "chunks",
+    "report",
+    "max_kld",
+    "max_ppl_increase",
+    "min_top1",
+    "revision",
+    "hf_token",
+    "hf_home",
+    "hf_endpoint",
+    "offline",
+    "threads",
+    "format",
+    "quiet",
+    "help",
+    "version",
+];
+
+/// Refuses a flag that would do nothing.
+///
+/// # Errors
+/// `Usage`, naming the flag and what it is for.
+pub fn refuse(given: &[String], recipe: &Recipe, text: bool) -> Result<()> {
+    let effects = Effects::new(recipe, text);
+    let is_given = |rule: &&Rule| given.iter().any(|id| id == rule.id);
+    if let Some(rule) = RULES.iter().filter(is_given).find(|rule| !(rule.has_effect)(&effects)) {
+        return Err(Error::Usage(format!("{} {}", rule.flag, rule.otherwise)));
+    }
+    if given.iter().any(|id| id == "resume") && effects.sequential_files {
+        return Err(Error::Usage("GGUF files with --sequential cannot be resumed".into()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_flag_of_a_conversion_is_known_here() {
+        let command = super::super::Cli::command();
+        let ids: Vec<&str> = command.get_arguments().map(|a| a.get_id().as_str()).collect();
+        for id in &ids {
+            let (ruled, always) = (RULES.iter().any(|r| r.id == *id), ALWAYS.contains(id));
+            assert!(ruled != always, "{id}: say once when it has an effect");
+        }
+        for rule in RULES {
+            assert!(ids.contains(&rule.id), "{} is no flag", rule.id);
+            assert!(command.get_arguments().any(|a| a.get_id() == rule.id
+                && a.get_long().is_some_and(|long| rule.flag == format!("--{long}"))), "{}", rule.flag);
+        }
+    }
+
+    #[test]
+    fn idle_flags_are_refused() {
+        let refused = |to: &[&str], ids: &[&str]| {
+            let ids: Vec<String> = ids.iter().map(|s| s.to_string()).collect();
+            refuse(&ids, &Recipe::to(to.iter().copied()).unwrap(), false).is_err()
+        };
+        for id in
+            ["damp", "rho", "seq_len", "calibration_seed", "sequential", "smooth", "tp", "resume", "unseen_experts"]
+        {
+            assert!(refused(&["q8_0"], &[id]), "{id}");
+        }
+        assert!(
+            refused(&["gptq"], &["unseen_experts"])
+                && refused(&["fp8"], &["rho"])
+                && refused(&["fp8"], &["calibration"])
+        );
+        assert!(!refused(&["gptq"], &["rho", "damp", "seq_len", "resume", "no_sequential"]));
+        assert!(!refused(&["q8_0", "fp8"], &["tp", "pure", "resume"]));
+    }
+}

@@ -1,0 +1,247 @@
+//! From flags to what a run is of ([`Recipe`]) and how it behaves ([`Control`]). The only place where the flags of a
+//! conversion are given their meaning.
+
+use super::options::{self, CANCEL};
+use super::{
+    BudgetArgs, CalibrationArgs, ControlArgs, ConvertArgs, FolderArgs, HubArgs, Layout, PlanArgs, Rounding, TypeArgs,
+};
+use crate::calibration::data::Source;
+use crate::control::{Cancel, Control};
+use crate::convert::Recipe;
+use crate::convert::recipe::{
+    Data, ImportanceFile, Limit, Override, OverrideValue, Search, Split, Target, TypeRule, TypeRules,
+};
+use crate::formats::{self, Spec};
+use crate::quant::{GgmlType, codec, presets};
+use crate::source::sha256_file;
+use crate::{Error, Result};
+use std::path::Path;
+
+/// The recipe of a conversion.
+pub fn of_convert(args: &ConvertArgs) -> Result<Recipe> {
+    let data = match args.calibration.calibration.is_empty() {
+        true => None,
+        false => Some(data(&args.calibration, &args.hub, args.common.quiet)?),
+    };
+    if data.is_some() && args.imatrix.imatrix.is_some() {
+        let what = "--imatrix and --calibration exclude each other; --calibration makes a new one";
+        return Err(Error::Usage(what.into()));
+    }
+    let rounding = &args.rounding;
+    let recipe = Recipe {
+        importance: args.imatrix.imatrix.as_deref().map(importance_file).transpose()?,
+        unseen_experts: args.imatrix.unseen_experts.unwrap_or_default(),
+        data,
+        rounding: crate::convert::recipe::Rounding {
+            search: rounding.rounding.map(search),
+            rho: rounding.rho,
+            damping: rounding.damp,
+            sequential: match (rounding.sequential, rounding.no_sequential) {
+                (true, _) => Some(true),
+                (_, true) => Some(false),
+                (false, false) => None,
+            },
+            sort_channels: rounding.sort_channels,
+            static_groups: args.folder.static_groups,
+            smooth: args.folder.smooth,
+        },
+        split: match (args.split_max_size, args.split_max_tensors, args.keep_split) {
+            (Some(bytes), _, _) => Split::MaxBytes(bytes),
+            (_, Some(n), _) => Split::MaxTensors(n.get()),
+            (_, _, true) => Split::AsSource,
+            _ => Split::Usual,
+        },
+        hash_sources: !args.no_source_hash,
+        ..of_types(&args.types, &args.budget, &args.folder)?
+    };
+    Ok(recipe)
+}
+
+/// The recipe of a plan, whose data nobody has to have.
+pub fn of_plan(args: &PlanArgs) -> Result<Recipe> {
+    let mut recipe = of_types(&args.types, &BudgetArgs::default(), &args.folder)?;
+    recipe.rounding.search = args.rounding.map(search);
+    Ok(recipe)
+}
+
+fn search(rounding: Rounding) -> Search {
+    match rounding {
+        Rounding::Nearest => Search::Nearest,
+        Rounding::Feedback => Search::Feedback,
+    }
+}
+
+fn of_types(types: &TypeArgs, budget: &BudgetArgs, folder: &FolderArgs) -> Result<Recipe> {
+    Ok(Recipe {
+        outputs: targets(types, budget, folder)?,
+        types: type_rules(types)?,
+        metadata: types.override_kv.iter().map(|rule| metadata_override(rule)).collect::<Result<_>>()?,
+        pretokenizer: types.pretokenizer.clone(),
+        requantize: types.allow_requantize,
+        devices: folder.tp,
+        ..Recipe::default()
+    })
+}
+
+/// Presets and folder formats in the order in which they were named, then budgets.
+fn targets(types: &TypeArgs, budget: &BudgetArgs, folder: &FolderArgs) -> Result<Vec<Target>> {
+    let mut targets = Vec::new();
+    for name in &types.to {
+        targets.push(match formats::parse(name) {
+            Some(_) => Target::Folder { name: name.to_ascii_lowercase(), format: with_flags(name, folder)? },
+            None => Target::parse(name)?,
+        });
+    }
+    for text in &budget.target_bpw {
+        let bits: Option<f64> = text.parse().ok().filter(|b: &f64| b.is_finite() && *b > 0.0);
+        let bits = bits
+            .ok_or_else(|| Error::Usage(format!("--target-bpw {text}: not a number of bits per weight; write 4.2")))?;
+        targets.push(Target::Budget { name: format!("{text}bpw"), limit: Limit::BitsPerWeight(bits) });
+    }
+    for text in &budget.target_size {
+        targets.push(Target::Budget { name: text.clone(), limit: Limit::Bytes(options::size(text)?) });
+    }
+    for text in &budget.like {
+        let preset = presets::find(text)
+            .ok_or_else(|| Error::Usage(format!("--like {text}: no such preset; try --like q4_k_m")))?;
+        targets.push(Target::Budget { name: format!("like-{}", preset.name), limit: Limit::Like(preset) });
+    }
+    Ok(targets)
+}
+
+/// The format of a name, refined by the flags. Both speak one language: a flag is one more word of the name.
+fn with_flags(name: &str, args: &FolderArgs) -> Result<Spec> {
+    let mut full = name.to_ascii_lowercase();
+    let mut refine = |flag: &str, word: String| -> Result<()> {
+        full = format!("{full}-{word}");
+        match formats::parse(&full) {
+            Some(_) => Ok(()),
+            None => Err(Error::Usage(format!("{name} does not support {flag}"))),
+        }
+    };
+    if let Some(bits) = args.bits {
+        refine(&format!("--bits {bits}"), format!("{bits}bit"))?;
+    }
+    match args.group_size {
+        Some(-1) => refine("--group-size -1", "channel".into())?,
+        Some(n) => refine(&format!("--group-size {n}"), format!("{n}g"))?,
+        None => {}
+    }
+    for (on, flag, word) in
+        [(args.sym, "--sym", "sym"), (args.asym, "--asym", "asym"), (args.desc_act, "--desc-act", "desc")]
+    {
+        if on {
+            refine(flag, word.into())?;
+        }
+    }
+    match args.checkpoint_format {
+        Some(Layout::Gptq) => refine("--checkpoint-format gptq", "v1".into())?,
+        Some(Layout::GptqV2) => refine("--checkpoint-format gptq_v2", "v2".into())?,
+        Some(Layout::CompressedTensors) | None => {}
+    }
+    let mut spec = formats::parse(&full).ok_or_else(|| Error::Internal(format!("the format {full}")))?;
+    if args.checkpoint_format == Some(Layout::CompressedTensors) {
+        let gptq = matches!(spec.format, formats::Format::Gptq | formats::Format::GptqV2);
+        if !(gptq && matches!(spec.bits, 4 | 8) && !spec.desc_act) {
+            let what = "is written as compressed-tensors with 4 or 8 bits and without --desc-act only";
+            return Err(Error::Usage(format!("{spec} {what}")));
+        }
+        spec.format = formats::Format::PackQuantized;
+    }
+    Ok(spec)
+}
+
+fn type_rules(args: &TypeArgs) -> Result<TypeRules> {
+    let ty = |flag: &str, text: &Option<String>| text.as_deref().map(|t| tensor_type(flag, t)).transpose();
+    let file = match &args.tensor_type_file {
+        Some(path) => std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?,
+        None => String::new(),
+    };
+    let lines = file.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
+    let rule = |rule: &str| {
+        let bad = |why: &str| Error::Usage(format!("--tensor-type '{rule}': {why}; write REGEX=TYPE"));
+        let (pattern, name) = rule.rsplit_once('=').ok_or_else(|| bad("no '='"))?;
+        if pattern.is_empty() {
+            return Err(bad("an empty pattern matches everything"));
+        }
+        regex::Regex::new(pattern).map_err(|e| bad(&e.to_string()))?;
+        Ok(TypeRule { pattern: pattern.to_string(), ty: tensor_type("--tensor-type", name)? })
+    };
+    Ok(TypeRules {
+        tensors: args.tensor_type.iter().map(String::as_str).chain(lines).map(rule).collect::<Result<_>>()?,
+        output: ty("--output-tensor-type", &args.output_tensor_type)?,
+        embedding: ty("--token-embedding-type", &args.token_embedding_type)?,
+        keep_output: args.leave_output_tensor,
+        pure: args.pure,
+    })
+}
+
+fn tensor_type(flag: &str, name: &str) -> Result<GgmlType> {
+    let known = GgmlType::from_name(name).filter(|t| codec(*t).is_some_and(|c| c.quantize.is_some()));
+    known
+        .ok_or_else(|| Error::Usage(format!("{flag}: '{name}' is an unknown tensor type; try q6_k, q8_0, f16 or bf16")))
+}
+
+/// `KEY=TYPE:VALUE`
+fn metadata_override(rule: &str) -> Result<Override> {
+    let bad = |why: &str| {
+        Error::Usage(format!("--override-kv '{rule}': {why}; write KEY=TYPE:VALUE with TYPE int, float, bool or str"))
+    };
+    let (key, typed) = rule.split_once('=').ok_or_else(|| bad("no '='"))?;
+    let (ty, text) = typed.split_once(':').ok_or_else(|| bad("no ':'"))?;
+    let value = match ty {
+        "int" => OverrideValue::Int(text.parse().map_err(|_| bad("not an integer"))?),
+        "float" => OverrideValue::Float(text.parse().map_err(|_| bad("not a number"))?),
+        "bool" => OverrideValue::Bool(text.parse().map_err(|_| bad("not true or false"))?),
+        "str" => OverrideValue::Str(text.to_string()),
+        _ => return Err(bad("unknown type")),
+    };
+    if matches!(value, OverrideValue::Float(v) if !v.is_finite()) {
+        return Err(bad("not a finite number"));
+    }
+    if key.is_empty() {
+        return Err(bad("no key"));
+    }
+    Ok(Override { key: key.to_string(), value })
+}
+
+fn importance_file(path: &Path) -> Result<ImportanceFile> {
+    Ok(ImportanceFile { file: path.display().to_string(), sha256: sha256_file(path, &Cancel::new())? })
+}
+
+/// What is calibrated on; the bundled texts where no source is named.
+pub fn data(args: &CalibrationArgs, hub: &HubArgs, quiet: bool) -> Result<Data> {
+    let fetch = |address: &str| super::pull::fetch_dataset_file(address, hub, quiet);
+    let sources = match args.calibration.is_empty() {
+        true => vec![Source::Default],
+        false => args.calibration.iter().map(|text| Source::parse(text, fetch)).collect::<Result<_>>()?,
+    };
+    Ok(Data { sources, tokens: args.calibration_tokens, window: args.seq_len, seed: args.calibration_seed })
+}
+
+/// How a run behaves.
+pub fn control(args: &ControlArgs, threads: Option<usize>) -> Result<Control> {
+    Ok(Control {
+        threads: options::threads(threads)?,
+        max_memory: args.max_memory,
+        spill: None,
+        resume: args.resume,
+        force: args.force,
+        cancel: CANCEL.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overrides_are_typed() {
+        let value = |rule: &str| metadata_override(rule).map(|o| o.value);
+        assert_eq!(value("a=int:-3").unwrap(), OverrideValue::Int(-3));
+        assert_eq!(value("a.b=str:x:y").unwrap(), OverrideValue::Str("x:y".into()));
+        for bad in ["x", "x=int", "x=int:a", "x=u32:1", "=int:1", "x=float:nan", "x=bool:1"] {
+            assert!(value(bad).is_err(), "{bad}");
+        }
+    }
+}

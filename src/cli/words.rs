@@ -1,0 +1,125 @@
+//! Errors, hints and notices in the words of the command line: the library speaks of values, and here they become flags.
+
+use crate::control::Notice;
+use crate::convert::LedgerRow;
+use crate::convert::budget::Allocation;
+use crate::error::Hint;
+use crate::{Error, Finding};
+
+/// An error, with the flags that help.
+pub fn explained(error: &Error) -> String {
+    match error {
+        Error::Exists { replaceable: true, .. } => format!("{error}; use --force to replace it"),
+        Error::Unfinished { what, .. } if what.starts_with("holds") => {
+            format!("{error}; add --resume to continue it, or --force to begin anew")
+        }
+        Error::Unfinished { what, .. } if what.starts_with("is of another run") => {
+            format!("{error}\n  hint: repeat the command as it was, or leave --resume away to begin again")
+        }
+        _ => match error.finding() {
+            Some(Finding { hint: Some(hint), .. }) => {
+                let text = error.to_string();
+                let own = format!("\n  hint: {hint}");
+                format!("{}\n  hint: {}", text.strip_suffix(&own).unwrap_or(&text), flags(hint))
+            }
+            _ => error.to_string(),
+        },
+    }
+}
+
+/// A hint, with the flags that follow it.
+fn flags(hint: &Hint) -> String {
+    let escaped = |tensor: &str| regex::escape(tensor);
+    match hint {
+        Hint::WiderType { tensor } => {
+            format!("give it a type with more range: --tensor-type '{}=bf16'", escaped(tensor))
+        }
+        Hint::TypeWithoutImportance { tensor } => {
+            format!("give it another type: --tensor-type '{}=q4_k'", escaped(tensor))
+        }
+        Hint::MakeImportance => "make an importance matrix with: quantize calibrate MODEL -o imatrix.gguf, then add \
+                                 --imatrix imatrix.gguf (or calibrate in the same run with --calibration default)"
+            .into(),
+        Hint::AllowFallback { instead } => format!("--on-fallback warn accepts {instead} instead"),
+        Hint::AcceptRequantizing => {
+            "start from the original checkpoint, or accept the added loss with --allow-requantize".into()
+        }
+        Hint::WindowsOf(n) => format!("give more text, or shorter windows with --seq-len {n}"),
+        Hint::MoreTokensOrNoFeedback => {
+            "calibrate on more tokens (--calibration-tokens, --seq-len), or take --rounding nearest".into()
+        }
+        Hint::UnseenExperts => "calibrate on more tokens, or choose --unseen-experts layer-mean or plain".into(),
+        Hint::Text(text) => text.clone(),
+    }
+}
+
+/// A notice, with the flags that follow it.
+pub fn noticed(notice: &Notice) -> String {
+    match notice {
+        Notice::BundledTexts => "calibrating on the bundled texts; --calibration names others".into(),
+        Notice::Kept(_) => format!("{notice}; --resume continues after them"),
+        Notice::Resuming { .. } | Notice::Info(_) => format!("  {notice}"),
+        _ => notice.to_string(),
+    }
+}
+
+/// Departures of one output, those that differ only in their layer in one line.
+pub fn departures(rows: &[LedgerRow]) -> Vec<String> {
+    let part_of = |name: &str| {
+        let name = name.strip_suffix(".weight").unwrap_or(name);
+        name.rsplit('.').next().unwrap_or(name).to_string()
+    };
+    let mut groups: Vec<(String, &LedgerRow, usize)> = Vec::new();
+    for row in rows {
+        let part = row.tensor.as_deref().map_or_else(String::new, part_of);
+        let same = |(p, other, _): &&mut (String, &LedgerRow, usize)| {
+            (p.as_str(), &other.asked, &other.done) == (&part, &row.asked, &row.done)
+                && (other.reason == row.reason || row.tensor.as_deref().is_some_and(|t| row.reason.contains(t)))
+        };
+        match groups.iter_mut().find(same) {
+            Some(group) => group.2 += 1,
+            None => groups.push((part, row, 1)),
+        }
+    }
+    let line = |(part, row, n): (String, &LedgerRow, usize)| {
+        let what = match (row.tensor.as_deref(), n) {
+            (None, _) => String::new(),
+            (Some(tensor), 1) => format!("{tensor}: "),
+            (Some(_), n) => format!("{part} ×{n}: "),
+        };
+        format!("{what}{} instead of {}: {}", row.done, row.asked, row.reason)
+    };
+    groups.into_iter().map(line).collect()
+}
+
+/// The types that a budget was spent on, part by part.
+pub fn allocation(name: &str, allocation: &Allocation) -> String {
+    // How many tensors of a part have each type.
+    type Types<'a> = Vec<(&'a str, usize)>;
+    let mut parts: Vec<(&str, f64, Types)> = Vec::new();
+    for row in &allocation.tensors {
+        let name = row.tensor.trim_end_matches(".weight");
+        let part = name.rsplit('.').next().unwrap_or(name);
+        let at = parts.iter().position(|p| p.0 == part).unwrap_or_else(|| {
+            parts.push((part, 0.0, Vec::new()));
+            parts.len() - 1
+        });
+        let (_, kl, types) = &mut parts[at];
+        *kl += row.kl;
+        match types.iter_mut().find(|t| t.0 == row.ty) {
+            Some((_, n)) => *n += 1,
+            None => types.push((&row.ty, 1)),
+        }
+    }
+    let mut out = format!("{name}: expected KL {:.4}", allocation.predicted_kl);
+    if let Some(of_preset) = allocation.preset_predicted_kl {
+        out += &format!(" (the preset's types {of_preset:.4})");
+    }
+    out += &format!(", {} of {} bytes\n", allocation.spent, allocation.budget);
+    for (part, kl, mut types) in parts {
+        types.sort();
+        let types: Vec<String> = types.iter().map(|(ty, n)| format!("{ty} ×{n}")).collect();
+        out += &format!("  {part:<16} {kl:.5}  {}\n", types.join("  "));
+    }
+    out
+}

@@ -1,0 +1,209 @@
+//! What a long run is told beside its recipe, and what it tells meanwhile: threads, memory, where spilled data goes, when
+//! to stop; phases with their progress, and notices. Nothing here decides a byte of an output.
+
+use crate::{Error, Result};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A request to stop, shared between whoever makes it and the run that looks at it. Clones are the same request.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Asks the run to stop. Returns whether it was asked before.
+    pub fn request(&self) -> bool {
+        self.0.swap(true, Ordering::SeqCst)
+    }
+
+    pub fn is_requested(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// The flag behind it.
+    pub fn flag(&self) -> &AtomicBool {
+        &self.0
+    }
+
+    /// # Errors
+    /// [`Error::Interrupted`] once the request was made.
+    pub fn check(&self) -> Result<()> {
+        if self.is_requested() { Err(Error::Interrupted) } else { Ok(()) }
+    }
+}
+
+/// How a run is to behave, without any effect on the bytes that it writes.
+#[derive(Clone, Debug)]
+pub struct Control {
+    /// Worker threads, at least 1.
+    pub threads: usize,
+    /// Bytes of activations that may stay in memory; what is beyond goes to a file in `spill`. `None`: all stay.
+    pub max_memory: Option<u64>,
+    /// The folder of spilled data. `None`: where the output goes.
+    pub spill: Option<PathBuf>,
+    /// Continue an interrupted run of the same recipe.
+    pub resume: bool,
+    /// Replace outputs that are there.
+    pub force: bool,
+    pub cancel: Cancel,
+}
+
+impl Default for Control {
+    /// As many threads as the machine has cores; nothing is replaced or resumed.
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+        Self { threads, max_memory: None, spill: None, resume: false, force: false, cancel: Cancel::new() }
+    }
+}
+
+/// What is counted in a phase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    Bytes,
+    Tokens,
+    /// Tokens that pass through so many layers one by one, and are counted in each.
+    TokensByLayer(u64),
+}
+
+/// A part of a run that takes time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Phase {
+    pub name: String,
+    pub unit: Unit,
+    pub total: u64,
+}
+
+/// Something worth saying while a run goes on. `Display` gives the sentence.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Notice {
+    /// A model is about to be loaded.
+    Loading(PathBuf),
+    /// The bundled texts stand in for calibration data that nobody named.
+    BundledTexts,
+    /// What an output departs from, or what was found out about it.
+    About { output: String, text: String },
+    /// An interrupted run goes on.
+    Resuming { layers: usize, of: usize },
+    /// The unfinished work of this run stays at a place from which it can be continued.
+    Kept(PathBuf),
+    /// Something is not as it should be, and the run goes on.
+    Warning(String),
+    /// Anything else.
+    Info(String),
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Notice::Loading(path) => write!(f, "loading {}", path.display()),
+            Notice::BundledTexts => f.write_str("calibrating on the bundled texts"),
+            Notice::About { output, text } => write!(f, "{output}: {text}"),
+            Notice::Resuming { layers, of } => write!(f, "resuming after {layers} of {of} layers"),
+            Notice::Kept(path) => write!(f, "finished parts are kept in {}", path.display()),
+            Notice::Warning(text) => write!(f, "warning: {text}"),
+            Notice::Info(text) => f.write_str(text),
+        }
+    }
+}
+
+/// Hears of a run. Every method does nothing unless it is written; `()` ignores all.
+///
+/// ```
+/// use quantize::{Phase, Report};
+/// use std::sync::atomic::{AtomicU64, Ordering};
+///
+/// /// Counts bytes, tokens and whatever else is counted.
+/// #[derive(Default)]
+/// struct Count(AtomicU64);
+///
+/// impl Report for Count {
+///     fn begin(&self, phase: &Phase) {
+///         println!("{}: {} to go", phase.name, phase.total);
+///     }
+///     fn advance(&self, n: u64) {
+///         self.0.fetch_add(n, Ordering::Relaxed);
+///     }
+/// }
+/// ```
+pub trait Report: Sync {
+    /// A phase begins; the one before it has ended.
+    fn begin(&self, _phase: &Phase) {}
+
+    /// So much more of the current phase is done. Called from any thread.
+    fn advance(&self, _n: u64) {}
+
+    /// The current phase has ended, also by an error.
+    fn end(&self) {}
+
+    fn notice(&self, _notice: &Notice) {}
+}
+
+impl Report for () {}
+
+/// A run at work: how it is to behave, and who hears of it.
+#[derive(Clone, Copy)]
+pub struct Run<'a> {
+    pub control: &'a Control,
+    pub report: &'a dyn Report,
+}
+
+impl<'a> Run<'a> {
+    pub fn new(control: &'a Control, report: &'a dyn Report) -> Self {
+        Self { control, report }
+    }
+
+    /// The same run, whose progress nobody hears of.
+    pub fn unheard(self) -> Run<'a> {
+        Run { control: self.control, report: &() }
+    }
+
+    /// # Errors
+    /// [`Error::Interrupted`] once the run was asked to stop.
+    pub fn check(&self) -> Result<()> {
+        self.control.cancel.check()
+    }
+
+    pub fn advance(&self, n: u64) {
+        self.report.advance(n);
+    }
+
+    pub fn threads(&self) -> usize {
+        self.control.threads.max(1)
+    }
+
+    pub fn notice(&self, notice: Notice) {
+        self.report.notice(&notice);
+    }
+
+    /// Begins a phase, which ends when the value is dropped.
+    #[must_use = "the phase ends when this is dropped"]
+    pub fn phase(&self, name: impl Into<String>, total: u64, unit: Unit) -> Running<'a> {
+        self.report.begin(&Phase { name: name.into(), unit, total });
+        Running { report: self.report }
+    }
+
+    /// Where spilled data of an output at `target` goes.
+    pub fn spill_folder(&self, target: &Path) -> PathBuf {
+        let beside = || match target.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
+            _ => PathBuf::from("."),
+        };
+        self.control.spill.clone().unwrap_or_else(beside)
+    }
+}
+
+/// A phase that goes on.
+pub struct Running<'a> {
+    report: &'a dyn Report,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.report.end();
+    }
+}

@@ -1,0 +1,398 @@
+//! GGUF files: the pass with activations, where error feedback was asked for, and the pass without, which fills what is
+//! left of all files in one read of the source. Files are sealed, judged against what ggml's own search makes, and only
+//! then get their names.
+
+use super::blocks::{BlockOutput, Refine, Settings};
+use super::budget::{self, Allocation};
+use super::calibrate::{self, extra, of_recipe};
+use super::data::{Drawing, HoldOut, hold_out_for_files};
+use super::hashes::SourceHashes;
+use super::identity::{Identity, sha256};
+use super::importance::Importance;
+use super::journal::{Journal, Left};
+use super::judge::{self, Stored, Verdict};
+use super::ledger::LedgerRow;
+use super::plan::{FilePlan, OutputPlan, Plan};
+use super::record::{Facts, SOURCE_HASHES};
+use super::stream;
+use super::{Made, MadeFile};
+use crate::calibration::imatrix::Imatrix;
+use crate::calibration::layerwise;
+use crate::calibration::resume::path_for;
+use crate::calibration::stats::Input;
+use crate::calibration::totals::Totals;
+use crate::control::{Notice, Run, Unit};
+use crate::feedback::Shrink;
+use crate::model::Model;
+use crate::source::Checkpoint;
+use crate::writer::gguf::Artifact;
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// A file in the making.
+struct Output<'p> {
+    plan: &'p OutputPlan,
+    file: FilePlan,
+    artifact: Artifact,
+    /// What ggml's search alone makes, where the file is rounded with error feedback.
+    rival: Option<Artifact>,
+    /// Per tensor: whether its bytes are written.
+    done: Vec<bool>,
+    ledger: Vec<LedgerRow>,
+    verdict: Option<Verdict>,
+}
+
+impl Output<'_> {
+    fn name(&self) -> &str {
+        self.plan.target.name()
+    }
+
+    fn artifacts(&self) -> impl Iterator<Item = &Artifact> {
+        std::iter::once(&self.artifact).chain(&self.rival)
+    }
+
+    fn artifacts_mut(&mut self) -> impl Iterator<Item = &mut Artifact> {
+        std::iter::once(&mut self.artifact).chain(&mut self.rival)
+    }
+}
+
+/// Makes the GGUF files of a plan. `drawing`: the calibration data, where the recipe has some.
+pub(super) fn run(plan: &Plan, drawing: Option<&Drawing>, run: Run) -> Result<Vec<Made>> {
+    let mut files: Vec<(usize, FilePlan)> = plan.files().map(|(o, file)| (o.index, file.clone())).collect();
+    let Some((first, _)) = plan.files().next() else { return Ok(Vec::new()) };
+    let held = match (drawing, &plan.recipe.data) {
+        (Some(drawing), Some(data)) if needs_hold_out(plan) => {
+            Some(hold_out_for_files(&plan.source, data, &drawing.windows)?)
+        }
+        _ => None,
+    };
+    if let (Some(drawing), Some(held)) = (drawing, &held) {
+        let spill = run.spill_folder(&first.place);
+        budget::spend(plan, &mut files, held, &drawing.report, &spill, run)?;
+    }
+    match (drawing, &held) {
+        (Some(drawing), Some(held)) if plan.recipe.file_feedback() => with_feedback(plan, files, drawing, held, run),
+        _ => by_search(plan, files, drawing, run),
+    }
+}
+
+fn needs_hold_out(plan: &Plan) -> bool {
+    plan.recipe.file_feedback() || plan.files().any(|(_, file)| file.limit.is_some())
+}
+
+/// Files that ggml's search alone makes.
+fn by_search(plan: &Plan, files: Vec<(usize, FilePlan)>, drawing: Option<&Drawing>, run: Run) -> Result<Vec<Made>> {
+    let recipe = &plan.recipe;
+    let mut importance = match (&recipe.importance, drawing) {
+        (Some(file), _) => Some(Importance::open(file.file.as_ref(), recipe.unseen_experts, &plan.source.model)?),
+        (None, Some(drawing)) => {
+            let made = calibrate::importance(&plan.source, drawing, &of_recipe(recipe), None, run)?;
+            Some(kept_importance(plan, &made.imatrix, drawing, run)?)
+        }
+        (None, None) => None,
+    };
+    if let Some(importance) = &mut importance {
+        files.iter().try_for_each(|(_, file)| importance.cover(file))?;
+    }
+    let facts = Facts { data: drawing.map(|d| &d.report), imatrix: importance.as_ref().map(|i| i.facts.clone()) };
+    let mut outputs = create(plan, files, &facts, false, &mut std::iter::empty(), run)?;
+    fill(plan, &mut outputs, importance.as_ref(), run)?;
+    publish(plan, outputs, importance.as_ref(), run)
+}
+
+/// Files that are rounded with error feedback, each beside its rival.
+fn with_feedback(
+    plan: &Plan,
+    files: Vec<(usize, FilePlan)>,
+    drawing: &Drawing,
+    held: &HoldOut,
+    run: Run,
+) -> Result<Vec<Made>> {
+    let (windows, sets) = held.all();
+    let facts = Facts { data: Some(&drawing.report), imatrix: None };
+    let (mut journal, left) = begin(plan, &files, &facts, (&windows, &sets), run)?;
+    let mut outputs = create(plan, files, &facts, true, &mut left.into_iter(), run)?;
+    let journal = match &mut journal {
+        Some(journal) => journal,
+        none => {
+            let unfinished = outputs.iter().flat_map(Output::artifacts).flat_map(Artifact::temp_paths).collect();
+            let key = key(
+                plan,
+                &outputs.iter().map(|o| (o.plan.index, o.file.clone())).collect::<Vec<_>>(),
+                &facts,
+                (&windows, &sets),
+                run,
+            )?;
+            none.insert(Journal::create(&journal_path(plan)?, &key, unfinished)?)
+        }
+    };
+    let rounded = round(plan, &mut outputs, &windows, sets, journal, run);
+    // Once there is something to go on with, it stays until all is whole.
+    let keep = rounded.is_ok() || !journal.parts().is_empty();
+    journal.keep_on_drop(keep);
+    outputs.iter_mut().flat_map(Output::artifacts_mut).for_each(|a| a.keep_on_drop(keep));
+    let inputs = rounded.inspect_err(|_| {
+        if keep && let Ok(path) = journal_path(plan) {
+            run.notice(Notice::Kept(path));
+        }
+    })?;
+    let mut totals = Totals::default();
+    totals.add(&inputs);
+    let mut importance = kept_importance(plan, &Imatrix::new(&totals, &drawing.report), drawing, run)?;
+    outputs.iter().try_for_each(|output| importance.cover(&output.file))?;
+    fill(plan, &mut outputs, Some(&importance), run)?;
+    judge(plan, &mut outputs, held, run)?;
+    // From here on the end is a matter of names.
+    outputs.iter_mut().flat_map(Output::artifacts_mut).for_each(|a| a.keep_on_drop(false));
+    journal.keep_on_drop(false);
+    publish(plan, outputs, Some(&importance), run)
+}
+
+fn journal_path(plan: &Plan) -> Result<PathBuf> {
+    let first = plan.files().next().ok_or_else(|| Error::Internal("no file is made".into()))?;
+    Ok(path_for(&first.0.place))
+}
+
+/// The key of the run: what its layers' results depend on.
+fn key(
+    plan: &Plan,
+    files: &[(usize, FilePlan)],
+    facts: &Facts,
+    (windows, sets): (&[Vec<u32>], &[usize]),
+    run: Run,
+) -> Result<serde_json::Value> {
+    let layout = files.iter().map(|(index, file)| {
+        let metadata = plan.metadata((*index, &plan.recipe.outputs[*index]), file, facts)?;
+        let mut entries = stream::entries(&plan.source.model, &file.sizes.types());
+        crate::gguf::layout(&mut entries, crate::gguf::DEFAULT_ALIGNMENT)?;
+        Ok(sha256(&crate::gguf::encode_header(&metadata, &entries, crate::gguf::DEFAULT_ALIGNMENT)))
+    });
+    let layout = layout.collect::<Result<Vec<String>>>()?;
+    let cancel = &run.control.cancel;
+    Ok(Identity::new(&plan.source.ckpt, Some((windows, sets)), layout, cancel)?.key(&plan.recipe))
+}
+
+/// The journal of an earlier run that this one continues, and the unfinished files it left.
+fn begin(
+    plan: &Plan,
+    files: &[(usize, FilePlan)],
+    facts: &Facts,
+    windows: (&[Vec<u32>], &[usize]),
+    run: Run,
+) -> Result<(Option<Journal>, Vec<PathBuf>)> {
+    let path = journal_path(plan)?;
+    if run.control.resume {
+        let Some(Left { journal, files }) = Journal::resume(&path, &key(plan, files, facts, windows, run)?)? else {
+            return Ok((None, Vec::new()));
+        };
+        if files.iter().all(|file| file.exists()) {
+            return Ok((Some(journal), files));
+        }
+        run.notice(Notice::Info("an unfinished file of the interrupted run is missing; beginning again".into()));
+    }
+    forget(&path)?;
+    Ok((None, Vec::new()))
+}
+
+/// Removes the journal of a run that will not go on, and its unfinished files.
+fn forget(path: &std::path::Path) -> Result<()> {
+    let Some(Left { mut journal, files }) = Journal::peek(path)? else { return Ok(()) };
+    let own = |f: &&PathBuf| f.parent() == path.parent() && f.extension().is_some_and(|e| e == "partial");
+    for file in files.iter().filter(own) {
+        let _ = std::fs::remove_file(file);
+    }
+    journal.keep_on_drop(false);
+    Ok(())
+}
+
+/// Lays the files out under temporary names; each rival before its file, as `left` has them.
+fn create<'p>(
+    plan: &'p Plan,
+    files: Vec<(usize, FilePlan)>,
+    facts: &Facts,
+    rivals: bool,
+    left: &mut impl Iterator<Item = PathBuf>,
+    run: Run,
+) -> Result<Vec<Output<'p>>> {
+    let split = plan.recipe.split.of_files(plan.source.ckpt.files().len());
+    let force = run.control.force;
+    let mut outputs = Vec::new();
+    for (index, file) in files {
+        let planned = &plan.outputs[index];
+        let metadata = plan.metadata((index, &planned.target), &file, facts)?;
+        let entries = stream::entries(&plan.source.model, &file.sizes.types());
+        let mut open = || Artifact::reopen(&planned.place, &metadata, &entries, split, force, left);
+        let artifact = open()?;
+        let rival = if rivals { Some(open()?) } else { None };
+        artifact.targets().try_for_each(|target| plan.refuse_input(target))?;
+        let (done, ledger) = (vec![false; entries.len()], Vec::new());
+        outputs.push(Output { plan: planned, file, artifact, rival, done, ledger, verdict: None });
+    }
+    Ok(outputs)
+}
+
+/// Rounds the matrices of every block, for all files in one pass over the layers. What entered each of them.
+fn round(
+    plan: &Plan,
+    outputs: &mut [Output],
+    windows: &[Vec<u32>],
+    sets: Vec<usize>,
+    journal: &mut Journal,
+    run: Run,
+) -> Result<BTreeMap<String, Input>> {
+    let (ckpt, model) = (&*plan.source.ckpt, &*plan.source.model);
+    let rounding = &plan.recipe.rounding;
+    let options = layerwise::Options {
+        bf16: true,
+        sequential: plan.recipe.sequential_files(),
+        held: sets,
+        max_memory: run.control.max_memory,
+        spill: run.spill_folder(&outputs[0].plan.place),
+    };
+    let settings = Settings {
+        shrink: Shrink { rho: rounding.rho, damping: rounding.damping },
+        sequential: plan.recipe.sequential_files(),
+        sort_channels: rounding.sort_channels,
+        ..Settings::default()
+    };
+    let artifacts: Vec<&Artifact> = outputs.iter().flat_map(Output::artifacts).collect();
+    let sync = || artifacts.iter().try_for_each(|artifact| artifact.sync());
+    let mut blocks = Vec::new();
+    for output in outputs.iter() {
+        let rival = output.rival.as_ref().ok_or_else(|| Error::Internal("no rival".into()))?;
+        blocks.push(BlockOutput::new(output.file.sizes.types(), &output.artifact, rival));
+    }
+    let mut refine = Refine::new(ckpt, model, &mut blocks, settings, run, Some(journal), &sync)?;
+    if refine.finished() > 0 {
+        run.notice(Notice::Resuming { layers: refine.finished(), of: model.config.layers });
+    }
+    let (tokens, layers) = (windows.iter().map(Vec::len).sum::<usize>(), model.config.layers as u64);
+    {
+        let _phase = run.phase("rounding with feedback", tokens as u64 * layers, Unit::TokensByLayer(layers));
+        let head = layerwise::run(ckpt, model, windows, &options, &mut refine, run)?;
+        refine.head(&head)?;
+    }
+    let inputs = std::mem::take(&mut refine.inputs);
+    drop(refine);
+    let found: Vec<_> = blocks.into_iter().map(|b| (b.done, b.refused, b.kept)).collect();
+    for (output, (done, refused, kept)) in outputs.iter_mut().zip(found) {
+        let text = format!("{kept} matrices with feedback");
+        run.notice(Notice::About { output: output.name().to_string(), text });
+        let rows = refused.into_iter().map(|refused| {
+            let expert = refused.expert.map_or(String::new(), |e| format!(" (expert {e})"));
+            LedgerRow {
+                candidate: output.name().to_string(),
+                kind: "search".into(),
+                tensor: Some(format!("{}{expert}", refused.tensor)),
+                asked: "error feedback".into(),
+                done: "ggml's search".into(),
+                reason: refused.reason,
+            }
+        });
+        output.ledger.extend(rows);
+        output.done = done;
+    }
+    Ok(inputs)
+}
+
+/// The importance that a run has made, which is saved where that was asked for.
+fn kept_importance(plan: &Plan, imatrix: &Imatrix, drawing: &Drawing, run: Run) -> Result<Importance> {
+    if let Some(file) = &plan.save_importance {
+        imatrix.write(file, &extra(&drawing.report), run.control.force)?;
+    }
+    Importance::new(imatrix, plan.recipe.unseen_experts, drawing.overlap)
+}
+
+/// Writes what is left of all files in one read of the source, with the hashes of its files, and seals them.
+fn fill(plan: &Plan, outputs: &mut [Output], importance: Option<&Importance>, run: Run) -> Result<()> {
+    let (ckpt, model) = (&*plan.source.ckpt, &*plan.source.model);
+    let hashes = SourceHashes::new(ckpt, plan.recipe.hash_sources, run);
+    {
+        let _phase = run.phase("quantizing", stream::source_bytes(ckpt, model), Unit::Bytes);
+        let sinks = outputs.iter().flat_map(|output| output.artifacts().map(move |artifact| (output, artifact)));
+        let targets: Vec<stream::Target> = sinks
+            .map(|(output, sink)| stream::Target { types: output.file.sizes.types(), sink, done: output.done.clone() })
+            .collect();
+        stream::run(ckpt, model, &|name| importance.and_then(|i| i.of(name)), &targets, &|| hashes.work(), run)?;
+    }
+    // What was read is what the hashes are of, and what the configuration belongs to.
+    ckpt.files().iter().try_for_each(|file| file.check_unchanged())?;
+    if plan.recipe.hash_sources {
+        let hashes = hashes.finish()?;
+        for artifact in outputs.iter_mut().flat_map(Output::artifacts_mut) {
+            artifact.set_metadata(SOURCE_HASHES, hashes.clone());
+        }
+    }
+    outputs.iter().flat_map(Output::artifacts).try_for_each(|a| a.seal(run.threads(), &run.control.cancel))
+}
+
+/// Whether each file is kept: on text that was held out, against that of ggml's search alone. Where it is not, its rival
+/// takes its place.
+fn judge(plan: &Plan, outputs: &mut [Output], held: &HoldOut, run: Run) -> Result<()> {
+    let open = |artifact: &Artifact| -> Result<(Checkpoint, Model)> {
+        let ckpt = Checkpoint::open_gguf(&artifact.temp_paths())?;
+        let model = Model::open(&ckpt)?;
+        Ok((ckpt, model))
+    };
+    let mut opened = Vec::new();
+    for output in outputs.iter() {
+        let rival = output.rival.as_ref().ok_or_else(|| Error::Internal("no rival".into()))?;
+        opened.push((open(&output.artifact)?, open(rival)?));
+    }
+    let stored: Vec<(Stored, Stored)> = opened
+        .iter()
+        .map(|((ckpt, model), (rival_ckpt, rival_model))| {
+            (Stored { ckpt, model }, Stored { ckpt: rival_ckpt, model: rival_model })
+        })
+        .collect();
+    let pairs: Vec<(&dyn judge::Layers, &dyn judge::Layers)> =
+        stored.iter().map(|(a, b)| (a as &dyn judge::Layers, b as &dyn judge::Layers)).collect();
+    let source = Stored { ckpt: &plan.source.ckpt, model: &plan.source.model };
+    let verdicts = judge::judge(source, &pairs, &held.held, run)?;
+    for (output, verdict) in outputs.iter_mut().zip(verdicts) {
+        let sets = verdict.kl.iter().zip(&verdict.rival);
+        let sets: Vec<String> = sets.map(|(f, g)| format!("{f:.4} (ggml's search {g:.4})")).collect();
+        let text = format!("KL {}", sets.join(", on the bundled texts "));
+        run.notice(Notice::About { output: output.name().to_string(), text });
+        output.ledger.extend(verdict.ledger_row(output.plan.target.name(), "error feedback", "ggml's search"));
+        if !verdict.keeps()
+            && let Some(rival) = &mut output.rival
+        {
+            std::mem::swap(&mut output.artifact, rival);
+        }
+        output.verdict = Some(verdict);
+    }
+    Ok(())
+}
+
+/// Gives the files their names. All are complete; none had its name until here.
+fn publish(plan: &Plan, outputs: Vec<Output>, importance: Option<&Importance>, run: Run) -> Result<Vec<Made>> {
+    run.check()?;
+    let (mut made, mut losers) = (Vec::new(), Vec::new());
+    for output in outputs {
+        let Output { plan: planned, file, artifact, rival, ledger, verdict, .. } = output;
+        let name = planned.target.name().to_string();
+        let of_importance = importance.map_or_else(Vec::new, |i| i.ledger(&name));
+        let (bytes, tensor_bytes) = (artifact.total_bytes(), artifact.tensor_bytes());
+        let allocation: Option<Allocation> = file.allocation;
+        losers.push(rival);
+        made.push(Made {
+            index: planned.index,
+            place: planned.place.clone(),
+            paths: artifact.publish()?,
+            bytes,
+            tensor_bytes,
+            quantized_weights: plan.weights(),
+            bits_per_weight: 8.0 * tensor_bytes as f64 / plan.weights().max(1) as f64,
+            ledger: [planned.ledger(), of_importance, ledger].concat(),
+            verdict,
+            file: Some(MadeFile { fallbacks: file.sizes.fallbacks().count(), allocation }),
+            name,
+            manifest: serde_json::Value::Null,
+        });
+    }
+    // Not before: until the last name is given, a killed run can go on.
+    drop(losers);
+    Ok(made)
+}

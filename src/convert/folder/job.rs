@@ -1,0 +1,325 @@
+//! One folder being made: what every method of rounding shares. Modules come in parts (a layer is one), each noted in
+//! the folder's journal when it is complete, so that a run that was cut short continues after its last part. The result
+//! does not depend on where it was cut, nor on the number of threads.
+
+use super::files;
+use super::judged::VERDICT;
+use super::plan::{Departure, FolderPlan};
+use crate::control::{Notice, Run};
+use crate::convert::Recipe;
+use crate::convert::identity::{Identity, sha256};
+use crate::convert::journal::{Journal, Left};
+use crate::formats::{self, Packed, Piece, Scheme, StoredPiece};
+use crate::kernel::RowSource;
+use crate::model::{Model, SourceModel};
+use crate::quant;
+use crate::source::{Checkpoint, Dtype};
+use crate::writer::folder::{self, Folder};
+use crate::{Error, Result};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+
+/// What a folder is made from and reported to.
+pub struct Job<'a> {
+    pub ckpt: &'a Checkpoint,
+    pub model: &'a Model,
+    pub plan: &'a FolderPlan,
+    pub folder: Folder,
+    pub run: Run<'a>,
+    scheme: Scheme,
+    journal: Mutex<Journal>,
+    /// What the output is called by.
+    pub name: String,
+    /// What the output's bytes are decided by.
+    key: Value,
+}
+
+/// What surrounds the weights.
+pub struct Provenance<'a> {
+    /// The source as people call it.
+    pub name: &'a str,
+    /// SHA-256 of each source file; `None` when they are not to be read once more.
+    pub hashes: Option<Vec<String>>,
+    /// What the calibration data was.
+    pub calibration: Value,
+}
+
+/// A finished folder.
+pub struct Written {
+    pub path: PathBuf,
+    pub tensor_bytes: u64,
+    /// Departures of the plan and of the run.
+    pub departures: Vec<Departure>,
+    pub manifest: Value,
+}
+
+/// The part of everything that belongs to no layer, or of one layer.
+pub fn part(layer: Option<usize>) -> String {
+    layer.map_or("ends".into(), |layer| format!("layer {layer}"))
+}
+
+/// The parts of a plan, in order.
+pub fn parts(plan: &FolderPlan) -> Vec<Option<usize>> {
+    let mut layers: Vec<Option<usize>> = plan.contents.modules.iter().map(|m| m.layer).collect();
+    layers.dedup();
+    layers
+}
+
+/// One tensor of a copied piece at a time.
+const PIECE: usize = 4 << 20;
+
+impl<'a> Job<'a> {
+    /// Makes the folder under its temporary name, or takes up that of an earlier run of the same recipe over the same
+    /// source. `windows`: those of the calibration, if there is one, and the set of each.
+    ///
+    /// # Errors
+    /// `Unfinished` when an interrupted run is in the way, or the one to be continued was another; `Exists`; `Storage`.
+    pub fn new(
+        source: &'a SourceModel,
+        plan: &'a FolderPlan,
+        recipe: &Recipe,
+        target: &Path,
+        windows: Option<(&[Vec<u32>], &[usize])>,
+        run: Run<'a>,
+    ) -> Result<Self> {
+        let (ckpt, model) = (&*source.ckpt, &*source.model);
+        let config = json!({ "quantization_config": plan.config });
+        let scheme = Scheme::of(&config).map_err(Error::Internal)?;
+        let scheme = scheme.ok_or_else(|| Error::Internal("the configuration names no format".into()))?;
+        let (format, max_shard) = (plan.spec.metadata_format(), recipe.split.of_folders());
+        let layout = crate::writer::safetensors::layout(&plan.entries, format, max_shard)?;
+        let layout = layout.shards.iter().map(|shard| sha256(&shard.header)).collect();
+        let name = recipe.outputs.first().map_or_else(String::new, |t| t.name().to_string());
+        let key = Identity::new(ckpt, windows, layout, &run.control.cancel)?.key(recipe);
+        let left = Self::left(target, &key, run)?;
+        let mut folder = Folder::create(target, plan.entries.clone(), format, max_shard, run.control.force)?;
+        let journal = match left {
+            Some(journal) => journal,
+            None => Journal::create(&folder::journal_path(target), &key, Vec::new())?,
+        };
+        folder.keep_on_drop(!journal.parts().is_empty());
+        Ok(Self { ckpt, model, plan, folder, run, scheme, journal: Mutex::new(journal), name, key })
+    }
+
+    /// The journal of an earlier run that this one continues.
+    fn left(target: &Path, key: &Value, run: Run) -> Result<Option<Journal>> {
+        let path = folder::journal_path(target);
+        let known = match run.control.resume {
+            true => Journal::resume(&path, key)?,
+            false => Journal::peek(&path)?,
+        };
+        if let Some(Left { journal, .. }) = known {
+            if run.control.resume {
+                return Ok(Some(journal));
+            }
+            let parts = journal.parts().len();
+            if parts > 0 && !run.control.force {
+                let what = format!("holds {parts} finished parts of a run that was cut short");
+                return Err(Error::Unfinished { path: folder::partial_path(target), what });
+            }
+        }
+        folder::forget(target)?;
+        Ok(None)
+    }
+
+    /// Copies what is not quantized, lets `rounded` make the rest, and gives the folder its name.
+    pub fn make(mut self, rounded: impl FnOnce(&Self) -> Result<()>, provenance: &Provenance) -> Result<Written> {
+        let done = self.unless_finished("kept", || self.copy_kept()).and_then(|()| rounded(&self));
+        let worth_keeping = !self.journal()?.parts().is_empty();
+        self.folder.keep_on_drop(worth_keeping);
+        // Of a finished folder it goes with the name.
+        self.journal()?.keep_on_drop(worth_keeping);
+        let done = done.and_then(|()| self.run.check());
+        let done = done.and_then(|()| self.ckpt.files().iter().try_for_each(|file| file.check_unchanged()));
+        if let Err(e) = done {
+            if worth_keeping {
+                self.run.notice(Notice::Kept(self.folder.partial().to_path_buf()));
+            }
+            return Err(e);
+        }
+        let mut departures = self.plan.departures.clone();
+        let mut modules = Vec::new();
+        let parts = [VERDICT.to_string()].into_iter().chain(parts(self.plan).into_iter().map(part));
+        for mut record in parts.filter_map(|part| self.finished(&part)) {
+            departures.extend(files::departures(&record));
+            if let Some(Value::Array(rows)) = record.get_mut("modules").map(Value::take) {
+                modules.extend(rows);
+            }
+        }
+        let mut manifest = self.manifest(provenance, &departures, modules);
+        if let Some(mut held_out) = self.finished(VERDICT) {
+            held_out.as_object_mut().and_then(|record| record.remove("ledger"));
+            manifest["held_out"] = held_out;
+        }
+        let Some(config) = &self.model.hf_config else {
+            return Err(Error::Internal("a folder is made of a source without config.json".into()));
+        };
+        files::write(&self.folder, self.ckpt, self.plan, &manifest, provenance.name, &departures)?;
+        let tensor_bytes = self.folder.tensor_bytes();
+        let parameters = (self.plan.spec.metadata_format() == "mlx").then(|| parameters(self.ckpt));
+        let path = self.folder.publish(&files::config(config, self.plan), parameters)?;
+        Ok(Written { path, tensor_bytes, departures, manifest })
+    }
+
+    fn journal(&self) -> Result<MutexGuard<'_, Journal>> {
+        self.journal.lock().map_err(|_| Error::Internal("a writer panicked".into()))
+    }
+
+    /// What was noted about a finished part, by this run or an earlier one.
+    pub fn finished(&self, part: &str) -> Option<Value> {
+        self.journal().ok()?.finished(part).cloned()
+    }
+
+    /// Does a part of the work and notes that it is done, unless that was noted before.
+    pub fn unless_finished(&self, part: &str, work: impl FnOnce() -> Result<Value>) -> Result<()> {
+        if self.finished(part).is_some() {
+            return Ok(());
+        }
+        let record = work()?;
+        self.run.check()?;
+        self.redo(part, record)
+    }
+
+    /// Notes that a part is done, whether it was before or not: from then on only this record counts.
+    pub fn redo(&self, part: &str, record: Value) -> Result<()> {
+        self.folder.sync()?;
+        self.journal()?.finish(part, record)
+    }
+
+    /// Copies every tensor that stays as it is, after a look at its numbers.
+    fn copy_kept(&self) -> Result<Value> {
+        for kept in &self.plan.contents.kept {
+            let entry = self.entry(&kept.name)?;
+            self.copy(kept.source, 0, self.ckpt.tensors()[kept.source].bytes(), entry)?;
+        }
+        Ok(json!({}))
+    }
+
+    fn entry(&self, name: &str) -> Result<usize> {
+        self.folder.find(name).ok_or_else(|| Error::Internal(format!("'{name}' is not in the output's layout")))
+    }
+
+    /// Copies `len` bytes of a source tensor, from `offset` on.
+    fn copy(&self, source: usize, offset: u64, len: u64, entry: usize) -> Result<()> {
+        let t = &self.ckpt.tensors()[source];
+        let mut buffer = Vec::new();
+        for at in (0..len).step_by(PIECE) {
+            self.run.check()?;
+            buffer.resize(PIECE.min((len - at) as usize), 0);
+            self.ckpt.read(t, offset + at, &mut buffer)?;
+            if let Dtype::Ggml(ty) = t.dtype
+                && quant::check_rows(ty, &buffer).is_err()
+            {
+                let file = &self.ckpt.files()[t.file].path;
+                return Err(Error::bad_file(file, "holds a number that is not finite")
+                    .tensor(&t.name)
+                    .hint("the checkpoint is damaged or its training diverged; download it again or ask its author"));
+            }
+            self.folder.put(entry, at, &buffer)?;
+            self.run.advance(buffer.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Copies module `index` as it is.
+    pub fn copy_module(&self, index: usize) -> Result<Value> {
+        let m = &self.plan.contents.modules[index];
+        let size = m.meta(self.ckpt).bytes() / m.meta(self.ckpt).elements().max(1) as u64;
+        let (offset, len) = ((m.first_row * m.cols) as u64 * size, (m.rows * m.cols) as u64 * size);
+        self.copy(m.source, offset, len, self.entry(&format!("{}.weight", m.path))?)?;
+        Ok(json!({ "module": m.path, "format": null, "bits": 8 * size }))
+    }
+
+    /// Writes a packed module.
+    pub fn write_module(&self, index: usize, pieces: &[Piece]) -> Result<()> {
+        let m = &self.plan.contents.modules[index];
+        for piece in pieces {
+            self.folder.put_named(&format!("{}.{}", m.path, piece.suffix), &piece.data)?;
+        }
+        self.run
+            .advance(m.meta(self.ckpt).bytes() / m.meta(self.ckpt).elements().max(1) as u64 * (m.rows * m.cols) as u64);
+        Ok(())
+    }
+
+    /// A module as a loader reads it, rows in the engine's order.
+    pub fn unpack(&self, index: usize, pieces: &[Piece]) -> Result<Packed> {
+        let m = &self.plan.contents.modules[index];
+        let stored = |p: &Piece| StoredPiece {
+            suffix: p.suffix.to_string(),
+            dtype: p.dtype,
+            shape: p.shape.clone(),
+            data: p.data.clone(),
+        };
+        let packed = self.scheme.unpack(&m.path, pieces.iter().map(stored).collect());
+        packed.map_err(|what| Error::bad_input(what).tensor(&m.path))
+    }
+
+    /// A module that was written before.
+    pub fn read_back(&self, index: usize) -> Result<Option<Packed>> {
+        let m = &self.plan.contents.modules[index];
+        let Some(spec) = self.plan.specs[index] else { return Ok(None) };
+        let mut pieces = Vec::new();
+        for slot in spec.layout(m.rows, m.cols, m.scale_type(self.ckpt)) {
+            let data = self.folder.get(self.entry(&format!("{}.{}", m.path, slot.suffix))?)?;
+            pieces.push(Piece { suffix: slot.suffix, dtype: slot.dtype, shape: slot.shape, data });
+        }
+        self.unpack(index, &pieces).map(Some)
+    }
+
+    /// The manifest's row of a module: its format, its bits per weight, and the squared error relative to the weights
+    /// (rows in the source's order).
+    pub fn record(&self, index: usize, weights: &[f32], packed: &Packed) -> Value {
+        let m = &self.plan.contents.modules[index];
+        let spec = self.plan.specs[index];
+        let bytes = spec.map_or(0, |s| s.sizes(m.rows, m.cols, m.scale_type(self.ckpt)));
+        let (mut error, mut total) = (0.0f64, 0.0f64);
+        let mut row = vec![0.0; m.cols];
+        for (i, weights) in weights.chunks_exact(m.cols).enumerate() {
+            packed.decode(i..i + 1, &mut row);
+            for (w, q) in weights.iter().zip(&row) {
+                error += f64::from(w - q).powi(2);
+                total += f64::from(*w).powi(2);
+            }
+        }
+        json!({
+            "module": m.path,
+            "format": spec.map(|s| s.to_string()),
+            "bits": 8.0 * bytes as f64 / (m.rows * m.cols) as f64,
+            "relative_error": error / total.max(f64::MIN_POSITIVE),
+        })
+    }
+}
+
+impl Job<'_> {
+    fn manifest(&self, provenance: &Provenance, departures: &[Departure], modules: Vec<Value>) -> Value {
+        let name = |f: &crate::source::SourceFile| f.path.file_name().map(|n| n.to_string_lossy().into_owned());
+        let hash = |i: usize| provenance.hashes.as_ref().and_then(|h| h.get(i).cloned());
+        let files = self.ckpt.files().iter().enumerate();
+        let files: Vec<Value> =
+            files.map(|(i, f)| json!({ "name": name(f), "bytes": f.len, "sha256": hash(i) })).collect();
+        let (weights, bits) = self.plan.quantized(self.ckpt);
+        json!({
+            "quantize_version": env!("CARGO_PKG_VERSION"),
+            "source": { "name": provenance.name, "files": files },
+            "format": self.plan.spec.to_string(),
+            "recipe": self.key["recipe"],
+            "calibration": provenance.calibration,
+            "quantized_weights": weights,
+            "bits_per_weight": bits,
+            "ledger": files::ledger(departures),
+            "modules": modules,
+        })
+    }
+}
+
+/// The number of weights that a checkpoint's tensors stand for.
+fn parameters(ckpt: &Checkpoint) -> u64 {
+    ckpt.tensors().iter().map(|t| t.elements() as u64).sum()
+}
+
+/// What a module is to the rounding to nearest of its format.
+pub fn formats_module<'a>(job: &Job, index: usize, weights: &'a [f32]) -> formats::Module<'a> {
+    let m = &job.plan.contents.modules[index];
+    formats::Module::new(weights, m.rows, m.cols, m.scale_type(job.ckpt))
+}

@@ -1,0 +1,115 @@
+//! A calibrated folder beside its rival, the source merely rounded to nearest: both are judged on windows that had no part
+//! in the calibration, and where the calibrated one is worse, the folder gets the other. Loss inside a layer says nothing
+//! here.
+
+use super::job::{Job, formats_module, part, parts};
+use super::layered::{Layered, replace};
+use super::nearest::rounded_part;
+use crate::Result;
+use crate::control::Notice;
+use crate::convert::judge::{self, HeldOut, Layers, Stored, Verdict};
+use crate::formats::Packed;
+use crate::infer::Engine;
+use rayon::prelude::*;
+use serde_json::{Value, json};
+
+/// The part of the journal that holds the verdict.
+pub const VERDICT: &str = "held-out windows";
+
+/// Rounds as `method` does, and keeps the result if `held` says so.
+pub fn run(job: &Job, method: &Layered, held: &HeldOut) -> Result<()> {
+    let all = parts(job.plan);
+    // A run that comes back to finished layers need not take the tokens through them.
+    if all.iter().any(|layer| job.finished(&part(*layer)).is_none()) {
+        method.run(job)?;
+    }
+    if held.sets.is_empty() {
+        return Ok(());
+    }
+    job.unless_finished(VERDICT, || {
+        let source = Stored { ckpt: job.ckpt, model: job.model };
+        let made = FolderLayers { job, nearest: false };
+        let rival = FolderLayers { job, nearest: true };
+        let verdicts = judge::judge(source, &[(&made, &rival)], held, job.run.unheard())?;
+        Ok(verdicts.first().map_or(Value::Null, |verdict| record(job, verdict)))
+    })?;
+    let Some(record) = job.finished(VERDICT) else { return Ok(()) };
+    if let Some(text) = in_words(&record) {
+        job.run.notice(Notice::About { output: job.name.clone(), text });
+    }
+    if record["chosen"] != "nearest" {
+        return Ok(());
+    }
+    for layer in all {
+        let done = job.finished(&part(layer)).is_some_and(|record| record["nearest"] == true);
+        if !done {
+            let mut record = rounded_part(job, layer)?;
+            record["nearest"] = json!(true);
+            job.redo(&part(layer), record)?;
+        }
+    }
+    Ok(())
+}
+
+/// The journal's record, with a row of the ledger where calibration lost.
+fn record(job: &Job, verdict: &Verdict) -> Value {
+    let asked = format!("{} with calibration", job.plan.spec);
+    let lost = verdict.ledger_row(&job.name, &asked, "rounding to nearest");
+    let ledger: Vec<Value> = lost
+        .iter()
+        .map(|row| json!({ "module": null, "asked": row.asked, "done": row.done, "reason": row.reason }))
+        .collect();
+    json!({
+        "tokens": verdict.tokens,
+        "kl_divergence": verdict.kl.first(),
+        "kl_divergence_of_nearest": verdict.rival.first(),
+        "chosen": if verdict.keeps() { "calibrated" } else { "nearest" },
+        "ledger": ledger,
+    })
+}
+
+/// The verdict that a folder's record holds.
+pub fn verdict(record: &Value) -> Option<Verdict> {
+    let kl = |key: &str| record[key].as_f64().map(|kl| vec![kl]);
+    let tokens = record["tokens"].as_u64()? as usize;
+    Some(Verdict { kl: kl("kl_divergence")?, rival: kl("kl_divergence_of_nearest")?, tokens })
+}
+
+fn in_words(record: &Value) -> Option<String> {
+    let verdict = verdict(record)?;
+    let (kl, nearest, tokens) = (verdict.kl.first()?, verdict.rival.first()?, verdict.tokens);
+    Some(format!("KL divergence {kl:.4} on {tokens} held-out tokens, {nearest:.4} if rounded to nearest"))
+}
+
+/// The layers of an unfinished folder, or of the source rounded to nearest.
+struct FolderLayers<'a, 'j> {
+    job: &'a Job<'j>,
+    nearest: bool,
+}
+
+impl Layers for FolderLayers<'_, '_> {
+    fn shell(&self) -> Result<Engine> {
+        Engine::shell(self.job.ckpt, self.job.model)
+    }
+
+    fn load(&self, engine: &mut Engine, layer: usize) -> Result<()> {
+        let job = self.job;
+        engine.load_layer(job.ckpt, job.model, layer)?;
+        let all: Vec<usize> = job.plan.contents.layer(Some(layer)).map(|(i, _)| i).collect();
+        let one = |index: usize| -> Result<Option<(usize, Packed)>> {
+            let packed = match (job.plan.specs[index], self.nearest) {
+                (Some(spec), true) => {
+                    let weights = job.plan.contents.modules[index].read(job.ckpt)?;
+                    Some(job.unpack(index, &spec.quantize_nearest(&formats_module(job, index, &weights))?)?)
+                }
+                _ => job.read_back(index)?,
+            };
+            Ok(packed.map(|packed| (index, packed)))
+        };
+        let packed: Vec<(usize, Packed)> =
+            all.into_par_iter().filter_map(|index| one(index).transpose()).collect::<Result<_>>()?;
+        let linears = engine.layer_linears_mut(layer).collect();
+        replace(&job.plan.contents.modules, linears, packed);
+        Ok(())
+    }
+}

@@ -1,0 +1,141 @@
+//! From a checkpoint to a quantized checkpoint folder: [`plan`] decides from shapes what every tensor becomes, [`job`]
+//! does what all methods share (reading modules, packing, writing, resuming), [`nearest`] rounds module by module without
+//! running the model, [`layered`] by what a layer's inputs were (which [`crate::calibration::layerwise`] shows it), with
+//! the channel factors of [`scaled`] where there are any, [`judged`] compares the result with its rival, and [`files`]
+//! makes the small files around the weights; [`engines`] says who would refuse the result. Formats are known to
+//! [`crate::formats`], the container to [`crate::writer`].
+
+pub mod engines;
+pub mod files;
+pub mod job;
+mod judged;
+pub mod layered;
+pub mod nearest;
+pub mod plan;
+pub mod scaled;
+
+pub use plan::{Departure, FolderPlan};
+
+use super::data::{Drawing, hold_out_for_folders};
+use super::judge::{HeldOut, Scored};
+use super::plan::{OutputPlan, Plan};
+use super::recipe::{Rounding, Search};
+use super::{Made, hashes};
+use crate::control::{Notice, Run, Unit};
+use crate::feedback::{Shrink, int};
+use crate::formats::{Format, Spec};
+use crate::{Error, Result};
+use job::{Job, Provenance};
+use layered::{Layered, takes_feedback};
+use scaled::Scaling;
+use serde_json::Value;
+
+/// Whether codes of a format are chosen with error feedback; `given`: there is calibration data.
+pub fn has_feedback(spec: &Spec, rounding: &Rounding, given: bool) -> bool {
+    match rounding.search {
+        Some(Search::Nearest) => false,
+        Some(Search::Feedback) => takes_feedback(spec),
+        // What their own tools make in seconds is made so, too, unless there is data.
+        None => spec.is_integer() && (spec.format != Format::MlxAffine || given),
+    }
+}
+
+/// Whether the model has to be run on calibration data for a format, be it data that nobody named.
+pub fn needs_data(spec: &Spec, rounding: &Rounding, given: bool) -> bool {
+    (given && scaling(spec, rounding).is_some()) || spec.needs_inputs() || has_feedback(spec, rounding, given)
+}
+
+/// How channels are scaled in a calibrated run.
+fn scaling(spec: &Spec, rounding: &Rounding) -> Option<Scaling> {
+    match spec.format {
+        Format::Awq => Some(Scaling::Awq),
+        Format::Int8 => Some(Scaling::Smooth(rounding.smooth)).filter(|_| rounding.smooth > 0.0),
+        _ => None,
+    }
+}
+
+/// Makes the folders of a plan, one after the other. `drawing`: the calibration data, where one of them needs some.
+pub(super) fn run(plan: &Plan, drawing: Option<&Drawing>, run: Run) -> Result<Vec<Made>> {
+    if plan.folders().next().is_none() {
+        return Ok(Vec::new());
+    }
+    let hash = plan.recipe.hash_sources;
+    let hashes = if hash { Some(hashes::all(&plan.source.ckpt, run)?) } else { None };
+    plan.folders().map(|(output, folder)| one(plan, output, folder, drawing, hashes.clone(), run)).collect()
+}
+
+fn one(
+    plan: &Plan,
+    output: &OutputPlan,
+    folder: &FolderPlan,
+    drawing: Option<&Drawing>,
+    hashes: Option<Vec<String>>,
+    run: Run,
+) -> Result<Made> {
+    let (source, rounding, spec) = (&plan.source, &plan.recipe.rounding, &folder.spec);
+    let given = plan.recipe.data.is_some();
+    let recipe = plan.recipe.of_output(output.index);
+    let (feedback, scaling) = (has_feedback(spec, rounding, given), scaling(spec, rounding));
+    let drawing = match needs_data(spec, rounding, given) {
+        true => Some(drawing.ok_or_else(|| Error::Internal("no calibration data were drawn".into()))?),
+        false => None,
+    };
+    // What is folded into norms cannot be taken back module by module, and scales of inputs need data anyway.
+    let judged = feedback && scaling.is_none() && !spec.needs_inputs();
+    let none = || HeldOut { sets: Vec::new(), scored: Scored::All };
+    let (seen, held) = match drawing {
+        Some(drawing) if judged => {
+            let split = hold_out_for_folders(&drawing.windows);
+            (split.seen, split.held)
+        }
+        Some(drawing) => (drawing.windows.clone(), none()),
+        None => (Vec::new(), none()),
+    };
+    let sets: Vec<usize> = std::iter::repeat_n(0, seen.len()).chain(held.sets.iter().flatten().map(|_| 1)).collect();
+    let all: Vec<Vec<u32>> = seen.iter().chain(held.sets.iter().flatten()).cloned().collect();
+    let windows = drawing.map(|_| (all.as_slice(), sets.as_slice()));
+    let total: u64 = source.ckpt.tensors().iter().map(|t| t.bytes()).sum();
+    let phase = run.phase(output.target.name(), total, Unit::Bytes);
+    let job = Job::new(source, folder, &recipe, &output.place, windows, run)?;
+    let name = source.name();
+    let calibration = drawing.map(|d| serde_json::to_value(&d.report)).transpose();
+    let calibration = calibration.map_err(|e| Error::Internal(e.to_string()))?.unwrap_or(Value::Null);
+    let provenance = Provenance { name: &name, hashes, calibration };
+    let made = job.make(
+        |job| match drawing {
+            None => nearest::run(job),
+            Some(_) => {
+                let static_groups = rounding.static_groups || !spec.desc_act;
+                let options = layered::Options {
+                    feedback,
+                    shrink: Shrink { rho: rounding.rho, damping: rounding.damping },
+                    search: int::Search { static_groups, ..int::Search::default() },
+                    scaling,
+                    sequential: rounding.sequential.unwrap_or(true),
+                };
+                judged::run(job, &Layered { windows: &seen, options }, &held)
+            }
+        },
+        &provenance,
+    )?;
+    drop(phase);
+    // Those of the plan are known already.
+    for departure in made.departures.get(folder.departures.len()..).unwrap_or_default() {
+        run.notice(Notice::About { output: output.target.name().to_string(), text: departure.to_string() });
+    }
+    let (quantized_weights, bits_per_weight) = folder.quantized(&source.ckpt);
+    Ok(Made {
+        index: output.index,
+        name: output.target.name().to_string(),
+        place: output.place.clone(),
+        paths: vec![made.path],
+        bytes: made.tensor_bytes,
+        tensor_bytes: made.tensor_bytes,
+        quantized_weights,
+        bits_per_weight,
+        ledger: made.departures.iter().map(|d| d.of(output.target.name())).collect(),
+        verdict: judged::verdict(&made.manifest["held_out"]),
+        file: None,
+        manifest: made.manifest,
+    })
+}

@@ -1,0 +1,211 @@
+//! Whether calibration was worth it, by the only measure that counts: on text that had no part in it, the outputs of what
+//! was made are compared with the source's, and so are those of its rival, which the format's own search makes alone.
+//! Files and folders are judged alike. One layer of one model is in memory at a time. With every statistic of every
+//! token, for models that fit into memory, see [`crate::eval::compare`].
+
+use super::ledger::LedgerRow;
+use crate::control::{Run, Unit};
+use crate::eval::softmax::kl_of_rows;
+use crate::infer::{Cache, Engine};
+use crate::model::Model;
+use crate::source::Checkpoint;
+use crate::{Error, Result};
+use std::ops::Range;
+
+/// Rows of logits in memory at once.
+const ROWS: usize = 64;
+
+/// A model whose layers come one at a time.
+pub trait Layers {
+    /// Embeddings and head, without layers.
+    fn shell(&self) -> Result<Engine>;
+
+    /// Loads a layer into the shell.
+    fn load(&self, engine: &mut Engine, layer: usize) -> Result<()>;
+}
+
+/// The layers of an open checkpoint.
+#[derive(Clone, Copy)]
+pub struct Stored<'a> {
+    pub ckpt: &'a Checkpoint,
+    pub model: &'a Model,
+}
+
+impl Layers for Stored<'_> {
+    fn shell(&self) -> Result<Engine> {
+        Engine::shell(self.ckpt, self.model)
+    }
+
+    fn load(&self, engine: &mut Engine, layer: usize) -> Result<()> {
+        engine.load_layer(self.ckpt, self.model, layer)
+    }
+}
+
+/// Which positions of a window are scored. Each predicts the token after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scored {
+    /// Those of its second half that predict one of its tokens, as llama-perplexity does.
+    SecondHalf,
+    All,
+}
+
+impl Scored {
+    /// Of a window of `len` tokens.
+    pub fn positions(self, len: usize) -> Range<usize> {
+        match self {
+            Scored::SecondHalf => len / 2..len.saturating_sub(1).max(len / 2),
+            Scored::All => 0..len,
+        }
+    }
+}
+
+/// Windows to judge by, in sets.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeldOut {
+    pub sets: Vec<Vec<Vec<u32>>>,
+    pub scored: Scored,
+}
+
+impl HeldOut {
+    /// The windows, those of one set of the same length.
+    fn windows(&self) -> Vec<&[u32]> {
+        let shortest = |set: &Vec<Vec<u32>>| set.iter().map(Vec::len).min().unwrap_or(0);
+        self.sets.iter().flat_map(|set| set.iter().map(move |w| &w[..shortest(set)])).collect()
+    }
+
+    pub fn tokens(&self) -> usize {
+        self.sets.iter().flatten().map(Vec::len).sum()
+    }
+}
+
+/// What the last layer gave for the scored positions of every window, `[scored, hidden]`.
+///
+/// Errors: those of loading and of the engine.
+pub fn results(model: &dyn Layers, windows: &[&[u32]], scored: Scored, run: Run) -> Result<Vec<Vec<f32>>> {
+    let mut engine = model.shell()?;
+    let mut streams: Vec<Vec<f32>> = windows.iter().map(|w| engine.embed(w)).collect::<Result<_>>()?;
+    engine.unload_ends();
+    let mut cache = Cache::one_batch(windows.iter().map(|w| w.len()).max().unwrap_or(0));
+    for layer in 0..engine.config.layers {
+        model.load(&mut engine, layer)?;
+        for (x, window) in streams.iter_mut().zip(windows) {
+            run.check()?;
+            cache.truncate(0);
+            // As in `Engine::hidden_from`.
+            let _ = rayon::scope(|_| engine.layer(layer, x, &mut cache, &mut ()))?;
+            run.advance(window.len() as u64);
+        }
+        engine.unload_layer(layer);
+    }
+    let width = engine.config.hidden;
+    for (x, window) in streams.iter_mut().zip(windows) {
+        let wanted = scored.positions(window.len());
+        *x = x[wanted.start * width..wanted.end * width].to_vec();
+    }
+    Ok(streams)
+}
+
+/// The mean KL divergence (nats per token) of a candidate from the base over the scored positions of each window, by the
+/// [`results`] of both.
+///
+/// Errors: `BadInput` when the base's logits are not finite; those of loading.
+pub fn divergences(
+    (base, base_results): (&dyn Layers, &[Vec<f32>]),
+    (candidate, candidate_results): (&dyn Layers, &[Vec<f32>]),
+    run: Run,
+) -> Result<Vec<f64>> {
+    let engines = (base.shell()?, candidate.shell()?);
+    let (mut logits, vocab) = ((Vec::new(), Vec::new()), engines.0.config.vocab);
+    let widths = (engines.0.config.hidden, engines.1.config.hidden);
+    let means = base_results.iter().zip(candidate_results).map(|(x, y)| {
+        let (mut sum, mut rows) = (0.0, 0);
+        for (x, y) in x.chunks(ROWS * widths.0).zip(y.chunks(ROWS * widths.1)) {
+            run.check()?;
+            engines.0.head_into(x, &mut logits.0, &mut ());
+            engines.1.head_into(y, &mut logits.1, &mut ());
+            let kl = kl_of_rows(&logits.0, &logits.1, vocab);
+            rows += kl.len();
+            sum += kl.iter().sum::<f64>();
+        }
+        match sum.is_nan() {
+            true => Err(Error::bad_input("the logits of the model that is quantized are not finite")),
+            false => Ok(sum / rows.max(1) as f64),
+        }
+    });
+    means.collect()
+}
+
+/// What held-out text says of an output: mean KL divergence from the source in nats per token, set by set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    /// Of what calibration made.
+    pub kl: Vec<f64>,
+    /// Of its rival.
+    pub rival: Vec<f64>,
+    /// Tokens in the windows.
+    pub tokens: usize,
+}
+
+impl Verdict {
+    /// Whether what calibration made is kept: on no set is it worse. What is no number is no better.
+    pub fn keeps(&self) -> bool {
+        self.kl.iter().zip(&self.rival).all(|(kl, rival)| kl <= rival)
+    }
+
+    /// The row of an output that is not kept. `asked` lost to `done`.
+    pub fn ledger_row(&self, candidate: &str, asked: &str, done: &str) -> Option<LedgerRow> {
+        let (kl, rival) = self.kl.iter().zip(&self.rival).find(|(kl, rival)| !(kl <= rival))?;
+        Some(LedgerRow {
+            candidate: candidate.to_string(),
+            kind: "search".into(),
+            tensor: None,
+            asked: asked.into(),
+            done: done.into(),
+            reason: format!("on held-out text its KL divergence is {kl:.4}, that of {done} {rival:.4}"),
+        })
+    }
+}
+
+/// Judges pairs of what calibration made and its rival. The source runs once.
+///
+/// Errors: those of [`results`] and [`divergences`].
+pub fn judge(source: Stored, pairs: &[(&dyn Layers, &dyn Layers)], held: &HeldOut, run: Run) -> Result<Vec<Verdict>> {
+    let windows = held.windows();
+    let layers = source.model.config.layers as u64;
+    let tokens = windows.iter().map(|w| w.len() as u64).sum::<u64>() * (1 + 2 * pairs.len() as u64);
+    let _phase = run.phase("measuring held-out text", tokens * layers, Unit::TokensByLayer(layers));
+    let base = results(&source, &windows, held.scored, run)?;
+    let by_set = |candidate: &dyn Layers| -> Result<Vec<f64>> {
+        let results = results(candidate, &windows, held.scored, run)?;
+        let mut kl = divergences((&source, &base), (candidate, &results), run)?.into_iter();
+        let mean = |n: usize| kl.by_ref().take(n).sum::<f64>() / n as f64;
+        Ok(held.sets.iter().map(Vec::len).map(mean).collect())
+    };
+    let verdict = |(made, rival): &(&dyn Layers, &dyn Layers)| {
+        Ok(Verdict { kl: by_set(*made)?, rival: by_set(*rival)?, tokens: held.tokens() })
+    };
+    pairs.iter().map(verdict).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_output_is_kept_where_it_is_worse_on_no_set() {
+        let verdict = |kl: &[f64], rival: &[f64]| Verdict { kl: kl.to_vec(), rival: rival.to_vec(), tokens: 1 };
+        assert!(verdict(&[1.0, 0.5], &[1.0, 0.6]).keeps());
+        assert!(!verdict(&[1.0, 0.7], &[1.0, 0.6]).keeps());
+        assert!(!verdict(&[f64::NAN], &[1.0]).keeps());
+        let row = verdict(&[0.1, 0.7], &[0.2, 0.6]).ledger_row("Q4_K", "error feedback", "ggml's search").unwrap();
+        assert_eq!(row.reason, "on held-out text its KL divergence is 0.7000, that of ggml's search 0.6000");
+        assert_eq!(verdict(&[0.1], &[0.2]).ledger_row("", "", ""), None);
+    }
+
+    #[test]
+    fn second_halves_predict_their_own_tokens() {
+        assert_eq!(Scored::SecondHalf.positions(8), 4..7);
+        assert_eq!(Scored::SecondHalf.positions(1), 0..0);
+        assert_eq!(Scored::All.positions(3), 0..3);
+    }
+}

@@ -1,0 +1,146 @@
+//! From a checkpoint to its quantized copies. A [`Recipe`] says what decides their bytes, [`plan`] what that means for a
+//! model, and [`run`] makes them. The walk of a conversion:
+//!
+//! 1. [`crate::model::SourceModel::open`] reads headers, configuration and tensor names; no weight.
+//! 2. [`plan`] decides the type of every tensor ([`sizes`]) and the format of every module ([`folder`]).
+//! 3. Where something is calibrated, [`data`] draws windows of text, once, and holds some of them out.
+//! 4. For budgets, [`budget`] measures what types cost this model ([`sensitivity`]) and chooses.
+//! 5. The pass with activations takes the windows through one layer after the other: [`blocks`] rounds GGUF blocks with
+//!    error feedback, [`folder::layered`] the modules of folders. [`journal`] notes every layer that is on the disk.
+//! 6. The pass without reads every weight once: [`stream`] for GGUF files, [`folder::nearest`] for folders.
+//! 7. What was made is sealed and read back; [`judge`] compares it with its rival on the held-out text.
+//! 8. Outputs get their names. Until then nothing looks finished, and a killed run goes on from its journal, if the key
+//!    that derives from recipe and [`identity`] is the same.
+//!
+//! [`calibrate`] makes importance matrices as results of their own.
+
+pub mod blocks;
+pub mod budget;
+pub mod calibrate;
+pub mod cost;
+pub mod data;
+pub mod devices;
+mod files;
+pub mod folder;
+mod hashes;
+pub mod identity;
+mod importance;
+pub mod journal;
+pub mod judge;
+mod ledger;
+pub mod places;
+pub mod plan;
+pub mod recipe;
+pub mod record;
+pub mod sensitivity;
+pub mod sizes;
+mod sorting;
+pub mod stream;
+
+pub use importance::{Importance, overlap_text};
+pub use ledger::LedgerRow;
+pub use plan::{Plan, plan};
+pub use recipe::Recipe;
+
+use crate::Result;
+use crate::calibration::data::DataReport;
+use crate::control::{Control, Notice, Report, Run};
+use budget::Allocation;
+use judge::Verdict;
+use recipe::Data;
+use serde_json::Value;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// What a run made.
+#[derive(Debug)]
+pub struct Outcome {
+    /// In the order of [`Recipe::outputs`].
+    pub outputs: Vec<Made>,
+    /// What was calibrated on.
+    pub data: Option<DataReport>,
+    /// Seconds that it took.
+    pub seconds: f64,
+}
+
+/// One finished output.
+#[derive(Debug)]
+pub struct Made {
+    /// Its place in [`Recipe::outputs`].
+    pub index: usize,
+    /// What it is called by: `Q4_K_M`, `gptq`.
+    pub name: String,
+    /// Where it was put.
+    pub place: PathBuf,
+    /// The files (of a split one: all shards), or the folder. The first opens the model.
+    pub paths: Vec<PathBuf>,
+    /// Of a file all bytes, of a folder those of its tensors.
+    pub bytes: u64,
+    pub tensor_bytes: u64,
+    /// Weights in the file, or those of a folder that are quantized.
+    pub quantized_weights: u64,
+    pub bits_per_weight: f64,
+    /// What departs from what was asked.
+    pub ledger: Vec<LedgerRow>,
+    /// What held-out text says, where the output was judged.
+    pub verdict: Option<Verdict>,
+    /// Of a GGUF file.
+    pub file: Option<MadeFile>,
+    /// Of a folder; null otherwise.
+    pub manifest: Value,
+}
+
+/// What there is to know of a GGUF file beside.
+#[derive(Debug)]
+pub struct MadeFile {
+    /// Tensors that did not get the type they should have.
+    pub fallbacks: usize,
+    /// How a budget was spent.
+    pub allocation: Option<Allocation>,
+}
+
+/// Makes the outputs of a plan.
+///
+/// # Errors
+/// `Exists`, `Unfinished` and `Request` before any work, for what is in the way of the outputs; `BadInput` for weights
+/// that are no numbers or too large for their type; `Io` and `Storage`; `Interrupted` when the run was asked to stop.
+/// Nothing is left under a final name then, but outputs that were finished before.
+///
+/// ```
+/// use quantize::convert::{self, Recipe};
+/// use quantize::{Control, model::SourceModel};
+///
+/// let source = SourceModel::open("tests/fixtures/tiny-llama".as_ref())?;
+/// let mut plan = convert::plan(&source, &Recipe::to(["q4_k_m"])?)?;
+/// let folder = tempfile::tempdir().unwrap();
+/// plan.place(folder.path())?;
+/// let outcome = convert::run(&plan, &Control::default(), &())?;
+/// assert_eq!(outcome.outputs[0].paths, [folder.path().join("tiny-llama-Q4_K_M.gguf")]);
+/// # Ok::<(), quantize::Error>(())
+/// ```
+pub fn run(plan: &Plan, control: &Control, report: &dyn Report) -> Result<Outcome> {
+    let (start, run) = (Instant::now(), Run::new(control, report));
+    plan.check_places(control)?;
+    let drawing = match data_of(plan) {
+        Some((data, named)) => {
+            if !named {
+                run.notice(Notice::BundledTexts);
+            }
+            Some(data::draw(&plan.source, &data, plan.evaluation_text.as_deref(), run)?)
+        }
+        None => None,
+    };
+    let mut outputs = files::run(plan, drawing.as_ref(), run)?;
+    outputs.extend(folder::run(plan, drawing.as_ref(), run)?);
+    outputs.sort_by_key(|made| made.index);
+    Ok(Outcome { outputs, data: drawing.map(|d| d.report), seconds: start.elapsed().as_secs_f64() })
+}
+
+/// What the model is calibrated on for some output, and whether that was named.
+fn data_of(plan: &Plan) -> Option<(Data, bool)> {
+    let recipe = &plan.recipe;
+    let given = recipe.data.is_some();
+    let files = given && recipe.files().next().is_some();
+    let needed = files || recipe.folders().any(|spec| folder::needs_data(spec, &recipe.rounding, given));
+    needed.then(|| (recipe.data.clone().unwrap_or_default(), given))
+}

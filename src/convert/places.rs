@@ -1,0 +1,112 @@
+//! Where outputs go: the names they get unless told otherwise, and what must not be there already. It writes nothing but
+//! folders that somebody named to put outputs into.
+
+use super::plan::{Decided, OutputPlan, Plan};
+use super::recipe::Target;
+use crate::calibration::data::Source;
+use crate::control::Control;
+use crate::writer::{atomic, folder};
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// What an output of a model is called.
+pub fn usual_name(model: &str, target: &Target) -> String {
+    let extension = if target.is_file() { ".gguf" } else { "" };
+    format!("{model}-{}{extension}", target.name())
+}
+
+impl Plan {
+    /// Puts the outputs where `output` says: a folder to put them into, a file or folder of that name (one output), or a
+    /// name with `{type}` in it. Makes the folder they go into where there is none.
+    ///
+    /// # Errors
+    /// `Request` for a name that does not suit the outputs; `Io`.
+    pub fn place(&mut self, output: &Path) -> Result<()> {
+        let text = output.to_string_lossy();
+        let marker = ["{type}", "{ftype}"].into_iter().find(|m| text.contains(m));
+        let (files, folders) = (self.files().count(), self.folders().count());
+        let mut into = false;
+        for o in &mut self.outputs {
+            let usual = output.join(o.place.file_name().unwrap_or_default());
+            if let Some(marker) = marker {
+                o.place = PathBuf::from(text.replace(marker, o.target.name()));
+                continue;
+            }
+            let itself = match o.target.is_file() {
+                true => is_file_name(output, &text)?,
+                // A folder that is there is a place to put things, unless it is one of ours to be replaced.
+                false => {
+                    let ours = !output.is_dir() || output.join(folder::MANIFEST).is_file();
+                    folders == 1 && files == 0 && ours && !text.ends_with('/')
+                }
+            };
+            if itself && o.target.is_file() && files > 1 {
+                return Err(Error::request(format!(
+                    "{files} types go to one file; name a folder, or put {{type}} into the file name"
+                )));
+            }
+            into |= !itself;
+            o.place = if itself { output.to_path_buf() } else { usual };
+        }
+        if into {
+            if output.exists() && !output.is_dir() {
+                let what = "is neither a folder nor named .gguf; name a folder, or a file that ends in .gguf";
+                return Err(Error::request(format!("{} {what}", output.display())));
+            }
+            std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
+        }
+        Ok(())
+    }
+
+    /// That nothing is in the way of the outputs, and none would take the place of what it is made from.
+    ///
+    /// # Errors
+    /// `Exists`; `Request`.
+    pub fn check_places(&self, control: &Control) -> Result<()> {
+        for (i, output) in self.outputs.iter().enumerate() {
+            match output.what {
+                Decided::File(_) => atomic::refuse_existing(&output.place, control.force)?,
+                Decided::Folder(_) => folder::refuse_existing(&output.place, control.force)?,
+            }
+            if self.outputs[..i].iter().any(|other| other.place == output.place) {
+                return Err(Error::request(format!("two outputs would be called {}", output.place.display())));
+            }
+            self.refuse_input(&output.place)?;
+        }
+        if let Some(file) = &self.save_importance {
+            atomic::refuse_existing(file, control.force)?;
+            self.refuse_input(file)?;
+        }
+        Ok(())
+    }
+
+    /// Whatever may be replaced, the inputs are not.
+    pub(super) fn refuse_input(&self, target: &Path) -> Result<()> {
+        let Ok(target) = target.canonicalize() else { return Ok(()) };
+        let ckpt = &self.source.ckpt;
+        let data = self.recipe.data.iter().flat_map(|d| &d.sources).filter_map(|s| match s {
+            Source::File(path) | Source::Fetched { path, .. } => Some(path.clone()),
+            _ => None,
+        });
+        let importance = self.recipe.importance.iter().map(|i| PathBuf::from(&i.file));
+        let mut inputs = ckpt.files().iter().map(|f| f.path.clone()).chain(data).chain(importance);
+        let is_input = inputs.any(|input| input.canonicalize().is_ok_and(|input| input == target));
+        let holds_source = || ckpt.dir().canonicalize().is_ok_and(|dir| target.is_dir() && dir.starts_with(&target));
+        match is_input || (ckpt.gguf().is_none() && holds_source()) {
+            true => Err(Error::request(format!("{} is what is read; name another output", target.display()))),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Whether `output` names a GGUF file rather than a folder to put files into.
+fn is_file_name(output: &Path, text: &str) -> Result<bool> {
+    Ok(!output.is_dir() && !text.ends_with('/') && output.extension().is_some_and(|e| e == "gguf"))
+}
+
+impl OutputPlan {
+    /// The folder that the output goes into.
+    pub(super) fn folder(&self) -> &Path {
+        atomic::folder_of(&self.place)
+    }
+}

@@ -1,0 +1,385 @@
+//! What a run will write, decided before a weight is read: the type of every tensor of every GGUF file, the format of
+//! every module of every folder, exact sizes, and where it all goes. Everything that can be refused is refused here.
+
+use super::budget::Allocation;
+use super::folder::{self, FolderPlan};
+use super::ledger::LedgerRow;
+use super::recipe::{Limit, Recipe, Target};
+use super::record::{self, Facts};
+use super::sizes::{self, FileSizes};
+use super::stream;
+use crate::error::Hint;
+use crate::gguf::{self, Metadata};
+use crate::model::tokenizer::GgufVocab;
+use crate::model::{Config, SourceModel, gguf_metadata};
+use crate::quant::presets::{self, Candidate, Choice, ModelFacts, Preset, Request, Why};
+use crate::quant::{GgmlType, codec};
+use crate::source::Dtype;
+use crate::{Error, Result};
+use std::path::PathBuf;
+
+/// A run, decided.
+#[derive(Debug)]
+pub struct Plan {
+    pub source: SourceModel,
+    pub recipe: Recipe,
+    /// In the order of [`Recipe::outputs`].
+    pub outputs: Vec<OutputPlan>,
+    /// Where the importance matrix goes that calibration makes on the way, if it is to be kept.
+    pub save_importance: Option<PathBuf>,
+    /// An evaluation text that calibration data should not hold.
+    pub evaluation_text: Option<PathBuf>,
+    /// Of GGUF files, but for their types and records. `None` when none is made.
+    pub(super) metadata: Option<Metadata>,
+}
+
+/// One output, decided.
+#[derive(Debug)]
+pub struct OutputPlan {
+    /// Its place in [`Recipe::outputs`].
+    pub index: usize,
+    pub target: Target,
+    /// The file (of a split one: the name that its shards' names are made of) or folder.
+    pub place: PathBuf,
+    pub what: Decided,
+}
+
+/// How an output is made.
+#[derive(Debug)]
+pub enum Decided {
+    File(Box<FilePlan>),
+    Folder(Box<FolderPlan>),
+}
+
+/// A GGUF file, decided.
+#[derive(Clone, Debug)]
+pub struct FilePlan {
+    /// Types and sizes of its tensors. Of a file with a budget, types are chosen when its losses are known.
+    pub sizes: FileSizes,
+    /// GGUF `general.file_type`.
+    pub file_type: u32,
+    /// Whose rules it follows.
+    pub preset: &'static Preset,
+    pub limit: Option<Limit>,
+    /// How a budget was spent.
+    pub allocation: Option<Allocation>,
+}
+
+/// What is taken for granted about importance while types are decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AssumedImportance {
+    /// What the recipe says.
+    OfRecipe,
+    /// There is some.
+    Given,
+    /// There is some for the presets that need it.
+    WhereNeeded,
+}
+
+/// Decides everything. Nothing is written, no weight is read. Outputs go to the current folder, under the names that
+/// [`super::places`] gives them.
+///
+/// # Errors
+/// `Request` for a recipe that contradicts itself or names what the model does not have; `Unsupported` for a type or
+/// format that the model cannot have; `BadInput` for a tokenizer that cannot be converted, or a quantized source.
+pub fn plan(source: &SourceModel, recipe: &Recipe) -> Result<Plan> {
+    plan_assuming(source, recipe, AssumedImportance::OfRecipe)
+}
+
+/// The same, where it is not known yet whether there will be importance.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_assuming(source: &SourceModel, recipe: &Recipe, importance: AssumedImportance) -> Result<Plan> {
+    recipe.check()?;
+    let metadata = match recipe.files().next() {
+        Some(_) => Some(metadata(source, recipe)?),
+        None => None,
+    };
+    let mut plan = Plan {
+        source: source.clone(),
+        recipe: recipe.clone(),
+        outputs: Vec::new(),
+        save_importance: None,
+        evaluation_text: None,
+        metadata,
+    };
+    for (index, target) in recipe.outputs.iter().enumerate() {
+        let what = match target {
+            Target::Folder { format, .. } => {
+                Decided::Folder(Box::new(FolderPlan::new(source, *format, recipe.devices)?))
+            }
+            _ => Decided::File(Box::new(plan.file(index, target, importance)?)),
+        };
+        let place = PathBuf::from(super::places::usual_name(&source.name(), target));
+        plan.outputs.push(OutputPlan { index, target: target.clone(), place, what });
+    }
+    Ok(plan)
+}
+
+impl Plan {
+    /// The GGUF files, with the output that each is.
+    pub fn files(&self) -> impl Iterator<Item = (&OutputPlan, &FilePlan)> {
+        self.outputs.iter().filter_map(|o| if let Decided::File(file) = &o.what { Some((o, &**file)) } else { None })
+    }
+
+    /// The folders, with the output that each is.
+    pub fn folders(&self) -> impl Iterator<Item = (&OutputPlan, &FolderPlan)> {
+        let folder = |o| if let OutputPlan { what: Decided::Folder(f), .. } = o { Some((o, &**f)) } else { None };
+        self.outputs.iter().filter_map(folder)
+    }
+
+    /// Weights of the model in GGUF files.
+    pub fn weights(&self) -> u64 {
+        stream::outputs(&self.source.model).iter().map(|(_, s)| s.iter().map(|d| *d as u64).product::<u64>()).sum()
+    }
+
+    /// What departs from what was asked, as far as it is known before the work.
+    pub fn ledger(&self) -> Vec<LedgerRow> {
+        self.outputs.iter().flat_map(OutputPlan::ledger).collect()
+    }
+
+    /// The GGUF file of a preset, whatever the outputs are.
+    pub(super) fn preset_file(&self, preset: &'static Preset) -> Result<FilePlan> {
+        self.decided(preset.name, preset, AssumedImportance::Given)
+    }
+
+    /// Decides the types of a GGUF file.
+    fn file(&self, index: usize, target: &Target, importance: AssumedImportance) -> Result<FilePlan> {
+        let (preset, limit) = match target {
+            Target::Preset(preset) => (*preset, None),
+            // Until the types are chosen.
+            Target::Budget { limit, .. } => (f16()?, Some(*limit)),
+            Target::Folder { .. } => return Err(Error::Internal("a folder is no file".into())),
+        };
+        let file_type = match limit {
+            Some(Limit::Like(preset)) => preset.file_type,
+            _ => preset.file_type,
+        };
+        let decided =
+            self.decided(target.name(), preset, if limit.is_some() { AssumedImportance::Given } else { importance })?;
+        let mut file = FilePlan { file_type, limit, ..decided };
+        file.sizes.file_bytes =
+            file.sizes.padded_bytes + self.header_bytes((index, target), &file, &Facts::default())?;
+        if limit.is_some() {
+            super::budget::check(self, (index, target), &file)?;
+        }
+        Ok(file)
+    }
+
+    fn decided(&self, name: &str, preset: &'static Preset, importance: AssumedImportance) -> Result<FilePlan> {
+        let (tensors, kept) = tensors_and_kept(&self.source);
+        let importance = match importance {
+            AssumedImportance::OfRecipe if self.recipe.importance.is_some() || self.recipe.data.is_some() => {
+                Known::Given
+            }
+            AssumedImportance::OfRecipe => Known::Absent,
+            AssumedImportance::Given => Known::Given,
+            AssumedImportance::WhereNeeded => Known::WhereNeeded,
+        };
+        let request = request(preset, &self.recipe)?;
+        let choices = decide(&request, &self.source.model.config, &tensors, &kept, importance)?;
+        let sizes = sizes::of_file(name, preset, &tensors, &choices, 0);
+        Ok(FilePlan { sizes, file_type: preset.file_type, preset, limit: None, allocation: None })
+    }
+
+    /// The metadata of a file: the model's, the file type, the record of the run, and what the recipe overrides.
+    ///
+    /// # Errors
+    /// `Request` for an override that contradicts the type of a value.
+    pub(super) fn metadata(
+        &self,
+        (index, target): (usize, &Target),
+        file: &FilePlan,
+        facts: &Facts,
+    ) -> Result<Metadata> {
+        let mut metadata = self.metadata.clone().unwrap_or_default();
+        metadata.set("general.file_type", file.file_type);
+        record::write(&mut metadata, self, (index, target), facts);
+        record::override_metadata(&mut metadata, &self.recipe.metadata)?;
+        Ok(metadata)
+    }
+
+    /// The bytes before the tensors of a file, but for what shards add.
+    pub(super) fn header_bytes(&self, output: (usize, &Target), file: &FilePlan, facts: &Facts) -> Result<u64> {
+        let entries = stream::entries(&self.source.model, &file.sizes.types());
+        let metadata = self.metadata(output, file, facts)?;
+        Ok(gguf::encode_header(&metadata, &entries, gguf::DEFAULT_ALIGNMENT).len() as u64)
+    }
+}
+
+impl OutputPlan {
+    /// What departs from what was asked.
+    pub fn ledger(&self) -> Vec<LedgerRow> {
+        match &self.what {
+            Decided::File(file) => file.ledger(self.target.name()),
+            Decided::Folder(folder) => folder.departures.iter().map(|d| d.of(self.target.name())).collect(),
+        }
+    }
+}
+
+impl FilePlan {
+    fn ledger(&self, candidate: &str) -> Vec<LedgerRow> {
+        let row = |r: &sizes::TensorRow| LedgerRow {
+            candidate: candidate.to_string(),
+            kind: "fallback".into(),
+            tensor: Some(r.name.clone()),
+            asked: r.choice.wanted.to_string(),
+            done: r.choice.got.to_string(),
+            reason: format!(
+                "rows of {} are not a multiple of {}",
+                r.shape.last().unwrap_or(&0),
+                r.choice.wanted.block()
+            ),
+        };
+        self.sizes.fallbacks().map(row).collect()
+    }
+
+    /// Takes other types; the bytes before the tensors stay as they are.
+    pub(super) fn take(&mut self, choices: Vec<Choice>) {
+        let tensors: Vec<_> = self.sizes.rows.iter().map(|r| (r.name.clone(), r.shape.clone())).collect();
+        let before = self.sizes.file_bytes.saturating_sub(self.sizes.padded_bytes);
+        self.sizes = sizes::of_file(&self.sizes.name, self.preset, &tensors, &choices, before);
+    }
+}
+
+pub(super) fn f16() -> Result<&'static Preset> {
+    presets::find("f16").ok_or_else(|| Error::Internal("no F16".into()))
+}
+
+/// The metadata of the model, and of its tokenizer.
+fn metadata(source: &SourceModel, recipe: &Recipe) -> Result<Metadata> {
+    let (ckpt, model) = (&source.ckpt, &source.model);
+    let mut metadata = gguf_metadata(model, ckpt, 0)?;
+    // A GGUF source's own layout and provenance are not the new file's.
+    let stale = |key: &str| key == gguf::ALIGNMENT_KEY || key.starts_with("quantize.");
+    for key in metadata.iter().map(|(key, _)| key.to_string()).filter(|key| stale(key)).collect::<Vec<_>>() {
+        metadata.remove(&key);
+    }
+    let pre = recipe.pretokenizer.as_deref();
+    if ckpt.gguf().is_none() {
+        let vocab = GgufVocab::from_hf_dir(ckpt.dir(), model.config.vocab, &model.config.arch, pre)?;
+        vocab.write(&mut metadata);
+    } else if let Some(name) = pre {
+        metadata.set("tokenizer.ggml.pre", name);
+    }
+    let (tensors, _) = tensors_and_kept(source);
+    let quantized = source_types(source).into_iter().zip(&tensors).find(|(ty, _)| ty.is_some_and(|t| !t.is_plain()));
+    if let Some((ty, (name, _))) = quantized
+        && !recipe.requantize
+    {
+        let what = format!("is already quantized ({})", ty.map_or("", |t| t.name()));
+        return Err(Error::bad_file(&ckpt.files()[0].path, what).tensor(name.as_str()).hint(Hint::AcceptRequantizing));
+    }
+    Ok(metadata)
+}
+
+/// The type each output has in the source, where there is one.
+fn source_types(source: &SourceModel) -> Vec<Option<GgmlType>> {
+    let (ckpt, model) = (&source.ckpt, &source.model);
+    let generated = model.generated.iter().map(|_| Some(GgmlType::F32));
+    let mapped = model.tensors.iter().map(|t| match t.parts.first().map(|p| ckpt.tensors()[*p].dtype) {
+        Some(Dtype::Ggml(ty)) => Some(ty),
+        _ => None,
+    });
+    generated.chain(mapped).collect()
+}
+
+/// Name and shape of every tensor of a GGUF file, and the type that it has where it is not quantized.
+fn tensors_and_kept(source: &SourceModel) -> (Vec<(String, Vec<usize>)>, Vec<GgmlType>) {
+    let outputs = stream::outputs(&source.model);
+    let kept = outputs.iter().zip(source_types(source)).map(|((name, shape), ty)| sizes::kept_type(name, shape, ty));
+    let kept = kept.collect();
+    (outputs.iter().map(|(n, s)| (n.to_string(), s.to_vec())).collect(), kept)
+}
+
+/// What a preset and the rules of the recipe ask for.
+fn request(preset: &'static Preset, recipe: &Recipe) -> Result<Request> {
+    let types = &recipe.types;
+    let rule = |rule: &super::recipe::TypeRule| {
+        let regex = regex::RegexBuilder::new(&rule.pattern).case_insensitive(true).build();
+        let regex = regex.map_err(|e| Error::request(format!("the pattern '{}': {e}", rule.pattern)))?;
+        Ok((regex, rule.ty))
+    };
+    Ok(Request {
+        preset,
+        pure: types.pure,
+        leave_output: types.keep_output,
+        output: types.output,
+        embedding: types.embedding,
+        overrides: types.tensors.iter().map(rule).collect::<Result<_>>()?,
+    })
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Known {
+    Given,
+    Absent,
+    WhereNeeded,
+}
+
+fn decide(
+    request: &Request,
+    config: &Config,
+    tensors: &[(String, Vec<usize>)],
+    kept: &[GgmlType],
+    importance: Known,
+) -> Result<Vec<Choice>> {
+    let has_imatrix = importance == Known::Given;
+    let candidates: Vec<Candidate> =
+        tensors.iter().zip(kept).map(|((name, shape), kept)| Candidate { name, shape, kept: *kept }).collect();
+    let facts = ModelFacts {
+        arch: &config.arch,
+        layers: config.layers,
+        heads: config.heads,
+        kv_heads: config.kv_heads,
+        experts: config.experts.as_ref().map_or(0, |e| e.count),
+        has_imatrix,
+    };
+    let (choices, unused) = presets::choose(request, &facts, &candidates);
+    if let Some(rule) = unused.first() {
+        let pattern = request.overrides[*rule].0.as_str();
+        return Err(Error::request(format!("the type rule '{pattern}' matches no tensor")));
+    }
+    for (regex, ty) in &request.overrides {
+        let mut matched = choices.iter().zip(tensors).filter(|(_, (name, _))| regex.is_match(name));
+        if matched.all(|(choice, _)| choice.why == Why::Kept && choice.got != *ty) {
+            let what = "matches only tensors that stay as they are (norms, biases, routers)";
+            return Err(Error::request(format!("the type rule '{}={ty}' {what}", regex.as_str())));
+        }
+    }
+    for (choice, (name, _)) in choices.iter().zip(tensors) {
+        let (preset, ty) = (request.preset.name, choice.got);
+        if codec(ty).is_none_or(|c| c.quantize.is_none()) {
+            return Err(Error::unsupported(format!("tensor '{name}': {ty} cannot be written")));
+        }
+        if sizes::needs_importance(request.preset, name, ty) && !has_imatrix {
+            if importance == Known::WhereNeeded {
+                return decide(request, config, tensors, kept, Known::Given);
+            }
+            let what = format!("{preset}: tensor '{name}' in {ty} needs an importance matrix");
+            return Err(Error::unsupported(what).hint(Hint::MakeImportance));
+        }
+    }
+    Ok(choices)
+}
+
+/// The sizes of GGUF files of a model that is known by its configuration alone. There is no tokenizer to measure, so the
+/// bytes before the tensors are an estimate.
+///
+/// # Errors
+/// As [`plan`].
+pub fn sizes_of_config(config: &Config, recipe: &Recipe) -> Result<Vec<FileSizes>> {
+    recipe.check()?;
+    let tensors = sizes::tensors_of(config);
+    let kept: Vec<GgmlType> = tensors.iter().map(|(n, s)| sizes::kept_type(n, s, None)).collect();
+    let header = sizes::header_estimate(config, &tensors);
+    let known = if recipe.importance.is_some() { Known::Given } else { Known::WhereNeeded };
+    let presets = recipe.files().filter_map(|t| if let Target::Preset(preset) = t { Some(*preset) } else { None });
+    presets
+        .map(|preset| {
+            let choices = decide(&request(preset, recipe)?, config, &tensors, &kept, known)?;
+            Ok(sizes::of_file(preset.name, preset, &tensors, &choices, header))
+        })
+        .collect()
+}

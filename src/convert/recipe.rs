@@ -1,0 +1,569 @@
+//! What decides the bytes of a conversion's outputs, as one plain value. Everything that identifies a run or its results
+//! derives from the whole of it: the record in a GGUF file, the manifest of a folder, the key of a journal. So a setting
+//! cannot be forgotten in one of them: the functions that round are given nothing else.
+//!
+//! What does not decide bytes (threads, memory, where an output lies) is [`crate::Control`]'s.
+
+use crate::calibration::data::{self, Source};
+use crate::calibration::imatrix::UnseenExperts;
+use crate::formats::{self, Spec};
+use crate::quant::GgmlType;
+use crate::quant::presets::{self, Preset};
+use crate::writer::gguf;
+use crate::{Error, Result};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
+
+/// Everything that decides the bytes of a run's outputs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// What is made, in this order.
+    pub outputs: Vec<Target>,
+    /// Types of single tensors (GGUF).
+    pub types: TypeRules,
+    /// Metadata that is set whatever the source says (GGUF).
+    pub metadata: Vec<Override>,
+    /// llama.cpp's name of the pre-tokenizer, where it is not recognised (GGUF).
+    pub pretokenizer: Option<String>,
+    /// Whether the source may be quantized already (GGUF).
+    pub requantize: bool,
+    /// A finished importance matrix (GGUF).
+    pub importance: Option<ImportanceFile>,
+    /// What an expert gets that saw no token (GGUF).
+    pub unseen_experts: UnseenExperts,
+    /// What the model is calibrated on. `None`: on nothing, or on the bundled texts where a folder's format has to be.
+    pub data: Option<Data>,
+    pub rounding: Rounding,
+    pub split: Split,
+    /// Devices over which an engine is to split every layer: groups are chosen so that they survive it (folders).
+    pub devices: usize,
+    /// Whether the outputs record the SHA-256 of the source files.
+    pub hash_sources: bool,
+}
+
+/// One thing that is made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Target {
+    /// A GGUF file with the mixture of a preset, by its name (`Q4_K_M`).
+    Preset(#[serde(with = "preset_name")] &'static Preset),
+    /// A GGUF file whose types are chosen to fit.
+    Budget {
+        /// What the file is called by: `4.2bpw`, `4.5GB`, `like-Q4_K_M`.
+        name: String,
+        limit: Limit,
+    },
+    /// A checkpoint folder.
+    Folder {
+        /// What the folder is called by.
+        name: String,
+        #[serde(with = "spec_name")]
+        format: Spec,
+    },
+}
+
+impl Target {
+    /// What the output is called by.
+    pub fn name(&self) -> &str {
+        match self {
+            Target::Preset(preset) => preset.name,
+            Target::Budget { name, .. } | Target::Folder { name, .. } => name,
+        }
+    }
+
+    pub fn is_file(&self) -> bool {
+        !matches!(self, Target::Folder { .. })
+    }
+
+    /// A GGUF preset by name (`q4_k_m`, llama.cpp's number `15`), or a folder's format (`gptq-4bit-64g`).
+    ///
+    /// # Errors
+    /// `Request` for a name that is neither.
+    pub fn parse(name: &str) -> Result<Self> {
+        if let Some(format) = formats::parse(name) {
+            return Ok(Target::Folder { name: name.to_ascii_lowercase(), format });
+        }
+        let preset = presets::find(name).ok_or_else(|| {
+            let names: Vec<String> = presets::PRESETS.iter().map(|p| p.name.to_lowercase()).collect();
+            Error::request(format!("'{name}' is an unknown target type; known are {}", names.join(", ")))
+        })?;
+        Ok(Target::Preset(preset))
+    }
+}
+
+/// What a GGUF file with a budget may take.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Limit {
+    /// So many bits per weight, for the data of the tensors.
+    BitsPerWeight(f64),
+    /// So many bytes, for the whole file.
+    Bytes(u64),
+    /// As many bytes as the file of a preset.
+    Like(#[serde(with = "preset_name")] &'static Preset),
+}
+
+/// Types of single tensors, beyond what a preset says.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TypeRules {
+    /// The first rule whose pattern matches a tensor's name decides.
+    pub tensors: Vec<TypeRule>,
+    /// Type of `output.weight`.
+    #[serde(with = "type_name")]
+    pub output: Option<GgmlType>,
+    /// Type of the token embeddings.
+    #[serde(with = "type_name")]
+    pub embedding: Option<GgmlType>,
+    /// `output.weight` stays as it is.
+    pub keep_output: bool,
+    /// One type for all tensors, no mixture.
+    pub pure: bool,
+}
+
+/// A type for the tensors whose GGUF name matches a regular expression (any part of the name, in any case).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TypeRule {
+    pub pattern: String,
+    #[serde(with = "one_type_name", rename = "type")]
+    pub ty: GgmlType,
+}
+
+/// A metadata value that is set whatever the source says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Override {
+    pub key: String,
+    pub value: OverrideValue,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OverrideValue {
+    Int(i64),
+    Float(f64),
+    Bool(bool),
+    Str(String),
+}
+
+/// A finished importance matrix, by what is in it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImportanceFile {
+    /// As it was named.
+    pub file: String,
+    /// Of the file, in hexadecimal digits.
+    pub sha256: String,
+}
+
+/// What a model is calibrated on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// They share the tokens equally.
+    #[serde(with = "source_names")]
+    pub sources: Vec<Source>,
+    pub tokens: usize,
+    /// Tokens per window.
+    pub window: usize,
+    /// Of what is drawn and sampled.
+    pub seed: u64,
+}
+
+impl Default for Data {
+    /// The bundled texts.
+    fn default() -> Self {
+        let (tokens, window) = (data::DEFAULT_TOKENS, data::DEFAULT_SEQ_LEN);
+        Self { sources: vec![Source::Default], tokens, window, seed: 0 }
+    }
+}
+
+/// How scales and codes are chosen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rounding {
+    /// `None`: error feedback where there is calibration data (folders: where the format has integers in groups), the
+    /// format's own search elsewhere.
+    pub search: Option<Search>,
+    /// Error feedback: how far the Hessian's off-diagonals are shrunk, 0 to 1.
+    pub rho: f32,
+    /// Error feedback: share of the mean diagonal that is added to it.
+    pub damping: f32,
+    /// Each layer sees what the quantized ones before it give. `None`: in folders, not in files.
+    pub sequential: Option<bool>,
+    /// Feed-forward channels in the order of their power (GGUF).
+    pub sort_channels: bool,
+    /// GPTQ with columns by falling activation: scales from the groups as they lie in the file.
+    pub static_groups: bool,
+    /// SmoothQuant's exponent; 0 for none (INT8).
+    pub smooth: f32,
+}
+
+impl Default for Rounding {
+    fn default() -> Self {
+        Self {
+            search: None,
+            rho: 0.3,
+            damping: 0.01,
+            sequential: None,
+            sort_channels: false,
+            static_groups: false,
+            smooth: 0.5,
+        }
+    }
+}
+
+/// How codes are searched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Search {
+    /// Block by block, as the format's own tool does: the bytes of llama-quantize, or each weight to the nearest code.
+    Nearest,
+    /// With error feedback under the whole Hessian: later columns make up for the errors of earlier ones.
+    Feedback,
+}
+
+/// When to begin another file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Split {
+    /// GGUF: never. Folders: after 5 GB, as transformers does.
+    #[default]
+    Usual,
+    /// Before a file would hold more bytes of tensors (a single larger one still has a file of its own).
+    MaxBytes(u64),
+    /// After so many tensors (GGUF).
+    MaxTensors(usize),
+    /// As many files as the source has (GGUF).
+    AsSource,
+}
+
+impl Split {
+    /// For GGUF files made of a source of so many files.
+    pub fn of_files(self, source_files: usize) -> gguf::Split {
+        match self {
+            Split::MaxBytes(bytes) => gguf::Split::MaxBytes(bytes),
+            Split::MaxTensors(n) => gguf::Split::MaxTensors(n),
+            Split::AsSource if source_files > 1 => gguf::Split::Count(source_files),
+            Split::AsSource | Split::Usual => gguf::Split::Never,
+        }
+    }
+
+    /// Bytes per file of a folder.
+    pub fn of_folders(self) -> u64 {
+        match self {
+            Split::MaxBytes(bytes) => bytes,
+            _ => super::folder::plan::MAX_SHARD,
+        }
+    }
+}
+
+impl Default for Recipe {
+    /// Nothing yet: no outputs, everything else as usual.
+    fn default() -> Self {
+        Self {
+            outputs: Vec::new(),
+            types: TypeRules::default(),
+            metadata: Vec::new(),
+            pretokenizer: None,
+            requantize: false,
+            importance: None,
+            unseen_experts: UnseenExperts::default(),
+            data: None,
+            rounding: Rounding::default(),
+            split: Split::default(),
+            devices: 1,
+            hash_sources: true,
+        }
+    }
+}
+
+impl Recipe {
+    /// The usual recipe for these targets; see [`Target::parse`] for their names.
+    ///
+    /// # Errors
+    /// `Request` for an unknown name, and for one that is there twice.
+    ///
+    /// ```
+    /// use quantize::convert::Recipe;
+    ///
+    /// let recipe = Recipe::to(["q4_k_m", "gptq-4bit-64g"])?;
+    /// assert_eq!(recipe.outputs[0].name(), "Q4_K_M");
+    /// # Ok::<(), quantize::Error>(())
+    /// ```
+    pub fn to<'a>(targets: impl IntoIterator<Item = &'a str>) -> Result<Self> {
+        let outputs = targets.into_iter().map(Target::parse).collect::<Result<Vec<_>>>()?;
+        let recipe = Self { outputs, ..Self::default() };
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    /// That the recipe does not contradict itself.
+    ///
+    /// # Errors
+    /// `Request`.
+    pub fn check(&self) -> Result<()> {
+        let same = |a: &Target, b: &Target| match (a, b) {
+            (Target::Folder { format: a, .. }, Target::Folder { format: b, .. }) => a == b,
+            (Target::Folder { .. }, _) | (_, Target::Folder { .. }) => false,
+            (a, b) => a.name() == b.name(),
+        };
+        for (i, target) in self.outputs.iter().enumerate() {
+            if self.outputs[..i].iter().any(|other| same(other, target)) {
+                return Err(Error::request(format!("{} is asked for twice", target.name())));
+            }
+        }
+        let share = |name: &str, value: f32, zero: bool| match value <= 1.0 && (value > 0.0 || zero && value == 0.0) {
+            true => Ok(()),
+            false => Err(Error::request(format!("{name} of {value}: not a share between 0 and 1"))),
+        };
+        share("damping", self.rounding.damping, false)?;
+        share("rho", self.rounding.rho, true)?;
+        if self.importance.is_some() && self.data.is_some() {
+            return Err(Error::request(
+                "a finished importance matrix and calibration data exclude each other; the data make a new one",
+            ));
+        }
+        if self.rounding.search == Some(Search::Feedback) && self.data.is_none() && self.files().next().is_some() {
+            let what = "error feedback in GGUF files needs calibration data, not a finished importance matrix";
+            return Err(Error::request(what));
+        }
+        if self.file_feedback() && self.sequential_files() && self.files().count() > 1 {
+            return Err(Error::request("sequential error feedback makes one GGUF file at a time"));
+        }
+        if self.file_feedback() && self.sequential_files() && self.rounding.sort_channels {
+            return Err(Error::request("channels are not sorted in sequential error feedback"));
+        }
+        if let Some(Target::Budget { name, .. }) = self.outputs.iter().find(|t| matches!(t, Target::Budget { .. })) {
+            if self.data.is_none() {
+                return Err(Error::request(format!(
+                    "{name}: types are chosen by what they cost this model, which takes calibration data"
+                ))
+                .hint(crate::error::Hint::MakeImportance));
+            }
+            if self.types.pure {
+                let what = format!("one type for all tensors leaves nothing to choose for {name}");
+                return Err(Error::request(what));
+            }
+        }
+        Ok(())
+    }
+
+    /// The GGUF files among the outputs.
+    pub fn files(&self) -> impl Iterator<Item = &Target> {
+        self.outputs.iter().filter(|t| t.is_file())
+    }
+
+    /// The formats of the folders among the outputs.
+    pub fn folders(&self) -> impl Iterator<Item = &Spec> {
+        self.outputs.iter().filter_map(|t| if let Target::Folder { format, .. } = t { Some(format) } else { None })
+    }
+
+    /// Whether GGUF files are rounded with error feedback.
+    pub fn file_feedback(&self) -> bool {
+        match self.rounding.search {
+            Some(search) => search == Search::Feedback,
+            None => self.data.is_some(),
+        }
+    }
+
+    /// Whether GGUF files are rounded layer behind quantized layer.
+    pub fn sequential_files(&self) -> bool {
+        self.rounding.sequential.unwrap_or(false)
+    }
+
+    /// What of the recipe decides the bytes of one of its outputs: two runs that make it, with whatever else, have this
+    /// in common. It is what the output records.
+    pub fn of_output(&self, output: usize) -> Recipe {
+        // Every field is named, so that a new one asks for a decision here.
+        let Recipe {
+            outputs,
+            types,
+            metadata,
+            pretokenizer,
+            requantize,
+            importance,
+            unseen_experts,
+            data,
+            rounding,
+            split,
+            devices,
+            hash_sources,
+        } = self.clone();
+        let target = outputs[output].clone();
+        let usual = Recipe { outputs: vec![target.clone()], ..Recipe::default() };
+        match &target {
+            Target::Folder { format, .. } => {
+                let data = super::folder::needs_data(format, &self.rounding, self.data.is_some());
+                let data = data.then(|| self.data.clone().unwrap_or_default());
+                let rounding = Rounding { sort_channels: false, ..rounding };
+                Recipe { data, rounding, split, devices, hash_sources, ..usual }
+            }
+            _ => {
+                let rounding = match self.file_feedback() {
+                    true => Rounding { static_groups: false, smooth: usual.rounding.smooth, ..rounding },
+                    false => Rounding { search: Some(Search::Nearest), ..Rounding::default() },
+                };
+                Recipe {
+                    types,
+                    metadata,
+                    pretokenizer,
+                    requantize,
+                    importance,
+                    unseen_experts,
+                    data,
+                    rounding,
+                    split,
+                    hash_sources,
+                    ..usual
+                }
+            }
+        }
+    }
+
+    /// The whole recipe as JSON, fields in the order of the struct.
+    pub fn to_json(&self) -> Value {
+        // Strings, numbers and lists of them: this cannot fail.
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    /// Reads what [`Recipe::to_json`] or an output's record says. Data on the Hub are named, not fetched.
+    ///
+    /// # Errors
+    /// `BadInput` for unknown fields and values.
+    pub fn from_json(text: &str) -> Result<Self> {
+        serde_json::from_str(text).map_err(|e| Error::bad_input(format!("not a recipe: {e}")))
+    }
+}
+
+mod preset_name {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(preset: &&'static Preset, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(preset.name)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<&'static Preset, D::Error> {
+        let name = String::deserialize(d)?;
+        presets::find(&name).ok_or_else(|| D::Error::custom(format!("'{name}' is an unknown preset")))
+    }
+}
+
+mod spec_name {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(spec: &Spec, s: S) -> Result<S::Ok, S::Error> {
+        // Whether the group was asked for decides what happens where it does not fit.
+        s.serialize_str(&format!("{spec}{}", if spec.group_given { "!" } else { "" }))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Spec, D::Error> {
+        let name = String::deserialize(d)?;
+        let (plain, group_given) = name.strip_suffix('!').map_or((name.as_str(), false), |name| (name, true));
+        let spec = formats::parse(plain).ok_or_else(|| D::Error::custom(format!("'{name}' is an unknown format")))?;
+        Ok(Spec { group_given, ..spec })
+    }
+}
+
+fn type_of<E: serde::de::Error>(name: &str) -> Result<GgmlType, E> {
+    GgmlType::from_name(name).ok_or_else(|| E::custom(format!("'{name}' is an unknown tensor type")))
+}
+
+mod type_name {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(ty: &Option<GgmlType>, s: S) -> Result<S::Ok, S::Error> {
+        ty.map(|ty| ty.name()).serialize(s)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<GgmlType>, D::Error> {
+        Option::<String>::deserialize(d)?.map(|name| type_of(&name)).transpose()
+    }
+}
+
+mod one_type_name {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(ty: &GgmlType, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(ty.name())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<GgmlType, D::Error> {
+        type_of(&String::deserialize(d)?)
+    }
+}
+
+mod source_names {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(sources: &[Source], s: S) -> Result<S::Ok, S::Error> {
+        s.collect_seq(sources.iter().map(ToString::to_string))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<Source>, D::Error> {
+        // Whoever runs the recipe fetches what is on the Hub.
+        let unfetched = |_: &str| Ok(Default::default());
+        let names = Vec::<String>::deserialize(d)?;
+        names.iter().map(|name| Source::parse(name, unfetched).map_err(D::Error::custom)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full() -> Recipe {
+        let rule = TypeRule { pattern: "ffn_down".into(), ty: GgmlType::Q6_K };
+        Recipe {
+            types: TypeRules { tensors: vec![rule], output: Some(GgmlType::Q8_0), ..TypeRules::default() },
+            metadata: vec![Override { key: "a.b".into(), value: OverrideValue::Float(0.5) }],
+            pretokenizer: Some("gpt-2".into()),
+            data: Some(Data { sources: vec![Source::Default, Source::File("x.txt".into())], ..Data::default() }),
+            split: Split::MaxBytes(1000),
+            ..Recipe::to(["q4_k_m", "awq-4bit-64g", "fp8"]).unwrap()
+        }
+    }
+
+    #[test]
+    fn comes_back_from_json() {
+        let recipe = full();
+        assert_eq!(Recipe::from_json(&recipe.to_json().to_string()).unwrap(), recipe);
+        let mut json = recipe.to_json();
+        json["new"] = 1.into();
+        assert!(Recipe::from_json(&json.to_string()).unwrap_err().to_string().contains("unknown field"));
+    }
+
+    #[test]
+    fn an_output_records_what_decides_its_bytes() {
+        let (all, alone) = (full(), Recipe { outputs: vec![full().outputs[0].clone()], ..full() });
+        assert_eq!(all.of_output(0), alone.of_output(0));
+        assert!(all.of_output(2).data.is_none(), "fp8 is not calibrated");
+        assert!(all.of_output(1).data.is_some() && all.of_output(1).types == TypeRules::default());
+        let plain = Recipe { data: None, ..alone };
+        let other = Recipe { rounding: Rounding { rho: 0.9, ..Rounding::default() }, ..plain.clone() };
+        assert_eq!(plain.of_output(0), other.of_output(0), "without feedback there is no rho");
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        assert!(Recipe::to(["q4_k_m", "15"]).unwrap_err().to_string().contains("twice"));
+        assert!(Recipe::to(["nonsense"]).is_err());
+        let refused = |change: &dyn Fn(&mut Recipe)| {
+            let mut recipe = full();
+            change(&mut recipe);
+            assert!(recipe.check().is_err());
+        };
+        assert!(full().check().is_ok());
+        refused(&|r| r.rounding.damping = 0.0);
+        refused(&|r| r.rounding.rho = 1.5);
+        refused(&|r| (r.data, r.rounding.search) = (None, Some(Search::Feedback)));
+        refused(&|r| r.importance = Some(ImportanceFile { file: "i".into(), sha256: String::new() }));
+        refused(&|r| {
+            r.outputs.push(Target::Budget { name: "4bpw".into(), limit: Limit::BitsPerWeight(4.0) });
+            r.data = None;
+        });
+    }
+}

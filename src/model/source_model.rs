@@ -1,0 +1,92 @@
+//! A checkpoint, what its tensors mean, and its tokenizer: opened once, and shared by everything that converts, runs or
+//! judges it. It holds no weights.
+
+use super::Model;
+use super::tokenizer::Tokenizer;
+use crate::Result;
+use crate::source::Checkpoint;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+/// An open model. Clones share what is open.
+#[derive(Clone, Debug)]
+pub struct SourceModel {
+    /// What was opened: a folder, or a file.
+    pub path: PathBuf,
+    pub ckpt: Arc<Checkpoint>,
+    pub model: Arc<Model>,
+    tokenizer: OnceLock<Arc<Tokenizer>>,
+}
+
+impl SourceModel {
+    /// Opens a checkpoint folder, a `.safetensors` file or a `.gguf` file, and maps every tensor. The tokenizer is read
+    /// when somebody asks for it.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::open`] and [`Model::open`].
+    pub fn open(path: &Path) -> Result<Self> {
+        let ckpt = Checkpoint::open(path)?;
+        let model = Model::open(&ckpt)?;
+        Ok(Self::new(path, ckpt, model))
+    }
+
+    pub fn new(path: &Path, ckpt: Checkpoint, model: Model) -> Self {
+        let (ckpt, model) = (Arc::new(ckpt), Arc::new(model));
+        Self { path: path.to_path_buf(), ckpt, model, tokenizer: OnceLock::new() }
+    }
+
+    /// The model's own tokenizer.
+    ///
+    /// # Errors
+    /// `BadInput` and `Unsupported` when there is none that can be read.
+    pub fn tokenizer(&self) -> Result<Arc<Tokenizer>> {
+        if let Some(known) = self.tokenizer.get() {
+            return Ok(known.clone());
+        }
+        let tokenizer = match self.ckpt.gguf() {
+            Some(metadata) => Tokenizer::from_gguf(metadata)?,
+            None => Tokenizer::from_hf_dir(self.ckpt.dir())?,
+        };
+        Ok(self.tokenizer.get_or_init(|| Arc::new(tokenizer)).clone())
+    }
+
+    /// The name that artifacts of the model begin with; a Hub cache snapshot is named after its repository, not its
+    /// commit. A shard number or a 16-bit type is not part of the name.
+    pub fn name(&self) -> String {
+        name_of(&self.path)
+    }
+}
+
+/// The name of the model at `path`; see [`SourceModel::name`].
+pub fn name_of(path: &Path) -> String {
+    let full = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    for part in full.components().rev() {
+        let part = part.as_os_str().to_string_lossy();
+        if let Some(repo) = part.strip_prefix("models--") {
+            return repo.rsplit("--").next().unwrap_or(repo).to_string();
+        }
+    }
+    let stem = if full.is_dir() { full.file_name() } else { full.file_stem() };
+    let name = stem.map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned());
+    let name = name.split("-00001-of-").next().unwrap_or(&name).to_string();
+    for suffix in ["-F16", "-f16", "-BF16", "-bf16", "-F32", "-f32", ".F16", ".f16", ".BF16", ".bf16", ".F32", ".f32"] {
+        if let Some(short) = name.strip_suffix(suffix) {
+            return short.to_string();
+        }
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_folder_is_named_after_its_repository() {
+        let dir = tempfile::tempdir().unwrap();
+        let snapshot = dir.path().join("models--org--Some-Model/snapshots/0123abc");
+        std::fs::create_dir_all(&snapshot).unwrap();
+        assert_eq!(name_of(&snapshot), "Some-Model");
+        assert_eq!(name_of(Path::new("/x/Llama-3-F16.gguf")), "Llama-3");
+    }
+}
