@@ -160,7 +160,7 @@ pub fn measure(
     let seen = activations(&base, &prepared)?;
     let mut twin = ablate.map(|_| open(base_path, text.activations, quiet)).transpose()?;
     for (candidate, row) in candidates.iter_mut().zip(&mut report.candidates) {
-        let (from, to) = ((&base.ckpt, &base.model), (&candidate.ckpt, &candidate.model));
+        let (from, to) = ((&*base.ckpt, &*base.model), (&*candidate.ckpt, &*candidate.model));
         let power = |name: &str| seen.get(name).map(Vec::as_slice);
         row.tensors = eval::damage::measure(from, to, &power, &CANCEL)?;
         if let (Some(twin), Some(chunks)) = (&mut twin, ablate) {

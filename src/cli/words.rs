@@ -1,10 +1,10 @@
 //! Errors, hints and notices in the words of the command line: the library speaks of values, and here they become flags.
 
+use crate::Error;
 use crate::control::Notice;
 use crate::convert::LedgerRow;
 use crate::convert::budget::Allocation;
-use crate::error::Hint;
-use crate::{Error, Finding};
+use crate::error::{Finding, Hint};
 
 /// An error, with the flags that help.
 pub fn explained(error: &Error) -> String {

@@ -279,10 +279,11 @@ fn round(
     for (output, (done, refused, kept)) in outputs.iter_mut().zip(found) {
         let text = format!("{kept} matrices with feedback");
         run.notice(Notice::About { output: output.name().to_string(), text });
+        let candidate = output.name().to_string();
         let rows = refused.into_iter().map(|refused| {
             let expert = refused.expert.map_or(String::new(), |e| format!(" (expert {e})"));
             LedgerRow {
-                candidate: output.name().to_string(),
+                candidate: candidate.clone(),
                 kind: "search".into(),
                 tensor: Some(format!("{}{expert}", refused.tensor)),
                 asked: "error feedback".into(),

@@ -1,7 +1,7 @@
 //! Where outputs go: the names they get unless told otherwise, and what must not be there already. It writes nothing but
 //! folders that somebody named to put outputs into.
 
-use super::plan::{Decided, OutputPlan, Plan};
+use super::plan::{Decided, Plan};
 use super::recipe::Target;
 use crate::calibration::data::Source;
 use crate::control::Control;
@@ -102,11 +102,4 @@ impl Plan {
 /// Whether `output` names a GGUF file rather than a folder to put files into.
 fn is_file_name(output: &Path, text: &str) -> Result<bool> {
     Ok(!output.is_dir() && !text.ends_with('/') && output.extension().is_some_and(|e| e == "gguf"))
-}
-
-impl OutputPlan {
-    /// The folder that the output goes into.
-    pub(super) fn folder(&self) -> &Path {
-        atomic::folder_of(&self.place)
-    }
 }

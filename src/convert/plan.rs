@@ -2,7 +2,7 @@
 //! every module of every folder, exact sizes, and where it all goes. Everything that can be refused is refused here.
 
 use super::budget::Allocation;
-use super::folder::{self, FolderPlan};
+use super::folder::FolderPlan;
 use super::ledger::LedgerRow;
 use super::recipe::{Limit, Recipe, Target};
 use super::record::{self, Facts};
@@ -125,8 +125,7 @@ impl Plan {
 
     /// The folders, with the output that each is.
     pub fn folders(&self) -> impl Iterator<Item = (&OutputPlan, &FolderPlan)> {
-        let folder = |o| if let OutputPlan { what: Decided::Folder(f), .. } = o { Some((o, &**f)) } else { None };
-        self.outputs.iter().filter_map(folder)
+        self.outputs.iter().filter_map(|o| if let Decided::Folder(f) = &o.what { Some((o, &**f)) } else { None })
     }
 
     /// Weights of the model in GGUF files.

@@ -191,14 +191,14 @@ impl Config {
 /// Variants that share a family's name and differ in ways nothing downstream knows.
 fn check_variant(j: HfJson, family: &Family) -> Result<()> {
     if j.bool("use_bidirectional_attention")? == Some(true) {
-        return Err(Error::unsupported("config.json: bidirectional attention is not supported".into()));
+        return Err(Error::unsupported("config.json: bidirectional attention is not supported"));
     }
     if family.gguf.ends_with("moe") {
         let sparse_step = j.size(&["decoder_sparse_step"])?.unwrap_or(1);
         let dense = j.get("mlp_only_layers").and_then(Value::as_array).is_some_and(|a| !a.is_empty());
         if sparse_step != 1 || dense {
             let what = "config.json: layers without experts in a mixture of experts (decoder_sparse_step, mlp_only_layers) are not supported";
-            return Err(Error::unsupported(what.into()));
+            return Err(Error::unsupported(what));
         }
     }
     Ok(())

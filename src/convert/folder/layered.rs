@@ -10,7 +10,6 @@ use crate::Result;
 use crate::awq::{Grid, clip};
 use crate::calibration::layerwise::{self, Captured, Stage, Visit};
 use crate::calibration::moments::Moments;
-use crate::control::Run;
 use crate::feedback::int::{Codes, IntSpec, Search};
 use crate::feedback::{Factor, Order, ScaleType, Shrink, fp4, int};
 use crate::formats::{self, Format, Fp4Codes, Packed, Piece, Spec};
@@ -65,7 +64,7 @@ impl Layered<'_> {
         };
         // Progress is counted where modules are written.
         let run = job.run.unheard();
-        layerwise::run(job.ckpt, job.model, self.windows, &options, &mut visitor, &run)?;
+        layerwise::run(job.ckpt, job.model, self.windows, &options, &mut visitor, run)?;
         // Embedding and output, where the format has them.
         match parts(job.plan).contains(&None) {
             true => round_part(job, None),
