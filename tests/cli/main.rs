@@ -1,0 +1,3 @@
+//! Tests that run the program as a user does.
+
+mod bytes;
