@@ -1,21 +1,18 @@
 //! Files with a budget (`--target-bpw`, `--target-size`, `--like`), made as a user makes them from the small trained model
 //! of `tests/fixtures`.
 
+use crate::common::tiny;
 use assert_cmd::Command;
 use quantize::gguf::{Header, read_header};
 use quantize::quant::GgmlType;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-fn model() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama")
-}
-
 /// A conversion by ggml's search on a few windows.
 fn convert(out: &Path, args: &[&str]) -> Command {
     let mut command = Command::cargo_bin("quantize").unwrap();
     command.args(["--quiet", "--format", "json", "--search", "ggml", "--calibration", "default"]);
-    command.args(["--calibration-tokens", "512", "--seq-len", "32"]).args(args).arg(model()).arg("-o").arg(out);
+    command.args(["--calibration-tokens", "512", "--seq-len", "32"]).args(args).arg(tiny()).arg("-o").arg(out);
     command
 }
 
@@ -143,7 +140,7 @@ fn what_cannot_be_met_is_refused_with_the_range() {
     }
     assert!(refused(&mut convert(&out, &["--target-bpw", "5", "--pure"])).contains("--pure"));
     let mut without = Command::cargo_bin("quantize").unwrap();
-    let message = refused(without.args(["--target-bpw", "5"]).arg(model()).arg("-o").arg(&out));
+    let message = refused(without.args(["--target-bpw", "5"]).arg(tiny()).arg("-o").arg(&out));
     assert!(message.contains("add --calibration default"), "{message}");
     assert!(!out.exists());
 }

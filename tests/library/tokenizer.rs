@@ -1,6 +1,7 @@
 //! The tokenizer metadata of the conformance folders against what llama.cpp's converter wrote, and tokenization from GGUF
 //! metadata against tokenization from the folder it was made of.
 
+use crate::common::model;
 use quantize::gguf::{Array, Metadata, Value};
 use quantize::model::tokenizer::{GgufVocab, Tokenizer};
 use serde_json::json;
@@ -37,10 +38,6 @@ const CORPUS: [&str; 12] = [
     "a\u{301}\u{0}\u{7f}\u{85}\u{a0}\u{3000}z",
 ];
 
-fn conformance(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance").join(name)
-}
-
 /// One value as the expected files state it: arrays by length, head and the SHA-256 of Python's JSON of the list.
 fn stated(value: &Value) -> serde_json::Value {
     fn array<T: Clone>(
@@ -70,7 +67,7 @@ fn stated(value: &Value) -> serde_json::Value {
 #[test]
 fn conformance_folders_give_the_keys_of_the_converter() {
     for (folder, arch) in FOLDERS {
-        let dir = conformance(folder);
+        let dir = model(folder);
         let text = std::fs::read_to_string(dir.join("expected_gguf.json")).unwrap();
         let expected: serde_json::Value = serde_json::from_str(&text).unwrap();
         let expected: Vec<(String, serde_json::Value)> = expected["metadata"]
@@ -92,7 +89,7 @@ fn conformance_folders_give_the_keys_of_the_converter() {
 #[test]
 fn the_pre_tokenizer_of_the_folders_is_recognised() {
     for (folder, arch) in FOLDERS {
-        let vocab = GgufVocab::from_hf_dir(&conformance(folder), 320, arch, None).unwrap();
+        let vocab = GgufVocab::from_hf_dir(&model(folder), 320, arch, None).unwrap();
         let expected = if vocab.model() == "gpt2" { "gpt-2" } else { "default" };
         assert_eq!(vocab.pre(), Some(expected), "{folder}");
     }
@@ -134,15 +131,15 @@ fn same_from_both(dir: &Path, rows: usize, arch: &str) {
 
 #[test]
 fn gguf_and_folder_tokenize_alike() {
-    same_from_both(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama"), 2048, "llama");
+    same_from_both(&model("tiny-llama"), 2048, "llama");
     for (folder, arch) in FOLDERS {
-        same_from_both(&conformance(folder), 320, arch);
+        same_from_both(&model(folder), 320, arch);
     }
 }
 
 #[test]
 fn streams_hold_back_characters_that_are_not_complete() {
-    let dir = conformance("llama");
+    let dir = model("llama");
     let vocab = GgufVocab::from_hf_dir(&dir, 320, "llama", None).unwrap();
     let mut meta = Metadata::new();
     vocab.write(&mut meta);

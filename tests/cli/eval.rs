@@ -1,32 +1,11 @@
 //! `eval`, `compare`, `report`, `generate` and the gates, as a user and a pipeline run them.
 
+use crate::common::{fails, model, quantize, repo, stderr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-fn fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama")
-}
-
 fn text() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("calibration/technical.txt")
-}
-
-fn quantize(dir: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_quantize")).current_dir(dir).args(args).output().unwrap()
-}
-
-fn stderr(out: &Output) -> String {
-    String::from_utf8_lossy(&out.stderr).into_owned()
-}
-
-/// Asserts the exit code and that the message holds every part.
-fn fails(out: &Output, code: i32, parts: &[&str]) {
-    let message = stderr(out);
-    assert_eq!(out.status.code(), Some(code), "{message}");
-    assert!(!message.contains("panicked"), "{message}");
-    for part in parts {
-        assert!(message.contains(part), "no '{part}' in: {message}");
-    }
+    repo("calibration/technical.txt")
 }
 
 fn json(out: &Output) -> serde_json::Value {
@@ -41,7 +20,7 @@ fn str(path: &Path) -> &str {
 #[test]
 fn a_conversion_with_a_text_ends_with_the_comparison_and_its_gates() {
     let dir = tempfile::tempdir().unwrap();
-    let (model, text) = (fixture(), text());
+    let (model, text) = (model("tiny-llama"), text());
     let common = ["--text", str(&text), "--ctx", "128", "--chunks", "20", "--format", "json", "-t", "2"];
     let args =
         [&["--to", "f16,q8_0,q2_k", str(&model), "--report", "r.html", "--report", "r.md"], &common[..]].concat();
@@ -75,7 +54,7 @@ fn a_conversion_with_a_text_ends_with_the_comparison_and_its_gates() {
 #[test]
 fn perplexity_is_the_same_from_folder_file_and_stored_logits() {
     let dir = tempfile::tempdir().unwrap();
-    let (model, text) = (fixture(), text());
+    let (model, text) = (model("tiny-llama"), text());
     let cut = ["--text", str(&text), "--ctx", "128", "--chunks", "6", "--format", "json"];
     assert!(quantize(dir.path(), &["--to", "f16,q4_0", str(&model)]).status.success());
     let eval = |model: &str, extra: &[&str]| {
@@ -96,7 +75,7 @@ fn perplexity_is_the_same_from_folder_file_and_stored_logits() {
 #[test]
 fn a_saved_report_is_rendered_again() {
     let dir = tempfile::tempdir().unwrap();
-    let (model, text) = (fixture(), text());
+    let (model, text) = (model("tiny-llama"), text());
     let args = ["eval", str(&model), "--text", str(&text), "--ctx", "128", "--chunks", "4", "--report", "r.json"];
     assert!(quantize(dir.path(), &args).status.success());
     let out = quantize(dir.path(), &["report", "r.json", "-o", "r.html", "-o", "r.txt"]);
@@ -113,7 +92,7 @@ fn a_saved_report_is_rendered_again() {
 #[test]
 fn what_cannot_be_measured_is_said_clearly() {
     let dir = tempfile::tempdir().unwrap();
-    let (model, text) = (fixture(), text());
+    let (model, text) = (model("tiny-llama"), text());
     let write = |name: &str, content: &[u8]| std::fs::write(dir.path().join(name), content).unwrap();
     write("empty.txt", b"");
     write("short.txt", b"one two three");
@@ -131,7 +110,7 @@ fn what_cannot_be_measured_is_said_clearly() {
     fails(&quantize(dir.path(), &["--to", "q8_0", str(&model), "--max-kld", "1"]), 2, &["--text"]);
 
     // Another model: another vocabulary.
-    let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance/qwen2");
+    let other = model("qwen2");
     let args = ["compare", str(&model), str(&other), "--text", str(&text), "--ctx", "128"];
     fails(&quantize(dir.path(), &args), 3, &["qwen2", "vocabulary"]);
 }
@@ -139,7 +118,7 @@ fn what_cannot_be_measured_is_said_clearly() {
 #[test]
 fn a_tokenizer_that_differs_from_the_bases_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let (model, text) = (fixture(), text());
+    let (model, text) = (model("tiny-llama"), text());
     let out = quantize(dir.path(), &["--to", "q8_0", str(&model), "--pretokenizer", "llama-bpe"]);
     assert!(out.status.success(), "{}", stderr(&out));
     let args = ["compare", str(&model), "tiny-llama-Q8_0.gguf", "--text", str(&text), "--ctx", "128", "--chunks", "4"];
@@ -149,7 +128,7 @@ fn a_tokenizer_that_differs_from_the_bases_is_refused() {
 #[test]
 fn logits_that_are_not_numbers_name_the_model() {
     let dir = tempfile::tempdir().unwrap();
-    let (model, text) = (fixture(), text());
+    let (model, text) = (model("tiny-llama"), text());
     assert!(quantize(dir.path(), &["--to", "f32", str(&model)]).status.success());
     // Overwrite the last norm with NaN: it is the last tensor of the file.
     let path = dir.path().join("tiny-llama-F32.gguf");
@@ -166,7 +145,7 @@ fn logits_that_are_not_numbers_name_the_model() {
 #[test]
 fn generation_is_greedy_and_repeatable() {
     let dir = tempfile::tempdir().unwrap();
-    let model = fixture();
+    let model = model("tiny-llama");
     let run = |args: &[&str]| {
         let out = quantize(dir.path(), &[&["generate", str(&model), "-p", "The file", "-n", "12"], args].concat());
         assert!(out.status.success(), "{}", stderr(&out));
@@ -184,7 +163,7 @@ fn generation_is_greedy_and_repeatable() {
 #[test]
 fn ablation_adds_up_to_the_groups_of_the_model() {
     let dir = tempfile::tempdir().unwrap();
-    let (model, text) = (fixture(), text());
+    let (model, text) = (model("tiny-llama"), text());
     assert!(quantize(dir.path(), &["--to", "q4_0", str(&model)]).status.success());
     let args = ["compare", str(&model), "tiny-llama-Q4_0.gguf", "--text", str(&text), "--ctx", "128", "--chunks", "4"];
     let out = quantize(dir.path(), &[&args[..], &["--ablate", "--ablate-chunks", "2", "--format", "json"]].concat());
@@ -199,7 +178,7 @@ fn ablation_adds_up_to_the_groups_of_the_model() {
 #[test]
 fn formats_that_round_activations_say_so() {
     let dir = tempfile::tempdir().unwrap();
-    let (model, text) = (fixture(), text());
+    let (model, text) = (model("tiny-llama"), text());
     let folders = ["fp8", "int8", "bnb-int8", "nf4"];
     for format in folders {
         let out = quantize(dir.path(), &["--to", format, str(&model), "-o", format, "--quiet"]);

@@ -1,6 +1,7 @@
 //! Chat templates against what Jinja2 makes of them (`tests/interop/render_chat.py` writes the expected texts).
 //! `QUANTIZE_TEMPLATE_DIR` names a further folder of templates that the script has been run on.
 
+use crate::common::repo;
 use quantize::model::tokenizer::{Message, render_chat};
 use serde_json::Value;
 use std::path::Path;
@@ -38,7 +39,7 @@ fn differences(dir: &Path) -> (usize, Vec<String>) {
 
 #[test]
 fn templates_render_as_in_python() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/chat");
+    let dir = repo("tests/fixtures/chat");
     let (count, wrong) = differences(&dir);
     assert_eq!(count, 60);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -1,6 +1,7 @@
 //! Quantized checkpoint folders from the command line: what is in them, what is refused, and that a run which is killed
 //! leaves nothing that looks finished and continues to the same bytes.
 
+use crate::common::*;
 use quantize::source::{Checkpoint, Dtype};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -8,62 +9,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
-}
-
-fn family(name: &str) -> String {
-    root().join("conformance").join(name).to_str().unwrap().to_string()
-}
-
-fn command(dir: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_quantize"));
-    command.current_dir(dir).args(args);
-    command
-}
-
-fn quantize(dir: &Path, args: &[&str]) -> Output {
-    command(dir, args).output().unwrap()
-}
-
-fn stderr(out: &Output) -> String {
-    String::from_utf8_lossy(&out.stderr).into_owned()
-}
-
-fn ok(out: Output) -> String {
-    assert!(out.status.success(), "{}", stderr(&out));
-    String::from_utf8(out.stdout).unwrap()
-}
-
-fn fails(out: &Output, code: i32, parts: &[&str]) {
-    let message = stderr(out);
-    assert_eq!(out.status.code(), Some(code), "{message}");
-    assert!(!message.contains("panicked"), "{message}");
-    for part in parts {
-        assert!(message.contains(part), "no '{part}' in: {message}");
-    }
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> =
-        std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
-fn json(path: &Path) -> Value {
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-}
-
-/// SHA-256 of every file of a folder.
-fn digests(dir: &Path) -> BTreeMap<String, String> {
-    let digest = |name: String| {
-        let bytes = std::fs::read(dir.join(&name)).unwrap();
-        (name, Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect())
-    };
-    names(dir).into_iter().map(digest).collect()
-}
 
 /// A copy of a model folder with one change to its configuration.
 fn copy_model(name: &str, to: &Path) {
@@ -86,7 +31,7 @@ fn every_family_becomes_every_format() {
     let dir = tempfile::tempdir().unwrap();
     let formats = "fp8,int8,nf4,bnb-int8,mxfp4,nvfp4a16,mlx-4bit,w8a16,fp8-block";
     let mut families = 0;
-    for name in names(&root().join("conformance")).iter().filter(|n| Path::new(&family(n)).is_dir()) {
+    for name in FAMILIES {
         families += 1;
         let source = family(name);
         let all = format!("{formats},gptq,awq,w4a16,gptq-8bit-32g-v2");

@@ -1,6 +1,7 @@
 //! The layer-by-layer pass: moments as the whole model's own inputs give them, weights that are replaced on the way,
 //! activations in a file.
 
+use crate::common::{FAMILIES, open};
 use quantize::Result;
 use quantize::calibration::layerwise::{self, Captured, Options, Stage, Visit};
 use quantize::convert::Control;
@@ -12,27 +13,6 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
-
-const FAMILIES: [&str; 12] = [
-    "gemma2",
-    "gemma3",
-    "llama",
-    "llama-tied-headdim",
-    "llama3-rope",
-    "mistral-window",
-    "mixtral",
-    "phi3",
-    "qwen2",
-    "qwen2-moe",
-    "qwen3",
-    "qwen3-moe",
-];
-
-fn open(name: &str) -> (Checkpoint, Model) {
-    let ckpt = Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance").join(name)).unwrap();
-    let model = Model::open(&ckpt).unwrap();
-    (ckpt, model)
-}
 
 /// Windows of different lengths.
 fn windows(model: &Model) -> Vec<Vec<u32>> {

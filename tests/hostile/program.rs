@@ -1,14 +1,11 @@
 //! What a stranger would break: damaged and contradictory checkpoints, targets that cannot be written, runs that are
 //! stopped. One clear error each, the right exit code, and nothing left behind.
 
+use crate::common::*;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-
-fn fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama")
-}
 
 /// A small checkpoint in a folder of its own that can be damaged.
 struct Victim {
@@ -18,7 +15,7 @@ struct Victim {
 impl Victim {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let small = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance/llama");
+        let small = model("llama");
         std::fs::create_dir(dir.path().join("m")).unwrap();
         for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
             std::fs::copy(small.join(name), dir.path().join("m").join(name)).unwrap();
@@ -70,27 +67,6 @@ impl Victim {
     }
 }
 
-fn quantize(dir: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_quantize")).current_dir(dir).args(args).output().unwrap()
-}
-
-fn fails(out: &Output, code: i32, parts: &[&str]) {
-    let message = String::from_utf8_lossy(&out.stderr);
-    assert_eq!(out.status.code(), Some(code), "{message}");
-    assert_eq!(message.matches("error:").count(), 1, "{message}");
-    assert!(!message.contains("panicked"), "{message}");
-    for part in parts {
-        assert!(message.contains(part), "no '{part}' in: {message}");
-    }
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> =
-        std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
 /// Whether a file system of a few megabytes can be mounted in a namespace of its own; runs `script` in it with the folder,
 /// the binary and the fixture as `$1`, `$2` and `$3`.
 #[cfg(target_os = "linux")]
@@ -98,7 +74,7 @@ fn in_a_namespace(dir: &Path, script: &str) -> Option<Output> {
     let run = |flags: &[&str]| {
         let mut unshare = Command::new("unshare");
         unshare.args(flags).args(["sh", "-c", script, "sh"]).arg(dir);
-        unshare.arg(env!("CARGO_BIN_EXE_quantize")).arg(fixture()).output()
+        unshare.arg(env!("CARGO_BIN_EXE_quantize")).arg(model("tiny-llama")).output()
     };
     let mounts =
         |out: &Output| !String::from_utf8_lossy(&out.stderr).contains("unshare:") && out.status.code() != Some(32);
@@ -233,7 +209,9 @@ fn contradictions_are_found_before_weights_are_read() {
 #[test]
 fn damaged_gguf_files() {
     let dir = tempfile::tempdir().unwrap();
-    assert!(quantize(dir.path(), &["--to", "f16", fixture().to_str().unwrap(), "-o", "a.gguf"]).status.success());
+    assert!(
+        quantize(dir.path(), &["--to", "f16", model("tiny-llama").to_str().unwrap(), "-o", "a.gguf"]).status.success()
+    );
     let bytes = std::fs::read(dir.path().join("a.gguf")).unwrap();
     for len in [0, 3, 24, 1000, 50_000, bytes.len() - 100] {
         std::fs::write(dir.path().join("b.gguf"), &bytes[..len]).unwrap();
@@ -273,7 +251,7 @@ proptest! {
 #[test]
 fn targets_that_cannot_be_written() {
     let dir = tempfile::tempdir().unwrap();
-    let model = fixture();
+    let model = model("tiny-llama");
     let model = model.to_str().unwrap();
     std::fs::write(dir.path().join("file"), "x").unwrap();
     fails(&quantize(dir.path(), &["--to", "q8_0", model, "-o", "file/x.gguf"]), 5, &["file/x.gguf"]);
@@ -329,7 +307,7 @@ fn stopped_by(signal: &str, dir: &Path) -> Option<i32> {
     let mut child = Command::new(env!("CARGO_BIN_EXE_quantize"))
         .current_dir(dir)
         .args(["--to", "q4_k_m,q5_k_m,iq4_xs,iq3_s,iq3_m,q2_k,q3_k_m", "-t", "1"])
-        .arg(fixture())
+        .arg(model("tiny-llama"))
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
@@ -405,7 +383,9 @@ fn bad_numbers_are_found_wherever_they_are() {
     v.refused(3, &[norm, "column 17", "NaN"]);
     // In a GGUF source, which is copied where its type is the one that is asked for.
     let dir = tempfile::tempdir().unwrap();
-    assert!(quantize(dir.path(), &["--to", "f16", fixture().to_str().unwrap(), "-o", "a.gguf"]).status.success());
+    assert!(
+        quantize(dir.path(), &["--to", "f16", model("tiny-llama").to_str().unwrap(), "-o", "a.gguf"]).status.success()
+    );
     let header = quantize::gguf::read_header(&dir.path().join("a.gguf")).unwrap();
     let tensor = header.find("blk.4.ffn_up.weight").unwrap();
     let mut bytes = std::fs::read(dir.path().join("a.gguf")).unwrap();
@@ -488,7 +468,9 @@ fn configurations_that_contradict_the_weights() {
 fn gguf_tensors_that_overlap_or_lie_outside() {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("a.gguf");
-    assert!(quantize(dir.path(), &["--to", "q8_0", fixture().to_str().unwrap(), "-o", "a.gguf"]).status.success());
+    assert!(
+        quantize(dir.path(), &["--to", "q8_0", model("tiny-llama").to_str().unwrap(), "-o", "a.gguf"]).status.success()
+    );
     let header = quantize::gguf::read_header(&source).unwrap();
     let bytes = std::fs::read(&source).unwrap();
     for offset in [0, header.tensors[1].offset, 32, 33, 1 << 40, u64::MAX - 31] {

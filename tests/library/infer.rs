@@ -1,5 +1,6 @@
 //! The forward pass against logits that transformers computed in float32, for every family of the conformance data.
 
+use crate::common::{conformance, engine};
 use quantize::gguf::{DEFAULT_ALIGNMENT, TensorInfo, encode_header, layout};
 use quantize::infer::{Cache, Engine, Sampling, generate, sample_together};
 use quantize::model::mapping::Generated;
@@ -11,21 +12,6 @@ use std::path::{Path, PathBuf};
 
 /// Largest allowed difference of a logit, in units of the logits' standard deviation.
 const TOLERANCE: f32 = 2e-3;
-
-fn conformance() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance");
-    let mut folders: Vec<PathBuf> = std::fs::read_dir(root).unwrap().map(|e| e.unwrap().path()).collect();
-    folders.retain(|f| f.is_dir());
-    folders.sort();
-    assert_eq!(folders.len(), 12);
-    folders
-}
-
-fn engine(path: &Path) -> Engine {
-    let ckpt = Checkpoint::open(path).unwrap();
-    let model = Model::open(&ckpt).unwrap();
-    Engine::load(&ckpt, &model).unwrap()
-}
 
 /// The engine with rotary frequencies rounded to float16, as the reference has them: the script that made the expected
 /// logits casts the whole model to float16 and back, and with the weights transformers' buffer of frequencies. In exact

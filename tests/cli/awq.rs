@@ -1,6 +1,7 @@
 //! AWQ and SmoothQuant folders from the command line: factors are folded so that the model stays what it was, every
 //! family comes out whole, and a calibrated run that is killed continues to the same bytes.
 
+use crate::common::*;
 use quantize::eval::damage::{Transform, transform};
 use quantize::infer::{Cache, Engine};
 use quantize::model::Model;
@@ -12,51 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-fn conformance() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance")
-}
-
-fn families() -> Vec<String> {
-    let entries = std::fs::read_dir(conformance()).unwrap().map(|e| e.unwrap().path());
-    let mut names: Vec<String> =
-        entries.filter(|p| p.is_dir()).map(|p| p.file_name().unwrap().to_str().unwrap().to_string()).collect();
-    names.sort();
-    assert_eq!(names.len(), 12);
-    names
-}
-
-fn command(dir: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_quantize"));
-    command.current_dir(dir).args(args);
-    command
-}
-
-fn ok(out: Output) -> String {
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap()
-}
-
 const SMALL: [&str; 7] = ["--calibration", "default", "--calibration-tokens", "1024", "--seq-len", "64", "--quiet"];
-
-fn json(path: &Path) -> Value {
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-}
-
-fn digests(dir: &Path) -> BTreeMap<String, String> {
-    let digest = |path: PathBuf| {
-        let bytes = std::fs::read(&path).unwrap();
-        let hex = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
-        (path.file_name().unwrap().to_str().unwrap().to_string(), hex)
-    };
-    std::fs::read_dir(dir).unwrap().map(|e| digest(e.unwrap().path())).collect()
-}
-
-fn logits(dir: &Path, tokens: &[u32]) -> Vec<f32> {
-    let ckpt = Checkpoint::open(dir).unwrap();
-    let model = Model::open(&ckpt).unwrap();
-    let engine = Engine::load(&ckpt, &model).unwrap();
-    engine.forward(tokens, &mut Cache::one_batch(tokens.len()), 0..tokens.len()).unwrap()
-}
 
 /// Mean KL divergence of the logits' distributions from those of `base`.
 fn divergence(base: &[f32], other: &[f32], vocab: usize) -> f64 {
@@ -77,8 +34,8 @@ fn divergence(base: &[f32], other: &[f32], vocab: usize) -> f64 {
 fn every_family_is_scaled_and_closer_to_itself_than_by_plain_rounding() {
     let dir = tempfile::tempdir().unwrap();
     let (mut plain, mut scaled, mut nearest, mut changed, mut found) = (0.0, 0.0, 0.0, 0, 0);
-    for name in families() {
-        let source = conformance().join(&name);
+    for name in FAMILIES {
+        let source = model(name);
         let source = source.to_str().unwrap();
         let run = |out: &str, more: &[&str]| {
             let args = ["--to", "awq-32g", source, "-o", out, "--force"];
@@ -135,7 +92,7 @@ fn every_family_is_scaled_and_closer_to_itself_than_by_plain_rounding() {
 /// them as much smaller: the same function.
 fn with_outliers(to: &Path) {
     std::fs::create_dir_all(to).unwrap();
-    let source = conformance().join("llama");
+    let source = model("llama");
     for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
         std::fs::copy(source.join(file), to.join(file)).unwrap();
     }
@@ -189,7 +146,7 @@ fn feedback_is_for_floats_and_mlx_too() {
     let dir = tempfile::tempdir().unwrap();
     let (mut before, mut after) = (0.0, 0.0);
     for name in ["llama", "qwen2", "qwen3-moe", "gemma3"] {
-        let source = conformance().join(name);
+        let source = model(name);
         let vocab = Model::open(&Checkpoint::open(&source).unwrap()).unwrap().config.vocab;
         let tokens: Vec<u32> = (0..120).map(|i| (i * 31 + i * i * 7 + 7) % vocab as u32).collect();
         let base = logits(&source, &tokens);
@@ -218,7 +175,7 @@ fn feedback_is_for_floats_and_mlx_too() {
 fn a_killed_run_continues_to_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     // With a bias on the values, routers, experts and a shared expert.
-    let source = conformance().join("qwen2-moe");
+    let source = model("qwen2-moe");
     let run = |more: &[&str]| {
         let args = ["--to", "awq-32g", source.to_str().unwrap()];
         command(dir.path(), &[&args[..], &SMALL, more].concat())

@@ -1,5 +1,6 @@
 //! A conversion gives the same bytes with every instruction set of this machine and any number of threads.
 
+use crate::common::model;
 use quantize::quant::types::TYPES;
 use quantize::quant::{Isa, codec};
 use quantize::source::{Checkpoint, Dtype};
@@ -10,10 +11,6 @@ use std::process::{Command, Output};
 
 fn quantize(isa: &str, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_quantize")).env("QUANTIZE_ISA", isa).args(args).output().unwrap()
-}
-
-fn tiny() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama")
 }
 
 /// The digest of all tensors of a file, in order.
@@ -40,7 +37,7 @@ fn same_with_all(types: &[&str], more: &[&str]) -> BTreeSet<&'static str> {
     let runs = sets.iter().copied().zip(["1", "2", "7"].into_iter().cycle());
     for (isa, threads) in runs.chain([(best, "2"), (best, "7")]) {
         let dir = tempfile::tempdir().unwrap();
-        let (out, model, to) = (format!("{}/", dir.path().display()), tiny(), types.join(","));
+        let (out, model, to) = (format!("{}/", dir.path().display()), model("tiny-llama"), types.join(","));
         let args = ["--to", &to, model.to_str().unwrap(), "-o", &out, "-t", threads, "--on-fallback", "allow"];
         let run = quantize(isa, &[&args[..], more].concat());
         assert!(run.status.success(), "{isa}: {}", String::from_utf8_lossy(&run.stderr));
@@ -89,7 +86,7 @@ const ASKING: [&str; 6] = ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_
 fn nor_do_they_with_an_importance_matrix() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("imatrix.gguf");
-    let (model, imatrix) = (tiny(), path.to_str().unwrap());
+    let (model, imatrix) = (model("tiny-llama"), path.to_str().unwrap());
     let args = ["calibrate", model.to_str().unwrap(), "-o", imatrix, "--calibration-tokens", "640", "--seq-len", "64"];
     let run = Command::new(env!("CARGO_BIN_EXE_quantize")).args(args).output().unwrap();
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
@@ -100,7 +97,7 @@ fn nor_do_they_with_an_importance_matrix() {
 
 #[test]
 fn an_unknown_instruction_set_is_a_wrong_usage() {
-    let run = quantize("avx99", &["inspect", tiny().to_str().unwrap()]);
+    let run = quantize("avx99", &["inspect", model("tiny-llama").to_str().unwrap()]);
     let message = String::from_utf8_lossy(&run.stderr).into_owned();
     assert_eq!(run.status.code(), Some(2), "{message}");
     assert!(message.contains("avx99") && message.contains("scalar"), "{message}");

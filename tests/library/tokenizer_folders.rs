@@ -1,6 +1,7 @@
 //! Tokenizers from folders that are put together here: which pre-tokenizer is recognised, special tokens, chat
 //! templates, padding, SentencePiece models restated as `tokenizer.json`, and folders that are at fault.
 
+use crate::common::model;
 use quantize::Error;
 use quantize::gguf::{Metadata, Value, read_header};
 use quantize::model::tokenizer::sentencepiece::{Piece, TokenType, parse};
@@ -270,7 +271,7 @@ const TEXTS: [&str; 5] = [
 
 #[test]
 fn sentencepiece_restated_as_tokenizer_json() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance/mistral-window/tokenizer.model");
+    let path = model("mistral-window").join("tokenizer.model");
     let pieces = parse(&path, &std::fs::read(&path).unwrap()).unwrap();
     let scores = restated_model_is_the_same(&pieces, pieces.len(), &TEXTS);
     for (piece, score) in pieces.iter().zip(scores).filter(|(p, _)| p.ty == TokenType::Normal) {

@@ -1,6 +1,7 @@
 //! Checkpoints that differ from the conformance models in spelling, in packing or by a fault: what is accepted must mean
 //! the same, what is refused must be refused with a message that names the tensor, the shape and the file.
 
+use crate::common::model;
 use quantize::Error;
 use quantize::gguf::{TensorInfo, encode_header, layout};
 use quantize::model::config::{Attention, RopeScaling};
@@ -18,12 +19,8 @@ struct Draft {
     tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)>,
 }
 
-fn conformance(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance").join(name)
-}
-
 fn draft(name: &str) -> Draft {
-    let dir = conformance(name);
+    let dir = model(name);
     let config = serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
     let ckpt = Checkpoint::open(&dir).unwrap();
     let tensors = ckpt.tensors().iter().map(|t| {
@@ -85,7 +82,7 @@ fn contents(ckpt: &Checkpoint, model: &Model) -> Vec<(String, Vec<usize>, Vec<f3
 }
 
 fn original(name: &str) -> Vec<(String, Vec<usize>, Vec<f32>)> {
-    let ckpt = Checkpoint::open(&conformance(name)).unwrap();
+    let ckpt = Checkpoint::open(&model(name)).unwrap();
     let model = Model::open(&ckpt).unwrap();
     contents(&ckpt, &model)
 }
@@ -373,7 +370,7 @@ fn through_gguf(ckpt: &Checkpoint, model: &Model) -> (Checkpoint, Model, tempfil
 #[test]
 fn a_gguf_source_is_the_same_model() {
     for name in ["gemma3", "llama-tied-headdim", "llama3-rope", "mixtral", "phi3", "qwen2", "qwen2-moe", "qwen3"] {
-        let ckpt = Checkpoint::open(&conformance(name)).unwrap();
+        let ckpt = Checkpoint::open(&model(name)).unwrap();
         let model = Model::open(&ckpt).unwrap();
         let (again, back, _dir) = through_gguf(&ckpt, &model);
         assert_eq!(contents(&again, &back), contents(&ckpt, &model), "{name}");

@@ -1,10 +1,11 @@
 //! Quantized bytes against ggml's own (tests/golden/ggml-blocks): every type and both ways, exactly.
 
+use crate::common::repo;
 use quantize::quant::{GgmlType, dequantize_rows, quantize_rows};
 use std::path::{Path, PathBuf};
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/ggml-blocks")
+    repo("tests/golden/ggml-blocks")
 }
 
 fn floats(name: &str) -> Vec<f32> {

@@ -1,6 +1,7 @@
 //! Containers that are damaged or built to do harm: one clear error each, no panic, and memory in proportion to the
 //! file. The allocator counts, so a reader that believes a count fails here.
 
+use crate::common::repo;
 use proptest::prelude::*;
 use quantize::gguf::{Header, Metadata, TensorInfo, encode_header, layout, parse_header};
 use quantize::quant::GgmlType;
@@ -81,7 +82,7 @@ fn text(error: Error) -> String {
 }
 
 fn seed(path: &str) -> Vec<u8> {
-    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/seeds").join(path)).unwrap()
+    fs::read(repo("tests/fuzz/seeds").join(path)).unwrap()
 }
 
 fn tensor(name: &str, dims: &[u64], ty: GgmlType, offset: u64) -> TensorInfo {

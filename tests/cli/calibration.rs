@@ -1,6 +1,7 @@
 //! `quantize calibrate`, and conversions with an importance matrix, run as a user runs them on the tiny models of
 //! `tests/conformance` (see `containers.rs` for files alone).
 
+use crate::common::{model, repo};
 use assert_cmd::Command;
 use quantize::Error;
 use quantize::calibration::data::{Amount, Source, draw};
@@ -19,10 +20,6 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-
-fn model(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance").join(name)
-}
 
 fn quantize() -> Command {
     Command::cargo_bin("quantize").unwrap()
@@ -282,7 +279,7 @@ fn what_cannot_work_is_refused_before_the_work() {
 }
 
 fn fixture(name: &str) -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parquet").join(name).display().to_string()
+    repo("tests/fixtures/parquet").join(name).display().to_string()
 }
 
 #[cfg(feature = "parquet")]

@@ -7,12 +7,13 @@
 //! Mixtral 8x7B: gobean/Mixtral-8x7B-Instruct-v0.1-GGUF (Q4_K_M) and TheBloke/dolphin-2.5-mixtral-8x7b-GGUF
 //! (Q8_0: a fine-tune of it with two more tokens).
 
+use crate::common::{model, repo};
 use assert_cmd::Command;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 fn config(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/configs/{name}.json"))
+    repo(&format!("tests/configs/{name}.json"))
 }
 
 fn plan(config: &Path, types: &str) -> Value {
@@ -87,7 +88,7 @@ fn bits_per_weight_as_llama_cpp_documents_them() {
 
 #[test]
 fn a_planned_size_is_the_size_of_the_file() {
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama");
+    let model = model("tiny-llama");
     let dir = tempfile::tempdir().unwrap();
     for ty in ["q8_0", "q4_k_m", "bf16"] {
         let path = dir.path().join(format!("{ty}.gguf"));
@@ -99,7 +100,7 @@ fn a_planned_size_is_the_size_of_the_file() {
 
 #[test]
 fn a_type_that_needs_an_importance_matrix_is_planned_but_not_written() {
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama");
+    let model = model("tiny-llama");
     let targets = plan(&model, "iq2_xxs,q2_k_s,q2_k")["targets"].clone();
     let needs: Vec<_> = targets.as_array().unwrap().iter().map(|t| t["needs_importance"].as_bool().unwrap()).collect();
     assert_eq!(needs, [true, true, false]);

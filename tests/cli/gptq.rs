@@ -1,6 +1,7 @@
 //! Calibrated GPTQ folders: what held-out windows say of them, what a kill in the middle leaves, and data and options from
 //! which little can be learned.
 
+use crate::common::family;
 use quantize::checkpoint::job::Provenance;
 use quantize::checkpoint::judge::Judged;
 use quantize::checkpoint::layered::{Layered, Options};
@@ -16,14 +17,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
-}
-
-fn family(name: &str) -> String {
-    root().join("conformance").join(name).to_str().unwrap().to_string()
-}
 
 fn command(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_quantize"));

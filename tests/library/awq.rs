@@ -1,6 +1,7 @@
 //! Folding channel factors onto a model must not change its function: every family of the conformance data, with
 //! factors drawn at random for every group.
 
+use crate::common::conformance;
 use quantize::awq::{Fold, groups, representable};
 use quantize::infer::{Cache, Engine};
 use quantize::model::{MappedTensor, Model};
@@ -8,15 +9,6 @@ use quantize::quant::GgmlType;
 use quantize::source::Checkpoint;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-
-fn conformance() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance");
-    let mut folders: Vec<PathBuf> = std::fs::read_dir(root).unwrap().map(|e| e.unwrap().path()).collect();
-    folders.retain(|f| f.is_dir());
-    folders.sort();
-    assert_eq!(folders.len(), 12);
-    folders
-}
 
 /// The weights of a mapped tensor; of a norm as stored, without what the model adds.
 fn read(ckpt: &Checkpoint, t: &MappedTensor) -> Vec<f32> {

@@ -1,6 +1,7 @@
 //! Containers that are sound: what this crate, gguf-py, gguf-rs and safetensors write and read agrees, and a checkpoint
 //! finds its tensors in whole files, in shards and in split GGUF models. Damaged ones are in `containers_hostile.rs`.
 
+use crate::common::repo;
 use gguf_rs::get_gguf_container_array_size;
 use quantize::gguf::{Array, Header, Metadata, TensorInfo, Value, encode_header, layout, parse_header, read_header};
 use quantize::quant::GgmlType;
@@ -10,10 +11,6 @@ use safetensors::tensor::TensorView;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-
-fn repo(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
 
 fn tensor(name: &str, dims: &[u64], ty: GgmlType) -> TensorInfo {
     TensorInfo { name: name.into(), dims: dims.to_vec(), ty, offset: 0 }

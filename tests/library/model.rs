@@ -1,44 +1,12 @@
 //! The mapping against llama.cpp's converter: for every tiny model of `tests/conformance`, the same tensors in the same
 //! order with the same bytes at F16, and the same metadata, as `expected_gguf.json` records from `convert_hf_to_gguf.py`.
 
+use crate::common::{FAMILIES, json, model, open, sha256};
 use quantize::gguf::Value;
 use quantize::model::{Config, Model, Role, expected_tensors, gguf_metadata, keeps_f32};
 use quantize::source::Checkpoint;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
-
-const FOLDERS: [&str; 12] = [
-    "gemma2",
-    "gemma3",
-    "llama",
-    "llama-tied-headdim",
-    "llama3-rope",
-    "mistral-window",
-    "mixtral",
-    "phi3",
-    "qwen2",
-    "qwen2-moe",
-    "qwen3",
-    "qwen3-moe",
-];
-
-fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance").join(name)
-}
-
-fn json(path: &Path) -> serde_json::Value {
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-}
-
-fn open(name: &str) -> (Checkpoint, Model) {
-    let ckpt = Checkpoint::open(&folder(name)).unwrap();
-    let model = Model::open(&ckpt).unwrap_or_else(|e| panic!("{name}: {e}"));
-    (ckpt, model)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
-}
 
 /// A line per tensor: name, ggml dimensions, type, hash of the data.
 fn line(name: &str, shape: &[usize], values: &[f32]) -> String {
@@ -48,12 +16,12 @@ fn line(name: &str, shape: &[usize], values: &[f32]) -> String {
         false => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
     };
     let dims: Vec<_> = shape.iter().rev().collect();
-    format!("{name} {dims:?} {} {}", if f32_type { "F32" } else { "F16" }, hex(&bytes))
+    format!("{name} {dims:?} {} {}", if f32_type { "F32" } else { "F16" }, sha256(&bytes))
 }
 
 #[test]
 fn tensors_equal_those_of_the_converter() {
-    for name in FOLDERS {
+    for name in FAMILIES {
         let (ckpt, model) = open(name);
         let mut lines: Vec<String> = model.generated.iter().map(|g| line(&g.name, &g.shape, &g.values)).collect();
         for t in &model.tensors {
@@ -61,7 +29,7 @@ fn tensors_equal_those_of_the_converter() {
             t.read_rows(&ckpt, 0..t.row_count(), &mut Vec::new(), &mut values).unwrap();
             lines.push(line(&t.name, &t.shape, &values));
         }
-        let expected: Vec<String> = json(&folder(name).join("expected_gguf.json"))["tensors"]
+        let expected: Vec<String> = json(&model(name).join("expected_gguf.json"))["tensors"]
             .as_array()
             .unwrap()
             .iter()
@@ -97,7 +65,7 @@ fn shown_json(ty: &str, value: &serde_json::Value) -> String {
 
 #[test]
 fn metadata_equals_that_of_the_converter() {
-    for name in FOLDERS {
+    for name in FAMILIES {
         let (ckpt, model) = open(name);
         let mut meta = gguf_metadata(&model, &ckpt, 1).unwrap();
         // The one key more that we write: llama.cpp has no window for mistral.
@@ -105,7 +73,7 @@ fn metadata_equals_that_of_the_converter() {
         assert_eq!(meta.uint(WINDOW), (name == "mistral-window").then_some(16), "{name}");
         meta.remove(WINDOW);
         let ours: Vec<_> = meta.iter().map(|(k, v)| (k.to_string(), shown(v))).collect();
-        let expected: Vec<_> = json(&folder(name).join("expected_gguf.json"))["metadata"]
+        let expected: Vec<_> = json(&model(name).join("expected_gguf.json"))["metadata"]
             .as_object()
             .unwrap()
             .iter()
@@ -118,9 +86,9 @@ fn metadata_equals_that_of_the_converter() {
 
 #[test]
 fn the_plan_from_config_alone_lists_the_tensors_of_the_checkpoint() {
-    for name in FOLDERS {
+    for name in FAMILIES {
         let (_, model) = open(name);
-        let config = Config::from_hf(&json(&folder(name).join("config.json"))).unwrap();
+        let config = Config::from_hf(&json(&model(name).join("config.json"))).unwrap();
         assert_eq!(config, model.config);
         let mut planned = expected_tensors(&config);
         let mut mapped: Vec<_> =
@@ -157,7 +125,7 @@ fn any_range_of_rows_equals_the_same_rows_of_the_whole() {
 /// The hyper-parameters that a GGUF file states come back from it, for every family.
 #[test]
 fn gguf_metadata_reads_back_as_the_same_configuration() {
-    for name in FOLDERS {
+    for name in FAMILIES {
         let (ckpt, model) = open(name);
         let mut meta = gguf_metadata(&model, &ckpt, 1).unwrap();
         meta.set("tokenizer.ggml.tokens", vec![String::new(); model.config.vocab]);

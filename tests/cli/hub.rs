@@ -1,8 +1,7 @@
 //! The binary against a local server that speaks the Hub's API: listing, HEAD and GET with ranges, redirects of large files
 //! to another host, tokens. The server can drop, stall, refuse and falsify.
 
-#![cfg(feature = "hub")]
-
+use crate::common::{model, sha256};
 use predicates::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -59,7 +58,7 @@ impl Hub {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let mut files = BTreeMap::new();
-        for entry in std::fs::read_dir(fixture()).unwrap() {
+        for entry in std::fs::read_dir(model("tiny-llama")).unwrap() {
             let path = entry.unwrap().path();
             files.insert(path.file_name().unwrap().to_str().unwrap().to_string(), std::fs::read(&path).unwrap());
         }
@@ -122,7 +121,7 @@ impl Hub {
     fn partial(&self) -> PathBuf {
         self.repo()
             .join("blobs")
-            .join(format!("{}.incomplete", sha256(&std::fs::read(fixture().join(WEIGHTS)).unwrap())))
+            .join(format!("{}.incomplete", sha256(&std::fs::read(model("tiny-llama").join(WEIGHTS)).unwrap())))
     }
 
     #[track_caller]
@@ -135,14 +134,6 @@ impl Hub {
     }
 }
 
-fn fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama")
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
-}
-
 /// The folder holds the fixture's files, the same bytes, and nothing else.
 #[track_caller]
 fn assert_same(dir: &Path) {
@@ -151,9 +142,12 @@ fn assert_same(dir: &Path) {
         names.sort();
         names
     };
-    assert_eq!(names(dir), names(&fixture()));
+    assert_eq!(names(dir), names(&model("tiny-llama")));
     for name in names(dir) {
-        assert!(std::fs::read(dir.join(&name)).unwrap() == std::fs::read(fixture().join(&name)).unwrap(), "{name:?}");
+        assert!(
+            std::fs::read(dir.join(&name)).unwrap() == std::fs::read(model("tiny-llama").join(&name)).unwrap(),
+            "{name:?}"
+        );
     }
 }
 
@@ -282,7 +276,7 @@ fn pull_fetches_what_a_conversion_reads_and_conversion_uses_the_cache() {
     hub.quantize(&["pull", "org/tiny"]).success().stdout(format!("{}\n", path.display()));
     hub.assert_complete();
     let link = std::fs::read_link(path.join(WEIGHTS));
-    let hash = sha256(&std::fs::read(fixture().join(WEIGHTS)).unwrap());
+    let hash = sha256(&std::fs::read(model("tiny-llama").join(WEIGHTS)).unwrap());
     #[cfg(unix)]
     assert_eq!(link.unwrap(), Path::new("../../blobs").join(hash));
     #[cfg(not(unix))]
@@ -505,8 +499,10 @@ fn offline_mode_asks_nobody() {
     offline(&["pull", "org/tiny"]).success().stdout(format!("{}\n", hub.snapshot().display()));
     offline(&["--to", "q8_0", "org/tiny"]).success();
     offline(&["pull", "org/tiny@v9"]).code(3).stderr(predicate::str::contains("'v9'"));
-    std::fs::remove_file(hub.repo().join("blobs").join(sha256(&std::fs::read(fixture().join(WEIGHTS)).unwrap())))
-        .unwrap();
+    std::fs::remove_file(
+        hub.repo().join("blobs").join(sha256(&std::fs::read(model("tiny-llama").join(WEIGHTS)).unwrap())),
+    )
+    .unwrap();
     offline(&["pull", "org/tiny"]).code(3).stderr(predicate::str::contains("weights"));
     assert_eq!(hub.seen().len(), before);
 }
@@ -530,7 +526,7 @@ fn calibration_reads_a_file_of_a_data_set() {
         .unwrap()
         .insert(format!("{DATASET}data/train v1.jsonl"), (0..50).map(rows).collect::<String>().into());
     hub.files.lock().unwrap().insert(format!("{DATASET}README.md"), b"not wanted".to_vec());
-    let model = fixture();
+    let model = model("tiny-llama");
     let calibrate = |address: &str, more: &[&str]| {
         let model = model.to_str().unwrap();
         let mut args =

@@ -1,6 +1,7 @@
 //! `--search feedback` for GGUF, run as a user runs it: the same bytes from any number of threads, no file worse than that
 //! of ggml's search on text that had no part in it, and the ledger says where ggml's blocks were kept.
 
+use crate::common::{FAMILIES, model, names};
 use assert_cmd::Command;
 use quantize::Result;
 use quantize::calibration::data::{Amount, Source, draw};
@@ -20,30 +21,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
-const FAMILIES: [&str; 12] = [
-    "gemma2",
-    "gemma3",
-    "llama",
-    "llama-tied-headdim",
-    "llama3-rope",
-    "mistral-window",
-    "mixtral",
-    "phi3",
-    "qwen2",
-    "qwen2-moe",
-    "qwen3",
-    "qwen3-moe",
-];
-
 const WINDOW: usize = 64;
 const TOKENS: usize = 40 * WINDOW;
 /// The command holds one window in so many out.
 const HOLD_OUT: usize = 8;
-
-fn model(name: &str) -> PathBuf {
-    let folder = if name == "tiny-llama" { "fixtures" } else { "conformance" };
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(folder).join(name)
-}
 
 /// A conversion calibrated on the bundled texts.
 fn convert(name: &str, ty: &str, search: &str, out: &Path) -> Command {
@@ -188,14 +169,6 @@ fn a_split_file_holds_the_same_tensors_and_is_judged_too() {
         ckpt.tensors().iter().map(read).collect::<BTreeMap<_, _>>()
     };
     assert!(tensors(&whole) == tensors(&first));
-}
-
-/// Names in a folder, hidden ones too.
-fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
 }
 
 /// Killed as by a power cut at some point of the run, it goes on behind the last finished layer to the same bytes.

@@ -1,26 +1,10 @@
 //! `quantize verify` on checkpoint folders, and what engines would refuse in them; `quantize plan` on folder formats.
 
+use crate::common::{conformance, ok, quantize, repo, tiny};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
-}
-
-fn tiny() -> String {
-    root().join("fixtures/tiny-llama").to_str().unwrap().to_string()
-}
-
-fn quantize(dir: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_quantize")).current_dir(dir).args(args).output().unwrap()
-}
-
-fn ok(out: Output) -> String {
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap()
-}
 
 /// What `verify --for` says of a folder, and its exit code.
 fn verdict(dir: &Path, folder: &str, engine: &str, more: &[&str]) -> (i32, Value) {
@@ -206,7 +190,7 @@ fn folders_are_planned_from_a_configuration_alone() {
     let dir = tempfile::tempdir().unwrap();
     let formats = "gptq,awq,w4a16,fp8,fp8-block,fp8-static,int8,nvfp4,mxfp4,nf4,bnb-int8,mlx-4bit";
     let mut families = 0;
-    for entry in std::fs::read_dir(root().join("conformance")).unwrap() {
+    for entry in conformance() {
         let family = entry.unwrap().path();
         if !family.is_dir() {
             continue;
@@ -232,7 +216,7 @@ fn folders_are_planned_from_a_configuration_alone() {
 fn a_plan_says_what_calibration_takes() {
     let dir = tempfile::tempdir().unwrap();
     let plan = |more: &[&str]| -> Value {
-        let config = root().join("configs/llama-3.1-8b.json");
+        let config = repo("tests/configs/llama-3.1-8b.json");
         let args = [&["plan", config.to_str().unwrap(), "--format", "json", "--to"], more].concat();
         serde_json::from_str(&ok(quantize(dir.path(), &args))).unwrap()
     };

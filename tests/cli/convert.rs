@@ -1,51 +1,11 @@
 //! Converting, planning, inspecting and verifying, as a user runs them.
 
+use crate::common::*;
 use quantize::gguf::{Array, Value, read_header};
 use quantize::source::{Checkpoint, Dtype};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
-}
-
-fn tiny() -> String {
-    root().join("fixtures/tiny-llama").to_str().unwrap().to_string()
-}
-
-fn quantize(dir: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_quantize")).current_dir(dir).args(args).output().unwrap()
-}
-
-fn stderr(out: &Output) -> String {
-    String::from_utf8_lossy(&out.stderr).into_owned()
-}
-
-fn ok(out: Output) -> String {
-    assert!(out.status.success(), "{}", stderr(&out));
-    String::from_utf8(out.stdout).unwrap()
-}
-
-fn fails(out: &Output, code: i32, parts: &[&str]) {
-    let message = stderr(out);
-    assert_eq!(out.status.code(), Some(code), "{message}");
-    assert!(!message.contains("panicked"), "{message}");
-    for part in parts {
-        assert!(message.contains(part), "no '{part}' in: {message}");
-    }
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> =
-        std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
-}
 
 /// Every tensor of a file: name, type, SHA-256 of the stored bytes.
 fn tensors(path: &Path) -> Vec<(String, String, String)> {
@@ -61,11 +21,7 @@ fn tensors(path: &Path) -> Vec<(String, String, String)> {
 #[test]
 fn the_f16_file_of_every_family_is_the_converters() {
     let dir = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(root().join("conformance")).unwrap() {
-        let folder = entry.unwrap().path();
-        if !folder.is_dir() {
-            continue;
-        }
+    for folder in conformance() {
         let name = folder.file_name().unwrap().to_str().unwrap();
         ok(quantize(dir.path(), &["--to", "f16,q8_0", folder.to_str().unwrap()]));
         let path = dir.path().join(format!("{name}-F16.gguf"));
@@ -229,7 +185,7 @@ fn types_follow_what_is_asked_tensor_by_tensor() {
     fails(&quantize(dir.path(), &["--to", "q8_0", &tiny(), "--tensor-type", "ffn_down=q9"]), 2, &["'q9'"]);
     fails(&quantize(dir.path(), &["--to", "q9_z", &tiny()]), 2, &["q9_z", "q4_k_m"]);
 
-    let untied = root().join("conformance/llama");
+    let untied = model("llama");
     let untied = untied.to_str().unwrap();
     ok(quantize(dir.path(), &["--to", "q8_0", untied, "--leave-output-tensor", "-o", "l.gguf"]));
     assert_eq!(read_header(&dir.path().join("l.gguf")).unwrap().find("output.weight").unwrap().ty.name(), "F16");
@@ -240,7 +196,7 @@ fn types_follow_what_is_asked_tensor_by_tensor() {
 #[test]
 fn fallbacks_are_reported_or_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let model = root().join("conformance/llama");
+    let model = model("llama");
     let model = model.to_str().unwrap();
     let out = quantize(dir.path(), &["--to", "q4_k_m", model, "--on-fallback", "error"]);
     fails(&out, 4, &["rows of 64", "256", "--on-fallback warn"]);
@@ -264,7 +220,7 @@ fn metadata_is_overridden_and_says_where_the_file_came_from() {
     assert_eq!(m.get("llama.context_length"), Some(&Value::U32(256)));
     assert_eq!(m.str("general.name"), Some("Other"));
     assert_eq!(m.get("general.file_type"), Some(&Value::U32(7)));
-    let weights = std::fs::read(root().join("fixtures/tiny-llama/model.safetensors")).unwrap();
+    let weights = std::fs::read(model("tiny-llama").join("model.safetensors")).unwrap();
     assert_eq!(m.strings("quantize.source.sha256"), Some(&[sha256(&weights)][..]));
     let recipe = "--to q8_0 --override-kv 'llama.context_length=int:256' --override-kv 'general.name=str:Other'";
     assert_eq!(m.str("quantize.recipe"), Some(recipe));
@@ -320,7 +276,7 @@ fn verify_finds_a_changed_file_and_another_source() {
     ok(quantize(dir.path(), &["verify", "changed.gguf"]));
     let out = quantize(dir.path(), &["verify", "changed.gguf", "--source", &tiny()]);
     fails(&out, 3, &["changed.gguf", "blk.3.ffn_up.weight", "differ"]);
-    let other = root().join("conformance/llama");
+    let other = model("llama");
     fails(
         &quantize(dir.path(), &["verify", "changed.gguf", "--source", other.to_str().unwrap()]),
         3,
@@ -345,7 +301,7 @@ fn inspect_plan_completions_and_manual_page() {
     let text = ok(quantize(dir.path(), &["plan", &tiny(), "--device", "24GB", "--all"]));
     assert!(text.contains("24GB") && text.contains("blk.5.ffn_down.weight"));
     // A configuration alone is enough for a plan.
-    std::fs::copy(root().join("fixtures/tiny-llama/config.json"), dir.path().join("config.json")).unwrap();
+    std::fs::copy(model("tiny-llama").join("config.json"), dir.path().join("config.json")).unwrap();
     let from = |model: &str| {
         let plan = ok(quantize(dir.path(), &["plan", model, "--to", "q4_k_m", "--format", "json"]));
         serde_json::from_str::<serde_json::Value>(&plan).unwrap()["targets"][0]["tensor_bytes"].clone()
@@ -464,7 +420,7 @@ fn rules_come_from_a_file_too_and_must_have_an_effect() {
 #[test]
 fn standard_output_is_for_results_and_quiet_is_quiet() {
     let dir = tempfile::tempdir().unwrap();
-    let model = root().join("conformance/llama");
+    let model = model("llama");
     let model = model.to_str().unwrap();
     let out = quantize(dir.path(), &["--to", "q4_k_m,q8_0", model, "--format", "json", "--quiet"]);
     assert_eq!(stderr(&out), "");
@@ -500,7 +456,7 @@ fn shards_by_count_of_tensors_and_of_the_sources_files() {
 fn plans_without_a_model_to_plan_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     fails(&quantize(dir.path(), &["plan", "."]), 3, &["no config.json"]);
-    let config = root().join("fixtures/tiny-llama/config.json");
+    let config = model("tiny-llama").join("config.json");
     let text = std::fs::read_to_string(config).unwrap();
     std::fs::write(dir.path().join("config.json"), &text).unwrap();
     assert!(ok(quantize(dir.path(), &["plan", "."])).contains("Q4_K_M: 3.3 MB"), "q4_k_m is the default");
@@ -516,9 +472,9 @@ fn a_checkpoint_in_shards_gives_the_same_bytes_and_keeps_its_split_on_request() 
     let folder = dir.path().join("m");
     std::fs::create_dir(&folder).unwrap();
     for name in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"] {
-        std::fs::copy(root().join("fixtures/tiny-llama").join(name), folder.join(name)).unwrap();
+        std::fs::copy(model("tiny-llama").join(name), folder.join(name)).unwrap();
     }
-    let bytes = std::fs::read(root().join("fixtures/tiny-llama/model.safetensors")).unwrap();
+    let bytes = std::fs::read(model("tiny-llama").join("model.safetensors")).unwrap();
     let whole = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let mut map = serde_json::Map::new();
     for no in 0..2 {

@@ -1,6 +1,7 @@
 //! Checkpoints that are already packed, as a source: every family in every format reads, runs and converts as its
 //! unpacked twin does.
 
+use crate::common::{conformance, model, quantize, repo};
 use quantize::formats::{Input, Module, Reach, Scope, Spec, parse};
 use quantize::infer::{Cache, Engine};
 use quantize::kernel::RowSource;
@@ -13,18 +14,6 @@ use std::process::Command;
 
 const TOKENS: [u32; 24] =
     [1, 17, 300, 45, 9, 9, 120, 31, 77, 5, 260, 199, 3, 88, 41, 2, 64, 128, 250, 7, 19, 23, 311, 60];
-
-fn conformance() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance");
-    let mut folders: Vec<PathBuf> = std::fs::read_dir(root).unwrap().map(|e| e.unwrap().path()).collect();
-    folders.retain(|f| f.is_dir());
-    folders.sort();
-    folders
-}
-
-fn tiny() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama")
-}
 
 fn stored(dtype: Dtype) -> &'static str {
     match dtype {
@@ -178,7 +167,7 @@ fn every_family_reads_and_runs_as_its_unpacked_twin() {
 
 #[test]
 fn every_format_of_a_llama() {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance/llama");
+    let source = model("llama");
     for name in [
         "gptq-2bit-32g",
         "gptq-3bit-32g",
@@ -225,7 +214,7 @@ fn inverse_block_scales_are_multiplied() {
     let dir = tempfile::tempdir().unwrap();
     let (packed, plain) = (dir.path().join("packed"), dir.path().join("plain"));
     let spec = parse("fp8-block").unwrap();
-    assert!(write_twins(&tiny(), &spec, &packed, &plain) > 7);
+    assert!(write_twins(&model("tiny-llama"), &spec, &packed, &plain) > 7);
     let path = packed.join("config.json");
     let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     config["quantization_config"] = json!({ "quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic", "fmt": "e4m3" });
@@ -241,20 +230,21 @@ fn inverse_block_scales_are_multiplied() {
     same_logits(&packed, &plain, "fp8");
 }
 
-fn quantize(dir: &Path, args: &[&str]) -> std::process::Output {
-    Command::new(env!("CARGO_BIN_EXE_quantize")).current_dir(dir).args(args).output().unwrap()
-}
-
 #[test]
 fn packed_folders_convert_and_compare_from_the_command_line() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["gptq-4bit-64g", "fp8"] {
-        write_twins(&tiny(), &parse(name).unwrap(), &dir.path().join(name), &dir.path().join(format!("{name}-plain")));
+        write_twins(
+            &model("tiny-llama"),
+            &parse(name).unwrap(),
+            &dir.path().join(name),
+            &dir.path().join(format!("{name}-plain")),
+        );
         let out = quantize(dir.path(), &["--to", "q4_k_m", name]);
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     }
-    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("calibration/technical.txt");
-    let model = tiny();
+    let text = repo("calibration/technical.txt");
+    let model = model("tiny-llama");
     let args = ["compare", model.to_str().unwrap(), "gptq-4bit-64g", "fp8", "--ctx", "128", "--chunks", "4"];
     let out = quantize(dir.path(), &[&args[..], &["--text", text.to_str().unwrap(), "--format", "json"]].concat());
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
