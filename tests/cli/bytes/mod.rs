@@ -10,6 +10,7 @@
 mod cases;
 mod read;
 
+use crate::common::{model, repo};
 use cases::{CALIBRATED, Case, EXACT, RESUMED};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -25,12 +26,8 @@ type Hashes = BTreeMap<String, String>;
 /// Processes at once.
 const JOBS: usize = 2;
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
-}
-
 fn golden() -> PathBuf {
-    root().join("golden/outputs.json")
+    repo("tests/golden/outputs.json")
 }
 
 fn binary() -> PathBuf {
@@ -64,9 +61,9 @@ fn command(dir: &Path, step: &str) -> Command {
     let mut command = Command::new(binary());
     for word in step.split_whitespace() {
         match word.strip_prefix('{').and_then(|w| w.strip_suffix('}')) {
-            Some("tiny") => command.arg(root().join("fixtures/tiny-llama")),
-            Some("text") => command.arg(root().join("../calibration/technical.txt")),
-            Some(family) => command.arg(root().join("conformance").join(family)),
+            Some("tiny") => command.arg(model("tiny-llama")),
+            Some("text") => command.arg(repo("calibration/technical.txt")),
+            Some(family) => command.arg(model(family)),
             None => command.arg(word),
         };
     }
