@@ -1,7 +1,7 @@
 //! Calibrated GPTQ folders: what held-out windows say of them, what a kill in the middle leaves, and data and options from
 //! which little can be learned.
 
-use crate::common::family;
+use crate::common::{FAMILIES, family};
 use quantize::checkpoint::job::Provenance;
 use quantize::checkpoint::judge::Judged;
 use quantize::checkpoint::layered::{Layered, Options};
@@ -92,20 +92,6 @@ fn files_in(dir: &Path) -> Vec<String> {
 
 #[test]
 fn every_family_is_nearer_to_its_source_than_rounding_to_nearest() {
-    const FAMILIES: [&str; 12] = [
-        "gemma2",
-        "gemma3",
-        "llama",
-        "llama-tied-headdim",
-        "llama3-rope",
-        "mistral-window",
-        "mixtral",
-        "phi3",
-        "qwen2",
-        "qwen2-moe",
-        "qwen3",
-        "qwen3-moe",
-    ];
     for name in FAMILIES {
         let made = manifest(&[&["--to", "gptq-32g", &family(name)][..], &DATA].concat());
         let (with, without) = kl(&made);

@@ -204,12 +204,12 @@ pub const CALIBRATED: &[Case] = &[
 pub const RESUMED: &[(&str, &str, &str, usize)] = &[
     ("file", few!("--to q4_k_m,q3_k_s {tiny} -o x-{type}.gguf"), "x-Q4_K_M.gguf.resume", 3),
     ("sorted", few!("--to q4_0 {tiny} --sort-channels -o x.gguf"), "x.gguf.resume", 4),
-    ("gptq", few!("--to gptq {tiny} -o out"), "*/.quantize-journal", 20),
-    ("awq", few!("--to awq-32g {qwen3-moe} -o out"), "*/.quantize-journal", 20),
-    ("nearest", "--to nvfp4a16 {tiny} -o out", "*/.quantize-journal", 5),
+    ("gptq", few!("--to gptq {tiny} -o out"), "*/.quantize-journal", 4),
+    ("awq", few!("--to awq-32g {qwen3-moe} -o out"), "*/.quantize-journal", 3),
+    ("nearest", "--to nvfp4a16 {tiny} -o out", "*/.quantize-journal", 3),
     (
         "calibrate",
-        "calibrate {qwen3} -o i.gguf --calibration default --calibration-tokens 8192 --seq-len 64 --checkpoint-every 0",
+        "calibrate {qwen3} -o i.gguf --calibration default --calibration-tokens 2048 --seq-len 64 --checkpoint-every 0",
         "i.gguf.resume",
         0,
     ),

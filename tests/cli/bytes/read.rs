@@ -16,6 +16,10 @@ pub fn hash(path: &Path) -> String {
     hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
 
+fn either(path: &Path, hash: &mut Sha256) {
+    if path.is_dir() { folder(path, hash) } else { file(path, hash) }
+}
+
 /// Names and contents, without the manifest and the README.
 fn folder(path: &Path, hash: &mut Sha256) {
     let mut names: Vec<_> = std::fs::read_dir(path).unwrap().map(|e| e.unwrap().file_name()).collect();
@@ -23,7 +27,7 @@ fn folder(path: &Path, hash: &mut Sha256) {
     for name in names.iter().map(|name| name.to_str().unwrap()) {
         if name != "quantize-manifest.json" && name != "README.md" {
             field(hash, name.as_bytes());
-            file(&path.join(name), hash);
+            either(&path.join(name), hash);
         }
     }
 }
