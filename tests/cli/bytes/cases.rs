@@ -145,7 +145,17 @@ pub const CALIBRATED: &[Case] = &[
     case("sorted-channels", &[few!("--to q3_k_m {tiny} --sort-channels")]),
     case("sequential", &[few!("--to q4_k_m {tiny} --sequential")]),
     case("ggml-search", &[few!("--to q4_k_m,iq3_xxs,iq2_s {tiny} --search ggml --save-imatrix i.gguf")]),
-    case("budgets", &[few!("--target-bpw 4.5 --target-size 2.5MB --like q4_k_m {tiny} --search ggml")]),
+    // With these rules only large steps are left, so that a header of another length changes no choice.
+    case(
+        "budgets",
+        &[
+            few!("--target-bpw 4.5 {tiny} --search ggml"),
+            few!(
+                "--target-size 2.5MB --like q4_k_m {tiny} --search ggml"
+                "--tensor-type attn=q4_k --tensor-type ffn_(up|gate)=q3_k"
+            ),
+        ],
+    ),
     case("budget-feedback", &[few!("--target-bpw 4.2 {tiny} --tensor-type ffn_down=q5_k")]),
     case("budget-experts", &[few!("--target-bpw 5.5 {qwen3-moe} --search ggml")]),
     case(
