@@ -6,7 +6,7 @@ use assert_cmd::Command;
 use quantize::gguf::{Header, read_header};
 use quantize::quant::GgmlType;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A conversion by ggml's search on a few windows.
 fn convert(out: &Path, args: &[&str]) -> Command {

@@ -3,14 +3,11 @@
 
 use crate::common::*;
 use quantize::eval::damage::{Transform, transform};
-use quantize::infer::{Cache, Engine};
 use quantize::model::Model;
 use quantize::source::Checkpoint;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 const SMALL: [&str; 7] = ["--calibration", "default", "--calibration-tokens", "1024", "--seq-len", "64", "--quiet"];

@@ -18,7 +18,7 @@ use quantize::runnable::Runnable;
 use quantize::source::Checkpoint;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 fn quantize() -> Command {

@@ -3,9 +3,8 @@
 use crate::common::*;
 use quantize::gguf::{Array, Value, read_header};
 use quantize::source::{Checkpoint, Dtype};
-use sha2::{Digest, Sha256};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Command;
 
 /// Every tensor of a file: name, type, SHA-256 of the stored bytes.
 fn tensors(path: &Path) -> Vec<(String, String, String)> {
@@ -220,7 +219,7 @@ fn metadata_is_overridden_and_says_where_the_file_came_from() {
     assert_eq!(m.get("llama.context_length"), Some(&Value::U32(256)));
     assert_eq!(m.str("general.name"), Some("Other"));
     assert_eq!(m.get("general.file_type"), Some(&Value::U32(7)));
-    let weights = std::fs::read(model("tiny-llama").join("model.safetensors")).unwrap();
+    let weights = std::fs::read(repo("tests/fixtures/tiny-llama/model.safetensors")).unwrap();
     assert_eq!(m.strings("quantize.source.sha256"), Some(&[sha256(&weights)][..]));
     let recipe = "--to q8_0 --override-kv 'llama.context_length=int:256' --override-kv 'general.name=str:Other'";
     assert_eq!(m.str("quantize.recipe"), Some(recipe));

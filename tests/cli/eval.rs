@@ -1,8 +1,8 @@
 //! `eval`, `compare`, `report`, `generate` and the gates, as a user and a pipeline run them.
 
-use crate::common::{fails, model, quantize, repo, stderr};
+use crate::common::{fails, family, model, quantize, repo, stderr};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 fn text() -> PathBuf {
     repo("calibration/technical.txt")
@@ -110,8 +110,8 @@ fn what_cannot_be_measured_is_said_clearly() {
     fails(&quantize(dir.path(), &["--to", "q8_0", str(&model), "--max-kld", "1"]), 2, &["--text"]);
 
     // Another model: another vocabulary.
-    let other = model("qwen2");
-    let args = ["compare", str(&model), str(&other), "--text", str(&text), "--ctx", "128"];
+    let other = family("qwen2");
+    let args = ["compare", str(&model), &other, "--text", str(&text), "--ctx", "128"];
     fails(&quantize(dir.path(), &args), 3, &["qwen2", "vocabulary"]);
 }
 

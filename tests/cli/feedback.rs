@@ -17,7 +17,7 @@ use quantize::refine::{Refine, Refused, Settings, Target};
 use quantize::runnable::Runnable;
 use quantize::source::Checkpoint;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 

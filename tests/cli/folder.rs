@@ -6,8 +6,8 @@ use quantize::source::{Checkpoint, Dtype};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 /// A copy of a model folder with one change to its configuration.

@@ -13,7 +13,7 @@ use quantize::model::Model;
 use quantize::source::Checkpoint;
 use quantize::writer::folder::Existing;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};

@@ -3,7 +3,6 @@
 
 use crate::common::{model, sha256};
 use predicates::prelude::*;
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};

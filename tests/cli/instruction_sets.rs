@@ -6,7 +6,7 @@ use quantize::quant::{Isa, codec};
 use quantize::source::{Checkpoint, Dtype};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 fn quantize(isa: &str, args: &[&str]) -> Output {

@@ -9,8 +9,7 @@ use quantize::model::Model;
 use quantize::quant::GgmlType;
 use quantize::source::{Checkpoint, Dtype};
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 const TOKENS: [u32; 24] =
     [1, 17, 300, 45, 9, 9, 120, 31, 77, 5, 260, 199, 3, 88, 41, 2, 64, 128, 250, 7, 19, 23, 311, 60];

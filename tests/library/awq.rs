@@ -8,7 +8,7 @@ use quantize::model::{MappedTensor, Model};
 use quantize::quant::GgmlType;
 use quantize::source::Checkpoint;
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The weights of a mapped tensor; of a norm as stored, without what the model adds.
 fn read(ckpt: &Checkpoint, t: &MappedTensor) -> Vec<f32> {

@@ -9,7 +9,7 @@ use quantize::source::{Checkpoint, Dtype, sha256_file};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 fn tensor(name: &str, dims: &[u64], ty: GgmlType) -> TensorInfo {

@@ -8,7 +8,7 @@ use quantize::model::metadata::{gguf_metadata, keeps_f32};
 use quantize::model::{MappedTensor, Model};
 use quantize::quant::GgmlType;
 use quantize::source::Checkpoint;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Largest allowed difference of a logit, in units of the logits' standard deviation.
 const TOLERANCE: f32 = 2e-3;

@@ -8,10 +8,8 @@ use quantize::convert::Control;
 use quantize::infer::{Cache, Engine, Linear, Observer};
 use quantize::kernel::Dense;
 use quantize::model::Model;
-use quantize::source::Checkpoint;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 /// Windows of different lengths.

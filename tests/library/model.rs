@@ -1,12 +1,9 @@
 //! The mapping against llama.cpp's converter: for every tiny model of `tests/conformance`, the same tensors in the same
 //! order with the same bytes at F16, and the same metadata, as `expected_gguf.json` records from `convert_hf_to_gguf.py`.
 
-use crate::common::{FAMILIES, json, model, open, sha256};
+use crate::common::{FAMILIES, json, model as folder, open, sha256};
 use quantize::gguf::Value;
-use quantize::model::{Config, Model, Role, expected_tensors, gguf_metadata, keeps_f32};
-use quantize::source::Checkpoint;
-use sha2::{Digest, Sha256};
-use std::path::{Path, PathBuf};
+use quantize::model::{Config, Role, expected_tensors, gguf_metadata, keeps_f32};
 
 /// A line per tensor: name, ggml dimensions, type, hash of the data.
 fn line(name: &str, shape: &[usize], values: &[f32]) -> String {
@@ -29,7 +26,7 @@ fn tensors_equal_those_of_the_converter() {
             t.read_rows(&ckpt, 0..t.row_count(), &mut Vec::new(), &mut values).unwrap();
             lines.push(line(&t.name, &t.shape, &values));
         }
-        let expected: Vec<String> = json(&model(name).join("expected_gguf.json"))["tensors"]
+        let expected: Vec<String> = json(&folder(name).join("expected_gguf.json"))["tensors"]
             .as_array()
             .unwrap()
             .iter()
@@ -73,7 +70,7 @@ fn metadata_equals_that_of_the_converter() {
         assert_eq!(meta.uint(WINDOW), (name == "mistral-window").then_some(16), "{name}");
         meta.remove(WINDOW);
         let ours: Vec<_> = meta.iter().map(|(k, v)| (k.to_string(), shown(v))).collect();
-        let expected: Vec<_> = json(&model(name).join("expected_gguf.json"))["metadata"]
+        let expected: Vec<_> = json(&folder(name).join("expected_gguf.json"))["metadata"]
             .as_object()
             .unwrap()
             .iter()
@@ -88,7 +85,7 @@ fn metadata_equals_that_of_the_converter() {
 fn the_plan_from_config_alone_lists_the_tensors_of_the_checkpoint() {
     for name in FAMILIES {
         let (_, model) = open(name);
-        let config = Config::from_hf(&json(&model(name).join("config.json"))).unwrap();
+        let config = Config::from_hf(&json(&folder(name).join("config.json"))).unwrap();
         assert_eq!(config, model.config);
         let mut planned = expected_tensors(&config);
         let mut mapped: Vec<_> =

@@ -11,7 +11,7 @@ use quantize::source::Checkpoint;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// A checkpoint in memory: configuration, and tensors as F16 bytes by name.
 struct Draft {

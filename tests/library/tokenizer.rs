@@ -6,7 +6,7 @@ use quantize::gguf::{Array, Metadata, Value};
 use quantize::model::tokenizer::{GgufVocab, Tokenizer};
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const FOLDERS: [(&str, &str); 12] = [
     ("gemma2", "gemma2"),

@@ -2,7 +2,7 @@
 
 use crate::common::repo;
 use quantize::quant::{GgmlType, dequantize_rows, quantize_rows};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 fn folder() -> PathBuf {
     repo("tests/golden/ggml-blocks")
