@@ -1,5 +1,5 @@
 //! Plain, legacy and K-quant types against ggml's on inputs chosen to be hard (`tests/golden/ggml-kquants.json` says how
-//! the digests were made), error bounds of a round trip, and hostile input. Ordinary weights are in `tests/golden.rs`.
+//! the digests were made), error bounds of a round trip, and hostile input. Ordinary weights are in `tests/peers/ggml_blocks.rs`.
 
 use proptest::prelude::*;
 

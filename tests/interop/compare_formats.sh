@@ -13,7 +13,7 @@ make_mlx() { name=$1; shift; [ -d "$work/$name" ] || "$MLX" -m mlx_lm convert --
 failed=0
 same() { # SPEC FOLDER [MISSES]
   PEER_SPEC=$1 PEER_SOURCE=$source PEER_FOLDER=$work/$2 PEER_MISSES=${3:-0} \
-    cargo test --quiet --release --test formats_peers -- --ignored --nocapture | grep -E 'tensors,|from [0-9]' || failed=1
+    cargo test --quiet --release --test peers packed -- --ignored --nocapture | grep -E 'tensors,|from [0-9]' || failed=1
   [ "${PIPESTATUS[0]}" = 0 ] || { echo "$1: not the same bytes"; failed=1; }
 }
 

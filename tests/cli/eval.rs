@@ -1,0 +1,194 @@
+//! `eval`, `compare`, `report`, `generate` and the gates, as a user and a pipeline run them.
+
+use crate::common::{fails, family, model, quantize, repo, stderr};
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+fn text() -> PathBuf {
+    repo("calibration/technical.txt")
+}
+
+fn json(out: &Output) -> serde_json::Value {
+    assert!(out.status.success(), "{}", stderr(out));
+    serde_json::from_slice(&out.stdout).unwrap()
+}
+
+fn str(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn a_conversion_with_a_text_ends_with_the_comparison_and_its_gates() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, text) = (model("tiny-llama"), text());
+    let common = ["--text", str(&text), "--ctx", "128", "--chunks", "20", "--format", "json", "-t", "2"];
+    let args =
+        [&["--to", "f16,q8_0,q2_k", str(&model), "--report", "r.html", "--report", "r.md"], &common[..]].concat();
+    let report = json(&quantize(dir.path(), &args));
+    let candidates = report["report"]["candidates"].as_array().unwrap();
+    let kld = |i: usize| candidates[i]["stats"]["kld"]["value"].as_f64().unwrap();
+    // The F16 file holds the same weights; fewer bits lose more.
+    assert_eq!(kld(0), 0.0);
+    assert!(kld(1) > 0.0 && kld(1) < 0.001 && kld(2) > 10.0 * kld(1), "{} {}", kld(1), kld(2));
+    let tensors = candidates[2]["tensors"].as_array().unwrap();
+    assert_eq!(tensors.len(), 43);
+    for tensor in tensors.iter().filter(|t| t["name"].as_str().unwrap().starts_with("blk.")) {
+        let (plain, weighted) = (tensor["rel_error"].as_f64().unwrap(), tensor["rel_error_weighted"].as_f64().unwrap());
+        assert!(plain > 0.01 && weighted > 0.01 && plain != weighted, "{tensor}");
+    }
+    for (file, start) in [("r.html", "<!doctype html>"), ("r.md", "#")] {
+        let rendered = std::fs::read_to_string(dir.path().join(file)).unwrap();
+        assert!(rendered.to_lowercase().starts_with(start), "{file}: {}", &rendered[..80]);
+    }
+
+    // The same files against the source, and a gate that one of them fails.
+    let compare = ["compare", str(&model), "tiny-llama-Q8_0.gguf", "tiny-llama-Q2_K.gguf", "--max-kld", "0.01"];
+    let out = quantize(dir.path(), &[&compare[..], &common[..8]].concat());
+    fails(&out, 6, &["quality gate failed", "Q2_K", "above the limit of 0.01"]);
+    let again: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(again["candidates"][1]["stats"], candidates[2]["stats"], "lock-step results must not depend on company");
+    assert_eq!(again["gates"].as_array().unwrap().iter().filter(|g| g["pass"] == true).count(), 1);
+    assert!(dir.path().join("tiny-llama-Q2_K.gguf").exists(), "the artifact stays");
+}
+
+#[test]
+fn perplexity_is_the_same_from_folder_file_and_stored_logits() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, text) = (model("tiny-llama"), text());
+    let cut = ["--text", str(&text), "--ctx", "128", "--chunks", "6", "--format", "json"];
+    assert!(quantize(dir.path(), &["--to", "f16,q4_0", str(&model)]).status.success());
+    let eval = |model: &str, extra: &[&str]| {
+        let out = quantize(dir.path(), &[&["eval", model], &cut[..], extra].concat());
+        json(&out)["base"]["ppl"]["value"].as_f64().unwrap()
+    };
+    let folder = eval(str(&model), &["--save-logits", "base.kld"]);
+    assert_eq!(folder, eval("tiny-llama-F16.gguf", &[]));
+    assert_eq!(folder, eval("tiny-llama-F16.gguf", &["-t", "1"]), "any number of threads");
+    let kld = |base: &str, cut: &[&str]| {
+        let out = quantize(dir.path(), &[&["compare", base, "tiny-llama-Q4_0.gguf", "--format", "json"], cut].concat());
+        json(&out)["candidates"][0]["stats"]["kld"]["value"].as_f64().unwrap()
+    };
+    let (live, stored) = (kld(str(&model), &cut[..6]), kld("base.kld", &[]));
+    assert!((live / stored - 1.0).abs() < 0.01, "{live} {stored}");
+}
+
+#[test]
+fn a_saved_report_is_rendered_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, text) = (model("tiny-llama"), text());
+    let args = ["eval", str(&model), "--text", str(&text), "--ctx", "128", "--chunks", "4", "--report", "r.json"];
+    assert!(quantize(dir.path(), &args).status.success());
+    let out = quantize(dir.path(), &["report", "r.json", "-o", "r.html", "-o", "r.txt"]);
+    assert!(out.status.success(), "{}", stderr(&out));
+    assert!(
+        std::fs::read_to_string(dir.path().join("r.html")).unwrap().contains("<svg")
+            || dir.path().join("r.txt").exists()
+    );
+    fails(&quantize(dir.path(), &["report", "r.json", "-o", "r.pdf"]), 2, &["r.pdf", ".html"]);
+    std::fs::write(dir.path().join("bad.json"), "{\"schema\": \"other/9\"}").unwrap();
+    fails(&quantize(dir.path(), &["report", "bad.json"]), 3, &["bad.json", "other/9"]);
+}
+
+#[test]
+fn what_cannot_be_measured_is_said_clearly() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, text) = (model("tiny-llama"), text());
+    let write = |name: &str, content: &[u8]| std::fs::write(dir.path().join(name), content).unwrap();
+    write("empty.txt", b"");
+    write("short.txt", b"one two three");
+    write("latin1.txt", b"caf\xe9 and more");
+    let eval = |args: &[&str]| quantize(dir.path(), &[&["eval", str(&model)], args].concat());
+    fails(&eval(&["--text", "empty.txt"]), 3, &["empty.txt", "empty"]);
+    fails(&eval(&["--text", "short.txt"]), 3, &["fewer than one chunk"]);
+    fails(&eval(&["--text", "latin1.txt"]), 3, &["latin1.txt", "UTF-8"]);
+    fails(&eval(&["--text", "none.txt"]), 5, &["none.txt"]);
+    fails(&eval(&[]), 2, &["--text"]);
+    fails(&eval(&["--text", str(&text), "--ctx", "4096"]), 2, &["--ctx", "context of 512"]);
+    let gate = ["--text", str(&text), "--ctx", "128", "--chunks", "2", "--max-kld", "1"];
+    let out = quantize(dir.path(), &[&["compare", str(&model), str(&model)], &gate[..]].concat());
+    fails(&out, 3, &["too few tokens for the asked gate"]);
+    fails(&quantize(dir.path(), &["--to", "q8_0", str(&model), "--max-kld", "1"]), 2, &["--text"]);
+
+    // Another model: another vocabulary.
+    let other = family("qwen2");
+    let args = ["compare", str(&model), &other, "--text", str(&text), "--ctx", "128"];
+    fails(&quantize(dir.path(), &args), 3, &["qwen2", "vocabulary"]);
+}
+
+#[test]
+fn a_tokenizer_that_differs_from_the_bases_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, text) = (model("tiny-llama"), text());
+    let out = quantize(dir.path(), &["--to", "q8_0", str(&model), "--pretokenizer", "llama-bpe"]);
+    assert!(out.status.success(), "{}", stderr(&out));
+    let args = ["compare", str(&model), "tiny-llama-Q8_0.gguf", "--text", str(&text), "--ctx", "128", "--chunks", "4"];
+    fails(&quantize(dir.path(), &args), 3, &["tiny-llama-Q8_0.gguf", "tokenizer"]);
+}
+
+#[test]
+fn logits_that_are_not_numbers_name_the_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, text) = (model("tiny-llama"), text());
+    assert!(quantize(dir.path(), &["--to", "f32", str(&model)]).status.success());
+    // Overwrite the last norm with NaN: it is the last tensor of the file.
+    let path = dir.path().join("tiny-llama-F32.gguf");
+    let header = quantize::gguf::read_header(&path).unwrap();
+    let norm = header.find("output_norm.weight").unwrap();
+    let at = (header.data_start + norm.offset) as usize;
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    let args = ["compare", str(&model), "tiny-llama-F32.gguf", "--text", str(&text), "--ctx", "128", "--chunks", "4"];
+    fails(&quantize(dir.path(), &args), 3, &["F32", "NaN"]);
+}
+
+#[test]
+fn generation_is_greedy_and_repeatable() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model("tiny-llama");
+    let run = |args: &[&str]| {
+        let out = quantize(dir.path(), &[&["generate", str(&model), "-p", "The file", "-n", "12"], args].concat());
+        assert!(out.status.success(), "{}", stderr(&out));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let text = run(&[]);
+    assert!(text.trim().len() > 10, "{text:?}");
+    assert_eq!(text, run(&["-t", "1"]));
+    assert_eq!(run(&["--temp", "0.8", "--seed", "7"]), run(&["--temp", "0.8", "--seed", "7"]));
+    let out = quantize(dir.path(), &["generate", str(&model), "-p", "x", "--chat"]);
+    fails(&out, 3, &["chat template"]);
+    fails(&quantize(dir.path(), &["generate", str(&model), "-p", ""]), 2, &["prompt"]);
+}
+
+#[test]
+fn ablation_adds_up_to_the_groups_of_the_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, text) = (model("tiny-llama"), text());
+    assert!(quantize(dir.path(), &["--to", "q4_0", str(&model)]).status.success());
+    let args = ["compare", str(&model), "tiny-llama-Q4_0.gguf", "--text", str(&text), "--ctx", "128", "--chunks", "4"];
+    let out = quantize(dir.path(), &[&args[..], &["--ablate", "--ablate-chunks", "2", "--format", "json"]].concat());
+    let report = json(&out);
+    let groups = report["candidates"][0]["ablation"].as_array().unwrap();
+    let mut names: Vec<&str> = groups.iter().map(|g| g["group"].as_str().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, ["attn_k", "attn_output", "attn_q", "attn_v", "ffn_down", "ffn_gate", "ffn_up", "token_embd"]);
+    assert!(groups.iter().all(|g| g["kld"]["value"].as_f64().unwrap() > 0.0));
+}
+
+#[test]
+fn formats_that_round_activations_say_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, text) = (model("tiny-llama"), text());
+    let folders = ["fp8", "int8", "bnb-int8", "nf4"];
+    for format in folders {
+        let out = quantize(dir.path(), &["--to", format, str(&model), "-o", format, "--quiet"]);
+        assert!(out.status.success(), "{}", stderr(&out));
+    }
+    let cut = ["--text", str(&text), "--ctx", "128", "--chunks", "4", "--format", "json", "--report", "r.md"];
+    let report = json(&quantize(dir.path(), &[&["compare", str(&model)], &folders[..], &cut].concat()));
+    let rounded: Vec<&serde_json::Value> =
+        report["candidates"].as_array().unwrap().iter().map(|c| &c["activations"]).collect();
+    assert_eq!(rounded, [&"fp8".into(), &"int8".into(), &"llm.int8".into(), &serde_json::Value::Null]);
+    let told = std::fs::read_to_string(dir.path().join("r.md")).unwrap();
+    assert!(told.contains("but for fp8, int8, bnb-int8, whose formats round activations too"), "{told}");
+}

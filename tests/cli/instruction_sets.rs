@@ -1,0 +1,104 @@
+//! A conversion gives the same bytes with every instruction set of this machine and any number of threads.
+
+use crate::common::model;
+use quantize::quant::types::TYPES;
+use quantize::quant::{Isa, codec};
+use quantize::source::{Checkpoint, Dtype};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn quantize(isa: &str, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_quantize")).env("QUANTIZE_ISA", isa).args(args).output().unwrap()
+}
+
+/// The digest of all tensors of a file, in order.
+fn digest(path: &Path) -> Vec<u8> {
+    let ckpt = Checkpoint::open(path).unwrap();
+    let mut hash = Sha256::new();
+    for t in ckpt.tensors() {
+        let mut bytes = vec![0; t.bytes() as usize];
+        ckpt.read(t, 0, &mut bytes).unwrap();
+        hash.update(t.name.as_bytes());
+        hash.update(&bytes);
+    }
+    hash.finalize().to_vec()
+}
+
+/// Converts with every instruction set and with 1, 2 and 7 threads, asserts that the files are the same, and returns the
+/// types that occur in them.
+fn same_with_all(types: &[&str], more: &[&str]) -> BTreeSet<&'static str> {
+    let mut occur = BTreeSet::new();
+    let sets: Vec<&str> = Isa::ALL.into_iter().filter(|isa| isa.is_available()).map(Isa::name).collect();
+    let mut first = None;
+    // Every instruction set, and the best of them with several numbers of threads.
+    let best = sets.last().copied().unwrap_or("scalar");
+    let runs = sets.iter().copied().zip(["1", "2", "7"].into_iter().cycle());
+    for (isa, threads) in runs.chain([(best, "2"), (best, "7")]) {
+        let dir = tempfile::tempdir().unwrap();
+        let (out, model, to) = (format!("{}/", dir.path().display()), model("tiny-llama"), types.join(","));
+        let args = ["--to", &to, model.to_str().unwrap(), "-o", &out, "-t", threads, "--on-fallback", "allow"];
+        let run = quantize(isa, &[&args[..], more].concat());
+        assert!(run.status.success(), "{isa}: {}", String::from_utf8_lossy(&run.stderr));
+        let mut files: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
+        files.sort();
+        let digests: Vec<_> = files.iter().map(|f| digest(f)).collect();
+        assert_eq!(digests.len(), types.len());
+        assert_eq!(*first.get_or_insert_with(|| digests.clone()), digests, "{isa}, {threads} threads, {more:?}");
+        for file in &files {
+            let ckpt = Checkpoint::open(file).unwrap();
+            occur.extend(ckpt.tensors().iter().filter_map(|t| match t.dtype {
+                Dtype::Ggml(ty) => Some(ty.name()),
+                _ => None,
+            }));
+        }
+    }
+    occur
+}
+
+/// Between them every type that is written without an importance matrix.
+const PLAIN: [&str; 19] = [
+    "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k", "iq4_nl",
+    "iq4_xs", "iq3_s", "tq1_0", "tq2_0", "q1_0", "q2_0",
+];
+
+#[test]
+fn instruction_sets_and_threads_change_nothing() {
+    let mut occur = same_with_all(&PLAIN, &[]);
+    occur.extend(same_with_all(&["mxfp4_moe"], &["--tensor-type", "ffn_down=mxfp4", "--tensor-type", "ffn_up=nvfp4"]));
+    let all = TYPES.iter().filter(|row| codec(row.ty).is_some_and(|c| c.quantize.is_some()));
+    let missing: Vec<_> =
+        all.map(|row| row.ty.name()).filter(|ty| !occur.contains(ty) && !ASKING.contains(ty)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+/// Between them every type with a search that takes importance.
+const WEIGHTED: [&str; 14] = [
+    "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "iq4_nl", "iq4_xs", "iq1_s", "iq1_m",
+    "iq2_s", "iq3_xxs",
+];
+
+/// Types for which a conversion asks for a matrix.
+const ASKING: [&str; 6] = ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"];
+
+#[test]
+fn nor_do_they_with_an_importance_matrix() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("imatrix.gguf");
+    let (model, imatrix) = (model("tiny-llama"), path.to_str().unwrap());
+    let args = ["calibrate", model.to_str().unwrap(), "-o", imatrix, "--calibration-tokens", "640", "--seq-len", "64"];
+    let run = Command::new(env!("CARGO_BIN_EXE_quantize")).args(args).output().unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let mut occur = same_with_all(&WEIGHTED, &["--imatrix", imatrix]);
+    occur.extend(same_with_all(&["iq2_xs"], &["--imatrix", imatrix, "--tensor-type", "attn_q=iq2_xxs"]));
+    assert!(ASKING.iter().all(|ty| occur.contains(ty)), "{occur:?}");
+}
+
+#[test]
+fn an_unknown_instruction_set_is_a_wrong_usage() {
+    let run = quantize("avx99", &["inspect", model("tiny-llama").to_str().unwrap()]);
+    let message = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert_eq!(run.status.code(), Some(2), "{message}");
+    assert!(message.contains("avx99") && message.contains("scalar"), "{message}");
+}

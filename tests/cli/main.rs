@@ -1,0 +1,20 @@
+//! Tests that run the program as a user does.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod allocate;
+mod awq;
+mod bytes;
+mod calibration;
+mod convert;
+mod eval;
+mod feedback;
+mod folder;
+mod gptq;
+#[cfg(feature = "hub")]
+mod hub;
+mod instruction_sets;
+mod packed_source;
+mod plan_sizes;
+mod verify;

@@ -1,0 +1,240 @@
+//! `quantize verify` on checkpoint folders, and what engines would refuse in them; `quantize plan` on folder formats.
+
+use crate::common::{conformance, ok, quantize, repo, tiny};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What `verify --for` says of a folder, and its exit code.
+fn verdict(dir: &Path, folder: &str, engine: &str, more: &[&str]) -> (i32, Value) {
+    let args = [&["verify", folder, "--for", engine, "--format", "json", "--quiet"], more].concat();
+    let out = quantize(dir, &args);
+    let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    let json: Value = serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {stderr}"));
+    assert_eq!(json["engines"][0]["engine"], engine);
+    (out.status.code().unwrap(), json["engines"][0].clone())
+}
+
+#[track_caller]
+fn loads(dir: &Path, folder: &str, engine: &str, more: &[&str]) {
+    let (code, found) = verdict(dir, folder, engine, more);
+    assert_eq!((code, found["loads"].as_bool()), (0, Some(true)), "{found}");
+}
+
+#[track_caller]
+fn refuses(dir: &Path, folder: &str, engine: &str, more: &[&str], why: &str) -> Vec<String> {
+    let (code, found) = verdict(dir, folder, engine, more);
+    assert_eq!((code, found["loads"].as_bool()), (4, Some(false)), "{found}");
+    let objections = found["objections"].as_array().unwrap();
+    let objection = objections.iter().find(|o| o["refused"] == true && o["what"].as_str().unwrap().contains(why));
+    let objection = objection.unwrap_or_else(|| panic!("no '{why}' in {found}"));
+    objection["modules"].as_array().unwrap().iter().map(|m| m.as_str().unwrap().to_string()).collect()
+}
+
+fn make(dir: &Path, formats: &str, more: &[&str]) {
+    let tiny = tiny();
+    let args = [&["--to", formats, &tiny, "-o", "out/", "--rounding", "nearest", "--quiet"], more].concat();
+    ok(quantize(dir, &args));
+}
+
+type Tensors = BTreeMap<String, (safetensors::Dtype, Vec<usize>, Vec<u8>)>;
+
+fn tensors(folder: &Path) -> Tensors {
+    let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let own = |(name, view): (String, safetensors::tensor::TensorView)| {
+        (name, (view.dtype(), view.shape().to_vec(), view.data().to_vec()))
+    };
+    file.tensors().into_iter().map(own).collect()
+}
+
+fn store(folder: &Path, tensors: &Tensors) {
+    let views = tensors.iter().map(|(name, (dtype, shape, data))| {
+        (name.clone(), safetensors::tensor::TensorView::new(*dtype, shape.clone(), data).unwrap())
+    });
+    std::fs::write(folder.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+fn edit_config(folder: &Path, edit: impl Fn(&mut Value)) {
+    let path = folder.join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    edit(&mut config);
+    std::fs::write(path, serde_json::to_vec(&config).unwrap()).unwrap();
+}
+
+#[test]
+fn what_each_engine_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let formats = "gptq-128g,gptq-8bit,gptq-3bit-32g,awq,w4a16,fp8,fp8-block,nvfp4a16,nf4,mlx-4bit,mlx-mxfp4";
+    make(dir, formats, &[]);
+    make(dir, "gptq-asym", &[]);
+    let folder = |format: &str| format!("out/tiny-llama-{format}");
+    for format in ["gptq-128g", "gptq-8bit", "awq", "w4a16", "fp8", "fp8-block", "nvfp4a16", "nf4"] {
+        loads(dir, &folder(format), "vllm", &[]);
+    }
+    refuses(dir, &folder("gptq-3bit-32g"), "vllm", &[], "3 bits, symmetric");
+    refuses(dir, &folder("gptq-asym"), "vllm", &[], "4 bits, asymmetric");
+    refuses(dir, &folder("mlx-4bit"), "vllm", &[], "no MLX");
+    for format in ["gptq-3bit-32g", "gptq-asym", "awq", "fp8", "nf4"] {
+        loads(dir, &folder(format), "transformers", &[]);
+    }
+    refuses(dir, &folder("mlx-mxfp4"), "transformers", &[], "quant_method");
+    for format in ["mlx-4bit", "mlx-mxfp4", "awq"] {
+        loads(dir, &folder(format), "mlx", &[]);
+    }
+    assert_eq!(refuses(dir, &folder("gptq-128g"), "mlx", &[], "g_idx").len(), 6 * 7);
+    refuses(dir, &folder("nf4"), "mlx", &[], "bitsandbytes");
+    refuses(dir, &folder("fp8"), "mlx", &[], "compressed-tensors");
+    refuses(dir, &folder("awq"), "llama.cpp", &[], "GGUF");
+    // Several at once: one verdict each, and the worst decides.
+    let out = quantize(dir, &["verify", &folder("awq"), "--for", "vllm,mlx", "--for", "llama.cpp", "--quiet"]);
+    assert_eq!(out.status.code(), Some(4));
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert!(text.contains("vLLM 0.32: loads") && text.contains("mlx-lm 0.32: loads"), "{text}");
+    // A GGUF file has its own answers.
+    ok(quantize(dir, &["--to", "q8_0", &tiny(), "-o", "a.gguf", "--quiet"]));
+    loads(dir, "a.gguf", "llama.cpp", &[]);
+    refuses(dir, "a.gguf", "mlx", &[], "loads folders");
+}
+
+#[test]
+fn what_devices_cut_through() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    make(dir, "gptq-128g,fp8-block,fp8", &[]);
+    make(dir, "awq", &["--tp", "4"]);
+    let gptq = "out/tiny-llama-gptq-128g";
+    loads(dir, gptq, "vllm", &["--tp", "2"]);
+    // 256 attention and 768 feed-forward channels on four devices: 64 and 192 of each.
+    let cut = refuses(dir, gptq, "vllm", &["--tp", "4"], "groups of 128 do not divide the 64 input channels");
+    assert_eq!(cut.len(), 6);
+    assert!(cut.iter().all(|m| m.ends_with("self_attn.o_proj")), "{cut:?}");
+    refuses(dir, gptq, "vllm", &["--tp", "4"], "192 input channels");
+    // Groups chosen for it survive.
+    loads(dir, "out/tiny-llama-awq", "vllm", &["--tp", "4"]);
+    refuses(dir, "out/tiny-llama-awq", "vllm", &["--tp", "3"], "4 attention heads cannot be split over 3");
+    refuses(dir, "out/tiny-llama-fp8-block", "vllm", &["--tp", "4"], "blocks of 128");
+    loads(dir, "out/tiny-llama-fp8", "vllm", &["--tp", "4"]);
+    let out = quantize(dir, &["verify", gptq, "--for", "vllm", "--tp", "0"]);
+    assert_eq!(out.status.code(), Some(2));
+}
+
+#[test]
+fn contradictions_inside_a_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    make(dir, "awq-64g,awq-32g,gptq", &[]);
+    let folder = dir.join("out/tiny-llama-awq-64g");
+    let name = folder.to_str().unwrap();
+    let (sound, other) = (tensors(&folder), tensors(&dir.join("out/tiny-llama-awq-32g")));
+
+    let mut mixed = sound.clone();
+    for (name, tensor) in other.iter().filter(|(name, _)| name.starts_with("model.layers.2.self_attn.k_proj.")) {
+        mixed.insert(name.clone(), tensor.clone());
+    }
+    store(&folder, &mixed);
+    let fused = refuses(dir, name, "vllm", &[], "in groups of");
+    assert!(fused[0].starts_with("model.layers.2.self_attn."), "{fused:?}");
+    assert!(!verdict(dir, name, "transformers", &[]).1.to_string().contains("which it is fused"));
+
+    let mut two_heads = sound.clone();
+    for (name, tensor) in sound.iter().filter(|(name, _)| name.starts_with("model.layers.0.mlp.up_proj.")) {
+        two_heads.insert(name.replace("model.layers.0.mlp.up_proj", "lm_head"), tensor.clone());
+    }
+    store(&folder, &two_heads);
+    refuses(dir, name, "vllm", &[], "ties the output");
+    store(&folder, &sound);
+    loads(dir, name, "vllm", &[]);
+
+    edit_config(&folder, |c| c["quantization_config"]["bits"] = 8.into());
+    refuses(dir, name, "vllm", &[], "other than 4 bits");
+    edit_config(&folder, |c| c["quantization_config"]["bits"] = 4.into());
+    edit_config(&dir.join("out/tiny-llama-gptq"), |c| c["quantization_config"]["desc_act"] = true.into());
+    refuses(dir, "out/tiny-llama-gptq", "vllm", &[], "desc_act");
+
+    std::fs::remove_file(folder.join("tokenizer.json")).unwrap();
+    for engine in ["vllm", "transformers", "mlx"] {
+        refuses(dir, name, engine, &[], "tokenizer");
+    }
+}
+
+#[test]
+fn damage_is_found_without_an_engine() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    make(dir, "awq", &[]);
+    let folder = dir.join("out/tiny-llama-awq");
+    let text = ok(quantize(dir, &["verify", folder.to_str().unwrap(), "--quiet"]));
+    assert!(text.contains("42 quantized layers and 14 other tensors, all sound"), "{text}");
+    let sound = tensors(&folder);
+    for (tensor, at) in [("model.norm.weight", 2), ("model.layers.1.mlp.up_proj.scales", 6)] {
+        let mut damaged = sound.clone();
+        let data = &mut damaged.get_mut(tensor).unwrap().2;
+        data[at..at + 2].copy_from_slice(&half::f16::NAN.to_le_bytes());
+        store(&folder, &damaged);
+        let out = quantize(dir, &["verify", folder.to_str().unwrap(), "--for", "vllm", "--quiet"]);
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(3), "{stderr}");
+        assert!(stderr.contains(tensor.trim_end_matches(".scales")) && stderr.contains("NaN"), "{stderr}");
+    }
+    let out = quantize(dir, &["verify", folder.to_str().unwrap(), "--source", &tiny()]);
+    assert_eq!(out.status.code(), Some(2));
+}
+
+/// Names and sizes told from the configuration alone are those of the real checkpoint.
+#[test]
+fn folders_are_planned_from_a_configuration_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let formats = "gptq,awq,w4a16,fp8,fp8-block,fp8-static,int8,nvfp4,mxfp4,nf4,bnb-int8,mlx-4bit";
+    let mut families = 0;
+    for family in conformance() {
+        families += 1;
+        let config = family.join("config.json");
+        let plan = |path: &Path| -> Vec<Value> {
+            let args = ["plan", path.to_str().unwrap(), "--to", formats, "--format", "json"];
+            let mut value: Value = serde_json::from_str(&ok(quantize(dir.path(), &args))).unwrap();
+            assert!(value["targets"].is_null());
+            value["folders"].as_array_mut().unwrap().drain(..).collect()
+        };
+        let (alone, whole) = (plan(&config), plan(&family));
+        assert_eq!((alone.len(), whole.len()), (12, 12));
+        for (alone, whole) in alone.iter().zip(&whole) {
+            assert_eq!(alone, whole, "{}", family.display());
+        }
+    }
+    assert_eq!(families, 12);
+}
+
+#[test]
+fn a_plan_says_what_calibration_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = |more: &[&str]| -> Value {
+        let config = repo("tests/configs/llama-3.1-8b.json");
+        let args = [&["plan", config.to_str().unwrap(), "--format", "json", "--to"], more].concat();
+        serde_json::from_str(&ok(quantize(dir.path(), &args))).unwrap()
+    };
+    let (gptq, nearest) = (plan(&["gptq,nf4"]), plan(&["gptq", "--rounding", "nearest"]));
+    let [calibrated, nf4] = [0, 1].map(|i| gptq["folders"][i].clone());
+    assert!(nf4["calibration"].is_null() && nearest["folders"][0]["calibration"].is_null());
+    let number = |v: &Value, key: &str| v["calibration"][key].as_f64().unwrap();
+    assert_eq!(number(&calibrated, "calibration_tokens"), 65536.0);
+    // Half the tokens take less, and more than half of the time and memory is not theirs alone.
+    let fewer = plan(&["gptq", "--calibration-tokens", "32768"]);
+    for key in ["cpu_seconds", "peak_memory"] {
+        let (all, half) = (number(&calibrated, key), number(&fewer["folders"][0], key));
+        assert!(half < all && half > all / 2.0, "{key}: {half} of {all}");
+    }
+    // Published 8B GPTQ checkpoints with groups of 128 take 5.74 GB.
+    let bytes = calibrated["tensor_bytes"].as_f64().unwrap();
+    assert!((bytes / 5.74e9 - 1.0).abs() < 0.01, "{bytes}");
+    let both = plan(&["q4_k_m,gptq"]);
+    assert_eq!(both["targets"].as_array().unwrap().len(), 1);
+    assert!(
+        both["calibration"]["feedback"]["cpu_seconds"].as_f64()
+            > both["calibration"]["importance"]["cpu_seconds"].as_f64()
+    );
+    let out = quantize(dir.path(), &["plan", "x", "--to", "q4_k_m", "--group-size", "64"]);
+    assert_eq!(out.status.code(), Some(2));
+}

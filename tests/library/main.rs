@@ -1,0 +1,16 @@
+//! Tests that call the library.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod architecture;
+mod awq;
+mod containers;
+mod eval;
+mod infer;
+mod layerwise;
+mod model;
+mod model_variants;
+mod report;
+mod tokenizer;
+mod tokenizer_folders;
