@@ -7,11 +7,10 @@ use quantize::Result;
 use quantize::calibration::data::{self, Amount, Source};
 use quantize::calibration::layerwise::{self, Captured, Options, Stage, Visit};
 use quantize::calibration::pass::{self, Pass};
-use quantize::convert::Control;
+use quantize::{Control, Run};
 use quantize::infer::Linear;
-use quantize::runnable::Runnable;
+use quantize::eval::Runnable;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 /// Adds up the traces, so that nothing can be left out.
@@ -46,16 +45,17 @@ fn main() {
     let windows = data::draw(&[source], amount, &model, &mut || Ok(())).expect("text").windows;
     let before = reset_peak();
     let (cpu, clock) = (cpu_seconds(), Instant::now());
-    let control = Control { threads, cancel: &AtomicBool::new(false), advance: &|_| () };
+    let control = Control { threads, ..Control::default() };
+    let run = Run::new(&control, &());
     let checksum = if kind == "sums" {
         let options = pass::Options::default();
-        let mut pass = Pass::new(&model.ckpt, &model.model, &windows, &options, &control).expect("a pass");
+        let mut pass = Pass::new(&model.ckpt, &model.model, &windows, &options, run).expect("a pass");
         pass.run(|_, _| Ok(())).expect("a pass");
         pass.totals().0.values().flat_map(|t| &t.sums).map(|s| *s as f64).sum()
     } else {
         let options = Options { sequential: kind == "sequential", ..Options::default() };
         let mut traces = Traces(0.0);
-        layerwise::run(&model.ckpt, &model.model, &windows, &options, &mut traces, &control).expect("a pass");
+        layerwise::run(&model.ckpt, &model.model, &windows, &options, &mut traces, run).expect("a pass");
         traces.0
     };
     let (cpu, seconds) = (cpu_seconds() - cpu, clock.elapsed().as_secs_f64());

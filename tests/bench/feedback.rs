@@ -11,7 +11,7 @@ use quantize::feedback::int::{IntSpec, Search, nearest, quantize};
 use quantize::feedback::{Factor, Order, ScaleType, Shrink};
 use quantize::infer::{Cache, Observer};
 use quantize::kernel::Dense;
-use quantize::runnable::Runnable;
+use quantize::eval::Runnable;
 use std::collections::BTreeMap;
 use std::path::Path;
 

@@ -13,7 +13,7 @@ use quantize::feedback::{Factor, Order, Shrink};
 use quantize::infer::{Cache, Observer};
 use quantize::kernel::{Dense, Output, RowSource, matmul};
 use quantize::quant::{GgmlType, dequantize_rows, quantize_rows};
-use quantize::runnable::Runnable;
+use quantize::eval::Runnable;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::{ControlFlow, Range};

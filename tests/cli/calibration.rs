@@ -10,16 +10,15 @@ use quantize::calibration::imatrix::{Imatrix, UnseenExperts};
 use quantize::calibration::pass::{Options, Pass};
 use quantize::calibration::resume::{self, Key, path_for};
 use quantize::calibration::totals::{Totals, single};
-use quantize::convert::Control;
+use quantize::{Control, Run};
 use quantize::gguf::{Metadata, read_header};
 use quantize::infer::Observer;
 use quantize::model::Model;
-use quantize::runnable::Runnable;
+use quantize::eval::Runnable;
 use quantize::source::Checkpoint;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 
 fn quantize() -> Command {
     Command::cargo_bin("quantize").unwrap()
@@ -79,16 +78,14 @@ fn threads_and_memory_change_nothing() {
     assert!(files.windows(2).all(|f| f[0] == f[1]));
 }
 
-static GO_ON: AtomicBool = AtomicBool::new(false);
-
-fn control() -> Control<'static> {
-    Control { threads: 1, cancel: &GO_ON, advance: &|_| () }
+fn control() -> Control {
+    Control { threads: 1, ..Control::default() }
 }
 
 /// The sums over `windows`, those of the output matrix too.
 fn sums(model: &Runnable, windows: &[Vec<u32>]) -> Totals {
     let options = Options { head: true, ..Options::default() };
-    let mut pass = Pass::new(&model.ckpt, &model.model, windows, &options, &control()).unwrap();
+    let mut pass = Pass::new(&model.ckpt, &model.model, windows, &options, Run::new(&control(), &())).unwrap();
     pass.run(|_, _| Ok(())).unwrap();
     pass.totals()
 }
@@ -555,7 +552,7 @@ fn a_pass_goes_on_from_every_point_to_the_same_sums() {
     let (file, key) = (dir.path().join("resume"), Key::new());
     for max_memory in [None, Some(20_000), Some(0)] {
         let options = Options { head: true, max_memory, spill: dir.path().into() };
-        let mut pass = Pass::new(&model.ckpt, &model.model, &windows, &options, &control()).unwrap();
+        let mut pass = Pass::new(&model.ckpt, &model.model, &windows, &options, Run::new(&control(), &())).unwrap();
         let mut steps = 0;
         while let Err(e) = pass.run(|pass, _| {
             steps += 1;

@@ -6,20 +6,20 @@ use assert_cmd::Command;
 use quantize::Result;
 use quantize::calibration::data::{Amount, Source, draw};
 use quantize::calibration::layerwise::{self, Options};
-use quantize::convert::{self, Control, Sink};
+use quantize::convert::judge::{self, Scored, Stored};
+use quantize::convert::stream;
+use quantize::writer::Sink;
+use quantize::{Control, Run as Work};
 use quantize::eval::{self, Base, Candidate, Method, Windows};
 use quantize::gguf::read_header;
 use quantize::model::Model;
 use quantize::quant::{GgmlType, dequantize_rows};
-use quantize::refine::journal::Finished;
-use quantize::refine::streamed::{self, Side};
-use quantize::refine::{Refine, Refused, Settings, Target};
-use quantize::runnable::Runnable;
+use quantize::convert::blocks::{BlockOutput, Refine, Refused, Settings};
+use quantize::eval::Runnable;
 use quantize::source::Checkpoint;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
 
 const WINDOW: usize = 64;
 const TOKENS: usize = 40 * WINDOW;
@@ -67,8 +67,8 @@ fn held_out(name: &str, files: &[&Path]) -> Vec<f64> {
 fn a_file_is_judged_layer_by_layer_as_it_is_as_a_whole() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("q4_0.gguf");
-    let cancel = AtomicBool::new(false);
-    let control = Control { threads: 1, cancel: &cancel, advance: &|_| () };
+    let control = Control { threads: 1, ..Control::default() };
+    let run = Work::new(&control, &());
     for name in FAMILIES {
         ok(&mut convert(name, "q4_0", "ggml", &file));
         let whole = held_out(name, &[&file])[0];
@@ -77,17 +77,16 @@ fn a_file_is_judged_layer_by_layer_as_it_is_as_a_whole() {
         let windows = draw(&[Source::Default], amount, &base, &mut || Ok(())).unwrap().windows;
         let held: Vec<&[u32]> = windows.iter().skip(HOLD_OUT - 1).step_by(HOLD_OUT).map(|w| &w[..]).collect();
         let other = Runnable::open_idle(&file).unwrap();
-        let results = [&base, &other].map(|m| streamed::results(&m.ckpt, &m.model, &held, &control).unwrap());
-        let sides = [(&base, &results[0]), (&other, &results[1])];
-        let sides = sides.map(|(m, results)| Side { ckpt: &m.ckpt, model: &m.model, results });
-        let kl = streamed::divergences(sides[0], sides[1], &control).unwrap();
+        let sides = [&base, &other].map(|m| Stored { ckpt: &m.ckpt, model: &m.model });
+        let results = sides.map(|side| judge::results(&side, &held, Scored::SecondHalf, run).unwrap());
+        let kl = judge::divergences((&sides[0], &results[0]), (&sides[1], &results[1]), run).unwrap();
         assert_eq!(kl.len(), held.len());
         let mean = kl.iter().sum::<f64>() / kl.len() as f64;
         // Windows run alone here, in pairs there, so that logits differ by some 1e-5 of rounding (gemma's embeddings are
         // large), and a divergence of half their squared change by that times the change.
         let rounding = 3e-5 * (2.0 * whole).sqrt();
         assert!(whole > 1e-5 && (mean - whole).abs() <= rounding, "{name}: {mean} {whole}");
-        let same = streamed::divergences(sides[0], sides[0], &control).unwrap();
+        let same = judge::divergences((&sides[0], &results[0]), (&sides[0], &results[0]), run).unwrap();
         assert!(same.iter().all(|kl| kl.abs() < 1e-9), "{name}: {same:?}");
         std::fs::remove_file(&file).unwrap();
     }
@@ -298,7 +297,7 @@ struct Run {
 fn refined(name: &str, ty: GgmlType, settings: Settings) -> Run {
     let ckpt = Checkpoint::open(&model(name)).unwrap();
     let model = Model::open(&ckpt).unwrap();
-    let types: Vec<GgmlType> = convert::outputs(&model)
+    let types: Vec<GgmlType> = stream::outputs(&model)
         .iter()
         .map(|(name, shape)| {
             let linear =
@@ -311,14 +310,15 @@ fn refined(name: &str, ty: GgmlType, settings: Settings) -> Run {
         (0..16u32).map(|w| (0..48).map(|i| (w * 7919 + i * 104_729 + i * i * 31) % vocab).collect()).collect();
     let held: Vec<usize> = (0..windows.len()).map(|w| usize::from(w % 4 == 3)).collect();
     let (with, without) = (Kept::default(), Kept::default());
-    let targets = [Target { types: &types, sink: &with, plain: &without, sync: &|| Ok(()) }];
-    let control = Control { threads: 2, cancel: &AtomicBool::new(false), advance: &|_| () };
+    let mut outputs = [BlockOutput::new(types.clone(), &with, &without)];
+    let control = Control { threads: 2, ..Control::default() };
+    let run = Work::new(&control, &());
     let options = Options { sequential: false, held, max_memory: None, spill: std::env::temp_dir(), bf16: false };
-    let mut refine = Refine::new(&ckpt, &model, &targets, settings, &control, (None, Finished::default()));
-    let head = layerwise::run(&ckpt, &model, &windows, &options, &mut refine, &control).unwrap();
+    let mut refine = Refine::new(&ckpt, &model, &mut outputs, settings, run, None, &|| Ok(())).unwrap();
+    let head = layerwise::run(&ckpt, &model, &windows, &options, &mut refine, run).unwrap();
     refine.head(&head).unwrap();
-    let (done, refused, kept) = (refine.done.remove(0), std::mem::take(&mut refine.refused), refine.kept[0]);
     drop(refine);
+    let [BlockOutput { done, refused, kept, .. }] = outputs;
     Run { model, types, with, without, done, refused, kept }
 }
 
@@ -327,7 +327,7 @@ fn refused_matrices_have_ggmls_blocks_and_all_others_differ() {
     let Run { model, types, with, without, done, refused, kept } =
         refined("qwen3-moe", GgmlType::Q4_0, Settings::default());
     let mut differ = 0;
-    for (i, (name, shape)) in convert::outputs(&model).into_iter().enumerate() {
+    for (i, (name, shape)) in stream::outputs(&model).into_iter().enumerate() {
         assert_eq!(done[i], types[i] == GgmlType::Q4_0, "{name}");
         let (a, b) = (with.of(i), without.of(i));
         let experts = if shape.len() == 3 { shape[0] } else { 1 };
@@ -338,7 +338,7 @@ fn refused_matrices_have_ggmls_blocks_and_all_others_differ() {
             let refused = refused.iter().find(|r| r.tensor == name && r.expert.is_none_or(|e| e == expert));
             assert_eq!(a[part.clone()] == b[part], refused.is_some(), "{name} {expert}: {refused:?}");
             differ += usize::from(refused.is_none());
-            assert!(refused.is_none_or(|r| r.target == 0 && !r.reason.is_empty()));
+            assert!(refused.is_none_or(|r| !r.reason.is_empty()));
         }
     }
     assert!(differ > 0);
@@ -369,7 +369,7 @@ fn sorted_channels_go_together_in_every_family() {
     for family in FAMILIES {
         let settings = Settings { sort_channels: true, ..Settings::default() };
         let Run { model, with, without, .. } = refined(family, GgmlType::Q8_0, settings);
-        let outputs = convert::outputs(&model);
+        let outputs = stream::outputs(&model);
         let values = |bytes: &[u8]| {
             let mut out = vec![0.0; bytes.len() / 34 * 32];
             dequantize_rows(GgmlType::Q8_0, bytes, &mut out).unwrap();

@@ -2,20 +2,19 @@
 //! which little can be learned.
 
 use crate::common::{FAMILIES, family};
-use quantize::checkpoint::job::Provenance;
-use quantize::checkpoint::judge::Judged;
-use quantize::checkpoint::layered::{Layered, Options};
-use quantize::checkpoint::{Job, Method, Planned, Request, Written, nearest::Nearest};
-use quantize::convert::Control;
+use quantize::convert::Recipe;
+use quantize::convert::folder::job::{Job, Provenance, Written};
+use quantize::convert::folder::layered::{Layered, Options};
+use quantize::convert::folder::{FolderPlan, judged, nearest};
+use quantize::convert::judge::{HeldOut, Scored};
+use quantize::model::SourceModel;
+use quantize::{Control, Run};
 use quantize::feedback::Shrink;
 use quantize::feedback::int::Search;
-use quantize::model::Model;
 use quantize::source::Checkpoint;
-use quantize::writer::folder::Existing;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 fn command(dir: &Path, args: &[&str]) -> Command {
@@ -164,18 +163,15 @@ fn a_weight_that_is_no_number_is_named() {
     assert!(!dir.path().join("out").exists());
 }
 
-/// Makes a folder with `method`.
-fn made(dir: &Path, name: &str, method: &mut dyn Method) -> Written {
-    let ckpt = Checkpoint::open(Path::new(&family("llama"))).unwrap();
-    let model = Model::open(&ckpt).unwrap();
-    let spec = quantize::formats::parse("gptq-32g").unwrap();
-    let planned = Planned::new(&ckpt, &model, &Request { spec, tp: 1 }).unwrap();
-    let control = Control { threads: 2, cancel: &AtomicBool::new(false), advance: &|_| () };
-    let existing = Existing { force: false, resume: false };
-    let recipe = json!({});
-    let job = Job::new((&ckpt, &model), &planned, &dir.join(name), 1 << 40, &recipe, existing, &control).unwrap();
-    let provenance = Provenance { name: "llama", hashes: None, recipe: &recipe, calibration: Value::Null };
-    job.make(method, &provenance).unwrap()
+/// Makes a folder as `rounded` has it.
+fn made(dir: &Path, name: &str, rounded: impl FnOnce(&Job) -> quantize::Result<()>) -> Written {
+    let source = SourceModel::open(Path::new(&family("llama"))).unwrap();
+    let plan = FolderPlan::new(&source, quantize::formats::parse("gptq-32g").unwrap(), 1).unwrap();
+    let control = Control { threads: 2, ..Control::default() };
+    let recipe = Recipe::to(["gptq-32g"]).unwrap();
+    let job = Job::new(&source, &plan, &recipe, &dir.join(name), None, Run::new(&control, &())).unwrap();
+    let provenance = Provenance { name: "llama", hashes: None, calibration: Value::Null };
+    job.make(rounded, &provenance).unwrap()
 }
 
 #[test]
@@ -191,10 +187,11 @@ fn where_calibration_loses_the_folder_is_rounded_to_nearest() {
         shrink: Shrink { rho: 0.0, damping: 1e-6 },
         search: Search::default(),
         sequential: true,
-        max_memory: None,
     };
-    let lost = made(dir.path(), "lost", &mut Judged { method: Layered { windows: &windows, options }, held: &held });
-    let nearest = made(dir.path(), "nearest", &mut Nearest);
+    let held = HeldOut { sets: vec![held], scored: Scored::All };
+    let method = Layered { windows: &windows, options };
+    let lost = made(dir.path(), "lost", |job| judged::run(job, &method, &held));
+    let nearest = made(dir.path(), "nearest", nearest::run);
     assert_eq!(lost.manifest["held_out"]["chosen"], "nearest", "{}", lost.manifest["held_out"]);
     assert!(lost.departures.iter().any(|d| d.done == "rounding to nearest"));
     assert!(

@@ -4,13 +4,12 @@
 use crate::common::{FAMILIES, open};
 use quantize::Result;
 use quantize::calibration::layerwise::{self, Captured, Options, Stage, Visit};
-use quantize::convert::Control;
+use quantize::{Control, Run};
 use quantize::infer::{Cache, Engine, Linear, Observer};
 use quantize::kernel::Dense;
 use quantize::model::Model;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::atomic::AtomicBool;
 
 /// Windows of different lengths.
 fn windows(model: &Model) -> Vec<Vec<u32>> {
@@ -20,8 +19,8 @@ fn windows(model: &Model) -> Vec<Vec<u32>> {
 
 fn run(name: &str, options: &Options, visit: &mut dyn Visit) -> Result<Captured> {
     let (ckpt, model) = open(name);
-    let control = Control { threads: 2, cancel: &AtomicBool::new(false), advance: &|_| () };
-    layerwise::run(&ckpt, &model, &windows(&model), options, visit, &control)
+    let control = Control { threads: 2, ..Control::default() };
+    layerwise::run(&ckpt, &model, &windows(&model), options, visit, Run::new(&control, &()))
 }
 
 /// Key of a linear layer and an expert of it.

@@ -8,7 +8,7 @@
 pub mod engines;
 pub mod files;
 pub mod job;
-mod judged;
+pub mod judged;
 pub mod layered;
 pub mod nearest;
 pub mod plan;
