@@ -189,7 +189,7 @@ fn a_weight_that_is_no_number_is_named() {
 fn made(dir: &Path, name: &str, method: &mut dyn Method) -> Written {
     let ckpt = Checkpoint::open(Path::new(&family("llama"))).unwrap();
     let model = Model::open(&ckpt).unwrap();
-    let spec = quantize::formats::parse("gptq-32g").unwrap();
+    let spec = quantize::packed::parse("gptq-32g").unwrap();
     let planned = Planned::new(&ckpt, &model, &Request { spec, tp: 1 }).unwrap();
     let control = Control { threads: 2, cancel: &AtomicBool::new(false), advance: &|_| () };
     let existing = Existing { force: false, resume: false };

@@ -1,7 +1,7 @@
 //! Checkpoints that are already packed, as a source: every family in every format reads, runs and converts as its
 //! unpacked twin does.
 
-use quantize::formats::{Input, Module, Reach, Scope, Spec, parse};
+use quantize::packed::{Input, Module, Reach, Scope, Spec, parse};
 use quantize::infer::{Cache, Engine};
 use quantize::kernel::RowSource;
 use quantize::model::Model;

@@ -6,9 +6,9 @@ use super::files;
 use super::judge::VERDICT;
 use super::plan::{Departure, Planned};
 use crate::convert::Control;
-use crate::formats::{self, Packed, Piece, Scheme, StoredPiece};
 use crate::kernel::RowSource;
 use crate::model::Model;
+use crate::packed::{self, Packed, Piece, Scheme, StoredPiece};
 use crate::quant;
 use crate::source::{Checkpoint, Dtype};
 use crate::writer::folder::{Existing, Folder};
@@ -311,7 +311,7 @@ fn manifest(
 }
 
 /// What a module is to the rounding to nearest of its format.
-pub fn formats_module<'a>(job: &Job, index: usize, weights: &'a [f32]) -> formats::Module<'a> {
+pub fn formats_module<'a>(job: &Job, index: usize, weights: &'a [f32]) -> packed::Module<'a> {
     let m = &job.planned.contents.modules[index];
-    formats::Module::new(weights, m.rows, m.cols, m.scale_type(job.ckpt))
+    packed::Module::new(weights, m.rows, m.cols, m.scale_type(job.ckpt))
 }

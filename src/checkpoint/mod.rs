@@ -2,7 +2,7 @@
 //! does what all methods share (reading modules, packing, writing, resuming), [`nearest`] rounds module by module without
 //! running the model, [`layered`] by what a layer's inputs were (which [`crate::calibration::layerwise`] shows it), with
 //! the channel factors of [`scaled`] where there are any, and [`files`] makes the small files around the weights;
-//! [`engines`] says who would refuse the result. Formats are known to [`crate::formats`], the container to [`crate::writer`].
+//! [`engines`] says who would refuse the result. Formats are known to [`crate::packed`], the container to [`crate::writer`].
 
 pub mod engines;
 pub mod files;

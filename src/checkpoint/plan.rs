@@ -1,9 +1,9 @@
 //! What a checkpoint folder will hold, decided from the configuration and the shapes alone: how each linear layer is
 //! stored, where that departs from what was asked and why, and every tensor's type and shape. No weight is read.
 
-use crate::formats::{Exception, Format, Reach, Scope, Spec};
 use crate::model::modules::{Contents, Module};
 use crate::model::{Model, Role};
+use crate::packed::{Exception, Reach, Scope, Spec};
 use crate::source::Checkpoint;
 use crate::writer::safetensors::Entry;
 use crate::{Error, Result};
@@ -59,8 +59,7 @@ impl Planned {
         let mut specs: Vec<Option<Spec>> = vec![Some(spec); contents.modules.len()];
         for (module, chosen) in contents.modules.iter().zip(&mut specs) {
             let Some(reason) = refusal(&spec, module, request.tp) else { continue };
-            // Blocks have a sibling without them that any shape can have.
-            let instead = (spec.format == Format::Fp8Block).then(|| crate::formats::parse("fp8")).flatten();
+            let instead = spec.fallback();
             departures.push(Departure {
                 module: Some(module.path.clone()),
                 asked: spec.to_string(),
@@ -115,9 +114,7 @@ fn split_cols(module: &Module, tp: usize) -> Option<usize> {
 /// Settles the group: the one asked for, or the largest usual one that divides every row, on every device.
 fn settle_group(request: &Request, modules: &[Module], departures: &mut Vec<Departure>) -> Result<Spec> {
     let mut spec = request.spec;
-    let free =
-        matches!(spec.format, Format::Gptq | Format::GptqV2 | Format::Awq | Format::PackQuantized | Format::MlxAffine);
-    let Some(asked) = spec.group.filter(|_| free) else { return Ok(spec) };
+    let Some(asked) = spec.group.filter(|_| spec.has_free_group()) else { return Ok(spec) };
     let fits = |group: usize| {
         modules.iter().find(|m| !split_cols(m, request.tp).is_some_and(|cols| cols.is_multiple_of(group)))
     };

@@ -232,19 +232,13 @@ impl Item {
 /// What each tensor of the output may be: what it is where it is kept or was asked for, else every type that divides its
 /// rows. `like` adds the types of a preset.
 fn items(prepared: &Prepared, target: &Planned, like: Option<&Planned>) -> Vec<Item> {
-    use GgmlType::*;
     let outputs = convert::outputs(&prepared.model);
     let rows = outputs.iter().zip(&target.plan.rows).enumerate();
     rows.map(|(i, ((_, shape), row))| {
         let mut types = Vec::new();
         if row.choice.why == Why::Default {
             let cols = shape.last().copied().unwrap_or(0);
-            types = if cols.is_multiple_of(256) {
-                vec![Q2_K, Q3_K, IQ4_XS, Q4_K, Q5_K, Q6_K, Q8_0]
-            } else {
-                vec![Q4_0, IQ4_NL, Q4_1, Q5_0, Q5_1, Q8_0]
-            };
-            types.retain(|ty| cols.is_multiple_of(ty.block()));
+            types = GgmlType::candidates(cols);
             types.extend(like.map(|like| like.types[i]).filter(|ty| !types.contains(ty)));
         }
         if !types.contains(&row.choice.got) {

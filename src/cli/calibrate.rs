@@ -8,7 +8,7 @@ use super::progress::{Progress, Unit};
 use super::{CalibrateArgs, CalibrationArgs, ConvertArgs, Format, HubArgs, ImatrixArgs, print, print_json};
 use crate::calibration::data::{self, Amount, DataReport, Drawn, Overlap, Source};
 use crate::calibration::hessians::{self, HessianWriter, Hessians};
-use crate::calibration::imatrix::{Imatrix, UnseenExperts, Weights, is_required};
+use crate::calibration::imatrix::{Imatrix, UnseenExperts, Weights};
 use crate::calibration::layerwise;
 use crate::calibration::pass;
 use crate::calibration::resume;
@@ -531,7 +531,8 @@ impl Importance {
         for target in &prepared.targets {
             for row in &target.plan.rows {
                 let (name, ty) = (row.name.as_str(), row.choice.got);
-                let needed = is_required(name, ty, target.preset.name) || codec(ty).is_some_and(|c| c.needs_importance);
+                let needed =
+                    ty.requires_importance(name, target.preset.name) || codec(ty).is_some_and(|c| c.needs_importance);
                 if needed && self.of(name).is_none() {
                     let what = format!("{ty} needs importance, and the matrix has none for it");
                     let hint = format!("give it another type: --tensor-type '{}=q4_k'", regex::escape(name));

@@ -6,15 +6,15 @@ use super::progress::{Progress, Unit};
 use super::{ConvertArgs, Format, OnFallback, calibrate};
 use crate::checkpoint::job::Provenance;
 use crate::checkpoint::judge::{self, Judged};
-use crate::checkpoint::layered::{self, takes_feedback};
+use crate::checkpoint::layered;
 use crate::checkpoint::nearest::Nearest;
 use crate::checkpoint::scaled::Scaling;
 use crate::checkpoint::{Departure, Job, Layered, Method, Planned, Request, Written};
 use crate::convert::Control;
 use crate::feedback::Shrink;
 use crate::feedback::int::Search;
-use crate::formats::{self, Spec};
 use crate::model::Model;
+use crate::packed::{self, ChannelScaling, Spec};
 use crate::report::LedgerRow;
 use crate::source::Checkpoint;
 pub use crate::writer::folder::refuse_existing;
@@ -139,7 +139,7 @@ pub fn take_targets(to: &mut Vec<String>, args: &FolderArgs) -> Result<Vec<Targe
     let mut targets = Vec::new();
     let mut rest = Vec::new();
     for name in to.drain(..) {
-        match formats::parse(&name) {
+        match packed::parse(&name) {
             Some(_) => targets.push(Target { spec: with_flags(&name, args)?, name: name.to_ascii_lowercase() }),
             None => rest.push(name),
         }
@@ -158,7 +158,7 @@ fn with_flags(name: &str, args: &FolderArgs) -> Result<Spec> {
     let mut full = name.to_ascii_lowercase();
     let mut refine = |flag: &str, word: String| -> Result<()> {
         full = format!("{full}-{word}");
-        match formats::parse(&full) {
+        match packed::parse(&full) {
             Some(_) => Ok(()),
             None => Err(Error::Usage(format!("{name} cannot have {flag}"))),
         }
@@ -183,14 +183,12 @@ fn with_flags(name: &str, args: &FolderArgs) -> Result<Spec> {
         Some(Layout::GptqV2) => refine("--checkpoint-format gptq_v2", "v2".into())?,
         Some(Layout::CompressedTensors) | None => {}
     }
-    let mut spec = formats::parse(&full).ok_or_else(|| Error::Internal(format!("the format {full}")))?;
+    let mut spec = packed::parse(&full).ok_or_else(|| Error::Internal(format!("the format {full}")))?;
     if args.checkpoint_format == Some(Layout::CompressedTensors) {
-        let gptq = matches!(spec.format, formats::Format::Gptq | formats::Format::GptqV2);
-        if !(gptq && matches!(spec.bits, 4 | 8) && !spec.desc_act) {
+        spec = spec.in_compressed_tensors().ok_or_else(|| {
             let what = "is written as compressed-tensors with 4 or 8 bits and without --desc-act only";
-            return Err(Error::Usage(format!("{spec} {what}")));
-        }
-        spec.format = formats::Format::PackQuantized;
+            Error::Usage(format!("{spec} {what}"))
+        })?;
     }
     Ok(spec)
 }
@@ -283,9 +281,8 @@ pub fn lines(departures: &[Departure]) -> Vec<String> {
 pub fn has_feedback(spec: &Spec, rounding: Option<Rounding>, given: bool) -> bool {
     match rounding {
         Some(Rounding::Nearest) => false,
-        Some(Rounding::Gptq) => takes_feedback(spec),
-        // What their own tools make in seconds is made so, too, unless there is data.
-        None => spec.is_integer() && (spec.format != formats::Format::MlxAffine || given),
+        Some(Rounding::Gptq) => spec.takes_feedback(),
+        None => spec.prefers_feedback(given),
     }
 }
 
@@ -309,10 +306,12 @@ impl Prepared {
 
     /// How channels are scaled in a calibrated run.
     fn scaling(&self, args: &ConvertArgs) -> Option<Scaling> {
-        match self.planned.spec.format {
-            formats::Format::Awq => Some(Scaling::Awq),
-            formats::Format::Int8 => Some(Scaling::Smooth(args.folder.smooth)).filter(|_| args.folder.smooth > 0.0),
-            _ => None,
+        match self.planned.spec.scaling() {
+            ChannelScaling::Awq => Some(Scaling::Awq),
+            ChannelScaling::SmoothQuant => {
+                Some(Scaling::Smooth(args.folder.smooth)).filter(|_| args.folder.smooth > 0.0)
+            }
+            ChannelScaling::None => None,
         }
     }
 }

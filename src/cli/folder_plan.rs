@@ -2,8 +2,8 @@
 //! it takes to make them.
 
 use super::folder::{self, Prepared, Rounding};
-use crate::formats::Format;
 use crate::model::Model;
+use crate::packed::ChannelScaling;
 use crate::plan::cost::{self, Cost, Pass};
 use crate::source::Checkpoint;
 use crate::writer::gguf::human;
@@ -22,9 +22,9 @@ impl Means<'_> {
     /// What the calibration takes; `None` where there is none.
     fn cost(&self, p: &Prepared) -> Option<Cost> {
         let spec = &p.planned.spec;
-        let pass = match (folder::has_feedback(spec, self.rounding, false), spec.format) {
-            (true, Format::Awq) => Pass::Awq,
-            (true, _) => Pass::Gptq,
+        let pass = match (folder::has_feedback(spec, self.rounding, false), spec.scaling()) {
+            (true, ChannelScaling::Awq) => Pass::Awq,
+            (true, ChannelScaling::None | ChannelScaling::SmoothQuant) => Pass::Gptq,
             (false, _) if folder::needs_data(spec, self.rounding, false) => Pass::Statistics,
             (false, _) => return None,
         };

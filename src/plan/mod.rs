@@ -4,7 +4,6 @@
 pub mod cost;
 pub mod devices;
 
-use crate::calibration::imatrix::is_required;
 use crate::gguf::TensorInfo;
 use crate::model::{Config, Role};
 
@@ -88,7 +87,7 @@ pub fn target(preset: &Preset, tensors: &[(String, Vec<usize>)], choices: &[Choi
 
 /// Whether this tensor cannot be made without an importance matrix, or comes out as garbage.
 pub fn needs_importance(preset: &Preset, name: &str, ty: GgmlType) -> bool {
-    codec(ty).is_some_and(|c| c.needs_importance) || is_required(name, ty, preset.name)
+    codec(ty).is_some_and(|c| c.needs_importance) || ty.requires_importance(name, preset.name)
 }
 
 /// Bytes of a tensor.
