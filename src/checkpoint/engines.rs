@@ -6,6 +6,7 @@ use super::plan::{fused_set, splits_columns};
 use crate::Result;
 use crate::model::{Model, Role};
 pub use crate::packed::Engine;
+use crate::packed::Scheme;
 use crate::packed::engines::{Check, UNPACKED, Verdict};
 use crate::source::{Checkpoint, Dtype, TensorMeta};
 use serde_json::Value;
@@ -37,24 +38,20 @@ impl Linear<'_> {
     }
 
     /// Columns under one scale; `None` for whole rows and for layers that are not packed in groups.
-    fn group(&self, method: &str) -> Option<usize> {
-        let groups = match method {
-            "gptq" | "awq" => *self.shape("scales")?.first()?,
-            "mlx" => *self.shape("scales")?.get(1)?,
-            "compressed-tensors" => *self.shape("weight_scale")?.get(1)?,
-            _ => return None,
-        };
+    fn group(&self, groups: Option<(&str, usize)>) -> Option<usize> {
+        let (suffix, dimension) = groups?;
+        let groups = *self.shape(suffix)?.get(dimension)?;
         (groups > 1).then(|| self.cols / groups)
     }
 
     /// Whether a fused kernel can take both: the same tensors, in the same groups.
-    fn agrees(&self, other: &Linear, method: &str) -> bool {
+    fn agrees(&self, other: &Linear, groups: Option<(&str, usize)>) -> bool {
         let suffixes = |l: &Linear| {
             let mut all: Vec<String> = l.pieces.iter().map(|(suffix, _)| suffix.to_string()).collect();
             all.sort_unstable();
             all
         };
-        let groups = (self.group(method), other.group(method));
+        let groups = (self.group(groups), other.group(groups));
         // Rows of a single group look like rows without groups.
         let alike = groups.0 == groups.1 || (self.cols != other.cols && (groups.0.is_none() || groups.1.is_none()));
         suffixes(self) == suffixes(other) && alike
@@ -64,8 +61,8 @@ impl Linear<'_> {
 struct View<'a> {
     ckpt: &'a Checkpoint,
     model: &'a Model,
-    /// Which tool's layout it is; empty when nothing is packed.
-    method: &'static str,
+    /// Which tensor of a module has an entry per group, and along which dimension.
+    groups: Option<(&'static str, usize)>,
     linears: Vec<Linear<'a>>,
     found: Vec<Objection>,
 }
@@ -75,9 +72,6 @@ struct View<'a> {
 /// # Errors
 /// Those of reading the few numbers that must agree.
 pub fn objections(engine: Engine, ckpt: &Checkpoint, model: &Model, tp: usize) -> Result<Vec<Objection>> {
-    let null = Value::Null;
-    let given = |key: &str| model.hf_config.as_ref().and_then(|c| c.get(key)).filter(|v| !v.is_null());
-    let config = given("quantization_config").or_else(|| given("quantization")).unwrap_or(&null);
     let mut linears = Vec::new();
     for t in &model.tensors {
         let output = matches!(t.role, Role::TokenEmbedding | Role::Output);
@@ -90,11 +84,11 @@ pub fn objections(engine: Engine, ckpt: &Checkpoint, model: &Model, tp: usize) -
             }
         }
     }
-    let method = ckpt.scheme().map_or("", |scheme| scheme.name());
-    let mut view = View { ckpt, model, method, linears, found: Vec::new() };
+    let groups = ckpt.scheme().and_then(Scheme::groups);
+    let mut view = View { ckpt, model, groups, linears, found: Vec::new() };
     let verdict = match ckpt.scheme() {
         Some(scheme) => scheme.verdict(engine, tp),
-        None => UNPACKED.ask(engine, config, tp),
+        None => UNPACKED.ask(engine, &Value::Null, tp),
     };
     let is_final = verdict.is_final;
     view.hold(verdict, tp)?;
@@ -140,11 +134,10 @@ impl<'a> View<'a> {
         for check in verdict.checks {
             match check {
                 Check::WholeWords => self.words(),
-                Check::UsualGroups => self.usual_groups(),
-                Check::MlxGroups => self.each(true, |l| {
-                    let group = l.group("mlx")?;
-                    (![32, 64, 128].contains(&group)).then(|| format!("groups of {group}: it takes 32, 64 and 128"))
-                }),
+                Check::UsualGroups => {
+                    self.groups(|group| format!("groups of {group}: its kernels take 32, 64, 128 or whole rows"))
+                }
+                Check::MlxGroups => self.groups(|group| format!("groups of {group}: it takes 32, 64 and 128")),
                 Check::EightBits => {
                     if self.linears.iter().any(|l| l.shape("weight_packed").is_some_and(|s| s[1] * 4 == l.cols)) {
                         self.note("8 bits run on GPUs only; its CPU kernels have 4");
@@ -244,12 +237,12 @@ impl<'a> View<'a> {
         });
     }
 
-    fn usual_groups(&mut self) {
-        let method = self.method;
+    /// Refuses groups other than the usual ones.
+    fn groups(&mut self, what: impl Fn(usize) -> String) {
+        let groups = self.groups;
         self.each(true, |l| {
-            let group = l.group(method)?;
-            (![32, 64, 128].contains(&group))
-                .then(|| format!("groups of {group}: its kernels take 32, 64, 128 or whole rows"))
+            let group = l.group(groups)?;
+            (![32, 64, 128].contains(&group)).then(|| what(group))
         });
     }
 
@@ -270,7 +263,7 @@ impl<'a> View<'a> {
         if !kv.is_multiple_of(tp) && !tp.is_multiple_of(kv) {
             self.refuse(format!("{kv} key-value heads can neither be split over {tp} devices nor repeated on them"));
         }
-        let method = self.method;
+        let groups = self.groups;
         self.each(true, |l| {
             let attention = matches!(l.role, Role::AttnQ | Role::AttnK | Role::AttnV | Role::AttnQkv);
             let (n, what) = match splits_columns(l.role) {
@@ -281,7 +274,7 @@ impl<'a> View<'a> {
                 // Heads were spoken of.
                 return (!attention).then(|| format!("{n} {what} cannot be split over {tp} devices"));
             }
-            let group = l.group(method).filter(|_| splits_columns(l.role) && tp > 1)?;
+            let group = l.group(groups).filter(|_| splits_columns(l.role) && tp > 1)?;
             let part = n / tp;
             (!part.is_multiple_of(group)).then(|| {
                 format!("groups of {group} do not divide the {part} input channels on each of {tp} devices (quantize again with --tp {tp})")
@@ -291,13 +284,13 @@ impl<'a> View<'a> {
 
     /// Layers that run as one matrix must be stored alike.
     fn fused(&mut self) {
-        let method = self.method;
+        let groups = self.groups;
         let mut found = Vec::new();
         for (i, l) in self.linears.iter().enumerate() {
             let Some(set) = fused_set(l.layer, l.role) else { continue };
             let first = self.linears[..i].iter().find(|f| fused_set(f.layer, f.role) == Some(set));
-            if let Some(first) = first.filter(|f| !f.agrees(l, method)) {
-                let kind = |l: &Linear| match (l.pieces.is_empty(), l.group(method)) {
+            if let Some(first) = first.filter(|f| !f.agrees(l, groups)) {
+                let kind = |l: &Linear| match (l.pieces.is_empty(), l.group(groups)) {
                     (true, _) => "not quantized".to_string(),
                     (false, Some(group)) => format!("in groups of {group}"),
                     (false, None) => "with a scale per row".to_string(),

@@ -65,6 +65,7 @@ pub(super) static TOOL: Tool = Tool {
     },
     suffixes: Suffixes { main: &["qweight"], sign: &["scales"], shape: &[], others: &["qzeros", "g_idx"] },
     label: |config| format!("awq{}", bits_word(config)),
+    groups: Some(("scales", 0)),
     shape: |read| read.pieces.matrix("qweight").map(|[k, words]| (words * 8, k)),
     unpack: |read, n, k| unpack(&read.pieces, n, k),
     input: exact,

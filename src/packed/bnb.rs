@@ -130,6 +130,7 @@ pub(super) static TOOL: Tool = Tool {
             format!("{}{nested}", text(config, "bnb_4bit_quant_type"))
         }
     },
+    groups: None,
     shape,
     unpack: |read, n, k| match read.pieces.find("SCB") {
         Some(_) => unpack_int8(&read.pieces, n, k),
@@ -172,12 +173,8 @@ const QUANTILES: FourBits = FourBits {
     code: to_nf4,
 };
 
-const FLOATS: FourBits = FourBits {
-    name: "fp4",
-    state: "weight.quant_state.bitsandbytes__fp4",
-    value: |code| fp4_value(code),
-    code: to_fp4,
-};
+const FLOATS: FourBits =
+    FourBits { name: "fp4", state: "weight.quant_state.bitsandbytes__fp4", value: fp4_value, code: to_fp4 };
 
 fn shown(spec: &Spec, name: &str) -> String {
     let group = if spec.group == Some(64) { String::new() } else { format!("-{}", group_word(spec)) };

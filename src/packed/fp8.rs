@@ -18,6 +18,7 @@ pub(super) static TOOL: Tool = Tool {
         others: &["input_scale", "activation_scale"],
     },
     label: |_| "fp8".into(),
+    groups: None,
     shape: |read| read.pieces.matrix("weight").map(|[n, k]| (n, k)),
     unpack: super::compressed::eight_bits,
     input,

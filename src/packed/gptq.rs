@@ -86,6 +86,7 @@ pub(super) static TOOL: Tool = Tool {
     admits: |config| minus_one(config).map(|_| ()),
     suffixes: Suffixes { main: &["qweight"], sign: &["scales"], shape: &[], others: &["qzeros", "g_idx"] },
     label: |config| format!("gptq{}", bits_word(config)),
+    groups: Some(("scales", 0)),
     shape,
     unpack: |read, n, k| unpack(&read.pieces, n, k, minus_one(read.config)?),
     input: exact,

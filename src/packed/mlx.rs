@@ -159,6 +159,7 @@ pub(super) static TOOL: Tool = Tool {
         "" | "affine" => format!("mlx{}", bits_word(config)),
         mode => format!("mlx-{mode}"),
     },
+    groups: Some(("scales", 1)),
     shape: |read| {
         let [n, groups] = read.pieces.matrix("scales")?;
         Ok((n, groups * group(read)?))

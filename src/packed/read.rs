@@ -30,6 +30,8 @@ pub struct Tool {
     pub suffixes: Suffixes,
     /// What people call the format, as far as the configuration tells.
     pub label: fn(&Value) -> String,
+    /// Which tensor of a module has an entry per group of columns, and along which dimension; `None`: there are no groups.
+    pub groups: Option<(&'static str, usize)>,
     /// Rows and columns of a module.
     pub shape: fn(&Read) -> Found<(usize, usize)>,
     /// A module of so many rows and columns.
@@ -134,6 +136,11 @@ impl Scheme {
     /// What people call the format, as far as the configuration tells.
     pub fn label(&self) -> String {
         (self.tool.label)(&self.config)
+    }
+
+    /// Which tensor of a module has an entry per group of columns, and along which dimension; `None`: there are no groups.
+    pub fn groups(&self) -> Option<(&'static str, usize)> {
+        self.tool.groups
     }
 
     /// What `engine` says of such checkpoints, before it looks at shapes.

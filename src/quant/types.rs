@@ -74,6 +74,20 @@ impl Activations {
     }
 }
 
+macro_rules! codec {
+    ($importance:expr,) => {
+        None
+    };
+    ($importance:expr, $quantize:expr, $dequantize:expr, $check:expr) => {
+        Some(Codec {
+            quantize: Some($quantize),
+            dequantize: $dequantize,
+            check: $check,
+            needs_importance: matches!($importance, Importance::BySearch),
+        })
+    };
+}
+
 macro_rules! rows {
     ($($ty:ident $block:literal $bytes:literal
         [$($quantize:expr, $dequantize:expr, $check:expr)?]
@@ -81,14 +95,8 @@ macro_rules! rows {
         const fn row(ty: GgmlType) -> TypeInfo {
             match ty {
                 $(GgmlType::$ty => {
-                    #[allow(unused_mut, unused_assignments)]
-                    let mut codec = None;
                     let importance = Importance::$importance$(($preset))?;
-                    let needs_importance = matches!(importance, Importance::BySearch);
-                    $(codec = Some(Codec {
-                        quantize: Some($quantize), dequantize: $dequantize, check: $check, needs_importance,
-                    });)?
-                    let _ = needs_importance;
+                    let codec = codec!(importance, $($quantize, $dequantize, $check)?);
                     TypeInfo {
                         ty, name: stringify!($ty), block: $block, bytes: $bytes, codec, importance,
                         fallback: GgmlType::$fallback, budget: Budget::$budget, probes: $probes,

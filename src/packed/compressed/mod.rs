@@ -315,6 +315,7 @@ pub(super) static TOOL: Tool = Tool {
         others: &["weight_zero_point", "weight_global_scale", "weight_g_idx", "input_scale", "input_global_scale"],
     },
     label: unpack::label,
+    groups: Some(("weight_scale", 1)),
     shape: unpack::shape,
     unpack: unpack::unpack,
     input: unpack::input,
