@@ -6,7 +6,7 @@
 use super::job::{Job, Method, formats_module, part, parts};
 use super::nearest::{fused_max, in_file, round_part};
 use super::scaled::{self, Factors, Known, Scaling};
-use crate::Result;
+use crate::{Error, Result};
 use crate::awq::{Grid, clip};
 use crate::calibration::layerwise::{self, Captured, Stage, Visit};
 use crate::calibration::moments::Moments;
@@ -268,7 +268,7 @@ impl Visitor<'_> {
             Feedback::Full(factor) => factor.conditional(),
             Feedback::Diagonal(..) => None,
         };
-        let importance = |inputs: &Moments, spec: &Spec| match options.feedback && takes_feedback(spec) {
+        let importance = |inputs: &Moments, spec: &Spec| match options.feedback && spec.takes_feedback() {
             true => importance(inputs, spec),
             false => None,
         };

@@ -301,7 +301,7 @@ pub(super) fn quantize_q6_k(row: &[f32], importance: Option<&[f32]>, out: &mut [
 }
 
 widest! {
-    fn dequantize_q2_k(bytes: &[u8], out: &mut [f32]) {
+    pub(super) fn dequantize_q2_k(bytes: &[u8], out: &mut [f32]) {
         for (b, y) in bytes.chunks_exact(84).zip(out.as_chunks_mut::<QK>().0) {
             let (d, dmin) = (f16_at(b, 80), f16_at(b, 82));
             for (j, y) in y.as_chunks_mut::<16>().0.iter_mut().enumerate() {
@@ -314,7 +314,7 @@ widest! {
         }
     }
 
-    fn dequantize_q3_k(bytes: &[u8], out: &mut [f32]) {
+    pub(super) fn dequantize_q3_k(bytes: &[u8], out: &mut [f32]) {
         for (b, y) in bytes.chunks_exact(110).zip(out.as_chunks_mut::<QK>().0) {
             let d = f16_at(b, 108);
             for (j, y) in y.as_chunks_mut::<16>().0.iter_mut().enumerate() {
@@ -330,7 +330,7 @@ widest! {
         }
     }
 
-    fn dequantize_q4_k(bytes: &[u8], out: &mut [f32]) {
+    pub(super) fn dequantize_q4_k(bytes: &[u8], out: &mut [f32]) {
         for (b, y) in bytes.chunks_exact(144).zip(out.as_chunks_mut::<QK>().0) {
             let (d, dmin) = (f16_at(b, 0), f16_at(b, 2));
             for (k, y) in y.as_chunks_mut::<64>().0.iter_mut().enumerate() {
@@ -346,7 +346,7 @@ widest! {
         }
     }
 
-    fn dequantize_q5_k(bytes: &[u8], out: &mut [f32]) {
+    pub(super) fn dequantize_q5_k(bytes: &[u8], out: &mut [f32]) {
         for (b, y) in bytes.chunks_exact(176).zip(out.as_chunks_mut::<QK>().0) {
             let (d, dmin) = (f16_at(b, 0), f16_at(b, 2));
             let high = &b[16..48];
@@ -364,7 +364,7 @@ widest! {
         }
     }
 
-    fn dequantize_q6_k(bytes: &[u8], out: &mut [f32]) {
+    pub(super) fn dequantize_q6_k(bytes: &[u8], out: &mut [f32]) {
         for (b, y) in bytes.chunks_exact(210).zip(out.as_chunks_mut::<QK>().0) {
             let d = f16_at(b, 208);
             for (k, y) in y.as_chunks_mut::<128>().0.iter_mut().enumerate() {

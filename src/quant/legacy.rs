@@ -4,7 +4,6 @@
 use super::search::{Grid, nearest_int, qkx, qx};
 use super::{f16_at, put_f16};
 use crate::kernel::vector::widest;
-use crate::quant::GgmlType;
 
 const N: usize = 32;
 
@@ -141,7 +140,7 @@ fn five_bit_codes(qh: &[u8], qs: &[u8]) -> [u8; N] {
 }
 
 widest! {
-    fn dequantize_q4_0(bytes: &[u8], out: &mut [f32]) {
+    pub(super) fn dequantize_q4_0(bytes: &[u8], out: &mut [f32]) {
         for (b, y) in bytes.chunks_exact(18).zip(out.as_chunks_mut::<N>().0) {
             let d = f16_at(b, 0);
             for i in 0..16 {
@@ -151,7 +150,7 @@ widest! {
         }
     }
 
-    fn dequantize_q4_1(bytes: &[u8], out: &mut [f32]) {
+    pub(super) fn dequantize_q4_1(bytes: &[u8], out: &mut [f32]) {
         for (b, y) in bytes.chunks_exact(20).zip(out.as_chunks_mut::<N>().0) {
             let (d, m) = (f16_at(b, 0), f16_at(b, 2));
             for i in 0..16 {
@@ -161,7 +160,7 @@ widest! {
         }
     }
 
-    fn dequantize_q5_0(bytes: &[u8], out: &mut [f32]) {
+    pub(super) fn dequantize_q5_0(bytes: &[u8], out: &mut [f32]) {
         for (b, y) in bytes.chunks_exact(22).zip(out.as_chunks_mut::<N>().0) {
             let d = f16_at(b, 0);
             for (y, code) in y.iter_mut().zip(five_bit_codes(&b[2..6], &b[6..22])) {
@@ -170,7 +169,7 @@ widest! {
         }
     }
 
-    fn dequantize_q5_1(bytes: &[u8], out: &mut [f32]) {
+    pub(super) fn dequantize_q5_1(bytes: &[u8], out: &mut [f32]) {
         for (b, y) in bytes.chunks_exact(24).zip(out.as_chunks_mut::<N>().0) {
             let (d, m) = (f16_at(b, 0), f16_at(b, 2));
             for (y, code) in y.iter_mut().zip(five_bit_codes(&b[4..8], &b[8..24])) {
@@ -179,7 +178,7 @@ widest! {
         }
     }
 
-    fn dequantize_q8_0(bytes: &[u8], out: &mut [f32]) {
+    pub(super) fn dequantize_q8_0(bytes: &[u8], out: &mut [f32]) {
         for (b, y) in bytes.chunks_exact(34).zip(out.as_chunks_mut::<N>().0) {
             let d = f16_at(b, 0);
             for (y, q) in y.iter_mut().zip(&b[2..]) {

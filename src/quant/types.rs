@@ -54,6 +54,7 @@ pub enum Budget {
 
 /// What ggml's CPU kernels round activations to before a product with weights of the type (`vec_dot_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(non_camel_case_types)]
 pub enum Activations {
     /// Nothing narrower than half precision.
     Plain,

@@ -14,6 +14,7 @@ pub use crate::dtype::Dtype;
 pub use file::{SourceFile, sha256_file};
 pub use safetensors::{SafetensorsHeader, parse_safetensors_header};
 
+use crate::dtype::GgmlType;
 use crate::gguf::Metadata;
 use crate::{Error, Result};
 use std::collections::HashMap;
