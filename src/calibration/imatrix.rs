@@ -358,19 +358,6 @@ fn mean(entry: &Entry) -> Vec<f32> {
     (0..entry.cols()).map(|c| (channel(c) / tokens.max(1) as f64) as f32).collect()
 }
 
-/// Whether llama-quantize refuses to make this tensor without importance.
-pub fn is_required(name: &str, ty: GgmlType, preset: &str) -> bool {
-    use GgmlType::*;
-    if name.starts_with("token_embd.") || name == "per_layer_token_embd.weight" || name == "output.weight" {
-        return false;
-    }
-    match ty {
-        IQ3_XXS | IQ2_XXS | IQ2_XS | IQ2_S | IQ1_M | IQ1_S => true,
-        Q2_K => preset == "Q2_K_S",
-        _ => false,
-    }
-}
-
 fn read_gguf(path: &Path) -> Result<Imatrix> {
     let file = Checkpoint::open(path)?;
     let meta = file.gguf().ok_or_else(|| Error::bad_file(path, "is no GGUF file"))?;
@@ -553,13 +540,5 @@ mod tests {
         }
         std::fs::write(&path, "text that is no matrix").unwrap();
         assert!(Imatrix::open(&path).unwrap_err().to_string().contains("no importance matrix"));
-    }
-
-    #[test]
-    fn low_bit_types_need_importance_but_not_in_the_embedding() {
-        assert!(is_required("blk.0.attn_q.weight", GgmlType::IQ2_S, "IQ2_M"));
-        assert!(!is_required("token_embd.weight", GgmlType::IQ3_XXS, "IQ2_M"));
-        assert!(is_required("blk.0.attn_q.weight", GgmlType::Q2_K, "Q2_K_S"));
-        assert!(!is_required("blk.0.attn_q.weight", GgmlType::Q2_K, "Q2_K"));
     }
 }

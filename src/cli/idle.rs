@@ -2,6 +2,7 @@
 
 use crate::convert::folder::{has_feedback, needs_data};
 use crate::convert::{Recipe, recipe::Target};
+use crate::packed::ChannelScaling;
 use crate::{Error, Result};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
@@ -48,7 +49,7 @@ impl Effects {
             data,
             importance: recipe.importance.is_some(),
             desc_act: recipe.folders().any(|spec| spec.desc_act),
-            smooth: data && recipe.folders().any(|spec| spec.to_string() == "int8"),
+            smooth: data && recipe.folders().any(|spec| spec.scaling() == ChannelScaling::SmoothQuant),
             text,
             sequential_files: file_feedback && recipe.sequential_files(),
         }

@@ -8,7 +8,7 @@ use crate::convert::devices::{self, Device};
 use crate::convert::folder::{FolderPlan, files::ledger, has_feedback, nearest, needs_data};
 use crate::convert::plan::OutputPlan;
 use crate::convert::sizes::{FileSizes, TensorRow};
-use crate::formats::Format;
+use crate::packed::ChannelScaling;
 use crate::quant::GgmlType;
 use crate::quant::presets::Why;
 use crate::writer::gguf::human;
@@ -113,9 +113,9 @@ impl Shown<'_> {
     /// What the calibration of a folder takes; `None` where there is none.
     fn folder_cost(&self, folder: &FolderPlan) -> Option<Cost> {
         let (spec, rounding) = (&folder.spec, &self.plan.recipe.rounding);
-        let pass = match (has_feedback(spec, rounding, false), spec.format) {
-            (true, Format::Awq) => Pass::Awq,
-            (true, _) => Pass::Gptq,
+        let pass = match (has_feedback(spec, rounding, false), spec.scaling()) {
+            (true, ChannelScaling::Awq) => Pass::Awq,
+            (true, ChannelScaling::None | ChannelScaling::SmoothQuant) => Pass::Gptq,
             (false, _) if needs_data(spec, rounding, false) => Pass::Statistics,
             (false, _) => return None,
         };

@@ -11,7 +11,7 @@ use crate::convert::Recipe;
 use crate::convert::recipe::{
     Data, ImportanceFile, Limit, Override, OverrideValue, Search, Split, Target, TypeRule, TypeRules,
 };
-use crate::formats::{self, Spec};
+use crate::packed::{self, Spec};
 use crate::quant::{GgmlType, codec, presets};
 use crate::source::sha256_file;
 use crate::{Error, Result};
@@ -87,7 +87,7 @@ fn of_types(types: &TypeArgs, budget: &BudgetArgs, folder: &FolderArgs) -> Resul
 fn targets(types: &TypeArgs, budget: &BudgetArgs, folder: &FolderArgs) -> Result<Vec<Target>> {
     let mut targets = Vec::new();
     for name in &types.to {
-        targets.push(match formats::parse(name) {
+        targets.push(match packed::parse(name) {
             Some(_) => Target::Folder { name: name.to_ascii_lowercase(), format: with_flags(name, folder)? },
             None => Target::parse(name)?,
         });
@@ -114,7 +114,7 @@ fn with_flags(name: &str, args: &FolderArgs) -> Result<Spec> {
     let mut full = name.to_ascii_lowercase();
     let mut refine = |flag: &str, word: String| -> Result<()> {
         full = format!("{full}-{word}");
-        match formats::parse(&full) {
+        match packed::parse(&full) {
             Some(_) => Ok(()),
             None => Err(Error::Usage(format!("{name} does not support {flag}"))),
         }
@@ -139,14 +139,10 @@ fn with_flags(name: &str, args: &FolderArgs) -> Result<Spec> {
         Some(Layout::GptqV2) => refine("--checkpoint-format gptq_v2", "v2".into())?,
         Some(Layout::CompressedTensors) | None => {}
     }
-    let mut spec = formats::parse(&full).ok_or_else(|| Error::Internal(format!("the format {full}")))?;
+    let mut spec = packed::parse(&full).ok_or_else(|| Error::Internal(format!("the format {full}")))?;
     if args.checkpoint_format == Some(Layout::CompressedTensors) {
-        let gptq = matches!(spec.format, formats::Format::Gptq | formats::Format::GptqV2);
-        if !(gptq && matches!(spec.bits, 4 | 8) && !spec.desc_act) {
-            let what = "is written as compressed-tensors with 4 or 8 bits and without --desc-act only";
-            return Err(Error::Usage(format!("{spec} {what}")));
-        }
-        spec.format = formats::Format::PackQuantized;
+        let what = "is written as compressed-tensors with 4 or 8 bits and without --desc-act only";
+        spec = spec.in_compressed_tensors().ok_or_else(|| Error::Usage(format!("{spec} {what}")))?;
     }
     Ok(spec)
 }

@@ -101,18 +101,12 @@ impl Item {
 /// What each tensor of a file may be: what it is where it is kept or was asked for, else every type that divides its
 /// rows. `like` adds the types of a preset.
 fn items(file: &FilePlan, like: Option<&FilePlan>) -> Vec<Item> {
-    use GgmlType::*;
     let rows = file.sizes.rows.iter().enumerate();
     rows.map(|(i, row)| {
         let mut types = Vec::new();
         if row.choice.why == Why::Default {
             let cols = row.shape.last().copied().unwrap_or(0);
-            types = if cols.is_multiple_of(256) {
-                vec![Q2_K, Q3_K, IQ4_XS, Q4_K, Q5_K, Q6_K, Q8_0]
-            } else {
-                vec![Q4_0, IQ4_NL, Q4_1, Q5_0, Q5_1, Q8_0]
-            };
-            types.retain(|ty| cols.is_multiple_of(ty.block()));
+            types = GgmlType::candidates(cols);
             types.extend(like.map(|like| like.sizes.rows[i].choice.got).filter(|ty| !types.contains(ty)));
         }
         if !types.contains(&row.choice.got) {

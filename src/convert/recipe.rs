@@ -6,7 +6,7 @@
 
 use crate::calibration::data::{self, Source};
 use crate::calibration::imatrix::UnseenExperts;
-use crate::formats::{self, Spec};
+use crate::packed::{self, Spec};
 use crate::quant::GgmlType;
 use crate::quant::presets::{self, Preset};
 use crate::writer::gguf;
@@ -82,7 +82,7 @@ impl Target {
     /// # Errors
     /// `Request` for a name that is neither.
     pub fn parse(name: &str) -> Result<Self> {
-        if let Some(format) = formats::parse(name) {
+        if let Some(format) = packed::parse(name) {
             return Ok(Target::Folder { name: name.to_ascii_lowercase(), format });
         }
         let preset = presets::find(name).ok_or_else(|| {
@@ -463,7 +463,7 @@ mod spec_name {
     pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Spec, D::Error> {
         let name = String::deserialize(d)?;
         let (plain, group_given) = name.strip_suffix('!').map_or((name.as_str(), false), |name| (name, true));
-        let spec = formats::parse(plain).ok_or_else(|| D::Error::custom(format!("'{name}' is an unknown format")))?;
+        let spec = packed::parse(plain).ok_or_else(|| D::Error::custom(format!("'{name}' is an unknown format")))?;
         Ok(Spec { group_given, ..spec })
     }
 }

@@ -46,7 +46,7 @@ pub struct Losses {
 /// The type in which the effect of a tensor on the KL divergence is measured: coarse enough to be seen on few tokens, and
 /// within reach of what budgets buy. `None` for rows that no type divides.
 pub fn probe_type(cols: usize) -> Option<GgmlType> {
-    [GgmlType::Q3_K, GgmlType::Q4_0].into_iter().find(|ty| cols.is_multiple_of(ty.block()))
+    GgmlType::probe(cols)
 }
 
 /// One in so many rows is quantized to estimate a loss.

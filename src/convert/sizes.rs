@@ -1,7 +1,6 @@
 //! Sizes of what a conversion writes and holds, before a weight is read: every tensor's type and exact size, the file's,
 //! and the memory that the work takes.
 
-use crate::calibration::imatrix::is_required;
 use crate::gguf::TensorInfo;
 use crate::model::{Config, Role};
 use crate::quant::presets::{Choice, Preset, Why};
@@ -89,7 +88,7 @@ pub fn of_file(
 
 /// Whether this tensor cannot be made without an importance matrix, or comes out as garbage.
 pub fn needs_importance(preset: &Preset, name: &str, ty: GgmlType) -> bool {
-    codec(ty).is_some_and(|c| c.needs_importance) || is_required(name, ty, preset.name)
+    codec(ty).is_some_and(|c| c.needs_importance) || ty.requires_importance(name, preset.name)
 }
 
 /// Bytes of a tensor.

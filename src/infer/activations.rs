@@ -2,8 +2,8 @@
 //! by block (`quantize_row_q8_0`, `quantize_row_q8_K`), which is for comparing with llama.cpp. Some checkpoint formats
 //! have the activations rounded too, which is part of what the checkpoint is worth. Exact `f32` everywhere else.
 
-use crate::formats::Input;
-use crate::formats::minifloat::{E2M1, E2M1_MAX, E4M3_MAX, e4m3, to_e2m1, to_e4m3};
+use crate::packed::Input;
+use crate::packed::minifloat::{E2M1, E2M1_MAX, E4M3_MAX, e4m3, to_e2m1, to_e4m3};
 use crate::quant::GgmlType;
 use rayon::prelude::*;
 
@@ -81,17 +81,12 @@ fn round_row(x: &mut [f32], input: Input) {
     }
 }
 
-/// Weights per block of rounded activations.
-const SHORT: usize = 32;
+/// Weights per block of activations that are rounded for super-blocks.
 const LONG: usize = 256;
 
 /// The block length that ggml's kernels for weights of type `ty` round with; `None` if they do not.
 pub(super) fn block_for(ty: GgmlType) -> Option<usize> {
-    match ty.block() {
-        1 => None,
-        LONG => Some(LONG),
-        _ => Some(SHORT),
-    }
+    ty.info().activations.block()
 }
 
 /// `x` after rounding in blocks of `block`, which divides its row length.

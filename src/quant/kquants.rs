@@ -3,23 +3,11 @@
 //! rounded scales, packing and unpacking.
 
 use super::search::{EPS, Grid, nearest_int, q3, qkx, qp, qx};
-use super::{Codec, GgmlType, f16_at, put_f16, round_f16, scales_at};
+use super::{f16_at, put_f16, round_f16};
 use crate::kernel::vector::widest;
 
 /// Weights per super-block (ggml's `QK_K`).
 const QK: usize = 256;
-
-pub fn codec(ty: GgmlType) -> Option<Codec> {
-    let codec = match ty {
-        GgmlType::Q2_K => Codec::new(quantize_q2_k, dequantize_q2_k, scales_at::<84, 80, 2>),
-        GgmlType::Q3_K => Codec::new(quantize_q3_k, dequantize_q3_k, scales_at::<110, 108, 1>),
-        GgmlType::Q4_K => Codec::new(quantize_q45_k::<4>, dequantize_q4_k, scales_at::<144, 0, 2>),
-        GgmlType::Q5_K => Codec::new(quantize_q45_k::<5>, dequantize_q5_k, scales_at::<176, 0, 2>),
-        GgmlType::Q6_K => Codec::new(quantize_q6_k, dequantize_q6_k, scales_at::<210, 208, 1>),
-        _ => return None,
-    };
-    Some(codec)
-}
 
 /// Super-blocks of a row with their importance and their place in the output.
 fn super_blocks<'a>(
@@ -83,7 +71,7 @@ pub(crate) fn pack_two_bits(codes: &[u8; QK], qs: &mut [u8]) {
 }
 
 /// Q2_K: `d · (sc & 15) · code − dmin · (sc >> 4)`, 16 sub-blocks of 16.
-fn quantize_q2_k(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+pub(super) fn quantize_q2_k(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     const PLAIN: Grid = Grid { rmin: -0.5, rdelta: 0.1, steps: 15, mad: true };
     const WEIGHTED: Grid = Grid { rmin: -0.9, rdelta: 0.05, steps: 36, mad: false };
     for (x, importance, out) in super_blocks(row, importance, out, 84) {
@@ -147,7 +135,7 @@ pub(crate) fn unpack_q3_scale(bytes: &[u8], j: usize) -> i32 {
 }
 
 /// Q3_K: `d · (sc − 32) · (code − 4)`, 16 sub-blocks of 16.
-fn quantize_q3_k(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+pub(super) fn quantize_q3_k(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     for (x, importance, out) in super_blocks(row, importance, out, 110) {
         let mut codes = [0u8; QK];
         let (mut scales, mut total) = ([0f32; 16], [0f32; 16]);
@@ -212,7 +200,7 @@ pub(crate) fn unpack_scale_min(bytes: &[u8], j: usize) -> (u8, u8) {
 }
 
 /// Q4_K and Q5_K: `d · sc · code − dmin · m`, 8 sub-blocks of 32.
-fn quantize_q45_k<const BITS: i32>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+pub(super) fn quantize_q45_k<const BITS: i32>(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     const WEIGHTED: Grid = Grid { rmin: -0.9, rdelta: 0.05, steps: 36, mad: false };
     let plain = match BITS {
         4 => Grid { rmin: -1.0, rdelta: 0.1, steps: 20, mad: false },
@@ -280,7 +268,7 @@ fn quantize_q45_k<const BITS: i32>(row: &[f32], importance: Option<&[f32]>, out:
 }
 
 /// Q6_K: `d · sc · (code − 32)`, 16 sub-blocks of 16. The importance itself is the weight of an error here.
-fn quantize_q6_k(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+pub(super) fn quantize_q6_k(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     for (x, importance, out) in super_blocks(row, importance, out, 210) {
         let mut codes = [0u8; QK];
         let mut scales = [0f32; 16];
@@ -313,7 +301,7 @@ fn quantize_q6_k(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
 }
 
 widest! {
-    fn dequantize_q2_k(bytes: &[u8], out: &mut [f32]) {
+    pub(super) fn dequantize_q2_k(bytes: &[u8], out: &mut [f32]) {
         for (b, y) in bytes.chunks_exact(84).zip(out.as_chunks_mut::<QK>().0) {
             let (d, dmin) = (f16_at(b, 80), f16_at(b, 82));
             for (j, y) in y.as_chunks_mut::<16>().0.iter_mut().enumerate() {
@@ -326,7 +314,7 @@ widest! {
         }
     }
 
-    fn dequantize_q3_k(bytes: &[u8], out: &mut [f32]) {
+    pub(super) fn dequantize_q3_k(bytes: &[u8], out: &mut [f32]) {
         for (b, y) in bytes.chunks_exact(110).zip(out.as_chunks_mut::<QK>().0) {
             let d = f16_at(b, 108);
             for (j, y) in y.as_chunks_mut::<16>().0.iter_mut().enumerate() {
@@ -342,7 +330,7 @@ widest! {
         }
     }
 
-    fn dequantize_q4_k(bytes: &[u8], out: &mut [f32]) {
+    pub(super) fn dequantize_q4_k(bytes: &[u8], out: &mut [f32]) {
         for (b, y) in bytes.chunks_exact(144).zip(out.as_chunks_mut::<QK>().0) {
             let (d, dmin) = (f16_at(b, 0), f16_at(b, 2));
             for (k, y) in y.as_chunks_mut::<64>().0.iter_mut().enumerate() {
@@ -358,7 +346,7 @@ widest! {
         }
     }
 
-    fn dequantize_q5_k(bytes: &[u8], out: &mut [f32]) {
+    pub(super) fn dequantize_q5_k(bytes: &[u8], out: &mut [f32]) {
         for (b, y) in bytes.chunks_exact(176).zip(out.as_chunks_mut::<QK>().0) {
             let (d, dmin) = (f16_at(b, 0), f16_at(b, 2));
             let high = &b[16..48];
@@ -376,7 +364,7 @@ widest! {
         }
     }
 
-    fn dequantize_q6_k(bytes: &[u8], out: &mut [f32]) {
+    pub(super) fn dequantize_q6_k(bytes: &[u8], out: &mut [f32]) {
         for (b, y) in bytes.chunks_exact(210).zip(out.as_chunks_mut::<QK>().0) {
             let d = f16_at(b, 208);
             for (k, y) in y.as_chunks_mut::<128>().0.iter_mut().enumerate() {

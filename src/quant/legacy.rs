@@ -2,23 +2,10 @@
 //! (`quantize_row_*_ref` without importance, `quantize_row_*_impl` with it).
 
 use super::search::{Grid, nearest_int, qkx, qx};
-use super::{Codec, f16_at, put_f16, scales_at};
+use super::{f16_at, put_f16};
 use crate::kernel::vector::widest;
-use crate::quant::GgmlType;
 
 const N: usize = 32;
-
-pub fn codec(ty: GgmlType) -> Option<Codec> {
-    let codec = match ty {
-        GgmlType::Q4_0 => Codec::new(symmetric::<8, 18>, dequantize_q4_0, scales_at::<18, 0, 1>),
-        GgmlType::Q5_0 => Codec::new(symmetric::<16, 22>, dequantize_q5_0, scales_at::<22, 0, 1>),
-        GgmlType::Q4_1 => Codec::new(asymmetric::<15, 20>, dequantize_q4_1, scales_at::<20, 0, 2>),
-        GgmlType::Q5_1 => Codec::new(asymmetric::<31, 24>, dequantize_q5_1, scales_at::<24, 0, 2>),
-        GgmlType::Q8_0 => Codec::new(quantize_q8_0, dequantize_q8_0, scales_at::<34, 0, 1>),
-        _ => return None,
-    };
-    Some(codec)
-}
 
 /// `1 / d`, and 0 for a zero scale. `None` where it overflows: the weights of such a block are subnormal, its stored scale
 /// is 0, and its codes are those that x86-64 gets when it narrows ggml's infinities to a byte, namely 0.
@@ -153,7 +140,7 @@ fn five_bit_codes(qh: &[u8], qs: &[u8]) -> [u8; N] {
 }
 
 widest! {
-    fn dequantize_q4_0(bytes: &[u8], out: &mut [f32]) {
+    pub(super) fn dequantize_q4_0(bytes: &[u8], out: &mut [f32]) {
         for (b, y) in bytes.chunks_exact(18).zip(out.as_chunks_mut::<N>().0) {
             let d = f16_at(b, 0);
             for i in 0..16 {
@@ -163,7 +150,7 @@ widest! {
         }
     }
 
-    fn dequantize_q4_1(bytes: &[u8], out: &mut [f32]) {
+    pub(super) fn dequantize_q4_1(bytes: &[u8], out: &mut [f32]) {
         for (b, y) in bytes.chunks_exact(20).zip(out.as_chunks_mut::<N>().0) {
             let (d, m) = (f16_at(b, 0), f16_at(b, 2));
             for i in 0..16 {
@@ -173,7 +160,7 @@ widest! {
         }
     }
 
-    fn dequantize_q5_0(bytes: &[u8], out: &mut [f32]) {
+    pub(super) fn dequantize_q5_0(bytes: &[u8], out: &mut [f32]) {
         for (b, y) in bytes.chunks_exact(22).zip(out.as_chunks_mut::<N>().0) {
             let d = f16_at(b, 0);
             for (y, code) in y.iter_mut().zip(five_bit_codes(&b[2..6], &b[6..22])) {
@@ -182,7 +169,7 @@ widest! {
         }
     }
 
-    fn dequantize_q5_1(bytes: &[u8], out: &mut [f32]) {
+    pub(super) fn dequantize_q5_1(bytes: &[u8], out: &mut [f32]) {
         for (b, y) in bytes.chunks_exact(24).zip(out.as_chunks_mut::<N>().0) {
             let (d, m) = (f16_at(b, 0), f16_at(b, 2));
             for (y, code) in y.iter_mut().zip(five_bit_codes(&b[4..8], &b[8..24])) {
@@ -191,7 +178,7 @@ widest! {
         }
     }
 
-    fn dequantize_q8_0(bytes: &[u8], out: &mut [f32]) {
+    pub(super) fn dequantize_q8_0(bytes: &[u8], out: &mut [f32]) {
         for (b, y) in bytes.chunks_exact(34).zip(out.as_chunks_mut::<N>().0) {
             let d = f16_at(b, 0);
             for (y, q) in y.iter_mut().zip(&b[2..]) {

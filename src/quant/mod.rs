@@ -33,12 +33,6 @@ pub struct Codec {
     pub needs_importance: bool,
 }
 
-impl Codec {
-    pub(crate) fn new(quantize: QuantizeRow, dequantize: DequantizeRow, check: CheckRow) -> Self {
-        Self { quantize: Some(quantize), dequantize, check, needs_importance: false }
-    }
-}
-
 /// Why a row could not be quantized, or why stored blocks are not sound.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum QuantError {
@@ -58,7 +52,7 @@ pub enum QuantError {
 
 /// The codec of a type; `None` for types that hold no weights (I8 .. I64, F64).
 pub fn codec(ty: GgmlType) -> Option<Codec> {
-    plain::codec(ty).or_else(|| legacy::codec(ty)).or_else(|| kquants::codec(ty)).or_else(|| iquants::codec(ty))
+    ty.info().codec
 }
 
 fn need(ty: GgmlType) -> Result<Codec, QuantError> {

@@ -424,14 +424,7 @@ fn fall_back(wanted: GgmlType, tensor: &Candidate, why: Why) -> Choice {
     if fits(wanted) {
         return Choice { wanted, got: wanted, why };
     }
-    let substitute = match wanted {
-        IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S | IQ4_XS => IQ4_NL,
-        Q2_K | Q3_K | TQ1_0 | TQ2_0 | Q2_0 => Q4_0,
-        Q4_K => Q5_0,
-        Q5_K => Q5_1,
-        Q6_K => Q8_0,
-        _ => F16,
-    };
+    let substitute = wanted.info().fallback;
     Choice { wanted, got: if fits(substitute) { substitute } else { F16 }, why: Why::Fallback }
 }
 

@@ -1,10 +1,10 @@
 //! Checkpoints whose linear layers are already packed (GPTQ, AWQ, compressed-tensors, FP8, bitsandbytes, MLX): the tensors
 //! of each packed module appear as one, `{module}.weight` of shape `[out, in]`, which decodes like any other. What the
-//! bytes mean is told by `formats`; here is only which tensors there are and how they are read.
+//! bytes mean is told by `packed`; here is only which tensors there are and how they are read.
 
 use super::{Checkpoint, Dtype, TensorMeta};
-use crate::formats::{Packed, Scheme, StoredPiece};
 use crate::kernel::RowSource;
+use crate::packed::{Packed, Scheme, StoredPiece};
 use crate::{Error, Result};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;

@@ -10,49 +10,16 @@ mod gguf;
 pub mod hub;
 mod safetensors;
 
+pub use crate::dtype::Dtype;
 pub use file::{SourceFile, sha256_file};
 pub use safetensors::{SafetensorsHeader, parse_safetensors_header};
 
+use crate::dtype::GgmlType;
 use crate::gguf::Metadata;
-use crate::quant::GgmlType;
 use crate::{Error, Result};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-
-/// The element type of a stored tensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(non_camel_case_types)]
-pub enum Dtype {
-    /// Anything a GGUF file can hold; safetensors' F32, F16, BF16, F64, I8 .. I64 map to these too.
-    Ggml(GgmlType),
-    U8,
-    U16,
-    U32,
-    U64,
-    Bool,
-    C64,
-    F8_E4M3,
-    F8_E4M3FNUZ,
-    F8_E5M2,
-    F8_E5M2FNUZ,
-    F8_E8M0,
-    F6_E2M3,
-    F6_E3M2,
-    F4,
-    /// A module of several tensors, packed by this tool; it decodes by whole rows.
-    Packed(&'static str),
-}
-
-impl std::fmt::Display for Dtype {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Dtype::Ggml(ty) => ty.fmt(f),
-            Dtype::Packed(tool) => f.pad(tool),
-            other => f.pad(&format!("{other:?}").to_uppercase()),
-        }
-    }
-}
 
 /// A tensor of a checkpoint. `shape` is outermost first (`[out, in]` for a linear layer), whatever the container says.
 #[derive(Clone, Debug, PartialEq)]

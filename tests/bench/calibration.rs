@@ -7,9 +7,9 @@ use quantize::Result;
 use quantize::calibration::data::{self, Amount, Source};
 use quantize::calibration::layerwise::{self, Captured, Options, Stage, Visit};
 use quantize::calibration::pass::{self, Pass};
-use quantize::{Control, Run};
-use quantize::infer::Linear;
 use quantize::eval::Runnable;
+use quantize::infer::Linear;
+use quantize::{Control, Run};
 use std::path::Path;
 use std::time::Instant;
 

@@ -5,13 +5,13 @@
 
 use faer::linalg::matmul::triangular::{BlockStructure, matmul};
 use faer::{Accum, MatMut, MatRef, Par};
+use quantize::eval::Runnable;
 use quantize::eval::bootstrap::Bootstrap;
 use quantize::eval::{self, Base, Candidate, Method, Windows};
 use quantize::feedback::int::{IntSpec, Search, nearest, quantize};
 use quantize::feedback::{Factor, Order, ScaleType, Shrink};
 use quantize::infer::{Cache, Observer};
 use quantize::kernel::Dense;
-use quantize::eval::Runnable;
 use std::collections::BTreeMap;
 use std::path::Path;
 

@@ -7,13 +7,13 @@
 //! `WINDOWS` (48) of 512 tokens spread over the calibration text, `CHUNKS` (24) of each evaluation text, `RHO` (0.3), and
 //! `GRAMS`, a file that keeps the moments from run to run.
 
+use quantize::eval::Runnable;
 use quantize::eval::softmax;
 use quantize::feedback::ggml::{Hessian, Prepared, Stage, feedback_rows};
 use quantize::feedback::{Factor, Order, Shrink};
 use quantize::infer::{Cache, Observer};
 use quantize::kernel::{Dense, Output, RowSource, matmul};
 use quantize::quant::{GgmlType, dequantize_rows, quantize_rows};
-use quantize::eval::Runnable;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::{ControlFlow, Range};

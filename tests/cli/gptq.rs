@@ -7,11 +7,11 @@ use quantize::convert::folder::job::{Job, Provenance, Written};
 use quantize::convert::folder::layered::{Layered, Options};
 use quantize::convert::folder::{FolderPlan, judged, nearest};
 use quantize::convert::judge::{HeldOut, Scored};
-use quantize::model::SourceModel;
-use quantize::{Control, Run};
 use quantize::feedback::Shrink;
 use quantize::feedback::int::Search;
+use quantize::model::SourceModel;
 use quantize::source::Checkpoint;
+use quantize::{Control, Run};
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -166,7 +166,7 @@ fn a_weight_that_is_no_number_is_named() {
 /// Makes a folder as `rounded` has it.
 fn made(dir: &Path, name: &str, rounded: impl FnOnce(&Job) -> quantize::Result<()>) -> Written {
     let source = SourceModel::open(Path::new(&family("llama"))).unwrap();
-    let plan = FolderPlan::new(&source, quantize::formats::parse("gptq-32g").unwrap(), 1).unwrap();
+    let plan = FolderPlan::new(&source, quantize::packed::parse("gptq-32g").unwrap(), 1).unwrap();
     let control = Control { threads: 2, ..Control::default() };
     let recipe = Recipe::to(["gptq-32g"]).unwrap();
     let job = Job::new(&source, &plan, &recipe, &dir.join(name), None, Run::new(&control, &())).unwrap();

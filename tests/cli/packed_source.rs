@@ -2,10 +2,10 @@
 //! unpacked twin does.
 
 use crate::common::{conformance, model, quantize, repo};
-use quantize::formats::{Input, Module, Reach, Scope, Spec, parse};
 use quantize::infer::{Cache, Engine};
 use quantize::kernel::RowSource;
 use quantize::model::Model;
+use quantize::packed::{Input, Module, Reach, Scope, Spec, parse};
 use quantize::quant::GgmlType;
 use quantize::source::{Checkpoint, Dtype};
 use serde_json::{Value, json};

@@ -3,6 +3,7 @@
 
 use crate::common::repo;
 use gguf_rs::get_gguf_container_array_size;
+use quantize::Cancel;
 use quantize::gguf::{Array, Header, Metadata, TensorInfo, Value, encode_header, layout, parse_header, read_header};
 use quantize::quant::GgmlType;
 use quantize::source::{Checkpoint, Dtype, sha256_file};
@@ -10,7 +11,6 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use std::fs;
 use std::path::Path;
-use quantize::Cancel;
 
 fn tensor(name: &str, dims: &[u64], ty: GgmlType) -> TensorInfo {
     TensorInfo { name: name.into(), dims: dims.to_vec(), ty, offset: 0 }
@@ -303,4 +303,3 @@ fn sha256_is_that_of_the_file() {
     assert_eq!(sha256_file(&path, &Cancel::new()).unwrap(), want);
     assert_eq!(sha256_file(&dir.path().join("none"), &Cancel::new()).unwrap_err().exit_code(), 5);
 }
-

@@ -4,10 +4,10 @@
 use crate::common::{FAMILIES, open};
 use quantize::Result;
 use quantize::calibration::layerwise::{self, Captured, Options, Stage, Visit};
-use quantize::{Control, Run};
 use quantize::infer::{Cache, Engine, Linear, Observer};
 use quantize::kernel::Dense;
 use quantize::model::Model;
+use quantize::{Control, Run};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 

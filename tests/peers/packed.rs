@@ -1,7 +1,7 @@
 //! Rounding to nearest against the files of the tools that each format comes from, byte by byte. Needs such files, so it
 //! runs only when asked: `tests/interop/compare_formats.sh` makes them and calls this.
 
-use quantize::formats::{Module, ScaleRule, parse};
+use quantize::packed::{Module, ScaleRule, parse};
 use quantize::quant::GgmlType;
 use quantize::source::{Checkpoint, Dtype, TensorMeta, parse_safetensors_header};
 use std::collections::HashMap;

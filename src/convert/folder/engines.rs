@@ -5,38 +5,11 @@
 use super::plan::{fused_set, splits_columns};
 use crate::Result;
 use crate::model::{Model, Role};
+pub use crate::packed::Engine;
+use crate::packed::Scheme;
+use crate::packed::engines::{Check, UNPACKED, Verdict};
 use crate::source::{Checkpoint, Dtype, TensorMeta};
 use serde_json::Value;
-
-/// A program that loads checkpoints.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Engine {
-    Vllm,
-    Transformers,
-    LlamaCpp,
-    Mlx,
-}
-
-impl Engine {
-    pub fn name(self) -> &'static str {
-        match self {
-            Engine::Vllm => "vllm",
-            Engine::Transformers => "transformers",
-            Engine::LlamaCpp => "llama.cpp",
-            Engine::Mlx => "mlx",
-        }
-    }
-
-    /// The release whose rules these are.
-    pub fn release(self) -> &'static str {
-        match self {
-            Engine::Vllm => "vLLM 0.32",
-            Engine::Transformers => "transformers 5.23",
-            Engine::LlamaCpp => "llama.cpp of November 2026",
-            Engine::Mlx => "mlx-lm 0.32",
-        }
-    }
-}
 
 /// Something that an engine has against a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,24 +38,20 @@ impl Linear<'_> {
     }
 
     /// Columns under one scale; `None` for whole rows and for layers that are not packed in groups.
-    fn group(&self, method: &str) -> Option<usize> {
-        let groups = match method {
-            "gptq" | "awq" => *self.shape("scales")?.first()?,
-            "mlx" => *self.shape("scales")?.get(1)?,
-            "compressed-tensors" => *self.shape("weight_scale")?.get(1)?,
-            _ => return None,
-        };
+    fn group(&self, groups: Option<(&str, usize)>) -> Option<usize> {
+        let (suffix, dimension) = groups?;
+        let groups = *self.shape(suffix)?.get(dimension)?;
         (groups > 1).then(|| self.cols / groups)
     }
 
     /// Whether a fused kernel can take both: the same tensors, in the same groups.
-    fn agrees(&self, other: &Linear, method: &str) -> bool {
+    fn agrees(&self, other: &Linear, groups: Option<(&str, usize)>) -> bool {
         let suffixes = |l: &Linear| {
             let mut all: Vec<String> = l.pieces.iter().map(|(suffix, _)| suffix.to_string()).collect();
             all.sort_unstable();
             all
         };
-        let groups = (self.group(method), other.group(method));
+        let groups = (self.group(groups), other.group(groups));
         // Rows of a single group look like rows without groups.
         let alike = groups.0 == groups.1 || (self.cols != other.cols && (groups.0.is_none() || groups.1.is_none()));
         suffixes(self) == suffixes(other) && alike
@@ -92,10 +61,8 @@ impl Linear<'_> {
 struct View<'a> {
     ckpt: &'a Checkpoint,
     model: &'a Model,
-    /// `quantization_config`, or MLX's `quantization`.
-    config: &'a Value,
-    /// Which tool's layout it is; empty when nothing is packed.
-    method: &'static str,
+    /// Which tensor of a module has an entry per group, and along which dimension.
+    groups: Option<(&'static str, usize)>,
     linears: Vec<Linear<'a>>,
     found: Vec<Objection>,
 }
@@ -105,9 +72,6 @@ struct View<'a> {
 /// # Errors
 /// Those of reading the few numbers that must agree.
 pub fn objections(engine: Engine, ckpt: &Checkpoint, model: &Model, tp: usize) -> Result<Vec<Objection>> {
-    let null = Value::Null;
-    let given = |key: &str| model.hf_config.as_ref().and_then(|c| c.get(key)).filter(|v| !v.is_null());
-    let config = given("quantization_config").or_else(|| given("quantization")).unwrap_or(&null);
     let mut linears = Vec::new();
     for t in &model.tensors {
         let output = matches!(t.role, Role::TokenEmbedding | Role::Output);
@@ -120,15 +84,22 @@ pub fn objections(engine: Engine, ckpt: &Checkpoint, model: &Model, tp: usize) -
             }
         }
     }
-    let method = ckpt.scheme().map_or("", |scheme| scheme.name());
-    let mut view = View { ckpt, model, config, method, linears, found: Vec::new() };
+    let groups = ckpt.scheme().and_then(Scheme::groups);
+    let mut view = View { ckpt, model, groups, linears, found: Vec::new() };
+    let verdict = match ckpt.scheme() {
+        Some(scheme) => scheme.verdict(engine, tp),
+        None => UNPACKED.ask(engine, &Value::Null, tp),
+    };
+    let is_final = verdict.is_final;
+    view.hold(verdict, tp)?;
     match engine {
-        Engine::Vllm => view.vllm(tp)?,
-        Engine::Transformers => view.transformers(),
-        Engine::LlamaCpp => {
-            view.refuse("it runs GGUF files, not folders; make one of the original with: quantize --to q4_k_m")
+        Engine::Vllm if !is_final => {
+            view.only_blocks("it keeps the embedding and the output as they are");
+            view.splits(tp);
+            view.fused();
         }
-        Engine::Mlx => view.mlx(),
+        Engine::Transformers if !is_final => view.only_blocks("it keeps the embedding and the output as they are"),
+        Engine::Vllm | Engine::Transformers | Engine::LlamaCpp | Engine::Mlx => {}
     }
     if engine != Engine::LlamaCpp {
         view.files();
@@ -156,16 +127,37 @@ impl<'a> View<'a> {
         }
     }
 
-    fn text(&self, key: &str) -> &'a str {
-        self.config.get(key).and_then(Value::as_str).unwrap_or_default()
-    }
-
-    fn flag(&self, key: &str) -> bool {
-        self.config.get(key).and_then(Value::as_bool).unwrap_or(false)
-    }
-
-    fn int(&self, key: &str) -> i64 {
-        self.config.get(key).and_then(Value::as_i64).unwrap_or_default()
+    /// What the engine says of the format, and the looks at shapes that it calls for.
+    fn hold(&mut self, verdict: Verdict, tp: usize) -> Result<()> {
+        let said = |(what, refused)| Objection { modules: Vec::new(), what, refused };
+        self.found.extend(verdict.says.into_iter().map(said));
+        for check in verdict.checks {
+            match check {
+                Check::WholeWords => self.words(),
+                Check::UsualGroups => {
+                    self.groups(|group| format!("groups of {group}: its kernels take 32, 64, 128 or whole rows"))
+                }
+                Check::MlxGroups => self.groups(|group| format!("groups of {group}: it takes 32, 64 and 128")),
+                Check::EightBits => {
+                    if self.linears.iter().any(|l| l.shape("weight_packed").is_some_and(|s| s[1] * 4 == l.cols)) {
+                        self.note("8 bits run on GPUs only; its CPU kernels have 4");
+                    }
+                }
+                Check::GlobalScales => self.global_scales()?,
+                Check::SplitBlocks => self.fp8_blocks(tp),
+                Check::WholeBlocks => self.fp8_blocks(1),
+                Check::NoOrder => self.each(true, |l| {
+                    l.shape("g_idx").map(|_| "has a g_idx, which it refuses even where it says nothing".to_string())
+                }),
+                Check::OwnObject => {
+                    let own = self.model.hf_config.as_ref().and_then(|c| c.get("quantization"));
+                    if own.is_none_or(Value::is_null) {
+                        self.refuse("config.json lacks the object 'quantization'");
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Files that every engine looks for.
@@ -190,74 +182,9 @@ impl<'a> View<'a> {
         }
     }
 
-    fn vllm(&mut self, tp: usize) -> Result<()> {
-        match self.method {
-            "mlx" => {
-                self.refuse("it knows no MLX checkpoints");
-                return Ok(());
-            }
-            "bitsandbytes" => {
-                self.note("needs the plugin: pip install vllm-bnb-plugin");
-                if tp > 1 && self.flag("load_in_8bit") {
-                    self.refuse("LLM.int8() weights cannot be split over devices");
-                }
-            }
-            "gptq" => {
-                let (bits, sym, group) = (self.int("bits"), self.flag("sym"), self.int("group_size"));
-                if !(sym && matches!(bits, 4 | 8)) {
-                    let kind = if sym { "symmetric" } else { "asymmetric" };
-                    self.refuse(format!("GPTQ with {bits} bits, {kind}: it takes 4 or 8 bits, symmetric"));
-                }
-                if self.flag("desc_act") && group != -1 {
-                    self.refuse("desc_act with groups: it takes columns in their own order only");
-                }
-                if bits == 8 {
-                    self.note("8 bits run on GPUs only; its CPU kernels have 4");
-                }
-                self.words();
-                self.usual_groups();
-            }
-            "awq" => {
-                if self.int("bits") != 4 {
-                    self.refuse("AWQ with other than 4 bits");
-                }
-                self.words();
-                self.usual_groups();
-            }
-            "compressed-tensors" => self.vllm_compressed_tensors(tp)?,
-            _ => {}
-        }
-        self.only_blocks("it keeps the embedding and the output as they are");
-        self.splits(tp);
-        self.fused();
-        Ok(())
-    }
-
-    fn vllm_compressed_tensors(&mut self, tp: usize) -> Result<()> {
-        match self.text("format") {
-            "pack-quantized" => {
-                if self.linears.iter().any(|l| l.shape("weight_packed").is_some_and(|s| s[1] * 4 == l.cols)) {
-                    self.note("8 bits run on GPUs only; its CPU kernels have 4");
-                }
-                self.usual_groups();
-            }
-            "nvfp4-pack-quantized" => {
-                self.note("runs on GPUs only (Blackwell; others dequantize), not on CPUs");
-                self.global_scales()?;
-            }
-            "mxfp4-pack-quantized" => self.note("runs on GPUs only, not on CPUs"),
-            "float-quantized" => {
-                self.note("for Hopper, Ada and newer GPUs (8.9 and up); older ones keep activations in 16 bits");
-                self.fp8_blocks(tp);
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
     /// Blocks of 128 x 128 must not be cut by devices nor, but for the last, by fused neighbours.
     fn fp8_blocks(&mut self, tp: usize) {
-        let block = crate::formats::FP8_BLOCK;
+        let block = crate::packed::FP8_BLOCK;
         self.each(true, |l| {
             let scales = l.shape("weight_scale")?;
             let in_blocks = scales.len() == 2 && scales[1] > 1;
@@ -310,12 +237,12 @@ impl<'a> View<'a> {
         });
     }
 
-    fn usual_groups(&mut self) {
-        let method = self.method;
+    /// Refuses groups other than the usual ones.
+    fn groups(&mut self, what: impl Fn(usize) -> String) {
+        let groups = self.groups;
         self.each(true, |l| {
-            let group = l.group(method)?;
-            (![32, 64, 128].contains(&group))
-                .then(|| format!("groups of {group}: its kernels take 32, 64, 128 or whole rows"))
+            let group = l.group(groups)?;
+            (![32, 64, 128].contains(&group)).then(|| what(group))
         });
     }
 
@@ -336,7 +263,7 @@ impl<'a> View<'a> {
         if !kv.is_multiple_of(tp) && !tp.is_multiple_of(kv) {
             self.refuse(format!("{kv} key-value heads can neither be split over {tp} devices nor repeated on them"));
         }
-        let method = self.method;
+        let groups = self.groups;
         self.each(true, |l| {
             let attention = matches!(l.role, Role::AttnQ | Role::AttnK | Role::AttnV | Role::AttnQkv);
             let (n, what) = match splits_columns(l.role) {
@@ -347,7 +274,7 @@ impl<'a> View<'a> {
                 // Heads were spoken of.
                 return (!attention).then(|| format!("{n} {what} cannot be split over {tp} devices"));
             }
-            let group = l.group(method).filter(|_| splits_columns(l.role) && tp > 1)?;
+            let group = l.group(groups).filter(|_| splits_columns(l.role) && tp > 1)?;
             let part = n / tp;
             (!part.is_multiple_of(group)).then(|| {
                 format!("groups of {group} do not divide the {part} input channels on each of {tp} devices (quantize again with --tp {tp})")
@@ -357,13 +284,13 @@ impl<'a> View<'a> {
 
     /// Layers that run as one matrix must be stored alike.
     fn fused(&mut self) {
-        let method = self.method;
+        let groups = self.groups;
         let mut found = Vec::new();
         for (i, l) in self.linears.iter().enumerate() {
             let Some(set) = fused_set(l.layer, l.role) else { continue };
             let first = self.linears[..i].iter().find(|f| fused_set(f.layer, f.role) == Some(set));
-            if let Some(first) = first.filter(|f| !f.agrees(l, method)) {
-                let kind = |l: &Linear| match (l.pieces.is_empty(), l.group(method)) {
+            if let Some(first) = first.filter(|f| !f.agrees(l, groups)) {
+                let kind = |l: &Linear| match (l.pieces.is_empty(), l.group(groups)) {
                     (true, _) => "not quantized".to_string(),
                     (false, Some(group)) => format!("in groups of {group}"),
                     (false, None) => "with a scale per row".to_string(),
@@ -373,50 +300,5 @@ impl<'a> View<'a> {
             }
         }
         self.found.extend(found);
-    }
-
-    fn transformers(&mut self) {
-        match self.method {
-            "mlx" => return self.refuse("its quantization_config names no quant_method"),
-            "gptq" => self.note("needs: pip install optimum gptqmodel"),
-            "awq" => self.note("needs: pip install gptqmodel"),
-            "compressed-tensors" => self.note("needs: pip install compressed-tensors"),
-            "bitsandbytes" => self.note("needs: pip install bitsandbytes"),
-            _ => {}
-        }
-        if self.method == "compressed-tensors" && self.text("format") == "float-quantized" {
-            self.fp8_blocks(1);
-        }
-        self.only_blocks("it keeps the embedding and the output as they are");
-    }
-
-    fn mlx(&mut self) {
-        match self.method {
-            "" | "mlx" => {}
-            "gptq" | "awq" => {
-                if self.int("bits") != 4 {
-                    self.refuse("of GPTQ and AWQ it takes 4 bits only");
-                }
-                self.each(true, |l| {
-                    l.shape("g_idx").map(|_| "has a g_idx, which it refuses even where it says nothing".to_string())
-                });
-            }
-            "compressed-tensors" => {
-                self.refuse("it reads compressed-tensors for a few other families only; use --to mlx-4bit");
-            }
-            other => self.refuse(format!("it reads no {other} checkpoints; use --to mlx-4bit")),
-        }
-        if self.method == "mlx" {
-            let own = self.model.hf_config.as_ref().and_then(|c| c.get("quantization"));
-            if own.is_none_or(Value::is_null) {
-                self.refuse("config.json lacks the object 'quantization'");
-            }
-            if self.text("mode") == "affine" || self.text("mode").is_empty() {
-                self.each(true, |l| {
-                    let group = l.group("mlx")?;
-                    (![32, 64, 128].contains(&group)).then(|| format!("groups of {group}: it takes 32, 64 and 128"))
-                });
-            }
-        }
     }
 }

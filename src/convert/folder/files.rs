@@ -2,7 +2,7 @@
 //! the manifest that says what was made of what, and the section of the model card for people.
 
 use super::plan::{Departure, FolderPlan};
-use crate::formats::Spec;
+use crate::packed::Spec;
 use crate::source::Checkpoint;
 use crate::writer::folder::{Folder, MANIFEST};
 use crate::{Error, Result};

@@ -9,9 +9,9 @@ use crate::control::{Notice, Run};
 use crate::convert::Recipe;
 use crate::convert::identity::{Identity, sha256};
 use crate::convert::journal::{Journal, Left};
-use crate::formats::{self, Packed, Piece, Scheme, StoredPiece};
 use crate::kernel::RowSource;
 use crate::model::{Model, SourceModel};
+use crate::packed::{self, Packed, Piece, Scheme, StoredPiece};
 use crate::quant;
 use crate::source::{Checkpoint, Dtype};
 use crate::writer::folder::{self, Folder};
@@ -319,7 +319,7 @@ fn parameters(ckpt: &Checkpoint) -> u64 {
 }
 
 /// What a module is to the rounding to nearest of its format.
-pub fn formats_module<'a>(job: &Job, index: usize, weights: &'a [f32]) -> formats::Module<'a> {
+pub fn formats_module<'a>(job: &Job, index: usize, weights: &'a [f32]) -> packed::Module<'a> {
     let m = &job.plan.contents.modules[index];
-    formats::Module::new(weights, m.rows, m.cols, m.scale_type(job.ckpt))
+    packed::Module::new(weights, m.rows, m.cols, m.scale_type(job.ckpt))
 }

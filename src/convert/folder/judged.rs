@@ -8,8 +8,8 @@ use super::nearest::rounded_part;
 use crate::Result;
 use crate::control::Notice;
 use crate::convert::judge::{self, HeldOut, Layers, Stored, Verdict};
-use crate::formats::Packed;
 use crate::infer::Engine;
+use crate::packed::Packed;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 

@@ -6,18 +6,18 @@
 use super::job::{Job, formats_module, part, parts};
 use super::nearest::{fused_max, in_file, round_part};
 use super::scaled::{self, Factors, Known, Scaling};
-use crate::Result;
 use crate::awq::{Grid, clip};
 use crate::calibration::layerwise::{self, Captured, Stage, Visit};
 use crate::calibration::moments::Moments;
-use crate::feedback::int::{Codes, IntSpec, Search};
-use crate::feedback::{Factor, Order, ScaleType, Shrink, fp4, int};
-use crate::formats::{self, Format, Fp4Codes, Packed, Piece, Spec};
+use crate::feedback::int::{Codes, Search};
+use crate::feedback::{Factor, Order, Shrink, fp4, int};
 use crate::infer::Linear;
 use crate::kernel::RowSource;
 use crate::model::Role;
 use crate::model::modules::Module;
+use crate::packed::{self, Fp4Codes, Packed, Piece, Spec};
 use crate::quant::GgmlType;
+use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -114,20 +114,13 @@ fn feedback(options: &Options, inputs: &Moments, spec: &Spec) -> Feedback {
 
 impl Visitor<'_> {
     /// Chooses the codes of a module by the factor of its inputs.
-    fn round(&mut self, index: usize, spec: &Spec, weights: &[f32], feedback: &Feedback) -> (Codes, f64) {
+    fn round(&mut self, index: usize, spec: &Spec, weights: &[f32], feedback: &Feedback) -> Result<(Codes, f64)> {
         let m = &self.job.plan.contents.modules[index];
-        let in_f16 = m.scale_type(self.job.ckpt) == GgmlType::F16
-            || matches!(spec.format, Format::Gptq | Format::GptqV2 | Format::Awq);
-        let grid = IntSpec {
-            bits: spec.bits,
-            group: spec.group_of(m.cols),
-            symmetric: spec.symmetric,
-            least_zero: u8::from(spec.format == Format::Gptq),
-            scale: if in_f16 { ScaleType::F16 } else { ScaleType::Bf16 },
-        };
+        let grid = spec.integer_grid(m.cols, m.scale_type(self.job.ckpt));
+        let grid = grid.ok_or_else(|| Error::Internal(format!("integers for {spec}")))?;
         let mut search = self.options.search;
         search.static_groups |= matches!(feedback, Feedback::Diagonal(..));
-        int::quantize(weights, self.factor(m, feedback), &grid, search)
+        Ok(int::quantize(weights, self.factor(m, feedback), &grid, search))
     }
 
     /// The same for four-bit floats.
@@ -143,9 +136,9 @@ impl Visitor<'_> {
         let module = self.described(index, spec, weights, inputs)?;
         // The global scales are those of rounding to nearest.
         let mut codes = Fp4Codes::nearest(spec, &module).map_err(|e| in_file(e, self.job, m))?;
-        let rounded = fp4::quantize(weights, self.factor(m, feedback), &codes.grid(spec));
+        let rounded = fp4::quantize(weights, self.factor(m, feedback), &codes.grid());
         (codes.codes, codes.scales) = (rounded.codes, rounded.scales);
-        Ok((formats::pack_fp4(spec, &codes, m.scale_type(self.job.ckpt))?, rounded.loss))
+        Ok((packed::pack_fp4(spec, &codes, m.scale_type(self.job.ckpt))?, rounded.loss))
     }
 
     /// What there is to round with; where that is less than asked, the ledger says so.
@@ -168,7 +161,7 @@ impl Visitor<'_> {
         spec: &Spec,
         weights: &'w [f32],
         inputs: &Moments,
-    ) -> Result<formats::Module<'w>> {
+    ) -> Result<packed::Module<'w>> {
         let mut module = formats_module(self.job, index, weights);
         module.fused_max = fused_max(self.job, spec, index, weights)?;
         let max = inputs.max.iter().fold(0f32, |a, b| a.max(*b));
@@ -186,8 +179,8 @@ impl Visitor<'_> {
             let limits = clip::limits(&weights, m.cols, &inputs.gram, grid);
             clip::clip(&mut weights, m.cols, &limits, grid);
         }
-        let module = formats::Module::new(&weights, m.rows, m.cols, GgmlType::F16);
-        formats::nearest(&module, spec.bits, grid.group(m.cols), spec.symmetric)
+        let module = packed::Module::new(&weights, m.rows, m.cols, GgmlType::F16);
+        packed::nearest(&module, spec.bits, grid.group(m.cols), spec.symmetric)
     }
 
     /// Rounds, packs and writes a module, or holds it until the layer is finished. What it is, its rows not scaled yet;
@@ -208,7 +201,7 @@ impl Visitor<'_> {
                 return self.write(index, &weights, &pieces, Some(loss), tokens).map(Some);
             }
             Some(feedback) => {
-                let (codes, loss) = self.round(index, &spec, &weights, feedback);
+                let (codes, loss) = self.round(index, &spec, &weights, feedback)?;
                 Rounded { codes, loss: Some(loss), tokens }
             }
             None if spec.is_integer() && self.options.scaling.is_some() => {
@@ -272,7 +265,7 @@ impl Visitor<'_> {
             Feedback::Full(factor) => factor.conditional(),
             Feedback::Diagonal(..) => None,
         };
-        let importance = |inputs: &Moments, spec: &Spec| match options.feedback && takes_feedback(spec) {
+        let importance = |inputs: &Moments, spec: &Spec| match options.feedback && spec.takes_feedback() {
             true => importance(inputs, spec),
             false => None,
         };
@@ -334,7 +327,7 @@ impl Visit for Visitor<'_> {
                     None => Cow::Borrowed(moments),
                 };
                 let spec = members.iter().find_map(|i| self.job.plan.specs[*i]);
-                let takes = spec.filter(|spec| self.options.feedback && takes_feedback(spec));
+                let takes = spec.filter(|spec| self.options.feedback && spec.takes_feedback());
                 let feedback = takes.map(|spec| feedback(&self.options, &moments, &spec));
                 for index in members {
                     if let Some(packed) = self.module(index, &moments, feedback.as_ref())? {
@@ -442,9 +435,4 @@ impl RowSource for Stacked {
             first = own.end;
         }
     }
-}
-
-/// Whether a format's codes can be chosen with error feedback.
-pub fn takes_feedback(spec: &Spec) -> bool {
-    spec.is_integer() || matches!(spec.format, Format::NvFp4 | Format::NvFp4A16 | Format::MxFp4)
 }

@@ -3,7 +3,7 @@
 //! running the model, [`layered`] by what a layer's inputs were (which [`crate::calibration::layerwise`] shows it), with
 //! the channel factors of [`scaled`] where there are any, [`judged`] compares the result with its rival, and [`files`]
 //! makes the small files around the weights; [`engines`] says who would refuse the result. Formats are known to
-//! [`crate::formats`], the container to [`crate::writer`].
+//! [`crate::packed`], the container to [`crate::writer`].
 
 pub mod engines;
 pub mod files;
@@ -23,10 +23,10 @@ use super::recipe::{Rounding, Search};
 use super::{Made, hashes};
 use crate::control::{Notice, Run, Unit};
 use crate::feedback::{Shrink, int};
-use crate::formats::{Format, Spec};
+use crate::packed::{ChannelScaling, Spec};
 use crate::{Error, Result};
 use job::{Job, Provenance};
-use layered::{Layered, takes_feedback};
+use layered::Layered;
 use scaled::Scaling;
 use serde_json::Value;
 
@@ -34,9 +34,8 @@ use serde_json::Value;
 pub fn has_feedback(spec: &Spec, rounding: &Rounding, given: bool) -> bool {
     match rounding.search {
         Some(Search::Nearest) => false,
-        Some(Search::Feedback) => takes_feedback(spec),
-        // What their own tools make in seconds is made so, too, unless there is data.
-        None => spec.is_integer() && (spec.format != Format::MlxAffine || given),
+        Some(Search::Feedback) => spec.takes_feedback(),
+        None => spec.prefers_feedback(given),
     }
 }
 
@@ -47,10 +46,10 @@ pub fn needs_data(spec: &Spec, rounding: &Rounding, given: bool) -> bool {
 
 /// How channels are scaled in a calibrated run.
 fn scaling(spec: &Spec, rounding: &Rounding) -> Option<Scaling> {
-    match spec.format {
-        Format::Awq => Some(Scaling::Awq),
-        Format::Int8 => Some(Scaling::Smooth(rounding.smooth)).filter(|_| rounding.smooth > 0.0),
-        _ => None,
+    match spec.scaling() {
+        ChannelScaling::Awq => Some(Scaling::Awq),
+        ChannelScaling::SmoothQuant => Some(Scaling::Smooth(rounding.smooth)).filter(|_| rounding.smooth > 0.0),
+        ChannelScaling::None => None,
     }
 }
 

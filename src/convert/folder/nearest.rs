@@ -1,9 +1,9 @@
 //! Rounding to nearest: every module alone, as the format's own tool does it. The model is not run.
 
 use super::job::{Job, formats_module, part, parts};
-use crate::formats::Spec;
 use crate::model::Role;
 use crate::model::modules::Module;
+use crate::packed::Spec;
 use crate::{Error, Result};
 use rayon::prelude::*;
 use serde_json::{Value, json};

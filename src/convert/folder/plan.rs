@@ -2,9 +2,9 @@
 //! stored, where that departs from what was asked and why, and every tensor's type and shape. No weight is read.
 
 use crate::convert::LedgerRow;
-use crate::formats::{Exception, Format, Reach, Scope, Spec};
 use crate::model::modules::{Contents, Module};
 use crate::model::{Model, Role, SourceModel};
+use crate::packed::{Exception, Reach, Scope, Spec};
 use crate::source::Checkpoint;
 use crate::writer::safetensors::Entry;
 use crate::{Error, Result};
@@ -84,8 +84,7 @@ impl FolderPlan {
         let mut specs: Vec<Option<Spec>> = vec![Some(spec); contents.modules.len()];
         for (module, chosen) in contents.modules.iter().zip(&mut specs) {
             let Some(reason) = refusal(&spec, module, request.devices) else { continue };
-            // Blocks have a sibling without them that any shape can have.
-            let instead = (spec.format == Format::Fp8Block).then(|| crate::formats::parse("fp8")).flatten();
+            let instead = spec.fallback();
             departures.push(Departure {
                 module: Some(module.path.clone()),
                 asked: spec.to_string(),
@@ -140,9 +139,7 @@ fn split_cols(module: &Module, tp: usize) -> Option<usize> {
 /// Settles the group: the one asked for, or the largest usual one that divides every row, on every device.
 fn settle_group(request: &Request, modules: &[Module], departures: &mut Vec<Departure>) -> Result<Spec> {
     let mut spec = request.spec;
-    let free =
-        matches!(spec.format, Format::Gptq | Format::GptqV2 | Format::Awq | Format::PackQuantized | Format::MlxAffine);
-    let Some(asked) = spec.group.filter(|_| free) else { return Ok(spec) };
+    let Some(asked) = spec.group.filter(|_| spec.has_free_group()) else { return Ok(spec) };
     let fits = |group: usize| {
         modules.iter().find(|m| !split_cols(m, request.devices).is_some_and(|cols| cols.is_multiple_of(group)))
     };

@@ -112,9 +112,7 @@ fn run(
     if let Some(index) = w.iter().position(|v| !v.is_finite()) {
         return Err(QuantError::NotFinite { index, value: w[index] });
     }
-    // With two bits and a minimum, ggml's longer search finds scales that the shorter one misses; elsewhere both end at
-    // the same loss.
-    let in_loop = if layout.ty == GgmlType::Q2_K { FirstPass::InLoopFromGgml(*quantize) } else { FirstPass::InLoop };
+    let in_loop = if layout.starts_from_ggml { FirstPass::InLoopFromGgml(*quantize) } else { FirstPass::InLoop };
     let (first, sweeps) = match stage {
         Stage::GgmlScales => (FirstPass::Ggml(*quantize, importance), 0),
         Stage::InLoop => (in_loop, 0),

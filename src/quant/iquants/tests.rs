@@ -5,8 +5,7 @@ use std::path::Path;
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::codec;
-use crate::quant::{GgmlType, Isa, check_rows, dequantize_rows, quantize_rows, quantize_rows_with};
+use crate::quant::{GgmlType, Isa, check_rows, codec, dequantize_rows, quantize_rows, quantize_rows_with};
 
 pub(in crate::quant) const ROWS: usize = 32;
 pub(in crate::quant) const COLS: usize = 1024;

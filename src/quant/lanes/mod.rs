@@ -135,7 +135,8 @@ pub fn quantize(isa: Isa, ty: GgmlType, job: &mut Job) -> bool {
         TQ1_0 => dispatch(isa, plain::Tq1(job)),
         TQ2_0 => dispatch(isa, plain::Tq2(job)),
         Q2_0 => dispatch(isa, plain::Q2(job)),
-        _ => return false,
+        // What is not worth lanes, or holds no weights.
+        F32 | F16 | F64 | I8 | I16 | I32 | I64 | Q1_0 => return false,
     }
     true
 }

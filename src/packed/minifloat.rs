@@ -1,7 +1,7 @@
 //! Floats of four and eight bits (OCP Microscaling 1.0 and FP8 specifications): E4M3 without infinities, E2M1, and the
 //! power-of-two scale E8M0; and rounding to the type that a checkpoint keeps its numbers in.
 
-use crate::quant::GgmlType;
+use crate::dtype::GgmlType;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -9,6 +9,11 @@ pub const E4M3_MAX: f32 = 448.0;
 pub const E2M1_MAX: f32 = 6.0;
 /// The values of the E2M1 codes; bit 3 is the sign.
 pub const E2M1: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+
+/// The largest magnitude; 0 of nothing.
+pub(super) fn largest(w: &[f32]) -> f32 {
+    w.iter().fold(0.0, |max, w| max.max(w.abs()))
+}
 
 /// The value of an E4M3 code; `0x7f` and `0xff` are NaN.
 pub fn e4m3(code: u8) -> f32 {

@@ -67,26 +67,79 @@ fn decoded(packed: &Packed) -> Vec<f32> {
 
 /// The largest relative distance (to the group's largest weight) that rounding to nearest may leave.
 fn bound(spec: &Spec, dtype: GgmlType) -> f32 {
-    use Format::*;
     let steps = ((1 << spec.bits) - 1) as f32;
-    match spec.format {
+    match spec.format.id {
         // A whole step where the positive end is clamped, else half of one. BF16 has no halves between 128 and 256,
         // where compressed-tensors adds the zero point.
-        Gptq | GptqV2 | Awq | PackQuantized => {
+        "gptq" | "gptq_v2" | "awq" | "pack-quantized" => {
             if dtype == GgmlType::BF16 {
                 3.2 / steps
             } else {
                 2.2 / steps
             }
         }
-        MlxAffine => 2.2 / steps,
-        Fp8 | Fp8Block | Fp8Static | MlxMxFp8 => 0.07,
-        Int8 | BnbInt8 => 0.01,
+        "mlx" => 2.2 / steps,
+        "fp8" | "fp8-block" | "fp8-static" | "mlx-mxfp8" => 0.07,
+        "int8" | "bnb-int8" => 0.01,
         // Half of the step from 4 to 6, more where a scale is a power of two.
-        NvFp4 | NvFp4A16 | MlxNvFp4 => 0.2,
-        MxFp4 | MlxMxFp4 => 0.27,
-        Nf4 => 0.16,
-        Fp4 => 0.18,
+        "nvfp4" | "nvfp4a16" | "mlx-nvfp4" => 0.2,
+        "mxfp4" | "mlx-mxfp4" => 0.27,
+        "nf4" => 0.16,
+        "fp4" => 0.18,
+        other => panic!("no bound for {other}"),
+    }
+}
+
+/// Every name gives its row and back, the row's own configuration is recognised, and what it packs is what a loader
+/// unpacks, with the same rounding of the input.
+#[test]
+fn rows_answer_for_themselves() {
+    let (rows, cols) = (128, 256);
+    let w = numbers(rows * cols, 3);
+    for (i, format) in FORMATS.iter().enumerate() {
+        assert!(FORMATS[..i].iter().all(|other| other.id != format.id), "{}", format.id);
+        assert!(ALL.iter().any(|name| parse(name).unwrap().format == *format), "{} is in no other test", format.id);
+        for name in format.names {
+            let spec = parse(name.words).unwrap();
+            assert_eq!((spec.format, spec.bits, spec.group), (*format, name.bits, name.group), "{}", name.words);
+            assert_eq!(parse(&spec.to_string()).map(|s| Spec { group_given: false, ..s }), Some(spec), "{spec}");
+            let config = json!({ "quantization_config": spec.quantization_config(Scope::default()) });
+            let scheme = Scheme::of(&config).unwrap().unwrap();
+            assert_eq!(scheme.name(), format.tool.name);
+            assert!(spec.to_string().starts_with(&scheme.label()), "{spec}");
+            let mut module = Module::new(&w, rows, cols, GgmlType::BF16);
+            module.input_max = Some(3.5);
+            let pieces = spec.quantize_nearest(&module).unwrap();
+            assert_eq!(spec.refuses(rows, cols), None);
+            let slots = spec.layout(rows, cols, GgmlType::BF16);
+            assert!(
+                slots.iter().zip(&pieces).all(|(s, p)| (s.suffix, s.dtype, &s.shape) == (p.suffix, p.dtype, &p.shape))
+            );
+            let packed = read(&spec, &pieces);
+            let off = w.iter().zip(decoded(&packed)).map(|(w, d)| (w - d).abs()).fold(0.0, f32::max);
+            assert!(off <= bound(&spec, GgmlType::BF16), "{spec}: {off}");
+            let input = match packed.input() {
+                Input::Exact => Activations::Exact,
+                Input::Fp8 { group: None } => Activations::Fp8,
+                Input::Fp8 { group: Some(group) } => Activations::Fp8InGroups(group),
+                Input::Fp8Static { .. } => Activations::Fp8Static,
+                Input::Int8 => Activations::Int8,
+                Input::Int8Mixed { .. } => Activations::Int8Mixed,
+                Input::NvFp4 { .. } => Activations::NvFp4,
+            };
+            assert_eq!(input, format.activations, "{spec}");
+        }
+        let spec = format.plain().unwrap();
+        let refusing = Engine::ALL.map(|engine| spec.verdict(engine, 1).refuses());
+        assert!(refusing[2], "llama.cpp takes no folders");
+        assert!(!refusing.iter().all(|r| *r), "{spec} is for no engine");
+        if let Some(other) = format.as_compressed_tensors {
+            assert_eq!(spec.in_compressed_tensors().map(|s| s.format), Some(other));
+        }
+        assert!(spec.fallback().is_none_or(|other| other.refuses(33, 7).is_none()), "{spec}");
+        assert_eq!(spec.takes_feedback(), spec.is_integer() || matches!(format.feedback, Feedback::Floats(_)));
+        assert_eq!(spec.integer_grid(256, GgmlType::BF16).is_some(), spec.is_integer());
+        assert!(!spec.prefers_feedback(true) || spec.takes_feedback(), "{spec}");
     }
 }
 
@@ -141,13 +194,35 @@ proptest! {
         let half = 1u8 << (spec.bits - 1);
         let zeros = (0..rows * groups).map(|i| if spec.symmetric { half } else { (random[i] as u16 & mask) as u8 }).collect();
         let scales = (0..rows * groups).map(|i| (1 + random[i]) as f32 / 1024.0).collect();
-        let g_idx = (order && matches!(spec.format, Format::Gptq | Format::GptqV2))
+        let g_idx = (order && spec.format.orders_columns)
             .then(|| (0..cols).map(|c| ((cols - 1 - c) % groups) as u32).collect());
         let codes = Codes { rows, cols, bits: spec.bits, group, codes, scales, zeros, g_idx };
         let pieces = spec.pack_codes(&codes, GgmlType::F16).unwrap();
         let mut want = vec![0.0; rows * cols];
         codes.dequantize(0..rows, &mut want);
         prop_assert_eq!(decoded(&read(&spec, &pieces)), want);
+    }
+}
+
+/// Four-bit floats give back exactly what their codes stand for.
+#[test]
+fn floats_come_back() {
+    let (rows, cols) = (16, 128);
+    let random: Vec<u8> = numbers(rows * cols, 9).iter().map(|x| (x.to_bits() >> 5) as u8).collect();
+    for format in FORMATS {
+        let Feedback::Floats(kind) = format.feedback else { continue };
+        let spec = format.plain().unwrap();
+        let group = spec.group_of(cols);
+        let codes: Vec<u8> = random.iter().map(|r| r & 15).collect();
+        let scales: Vec<u8> = random[..rows * cols / group].iter().map(|r| 0x20 + r % 64).collect();
+        let input_global = spec.needs_inputs().then_some(3.0);
+        let codes = Fp4Codes { rows, cols, kind, group, codes, scales, global: 2.0, input_global };
+        let grid = codes.grid();
+        let value = |(i, code): (usize, &u8)| {
+            minifloat::E2M1[usize::from(*code)] * grid.scales[usize::from(codes.scales[i / group])]
+        };
+        let want: Vec<f32> = codes.codes.iter().enumerate().map(value).collect();
+        assert_eq!(decoded(&read(&spec, &pack_fp4(&spec, &codes, GgmlType::BF16).unwrap())), want, "{spec}");
     }
 }
 
@@ -301,4 +376,52 @@ fn damaged_pieces_are_refused() {
             assert!(scheme.unpack("m", bad).is_err(), "{name}");
         }
     }
+}
+
+/// The objects of the tools' own files, where they have no more keys than are needed.
+#[test]
+fn objects_are_those_of_the_tools() {
+    let config = |name: &str| parse(name).unwrap().quantization_config(Scope::default()).to_string();
+    assert_eq!(config("mlx-4bit"), r#"{"group_size":64,"bits":4,"mode":"affine"}"#);
+    assert_eq!(
+        config("awq-4bit-64g"),
+        concat!(
+            r#"{"quant_method":"awq","version":"gemm","bits":4,"group_size":64,"zero_point":true,"#,
+            r#""modules_to_not_convert":null}"#
+        )
+    );
+    assert_eq!(
+        config("gptq-4bit-64g"),
+        concat!(
+            r#"{"quant_method":"gptq","bits":4,"group_size":64,"desc_act":false,"sym":true,"#,
+            r#""checkpoint_format":"gptq","pack_dtype":"int32","lm_head":false}"#
+        )
+    );
+    assert_eq!(
+        config("w4a16-64g"),
+        concat!(
+            r#"{"quant_method":"compressed-tensors","format":"pack-quantized","quantization_status":"compressed","#,
+            r#""ignore":["lm_head"],"config_groups":{"group_0":{"targets":["Linear"],"weights":{"num_bits":4,"#,
+            r#""type":"int","symmetric":true,"strategy":"group","group_size":64,"dynamic":false},"#,
+            r#""input_activations":null,"output_activations":null,"format":"pack-quantized"}},"#,
+            r#""kv_cache_scheme":null,"version":"0.19.0"}"#
+        )
+    );
+}
+
+#[test]
+fn what_differs_is_named() {
+    let kept = ["model.layers.0.mlp.gate".to_string()];
+    let exceptions = [Exception { module: "model.layers.0.mlp.up_proj".into(), spec: parse("fp8").unwrap() }];
+    let scope = Scope { kept: &kept, exceptions: &exceptions };
+    let block = parse("fp8-block").unwrap().quantization_config(scope);
+    assert_eq!(block["ignore"], json!(["lm_head", kept[0]]));
+    assert_eq!(block["format"], "float-quantized");
+    assert_eq!(block["config_groups"]["group_1"]["targets"], json!(["model.layers.0.mlp.up_proj"]));
+    assert_eq!(block["config_groups"]["group_0"]["weights"]["block_structure"], json!([128, 128]));
+    let scope = Scope { kept: &kept, exceptions: &[] };
+    let gptq = parse("gptq").unwrap().quantization_config(scope);
+    assert_eq!(gptq["dynamic"], json!({ r"-:^model\.layers\.0\.mlp\.gate$": {} }));
+    let nf4 = parse("nf4").unwrap().quantization_config(scope);
+    assert_eq!(nf4["llm_int8_skip_modules"], json!(["lm_head", kept[0]]));
 }

@@ -2,7 +2,7 @@
 //! scales in the type in which they were stored. It decodes exactly what the format defines, in single precision.
 
 use super::bits::unpack;
-use super::minifloat::E2M1;
+use super::minifloat::{E2M1, e4m3, e8m0};
 use crate::kernel::RowSource;
 use half::{bf16, f16};
 use std::ops::Range;
@@ -132,6 +132,16 @@ impl Numbers {
 /// The E2M1 values as a table of codes.
 pub(super) fn e2m1_table() -> Box<[f32; 256]> {
     Box::new(std::array::from_fn(|code| E2M1[code & 15]))
+}
+
+/// The E4M3 values, code by code.
+pub(super) fn e4m3_table() -> Box<[f32; 256]> {
+    Box::new(std::array::from_fn(|code| e4m3(code as u8)))
+}
+
+/// The E8M0 values, code by code.
+pub(super) fn e8m0_table() -> Box<[f32; 256]> {
+    Box::new(std::array::from_fn(|code| e8m0(code as u8)))
 }
 
 impl Packed {

@@ -1,17 +1,16 @@
 //! The eight- and four-bit formats of compressed-tensors: FP8 by row, block and tensor, INT8 by row, NVFP4 and MXFP4.
 //! Rounding follows `calculate_qparams`, `generate_gparam` and `_quantize`, each step in the type that torch has there.
 
-use super::bits::{pack_rows, to_bytes};
-use super::minifloat::{self, E2M1, E2M1_MAX, E4M3_MAX, e4m3, e8m0, epsilon, round_all, rounded, to_e2m1, to_e4m3};
-use super::{FP8_BLOCK, Format, Module, Piece, ScaleRule, Spec};
+use super::FP8_BLOCK;
+use crate::dtype::GgmlType;
 use crate::feedback::fp4::Fp4Spec;
-use crate::quant::GgmlType;
+use crate::packed::bits::{pack_rows, to_bytes};
+use crate::packed::minifloat::{
+    self, E2M1, E2M1_MAX, E4M3_MAX, e4m3, e8m0, epsilon, largest, round_all, rounded, to_e2m1, to_e4m3,
+};
+use crate::packed::{Data, Feedback, Module, Piece, ScaleRule, Spec};
 use crate::{Error, Result};
 use rayon::prelude::*;
-
-pub(super) fn largest(w: &[f32]) -> f32 {
-    w.iter().fold(0.0, |max, w| max.max(w.abs()))
-}
 
 /// `largest / top` in `dtype`; where that is zero, the type's epsilon.
 fn scale_for(largest: f32, top: f32, dtype: GgmlType) -> f32 {
@@ -32,7 +31,7 @@ fn code_row(w: &[f32], scale: f32, dtype: GgmlType, out: &mut [u8], code: impl F
 }
 
 /// A scale per row: codes and scales.
-fn by_row(m: &Module, top: f32, code: impl Fn(f32) -> u8 + Sync) -> Vec<Vec<u8>> {
+fn by_row(m: &Module, top: f32, code: impl Fn(f32) -> u8 + Sync) -> Data {
     let mut codes = vec![0; m.rows * m.cols];
     let mut scales = vec![0.0; m.rows];
     let rows = codes.par_chunks_mut(m.cols).zip(&mut scales).zip(m.weights.par_chunks(m.cols));
@@ -44,17 +43,17 @@ fn by_row(m: &Module, top: f32, code: impl Fn(f32) -> u8 + Sync) -> Vec<Vec<u8>>
 }
 
 /// `weight`, `weight_scale`.
-pub(super) fn fp8_rows(m: &Module) -> Vec<Vec<u8>> {
+pub(super) fn fp8_rows(m: &Module) -> Data {
     by_row(m, E4M3_MAX, to_e4m3)
 }
 
 /// `weight`, `weight_scale`.
-pub(super) fn int8_rows(m: &Module) -> Vec<Vec<u8>> {
+pub(super) fn int8_rows(m: &Module) -> Data {
     by_row(m, 127.5, |s| s.clamp(-128.0, 127.0).round_ties_even() as i8 as u8)
 }
 
 /// `weight`, `weight_scale`.
-pub(super) fn fp8_blocks(m: &Module) -> Vec<Vec<u8>> {
+pub(super) fn fp8_blocks(m: &Module) -> Data {
     let across = m.cols.div_ceil(FP8_BLOCK);
     let mut codes = vec![0; m.rows * m.cols];
     let mut scales = vec![0.0; m.rows.div_ceil(FP8_BLOCK) * across];
@@ -79,7 +78,7 @@ fn input_max(m: &Module, spec: &str) -> Result<f32> {
 }
 
 /// `input_scale`, `weight`, `weight_scale`.
-pub(super) fn fp8_static(m: &Module) -> Result<Vec<Vec<u8>>> {
+pub(super) fn fp8_static(m: &Module) -> Result<Data> {
     let input = scale_for(input_max(m, "fp8-static")?, E4M3_MAX, m.dtype);
     // Fused modules are served with the largest of their scales anyway, so it may as well be theirs from the start.
     let scale = scale_for(m.fused_max.unwrap_or_else(|| largest(m.weights)), E4M3_MAX, m.dtype);
@@ -90,11 +89,23 @@ pub(super) fn fp8_static(m: &Module) -> Result<Vec<Vec<u8>>> {
     Ok(vec![number(input), codes, number(scale)])
 }
 
+/// The scales over four-bit floats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fp4Kind {
+    /// E4M3 under a global scale (NVFP4).
+    Nv,
+    /// Powers of two, E8M0 (MXFP4).
+    Mx,
+}
+
 /// A matrix in four-bit floats, as NVFP4 (16 columns per scale) or MXFP4 (32) store it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fp4Codes {
     pub rows: usize,
     pub cols: usize,
+    pub kind: Fp4Kind,
+    /// Columns under one scale.
+    pub group: usize,
     /// E2M1, `[rows, cols]`.
     pub codes: Vec<u8>,
     /// E4M3 (NVFP4) or E8M0 (MXFP4), `[rows, cols / group]`.
@@ -119,15 +130,25 @@ pub fn global_scale(max: f32, dtype: GgmlType, rule: ScaleRule) -> f32 {
     }
 }
 
+/// The kind of a spec that has one.
+fn kind_of(spec: &Spec) -> Result<Fp4Kind> {
+    match spec.format.feedback {
+        Feedback::Floats(kind) => Ok(kind),
+        Feedback::None | Feedback::Integers { .. } => Err(Error::Internal(format!("four-bit floats for {spec}"))),
+    }
+}
+
 impl Fp4Codes {
     /// # Errors
-    /// `BadInput` when the format quantizes inputs too and their largest magnitude is not given.
+    /// `BadInput` when the format quantizes inputs too and their largest magnitude is not given; `Internal` when it has no
+    /// four-bit floats.
     pub fn nearest(spec: &Spec, m: &Module) -> Result<Self> {
         let group = spec.group_of(m.cols);
-        let mx = spec.format == Format::MxFp4;
-        let input_global = match spec.format {
-            Format::NvFp4 => Some(global_scale(input_max(m, "nvfp4")?, m.dtype, m.scales)),
-            _ => None,
+        let kind = kind_of(spec)?;
+        let mx = kind == Fp4Kind::Mx;
+        let input_global = match spec.needs_inputs() {
+            true => Some(global_scale(input_max(m, spec.format.id)?, m.dtype, m.scales)),
+            false => None,
         };
         let global = match mx {
             true => 1.0,
@@ -151,19 +172,19 @@ impl Fp4Codes {
             let scale = value(*scale);
             codes.iter_mut().zip(w).for_each(|(code, w)| *code = to_e2m1(w / scale));
         });
-        Ok(Fp4Codes { rows: m.rows, cols: m.cols, codes, scales, global, input_global })
+        Ok(Fp4Codes { rows: m.rows, cols: m.cols, kind, group, codes, scales, global, input_global })
     }
 
     /// The grid on which error feedback may choose other codes and scales under the same global scale.
-    pub fn grid(&self, spec: &Spec) -> Fp4Spec {
-        let mx = spec.format == Format::MxFp4;
+    pub fn grid(&self) -> Fp4Spec {
+        let mx = self.kind == Fp4Kind::Mx;
         let value = |code: usize| match mx {
             true => e8m0(code.min(254) as u8),
             false if code < 0x7f => e4m3(code as u8) / self.global,
             false => 0.0,
         };
         let (codes, tried) = if mx { (0..=254, -2..=1) } else { (1..=0x7e, -5..=2) };
-        Fp4Spec { group: spec.group_of(self.cols), scales: std::array::from_fn(value), codes, tried }
+        Fp4Spec { group: self.group, scales: std::array::from_fn(value), codes, tried }
     }
 }
 
@@ -213,16 +234,28 @@ fn best(
 /// `BadInput` when the shape cannot be stored; `Internal` when the codes do not belong to `spec`.
 pub fn pack_fp4(spec: &Spec, codes: &Fp4Codes, dtype: GgmlType) -> Result<Vec<Piece>> {
     spec.check_shape(codes.rows, codes.cols)?;
-    let packed = to_bytes(&pack_rows(&codes.codes, codes.codes.len(), 4));
-    let bytes = codes.codes.len() / 2;
-    let packed = packed[..bytes].to_vec();
+    if kind_of(spec)? != codes.kind || spec.group_of(codes.cols) != codes.group {
+        return Err(Error::Internal(format!("four-bit floats in groups of {} for {spec}", codes.group)));
+    }
+    spec.fill(codes.rows, codes.cols, dtype, packed(codes))
+}
+
+/// `input_global_scale` with activations, `weight_global_scale` of NVFP4, `weight_packed`, `weight_scale`.
+fn packed(codes: &Fp4Codes) -> Data {
+    let bytes = to_bytes(&pack_rows(&codes.codes, codes.codes.len(), 4));
     let number = |x: f32| x.to_le_bytes().to_vec();
     let mut data = Vec::new();
     data.extend(codes.input_global.map(number));
-    if spec.shares_global_scale() {
-        data.push(number(codes.global));
+    match codes.kind {
+        Fp4Kind::Nv => data.push(number(codes.global)),
+        Fp4Kind::Mx => {}
     }
-    data.push(packed);
+    data.push(bytes[..codes.codes.len() / 2].to_vec());
     data.push(codes.scales.clone());
-    spec.fill(codes.rows, codes.cols, dtype, data)
+    data
+}
+
+/// Rounds to nearest.
+pub(super) fn fp4(spec: &Spec, m: &Module) -> Result<Data> {
+    Ok(packed(&Fp4Codes::nearest(spec, m)?))
 }

@@ -1,0 +1,133 @@
+//! What engines have against a format as such: what they refuse, what is good to know, and which shapes they want looked
+//! at. The rules are those of the releases named at [`Engine::release`]. The look at shapes and files needs a checkpoint
+//! and is done where those are known.
+
+use serde_json::Value;
+
+/// A program that loads checkpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    Vllm,
+    Transformers,
+    LlamaCpp,
+    Mlx,
+}
+
+impl Engine {
+    pub const ALL: [Engine; 4] = [Engine::Vllm, Engine::Transformers, Engine::LlamaCpp, Engine::Mlx];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Engine::Vllm => "vllm",
+            Engine::Transformers => "transformers",
+            Engine::LlamaCpp => "llama.cpp",
+            Engine::Mlx => "mlx",
+        }
+    }
+
+    /// The release whose rules these are.
+    pub fn release(self) -> &'static str {
+        match self {
+            Engine::Vllm => "vLLM 0.32",
+            Engine::Transformers => "transformers 5.23",
+            Engine::LlamaCpp => "llama.cpp of November 2026",
+            Engine::Mlx => "mlx-lm 0.32",
+        }
+    }
+}
+
+/// A look at every layer that an engine calls for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// Rows and columns must be multiples of 32: the kernels for integers work on 32 x 32.
+    WholeWords,
+    /// Groups of 32, 64 and 128 only, or whole rows.
+    UsualGroups,
+    /// The same for MLX's kernels, which have no whole rows.
+    MlxGroups,
+    /// Integers of eight bits run on GPUs only.
+    EightBits,
+    /// Modules that run as one matrix share one global scale.
+    GlobalScales,
+    /// Blocks of FP8 are whole on every device, where layers are split over devices.
+    SplitBlocks,
+    /// The same on one device.
+    WholeBlocks,
+    /// There is no `g_idx`.
+    NoOrder,
+    /// `config.json` has the object under `quantization`.
+    OwnObject,
+}
+
+/// What an engine says of a format.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// What it says, in order, and whether it refuses to load the folder for it.
+    pub says: Vec<(String, bool)>,
+    /// What to look at besides.
+    pub checks: &'static [Check],
+    /// Whether there is no use in looking further.
+    pub is_final: bool,
+}
+
+impl Verdict {
+    pub(super) fn checking(checks: &'static [Check]) -> Self {
+        Verdict { checks, ..Verdict::default() }
+    }
+
+    /// A refusal of everything in the format.
+    pub(super) fn refusal(what: impl Into<String>) -> Self {
+        Verdict { is_final: true, ..Verdict::default() }.refuse(true, what)
+    }
+
+    pub(super) fn refuse(mut self, when: bool, what: impl Into<String>) -> Self {
+        self.says.extend(when.then(|| (what.into(), true)));
+        self
+    }
+
+    pub(super) fn note(mut self, when: bool, what: impl Into<String>) -> Self {
+        self.says.extend(when.then(|| (what.into(), false)));
+        self
+    }
+
+    /// Whether the engine refuses the format whatever the model.
+    pub fn refuses(&self) -> bool {
+        self.says.iter().any(|(_, refused)| *refused)
+    }
+}
+
+/// The verdicts on a checkpoint with this configuration (`quantization_config`, or MLX's `quantization`), every layer split
+/// over so many devices. llama.cpp is not asked: it takes no folders.
+pub struct Engines {
+    pub vllm: fn(&Value, usize) -> Verdict,
+    pub transformers: fn(&Value) -> Verdict,
+    pub mlx: fn(&Value) -> Verdict,
+}
+
+/// What engines say of checkpoints that are not packed.
+pub static UNPACKED: Engines =
+    Engines { vllm: |_, _| Verdict::default(), transformers: |_| Verdict::default(), mlx: |_| Verdict::default() };
+
+impl Engines {
+    pub fn ask(&self, engine: Engine, config: &Value, tp: usize) -> Verdict {
+        match engine {
+            Engine::Vllm => (self.vllm)(config, tp),
+            Engine::Transformers => (self.transformers)(config),
+            Engine::LlamaCpp => {
+                Verdict::refusal("it runs GGUF files, not folders; make one of the original with: quantize --to q4_k_m")
+            }
+            Engine::Mlx => (self.mlx)(config),
+        }
+    }
+}
+
+/// MLX's refusal of a tool's checkpoints.
+pub(super) fn no_mlx(tool: &str) -> Verdict {
+    Verdict::refusal(format!("it reads no {tool} checkpoints; use --to mlx-4bit"))
+}
+
+/// MLX's verdict on GPTQ and AWQ.
+pub(super) fn mlx_on_integers(config: &Value) -> Verdict {
+    let four = config.get("bits").and_then(Value::as_i64) == Some(4);
+    Verdict::checking(&[Check::NoOrder]).refuse(!four, "of GPTQ and AWQ it takes 4 bits only")
+}
