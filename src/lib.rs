@@ -16,6 +16,7 @@ pub mod feedback;
 pub mod formats;
 pub mod gguf;
 pub mod infer;
+pub mod isa;
 pub mod kernel;
 pub mod model;
 pub mod plan;
@@ -24,6 +25,7 @@ pub mod refine;
 pub mod report;
 pub mod runnable;
 pub mod sensitivity;
+mod simd;
 pub mod source;
 pub mod writer;
 
