@@ -15,11 +15,13 @@ pub mod eval;
 pub mod feedback;
 pub mod gguf;
 pub mod infer;
+pub mod isa;
 pub mod kernel;
 pub mod model;
 pub mod packed;
 pub mod quant;
 pub mod report;
+mod simd;
 pub mod source;
 pub mod writer;
 

@@ -2,7 +2,7 @@
 //! code. Rows lie in bundles of [`LANES`], transposed, so that every step is the same for all lanes and no sum depends
 //! on the machine. The codes that are stored come from elsewhere.
 
-use crate::kernel::vector::widest;
+use crate::isa::multiversion;
 use half::f16;
 
 pub(super) const LANES: usize = 16;
@@ -62,7 +62,7 @@ impl Bundles {
 /// Added to and taken from a float below 2^22, it rounds to the nearest integer, ties to even.
 const ROUND: f32 = 12_582_912.0;
 
-widest! {
+multiversion! {
     /// `errors = w − Q(w·s)/s` for the columns of one group, `scales` being `s` per column. Weights are first clamped
     /// to ±`clip` (in units of `w·s`) per lane.
     pub fn group_errors(grid: Grid, w: &[Lanes], scales: &[f32], clip: Lanes, errors: &mut [Lanes]) {

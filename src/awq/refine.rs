@@ -8,7 +8,7 @@
 
 use super::grid::{Bundles, Grid, LANES, Lanes};
 use super::groups::Columns;
-use crate::kernel::vector::widest;
+use crate::isa::multiversion;
 use rayon::prelude::*;
 use std::f32::consts::SQRT_2;
 
@@ -138,7 +138,7 @@ impl<'a> State<'a> {
     }
 }
 
-widest! {
+multiversion! {
     /// Ranges that also cover `weights * scale`.
     pub fn widen(ranges: &mut [(Lanes, Lanes)], weights: &[Lanes], scale: f32) {
         for ((low, high), w) in ranges.iter_mut().zip(weights) {

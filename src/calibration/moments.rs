@@ -6,7 +6,10 @@
 
 use crate::kernel::bf16;
 #[cfg(target_arch = "x86_64")]
-use crate::kernel::{gemm, vector};
+use crate::{
+    isa::{Avx512, Avx512Bf16, Isa},
+    kernel::gemm,
+};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
@@ -185,16 +188,16 @@ enum Right {
     Plain { transposed: Vec<f32>, n: usize },
     /// `[cols / PANEL rounded up, n, PANEL]`, the rest zeros.
     #[cfg(target_arch = "x86_64")]
-    Panels { panels: Vec<f32>, n: usize },
+    Panels { avx512: Avx512, panels: Vec<f32>, n: usize },
     /// Of pairs of tokens, `[cols / PANEL rounded up, pairs, PANEL]`.
     #[cfg(target_arch = "x86_64")]
-    Pairs { panels: Vec<u32>, pairs: usize },
+    Pairs { isa: Avx512Bf16, panels: Vec<u32>, pairs: usize },
 }
 
 impl Right {
     fn new(x: &[f32], n: usize, cols: usize) -> Self {
         #[cfg(target_arch = "x86_64")]
-        if vector::has_avx512() {
+        if let Some(avx512) = Isa::active().avx512() {
             use gemm::PANEL;
             let mut panels = vec![0.0; cols.next_multiple_of(PANEL) * n];
             panels.par_chunks_exact_mut(n * PANEL).enumerate().for_each(|(i, panel)| {
@@ -204,7 +207,7 @@ impl Right {
                     place[..width].copy_from_slice(&row[from..from + width]);
                 }
             });
-            return Right::Panels { panels, n };
+            return Right::Panels { avx512, panels, n };
         }
         Right::plain(x, n, cols)
     }
@@ -212,7 +215,7 @@ impl Right {
     /// Of inputs rounded to bfloat16.
     fn bf16(x: &[f32], n: usize, cols: usize) -> Self {
         #[cfg(target_arch = "x86_64")]
-        if bf16::fast::is_available() {
+        if let Some(isa) = Isa::active().avx512_bf16() {
             use gemm::PANEL;
             let pairs = n.div_ceil(2);
             let none = vec![0.0; cols];
@@ -225,7 +228,7 @@ impl Right {
                     bf16::join(&low[part.clone()], &high[part.clone()], out);
                 }
             });
-            return Right::Pairs { panels, pairs };
+            return Right::Pairs { isa, panels, pairs };
         }
         let mut x = x.to_vec();
         bf16::round(&mut x);
@@ -259,20 +262,18 @@ impl Right {
                 matmul(y, Accum::Replace, columns, rows, 1.0, Par::Seq);
             }
             #[cfg(target_arch = "x86_64")]
-            Right::Panels { panels, n } => {
+            Right::Panels { avx512, panels, n } => {
                 let left = &panels[start * n..];
                 let columns = width.next_multiple_of(gemm::PANEL) * n;
                 product.resize(left.len() / n * STRIP, 0.0);
-                // SAFETY: the panels were made because AVX-512 was detected.
-                unsafe { gemm::multiply_panels(left, &left[..columns], *n, product, STRIP) };
+                gemm::multiply_panels(*avx512, left, &left[..columns], *n, product, STRIP);
             }
             #[cfg(target_arch = "x86_64")]
-            Right::Pairs { panels, pairs } => {
+            Right::Pairs { isa, panels, pairs } => {
                 let left = &panels[start * pairs..];
                 let columns = width.next_multiple_of(gemm::PANEL) * pairs;
                 product.resize(left.len() / pairs * STRIP, 0.0);
-                // SAFETY: the pairs were made because the instructions were detected.
-                unsafe { bf16::fast::multiply_panels(left, &left[..columns], *pairs, product, STRIP) };
+                bf16::fast::multiply_panels(*isa, left, &left[..columns], *pairs, product, STRIP);
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use super::HubArgs;
 use crate::control::Cancel;
-use crate::quant::{Isa, lanes};
+use crate::isa::Isa;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 #[cfg(unix)]
@@ -28,18 +28,15 @@ pub fn catch_interrupt() -> Result<()> {
     installed.map_err(|e| failed(&e))
 }
 
-/// `QUANTIZE_ISA` forces the instructions that the quantizers use, for tests: the bytes are the same with all of them.
+/// `QUANTIZE_ISA` names the instructions that all arithmetic uses, for tests; see [`crate::isa`].
 pub fn instruction_set() -> Result<()> {
     let Ok(name) = std::env::var("QUANTIZE_ISA") else { return Ok(()) };
     if name.is_empty() {
         return Ok(());
     }
-    let names = || {
-        let available = Isa::ALL.into_iter().filter(|isa| isa.is_available()).map(Isa::name);
-        available.collect::<Vec<_>>().join(", ")
-    };
-    match Isa::from_name(&name) {
-        Some(isa) if lanes::force(isa) => Ok(()),
+    let names = || Isa::available().into_iter().map(Isa::name).collect::<Vec<_>>().join(", ");
+    match Isa::named(&name) {
+        Some(isa) if isa.make_active() => Ok(()),
         _ => Err(Error::Usage(format!("QUANTIZE_ISA={name}: this machine has {}", names()))),
     }
 }

@@ -6,6 +6,7 @@ use super::Recipe;
 use super::folder::files::companions;
 use crate::Result;
 use crate::control::Cancel;
+use crate::isa::Isa;
 use crate::source::{Checkpoint, SourceFile, sha256_file};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -17,7 +18,7 @@ use std::time::UNIX_EPOCH;
 pub struct Identity {
     /// Of this program.
     pub version: String,
-    /// The processor's instructions, where activations take part: second moments differ in their last bits.
+    /// The instruction set, where activations take part: second moments differ in their last bits.
     pub instructions: Option<String>,
     /// The files that hold the weights.
     pub source: Vec<FileIdentity>,
@@ -46,23 +47,6 @@ impl FileIdentity {
     }
 }
 
-/// The instruction sets that the sums of second moments and the products in front of them depend on.
-fn instructions() -> String {
-    #[cfg(target_arch = "x86_64")]
-    {
-        let sets = [
-            ("avx512bf16", std::arch::is_x86_feature_detected!("avx512bf16")),
-            ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
-            ("avx2", std::arch::is_x86_feature_detected!("avx2")),
-        ];
-        sets.iter().find(|(_, has)| *has).map_or("x86-64", |(name, _)| name).to_string()
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        std::env::consts::ARCH.to_string()
-    }
-}
-
 impl Identity {
     /// The identity of a run over `ckpt`. `windows`: those that are calibrated on, each with the set that it belongs to
     /// (0: not held out). `layout`: a header's bytes for every output.
@@ -86,7 +70,7 @@ impl Identity {
         };
         Ok(Self {
             version: env!("CARGO_PKG_VERSION").to_string(),
-            instructions: windows.map(|_| instructions()),
+            instructions: windows.map(|_| Isa::active().name().to_string()),
             source: ckpt.files().iter().map(FileIdentity::of).collect(),
             companions,
             windows: windows.map(|(windows, sets)| digest_of_windows(windows, sets)),

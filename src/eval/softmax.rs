@@ -2,10 +2,12 @@
 //! vocabularies of 49 thousand to 256 thousand entries. Plain Rust in fixed lanes, which the compiler turns into SSE2,
 //! AVX2 or AVX-512 code with the same additions in the same order, so every CPU gives the same figures.
 
+use crate::isa::multiversion;
+use crate::simd::F32x16;
 use rayon::prelude::*;
 
 /// Lanes of the partial sums. Fixed, so that the order of additions does not depend on the CPU.
-const LANES: usize = 16;
+const LANES: usize = F32x16::LANES;
 /// Elements whose f32 partial sums are folded into f64 at once: few enough that the f32 sums stay exact to an ulp or two.
 const BLOCK: usize = 256;
 
@@ -47,24 +49,22 @@ fn exp(x: f32) -> f32 {
 /// Largest value, and whether all values are finite.
 #[inline(always)]
 fn max_and_finite(x: &[f32]) -> (f32, bool) {
-    let mut max = [f32::NEG_INFINITY; LANES];
+    let mut max = F32x16::splat(f32::NEG_INFINITY);
     // Magnitudes compare as integers; infinity is the first that is not finite, NaN lies above.
     let mut magnitude = [0u32; LANES];
     let (chunks, rest) = x.as_chunks::<LANES>();
     for c in chunks {
-        for l in 0..LANES {
-            max[l] = if c[l] > max[l] { c[l] } else { max[l] };
-        }
+        max = F32x16(*c).max(max);
         for l in 0..LANES {
             magnitude[l] = magnitude[l].max(c[l].to_bits() & 0x7fff_ffff);
         }
     }
     for (l, &v) in rest.iter().enumerate() {
-        max[l] = if v > max[l] { v } else { max[l] };
+        max.0[l] = if v > max.0[l] { v } else { max.0[l] };
         magnitude[l] = magnitude[l].max(v.to_bits() & 0x7fff_ffff);
     }
     let finite = magnitude.iter().all(|&m| m < f32::INFINITY.to_bits());
-    (max.into_iter().fold(f32::NEG_INFINITY, f32::max), finite)
+    (max.0.into_iter().fold(f32::NEG_INFINITY, f32::max), finite)
 }
 
 /// First index of `max`, by whole blocks, so that the search runs in vectors.
@@ -81,18 +81,16 @@ fn first_equal(x: &[f32], max: f32) -> usize {
 fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f64 {
     let mut total = 0f64;
     for (a, b) in a.chunks(BLOCK).zip(b.chunks(BLOCK)) {
-        let mut lanes = [0f32; LANES];
+        let mut lanes = F32x16::ZERO;
         let (ac, ar) = a.as_chunks::<LANES>();
         let (bc, br) = b.as_chunks::<LANES>();
         for (a, b) in ac.iter().zip(bc) {
-            for l in 0..LANES {
-                lanes[l] += f(a[l], b[l]);
-            }
+            lanes += F32x16(*a).zip(F32x16(*b), &f);
         }
         for (l, (&a, &b)) in ar.iter().zip(br).enumerate() {
-            lanes[l] += f(a, b);
+            lanes.0[l] += f(a, b);
         }
-        total += lanes.iter().map(|&v| v as f64).sum::<f64>();
+        total += lanes.0.iter().map(|&v| v as f64).sum::<f64>();
     }
     total
 }
@@ -112,33 +110,15 @@ fn kl_body(base: &[f32], q: &[f32], lse_base: f32, offset: f32, floor: f32) -> f
     })
 }
 
-/// Compiles `body` once more for AVX2 and AVX-512 and picks at run time. The bodies hold no fused multiply-add, so the
-/// results are equal.
-macro_rules! dispatch {
-    ($name:ident, $body:ident, ($($arg:ident: $ty:ty),*) -> $ret:ty) => {
-        fn $name($($arg: $ty),*) -> $ret {
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx2")]
-                fn avx2($($arg: $ty),*) -> $ret { $body($($arg),*) }
-                #[target_feature(enable = "avx512f")]
-                fn avx512($($arg: $ty),*) -> $ret { $body($($arg),*) }
-                if is_x86_feature_detected!("avx512f") {
-                    // SAFETY: the CPU has the feature that `avx512` is compiled for.
-                    return unsafe { avx512($($arg),*) };
-                }
-                if is_x86_feature_detected!("avx2") {
-                    // SAFETY: the CPU has the feature that `avx2` is compiled for.
-                    return unsafe { avx2($($arg),*) };
-                }
-            }
-            $body($($arg),*)
-        }
-    };
-}
+multiversion! {
+    fn row_kernel(x: &[f32]) -> (f32, bool, f64) {
+        row_body(x)
+    }
 
-dispatch!(row_kernel, row_body, (x: &[f32]) -> (f32, bool, f64));
-dispatch!(kl_kernel, kl_body, (base: &[f32], q: &[f32], lse_base: f32, offset: f32, floor: f32) -> f64);
+    fn kl_kernel(base: &[f32], q: &[f32], lse_base: f32, offset: f32, floor: f32) -> f64 {
+        kl_body(base, q, lse_base, offset, floor)
+    }
+}
 
 /// Log-sum-exp and argmax of `logits` `[vocab]`. A NaN or an infinity anywhere is an error, for it would spoil every mean.
 pub fn row(logits: &[f32]) -> Result<Row, NotFinite> {

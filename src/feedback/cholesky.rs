@@ -2,7 +2,8 @@
 //! place. Written out, and not taken from a library, because the result decides bytes: block sizes and the order of
 //! additions are fixed, so any number of threads and any instruction set give the same bits.
 
-use super::lanes::{Isa, Kernel};
+use crate::isa::Isa;
+use crate::simd::{self, Float, Kernel};
 use rayon::prelude::*;
 
 /// Rows and columns of a block.
@@ -70,7 +71,7 @@ fn factor(a: &mut [f64], n: usize, isa: Isa) -> bool {
             let x: Vec<f64> = rows.chunks(n).flat_map(|row| row[at..end].iter().copied()).collect();
             let x = Matrix { data: &x, stride: width };
             let m = Matrix { data: &transposed, stride: rest };
-            isa.run(Subtract { x, m, depth: width, out: rows, stride: n, at: end, cols });
+            simd::run(isa, Subtract { x, m, depth: width, out: rows, stride: n, at: end, cols });
         });
     }
     true
@@ -96,11 +97,11 @@ fn invert(a: &mut [f64], n: usize, isa: Isa) {
                     // M has no blocks above its diagonal.
                     let x = Matrix { data: &left[from..], stride: at };
                     let m = Matrix { data: &above[from * n + from..], stride: n };
-                    isa.run(Subtract { x, m, depth: at - from, out: &mut out, stride: cols, at: 0, cols });
+                    simd::run(isa, Subtract { x, m, depth: at - from, out: &mut out, stride: cols, at: 0, cols });
                 } else {
                     (0..height).for_each(|i| out[i * cols + i] = 1.0);
                 }
-                isa.run(Solve { diagonal: &diagonal, height, out: &mut out, cols });
+                simd::run(isa, Solve { diagonal: &diagonal, height, out: &mut out, cols });
                 out
             })
             .collect();
@@ -134,7 +135,7 @@ impl Kernel for Subtract<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run<V: Float>(self) {
         let Subtract { x, m, depth, out, stride, at, cols } = self;
         let mut panel = vec![[0.0; COLS]; depth];
         for from in (0..cols).step_by(COLS) {
@@ -178,7 +179,7 @@ impl Kernel for Solve<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run<V: Float>(self) {
         let Solve { diagonal, height, out, cols } = self;
         for i in 0..height {
             let (done, row) = out.split_at_mut(i * cols);
@@ -219,7 +220,7 @@ pub(super) mod tests {
         for n in [1, 2, 63, 64, 65, 150] {
             let h: Vec<f64> = spd(n, 2 * n + 3, 5).iter().map(|v| f64::from(*v)).collect();
             let mut m = h.clone();
-            assert!(invert_factor(&mut m, n, Isa::widest()));
+            assert!(invert_factor(&mut m, n, Isa::active()));
             // M H Mᵀ = I.
             let lower = |i: usize, j: usize| if j <= i { m[i * n + j] } else { 0.0 };
             for i in 0..n {
@@ -242,7 +243,7 @@ pub(super) mod tests {
             assert!(pool.install(|| invert_factor(&mut m, n, isa)));
             m
         };
-        let first = run(1, Isa::Baseline);
+        let first = run(1, Isa::SCALAR);
         for isa in Isa::available() {
             for threads in [1, 3] {
                 assert!(run(threads, isa) == first, "{isa:?}, {threads} threads");
@@ -256,7 +257,7 @@ pub(super) mod tests {
         let mut h = vec![0.0; n * n];
         (0..n).for_each(|i| h[i * n + i] = 1.0);
         h[69 * n + 69] = -1e-9;
-        assert!(!invert_factor(&mut h, n, Isa::widest()));
-        assert!(!invert_factor(&mut [f64::NAN], 1, Isa::widest()));
+        assert!(!invert_factor(&mut h, n, Isa::active()));
+        assert!(!invert_factor(&mut [f64::NAN], 1, Isa::active()));
     }
 }

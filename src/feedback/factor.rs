@@ -2,7 +2,9 @@
 //! `U` of the inverse. Nothing of grids or codes.
 
 use super::cholesky::invert_factor;
-use super::lanes::{Isa, Lane, one_column};
+use super::lanes::one_column;
+use crate::isa::Isa;
+use crate::simd::F32x16;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -73,7 +75,7 @@ impl Factor {
     ///
     /// Errors: see [`FactorError`]; where it is `Singular`, damping was raised to the cap before.
     pub fn new(gram: &[f32], n: usize, shrink: Shrink, order: Order) -> Result<(Factor, Notes), FactorError> {
-        Self::with_isa(gram, n, shrink, order, Isa::widest())
+        Self::with_isa(gram, n, shrink, order, Isa::active())
     }
 
     pub(super) fn with_isa(
@@ -264,7 +266,7 @@ impl Local {
         for i in 0..len {
             (0..len).for_each(|j| m[(len - 1 - i) * len + len - 1 - j] = f64::from(h[i * len + j]));
         }
-        if !invert_factor(&mut m, len, Isa::Baseline) {
+        if !invert_factor(&mut m, len, Isa::SCALAR) {
             return None;
         }
         let u = |i: usize, j: usize| if i <= j { m[(len - 1 - i) * len + len - 1 - j] } else { 0.0 };
@@ -293,7 +295,7 @@ impl Local {
     /// `target_j -= Σ_{i < from} U_ij E_i` for the columns `from .. from + target.len()`: what the errors of the block's
     /// first columns ask of later ones.
     #[inline(always)]
-    pub fn compensate(&self, errors: &[Lane], from: usize, target: &mut [Lane]) {
+    pub fn compensate(&self, errors: &[F32x16], from: usize, target: &mut [F32x16]) {
         for (j, target) in target.iter_mut().enumerate() {
             let above = &self.above[(from + j) * self.len..][..from];
             for (u, e) in above.iter().zip(errors) {
@@ -310,10 +312,10 @@ impl Local {
     pub fn trial<const C: usize>(
         &self,
         from: usize,
-        target: &[Lane],
-        errors: &mut [[Lane; C]],
-        grid: impl FnMut(usize, [Lane; C]) -> [Lane; C],
-    ) -> [Lane; C] {
+        target: &[F32x16],
+        errors: &mut [[F32x16; C]],
+        grid: impl FnMut(usize, [F32x16; C]) -> [F32x16; C],
+    ) -> [F32x16; C] {
         self.trial_with(from, target, errors, grid)
     }
 
@@ -322,11 +324,11 @@ impl Local {
     pub fn trial_with<const C: usize>(
         &self,
         from: usize,
-        target: &[Lane],
-        errors: &mut [[Lane; C]],
+        target: &[F32x16],
+        errors: &mut [[F32x16; C]],
         mut grid: impl Choose<C>,
-    ) -> [Lane; C] {
-        let mut loss = [Lane::ZERO; C];
+    ) -> [F32x16; C] {
+        let mut loss = [F32x16::ZERO; C];
         for (j, target) in target.iter().enumerate() {
             let above = &self.above[(from + j) * self.len + from..][..j];
             let mut t = [*target; C];
@@ -351,12 +353,12 @@ impl Local {
 /// compiler does not inline a closure, and what is not inlined is compiled for the baseline.
 pub trait Choose<const C: usize> {
     /// The values that `targets` of column `j` become.
-    fn choose(&mut self, j: usize, targets: [Lane; C]) -> [Lane; C];
+    fn choose(&mut self, j: usize, targets: [F32x16; C]) -> [F32x16; C];
 }
 
-impl<const C: usize, F: FnMut(usize, [Lane; C]) -> [Lane; C]> Choose<C> for F {
+impl<const C: usize, F: FnMut(usize, [F32x16; C]) -> [F32x16; C]> Choose<C> for F {
     #[inline(always)]
-    fn choose(&mut self, j: usize, targets: [Lane; C]) -> [Lane; C] {
+    fn choose(&mut self, j: usize, targets: [F32x16; C]) -> [F32x16; C] {
         self(j, targets)
     }
 }

@@ -1,8 +1,9 @@
 //! Four-bit floats (E2M1) under a scale per group of columns, NVFP4's and MXFP4's: the [`Grid`] that chooses scales and
 //! codes inside the feedback loop. Which scales there are is the caller's; nothing is packed here.
 
-use super::lanes::{LANES, Lane};
+use super::lanes::LANES;
 use super::{Block, Factor, Grid, Polish, round};
+use crate::simd::F32x16;
 use std::ops::RangeInclusive;
 
 /// What a format can hold.
@@ -68,13 +69,13 @@ const TRIES: usize = 4;
 
 /// The E2M1 number nearest to `x`, ties to even.
 #[inline(always)]
-fn nearest(x: Lane) -> Lane {
+fn nearest(x: F32x16) -> F32x16 {
     let a = x.abs();
     let fine = (a * 2.0).round() * 0.5;
-    let coarse = ((a * 0.5).round() * 2.0).min(Lane::splat(6.0));
-    let upper = a.round().if_less(a, Lane::splat(4.0), coarse);
-    let size = fine.if_less(a, Lane::splat(2.0), upper);
-    (size * -1.0).if_less(x, Lane::ZERO, size)
+    let coarse = ((a * 0.5).round() * 2.0).min(F32x16::splat(6.0));
+    let upper = a.round().if_less(a, F32x16::splat(4.0), coarse);
+    let size = fine.if_less(a, F32x16::splat(2.0), upper);
+    (size * -1.0).if_less(x, F32x16::ZERO, size)
 }
 
 /// The code of so many halves.
@@ -89,14 +90,14 @@ fn code(units: i8) -> u8 {
 }
 
 #[inline(always)]
-fn halves(value: Lane) -> [i8; LANES] {
+fn halves(value: F32x16) -> [i8; LANES] {
     value.0.map(|v| (2.0 * v) as i8)
 }
 
 impl Fp4Grid<'_> {
     #[inline(always)]
-    fn scale(&self, codes: [u8; LANES]) -> Lane {
-        Lane(codes.map(|c| self.spec.scales[usize::from(c)]))
+    fn scale(&self, codes: [u8; LANES]) -> F32x16 {
+        F32x16(codes.map(|c| self.spec.scales[usize::from(c)]))
     }
 }
 
@@ -107,19 +108,19 @@ impl Grid for Fp4Grid<'_> {
         self.spec.group
     }
 
-    fn start(&self, weights: &[Lane], _: &Factor) -> Part {
+    fn start(&self, weights: &[F32x16], _: &Factor) -> Part {
         Part { units: vec![[0; LANES]; weights.len()], scales: vec![[0; LANES]; self.group_of.len()] }
     }
 
     #[inline(always)]
     fn round(&self, part: &mut Part, block: Block<'_>) {
         let (low, high) = (*self.spec.codes.start(), *self.spec.codes.end());
-        let largest = block.weight.iter().fold(Lane::ZERO, |max, w| max.max(w.abs()));
+        let largest = block.weight.iter().fold(F32x16::ZERO, |max, w| max.max(w.abs()));
         let valid = &self.spec.scales[usize::from(low)..=usize::from(high)];
         let fits = largest.0.map(|max| i32::from(low) + valid.partition_point(|s| s * 6.0 < max) as i32);
         let offsets: Vec<i32> = self.spec.tried.clone().collect();
-        let mut best = ([low; LANES], Lane::splat(f32::INFINITY));
-        let mut errors = vec![[Lane::ZERO; TRIES]; block.weight.len()];
+        let mut best = ([low; LANES], F32x16::splat(f32::INFINITY));
+        let mut errors = vec![[F32x16::ZERO; TRIES]; block.weight.len()];
         for offsets in offsets.chunks(TRIES) {
             let tried: [[u8; LANES]; TRIES] = std::array::from_fn(|c| {
                 // A short chunk tries its last one again.
@@ -141,7 +142,7 @@ impl Grid for Fp4Grid<'_> {
         part.scales[block.places.start / self.spec.group] = best.0;
         let scale = self.scale(best.0);
         let inverse = scale.map(|s| 1.0 / s);
-        let mut errors = vec![[Lane::ZERO; 1]; block.weight.len()];
+        let mut errors = vec![[F32x16::ZERO; 1]; block.weight.len()];
         block.local.trial(0, block.weight, &mut errors, |j, [t]| {
             let value = nearest(t * inverse);
             part.units[block.places.start + j] = halves(value);
@@ -187,7 +188,7 @@ mod tests {
     fn numbers_become_the_nearest_of_the_format() {
         for i in -700..700 {
             let x = i as f32 / 100.0 + 0.001;
-            let found = nearest(Lane::splat(x)).0[0];
+            let found = nearest(F32x16::splat(x)).0[0];
             assert_eq!(found, E2M1[usize::from(to_e2m1(x))], "{x}");
             assert_eq!(E2M1[usize::from(code((2.0 * found) as i8))], found);
         }

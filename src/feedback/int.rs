@@ -1,8 +1,9 @@
 //! Groups of integers with one scale and zero each (GPTQ, AWQ, compressed-tensors, MLX): rounding to nearest by the
 //! peers' formulas, and the [`Grid`] that chooses scales, zeros and codes inside the feedback loop. It packs nothing.
 
-use super::lanes::{LANES, Lane, ScaleType, one_column};
+use super::lanes::{LANES, ScaleType, one_column};
 use super::{Block, Choose, Factor, Grid, Local, Polish, Rounded, Square, SubBlock, round};
+use crate::simd::F32x16;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -74,7 +75,7 @@ impl Codes {
 /// scale's type, as compressed-tensors does: bit for bit its result when `w` is of that type.
 pub fn nearest(w: &[f32], rows: usize, cols: usize, spec: &IntSpec) -> Codes {
     let (groups, middle, max) = (spec.groups(cols), spec.middle(), spec.max_code());
-    let step = |v: f32| spec.scale.round(Lane::splat(v)).0[0];
+    let step = |v: f32| spec.scale.round(F32x16::splat(v)).0[0];
     // What stands in for a scale of zero: the type's machine epsilon.
     let epsilon = match spec.scale {
         ScaleType::F16 => 9.765_625e-4,
@@ -153,32 +154,32 @@ struct IntGrid {
 /// Scale and zero of one group for each row.
 #[derive(Clone, Copy)]
 struct Parameters {
-    scale: Lane,
-    inverse: Lane,
-    zero: Lane,
+    scale: F32x16,
+    inverse: F32x16,
+    zero: F32x16,
 }
 
 impl Parameters {
     #[inline(always)]
-    fn new(scale: Lane, zero: Lane, spec: &IntSpec) -> Self {
+    fn new(scale: F32x16, zero: F32x16, spec: &IntSpec) -> Self {
         let smallest = spec.scale.smallest();
         let scale = spec.scale.round(scale).map(|s| if s.abs() < smallest { smallest } else { s });
         Parameters { scale, inverse: scale.map(|s| 1.0 / s), zero }
     }
 
     #[inline(always)]
-    fn code(&self, t: Lane, max: f32) -> Lane {
-        (t * self.inverse + self.zero).max(Lane::ZERO).min(Lane::splat(max)).round()
+    fn code(&self, t: F32x16, max: f32) -> F32x16 {
+        (t * self.inverse + self.zero).max(F32x16::ZERO).min(F32x16::splat(max)).round()
     }
 
     #[inline(always)]
-    fn value(&self, code: Lane) -> Lane {
+    fn value(&self, code: F32x16) -> F32x16 {
         (code - self.zero) * self.scale
     }
 
     /// Row by row those of `self` where `a < b`, else those of `other`.
     #[inline(always)]
-    fn if_less(&self, a: Lane, b: Lane, other: &Parameters) -> Parameters {
+    fn if_less(&self, a: F32x16, b: F32x16, other: &Parameters) -> Parameters {
         Parameters {
             scale: self.scale.if_less(a, b, other.scale),
             inverse: self.inverse.if_less(a, b, other.inverse),
@@ -236,20 +237,25 @@ impl IntGrid {
     /// The parameters of a group whose weights lie between `low <= 0` and `high >= 0`: from these extremes, or the best of
     /// a few others by `loss`, which judges [`TRIES`] at a time.
     #[inline(always)]
-    fn choose(&self, low: Lane, high: Lane, mut loss: impl FnMut(&[Parameters; TRIES]) -> [Lane; TRIES]) -> Parameters {
+    fn choose(
+        &self,
+        low: F32x16,
+        high: F32x16,
+        mut loss: impl FnMut(&[Parameters; TRIES]) -> [F32x16; TRIES],
+    ) -> Parameters {
         let spec = &self.spec;
         let max = spec.max_code();
         let plain = if spec.symmetric {
-            Parameters::new(high.max(low * -1.0).map(|v| v / (max / 2.0)), Lane::splat(spec.middle()), spec)
+            Parameters::new(high.max(low * -1.0).map(|v| v / (max / 2.0)), F32x16::splat(spec.middle()), spec)
         } else {
-            let p = Parameters::new((high - low).map(|v| v / max), Lane::ZERO, spec);
+            let p = Parameters::new((high - low).map(|v| v / max), F32x16::ZERO, spec);
             Parameters { zero: self.zero((low * p.inverse * -1.0).round()), ..p }
         };
         if !self.search {
             return plain;
         }
-        let mut best = (plain, Lane::splat(f32::INFINITY));
-        let mut ratio = Lane::splat(1.0);
+        let mut best = (plain, F32x16::splat(f32::INFINITY));
+        let mut ratio = F32x16::splat(1.0);
         let (largest, smallest) = match spec.bits {
             0..=2 => (1.05, 0.35),
             3 => (1.08, 0.5),
@@ -266,7 +272,7 @@ impl IntGrid {
             let mut ratios = [ratio; TRIES];
             for c in 0..TRIES {
                 let zero = if batch < batches {
-                    ratios[c] = Lane::splat(largest - (batch % each * TRIES + c) as f32 * step);
+                    ratios[c] = F32x16::splat(largest - (batch % each * TRIES + c) as f32 * step);
                     self.zero(plain.zero + shifts[batch / each])
                 } else {
                     ratios[c] = ratio + [-0.6, -0.3, 0.3, 0.6][c] * step;
@@ -285,25 +291,25 @@ impl IntGrid {
     }
 
     #[inline(always)]
-    fn zero(&self, zero: Lane) -> Lane {
-        zero.max(Lane::splat(f32::from(self.spec.least_zero))).min(Lane::splat(self.spec.max_code()))
+    fn zero(&self, zero: F32x16) -> F32x16 {
+        zero.max(F32x16::splat(f32::from(self.spec.least_zero))).min(F32x16::splat(self.spec.max_code()))
     }
 }
 
 #[inline(always)]
-fn extremes<'a>(weights: impl Iterator<Item = &'a Lane>) -> (Lane, Lane) {
-    weights.fold((Lane::ZERO, Lane::ZERO), |(low, high), w| (low.min(*w), high.max(*w)))
+fn extremes<'a>(weights: impl Iterator<Item = &'a F32x16>) -> (F32x16, F32x16) {
+    weights.fold((F32x16::ZERO, F32x16::ZERO), |(low, high), w| (low.min(*w), high.max(*w)))
 }
 
 #[inline(always)]
-fn bytes(code: Lane) -> [u8; LANES] {
+fn bytes(code: F32x16) -> [u8; LANES] {
     // Codes are whole numbers from 0 to 255 already.
     code.0.map(|v| v as i32 as u8)
 }
 
 #[inline(always)]
-fn number(code: [u8; LANES]) -> Lane {
-    Lane(code.map(f32::from))
+fn number(code: [u8; LANES]) -> F32x16 {
+    F32x16(code.map(f32::from))
 }
 
 impl Grid for IntGrid {
@@ -314,8 +320,8 @@ impl Grid for IntGrid {
     }
 
     #[inline(always)]
-    fn start(&self, weights: &[Lane], factor: &Factor) -> Part {
-        let none = Parameters { scale: Lane::ZERO, inverse: Lane::ZERO, zero: Lane::ZERO };
+    fn start(&self, weights: &[F32x16], factor: &Factor) -> Part {
+        let none = Parameters { scale: F32x16::ZERO, inverse: F32x16::ZERO, zero: F32x16::ZERO };
         let mut parameters = vec![none; self.spec.groups(weights.len())];
         if !self.in_loop {
             let max = self.spec.max_code();
@@ -324,7 +330,7 @@ impl Grid for IntGrid {
             for (parameters, members) in parameters.iter_mut().zip(&members) {
                 let (low, high) = extremes(members.iter().map(|p| &weights[*p]));
                 *parameters = self.choose(low, high, |tried| {
-                    let mut loss = [Lane::ZERO; TRIES];
+                    let mut loss = [F32x16::ZERO; TRIES];
                     for place in members {
                         one_column();
                         let h = factor.importance()[*place];
@@ -345,11 +351,11 @@ impl Grid for IntGrid {
         let max = self.spec.max_code();
         if self.in_loop {
             let (low, high) = extremes(block.weight.iter());
-            let mut errors = vec![[Lane::ZERO; TRIES]; block.weight.len()];
+            let mut errors = vec![[F32x16::ZERO; TRIES]; block.weight.len()];
             let chosen = self.choose(low, high, |tried| trial(block.local, block.weight, tried, max, &mut errors));
             part.parameters[self.group_of[block.places.start] as usize] = chosen;
         }
-        let mut errors = vec![[Lane::ZERO; 1]; block.weight.len()];
+        let mut errors = vec![[F32x16::ZERO; 1]; block.weight.len()];
         block.local.trial(0, block.weight, &mut errors, |j, [t]| {
             let place = block.places.start + j;
             let p = &part.parameters[self.group_of[place] as usize];
@@ -396,18 +402,18 @@ impl IntGrid {
         part: &mut Part,
         places: &Range<usize>,
         sub: &SubBlock,
-        gradient: &[Lane],
-        value: &mut [Lane],
+        gradient: &[F32x16],
+        value: &mut [F32x16],
     ) {
         let (max, spec) = (self.spec.max_code(), &self.spec);
-        let mut target = vec![Lane::ZERO; value.len()];
+        let mut target = vec![F32x16::ZERO; value.len()];
         let excess = sub.target(value, gradient, &mut target);
         let group = self.group_of[places.start] as usize;
         let present = part.parameters[group];
         let mut chosen = present;
         if self.in_loop && self.search {
-            let mut errors = vec![[Lane::ZERO; TRIES]; value.len()];
-            let mut best = Lane::splat(f32::INFINITY);
+            let mut errors = vec![[F32x16::ZERO; TRIES]; value.len()];
+            let mut best = F32x16::splat(f32::INFINITY);
             let tries: &[[(f32, f32); TRIES]] = if spec.symmetric {
                 &[[(1.0, 0.0), (0.97, 0.0), (1.03, 0.0), (0.94, 0.0)]]
             } else {
@@ -427,9 +433,9 @@ impl IntGrid {
                 }
             }
         }
-        let mut errors = vec![[Lane::ZERO; 1]; value.len()];
-        let mut codes = vec![Lane::ZERO; value.len()];
-        let mut values = vec![Lane::ZERO; value.len()];
+        let mut errors = vec![[F32x16::ZERO; 1]; value.len()];
+        let mut codes = vec![F32x16::ZERO; value.len()];
+        let mut values = vec![F32x16::ZERO; value.len()];
         let [loss] = sub.local.trial(0, &target, &mut errors, |j, [t]| {
             let p = if self.in_loop { chosen } else { part.parameters[self.group_of[places.start + j] as usize] };
             codes[j] = p.code(t, max);
@@ -451,13 +457,20 @@ impl IntGrid {
 
     /// The best scale for the block's codes, in closed form.
     #[inline(always)]
-    fn refit(&self, part: &mut Part, places: &Range<usize>, square: &Square, gradient: &[Lane], value: &mut [Lane]) {
+    fn refit(
+        &self,
+        part: &mut Part,
+        places: &Range<usize>,
+        square: &Square,
+        gradient: &[F32x16],
+        value: &mut [F32x16],
+    ) {
         let group = self.group_of[places.start] as usize;
         let present = part.parameters[group];
-        let steps: Vec<Lane> = part.codes[places.clone()].iter().map(|c| number(*c) - present.zero).collect();
-        let mut product = vec![Lane::ZERO; steps.len()];
+        let steps: Vec<F32x16> = part.codes[places.clone()].iter().map(|c| number(*c) - present.zero).collect();
+        let mut product = vec![F32x16::ZERO; steps.len()];
         square.product(0..steps.len(), &steps, &mut product);
-        let (mut yg, mut yhy) = (Lane::ZERO, Lane::ZERO);
+        let (mut yg, mut yhy) = (F32x16::ZERO, F32x16::ZERO);
         for ((y, hy), g) in steps.iter().zip(&product).zip(gradient) {
             one_column();
             yg += *y * *g;
@@ -484,11 +497,11 @@ const ACCEPT: f32 = 0.9999;
 #[inline(always)]
 fn trial(
     local: &Local,
-    target: &[Lane],
+    target: &[F32x16],
     tried: &[Parameters; TRIES],
     max: f32,
-    errors: &mut [[Lane; TRIES]],
-) -> [Lane; TRIES] {
+    errors: &mut [[F32x16; TRIES]],
+) -> [F32x16; TRIES] {
     local.trial_with(0, target, errors, Tried { tried, max })
 }
 
@@ -500,7 +513,7 @@ struct Tried<'a> {
 
 impl Choose<TRIES> for Tried<'_> {
     #[inline(always)]
-    fn choose(&mut self, _: usize, mut targets: [Lane; TRIES]) -> [Lane; TRIES] {
+    fn choose(&mut self, _: usize, mut targets: [F32x16; TRIES]) -> [F32x16; TRIES] {
         for (t, p) in targets.iter_mut().zip(self.tried) {
             one_column();
             *t = p.value(p.code(*t, self.max));
@@ -511,8 +524,9 @@ impl Choose<TRIES> for Tried<'_> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::{Isa, round_with};
+    use super::super::round_with;
     use super::*;
+    use crate::isa::Isa;
 
     /// [`quantize`] with an instruction set.
     pub(in super::super) fn quantize_with(w: &[f32], factor: &Factor, spec: &IntSpec, isa: Isa) -> Codes {

@@ -11,10 +11,13 @@ pub mod ggml;
 pub mod int;
 pub mod lanes;
 
+pub use crate::simd::F32x16;
 pub use factor::{Choose, Factor, FactorError, Local, Notes, Order, Shrink};
-pub use lanes::{Isa, LANES, Lane, ScaleType};
+pub use lanes::{LANES, ScaleType};
 
-use lanes::{Kernel, Panel, one_column, subtract_product};
+use crate::isa::Isa;
+use crate::simd::{self, Float, Kernel};
+use lanes::{Panel, one_column, subtract_product};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -36,7 +39,7 @@ pub trait Grid: Sync {
     }
 
     /// Before the first block: `weights` are the bundle's own.
-    fn start(&self, weights: &[Lane], factor: &Factor) -> Self::Part;
+    fn start(&self, weights: &[F32x16], factor: &Factor) -> Self::Part;
 
     /// Rounds one block: writes `value` and `error`.
     fn round(&self, part: &mut Self::Part, block: Block<'_>);
@@ -53,11 +56,11 @@ pub struct Block<'a> {
     /// The diagonal of H.
     pub importance: &'a [f32],
     /// What the columns should be, with the errors of all earlier blocks in them.
-    pub weight: &'a [Lane],
+    pub weight: &'a [F32x16],
     /// What they become.
-    pub value: &'a mut [Lane],
+    pub value: &'a mut [F32x16],
     /// `E` of each column as [`Local::trial`] defines it.
-    pub error: &'a mut [Lane],
+    pub error: &'a mut [F32x16],
 }
 
 /// A block to round again. With `G = (W - Ŵ) H`, a change `v` of the block's values changes the loss `(W - Ŵ) H (W - Ŵ)ᵀ`
@@ -66,8 +69,8 @@ pub struct Polish<'a> {
     pub places: Range<usize>,
     pub square: &'a Square,
     /// The block's columns of `G`. The core works out the new ones itself: this is for the grid to use up.
-    pub gradient: &'a mut [Lane],
-    pub value: &'a mut [Lane],
+    pub gradient: &'a mut [F32x16],
+    pub value: &'a mut [F32x16],
 }
 
 /// `H` between the columns of one block.
@@ -112,9 +115,9 @@ impl Square {
 
     /// `out_j = Σ_i H_ji v_i` over the columns `range`; `v` and `out` begin with the first of them.
     #[inline(always)]
-    pub fn product(&self, range: Range<usize>, v: &[Lane], out: &mut [Lane]) {
+    pub fn product(&self, range: Range<usize>, v: &[F32x16], out: &mut [F32x16]) {
         for (j, out) in range.clone().zip(out) {
-            let mut sum = Lane::ZERO;
+            let mut sum = F32x16::ZERO;
             for (h, v) in self.row(j)[range.clone()].iter().zip(v) {
                 one_column();
                 sum += *v * *h;
@@ -126,10 +129,10 @@ impl Square {
     /// The change of the loss when the values of the columns `from ..` change by `change` and the gradient there is
     /// `gradient`.
     #[inline(always)]
-    pub fn loss_change(&self, from: usize, change: &[Lane], gradient: &[Lane]) -> Lane {
-        let mut sum = Lane::ZERO;
+    pub fn loss_change(&self, from: usize, change: &[F32x16], gradient: &[F32x16]) -> F32x16 {
+        let mut sum = F32x16::ZERO;
         for (j, (v, g)) in change.iter().zip(gradient).enumerate() {
-            let mut hv = Lane::ZERO;
+            let mut hv = F32x16::ZERO;
             for (h, v) in self.row(from + j)[from..].iter().zip(change) {
                 one_column();
                 hv += *v * *h;
@@ -141,7 +144,7 @@ impl Square {
 
     /// `gradient -= H_{·j} change` over the whole block, after the value of column `j` changed.
     #[inline(always)]
-    pub fn moved(&self, j: usize, change: Lane, gradient: &mut [Lane]) {
+    pub fn moved(&self, j: usize, change: F32x16, gradient: &mut [F32x16]) {
         for (g, h) in gradient.iter_mut().zip(self.row(j)) {
             one_column();
             *g -= change * *h;
@@ -154,11 +157,11 @@ impl SubBlock {
     /// the loss lies above that least one, `gᵀ H⁻¹ g`. A [`Local::trial`] on `target` with `self.local` gives the same
     /// figure for other values.
     #[inline(always)]
-    pub fn target(&self, value: &[Lane], gradient: &[Lane], target: &mut [Lane]) -> Lane {
+    pub fn target(&self, value: &[F32x16], gradient: &[F32x16], target: &mut [F32x16]) -> F32x16 {
         let len = self.local.len();
-        let mut excess = Lane::ZERO;
+        let mut excess = F32x16::ZERO;
         for (j, target) in target.iter_mut().enumerate().take(len) {
-            let mut step = Lane::ZERO;
+            let mut step = F32x16::ZERO;
             for (h, g) in self.inverse[j * len..][..len].iter().zip(gradient) {
                 one_column();
                 step += *g * *h;
@@ -190,7 +193,7 @@ impl<P> Rounded<P> {
 /// Rounds `w` (`[rows, factor.len()]`, finite) to `grid`, with `sweeps` polish sweeps. The same bits for any number of
 /// threads.
 pub fn round<G: Grid>(w: &[f32], factor: &Factor, grid: &G, sweeps: usize) -> Rounded<G::Part> {
-    round_with(w, factor, grid, sweeps, Isa::widest())
+    round_with(w, factor, grid, sweeps, Isa::active())
 }
 
 fn round_with<G: Grid>(w: &[f32], factor: &Factor, grid: &G, sweeps: usize, isa: Isa) -> Rounded<G::Part> {
@@ -210,7 +213,7 @@ fn round_with<G: Grid>(w: &[f32], factor: &Factor, grid: &G, sweeps: usize, isa:
     let squares = squares.flatten().unwrap_or_default();
     let plan = Plan { factor, grid, blocks: &blocks, locals: &locals, squares: &squares, sweeps };
     let tasks: Vec<Vec<Bundle<G::Part>>> =
-        w.par_chunks(BUNDLES * LANES * n).map(|rows| isa.run(Task { plan: &plan, rows })).collect();
+        w.par_chunks(BUNDLES * LANES * n).map(|rows| simd::run(isa, Task { plan: &plan, rows })).collect();
     for bundle in tasks.into_iter().flatten() {
         rounded.loss += bundle.loss;
         rounded.energy += bundle.energy;
@@ -238,8 +241,8 @@ struct Bundle<P> {
     part: P,
     rows: usize,
     /// Column by column: what is left of the weights (first), then `G`.
-    weight: Vec<Lane>,
-    value: Vec<Lane>,
+    weight: Vec<F32x16>,
+    value: Vec<F32x16>,
     loss: f64,
     energy: f64,
 }
@@ -248,7 +251,7 @@ impl<G: Grid> Kernel for Task<'_, G> {
     type Output = Vec<Bundle<G::Part>>;
 
     #[inline(always)]
-    fn run(self) -> Self::Output {
+    fn run<V: Float>(self) -> Self::Output {
         let Plan { factor, grid, blocks, locals, squares, sweeps } = *self.plan;
         let n = factor.len();
         let mut bundles: Vec<Bundle<G::Part>> = self
@@ -259,11 +262,11 @@ impl<G: Grid> Kernel for Task<'_, G> {
                 let rows = rows.len() / n;
                 let energy = weight.iter().zip(factor.importance()).map(|(w, h)| (*w * *w * *h).sum(rows)).sum();
                 let part = grid.start(&weight, factor);
-                Bundle { part, rows, weight, value: vec![Lane::ZERO; n], loss: 0.0, energy }
+                Bundle { part, rows, weight, value: vec![F32x16::ZERO; n], loss: 0.0, energy }
             })
             .collect();
         let longest = blocks.first().map_or(0, |b| b.len());
-        let mut errors = vec![vec![Lane::ZERO; longest]; bundles.len()];
+        let mut errors = vec![vec![F32x16::ZERO; longest]; bundles.len()];
         let mut panel = Vec::new();
         for (places, local) in blocks.iter().zip(locals) {
             for (bundle, error) in bundles.iter_mut().zip(&mut errors) {
@@ -302,12 +305,12 @@ impl<G: Grid> Task<'_, G> {
         let n = factor.len();
         let rows: Vec<&[f32]> = self.rows.chunks(LANES * n).collect();
         // G = (W - Ŵ) H, block of rows of H by block.
-        let mut changes: Vec<Vec<Lane>> = Vec::new();
+        let mut changes: Vec<Vec<F32x16>> = Vec::new();
         for (bundle, rows) in bundles.iter_mut().zip(&rows) {
             let original = transposed(rows, factor.order());
             // Negative, because the product is subtracted.
             changes.push(bundle.value.iter().zip(&original).map(|(v, w)| *v - *w).collect());
-            bundle.weight.fill(Lane::ZERO);
+            bundle.weight.fill(F32x16::ZERO);
         }
         for places in blocks {
             carry(factor, places, bundles, |i| &changes[i][places.clone()], panel);
@@ -317,7 +320,7 @@ impl<G: Grid> Task<'_, G> {
                 for (bundle, change) in bundles.iter_mut().zip(&mut changes) {
                     let change = &mut change[places.clone()];
                     let gradient = &mut bundle.weight[places.clone()];
-                    let saved: Vec<Lane> = gradient.to_vec();
+                    let saved: Vec<F32x16> = gradient.to_vec();
                     let value = &mut bundle.value[places.clone()];
                     change.copy_from_slice(value);
                     grid.polish(&mut bundle.part, Polish { places: places.clone(), square, gradient, value });
@@ -337,7 +340,7 @@ fn carry<'a, P>(
     factor: &Factor,
     places: &Range<usize>,
     bundles: &mut [Bundle<P>],
-    change: impl Fn(usize) -> &'a [Lane],
+    change: impl Fn(usize) -> &'a [F32x16],
     panel: &mut Vec<Panel>,
 ) {
     match factor.hessian(places.start, 0) {
@@ -358,8 +361,8 @@ fn carry<'a, P>(
 }
 
 /// Up to 16 rows as lanes, columns in the order of processing; lanes without a row are zero.
-fn transposed(rows: &[f32], order: &[u32]) -> Vec<Lane> {
-    let mut out = vec![Lane::ZERO; order.len()];
+fn transposed(rows: &[f32], order: &[u32]) -> Vec<F32x16> {
+    let mut out = vec![F32x16::ZERO; order.len()];
     for (lane, row) in rows.chunks_exact(order.len()).enumerate() {
         for (out, column) in out.iter_mut().zip(order) {
             out.0[lane] = row[*column as usize];

@@ -3,6 +3,8 @@
 
 use super::Buffers;
 #[cfg(target_arch = "x86_64")]
+use crate::isa::{Avx512, Isa};
+#[cfg(target_arch = "x86_64")]
 use crate::kernel::gemm;
 use crate::kernel::vector;
 use faer::linalg::matmul::matmul;
@@ -132,13 +134,12 @@ pub(super) fn attend(shape: Heads, q: &[f32], stride: usize, kv: Seen, packed: &
     let n = q.len() / stride;
     let first = kv.len - n;
     #[cfg(target_arch = "x86_64")]
-    let is_packed = n >= FEW_QUERIES && dim.is_multiple_of(gemm::PANEL) && vector::has_avx512();
+    let packed = Isa::active().avx512().filter(|_| n >= FEW_QUERIES && dim.is_multiple_of(gemm::PANEL)).map(|avx512| {
+        pack_keys(avx512, shape, kv, packed);
+        (avx512, packed.as_slice())
+    });
     #[cfg(not(target_arch = "x86_64"))]
-    let is_packed = false;
-    if is_packed {
-        pack_keys(shape, kv, packed);
-    }
-    let packed = packed.as_slice();
+    let _ = packed;
     // Column-major [heads * dim, n], cut into one piece per head and block of queries.
     let out = MatMut::from_column_major_slice_mut(out, heads * dim, n);
     out.par_row_chunks_mut(dim).enumerate().for_each(|(head, rows)| {
@@ -147,11 +148,11 @@ pub(super) fn attend(shape: Heads, q: &[f32], stride: usize, kv: Seen, packed: &
             let work = Block { shape, kv, head, queries, first };
             let q = &q[work.queries.start * stride + head * dim..(work.queries.end - 1) * stride + (head + 1) * dim];
             SCORES.with_borrow_mut(|scores| {
-                if is_packed {
-                    work.attend_packed(q, stride, packed, scores, out);
-                } else {
-                    work.attend(q, stride, scores, out);
+                #[cfg(target_arch = "x86_64")]
+                if let Some(packed) = packed {
+                    return work.attend_packed(q, stride, packed, scores, out);
                 }
+                work.attend(q, stride, scores, out);
             });
         });
     });
@@ -159,7 +160,7 @@ pub(super) fn attend(shape: Heads, q: &[f32], stride: usize, kv: Seen, packed: &
 
 /// The keys of each head in panels, `[kv_heads, positions / PANEL rounded up, dim, PANEL]`.
 #[cfg(target_arch = "x86_64")]
-fn pack_keys(shape: Heads, kv: Seen, packed: &mut Vec<f32>) {
+fn pack_keys(avx512: Avx512, shape: Heads, kv: Seen, packed: &mut Vec<f32>) {
     let Heads { kv_heads, dim, .. } = shape;
     let Seen { keys, step, len: positions, .. } = kv;
     packed.resize(kv_heads * positions.next_multiple_of(gemm::PANEL) * dim, 0.0);
@@ -169,14 +170,10 @@ fn pack_keys(shape: Heads, kv: Seen, packed: &mut Vec<f32>) {
         let (head, start) = (i / per_head, i % per_head * gemm::PANEL);
         for from in (start..(start + gemm::PANEL).min(positions)).step_by(16) {
             let count = (positions - from).min(16);
-            // SAFETY: called only where AVX-512 was detected.
-            unsafe { gemm::pack(&keys[from * step + head * dim..], step, count, dim, panel, from - start) };
+            gemm::pack(avx512, &keys[from * step + head * dim..], step, count, dim, panel, from - start);
         }
     });
 }
-
-#[cfg(not(target_arch = "x86_64"))]
-fn pack_keys(_: Heads, _: Seen, _: &mut Vec<f32>) {}
 
 /// One head's share of [`attend`] for some of the queries; position `first` is that of the first query of the batch.
 struct Block<'a> {
@@ -221,7 +218,14 @@ impl Block<'_> {
 
     /// The same from packed keys.
     #[cfg(target_arch = "x86_64")]
-    fn attend_packed(&self, q: &[f32], stride: usize, packed: &[f32], scores: &mut Vec<f32>, out: MatMut<'_, f32>) {
+    fn attend_packed(
+        &self,
+        q: &[f32],
+        stride: usize,
+        (avx512, packed): (Avx512, &[f32]),
+        scores: &mut Vec<f32>,
+        out: MatMut<'_, f32>,
+    ) {
         use gemm::{PANEL, Panels, Rows, multiply};
         let (dim, n) = (self.shape.dim, self.queries.len());
         let step = self.kv.step;
@@ -231,19 +235,14 @@ impl Block<'_> {
         let all = self.kv.len.next_multiple_of(PANEL);
         let keys = Panels::Packed(&packed[(self.kv_head() * all + start) * dim..]);
         scores.resize(n * len, 0.0);
-        // SAFETY: `packed` was made because AVX-512 was detected; `scores` is `[n, len]`.
-        unsafe { multiply(Rows { data: q, step: stride, n, cols: dim }, keys, len, scores.as_mut_ptr(), len) };
+        // SAFETY: `scores` is `[n, len]`.
+        unsafe { multiply(avx512, Rows { data: q, step: stride, n, cols: dim }, keys, len, scores.as_mut_ptr(), len) };
         self.weigh(scores, start, len);
         let values = Panels::Plain { data: &self.kv.values[start * step + self.kv_head() * dim..], step };
         let weights = Rows { data: scores, step: len, n, cols: len };
         let stride = out.col_stride() as usize;
-        // SAFETY: as above; each of the `n` columns of `out`, which is this task's alone, holds `dim` floats.
-        unsafe { multiply(weights, values, dim, out.as_ptr_mut(), stride) };
-    }
-
-    #[cfg(not(target_arch = "x86_64"))]
-    fn attend_packed(&self, q: &[f32], stride: usize, _: &[f32], scores: &mut Vec<f32>, out: MatMut<'_, f32>) {
-        self.attend(q, stride, scores, out);
+        // SAFETY: each of the `n` columns of `out`, which is this task's alone, holds `dim` floats.
+        unsafe { multiply(avx512, weights, values, dim, out.as_ptr_mut(), stride) };
     }
 
     /// From products of queries and keys to attention weights, `[queries, len]`; the first column is position `start`.

@@ -4,6 +4,7 @@
 //! For statistics over many tokens; evaluation keeps to [`super::matmul`].
 
 use super::{Output, RowSource};
+use crate::isa::multiversion;
 use std::ops::Range;
 
 /// The nearest bfloat16 (ties to even), as its bits; what is no number stays none.
@@ -14,7 +15,7 @@ fn bits(v: f32) -> u32 {
     if v.is_nan() { b >> 16 | 0x40 } else { rounded }
 }
 
-super::vector::widest! {
+multiversion! {
     /// Rounds every number to bfloat16.
     pub fn round(x: &mut [f32]) {
         for v in x {
@@ -62,8 +63,11 @@ impl RowSource for Rounded<'_> {
 /// As [`super::matmul`], of rounded inputs and weights.
 pub fn matmul(x: &[f32], w: &dyn RowSource, rows: Range<usize>, y: Output<'_>) {
     #[cfg(target_arch = "x86_64")]
-    if fast::is_available() && x.len() > super::DOT_ROWS * w.cols() && !rows.is_empty() {
-        return fast::matmul(x, w, rows, y);
+    if let Some(isa) = crate::isa::Isa::active().avx512_bf16()
+        && x.len() > super::DOT_ROWS * w.cols()
+        && !rows.is_empty()
+    {
+        return fast::matmul(isa, x, w, rows, y);
     }
     let mut x = x.to_vec();
     round(&mut x);
@@ -75,19 +79,15 @@ pub(crate) mod fast {
     //! With AVX512-BF16: the loops of [`gemm`] over pairs instead of numbers.
 
     use super::super::gemm::{self, PANEL};
-    use super::super::{DECODE_ROWS, Output, ROW_BLOCK, RowSource, vector};
+    use super::super::{DECODE_ROWS, Output, ROW_BLOCK, RowSource};
     use super::pairs;
+    use crate::isa::Avx512Bf16;
     use bytemuck::{cast_slice, cast_slice_mut};
     use faer::MatMut;
     use rayon::prelude::*;
     use std::arch::x86_64::*;
     use std::cell::RefCell;
     use std::ops::Range;
-
-    /// Whether the machine has the instructions.
-    pub(crate) fn is_available() -> bool {
-        vector::has_avx512() && is_x86_feature_detected!("avx512bf16")
-    }
 
     /// Input rows of a tile.
     const TILE: usize = 12;
@@ -100,7 +100,7 @@ pub(crate) mod fast {
         static DECODED: RefCell<(Vec<f32>, Vec<u32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
     }
 
-    pub(super) fn matmul(x: &[f32], w: &dyn RowSource, rows: Range<usize>, y: Output<'_>) {
+    pub(super) fn matmul(isa: Avx512Bf16, x: &[f32], w: &dyn RowSource, rows: Range<usize>, y: Output<'_>) {
         let (cols, out) = (w.cols(), rows.len());
         let (n, depth) = (x.len() / cols, cols.div_ceil(2));
         let mut input = vec![0u32; n * depth];
@@ -125,10 +125,11 @@ pub(crate) mod fast {
                     }
                     let panel = &mut panels[row / PANEL * PANEL * depth..];
                     let (from, to) = (cast_slice(&joined[..some * depth]), cast_slice_mut(panel));
-                    // SAFETY: AVX-512 was detected. Only whole words move, whatever they stand for.
-                    unsafe { gemm::pack(from, depth, some, depth, to, row % PANEL) };
+                    // Only whole words move, whatever they stand for.
+                    gemm::pack(isa.avx512(), from, depth, some, depth, to, row % PANEL);
                 }
-                // SAFETY: the instructions were detected, and `y` is this task's alone.
+                // SAFETY: `isa` proves the instructions; the `n` rows of `count` floats are those of `y`, which is this
+                // task's alone.
                 unsafe { multiply(input, (n, depth), panels, count, y.as_ptr_mut(), stride) };
             });
         });
@@ -137,8 +138,8 @@ pub(crate) mod fast {
     /// `y[n, rows] = x[n, depth] · w[depth, rows]` in pairs, `w` in panels. Row `t` of `y` begins at `y + t * stride`.
     ///
     /// # Safety
-    /// The machine [`is_available`], and for every `t < n` the `rows` floats from `y + t * stride` on may be written by
-    /// nobody else meanwhile.
+    /// The machine has AVX512-BF16, and for every `t < n` the `rows` floats from `y + t * stride` on are there and nobody
+    /// else uses them meanwhile.
     #[target_feature(enable = "avx512f,avx512bf16")]
     unsafe fn multiply(x: &[u32], (n, depth): (usize, usize), panels: &[u32], rows: usize, y: *mut f32, stride: usize) {
         assert!(x.len() >= n * depth && panels.len() >= rows.div_ceil(PANEL) * PANEL * depth);
@@ -172,11 +173,14 @@ pub(crate) mod fast {
     }
 
     /// As [`gemm::multiply_panels`], of panels of pairs.
-    ///
-    /// # Safety
-    /// The machine [`is_available`].
+    #[inline]
+    pub(crate) fn multiply_panels(_: Avx512Bf16, a: &[u32], b: &[u32], depth: usize, y: &mut [f32], stride: usize) {
+        // SAFETY: the machine has the instructions.
+        unsafe { multiply_all(a, b, depth, y, stride) }
+    }
+
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub(crate) unsafe fn multiply_panels(a: &[u32], b: &[u32], depth: usize, y: &mut [f32], stride: usize) {
+    fn multiply_all(a: &[u32], b: &[u32], depth: usize, y: &mut [f32], stride: usize) {
         let panel = depth * PANEL;
         let (rows, columns) = (a.len() / panel * PANEL, b.len() / panel * PANEL);
         assert!(depth > 0 && rows > 0 && columns > 0 && columns <= stride && y.len() >= (rows - 1) * stride + columns);

@@ -1,6 +1,8 @@
 //! The `f32` matrix product for AVX-512: weight rows packed into panels of 32, tiles of 12 input rows by 32 weight rows
-//! held in registers (the loop order of Goto and van de Geijn 2008). It multiplies one block of rows on one thread.
+//! held in registers (the loop order of Goto and van de Geijn 2008). It multiplies one block of rows on one thread. Who
+//! calls it shows an [`Avx512`], which proves that the machine has the instructions.
 
+use crate::isa::Avx512;
 use std::arch::x86_64::*;
 
 /// Weight rows of a panel: two vectors.
@@ -12,8 +14,14 @@ const DEPTH: usize = 1024;
 
 /// Transposes `count` weight rows (at most 16), each `cols` long and `step` after the one before, into lanes
 /// `at .. at + count` of `panel`, which is `[cols, PANEL]`.
+#[inline]
+pub(crate) fn pack(_: Avx512, rows: &[f32], step: usize, count: usize, cols: usize, panel: &mut [f32], at: usize) {
+    // SAFETY: the machine has AVX-512.
+    unsafe { pack_rows(rows, step, count, cols, panel, at) }
+}
+
 #[target_feature(enable = "avx512f")]
-pub(crate) fn pack(rows: &[f32], step: usize, count: usize, cols: usize, panel: &mut [f32], at: usize) {
+fn pack_rows(rows: &[f32], step: usize, count: usize, cols: usize, panel: &mut [f32], at: usize) {
     assert!(count > 0 && count <= 16 && at + 16 <= PANEL && cols <= step && panel.len() >= cols * PANEL);
     assert!(rows.len() >= (count - 1) * step + cols);
     let whole = if count == 16 { cols / 16 * 16 } else { 0 };
@@ -83,10 +91,15 @@ pub(crate) enum Panels<'a> {
 /// `y[n, rows] = x[n, cols] · w[cols, rows]`. Row `t` of `y` begins at `y + t * stride`.
 ///
 /// # Safety
-/// The machine has AVX-512F, and for every `t < n` the `rows` floats from `y + t * stride` on may be written by nobody
-/// else meanwhile.
+/// For every `t < n` the `rows` floats from `y + t * stride` on are there, and nobody else uses them meanwhile.
+#[inline]
+pub(crate) unsafe fn multiply(_: Avx512, x: Rows<'_>, w: Panels<'_>, rows: usize, y: *mut f32, stride: usize) {
+    // SAFETY: the machine has AVX-512; the rest is the caller's.
+    unsafe { multiply_rows(x, w, rows, y, stride) }
+}
+
 #[target_feature(enable = "avx512f")]
-pub(crate) unsafe fn multiply(x: Rows<'_>, w: Panels<'_>, rows: usize, y: *mut f32, stride: usize) {
+unsafe fn multiply_rows(x: Rows<'_>, w: Panels<'_>, rows: usize, y: *mut f32, stride: usize) {
     let Rows { data, step, n, cols } = x;
     assert!(n > 0 && cols > 0 && cols <= step && data.len() >= (n - 1) * step + cols);
     // Where a panel begins after the one before, and a column's share of a panel after the one before.
@@ -134,8 +147,14 @@ const PANEL_DEPTH: usize = 256;
 
 /// `y[m, n] = a[depth, m]ᵀ · b[depth, n]` of panels as [`pack`] makes them, with `m` and `n` rounded up to whole panels.
 /// Row `i` of `y` begins at `i * stride`.
+#[inline]
+pub(crate) fn multiply_panels(_: Avx512, a: &[f32], b: &[f32], depth: usize, y: &mut [f32], stride: usize) {
+    // SAFETY: the machine has AVX-512.
+    unsafe { multiply_all(a, b, depth, y, stride) }
+}
+
 #[target_feature(enable = "avx512f")]
-pub(crate) fn multiply_panels(a: &[f32], b: &[f32], depth: usize, y: &mut [f32], stride: usize) {
+fn multiply_all(a: &[f32], b: &[f32], depth: usize, y: &mut [f32], stride: usize) {
     let panel = depth * PANEL;
     let (rows, columns) = (a.len() / panel * PANEL, b.len() / panel * PANEL);
     assert!(depth > 0 && rows > 0 && columns > 0 && columns <= stride && y.len() >= (rows - 1) * stride + columns);

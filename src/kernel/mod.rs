@@ -6,6 +6,8 @@ pub mod bf16;
 pub(crate) mod gemm;
 pub mod vector;
 
+#[cfg(target_arch = "x86_64")]
+use crate::isa::Isa;
 use crate::quant::GgmlType;
 use faer::linalg::matmul::matmul as faer_matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -71,6 +73,7 @@ impl<'a> Output<'a> {
 /// number of threads; 64 rows of a few thousand weights stay in the second-level cache.
 const ROW_BLOCK: usize = 64;
 /// Rows that are decoded together.
+#[cfg(target_arch = "x86_64")]
 const DECODE_ROWS: usize = 16;
 
 /// Up to this many input rows, a dot product per weight row beats packing the rows for a matrix product.
@@ -93,12 +96,14 @@ pub fn matmul(x: &[f32], w: &dyn RowSource, rows: Range<usize>, y: Output<'_>) {
     let y = &mut data[at..at + (n - 1) * stride + out];
     let y = MatMut::from_column_major_slice_with_stride_mut(y, out, n, stride);
     let xt = MatRef::from_column_major_slice(x, cols, n);
+    #[cfg(target_arch = "x86_64")]
+    let avx512 = Isa::active().avx512().filter(|_| n > DOT_ROWS);
     y.par_row_chunks_mut(ROW_BLOCK).enumerate().for_each(|(block, mut y)| {
         DECODED.with_borrow_mut(|scratch| {
             let first = rows.start + block * ROW_BLOCK;
             let count = y.nrows();
             #[cfg(target_arch = "x86_64")]
-            if n > DOT_ROWS && vector::has_avx512() {
+            if let Some(avx512) = avx512 {
                 scratch.resize((ROW_BLOCK + DECODE_ROWS) * cols, 0.0);
                 let (panels, decoded) = scratch.split_at_mut(ROW_BLOCK * cols);
                 for row in (0..count).step_by(DECODE_ROWS) {
@@ -109,12 +114,11 @@ pub fn matmul(x: &[f32], w: &dyn RowSource, rows: Range<usize>, y: Output<'_>) {
                         &decoded[..some * cols]
                     });
                     let panel = &mut panels[row / gemm::PANEL * gemm::PANEL * cols..];
-                    // SAFETY: AVX-512 was detected.
-                    unsafe { gemm::pack(decoded, cols, some, cols, panel, row % gemm::PANEL) };
+                    gemm::pack(avx512, decoded, cols, some, cols, panel, row % gemm::PANEL);
                 }
                 let x = gemm::Rows { data: x, step: cols, n, cols };
-                // SAFETY: AVX-512 was detected, and `y` is this task's alone.
-                unsafe { gemm::multiply(x, gemm::Panels::Packed(panels), count, y.as_ptr_mut(), stride) };
+                // SAFETY: the `n` rows of `count` floats are those of `y`, which is this task's alone.
+                unsafe { gemm::multiply(avx512, x, gemm::Panels::Packed(panels), count, y.as_ptr_mut(), stride) };
                 return;
             }
             scratch.resize(ROW_BLOCK * cols, 0.0);

@@ -1,44 +1,11 @@
 //! Element-wise functions and reductions over `f32` slices. Plain loops over fixed lanes, compiled once per instruction
-//! set and chosen at run time; the number of lanes is the same in each, so no result depends on the machine.
+//! set and chosen at run time. Reductions run in the lanes of [`F32x16`], which are then added in order, so no result depends
+//! on the machine.
 
-/// Lanes of a reduction. Sums are taken per lane and the lanes added in order.
-const LANES: usize = 16;
+use crate::isa::{Isa, multiversion};
+use crate::simd::{self, F32x16, Float, Int, Kernel};
 
-/// Compiles the body for AVX-512, AVX2 and the baseline, and calls the widest that the machine runs.
-macro_rules! widest {
-    ($($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? $body:block)*) => {$(
-        $(#[$meta])*
-        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
-            #[inline(always)]
-            fn body($($arg: $ty),*) $(-> $ret)? $body
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
-                fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
-                #[target_feature(enable = "avx2")]
-                fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
-                if $crate::kernel::vector::has_avx512() {
-                    // SAFETY: the features were detected.
-                    return unsafe { avx512($($arg),*) };
-                }
-                if is_x86_feature_detected!("avx2") {
-                    // SAFETY: the feature was detected.
-                    return unsafe { avx2($($arg),*) };
-                }
-            }
-            body($($arg),*)
-        }
-    )*};
-}
-pub(crate) use widest;
-
-#[cfg(target_arch = "x86_64")]
-pub(crate) fn has_avx512() -> bool {
-    is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512dq")
-}
+const LANES: usize = F32x16::LANES;
 
 /// `e^x` to about two units in the last place: `2^k · p(r)` with `|r| <= ln 2 / 2` (Cephes' `expf`). Arguments below -87
 /// give about 1e-38, above 88 about 1e38.
@@ -63,27 +30,22 @@ fn exp(x: f32) -> f32 {
     p * scale
 }
 
-widest! {
+multiversion! {
     /// `Σ a·b`.
     pub fn dot(a: &[f32], b: &[f32]) -> f32 {
         // Four sets of lanes hide the latency of an addition.
-        let mut sums = [[0f32; LANES]; 4];
+        let mut sums = [F32x16::ZERO; 4];
         let n = a.len().min(b.len());
-        let (a, b) = (&a[..n], &b[..n]);
-        let (chunks_a, chunks_b) = (a.chunks_exact(4 * LANES), b.chunks_exact(4 * LANES));
-        let rest: f32 = chunks_a.remainder().iter().zip(chunks_b.remainder()).map(|(a, b)| a * b).sum();
-        for (a, b) in chunks_a.zip(chunks_b) {
-            for s in 0..4 {
-                for i in 0..LANES {
-                    sums[s][i] += a[s * LANES + i] * b[s * LANES + i];
-                }
+        let (chunks_a, rest_a) = a[..n].as_chunks::<{ 4 * LANES }>();
+        let (chunks_b, rest_b) = b[..n].as_chunks::<{ 4 * LANES }>();
+        let rest: f32 = rest_a.iter().zip(rest_b).map(|(a, b)| a * b).sum();
+        for (a, b) in chunks_a.iter().zip(chunks_b) {
+            for ((sum, a), b) in sums.iter_mut().zip(F32x16::chunks(a).0).zip(F32x16::chunks(b).0) {
+                *sum += a * b;
             }
         }
-        let [mut first, second, third, fourth] = sums;
-        for i in 0..LANES {
-            first[i] += second[i] + third[i] + fourth[i];
-        }
-        first.iter().sum::<f32>() + rest
+        let [first, second, third, fourth] = sums;
+        (first + (second + third + fourth)).0.iter().sum::<f32>() + rest
     }
 
     /// `y += scale · x`.
@@ -95,15 +57,13 @@ widest! {
 
     /// `x /= sqrt(mean(x²) + eps)`, times `weight` (RMSNorm, Zhang and Sennrich 2019).
     pub fn rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
-        let mut sums = [0f32; LANES];
-        let chunks = x.chunks_exact(LANES);
-        let rest: f32 = chunks.remainder().iter().map(|v| v * v).sum();
+        let mut sums = F32x16::ZERO;
+        let (chunks, rest) = F32x16::chunks(x);
+        let rest: f32 = rest.iter().map(|v| v * v).sum();
         for chunk in chunks {
-            for i in 0..LANES {
-                sums[i] += chunk[i] * chunk[i];
-            }
+            sums += chunk * chunk;
         }
-        let scale = 1.0 / ((sums.iter().sum::<f32>() + rest) / x.len() as f32 + eps).sqrt();
+        let scale = 1.0 / ((sums.0.iter().sum::<f32>() + rest) / x.len() as f32 + eps).sqrt();
         for (x, w) in x.iter_mut().zip(weight) {
             *x = *x * scale * w;
         }
@@ -111,33 +71,30 @@ widest! {
 
     /// The largest element (negative infinity for none). NaNs are passed over.
     pub fn max(x: &[f32]) -> f32 {
-        let mut lanes = [f32::NEG_INFINITY; LANES];
-        let chunks = x.chunks_exact(LANES);
-        let rest = chunks.remainder().iter().fold(f32::NEG_INFINITY, |m, v| if *v > m { *v } else { m });
+        let mut lanes = F32x16::splat(f32::NEG_INFINITY);
+        let (chunks, rest) = F32x16::chunks(x);
+        let rest = rest.iter().fold(f32::NEG_INFINITY, |m, v| if *v > m { *v } else { m });
         for chunk in chunks {
-            for i in 0..LANES {
-                lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
-            }
+            lanes = chunk.max(lanes);
         }
-        lanes.iter().fold(rest, |m, v| if *v > m { *v } else { m })
+        lanes.0.iter().fold(rest, |m, v| if *v > m { *v } else { m })
     }
 
     /// Replaces each element by `e^(x - shift)` and returns their sum.
     pub fn exp_sum(x: &mut [f32], shift: f32) -> f32 {
-        let mut sums = [0f32; LANES];
-        let mut chunks = x.chunks_exact_mut(LANES);
-        for chunk in &mut chunks {
-            for i in 0..LANES {
-                chunk[i] = exp(chunk[i] - shift);
-                sums[i] += chunk[i];
-            }
+        let mut sums = F32x16::ZERO;
+        let (chunks, others) = x.as_chunks_mut();
+        for chunk in chunks {
+            let powers = F32x16(*chunk).map(|v| exp(v - shift));
+            *chunk = powers.0;
+            sums += powers;
         }
         let mut rest = 0f32;
-        for v in chunks.into_remainder() {
+        for v in others {
             *v = exp(*v - shift);
             rest += *v;
         }
-        sums.iter().sum::<f32>() + rest
+        sums.0.iter().sum::<f32>() + rest
     }
 
     /// `x *= factor`.
@@ -195,31 +152,34 @@ widest! {
 
 /// Little-endian half-precision floats, with the processor's own conversion where it has one.
 pub fn from_f16(bytes: &[u8], out: &mut [f32]) {
-    let done = 0;
-    #[cfg(target_arch = "x86_64")]
-    let done = if has_avx512() {
-        // SAFETY: the feature was detected.
-        unsafe { from_f16_avx512(bytes, out) }
-    } else {
-        done
-    };
-    for (out, b) in out[done..].iter_mut().zip(bytes[2 * done..].as_chunks().0) {
-        *out = half::f16::from_le_bytes(*b).to_f32();
-    }
+    simd::run(Isa::active(), Halves { bytes: bytes.as_chunks().0, out });
 }
 
-/// Converts 16 at a time; returns how many.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn from_f16_avx512(bytes: &[u8], out: &mut [f32]) -> usize {
-    use std::arch::x86_64::{_mm256_loadu_si256, _mm512_cvtph_ps, _mm512_storeu_ps};
-    let (chunks, bytes) = (out.as_chunks_mut::<16>().0, bytes.as_chunks::<32>().0);
-    let done = 16 * chunks.len().min(bytes.len());
-    for (out, bytes) in chunks.iter_mut().zip(bytes) {
-        // SAFETY: 32 bytes are read and 16 floats written.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_cvtph_ps(_mm256_loadu_si256(bytes.as_ptr().cast()))) };
+struct Halves<'a> {
+    bytes: &'a [[u8; 2]],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Halves<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Float>(self) {
+        let Halves { bytes, out } = self;
+        // Words are loaded in the machine's order of bytes.
+        let n = if cfg!(target_endian = "little") { out.len().min(bytes.len()) } else { 0 };
+        let whole = n / V::N * V::N;
+        for at in (0..whole).step_by(V::N) {
+            // SAFETY: `N` pairs of bytes and as many floats are there from `at` on.
+            unsafe {
+                let bits = V::Int::load_words(bytes.as_ptr().add(at).cast());
+                V::from_half(bits).store(out.as_mut_ptr().add(at));
+            }
+        }
+        for (out, bytes) in out[whole..].iter_mut().zip(&bytes[whole..]) {
+            *out = half::f16::from_le_bytes(*bytes).to_f32();
+        }
     }
-    done
 }
 
 /// In place: `e^x / Σ e^x`.

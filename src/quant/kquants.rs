@@ -4,7 +4,7 @@
 
 use super::search::{EPS, Grid, nearest_int, q3, qkx, qp, qx};
 use super::{f16_at, put_f16, round_f16};
-use crate::kernel::vector::widest;
+use crate::isa::multiversion;
 
 /// Weights per super-block (ggml's `QK_K`).
 const QK: usize = 256;
@@ -300,7 +300,7 @@ pub(super) fn quantize_q6_k(row: &[f32], importance: Option<&[f32]>, out: &mut [
     }
 }
 
-widest! {
+multiversion! {
     pub(super) fn dequantize_q2_k(bytes: &[u8], out: &mut [f32]) {
         for (b, y) in bytes.chunks_exact(84).zip(out.as_chunks_mut::<QK>().0) {
             let (d, dmin) = (f16_at(b, 80), f16_at(b, 82));

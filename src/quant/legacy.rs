@@ -3,7 +3,7 @@
 
 use super::search::{Grid, nearest_int, qkx, qx};
 use super::{f16_at, put_f16};
-use crate::kernel::vector::widest;
+use crate::isa::multiversion;
 
 const N: usize = 32;
 
@@ -139,7 +139,7 @@ fn five_bit_codes(qh: &[u8], qs: &[u8]) -> [u8; N] {
     codes
 }
 
-widest! {
+multiversion! {
     pub(super) fn dequantize_q4_0(bytes: &[u8], out: &mut [f32]) {
         for (b, y) in bytes.chunks_exact(18).zip(out.as_chunks_mut::<N>().0) {
             let d = f16_at(b, 0);

@@ -4,7 +4,7 @@
 pub mod allocate;
 pub(crate) mod iquants;
 pub(crate) mod kquants;
-pub mod lanes;
+mod lanes;
 pub(crate) mod legacy;
 mod plain;
 pub mod presets;
@@ -13,7 +13,7 @@ pub mod search;
 mod tests;
 pub mod types;
 
-pub use lanes::Isa;
+use crate::isa::Isa;
 use lanes::Job;
 pub use types::GgmlType;
 
@@ -70,10 +70,10 @@ pub fn quantize_rows(
     importance: Option<&[f32]>,
     out: &mut [u8],
 ) -> Result<(), QuantError> {
-    quantize_rows_with(lanes::active(), ty, src, cols, importance, out)
+    quantize_rows_with(Isa::active(), ty, src, cols, importance, out)
 }
 
-/// [`quantize_rows`] with a given instruction set, which the machine must have. The bytes are the same with any.
+/// [`quantize_rows`] with a given instruction set. The bytes are the same with any.
 pub fn quantize_rows_with(
     isa: Isa,
     ty: GgmlType,
@@ -84,17 +84,7 @@ pub fn quantize_rows_with(
 ) -> Result<(), QuantError> {
     let codec = need(ty)?;
     let quantize = codec.quantize.ok_or(QuantError::Unsupported { ty })?;
-    let row_bytes = match ty.row_bytes(cols) {
-        Some(n) if cols > 0 => n,
-        _ => return Err(QuantError::NotWholeBlocks { ty, cols, block: ty.block() }),
-    };
-    if !src.len().is_multiple_of(cols) || src.len() / cols * row_bytes != out.len() {
-        let what = format!("{} weights in rows of {cols} do not fill {} bytes of {ty}", src.len(), out.len());
-        return Err(QuantError::Length { what });
-    }
-    if importance.is_some_and(|w| w.len() != cols) {
-        return Err(QuantError::Length { what: format!("the importance does not have {cols} columns") });
-    }
+    let mut job = Job::new(ty, src, cols, importance, out)?;
     if codec.needs_importance && importance.is_none() {
         return Err(QuantError::NeedsImportance { ty });
     }
@@ -103,11 +93,8 @@ pub fn quantize_rows_with(
     {
         return Err(QuantError::NotFinite { index, value: src[index] });
     }
-    if lanes::quantize(isa, ty, &mut Job { src, cols, importance, out }) {
-        return Ok(());
-    }
-    for (row, out) in src.chunks_exact(cols).zip(out.chunks_exact_mut(row_bytes)) {
-        quantize(row, importance, out);
+    if !lanes::quantize(isa, &mut job) {
+        job.by_rows(quantize);
     }
     Ok(())
 }

@@ -5,7 +5,8 @@
 //! ggml's rates (what `tests/bench/ggml_rate.py` prints), `… -- roofline [TYPE,...|all]` what a stream of BF16 weights from
 //! memory to blocks in memory reaches of the memory's own rate.
 
-use quantize::quant::{GgmlType, Isa, codec, dequantize_rows, quantize_rows_with, types::TYPES};
+use quantize::isa::Isa;
+use quantize::quant::{GgmlType, codec, dequantize_rows, quantize_rows_with, types::TYPES};
 use std::hint::black_box;
 
 const COLS: usize = 2048;
@@ -14,7 +15,7 @@ const ROWS: usize = 64;
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let chosen = |i: usize| args.get(i).filter(|a| *a != "all").map(|a| a.split(',').collect::<Vec<_>>());
-    let available = || Isa::ALL.into_iter().filter(|isa| isa.is_available());
+    let available = || Isa::available().into_iter();
     if args.first().is_some_and(|a| a == "table") {
         let sets = available().collect::<Vec<_>>();
         let ggml = args.get(2).map(|path| std::fs::read_to_string(path).expect("rates of ggml"));
@@ -91,7 +92,7 @@ fn against_ggml(cases: &[Case], sets: &[Isa], ggml: &str) {
 fn roofline(cases: &[Case]) {
     const WEIGHTS: usize = 1 << 26;
     const PIECE: usize = 1 << 17;
-    let isa = Isa::ALL.into_iter().rev().find(|isa| isa.is_available()).expect("the scalar form");
+    let isa = Isa::detect();
     let mut bf16 = vec![0u8; 2 * WEIGHTS];
     let piece = weights();
     for part in bf16.chunks_exact_mut(2 * piece.len()) {
@@ -162,7 +163,7 @@ fn weights() -> Vec<f32> {
 /// The best of three; slow types stop after a second each.
 fn rate(isa: Isa, ty: GgmlType, src: &[f32], importance: Option<&[f32]>, millions: f64) -> f64 {
     let mut out = vec![0; ROWS * ty.row_bytes(COLS).expect("whole blocks")];
-    let rows = if isa == Isa::Scalar { 8 } else { ROWS };
+    let rows = if isa == Isa::SCALAR { 8 } else { ROWS };
     let (src, out) = (&src[..rows * COLS], &mut out[..rows * ty.row_bytes(COLS).expect("whole blocks")]);
     let mut run = || quantize_rows_with(isa, ty, src, COLS, importance, out).expect("quantized");
     run();

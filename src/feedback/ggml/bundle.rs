@@ -2,12 +2,13 @@
 //! with scales searched on what the errors before have made of its weights, then rounded with error feedback.
 
 use super::candidates::{self, Scales, around, weighted_mean};
-use super::lanes::{Column, Lanes};
+use super::lanes::Lanes;
 use super::layout::{Block, Layout, MAX_BLOCK, MAX_SUBS, pack};
 use super::matrices::{Matrices, Triangles};
 use super::rounding::{Sub, losses, round, subtract};
 use super::search::{self, BlockScales};
 use crate::quant::QuantizeRow;
+use crate::simd::F32x16;
 use std::ops::Range;
 
 /// How scales are found in the first pass.
@@ -23,19 +24,19 @@ pub enum FirstPass<'a> {
 
 /// A bundle of rows, transposed: everything is `[columns]` or `[sub-blocks]` or `[blocks]` of [`LANES`] rows.
 pub struct Bundle {
-    pub x: Vec<Column>,
-    pub levels: Vec<Column>,
+    pub x: Vec<F32x16>,
+    pub levels: Vec<F32x16>,
     /// Scaled errors E of the first pass; later the difference of the decoded and the given weights.
-    pub errors: Vec<Column>,
-    pub d: Vec<Column>,
-    pub dmin: Vec<Column>,
-    pub a: Vec<Column>,
-    pub c: Vec<Column>,
+    pub errors: Vec<F32x16>,
+    pub d: Vec<F32x16>,
+    pub dmin: Vec<F32x16>,
+    pub a: Vec<F32x16>,
+    pub c: Vec<F32x16>,
 }
 
 /// The triangle of one sub-block.
 #[inline(always)]
-pub fn sub_of<'a>(x: &'a [Column], triangles: &'a Triangles, first: usize) -> Sub<'a> {
+pub fn sub_of<'a>(x: &'a [F32x16], triangles: &'a Triangles, first: usize) -> Sub<'a> {
     let columns = first..first + x.len();
     Sub {
         x,
@@ -48,13 +49,13 @@ pub fn sub_of<'a>(x: &'a [Column], triangles: &'a Triangles, first: usize) -> Su
 impl Bundle {
     /// From up to [`LANES`] whole rows of `cols` weights; missing rows are zeros.
     pub fn new(layout: &Layout, rows: &[f32], cols: usize) -> Self {
-        let mut x = vec![Column::ZERO; cols];
+        let mut x = vec![F32x16::ZERO; cols];
         for (lane, row) in rows.chunks_exact(cols).enumerate() {
             for (column, v) in x.iter_mut().zip(row) {
                 column.0[lane] = *v;
             }
         }
-        let zeros = |n: usize| vec![Column::ZERO; n];
+        let zeros = |n: usize| vec![F32x16::ZERO; n];
         let (blocks, subs) = (cols / layout.block, cols / layout.sub);
         Bundle {
             x,
@@ -77,10 +78,10 @@ impl Bundle {
     #[inline(always)]
     pub fn set_scales<V: Lanes>(&mut self, layout: &Layout, b: usize, scales: Scales<V>) {
         let block = b / layout.subs();
-        scales.d.store(&mut self.d[block]);
-        scales.dmin.store(&mut self.dmin[block]);
-        scales.a.store(&mut self.a[b]);
-        scales.c.store(&mut self.c[b]);
+        scales.d.write(&mut self.d[block]);
+        scales.dmin.write(&mut self.dmin[block]);
+        scales.a.write(&mut self.a[b]);
+        scales.c.write(&mut self.c[b]);
     }
 
     /// The first pass; `rows` of the lanes are in use.
@@ -94,11 +95,11 @@ impl Bundle {
     ) {
         for block in 0..m.n / layout.block {
             let columns = block * layout.block..(block + 1) * layout.block;
-            let mut x = [Column::ZERO; MAX_BLOCK];
+            let mut x = [F32x16::ZERO; MAX_BLOCK];
             let x = &mut x[..layout.block];
             x.copy_from_slice(&self.x[columns.clone()]);
             subtract::<V>(x, &m.u, columns.clone(), 0..columns.start, &self.errors[..columns.start]);
-            let mut mean_levels = [Column::ZERO; MAX_SUBS];
+            let mut mean_levels = [F32x16::ZERO; MAX_SUBS];
             let scales = match first {
                 FirstPass::Ggml(quantize, importance) => {
                     search::by_ggml(layout, quantize, x, &importance[columns.clone()], rows)
@@ -108,7 +109,7 @@ impl Bundle {
                     let mut scales = search::by_ggml(layout, quantize, x, &importance, rows);
                     // Where ggml's overflow, the largest that there are.
                     for d in [&mut scales.d, &mut scales.dmin] {
-                        V::load(d).round_f16().store(d);
+                        V::read(d).round_f16().write(d);
                     }
                     let weights = &m.feedback.weights[columns.clone()];
                     search::mean_levels::<V, TABLE>(layout, x, weights, &scales, &mut mean_levels);
@@ -144,7 +145,7 @@ impl Bundle {
         layout: &Layout,
         sub: Sub<'_>,
         columns: Range<usize>,
-        mean_level: Option<&Column>,
+        mean_level: Option<&F32x16>,
     ) {
         let b = columns.start / layout.sub;
         let mut scales: Scales<V> = self.scales(layout, b);

@@ -2,9 +2,10 @@
 //! integers around; where the scale is an f16 of its own, steps of a fraction of it. A minimum is recentred for each scale
 //! first, since it has to move with the scale.
 
-use super::lanes::{Column, Lanes};
+use super::lanes::Lanes;
 use super::layout::{Factors, Layout};
 use super::rounding::{Affine, CANDIDATES};
+use crate::simd::F32x16;
 
 /// The scales of one sub-block: d and dmin of its block, its own a and c.
 #[derive(Clone, Copy)]
@@ -17,8 +18,8 @@ pub struct Scales<V> {
 
 impl<V: Lanes> Scales<V> {
     #[inline(always)]
-    pub fn load(d: &Column, dmin: &Column, a: &Column, c: &Column) -> Self {
-        Scales { d: V::load(d), dmin: V::load(dmin), a: V::load(a), c: V::load(c) }
+    pub fn load(d: &F32x16, dmin: &F32x16, a: &F32x16, c: &F32x16) -> Self {
+        Scales { d: V::read(d), dmin: V::read(dmin), a: V::read(a), c: V::read(c) }
     }
 
     #[inline(always)]
@@ -47,10 +48,10 @@ pub struct Means<V> {
 
 /// `Σ w x / Σ w` with the same weights in every row.
 #[inline(always)]
-pub fn weighted_mean<V: Lanes>(x: &[Column], weights: &[f32]) -> V {
+pub fn weighted_mean<V: Lanes>(x: &[F32x16], weights: &[f32]) -> V {
     let (mut sum, mut total) = (V::zero(), 0.0f32);
     for (x, w) in x.iter().zip(weights) {
-        sum = sum.add(V::load(x).mul(V::splat(*w)));
+        sum = sum.add(V::read(x).mul(V::splat(*w)));
         total += w;
     }
     sum.mul(V::splat(1.0 / total))

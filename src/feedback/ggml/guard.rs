@@ -2,11 +2,13 @@
 //! feedback does not hold, and the table of losses by type that a byte budget is spent by. Sums run in a fixed order,
 //! since they decide bytes.
 
-use super::lanes::{Column, Isa, Kernel, LANES, Lanes};
+use super::lanes::LANES;
 use super::matrices::{Hessian, PANEL, Panels};
 use super::rounding::subtract;
 use super::{Prepared, Stage, feedback_rows, supports};
+use crate::isa::Isa;
 use crate::quant::{GgmlType, QuantError, dequantize_rows, quantize_rows};
+use crate::simd::{self, F32x16, Float, Kernel};
 use rayon::prelude::*;
 
 /// A second moment to measure with: of held-out data, or of one kind of text.
@@ -39,19 +41,19 @@ impl Gauge {
         if !w.len().is_multiple_of(n) || w.len() / n * row_bytes != bytes.len() {
             return Err(QuantError::Length { what: format!("{} bytes do not hold {} weights", bytes.len(), w.len()) });
         }
-        let isa = Isa::detect();
+        let isa = Isa::active();
         let bundles = w.par_chunks(LANES * n).zip(bytes.par_chunks(LANES * row_bytes));
         let losses: Result<Vec<f64>, QuantError> = bundles
             .map(|(w, bytes)| {
                 let mut decoded = vec![0.0; w.len()];
                 dequantize_rows(ty, bytes, &mut decoded)?;
-                let mut error = vec![Column::ZERO; n];
+                let mut error = vec![F32x16::ZERO; n];
                 for (lane, (w, v)) in w.chunks_exact(n).zip(decoded.chunks_exact(n)).enumerate() {
                     for (error, (w, v)) in error.iter_mut().zip(w.iter().zip(v)) {
                         error.0[lane] = w - v;
                     }
                 }
-                Ok(isa.run(Quadratic { h: &self.h, n, x: &error }))
+                Ok(simd::run_16(isa, Quadratic { h: &self.h, n, x: &error }))
             })
             .collect();
         Ok(losses?.iter().sum())
@@ -62,19 +64,19 @@ impl Gauge {
 struct Quadratic<'a> {
     h: &'a Panels,
     n: usize,
-    x: &'a [Column],
+    x: &'a [F32x16],
 }
 
 impl Kernel for Quadratic<'_> {
     type Output = f64;
 
     #[inline(always)]
-    fn run<V: Lanes>(self) -> f64 {
+    fn run<V: Float>(self) -> f64 {
         let mut sum = 0.0;
         for first in (0..self.n).step_by(PANEL) {
             let columns = first..first + PANEL;
             // What stands above the panel's own square stands to the left of it too.
-            let (mut above, mut square) = ([Column::ZERO; PANEL], [Column::ZERO; PANEL]);
+            let (mut above, mut square) = ([F32x16::ZERO; PANEL], [F32x16::ZERO; PANEL]);
             subtract::<V>(&mut above, self.h, columns.clone(), 0..first, &self.x[..first]);
             subtract::<V>(&mut square, self.h, columns.clone(), columns.clone(), &self.x[columns.clone()]);
             for ((above, square), x) in above.iter().zip(&square).zip(&self.x[columns]) {

@@ -22,11 +22,13 @@ mod search;
 #[cfg(test)]
 mod tests;
 
+use crate::isa::Isa;
 use crate::quant::{GgmlType, QuantError, QuantizeRow, codec};
+use crate::simd::{self, Float, Kernel};
 pub use guard::{Gauge, TypeLoss, Verdict, losses_by_type};
 
 use bundle::{Bundle, FirstPass};
-use lanes::{Isa, Kernel, LANES, Lanes};
+use lanes::LANES;
 use layout::Layout;
 pub use matrices::Hessian;
 use matrices::Matrices;
@@ -88,7 +90,7 @@ pub fn feedback_rows(
     stage: Stage,
     out: &mut [u8],
 ) -> Result<(), QuantError> {
-    run(prepared, w, importance, stage, out, Isa::detect())
+    run(prepared, w, importance, stage, out, Isa::active())
 }
 
 fn run(
@@ -121,7 +123,7 @@ fn run(
     let steps = Steps { layout, matrices, first, sweeps };
     w.par_chunks(LANES * cols).zip(out.par_chunks_mut(LANES * row_bytes)).for_each(|(rows, out)| {
         let mut bundle = Bundle::new(layout, rows, cols);
-        isa.run(Task(steps, &mut bundle, rows.len() / cols));
+        simd::run_16(isa, Task(steps, &mut bundle, rows.len() / cols));
         bundle.pack(layout, out, row_bytes);
     });
     Ok(())
@@ -143,14 +145,14 @@ impl Kernel for Task<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<V: Lanes>(self) {
+    fn run<V: Float>(self) {
         if self.0.layout.table { self.go::<V, true>() } else { self.go::<V, false>() }
     }
 }
 
 impl Task<'_> {
     #[inline(always)]
-    fn go<V: Lanes, const TABLE: bool>(self) {
+    fn go<V: Float, const TABLE: bool>(self) {
         let Task(Steps { layout, matrices, first, sweeps }, bundle, rows) = self;
         bundle.feedback::<V, TABLE>(layout, matrices, first, rows);
         for _ in 0..sweeps {

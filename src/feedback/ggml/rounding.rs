@@ -1,10 +1,11 @@
 //! The two loops that everything here is made of, for a bundle of rows at once: carry errors to later columns, and round
 //! one sub-block with error feedback under several candidate scales side by side.
 
-use super::lanes::{Column, Lanes};
+use super::lanes::Lanes;
 use super::layout::{Layout, MAX_SUB};
 use super::matrices::{PANEL, Panels};
 use crate::quant::iquants::iq4::VALUES;
+use crate::simd::F32x16;
 use std::ops::Range;
 
 /// Scales and minimums tried together.
@@ -13,7 +14,7 @@ pub const CANDIDATES: usize = 9;
 /// `x[columns] -= Σ_i matrix[i, columns] · e[i]` over `rows`; `x` holds just `columns`, whole panels of them, and `e`
 /// just `rows`.
 #[inline(always)]
-pub fn subtract<V: Lanes>(x: &mut [Column], matrix: &Panels, columns: Range<usize>, rows: Range<usize>, e: &[Column]) {
+pub fn subtract<V: Lanes>(x: &mut [F32x16], matrix: &Panels, columns: Range<usize>, rows: Range<usize>, e: &[F32x16]) {
     let panels = columns.start / PANEL..columns.end / PANEL;
     for (x, panel) in x.as_chunks_mut::<PANEL>().0.iter_mut().zip(panels) {
         let panel = matrix.rows(panel, rows.clone()).as_chunks::<PANEL>().0;
@@ -27,17 +28,17 @@ pub fn subtract<V: Lanes>(x: &mut [Column], matrix: &Panels, columns: Range<usiz
 }
 
 #[inline(always)]
-fn subtract_panel<V: Lanes, const C: usize>(x: &mut [Column; PANEL], panel: &[[f32; PANEL]], e: &[Column]) {
+fn subtract_panel<V: Lanes, const C: usize>(x: &mut [F32x16; PANEL], panel: &[[f32; PANEL]], e: &[F32x16]) {
     for (part, x) in x.as_chunks_mut::<C>().0.iter_mut().enumerate() {
-        let mut sums: [V; C] = std::array::from_fn(|j| V::load(&x[j]));
+        let mut sums: [V; C] = std::array::from_fn(|j| V::read(&x[j]));
         for (row, e) in panel.iter().zip(e) {
-            let (row, e) = (&row.as_chunks::<C>().0[part], V::load(e));
+            let (row, e) = (&row.as_chunks::<C>().0[part], V::read(e));
             for j in 0..C {
                 sums[j] = sums[j].sub(V::splat(row[j]).mul(e));
             }
         }
         for j in 0..C {
-            sums[j].store(&mut x[j]);
+            sums[j].write(&mut x[j]);
         }
     }
 }
@@ -77,7 +78,7 @@ impl<V: Lanes> Affine<V> {
 /// One sub-block of columns and the triangle that spreads its errors.
 #[derive(Clone, Copy)]
 pub struct Sub<'a> {
-    pub x: &'a [Column],
+    pub x: &'a [F32x16],
     /// `[sub, sub]` by column, see [`super::matrices::Triangles`].
     pub u: &'a [f32],
     /// `1 / U_jj`
@@ -93,18 +94,18 @@ fn feed<V: Lanes, const TABLE: bool, const K: usize>(
     layout: &Layout,
     sub: Sub<'_>,
     candidates: &[Affine<V>; K],
-    errors: &mut [[Column; K]; MAX_SUB],
+    errors: &mut [[F32x16; K]; MAX_SUB],
     mut level: impl FnMut(usize, V),
 ) -> [V; K] {
     let mut loss = [V::zero(); K];
     let width = sub.x.len();
     for (j, (x, u)) in sub.x.iter().zip(sub.u.chunks_exact(width)).enumerate() {
         let (before, now) = errors.split_at_mut(j);
-        let mut t = [V::load(x); K];
+        let mut t = [V::read(x); K];
         for (u, e) in u.iter().zip(&*before) {
             let u = V::splat(*u);
             for k in 0..K {
-                t[k] = t[k].sub(u.mul(V::load(&e[k])));
+                t[k] = t[k].sub(u.mul(V::read(&e[k])));
             }
         }
         let inverse = V::splat(sub.inverse[j]);
@@ -113,7 +114,7 @@ fn feed<V: Lanes, const TABLE: bool, const K: usize>(
             let l = nearest::<V, TABLE>(layout.levels, t[k].sub(m).mul(over_s));
             let e = t[k].sub(s.mul(l).add(m)).mul(inverse);
             loss[k] = loss[k].add(e.mul(e));
-            e.store(&mut now[0][k]);
+            e.write(&mut now[0][k]);
             level(j, l);
         }
     }
@@ -127,7 +128,7 @@ pub fn losses<V: Lanes, const TABLE: bool>(
     sub: Sub<'_>,
     candidates: &[Affine<V>; CANDIDATES],
 ) -> [V; CANDIDATES] {
-    let mut errors = [[Column::ZERO; CANDIDATES]; MAX_SUB];
+    let mut errors = [[F32x16::ZERO; CANDIDATES]; MAX_SUB];
     feed::<V, TABLE, CANDIDATES>(layout, sub, candidates, &mut errors, |_, _| ())
 }
 
@@ -137,11 +138,11 @@ pub fn round<V: Lanes, const TABLE: bool>(
     layout: &Layout,
     sub: Sub<'_>,
     affine: Affine<V>,
-    levels: &mut [Column],
-    errors: &mut [Column],
+    levels: &mut [F32x16],
+    errors: &mut [F32x16],
 ) {
-    let mut own = [[Column::ZERO; 1]; MAX_SUB];
-    feed::<V, TABLE, 1>(layout, sub, &[affine], &mut own, |j, l| l.store(&mut levels[j]));
+    let mut own = [[F32x16::ZERO; 1]; MAX_SUB];
+    feed::<V, TABLE, 1>(layout, sub, &[affine], &mut own, |j, l| l.write(&mut levels[j]));
     for (out, e) in errors.iter_mut().zip(&own) {
         *out = e[0];
     }

@@ -1,12 +1,12 @@
 //! What must hold for every type: bytes decode to what feedback reckoned with, stages only improve, and neither
 //! instruction sets, threads, nor the number of rows change a bit.
 
-use super::lanes::Column;
 use super::layout::{self, Block, layout, unpack_scales};
 use super::matrices::inverse_factor;
 use super::*;
 use crate::kernel::tests::numbers;
 use crate::quant::{check_rows, dequantize_rows, iquants::iq4::VALUES};
+use crate::simd::{F32x16, Plain};
 
 const TYPES: [GgmlType; 12] = [
     GgmlType::Q2_K,
@@ -93,7 +93,7 @@ fn each_stage_loses_less_than_the_one_before() {
     for ty in TYPES {
         let mut ggml = vec![0; w.len() / ty.block() * ty.block_bytes()];
         crate::quant::quantize_rows(ty, &w, p.cols, Some(&p.importance), &mut ggml).unwrap();
-        let loss = |stage| p.losses(ty, &w, &p.bytes(ty, &w, stage, Isa::detect()));
+        let loss = |stage| p.losses(ty, &w, &p.bytes(ty, &w, stage, Isa::active()));
         let (a, b) = (p.losses(ty, &w, &ggml), loss(Stage::GgmlScales));
         let (c, d, e) = (loss(Stage::InLoop), loss(Stage::Polish(1)), loss(Stage::Polish(2)));
         let sum = |v: &[f64]| v.iter().sum::<f64>();
@@ -118,7 +118,7 @@ fn blocks_decode_to_the_values_that_were_reckoned_with() {
         for (first, sweeps) in [(FirstPass::Ggml(prepared.quantize, &p.importance), 0), (FirstPass::InLoop, 2)] {
             let mut bundle = Bundle::new(&layout, &w, p.cols);
             let steps = Steps { layout: &layout, matrices: &prepared.matrices, first, sweeps };
-            Isa::Plain.run(Task(steps, &mut bundle, LANES));
+            simd::run_16(Isa::SCALAR, Task(steps, &mut bundle, LANES));
             let mut bytes = vec![0; w.len() / ty.block() * ty.block_bytes()];
             let row_bytes = bytes.len() / LANES;
             bundle.pack(&layout, &mut bytes, row_bytes);
@@ -126,8 +126,11 @@ fn blocks_decode_to_the_values_that_were_reckoned_with() {
             dequantize_rows(ty, &bytes, &mut decoded).unwrap();
             for (lane, row) in decoded.chunks_exact(p.cols).enumerate() {
                 for (j, value) in row.iter().enumerate() {
-                    let affine = bundle.scales::<Column>(&layout, j / layout.sub).affine();
-                    let reckoned = affine.s.0[lane] * bundle.levels[j].0[lane] + affine.m.0[lane];
+                    let affine = bundle.scales::<Plain>(&layout, j / layout.sub).affine();
+                    let (mut s, mut m) = (F32x16::ZERO, F32x16::ZERO);
+                    affine.s.write(&mut s);
+                    affine.m.write(&mut m);
+                    let reckoned = s.0[lane] * bundle.levels[j].0[lane] + m.0[lane];
                     assert_eq!(*value, reckoned, "{ty}: row {lane}, column {j}");
                 }
             }
@@ -174,7 +177,7 @@ fn bundles_equal_the_definition_row_by_row() {
     let w = weights(19, p.cols, 5);
     for ty in TYPES {
         let one_by_one: Vec<u8> = w.chunks_exact(p.cols).flat_map(|row| feedback_by_definition(&p, ty, row)).collect();
-        assert!(p.bytes(ty, &w, Stage::GgmlScales, Isa::detect()) == one_by_one, "{ty}");
+        assert!(p.bytes(ty, &w, Stage::GgmlScales, Isa::active()) == one_by_one, "{ty}");
     }
 }
 
@@ -183,7 +186,7 @@ fn instruction_sets_threads_and_companions_change_nothing() {
     let p = problem(256);
     let w = weights(37, p.cols, 11);
     for ty in TYPES {
-        let reference = p.bytes(ty, &w, Stage::Polish(1), Isa::Plain);
+        let reference = p.bytes(ty, &w, Stage::Polish(1), Isa::SCALAR);
         for isa in Isa::available() {
             for threads in [1, 3] {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -193,7 +196,7 @@ fn instruction_sets_threads_and_companions_change_nothing() {
         }
         let row_bytes = reference.len() / 37;
         for (row, bytes) in w.chunks_exact(p.cols).zip(reference.chunks_exact(row_bytes)).skip(14).take(5) {
-            assert!(p.bytes(ty, row, Stage::Polish(1), Isa::detect()) == bytes, "{ty}: a row alone");
+            assert!(p.bytes(ty, row, Stage::Polish(1), Isa::active()) == bytes, "{ty}: a row alone");
         }
     }
 }
@@ -213,7 +216,7 @@ fn odd_weights_give_sound_blocks() {
                     if stage == Stage::GgmlScales && scale > 1.0 {
                         continue; // ggml's own scales overflow there
                     }
-                    let bytes = p.bytes(ty, &w, stage, Isa::detect());
+                    let bytes = p.bytes(ty, &w, stage, Isa::active());
                     let mut decoded = vec![0.0; w.len()];
                     dequantize_rows(ty, &bytes, &mut decoded).unwrap();
                     assert!(decoded.iter().all(|v| v.is_finite()), "{ty} {scale} {rows} {stage:?}");
@@ -252,7 +255,7 @@ fn a_gauge_measures_the_loss_and_refuses_feedback_that_does_not_hold() {
     let p = problem(256);
     let w = weights(19, p.cols, 3);
     let ty = GgmlType::Q3_K;
-    let feedback = p.bytes(ty, &w, Stage::default(), Isa::detect());
+    let feedback = p.bytes(ty, &w, Stage::default(), Isa::active());
     let mut ggml = vec![0; feedback.len()];
     crate::quant::quantize_rows(ty, &w, p.cols, Some(&p.importance), &mut ggml).unwrap();
     let same = Gauge::new(&p.h, p.cols).unwrap();

@@ -5,7 +5,8 @@ use std::path::Path;
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::quant::{GgmlType, Isa, check_rows, codec, dequantize_rows, quantize_rows, quantize_rows_with};
+use crate::isa::Isa;
+use crate::quant::{GgmlType, check_rows, codec, dequantize_rows, quantize_rows, quantize_rows_with};
 
 pub(in crate::quant) const ROWS: usize = 32;
 pub(in crate::quant) const COLS: usize = 1024;
@@ -58,8 +59,8 @@ pub(in crate::quant) fn quantize(ty: GgmlType, input: &[f32], importance: Option
         quantize_rows_with(isa, ty, input, COLS, importance, &mut bytes).unwrap();
         bytes
     };
-    let bytes = run(Isa::Scalar);
-    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+    let bytes = run(Isa::SCALAR);
+    for isa in Isa::available() {
         assert!(bytes == run(isa), "{ty} with {}", isa.name());
     }
     bytes

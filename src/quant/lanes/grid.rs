@@ -2,12 +2,12 @@
 //! are most of the work. The nearest point to a pattern off the grid is sought among candidates in lanes, each of which
 //! adds up its distance in order; the splits of IQ1 are in `ternary.rs`.
 
-use super::vector::{Float, Int, MAX_LANES, Mask};
 use super::{Job, Kernel, int_lanes, ternary};
 use crate::quant::iquants::grids::{Candidates, Grid, Place, Steps, unpack};
 use crate::quant::iquants::iq1::Sorted;
 use crate::quant::iquants::search::{Found, GROUP, MAGNITUDES, Search};
 use crate::quant::iquants::{iq1, iq2, iq3};
+use crate::simd::{Float, Int, MAX_LANES, Mask};
 use std::marker::PhantomData;
 
 /// The lane form of [`Steps`].
@@ -173,6 +173,8 @@ macro_rules! kernels {
         pub struct $name<'a, 'b>(pub &'a mut Job<'b>);
 
         impl Kernel for $name<'_, '_> {
+            type Output = ();
+
             #[inline(always)]
             fn run<F: Float>(self) {
                 let job = self.0;

@@ -2,11 +2,11 @@
 //! MXFP4 and NVFP4, which need none. The specifications are in [`crate::quant::iquants`].
 
 use super::search::extreme;
-use super::vector::{Float, Int, MAX_LANES, Mask, Two};
 use super::{Bundle, Halves, Job, Kernel, lanes, sum_squares, transpose};
 use crate::quant::iquants::fp4;
 use crate::quant::iquants::iq4::VALUES;
 use crate::quant::search::EPS;
+use crate::simd::{Float, Int, MAX_LANES, Mask, Two};
 
 const GROUP: usize = 32;
 const SUPER: usize = 256;
@@ -101,6 +101,8 @@ unsafe fn put_group<F: Float>(x: *const f32, scale: f32, out: *mut u8) {
 pub struct Nl<'a, 'b>(pub &'a mut Job<'b>);
 
 impl Kernel for Nl<'_, '_> {
+    type Output = ();
+
     #[inline(always)]
     fn run<F: Float>(self) {
         let out = self.0.out.as_mut_ptr();
@@ -128,6 +130,8 @@ impl Kernel for Nl<'_, '_> {
 pub struct Xs<'a, 'b>(pub &'a mut Job<'b>);
 
 impl Kernel for Xs<'_, '_> {
+    type Output = ();
+
     #[inline(always)]
     fn run<F: Float>(self) {
         let out = self.0.out.as_mut_ptr();
@@ -209,6 +213,8 @@ fn put_codes<F: Float>(x: &[f32], scale: f32, out: &mut [u8]) {
 pub struct Mx<'a, 'b>(pub &'a mut Job<'b>);
 
 impl Kernel for Mx<'_, '_> {
+    type Output = ();
+
     #[inline(always)]
     fn run<F: Float>(self) {
         for (x, out) in self.0.src.chunks_exact(32).zip(self.0.out.chunks_exact_mut(17)) {
@@ -221,6 +227,8 @@ impl Kernel for Mx<'_, '_> {
 pub struct Nv<'a, 'b>(pub &'a mut Job<'b>);
 
 impl Kernel for Nv<'_, '_> {
+    type Output = ();
+
     #[inline(always)]
     fn run<F: Float>(self) {
         for (x, out) in self.0.src.chunks_exact(64).zip(self.0.out.chunks_exact_mut(36)) {

@@ -3,10 +3,10 @@
 //! no order matters. The specification is [`crate::quant::kquants`].
 
 use super::search::{extreme, q3, qkx, qp, qx};
-use super::vector::{Float, Int, MAX_LANES, Two};
 use super::{Bundle, Halves, Job, Kernel, lanes, sum_squares, transpose};
 use crate::quant::kquants::{pack_q3_scales, pack_scale_min, unpack_scale_min};
 use crate::quant::search::{EPS, Grid};
+use crate::simd::{Float, Int, MAX_LANES, Two};
 
 const QK: usize = 256;
 
@@ -145,6 +145,8 @@ fn largest<F: Float>(values: &[F]) -> F {
 pub struct Q45K<'a, 'b, const BITS: i32>(pub &'a mut Job<'b>);
 
 impl<const BITS: i32> Kernel for Q45K<'_, '_, BITS> {
+    type Output = ();
+
     #[inline(always)]
     fn run<F: Float>(self) {
         let job = self.0;
@@ -273,6 +275,8 @@ unsafe fn pack_45<F: Float, const BITS: i32>(x: *const f32, coding: &[Coding; 8]
 pub struct Q2K<'a, 'b>(pub &'a mut Job<'b>);
 
 impl Kernel for Q2K<'_, '_> {
+    type Output = ();
+
     #[inline(always)]
     fn run<F: Float>(self) {
         const PLAIN: Grid = Grid { rmin: -0.5, rdelta: 0.1, steps: 15, mad: true };
@@ -354,6 +358,8 @@ impl Kernel for Q2K<'_, '_> {
 pub struct Q3K<'a, 'b>(pub &'a mut Job<'b>);
 
 impl Kernel for Q3K<'_, '_> {
+    type Output = ();
+
     #[inline(always)]
     fn run<F: Float>(self) {
         let job = self.0;
@@ -473,6 +479,8 @@ fn scale_codes_3<F: Float>(scales: &[F; 16], total: &[F; 16], weighted: bool) ->
 pub struct Q6K<'a, 'b>(pub &'a mut Job<'b>);
 
 impl Kernel for Q6K<'_, '_> {
+    type Output = ();
+
     #[inline(always)]
     fn run<F: Float>(self) {
         let job = self.0;

@@ -3,10 +3,10 @@
 //! a step (signs of zero, opposite extremes of one size, scales that overflow) is left to it.
 
 use super::search::{qkx, qx};
-use super::vector::{Float, Int, MAX_LANES, Mask, Two};
 use super::{Bundle, Halves, Job, Kernel, int_lanes, lanes, transpose};
 use crate::quant::legacy;
 use crate::quant::search::Grid;
+use crate::simd::{Float, Int, MAX_LANES, Mask, Two};
 
 const QK: usize = 32;
 
@@ -169,6 +169,8 @@ unsafe fn pack_one<F: Float>(codes: &[F::Int; QK], five: bool, out: *mut u8) {
 pub struct Symmetric<'a, 'b, const HALF: i32, const BYTES: usize>(pub &'a mut Job<'b>);
 
 impl<const HALF: i32, const BYTES: usize> Kernel for Symmetric<'_, '_, HALF, BYTES> {
+    type Output = ();
+
     #[inline(always)]
     fn run<F: Float>(self) {
         if self.0.importance.is_some() {
@@ -255,6 +257,8 @@ impl<const HALF: i32, const BYTES: usize> Plain for Symmetric<'_, '_, HALF, BYTE
 pub struct Asymmetric<'a, 'b, const TOP: i32, const BYTES: usize>(pub &'a mut Job<'b>);
 
 impl<const TOP: i32, const BYTES: usize> Kernel for Asymmetric<'_, '_, TOP, BYTES> {
+    type Output = ();
+
     #[inline(always)]
     fn run<F: Float>(self) {
         if self.0.importance.is_some() {
@@ -343,6 +347,8 @@ impl<const TOP: i32, const BYTES: usize> Plain for Asymmetric<'_, '_, TOP, BYTES
 pub struct Q8<'a, 'b>(pub &'a mut Job<'b>);
 
 impl Kernel for Q8<'_, '_> {
+    type Output = ();
+
     #[inline(always)]
     fn run<F: Float>(self) {
         <Self as Plain>::all::<F>(self.0);

@@ -10,131 +10,90 @@ mod iq4;
 mod kquants;
 mod legacy;
 mod plain;
-#[cfg(any(test, not(target_arch = "x86_64")))]
-mod portable;
-#[cfg(target_arch = "x86_64")]
-mod ranges;
 mod search;
 mod ternary;
 #[cfg(test)]
 mod tests;
-mod vector;
-#[cfg(target_arch = "x86_64")]
-mod x86;
 
-use super::GgmlType;
-use std::sync::OnceLock;
-use vector::{Float, Int, MAX_LANES, Mask};
+use super::{GgmlType, QuantError, QuantizeRow};
+use crate::isa::Isa;
+use crate::simd::{self, Float, Int, Kernel, MAX_LANES, Mask};
 
-/// Which instructions the quantizers use. The bytes do not depend on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Isa {
-    /// The specification itself, one weight after another.
-    Scalar,
-    /// Lanes in plain arrays, on any processor; where there is something better, in tests alone: nobody need compile it.
-    Portable,
-    Sse2,
-    /// With F16C, which every processor with AVX2 has.
-    Avx2,
-    /// F, BW, DQ, VL, as all servers since Skylake-X and Zen 4 have.
-    Avx512,
-}
-
-impl Isa {
-    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Portable, Isa::Sse2, Isa::Avx2, Isa::Avx512];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Isa::Scalar => "scalar",
-            Isa::Portable => "portable",
-            Isa::Sse2 => "sse2",
-            Isa::Avx2 => "avx2",
-            Isa::Avx512 => "avx512",
-        }
-    }
-
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|isa| isa.name() == name)
-    }
-
-    /// Whether this machine has the instructions.
-    pub fn is_available(self) -> bool {
-        match self {
-            Isa::Scalar => true,
-            Isa::Portable => cfg!(any(test, not(target_arch = "x86_64"))),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Sse2 => true,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c"),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => {
-                Isa::Avx2.is_available()
-                    && is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512vl")
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => false,
-        }
-    }
-}
-
-static ACTIVE: OnceLock<Isa> = OnceLock::new();
-
-/// What the quantizers use from now on: the best there is, unless [`force`] came first.
-pub fn active() -> Isa {
-    *ACTIVE.get_or_init(|| {
-        let best = Isa::ALL.into_iter().rev().find(|isa| isa.is_available());
-        best.unwrap_or(Isa::Scalar)
-    })
-}
-
-/// Chooses for the whole process; says whether it could: the machine must have it, and nothing else may be in use yet.
-pub fn force(isa: Isa) -> bool {
-    isa.is_available() && *ACTIVE.get_or_init(|| isa) == isa
-}
-
-/// Whole rows to quantize; lengths were checked.
+/// Whole rows to quantize to blocks of one type. Kernels rely on its lengths, which [`Job::new`] alone can set.
 pub struct Job<'a> {
-    pub src: &'a [f32],
-    pub cols: usize,
-    pub importance: Option<&'a [f32]>,
-    pub out: &'a mut [u8],
+    ty: GgmlType,
+    src: &'a [f32],
+    cols: usize,
+    importance: Option<&'a [f32]>,
+    out: &'a mut [u8],
 }
 
-/// Quantizes by lanes where `ty` has a lane form and `isa` is one; says whether it did.
-pub fn quantize(isa: Isa, ty: GgmlType, job: &mut Job) -> bool {
+impl<'a> Job<'a> {
+    /// Rows of `cols` weights, `importance` (`[cols]`), and room for exactly their blocks.
+    ///
+    /// Errors: lengths that do not fit, rows that are not whole blocks.
+    pub fn new(
+        ty: GgmlType,
+        src: &'a [f32],
+        cols: usize,
+        importance: Option<&'a [f32]>,
+        out: &'a mut [u8],
+    ) -> Result<Self, QuantError> {
+        let row_bytes = match ty.row_bytes(cols) {
+            Some(n) if cols > 0 => n,
+            _ => return Err(QuantError::NotWholeBlocks { ty, cols, block: ty.block() }),
+        };
+        if !src.len().is_multiple_of(cols) || src.len() / cols * row_bytes != out.len() {
+            let what = format!("{} weights in rows of {cols} do not fill {} bytes of {ty}", src.len(), out.len());
+            return Err(QuantError::Length { what });
+        }
+        if importance.is_some_and(|w| w.len() != cols) {
+            return Err(QuantError::Length { what: format!("the importance does not have {cols} columns") });
+        }
+        Ok(Job { ty, src, cols, importance, out })
+    }
+
+    /// Quantizes row by row with the specification.
+    pub fn by_rows(&mut self, quantize: QuantizeRow) {
+        let row_bytes = self.out.len() / (self.src.len() / self.cols).max(1);
+        for (row, out) in self.src.chunks_exact(self.cols).zip(self.out.chunks_exact_mut(row_bytes.max(1))) {
+            quantize(row, self.importance, out);
+        }
+    }
+}
+
+/// Quantizes by lanes where the job's type has a lane form and `isa` is one; says whether it did.
+pub fn quantize(isa: Isa, job: &mut Job) -> bool {
     use GgmlType::*;
-    if isa == Isa::Scalar {
+    if isa == Isa::SCALAR {
         return false;
     }
-    match ty {
-        Q4_0 => dispatch(isa, legacy::Symmetric::<8, 18>(job)),
-        Q5_0 => dispatch(isa, legacy::Symmetric::<16, 22>(job)),
-        Q4_1 => dispatch(isa, legacy::Asymmetric::<15, 20>(job)),
-        Q5_1 => dispatch(isa, legacy::Asymmetric::<31, 24>(job)),
-        Q8_0 => dispatch(isa, legacy::Q8(job)),
-        Q2_K => dispatch(isa, kquants::Q2K(job)),
-        Q3_K => dispatch(isa, kquants::Q3K(job)),
-        Q4_K => dispatch(isa, kquants::Q45K::<4>(job)),
-        Q5_K => dispatch(isa, kquants::Q45K::<5>(job)),
-        Q6_K => dispatch(isa, kquants::Q6K(job)),
-        IQ1_S => dispatch(isa, grid::Iq1S(job)),
-        IQ1_M => dispatch(isa, grid::Iq1M(job)),
-        IQ2_XXS => dispatch(isa, grid::Iq2Xxs(job)),
-        IQ2_XS => dispatch(isa, grid::Iq2Xs(job)),
-        IQ2_S => dispatch(isa, grid::Iq2S(job)),
-        IQ3_XXS => dispatch(isa, grid::Iq3Xxs(job)),
-        IQ3_S => dispatch(isa, grid::Iq3S(job)),
-        IQ4_NL => dispatch(isa, iq4::Nl(job)),
-        IQ4_XS => dispatch(isa, iq4::Xs(job)),
-        MXFP4 => dispatch(isa, iq4::Mx(job)),
-        NVFP4 => dispatch(isa, iq4::Nv(job)),
-        BF16 => dispatch(isa, plain::Bf16(job)),
-        TQ1_0 => dispatch(isa, plain::Tq1(job)),
-        TQ2_0 => dispatch(isa, plain::Tq2(job)),
-        Q2_0 => dispatch(isa, plain::Q2(job)),
+    match job.ty {
+        Q4_0 => simd::run(isa, legacy::Symmetric::<8, 18>(job)),
+        Q5_0 => simd::run(isa, legacy::Symmetric::<16, 22>(job)),
+        Q4_1 => simd::run(isa, legacy::Asymmetric::<15, 20>(job)),
+        Q5_1 => simd::run(isa, legacy::Asymmetric::<31, 24>(job)),
+        Q8_0 => simd::run(isa, legacy::Q8(job)),
+        Q2_K => simd::run(isa, kquants::Q2K(job)),
+        Q3_K => simd::run(isa, kquants::Q3K(job)),
+        Q4_K => simd::run(isa, kquants::Q45K::<4>(job)),
+        Q5_K => simd::run(isa, kquants::Q45K::<5>(job)),
+        Q6_K => simd::run(isa, kquants::Q6K(job)),
+        IQ1_S => simd::run(isa, grid::Iq1S(job)),
+        IQ1_M => simd::run(isa, grid::Iq1M(job)),
+        IQ2_XXS => simd::run(isa, grid::Iq2Xxs(job)),
+        IQ2_XS => simd::run(isa, grid::Iq2Xs(job)),
+        IQ2_S => simd::run(isa, grid::Iq2S(job)),
+        IQ3_XXS => simd::run(isa, grid::Iq3Xxs(job)),
+        IQ3_S => simd::run(isa, grid::Iq3S(job)),
+        IQ4_NL => simd::run(isa, iq4::Nl(job)),
+        IQ4_XS => simd::run(isa, iq4::Xs(job)),
+        MXFP4 => simd::run(isa, iq4::Mx(job)),
+        NVFP4 => simd::run(isa, iq4::Nv(job)),
+        BF16 => simd::run(isa, plain::Bf16(job)),
+        TQ1_0 => simd::run(isa, plain::Tq1(job)),
+        TQ2_0 => simd::run(isa, plain::Tq2(job)),
+        Q2_0 => simd::run(isa, plain::Q2(job)),
         // What is not worth lanes, or holds no weights.
         F32 | F16 | F64 | I8 | I16 | I32 | I64 | Q1_0 => return false,
     }
@@ -143,68 +102,31 @@ pub fn quantize(isa: Isa, ty: GgmlType, job: &mut Job) -> bool {
 
 /// Whether every number is finite.
 pub fn all_finite(isa: Isa, src: &[f32]) -> bool {
-    let mut finite = true;
-    dispatch(isa, Finite { src, finite: &mut finite });
-    finite
+    simd::run(isa, Finite(src))
 }
 
-struct Finite<'a> {
-    src: &'a [f32],
-    finite: &'a mut bool,
-}
+struct Finite<'a>(&'a [f32]);
 
 impl Kernel for Finite<'_> {
+    type Output = bool;
+
     #[inline(always)]
-    fn run<F: Float>(self) {
+    fn run<F: Float>(self) -> bool {
+        let src = self.0;
         // The largest exponent bits that occur; infinities and NaNs have them all.
         let exponent = F::Int::splat(0x7f80_0000);
         let mut most = [F::Int::splat(0); 4];
-        let whole = self.src.len() / (4 * F::N) * (4 * F::N);
+        let whole = src.len() / (4 * F::N) * (4 * F::N);
         for at in (0..whole).step_by(4 * F::N) {
             for (k, most) in most.iter_mut().enumerate() {
                 // SAFETY: four vectors from `at` are within the slice.
-                let bits = unsafe { F::load(self.src.as_ptr().add(at + k * F::N)) }.to_bits();
+                let bits = unsafe { F::load(src.as_ptr().add(at + k * F::N)) }.to_bits();
                 *most = most.max(bits & exponent);
             }
         }
         let all = most[0].max(most[1]).max(most[2].max(most[3]));
-        *self.finite = !all.eq(exponent).any() && self.src[whole..].iter().all(|v| v.is_finite());
+        !all.eq(exponent).any() && src[whole..].iter().all(|v| v.is_finite())
     }
-}
-
-/// Work that is written once for every width of vector.
-trait Kernel {
-    /// Must be inlined into its caller, whose instruction set it takes.
-    fn run<F: Float>(self);
-}
-
-fn dispatch<K: Kernel>(isa: Isa, kernel: K) {
-    match isa {
-        #[cfg(all(test, target_arch = "x86_64"))]
-        Isa::Portable => kernel.run::<portable::F>(),
-        // SAFETY: whoever names an instruction set has asked `is_available`; `active` and `force` do.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2(kernel) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512(kernel) },
-        #[cfg(target_arch = "x86_64")]
-        _ => kernel.run::<x86::F4>(),
-        #[cfg(not(target_arch = "x86_64"))]
-        _ => kernel.run::<portable::F>(),
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,f16c")]
-unsafe fn avx2<K: Kernel>(kernel: K) {
-    kernel.run::<x86::F8>();
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn avx512<K: Kernel>(kernel: K) {
-    kernel.run::<x86::F16>();
 }
 
 /// `count` consecutive blocks of `BLOCK` weights, one per lane. Lanes beyond the last block repeat it.

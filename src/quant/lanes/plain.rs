@@ -1,16 +1,18 @@
 //! Types without a search. Their specification is written so that the compiler makes lanes of it; here it does so once for
 //! every instruction set.
 
-use super::vector::Float;
 use super::{Job, Kernel};
 use crate::quant::iquants::{binary, ternary};
 use crate::quant::plain;
+use crate::simd::Float;
 
 macro_rules! kernels {
     ($($name:ident $quantize:path;)*) => {$(
         pub struct $name<'a, 'b>(pub &'a mut Job<'b>);
 
         impl Kernel for $name<'_, '_> {
+            type Output = ();
+
             #[inline(always)]
             fn run<F: Float>(self) {
                 // Blocks do not depend on each other, so that all rows are one.

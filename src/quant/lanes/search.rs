@@ -1,8 +1,8 @@
 //! The searches of [`crate::quant::search`] with one sub-block per lane: the same steps in the same order in every lane,
 //! masks for its branches, so the same bits. What a search returns is enough to code the sub-block afterwards.
 
-use super::vector::{Float, Int, Mask};
 use crate::quant::search::{EPS, Grid};
+use crate::simd::{Float, Int, Mask};
 
 /// The largest magnitude and the signed value that has it, the first one where there are several.
 #[inline(always)]

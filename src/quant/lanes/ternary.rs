@@ -1,9 +1,9 @@
 //! The best split of IQ1's groups, a group per lane. The specification, with the order of splits and of additions, is
 //! [`crate::quant::iquants::iq1`].
 
-use super::vector::{Float, Int, MAX_LANES, Mask};
 use super::{int_lanes, lanes, transpose};
 use crate::quant::iquants::iq1::{DOWN, Sorted, Split, UP};
+use crate::simd::{Float, Int, MAX_LANES, Mask};
 
 /// A group by rank: weight times error weight, error weight, and which weight it is.
 struct Ranked<const G: usize> {

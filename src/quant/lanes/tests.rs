@@ -1,12 +1,12 @@
 //! Every lane form against its specification: all types, all instruction sets of this machine, shapes that leave lanes
 //! empty, and inputs on which the searches branch differently from lane to lane.
 
-use super::Isa;
+use crate::isa::Isa;
 use crate::quant::{GgmlType, codec, quantize_rows_with, types::TYPES};
 use proptest::prelude::*;
 
 fn instruction_sets() -> impl Iterator<Item = Isa> {
-    Isa::ALL.into_iter().filter(|isa| *isa != Isa::Scalar && isa.is_available())
+    Isa::available().into_iter().filter(|isa| *isa != Isa::SCALAR)
 }
 
 fn types() -> impl Iterator<Item = GgmlType> {
@@ -27,7 +27,7 @@ fn differences(src: &[f32], cols: usize, importance: &[f32]) -> Vec<String> {
             if weights.is_none() && codec(ty).unwrap().needs_importance {
                 continue;
             }
-            let expected = bytes(Isa::Scalar, ty, src, cols, weights);
+            let expected = bytes(Isa::SCALAR, ty, src, cols, weights);
             for isa in instruction_sets() {
                 let got = bytes(isa, ty, src, cols, weights);
                 let block = ty.block_bytes();

@@ -114,7 +114,7 @@ impl Int for I {
     #[inline(always)]
     unsafe fn load_words(from: *const u16) -> Self {
         // SAFETY: the caller's.
-        I(unsafe { from.cast::<[u16; N]>().read() }.map(i32::from))
+        I(unsafe { from.cast::<[u16; N]>().read_unaligned() }.map(i32::from))
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut i32) {

@@ -2,6 +2,7 @@
 //! need, each exactly the scalar one in every lane. No fused multiply-add, no reassociation. A kernel is written once
 //! against [`Float`]; `x86.rs` and `portable.rs` provide the widths, [`Two`] puts a pair of vectors side by side.
 
+use super::F32x16;
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Sub};
 
 /// Adding it rounds a float below 2^22 in magnitude to an integer, half to even.
@@ -13,6 +14,8 @@ pub const MAX_LANES: usize = 32;
 /// A vector of `f32`.
 pub trait Float: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> {
     const N: usize;
+    /// How many of the machine's vectors it is made of.
+    const VECTORS: usize = 1;
     type Int: Int<Float = Self, Mask = Self::Mask>;
     type Mask: Mask;
 
@@ -25,6 +28,22 @@ pub trait Float: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = S
     /// # Safety
     /// `to` must be writable for `N` floats.
     unsafe fn store(self, to: *mut f32);
+
+    /// Sixteen lanes from memory; only where there are as many.
+    #[inline(always)]
+    fn read(from: &F32x16) -> Self {
+        const { assert!(Self::N == 16) };
+        // SAFETY: both are sixteen floats.
+        unsafe { Self::load(from.0.as_ptr()) }
+    }
+
+    /// The inverse of [`read`](Self::read).
+    #[inline(always)]
+    fn write(self, to: &mut F32x16) {
+        const { assert!(Self::N == 16) };
+        // SAFETY: both are sixteen floats.
+        unsafe { self.store(to.0.as_mut_ptr()) }
+    }
 
     /// Four columns of a matrix whose rows are the lanes: vector `k` holds float `at + k` of every row.
     ///
@@ -175,7 +194,7 @@ pub trait Int: Copy + Add<Output = Self> + Sub<Output = Self> + BitAnd<Output = 
     unsafe fn load(from: *const i32) -> Self;
 
     /// # Safety
-    /// `from` must be readable for `N` numbers.
+    /// `from` must be readable for `N` numbers; it need not be aligned.
     unsafe fn load_words(from: *const u16) -> Self;
 
     /// # Safety
@@ -236,6 +255,7 @@ two_operator! { Add add  Sub sub  Mul mul  Div div  BitAnd bitand  BitOr bitor }
 
 impl<T: Float> Float for Two<T> {
     const N: usize = 2 * T::N;
+    const VECTORS: usize = 2 * T::VECTORS;
     type Int = Two<T::Int>;
     type Mask = Two<T::Mask>;
 

@@ -1,6 +1,7 @@
 //! The vectors of x86-64: four lanes with SSE2, which every such processor has, eight with AVX2 and F16C, sixteen with
-//! AVX-512. They are made and used only inside the entry points of `mod.rs`, after the processor was asked; that is why
-//! calling the instructions is sound, and it is the reason meant by every SAFETY line here that gives no other.
+//! AVX-512. Only the entry points of `mod.rs` can name them, and use them where an `Isa` proves that the processor has the
+//! instructions; that is why calling these is sound, and it is the reason meant by every SAFETY line here that gives no
+//! other.
 
 use super::ranges;
 use super::vector::{Float, Int, Mask};
@@ -36,7 +37,7 @@ macro_rules! methods {
 // ---- SSE2
 
 #[derive(Clone, Copy)]
-pub struct F4(pub(super) __m128);
+pub struct F4(__m128);
 #[derive(Clone, Copy)]
 pub struct I4(__m128i);
 #[derive(Clone, Copy)]
@@ -204,7 +205,7 @@ impl Mask for M4 {
 // ---- AVX2
 
 #[derive(Clone, Copy)]
-pub struct F8(pub(super) __m256);
+pub struct F8(__m256);
 #[derive(Clone, Copy)]
 pub struct I8(__m256i);
 #[derive(Clone, Copy)]
@@ -367,7 +368,7 @@ impl Mask for M8 {
 // ---- AVX-512
 
 #[derive(Clone, Copy)]
-pub struct F16(pub(super) __m512);
+pub struct F16(__m512);
 #[derive(Clone, Copy)]
 pub struct I16(__m512i);
 #[derive(Clone, Copy)]
