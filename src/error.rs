@@ -1,6 +1,7 @@
 //! The one error type of the crate. Every variant is a class that scripts can tell apart by exit code; the text inside
-//! names the file and the tensor and says what to try next. It is not a catalogue of every way things go wrong.
+//! names the file and the tensor and says what to try next, with what came from files escaped. It is not a catalogue of every way things go wrong.
 
+use crate::escape;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -10,25 +11,25 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A bug of this program. Exit code 1.
-    #[error("internal error: {0}")]
+    #[error("internal error: {}", escape::message(.0))]
     Internal(String),
     /// The command line does not make sense. Exit code 2.
-    #[error("{0}")]
+    #[error("{}", escape::message(.0))]
     Usage(String),
     /// The input is corrupt, contradictory or hostile. Exit code 3.
     #[error("{0}")]
     BadInput(Box<Finding>),
     /// The input is sound, but this model or type is not supported. Exit code 4.
-    #[error("{0}")]
+    #[error("{}", escape::message(.0))]
     Unsupported(String),
     /// The disk or the network failed. Exit code 5.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}", escape::line(&path.to_string_lossy()))]
     Io { path: PathBuf, source: std::io::Error },
     /// Like `Io`, where no single path is at fault (a download, too little space). Exit code 5.
-    #[error("{0}")]
+    #[error("{}", escape::message(.0))]
     Storage(String),
     /// A quality gate failed; the artifact stays. Exit code 6.
-    #[error("{0}")]
+    #[error("{}", escape::message(.0))]
     Gate(String),
     /// Stopped by the user. Exit code 75.
     #[error("interrupted: nothing was left under the final name")]
@@ -47,14 +48,14 @@ pub struct Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(file) = &self.file {
-            write!(f, "{}: ", file.display())?;
+            write!(f, "{}: ", escape::line(&file.to_string_lossy()))?;
         }
         if let Some(tensor) = &self.tensor {
-            write!(f, "tensor '{tensor}': ")?;
+            write!(f, "tensor '{}': ", escape::line(tensor))?;
         }
-        f.write_str(&self.what)?;
+        f.write_str(&escape::message(&self.what))?;
         if let Some(hint) = &self.hint {
-            write!(f, "\n  hint: {hint}")?;
+            write!(f, "\n  hint: {}", escape::message(hint))?;
         }
         Ok(())
     }
@@ -103,5 +104,17 @@ impl Error {
             Error::Gate(_) => 6,
             Error::Interrupted => 75,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_from_files_cannot_steer_a_terminal() {
+        let error = Error::bad_file("a\nb", "holds \x1b[31m\nerror: nothing").tensor("t\x07").hint("look");
+        assert_eq!(error.to_string(), "a\\nb: tensor 't\\u{7}': holds \\u{1b}[31m\\nerror: nothing\n  hint: look");
+        assert!(!Error::Unsupported("\x1b".into()).to_string().contains('\x1b'));
     }
 }

@@ -25,7 +25,7 @@ use crate::report::LedgerRow;
 use crate::runnable::Runnable;
 use crate::source::Checkpoint;
 use crate::writer::atomic::{folder_of, refuse_existing};
-use crate::{Error, Result};
+use crate::{Error, Result, escape};
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use serde_json::json;
@@ -71,9 +71,7 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
             )));
         }
     }
-    if let Some(file) = &args.save_text {
-        refuse_existing(file, args.force)?;
-    }
+    super::places::of_calibration(&args, None)?;
     if args.hessians && args.output.as_ref().is_some_and(|o| o.extension().is_some_and(|e| e == "dat")) {
         return Err(Error::Usage("--hessians needs llama.cpp's newer form: name the output .gguf".into()));
     }
@@ -84,6 +82,7 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     let (mut imatrix, mut made) = (None::<Imatrix>, None);
     if let Some(model) = &args.model {
         let path = options::resolve_model(model, &args.hub, args.common.quiet)?;
+        super::places::of_calibration(&args, Some(&path))?;
         let sources = sources(&args.data, &args.hub, args.common.quiet)?;
         if !earlier.is_empty() {
             let model = Model::open(&Checkpoint::open(&path)?)?;
@@ -135,7 +134,7 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     if args.common.format == Format::Json {
         let experts = made.as_ref().map(|m| &m.experts);
         return print_json(&json!({
-            "output": args.output, "entries": imatrix.entries.len(), "chunks": imatrix.chunks,
+            "output": args.output.as_deref().map(escape::path), "entries": imatrix.entries.len(), "chunks": imatrix.chunks,
             "data": made.as_ref().map(|m| &m.data), "experts": experts, "overlap": made.as_ref().and_then(|m| m.overlap),
             "statistics": rows, "hessians": hessians, "seconds": start.elapsed().as_secs_f64(),
         }));
@@ -261,7 +260,7 @@ fn draw(
     let evaluation = text.map(Corpus::open).transpose()?;
     data::check(sources)?;
     if !quiet {
-        eprintln!("loading {}", path.display());
+        say!("loading {}", path.display());
     }
     let model =
         if whole || sources.contains(&Source::Model) { Runnable::open(path) } else { Runnable::open_idle(path) };
@@ -272,7 +271,8 @@ fn draw(
     }
     let seq_len = args.seq_len.min(context);
     let amount = Amount { tokens: args.calibration_tokens, seq_len, seed: args.calibration_seed };
-    let sampled = sources.iter().filter(|s| **s == Source::Model).count() * amount.tokens / sources.len().max(1);
+    let sampled =
+        sources.iter().filter(|s| **s == Source::Model).count().saturating_mul(amount.tokens) / sources.len().max(1);
     let progress = Progress::new("sampling", sampled as u64, Unit::Tokens, quiet || sampled == 0);
     let Drawn { windows, report: data } = data::draw(sources, amount, &model, &mut || {
         progress.advance(1);
@@ -312,12 +312,12 @@ fn calibrate(
 pub fn windows(path: &Path, args: &CalibrationArgs, hub: &HubArgs, quiet: bool) -> Result<Drawn> {
     let sources = sources(args, hub, quiet)?;
     if !quiet && args.calibration.is_empty() {
-        eprintln!("calibrating on the bundled texts; --calibration names others");
+        say!("calibrating on the bundled texts; --calibration names others");
     }
     let Drawing { windows, data, .. } = draw(path, &sources, args, None, (TooLong::Shorten, false), quiet)?;
     let drawn = Drawn { windows, report: data };
     if drawn.report.tokens < drawn.report.tokens_asked && !quiet {
-        eprintln!("  the data has {} tokens; {} were asked for", drawn.report.tokens, drawn.report.tokens_asked);
+        say!("  the data has {} tokens; {} were asked for", drawn.report.tokens, drawn.report.tokens_asked);
     }
     Ok(drawn)
 }
@@ -326,7 +326,7 @@ impl Made {
     /// What was used, for the person at the terminal.
     fn tell(&self) {
         let data = &self.data;
-        eprintln!(
+        say!(
             "  {} tokens in windows of {} ({} asked for), {:.0} tokens/s, data {}",
             data.tokens,
             data.seq_len,
@@ -336,26 +336,27 @@ impl Made {
         );
         for source in &data.sources {
             let rows = (source.rows_used, source.rows, source.rows_dropped);
-            eprintln!(
+            say!(
                 "  {}: {} of {} rows used, {} dropped, {} tokens",
-                source.name, rows.0, rows.1, rows.2, source.tokens_used
+                source.name,
+                rows.0,
+                rows.1,
+                rows.2,
+                source.tokens_used
             );
         }
         if data.tokens < data.tokens_asked {
-            eprintln!("  the data has no more; name more sources for {} tokens", data.tokens_asked);
+            say!("  the data has no more; name more sources for {} tokens", data.tokens_asked);
         }
         for row in self.experts.iter().filter(|e| !e.unseen.is_empty()) {
-            eprintln!("  {}: experts without a token: {:?}", row.tensor, row.unseen);
+            say!("  {}: experts without a token: {:?}", row.tensor, row.unseen);
         }
         if let Some(least) = self.experts.iter().min_by_key(|e| e.min) {
-            eprintln!(
-                "  tokens per expert: at least {}, 5th percentile {}, median {}",
-                least.min, least.p5, least.median
-            );
+            say!("  tokens per expert: at least {}, 5th percentile {}, median {}", least.min, least.p5, least.median);
         }
         if let Some(overlap) = self.overlap {
             let flag = if overlap.is_suspicious() { "warning: " } else { "" };
-            eprintln!("  {flag}{}", overlap_text(overlap));
+            say!("  {flag}{}", overlap_text(overlap));
         }
     }
 }

@@ -61,7 +61,7 @@ pub fn run(
     };
     let at = pass.at();
     if at != Default::default() && !quiet {
-        eprintln!("  resuming after {} of {layers} layers", at.layer);
+        say!("  resuming after {} of {layers} layers", at.layer);
     }
     let tokens = |windows: &[Vec<u32>]| windows.iter().map(|w| w.len() as u64).sum::<u64>();
     let done = at.layer as u64 * tokens(windows) + tokens(windows.get(..at.windows).unwrap_or_default());
@@ -78,13 +78,13 @@ pub fn run(
             match pass.save(file, &key) {
                 Ok(()) if stop.is_err() && !quiet => {
                     progress.finish();
-                    eprintln!("{} holds what is done; --resume goes on from there", file.display());
+                    say!("{} holds what is done; --resume goes on from there", file.display());
                 }
                 Ok(()) => {}
                 Err(e) => {
                     // The run itself can go on.
                     if !told {
-                        eprintln!("warning: no checkpoint to resume from: {e}");
+                        say!("warning: no checkpoint to resume from: {e}");
                     }
                     told = true;
                 }

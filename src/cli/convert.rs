@@ -16,7 +16,7 @@ use crate::report::LedgerRow;
 use crate::source::{self, Checkpoint};
 use crate::writer::atomic::{refuse_existing, write_text};
 use crate::writer::gguf::{Artifact, Split, human};
-use crate::{Error, Result};
+use crate::{Error, Result, escape};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -41,6 +41,7 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
     let threads = options::threads(args.common.threads)?;
     options::catch_interrupt()?;
     let path = options::resolve_model(&model_arg, &args.hub, args.common.quiet)?;
+    super::places::of_conversion(&args, &path, &[])?;
     let importance = calibrate::Plan::new(&args.imatrix, &args.calibration, &args.hub, args.common.quiet)?;
     let (mut prepared, source);
     if only_folders {
@@ -64,7 +65,7 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
         }
         drawing = allocate::run(prepared, &budgets, &importance, &args, threads)?;
         if !args.common.quiet {
-            prepared.targets.iter().for_each(|t| eprint!("{}", allocate::table(t)));
+            prepared.targets.iter().for_each(|t| super::say_block(&allocate::table(t)));
         }
     }
     let (ckpt, model) = match (&prepared, &source) {
@@ -104,7 +105,7 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
         let text = folder::summary(&folders, &written, ckpt, &args);
         if args.common.format == Format::Text {
             print(&text)?;
-            eprintln!("  in {:.1} s", start.elapsed().as_secs_f64());
+            say!("  in {:.1} s", start.elapsed().as_secs_f64());
         }
     }
     let json = done.json.unwrap_or_default();
@@ -121,7 +122,7 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
         chunks: args.chunks,
         activations: Default::default(),
     };
-    let mut report = eval::measure(&models, &text, &gates, None, threads, args.common.quiet)?;
+    let mut report = eval::measure(&models, &text, &gates, None, None, threads, args.common.quiet)?;
     for (rows, candidate) in done.ledger.into_iter().zip(&report.candidates) {
         let name = &candidate.artifact.name;
         report.ledger.extend(rows.into_iter().map(|row| LedgerRow { candidate: name.clone(), ..row }));
@@ -233,12 +234,11 @@ fn outputs(prepared: &Prepared, args: &ConvertArgs, model_name: &str) -> Result<
     for output in &outputs {
         refuse_existing(output, args.force)?;
         if args.modelfile {
+            options::modelfile_name(output)?;
             refuse_existing(&modelfile_path(output), args.force)?;
         }
     }
-    if let Some(file) = &args.save_imatrix {
-        refuse_existing(file, args.force)?;
-    }
+    super::places::of_conversion(args, &prepared.path, &outputs)?;
     Ok(outputs)
 }
 
@@ -300,7 +300,7 @@ fn write(prepared: &Prepared, args: &ConvertArgs, wanted: Wanted, outputs: &[Pat
             if journaled.stays(run.is_ok()) {
                 artifacts.iter_mut().chain(&mut plain).for_each(|artifact| artifact.stays(true));
                 if run.is_err() && !args.common.quiet {
-                    eprintln!("finished layers are kept beside the output; --resume goes on behind them");
+                    say!("finished layers are kept beside the output; --resume goes on behind them");
                 }
             }
             (None, Some(run?))
@@ -477,14 +477,14 @@ fn summary_json(
     };
     let source = convert::source_bytes(&prepared.ckpt, &prepared.model);
     let rows = artifacts.iter().zip(prepared.targets.iter().zip(refused)).map(|(a, (t, refused))| {
-        json!({ "type": t.preset.name, "paths": a.paths, "bytes": a.bytes, "bits_per_weight": a.bits(prepared),
+        json!({ "type": t.preset.name, "paths": a.paths.iter().map(|p| escape::path(p)).collect::<Vec<_>>(), "bytes": a.bytes, "bits_per_weight": a.bits(prepared),
                 "ratio": a.bytes as f64 / source.max(1) as f64, "fallbacks": t.fallbacks(), "ledger": ledger((t, refused)), "allocation": t.allocation })
     });
     let rows: Vec<_> = rows.collect();
     let dropped = prepared.model.dropped.iter().map(|(name, why)| json!({ "tensor": name, "reason": why }));
     let dropped: Vec<_> = dropped.collect();
     json!({
-        "version": env!("CARGO_PKG_VERSION"), "source": prepared.path, "source_bytes": source,
+        "version": env!("CARGO_PKG_VERSION"), "source": escape::path(&prepared.path), "source_bytes": source,
         "weights": prepared.weights(), "tensors": prepared.ckpt.tensors().len(), "dropped": dropped,
         "artifacts": rows, "seconds": seconds, "calibration": importance.and_then(|i| i.data.as_ref()),
     })
@@ -499,7 +499,7 @@ fn summary(prepared: &Prepared, artifacts: &[Written], seconds: f64) -> Result<(
         for path in &a.paths {
             out += &format!("{}\n", path.display());
         }
-        eprintln!(
+        say!(
             "  {:<8} {:>10}  {:.2} bits per weight  {:.1} % of the source  {}",
             t.preset.name,
             human(a.bytes),
@@ -512,13 +512,9 @@ fn summary(prepared: &Prepared, artifacts: &[Written], seconds: f64) -> Result<(
         );
     }
     let (total, dropped) = (prepared.ckpt.tensors().len(), &prepared.model.dropped);
-    eprintln!(
-        "  {total} source tensors: {} written, {} dropped, in {seconds:.1} s",
-        total - dropped.len(),
-        dropped.len()
-    );
+    say!("  {total} source tensors: {} written, {} dropped, in {seconds:.1} s", total - dropped.len(), dropped.len());
     for (name, why) in dropped {
-        eprintln!("    dropped {name}: {why}");
+        say!("    dropped {name}: {why}");
     }
     print(&out)
 }

@@ -118,7 +118,7 @@ pub fn run(
     }
     if !quiet {
         for (target, kept) in prepared.targets.iter().zip(&refine.kept) {
-            eprintln!("  {}: {kept} matrices with feedback", target.preset.name);
+            say!("  {}: {kept} matrices with feedback", target.preset.name);
         }
     }
     let importance = calibrate::from_inputs(&refine.inputs, data, overlap, prepared, args)?;
@@ -197,7 +197,7 @@ pub fn judge(
         let name = prepared.targets[i].preset.name;
         if !quiet {
             let text: Vec<String> = verdicts.iter().map(|(f, g)| format!("{f:.4} (ggml's search {g:.4})")).collect();
-            eprintln!("  {name}: KL {}", text.join(", on the bundled texts "));
+            say!("  {name}: KL {}", text.join(", on the bundled texts "));
         }
         let lost = verdicts.iter().find(|(feedback, ggml)| feedback > ggml);
         if let Some((feedback, ggml)) = lost {

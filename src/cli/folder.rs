@@ -20,7 +20,7 @@ use crate::source::Checkpoint;
 pub use crate::writer::folder::refuse_existing;
 use crate::writer::folder::{Existing, MANIFEST};
 use crate::writer::gguf::human;
-use crate::{Error, Result};
+use crate::{Error, Result, escape};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -257,7 +257,7 @@ fn line(d: &Departure) -> String {
 pub fn warn(prepared: &[Prepared]) {
     for p in prepared {
         for text in lines(&p.planned.departures) {
-            eprintln!("{}: {text}", p.target.name);
+            say!("{}: {text}", p.target.name);
         }
     }
 }
@@ -410,16 +410,16 @@ pub fn run(
             Ok(done) => {
                 if !quiet {
                     if let Some(text) = judged(&done.manifest["held_out"]) {
-                        eprintln!("{}: {text}", p.target.name);
+                        say!("{}: {text}", p.target.name);
                     }
                     let run = done.departures.get(p.planned.departures.len()..).unwrap_or_default();
-                    lines(run).iter().for_each(|text| eprintln!("{}: {text}", p.target.name));
+                    lines(run).iter().for_each(|text| say!("{}: {text}", p.target.name));
                 }
                 written.push(done);
             }
             Err(e) => {
                 if partial.is_dir() && !quiet {
-                    eprintln!("finished parts are kept in {}; --resume continues behind them", partial.display());
+                    say!("finished parts are kept in {}; --resume continues behind them", partial.display());
                 }
                 return Err(e);
             }
@@ -436,7 +436,7 @@ pub fn summary(prepared: &[Prepared], written: &[Written], ckpt: &Checkpoint, ar
         out += &format!("{}\n", w.path.display());
         let (_, bits) = p.planned.quantized(ckpt);
         if args.common.format == Format::Text {
-            eprintln!(
+            say!(
                 "  {:<8} {:>10}  {bits:.2} bits per quantized weight  {:.1} % of the source  {}",
                 p.target.name,
                 human(w.tensor_bytes),
@@ -456,7 +456,7 @@ pub fn summary_json(prepared: &[Prepared], written: &[Written], ckpt: &Checkpoin
     let row = |(p, w): (&Prepared, &Written)| {
         let (weights, bits) = p.planned.quantized(ckpt);
         json!({
-            "type": p.target.name, "format": p.planned.spec.to_string(), "paths": [w.path], "bytes": w.tensor_bytes,
+            "type": p.target.name, "format": p.planned.spec.to_string(), "paths": [escape::path(&w.path)], "bytes": w.tensor_bytes,
             "quantized_weights": weights, "bits_per_weight": bits, "ledger": w.manifest["ledger"],
         })
     };
@@ -467,7 +467,7 @@ pub fn summary_json(prepared: &[Prepared], written: &[Written], ckpt: &Checkpoin
 pub fn json(path: &Path, ckpt: &Checkpoint, model: &Model, rows: Vec<Value>, seconds: f64) -> Value {
     let dropped = model.dropped.iter().map(|(name, why)| json!({ "tensor": name, "reason": why }));
     json!({
-        "version": env!("CARGO_PKG_VERSION"), "source": path,
+        "version": env!("CARGO_PKG_VERSION"), "source": escape::path(path),
         "source_bytes": crate::convert::source_bytes(ckpt, model), "tensors": ckpt.tensors().len(),
         "dropped": dropped.collect::<Vec<_>>(), "artifacts": rows, "seconds": seconds,
     })

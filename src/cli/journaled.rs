@@ -30,7 +30,7 @@ impl Journaled {
         let (path, key) = (resume::path_for(output), key(prepared, args, drawing)?);
         let mut found = if args.folder.resume { Journal::resume(&path, &key)? } else { None };
         if found.as_ref().is_some_and(|(_, files, _)| files.iter().any(|file| !file.exists())) {
-            eprintln!("  an unfinished file of the interrupted run is missing; beginning again");
+            say!("  an unfinished file of the interrupted run is missing; beginning again");
             Journal::forget(&path);
             found = None;
         }
@@ -39,7 +39,7 @@ impl Journaled {
             return Ok(Self { path, key, journal: None, finished: Finished::default(), files: Vec::new() });
         };
         if !args.common.quiet {
-            eprintln!("  resuming after {} of {} layers", finished.layers, prepared.model.config.layers);
+            say!("  resuming after {} of {} layers", finished.layers, prepared.model.config.layers);
         }
         Ok(Self { path, key, journal: Some(journal), finished, files })
     }

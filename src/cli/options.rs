@@ -179,14 +179,27 @@ pub fn model_name(path: &Path) -> String {
     }
     let stem = if full.is_dir() { full.file_name() } else { full.file_stem() };
     let name = stem.map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned());
-    // A shard number or an earlier 16-bit type is not part of the name.
-    let name = name.split("-00001-of-").next().unwrap_or(&name).to_string();
+    // A shard number or an earlier 16-bit type is not part of the name, nor are line breaks and escapes.
+    let name = crate::escape::file_name(name.split("-00001-of-").next().unwrap_or(&name)).into_owned();
     for suffix in ["-F16", "-f16", "-BF16", "-bf16", "-F32", "-f32", ".F16", ".f16", ".BF16", ".bf16", ".F32", ".f32"] {
         if let Some(short) = name.strip_suffix(suffix) {
             return short.to_string();
         }
     }
     name
+}
+
+/// A Modelfile has one instruction a line and no escapes.
+///
+/// Errors: `Usage` for names that would break its line or that it cannot hold.
+pub fn modelfile_name(output: &Path) -> Result<()> {
+    match output.file_name().and_then(|n| n.to_str()) {
+        Some(name) if matches!(crate::escape::line(name), std::borrow::Cow::Borrowed(_)) => Ok(()),
+        _ => {
+            let what = format!("{}: a Modelfile cannot hold this name; choose another with -o", output.display());
+            Err(Error::Usage(what))
+        }
+    }
 }
 
 /// Where what does not fit into memory lies meanwhile: where the output goes, if that is there.

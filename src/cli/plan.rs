@@ -114,7 +114,7 @@ impl Prepared {
         }
         for target in &self.targets {
             for line in fallback_lines(&target.plan) {
-                eprintln!("{}: {line}", target.preset.name);
+                say!("{}: {line}", target.preset.name);
             }
         }
     }
@@ -305,7 +305,7 @@ fn requests(args: &TypeArgs) -> Result<Vec<Request>> {
     );
     let mut overrides = Vec::new();
     let file = match &args.tensor_type_file {
-        Some(path) => std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?,
+        Some(path) => crate::input::read_text(path)?,
         None => String::new(),
     };
     let lines = file.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
@@ -477,10 +477,10 @@ fn config_only(path: &Path) -> Result<Option<serde_json::Value>> {
     } else {
         return Ok(None);
     };
-    let text = std::fs::read(&file).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => Error::bad_file(path, "holds no model: there is no config.json in it"),
-        _ => Error::io(&file, e),
-    })?;
+    let text = match file.exists() {
+        true => crate::input::read(&file)?,
+        false => return Err(Error::bad_file(path, "holds no model: there is no config.json in it")),
+    };
     let json = serde_json::from_slice(&text).map_err(|e| Error::bad_file(&file, format!("not JSON: {e}")))?;
     Ok(Some(json))
 }

@@ -120,7 +120,7 @@ impl Plain {
             unit => format!("{:.0} tokens/s", rate / unit.steps() as f64),
         };
         let percent = 100.0 * done as f64 / self.total.max(1) as f64;
-        eprintln!("{}: {percent:.0} %, {rate}, {} left", self.label, indicatif::HumanDuration(left));
+        say!("{}: {percent:.0} %, {rate}, {} left", self.label, indicatif::HumanDuration(left));
     }
 }
 

@@ -91,8 +91,12 @@ impl PartialFile {
     }
 }
 
-/// An existing file is an error of usage unless `force`; so is a folder, always.
+/// An existing file is an error of usage unless `force`; so is a folder, always, and a name that is no UTF-8, which
+/// journals and reports could not hold.
 pub fn refuse_existing(target: &Path, force: bool) -> Result<()> {
+    if target.to_str().is_none() {
+        return Err(Error::Usage(format!("{}: the name is not UTF-8; choose another", target.display())));
+    }
     if target.is_dir() {
         return Err(Error::Usage(format!("{} is a folder; name a file", target.display())));
     }
