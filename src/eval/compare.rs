@@ -170,7 +170,7 @@ fn groups(windows: &[Window], from: usize, len: usize) -> impl Iterator<Item = (
 }
 
 /// A comparison under way.
-struct Run<'a> {
+struct Run<'a, 'o> {
     stream: &'a [u32],
     windows: &'a Windows,
     vocab: usize,
@@ -178,11 +178,11 @@ struct Run<'a> {
     base_name: String,
     /// Whether the base's logits are of use after its own share.
     keep: bool,
-    options: Options<'a>,
+    options: Options<'o>,
     result: Comparison,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a, '_> {
     fn run_base(&self, base: &mut Base, group: &[Window]) -> Result<()> {
         match base {
             Base::Model(model) => self.run_model(model, group),
@@ -196,7 +196,7 @@ impl Run<'_> {
     }
 
     /// Targets come from the stream itself; only position 0, which is never scored as a target, may hold BOS.
-    fn targets(&self, window: Window) -> &[u32] {
+    fn targets(&self, window: Window) -> &'a [u32] {
         let scored = self.windows.method.scored();
         &self.stream[window.start + scored.start + 1..window.start + scored.end + 1]
     }

@@ -5,7 +5,6 @@ use super::{ALIGNMENT_KEY, Array, DEFAULT_ALIGNMENT, Header, MAGIC, MAX_DIMS, Me
 use crate::quant::GgmlType;
 use crate::{Error, Result};
 use std::collections::HashSet;
-use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read};
 use std::path::Path;
 

@@ -5,7 +5,7 @@
 use minijinja::machinery::{Token, tokenize};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Value, ValueKind};
-use minijinja::{Error, ErrorKind, State};
+use minijinja::{Error, State};
 
 /// Steps a template may take; real ones need a few hundred per message. Every 64 bytes of data count as one, so that
 /// this bounds memory (128 MB) as well as time.
