@@ -1,6 +1,7 @@
 //! The one error type of the crate. Every variant is a class that scripts can tell apart by exit code; the text inside
-//! names the file and the tensor and says what to try next. It is not a catalogue of every way things go wrong.
+//! names the file and the tensor and says what to try next, with what came from files escaped. It is not a catalogue of every way things go wrong.
 
+use crate::escape;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -10,16 +11,16 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A bug of this program. Exit code 1.
-    #[error("internal error: {0}")]
+    #[error("internal error: {}", escape::message(.0))]
     Internal(String),
     /// The command line does not make sense. Made by the command line alone. Exit code 2.
-    #[error("{0}")]
+    #[error("{}", escape::message(.0))]
     Usage(String),
     /// What was asked for contradicts itself, or cannot be done with this model. Exit code 2.
     #[error("{0}")]
     Request(Box<Finding>),
     /// Something is there already where an output would go. Exit code 2.
-    #[error("{} {what}", path.display())]
+    #[error("{} {}", escape::line(&path.to_string_lossy()), escape::message(what))]
     Exists {
         path: PathBuf,
         what: &'static str,
@@ -27,7 +28,7 @@ pub enum Error {
         replaceable: bool,
     },
     /// An earlier run left unfinished work at the place of this one. Exit code 2.
-    #[error("{} {what}", path.display())]
+    #[error("{} {}", escape::line(&path.to_string_lossy()), escape::message(what))]
     Unfinished { path: PathBuf, what: String },
     /// The input is corrupt, contradictory or hostile. Exit code 3.
     #[error("{0}")]
@@ -36,13 +37,13 @@ pub enum Error {
     #[error("{0}")]
     Unsupported(Box<Finding>),
     /// The disk or the network failed. Exit code 5.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}", escape::line(&path.to_string_lossy()))]
     Io { path: PathBuf, source: std::io::Error },
     /// Like `Io`, where no single path is at fault (a download, too little space). Exit code 5.
-    #[error("{0}")]
+    #[error("{}", escape::message(.0))]
     Storage(String),
     /// A quality gate failed; the artifact stays. Exit code 6.
-    #[error("{0}")]
+    #[error("{}", escape::message(.0))]
     Gate(String),
     /// Stopped by the user. Exit code 75.
     #[error("interrupted: nothing was left under the final name")]
@@ -116,14 +117,14 @@ impl From<String> for Hint {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(file) = &self.file {
-            write!(f, "{}: ", file.display())?;
+            write!(f, "{}: ", escape::line(&file.to_string_lossy()))?;
         }
         if let Some(tensor) = &self.tensor {
-            write!(f, "tensor '{tensor}': ")?;
+            write!(f, "tensor '{}': ", escape::line(tensor))?;
         }
-        f.write_str(&self.what)?;
+        f.write_str(&escape::message(&self.what))?;
         if let Some(hint) = &self.hint {
-            write!(f, "\n  hint: {hint}")?;
+            write!(f, "\n  hint: {}", escape::message(&hint.to_string()))?;
         }
         Ok(())
     }
@@ -205,5 +206,17 @@ impl Error {
             Error::Gate(_) => 6,
             Error::Interrupted => 75,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_from_files_cannot_steer_a_terminal() {
+        let error = Error::bad_file("a\nb", "holds \x1b[31m\nerror: nothing").tensor("t\x07").hint("look");
+        assert_eq!(error.to_string(), "a\\nb: tensor 't\\u{7}': holds \\u{1b}[31m\\nerror: nothing\n  hint: look");
+        assert!(!Error::unsupported("\x1b").to_string().contains('\x1b'));
     }
 }

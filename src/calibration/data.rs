@@ -131,6 +131,8 @@ impl Reader for TextOnly<'_> {
         Err(Error::Internal("text was to be sampled from a model that is not loaded".into()))
     }
 }
+/// Tokens that are made for one source, at most.
+const MOST_MADE: usize = 1 << 26;
 
 /// Windows that are sampled in step: so many that decoding the weights is the smaller part of the work, so few that their
 /// keys and values are much smaller than the model.
@@ -323,7 +325,7 @@ fn file_stream(path: &Path, reader: &dyn Reader) -> Result<Stream> {
 }
 
 fn text_documents(path: &Path) -> Result<Vec<Document>> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let bytes = crate::input::read(path)?;
     if let Err(e) = std::str::from_utf8(&bytes) {
         let what = format!("the calibration data is not UTF-8 text (byte {})", e.valid_up_to());
         return Err(Error::bad_file(path, what).hint("convert it, for example with: iconv -f LATIN1 -t UTF-8"));
@@ -344,6 +346,11 @@ fn made(
     random: &mut SplitMix,
     step: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Vec<Vec<u32>>> {
+    // They are all held in memory; a text bounds its windows itself.
+    if count.checked_mul(len).is_none_or(|tokens| tokens > MOST_MADE) {
+        let what = format!("{count} windows of {len} tokens are asked of {source}; {MOST_MADE} tokens are the limit");
+        return Err(Error::bad_input(what).hint("ask for fewer calibration tokens"));
+    }
     let vocab = reader.vocab().max(1);
     if *source == Source::Random {
         return Ok((0..count).map(|_| (0..len).map(|_| random.below(vocab) as u32).collect()).collect());

@@ -168,8 +168,8 @@ impl Imatrix {
     /// Errors: `BadInput` for a file that is neither, lacks a part, or holds a number that is not finite; `Io`.
     pub fn open(path: &Path) -> Result<Self> {
         let mut magic = [0u8; 4];
-        let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
-        let is_gguf = std::io::Read::read_exact(&mut &file, &mut magic).is_ok() && magic == gguf::MAGIC;
+        let mut file = crate::input::open(path)?;
+        let is_gguf = std::io::Read::read_exact(&mut file, &mut magic).is_ok() && magic == gguf::MAGIC;
         let imatrix = if is_gguf { read_gguf(path)? } else { read_dat(path)? };
         if imatrix.entries.is_empty() {
             return Err(Error::bad_file(path, "the importance matrix has no entries"));
@@ -423,7 +423,7 @@ fn read_gguf(path: &Path) -> Result<Imatrix> {
 }
 
 fn read_dat(path: &Path) -> Result<Imatrix> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let bytes = crate::input::read(path)?;
     let bad = || {
         Error::bad_file(path, "is no importance matrix").hint("make one with: quantize calibrate MODEL -o imatrix.gguf")
     };

@@ -52,7 +52,7 @@ mod reader {
 
     /// Errors: `BadInput` for a file that is damaged, has none of the columns, or no rows; `Io`.
     pub fn open(path: &Path) -> Result<Table> {
-        let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+        let file = crate::input::open(path)?;
         // The reader checks much, and still trusts a damaged file's numbers here and there.
         catch_unwind(AssertUnwindSafe(|| read(path, file)))
             .unwrap_or_else(|_| Err(Error::bad_file(path, "the Parquet file is damaged")))

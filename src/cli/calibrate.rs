@@ -9,10 +9,9 @@ use crate::convert::calibrate::{Calibrated, Calibration, calibrate, extra};
 use crate::convert::overlap_text;
 use crate::gguf::Metadata;
 use crate::model::SourceModel;
-use crate::writer::atomic::{folder_of, refuse_existing};
-use crate::{Error, Result};
+use crate::writer::atomic::folder_of;
+use crate::{Error, Result, escape};
 use serde_json::json;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 pub fn run(args: CalibrateArgs) -> Result<()> {
@@ -25,8 +24,8 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     let made = match &args.model {
         Some(model) => {
             let path = options::resolve_model(model, &args.hub, args.common.quiet)?;
+            super::places::of_calibration(&args, Some(&path))?;
             let source = SourceModel::open(&path)?;
-            refuse_inputs(&args, &source)?;
             earlier.iter().zip(&args.merge).try_for_each(|(earlier, file)| earlier.check(&source.model, file))?;
             let calibration = Calibration {
                 data: recipe::data(&args.data, &args.hub, args.common.quiet)?,
@@ -71,7 +70,7 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     if args.common.format == Format::Json {
         let experts = made.as_ref().map(|m| &m.experts);
         return print_json(&json!({
-            "output": args.output, "entries": imatrix.entries.len(), "chunks": imatrix.chunks,
+            "output": args.output.as_deref().map(escape::path), "entries": imatrix.entries.len(), "chunks": imatrix.chunks,
             "data": made.as_ref().map(|m| &m.data), "experts": experts, "overlap": made.as_ref().and_then(|m| m.overlap),
             "statistics": rows, "hessians": hessians, "seconds": start.elapsed().as_secs_f64(),
         }));
@@ -108,28 +107,15 @@ fn check(args: &CalibrateArgs) -> Result<()> {
         return Err(Error::Usage("files with --hessians are made in one go: leave --resume away".into()));
     }
     for file in [&args.output, &args.save_text].into_iter().flatten() {
-        refuse_existing(file, args.control.force)?;
         let folder = folder_of(file);
         if !folder.is_dir() {
             let what = format!("{}: the folder {} does not exist", file.display(), folder.display());
             return Err(Error::Storage(what));
         }
     }
+    super::places::of_calibration(args, None)?;
     if args.hessians && args.output.as_ref().is_some_and(|o| o.extension().is_some_and(|e| e == "dat")) {
         return Err(Error::Usage("--hessians needs llama.cpp's newer form: name the output .gguf".into()));
-    }
-    Ok(())
-}
-
-/// Not even `--force` lets an output take the place of what it is made from.
-fn refuse_inputs(args: &CalibrateArgs, source: &SourceModel) -> Result<()> {
-    let texts = args.data.calibration.iter().map(PathBuf::from).chain(args.text.clone()).chain(args.merge.clone());
-    let inputs = source.ckpt.files().iter().map(|f| f.path.clone()).chain(texts);
-    let inputs: Vec<PathBuf> = inputs.filter_map(|path| path.canonicalize().ok()).collect();
-    for output in [&args.output, &args.save_text].into_iter().flatten() {
-        if output.canonicalize().is_ok_and(|output| inputs.contains(&output)) {
-            return Err(Error::Usage(format!("{} is what is read; name another output", output.display())));
-        }
     }
     Ok(())
 }
@@ -158,7 +144,7 @@ fn hessians(args: &CalibrateArgs) -> Result<Option<Hessians>> {
 /// What was used, for the person at the terminal.
 fn print_summary(made: &Calibrated) {
     let data = &made.data;
-    eprintln!(
+    say!(
         "  {} tokens in windows of {} ({} asked for), {:.0} tokens/s, data {}",
         data.tokens,
         data.seq_len,
@@ -168,19 +154,23 @@ fn print_summary(made: &Calibrated) {
     );
     for source in &data.sources {
         let rows = (source.rows_used, source.rows, source.rows_dropped);
-        eprintln!(
+        say!(
             "  {}: {} of {} rows used, {} dropped, {} tokens",
-            source.name, rows.0, rows.1, rows.2, source.tokens_used
+            source.name,
+            rows.0,
+            rows.1,
+            rows.2,
+            source.tokens_used
         );
     }
     for row in made.experts.iter().filter(|e| !e.unseen.is_empty()) {
-        eprintln!("  {}: experts without a token: {:?}", row.tensor, row.unseen);
+        say!("  {}: experts without a token: {:?}", row.tensor, row.unseen);
     }
     if let Some(least) = made.experts.iter().min_by_key(|e| e.min) {
-        eprintln!("  tokens per expert: at least {}, 5th percentile {}, median {}", least.min, least.p5, least.median);
+        say!("  tokens per expert: at least {}, 5th percentile {}, median {}", least.min, least.p5, least.median);
     }
     if let Some(overlap) = made.overlap {
         let flag = if overlap.is_suspicious() { "warning: " } else { "" };
-        eprintln!("  {flag}{}", overlap_text(overlap));
+        say!("  {flag}{}", overlap_text(overlap));
     }
 }

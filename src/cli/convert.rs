@@ -9,9 +9,9 @@ use crate::eval::gate;
 use crate::model::SourceModel;
 use crate::quant::presets;
 use crate::report::LedgerRow;
-use crate::writer::atomic::{refuse_existing, write_text};
+use crate::writer::atomic::write_text;
 use crate::writer::gguf::human;
-use crate::{Error, Result};
+use crate::{Error, Result, escape};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -40,12 +40,15 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
     if let Some(output) = &args.output {
         plan.place(output)?;
     }
+    let mut outputs: Vec<PathBuf> = plan.files().map(|(o, _)| o.place.clone()).collect();
     if args.modelfile {
-        plan.files().try_for_each(|(o, _)| refuse_existing(&modelfile_path(&o.place), args.control.force))?;
+        outputs.iter().try_for_each(|output| options::modelfile_name(output))?;
+        outputs.extend(plan.files().map(|(o, _)| modelfile_path(&o.place)));
     }
+    super::places::of_conversion(&args, &path, &outputs)?;
     if !args.common.quiet {
         for output in &plan.outputs {
-            words::departures(&output.ledger()).iter().for_each(|line| eprintln!("{}: {line}", output.target.name()));
+            words::departures(&output.ledger()).iter().for_each(|line| say!("{}: {line}", output.target.name()));
         }
     }
     let outcome = convert::run(&plan, &control, &terminal)?;
@@ -85,7 +88,7 @@ fn compare(
         chunks: args.chunks,
         activations: Default::default(),
     };
-    let mut report = eval::measure(&models, &text, gates, None, threads, args.common.quiet)?;
+    let mut report = eval::measure(&models, &text, gates, None, args.control.max_memory, threads, args.common.quiet)?;
     for (made, candidate) in outcome.outputs.into_iter().zip(&report.candidates) {
         let name = &candidate.artifact.name;
         report.ledger.extend(made.ledger.into_iter().map(|row| LedgerRow { candidate: name.clone(), ..row }));
@@ -173,7 +176,7 @@ fn summary_json(plan: &Plan, outcome: &Outcome) -> Value {
     let row = |made: &Made| {
         let ratio = made.bytes as f64 / source_bytes(plan, made).max(1) as f64;
         let mut row = json!({
-            "type": made.name, "paths": made.paths, "bytes": made.bytes, "bits_per_weight": made.bits_per_weight,
+            "type": made.name, "paths": made.paths.iter().map(|p| escape::path(p)).collect::<Vec<_>>(), "bytes": made.bytes, "bits_per_weight": made.bits_per_weight,
             "ratio": ratio, "ledger": made.ledger,
         });
         match &made.file {
@@ -191,7 +194,7 @@ fn summary_json(plan: &Plan, outcome: &Outcome) -> Value {
     };
     let dropped = model.dropped.iter().map(|(name, why)| json!({ "tensor": name, "reason": why }));
     let mut json = json!({
-        "version": env!("CARGO_PKG_VERSION"), "source": plan.source.path,
+        "version": env!("CARGO_PKG_VERSION"), "source": escape::path(&plan.source.path),
         "source_bytes": stream::source_bytes(ckpt, model), "tensors": ckpt.tensors().len(),
         "dropped": dropped.collect::<Vec<_>>(), "artifacts": outcome.outputs.iter().map(row).collect::<Vec<_>>(),
         "seconds": outcome.seconds, "calibration": outcome.data,
@@ -213,7 +216,7 @@ fn summary(plan: &Plan, outcome: &Outcome, quiet: bool) -> Result<()> {
         let (bits, what) = match &made.file {
             Some(file) => {
                 if let Some(allocation) = file.allocation.as_ref().filter(|_| !quiet) {
-                    eprint!("{}", words::allocation(&made.name, allocation));
+                    super::say_block(&words::allocation(&made.name, allocation));
                 }
                 let what = match file.fallbacks {
                     0 => "no fallbacks".to_string(),
@@ -233,7 +236,7 @@ fn summary(plan: &Plan, outcome: &Outcome, quiet: bool) -> Result<()> {
             }
         };
         let share = 100.0 * made.bytes as f64 / source_bytes(plan, made).max(1) as f64;
-        eprintln!(
+        say!(
             "  {:<8} {:>10}  {:.2} {bits}  {share:.1} % of the source  {what}",
             made.name,
             human(made.bytes),
@@ -244,12 +247,12 @@ fn summary(plan: &Plan, outcome: &Outcome, quiet: bool) -> Result<()> {
     let (written, dropped_count, seconds) = (total - dropped.len(), dropped.len(), outcome.seconds);
     match plan.files().next() {
         Some(_) => {
-            eprintln!("  {total} source tensors: {written} written, {dropped_count} dropped, in {seconds:.1} s");
+            say!("  {total} source tensors: {written} written, {dropped_count} dropped, in {seconds:.1} s");
             for (name, why) in dropped {
-                eprintln!("    dropped {name}: {why}");
+                say!("    dropped {name}: {why}");
             }
         }
-        None => eprintln!("  in {seconds:.1} s"),
+        None => say!("  in {seconds:.1} s"),
     }
     print(&out)
 }

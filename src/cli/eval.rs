@@ -2,7 +2,9 @@
 //! and an exit code that says whether quality held. Also used after a conversion, for the gates there.
 
 use super::options::{self, CANCEL};
+use super::places;
 use super::progress::Terminal;
+use super::turns::{self, Entrant};
 use super::{Activations, CommonArgs, CompareArgs, EvalArgs, Format, GateArgs, ReportArgs, TextArgs, print};
 use crate::calibration::{stats, totals};
 use crate::control::{Control, Notice, Run, Unit};
@@ -13,8 +15,9 @@ use crate::eval::klbase::{FLOOR, KlBaseReader, KlBaseWriter};
 use crate::eval::text::Corpus;
 use crate::eval::{self, Base, Candidate, Method, Options, Runnable, Windows};
 use crate::infer::Cache;
-use crate::model::name_of;
+use crate::model::{Model, name_of};
 use crate::report::{self, Environment, MethodInfo, Report};
+use crate::source::Checkpoint;
 use crate::writer::atomic::{refuse_existing, write_text};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -28,6 +31,8 @@ const DAMAGE_CHUNKS: usize = 4;
 pub fn eval(args: EvalArgs) -> Result<()> {
     let threads = start(&args.common)?;
     let begin = Instant::now();
+    let outputs = args.save_logits.iter().chain(&args.report).map(PathBuf::as_path);
+    places::check(inputs(std::slice::from_ref(&args.model), &args.text), outputs, args.force)?;
     let mut base = open(&args.model, args.text.activations, args.common.quiet)?;
     let text = Prepared::new(&base, &args.text)?;
     let save = match &args.save_logits {
@@ -40,7 +45,7 @@ pub fn eval(args: EvalArgs) -> Result<()> {
     let artifact = base.artifact.clone();
     let comparison = {
         let model = Candidate { name: artifact.name.clone(), model: &mut base };
-        text.compare(Base::Model(model), &mut [], save, run)?
+        text.compare(Base::Model(model), &mut [], save, None, run)?
     };
     drop(phase);
     let ppl = bootstrap::perplexity(&comparison.base, comparison.chunks, Bootstrap::default());
@@ -54,8 +59,9 @@ pub fn eval(args: EvalArgs) -> Result<()> {
 pub fn compare(args: CompareArgs) -> Result<()> {
     let threads = start(&args.common)?;
     let gates = gates(&args.gates)?;
+    places::check(inputs(&args.models, &args.text), args.report.iter().map(PathBuf::as_path), args.force)?;
     let ablate = args.ablate.then_some(args.ablate_chunks);
-    let report = measure(&args.models, &args.text, &gates, ablate, threads, args.common.quiet)?;
+    let report = measure(&args.models, &args.text, &gates, ablate, args.max_memory, threads, args.common.quiet)?;
     let outcome = gate::verdict(&report.gates);
     finish(&report, &args.report, args.common.format, args.force)?;
     outcome
@@ -63,7 +69,8 @@ pub fn compare(args: CompareArgs) -> Result<()> {
 
 /// `quantize report saved.json`: the same report in another form.
 pub fn render(args: ReportArgs) -> Result<()> {
-    let text = std::fs::read_to_string(&args.file).map_err(|e| Error::io(&args.file, e))?;
+    places::check([args.file.as_path()], args.to.iter().map(PathBuf::as_path), args.force)?;
+    let text = crate::input::read_text(&args.file)?;
     let report = Report::from_json(&text).map_err(|e| match e {
         Error::BadInput(mut finding) => {
             finding.file = Some(args.file.clone());
@@ -74,6 +81,11 @@ pub fn render(args: ReportArgs) -> Result<()> {
     finish(&report, &args.to, args.common.format, args.force)
 }
 
+/// What a measurement reads.
+fn inputs<'a>(models: &'a [PathBuf], text: &'a TextArgs) -> impl Iterator<Item = &'a Path> {
+    models.iter().chain(&text.text).map(PathBuf::as_path)
+}
+
 /// Runs the base and every candidate over one token stream. `models[0]` is the base. With `ablate`, also the base with one
 /// group of each candidate's tensors at a time, on so many chunks.
 pub fn measure(
@@ -81,6 +93,7 @@ pub fn measure(
     text: &TextArgs,
     gates: &Gates,
     ablate: Option<usize>,
+    max_memory: Option<u64>,
     threads: usize,
     quiet: bool,
 ) -> Result<Report> {
@@ -94,21 +107,32 @@ pub fn measure(
         Some(_) => None,
         None => Some(open(base_path, text.activations, quiet)?),
     };
-    let mut candidates: Vec<Runnable> = Vec::with_capacity(candidate_paths.len());
-    for path in candidate_paths {
-        candidates.push(open(path, text.activations, quiet)?);
-    }
-    unique_names(&mut candidates);
     let prepared = match (&base, &stored) {
         (Some(base), _) => Prepared::new(base, text)?,
-        (None, Some(stored)) => Prepared::stored(stored, &candidates[0], base_path, text.activations)?,
+        (None, Some(stored)) => {
+            let first = candidate_paths.first().map(|path| Runnable::open_idle(path)).transpose()?;
+            let first = first.ok_or_else(|| Error::Usage("compare needs a base and at least one candidate".into()))?;
+            Prepared::stored(stored, &first, base_path, text.activations)?
+        }
         (None, None) => return Err(Error::Internal("no base".into())),
     };
-    if let Some(base) = &base {
-        for candidate in &candidates {
-            same_tokens(base, candidate, &prepared)?;
+    let vocab = base.as_ref().map_or_else(|| stored.as_ref().map_or(0, KlBaseReader::vocab), eval::Logits::vocab);
+    let turn = turns::plan(candidate_paths, &prepared.windows, vocab, max_memory)?;
+    let mut candidates: Vec<Entrant> = Vec::with_capacity(candidate_paths.len());
+    for path in candidate_paths {
+        let model = match turn {
+            None => open(path, text.activations, quiet)?,
+            Some(_) => Runnable::open_idle(path)?,
+        };
+        if let Some(base) = &base {
+            same_tokens(base, &model, &prepared)?;
         }
+        candidates.push(match turn {
+            None => Entrant::loaded(path, model, text.activations),
+            Some(_) => Entrant::idle(path, &model, text.activations),
+        });
     }
+    unique_names(&mut candidates);
     gates.check_size(prepared.windows.scored_tokens(), prepared.windows.count)?;
     // The base counts as a run even where its logits are read from a file.
     let total = (prepared.windows.covered_tokens() * (candidates.len() + 1)) as u64;
@@ -116,12 +140,10 @@ pub fn measure(
     let run = Run::new(&control, &terminal);
     let phase = run.phase("comparing", total, Unit::Tokens);
     let base_artifact = base.as_ref().map(|b| b.artifact.clone());
-    let artifacts: Vec<_> = candidates.iter().map(|c| c.artifact.clone()).collect();
     let comparison = {
         let mut rows: Vec<Candidate> = candidates
             .iter_mut()
-            .zip(&artifacts)
-            .map(|(model, a)| Candidate { name: a.name.clone(), model: model as &mut dyn eval::Logits })
+            .map(|model| Candidate { name: model.artifact.name.clone(), model: model as &mut dyn eval::Logits })
             .collect();
         let from = match (&mut base, stored) {
             (Some(base), _) => {
@@ -131,9 +153,10 @@ pub fn measure(
             (None, Some(stored)) => Base::File(Box::new(stored)),
             (None, None) => return Err(Error::Internal("no base".into())),
         };
-        prepared.compare(from, &mut rows, None, run)?
+        prepared.compare(from, &mut rows, None, turn, run)?
     };
     drop(phase);
+    let artifacts: Vec<_> = candidates.iter().map(|c| c.artifact.clone()).collect();
     let (statistics, pairs) = comparison.summarize(Bootstrap::default());
     let mut report = prepared.report(threads, begin);
     report.source = base_artifact.clone().map(|a| report::Artifact { name: name_of(base_path), ..a });
@@ -160,7 +183,10 @@ pub fn measure(
     let seen = activations(&base, &prepared)?;
     let mut twin = ablate.map(|_| open(base_path, text.activations, quiet)).transpose()?;
     for (candidate, row) in candidates.iter_mut().zip(&mut report.candidates) {
-        let (from, to) = ((&*base.ckpt, &*base.model), (&*candidate.ckpt, &*candidate.model));
+        // The damage is read from the file.
+        let ckpt = Checkpoint::open(&candidate.path)?;
+        let model = Model::open(&ckpt)?;
+        let (from, to) = ((&*base.ckpt, &*base.model), (&ckpt, &model));
         let power = |name: &str| seen.get(name).map(Vec::as_slice);
         row.tensors = eval::damage::measure(from, to, &power, &CANCEL)?;
         if let (Some(twin), Some(chunks)) = (&mut twin, ablate) {
@@ -171,7 +197,8 @@ pub fn measure(
             }
             let count = chunks.clamp(1, prepared.windows.count);
             let windows = Windows { count, ..prepared.windows.clone() };
-            row.ablation = ablate_groups(&mut base, twin, candidate, &prepared.stream, &windows, &CANCEL)?;
+            row.ablation = ablate_groups(&mut base, twin, candidate.model()?, &prepared.stream, &windows, &CANCEL)?;
+            eval::Logits::release(candidate);
         }
     }
     report.environment.seconds = begin.elapsed().as_secs_f64();
@@ -246,7 +273,7 @@ pub fn save(report: &Report, files: &[PathBuf], force: bool) -> Result<()> {
             }
         };
         write_text(path, &text, force)?;
-        eprintln!("wrote {}", path.display());
+        say!("wrote {}", path.display());
     }
     Ok(())
 }
@@ -256,10 +283,10 @@ fn start(common: &CommonArgs) -> Result<usize> {
     options::threads(common.threads)
 }
 
-fn open(path: &Path, activations: Activations, quiet: bool) -> Result<Runnable> {
+pub fn open(path: &Path, activations: Activations, quiet: bool) -> Result<Runnable> {
     CANCEL.check()?;
     if !quiet {
-        eprintln!("loading {}", path.display());
+        say!("loading {}", path.display());
     }
     let mut model = Runnable::open(path)?;
     model.engine.round_activations(activations == Activations::Q8);
@@ -270,12 +297,12 @@ fn open(path: &Path, activations: Activations, quiet: bool) -> Result<Runnable> 
 fn is_base_file(path: &Path) -> bool {
     use std::io::Read;
     let mut magic = [0u8; 8];
-    let read = std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut magic));
-    read.is_ok() && &magic == b"_logits_"
+    let read = crate::input::open(path).map(|mut f| f.read_exact(&mut magic).is_ok());
+    matches!(read, Ok(true)) && &magic == b"_logits_"
 }
 
 /// Candidates of one type are told apart by their files' names, and these by as much of their paths as it takes.
-fn unique_names(candidates: &mut [Runnable]) {
+fn unique_names(candidates: &mut [Entrant]) {
     let known: Vec<(String, String)> =
         candidates.iter().map(|c| (c.artifact.name.clone(), c.artifact.path.clone())).collect();
     for (candidate, name) in candidates.iter_mut().zip(told_apart(&known)) {
@@ -357,6 +384,7 @@ impl Prepared {
         base: Base,
         candidates: &mut [Candidate],
         save_base: Option<KlBaseWriter>,
+        turn: Option<usize>,
         run: Run,
     ) -> Result<eval::Comparison> {
         let per_chunk = (self.windows.covered_tokens() / self.windows.count.max(1)) as u64;
@@ -365,11 +393,11 @@ impl Prepared {
             run.check()
         };
         let options = Options { save_base, progress: Some(&mut on_progress) };
-        eval::compare(base, candidates, &self.stream, &self.windows, options)
+        eval::compare_in_turns(base, candidates, &self.stream, &self.windows, options, turn)
     }
 
     fn report(&self, threads: usize, begin: Instant) -> Report {
-        let mut report = Report::new(std::env::args().collect::<Vec<_>>().join(" "));
+        let mut report = Report::new(command_line());
         report.created = now();
         let method = self.windows.method;
         report.method = Some(MethodInfo {
@@ -397,6 +425,11 @@ impl Prepared {
     }
 }
 
+/// The command line that made the report; what is no UTF-8 becomes �.
+fn command_line() -> String {
+    std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+}
+
 /// UTC, RFC 3339, from the seconds since 1970 (days to a civil date after Howard Hinnant).
 fn now() -> String {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
@@ -421,10 +454,7 @@ fn cpu_name() -> String {
 
 /// Largest resident memory of this process so far, where the system tells.
 fn peak_rss() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find(|l| l.starts_with("VmHWM:"));
-    let kib = line.and_then(|l| l.split_whitespace().nth(1)).and_then(|n| n.parse::<u64>().ok());
-    kib.unwrap_or(0) * 1024
+    turns::kibibytes("/proc/self/status", "VmHWM:").unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@ use super::{GenerateArgs, options};
 use crate::eval::Runnable;
 use crate::infer::{Sampling, generate};
 use crate::model::tokenizer::Message;
-use crate::{Error, Result};
-use std::io::Write;
+use crate::{Error, Result, escape};
+use std::io::{IsTerminal, Write};
 use std::time::Instant;
 
 pub fn run(args: GenerateArgs) -> Result<()> {
@@ -24,7 +24,10 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     let mut stream = model.tokenizer.stream();
     let mut out = std::io::stdout().lock();
     let (start, mut failed) = (Instant::now(), None);
+    // A file gets what the model says; a terminal is not to be driven by it.
+    let terminal = out.is_terminal();
     let mut show = |text: &str| {
+        let text = if terminal { escape::block(text) } else { text.into() };
         let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
         if let Err(e) = written {
             // A reader that went away ends the text, and is no error.
@@ -45,7 +48,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     }
     if !args.common.quiet {
         let seconds = start.elapsed().as_secs_f64();
-        eprintln!("{} tokens after {}, {:.1} tokens/s", made.len(), prompt.len(), made.len() as f64 / seconds);
+        say!("{} tokens after {}, {:.1} tokens/s", made.len(), prompt.len(), made.len() as f64 / seconds);
     }
     Ok(())
 }

@@ -1,15 +1,23 @@
 //! `quantize inspect`: what is in a GGUF file or a checkpoint, as text or JSON. Headers only; no weight is read.
 
-use super::{Format, InspectArgs, print, print_json};
+use super::{Format, InspectArgs, JsonText, stream};
 use crate::gguf::{Array, Metadata, Value};
-use crate::source::Checkpoint;
+use crate::source::{Checkpoint, TensorMeta};
 use crate::writer::gguf::human;
-use crate::{Error, Result};
-use serde_json::{Map, json};
-use std::fmt::Write;
+use crate::{Error, Result, escape};
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use std::io::{self, Write};
 
 /// Array elements shown unless `--full`.
 const HEAD: usize = 6;
+
+/// What is shown of what. It is written as it goes: arrays may have hundreds of millions of elements.
+struct View<'a> {
+    ckpt: &'a Checkpoint,
+    metadata: &'a Metadata,
+    filter: Option<regex::Regex>,
+    full: bool,
+}
 
 pub fn run(args: InspectArgs) -> Result<()> {
     let ckpt = Checkpoint::open(&args.file)?;
@@ -17,74 +25,105 @@ pub fn run(args: InspectArgs) -> Result<()> {
         Some(text) => Some(regex::Regex::new(text).map_err(|e| Error::Usage(format!("--filter: {e}")))?),
         None => None,
     };
-    let keep = |name: &str| filter.as_ref().is_none_or(|f| f.is_match(name));
     let empty = Metadata::new();
-    let metadata = ckpt.gguf().unwrap_or(&empty);
+    let view = View { ckpt: &ckpt, metadata: ckpt.gguf().unwrap_or(&empty), filter, full: args.full };
     match args.common.format {
-        Format::Json => print_json(&as_json(&ckpt, metadata, &keep, args.full)),
-        Format::Text => print(&as_text(&ckpt, metadata, &keep, args.full)),
+        Format::Json => super::print_json(&view),
+        Format::Text => stream(|out| view.text(out)),
     }
 }
 
-fn as_text(ckpt: &Checkpoint, metadata: &Metadata, keep: &dyn Fn(&str) -> bool, full: bool) -> String {
-    let mut out = String::new();
-    for file in ckpt.files() {
-        let _ = writeln!(out, "{}  {}", file.path.display(), human(file.len));
+impl View<'_> {
+    fn keeps(&self, name: &str) -> bool {
+        self.filter.as_ref().is_none_or(|f| f.is_match(name))
     }
-    if !metadata.is_empty() {
-        let _ = writeln!(out, "\nMetadata ({} keys)", metadata.len());
-        for (key, value) in metadata.iter().filter(|(k, _)| keep(k)) {
-            let _ = writeln!(out, "  {key:<44} {:<10} {}", kind(value), show(value, full));
+
+    fn text(&self, out: &mut dyn Write) -> io::Result<()> {
+        let ckpt = self.ckpt;
+        for file in ckpt.files() {
+            writeln!(out, "{}  {}", escape::line(&escape::path(&file.path)), human(file.len))?;
         }
-    }
-    let (mut weights, mut bytes) = (0u64, 0u64);
-    let mut by_type: Vec<(String, usize, u64, u64)> = Vec::new();
-    let _ = writeln!(out, "\nTensors ({})", ckpt.tensors().len());
-    for t in ckpt.tensors() {
-        let (n, len) = (t.shape.iter().map(|d| *d as u64).product::<u64>(), t.bytes());
-        (weights, bytes) = (weights + n, bytes + len);
-        let name = t.dtype.to_string();
-        match by_type.iter_mut().find(|row| row.0 == name) {
-            Some(row) => *row = (name.clone(), row.1 + 1, row.2 + n, row.3 + len),
-            None => by_type.push((name.clone(), 1, n, len)),
+        if !self.metadata.is_empty() {
+            writeln!(out, "\nMetadata ({} keys)", self.metadata.len())?;
+            for (key, value) in self.metadata.iter().filter(|(k, _)| self.keeps(k)) {
+                write!(out, "  {:<44} {:<10} ", escape::line(key), kind(value))?;
+                show(value, self.full, out)?;
+                writeln!(out)?;
+            }
         }
-        if keep(&t.name) {
-            let shape = t.shape.iter().map(|d| d.to_string()).collect::<Vec<_>>().join(" × ");
-            let _ = writeln!(out, "  {:<44} {name:<8} {shape:<20} {:>10}", t.name, human(len));
+        let (mut weights, mut bytes) = (0u64, 0u64);
+        let mut by_type: Vec<(String, usize, u64, u64)> = Vec::new();
+        writeln!(out, "\nTensors ({})", ckpt.tensors().len())?;
+        for t in ckpt.tensors() {
+            let (n, len) = (t.shape.iter().map(|d| *d as u64).product::<u64>(), t.bytes());
+            (weights, bytes) = (weights + n, bytes + len);
+            let name = t.dtype.to_string();
+            match by_type.iter_mut().find(|row| row.0 == name) {
+                Some(row) => *row = (name.clone(), row.1 + 1, row.2 + n, row.3 + len),
+                None => by_type.push((name.clone(), 1, n, len)),
+            }
+            if self.keeps(&t.name) {
+                let shape = t.shape.iter().map(|d| d.to_string()).collect::<Vec<_>>().join(" × ");
+                writeln!(out, "  {:<44} {name:<8} {shape:<20} {:>10}", escape::line(&t.name), human(len))?;
+            }
         }
-    }
-    let _ = writeln!(out, "\nBy type");
-    for (name, count, n, len) in by_type {
-        let bits = 8.0 * len as f64 / n.max(1) as f64;
-        let _ = writeln!(
+        writeln!(out, "\nBy type")?;
+        for (name, count, n, len) in by_type {
+            let bits = 8.0 * len as f64 / n.max(1) as f64;
+            writeln!(
+                out,
+                "  {name:<8} {count:>5} tensors {n:>14} weights {:>10}  {bits:.4} bits per weight",
+                human(len)
+            )?;
+        }
+        let bits = 8.0 * bytes as f64 / weights.max(1) as f64;
+        writeln!(
             out,
-            "  {name:<8} {count:>5} tensors {n:>14} weights {:>10}  {bits:.4} bits per weight",
-            human(len)
-        );
+            "  total    {:>5} tensors {weights:>14} weights {:>10}  {bits:.4} bits per weight",
+            ckpt.tensors().len(),
+            human(bytes)
+        )
     }
-    let bits = 8.0 * bytes as f64 / weights.max(1) as f64;
-    let _ = writeln!(
-        out,
-        "  total    {:>5} tensors {weights:>14} weights {:>10}  {bits:.4} bits per weight",
-        ckpt.tensors().len(),
-        human(bytes)
-    );
-    out
 }
 
-fn as_json(ckpt: &Checkpoint, metadata: &Metadata, keep: &dyn Fn(&str) -> bool, full: bool) -> serde_json::Value {
-    let entries: Map<_, _> = metadata
-        .iter()
-        .filter(|(k, _)| keep(k))
-        .map(|(k, v)| (k.to_string(), json!({ "type": kind(v), "value": to_json(v, full) })))
-        .collect();
-    let tensors = ckpt.tensors().iter().filter(|t| keep(&t.name)).map(|t| {
-        json!({ "name": t.name, "type": t.dtype.to_string(), "shape": t.shape, "file": t.file,
-                "offset": t.range.start, "bytes": t.bytes() })
-    });
-    let tensors: Vec<_> = tensors.collect();
-    let files: Vec<_> = ckpt.files().iter().map(|f| json!({ "path": f.path, "bytes": f.len })).collect();
-    json!({ "files": files, "metadata": entries, "tensors": tensors })
+impl Serialize for View<'_> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let mut map = s.serialize_map(Some(3))?;
+        let files = self.ckpt.files().iter();
+        let files = files.map(|f| serde_json::json!({ "path": escape::path(&f.path), "bytes": f.len }));
+        map.serialize_entry("files", &files.collect::<Vec<_>>())?;
+        map.serialize_entry("metadata", &Entries(self))?;
+        map.serialize_entry("tensors", &Tensors(self))?;
+        map.end()
+    }
+}
+
+struct Entries<'a>(&'a View<'a>);
+
+impl Serialize for Entries<'_> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let View { metadata, full, .. } = self.0;
+        let entries = metadata.iter().filter(|(k, _)| self.0.keeps(k));
+        s.collect_map(entries.map(|(k, value)| (k, Entry { r#type: kind(value), value: Shown { value, full: *full } })))
+    }
+}
+
+#[derive(serde::Serialize)]
+struct Entry<'a> {
+    r#type: &'static str,
+    value: Shown<'a>,
+}
+
+struct Tensors<'a>(&'a View<'a>);
+
+impl Serialize for Tensors<'_> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let row = |t: &TensorMeta| {
+            serde_json::json!({ "name": t.name, "type": t.dtype.to_string(), "shape": t.shape, "file": t.file,
+                                "offset": t.range.start, "bytes": t.bytes() })
+        };
+        s.collect_seq(self.0.ckpt.tensors().iter().filter(|t| self.0.keeps(&t.name)).map(row))
+    }
 }
 
 /// The GGUF name of a value's type.
@@ -111,55 +150,73 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-fn show(value: &Value, full: bool) -> String {
+fn show(value: &Value, full: bool, out: &mut dyn Write) -> io::Result<()> {
     match value {
         Value::String(s) => {
-            let line = s.replace('\n', "\\n");
+            let line = escape::line(s);
             match line.char_indices().nth(120) {
-                Some((at, _)) if !full => format!("{}… ({} characters)", &line[..at], s.chars().count()),
-                _ => line,
+                Some((at, _)) if !full => write!(out, "{}… ({} characters)", &line[..at], s.chars().count()),
+                _ => write!(out, "{line}"),
             }
         }
-        _ => to_json(value, full).to_string(),
+        _ => Ok(serde_json::to_writer(JsonText(out), &Shown { value, full })?),
     }
 }
 
-fn to_json(value: &Value, full: bool) -> serde_json::Value {
-    match value {
-        Value::U8(v) => json!(v),
-        Value::I8(v) => json!(v),
-        Value::U16(v) => json!(v),
-        Value::I16(v) => json!(v),
-        Value::U32(v) => json!(v),
-        Value::I32(v) => json!(v),
-        Value::F32(v) => json!(v),
-        Value::Bool(v) => json!(v),
-        Value::String(v) => json!(v),
-        Value::U64(v) => json!(v),
-        Value::I64(v) => json!(v),
-        Value::F64(v) => json!(v),
-        Value::Array(a) => match a {
-            Array::U8(v) => list(v, full),
-            Array::I8(v) => list(v, full),
-            Array::U16(v) => list(v, full),
-            Array::I16(v) => list(v, full),
-            Array::U32(v) => list(v, full),
-            Array::I32(v) => list(v, full),
-            Array::F32(v) => list(v, full),
-            Array::Bool(v) => list(v, full),
-            Array::String(v) => list(v, full),
-            Array::U64(v) => list(v, full),
-            Array::I64(v) => list(v, full),
-            Array::F64(v) => list(v, full),
-            Array::Nested(v) => json!(format!("{} arrays", v.len())),
-        },
+/// A value, of an array all elements or the first few and the count.
+struct Shown<'a> {
+    value: &'a Value,
+    full: bool,
+}
+
+impl Serialize for Shown<'_> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self.value {
+            Value::U8(v) => s.serialize_u8(*v),
+            Value::I8(v) => s.serialize_i8(*v),
+            Value::U16(v) => s.serialize_u16(*v),
+            Value::I16(v) => s.serialize_i16(*v),
+            Value::U32(v) => s.serialize_u32(*v),
+            Value::I32(v) => s.serialize_i32(*v),
+            // All digits of the number that is meant.
+            Value::F32(v) => s.serialize_f64(f64::from(*v)),
+            Value::Bool(v) => s.serialize_bool(*v),
+            Value::String(v) => s.serialize_str(v),
+            Value::U64(v) => s.serialize_u64(*v),
+            Value::I64(v) => s.serialize_i64(*v),
+            Value::F64(v) => s.serialize_f64(*v),
+            Value::Array(a) => match a {
+                Array::U8(v) => self.list(v, s, |v| *v),
+                Array::I8(v) => self.list(v, s, |v| *v),
+                Array::U16(v) => self.list(v, s, |v| *v),
+                Array::I16(v) => self.list(v, s, |v| *v),
+                Array::U32(v) => self.list(v, s, |v| *v),
+                Array::I32(v) => self.list(v, s, |v| *v),
+                Array::F32(v) => self.list(v, s, |v| f64::from(*v)),
+                Array::Bool(v) => self.list(v, s, |v| *v),
+                Array::String(v) => self.list(v, s, |v| v.as_str()),
+                Array::U64(v) => self.list(v, s, |v| *v),
+                Array::I64(v) => self.list(v, s, |v| *v),
+                Array::F64(v) => self.list(v, s, |v| *v),
+                Array::Nested(v) => s.collect_str(&format_args!("{} arrays", v.len())),
+            },
+        }
     }
 }
 
-/// All elements, or the first few and the count.
-fn list<T: serde::Serialize>(items: &[T], full: bool) -> serde_json::Value {
-    if full || items.len() <= HEAD {
-        return json!(items);
+impl Shown<'_> {
+    fn list<'v, T, U: Serialize, S: Serializer>(
+        &self,
+        items: &'v [T],
+        s: S,
+        shown: impl Fn(&'v T) -> U,
+    ) -> Result<S::Ok, S::Error> {
+        if self.full || items.len() <= HEAD {
+            return s.collect_seq(items.iter().map(shown));
+        }
+        let mut map = s.serialize_map(Some(2))?;
+        map.serialize_entry("length", &items.len())?;
+        map.serialize_entry("head", &items.iter().take(HEAD).map(shown).collect::<Vec<_>>())?;
+        map.end()
     }
-    json!({ "length": items.len(), "head": &items[..HEAD] })
 }

@@ -1,6 +1,11 @@
 //! The command line: clap types, one subcommand per file. This is the only layer that reads flags and the environment;
 //! what lies below is called with values that were checked here.
 
+/// A line on standard error; see [`say`].
+macro_rules! say {
+    ($($arg:tt)*) => { $crate::cli::say(&format!($($arg)*)) };
+}
+
 mod args;
 mod calibrate;
 mod convert;
@@ -9,16 +14,18 @@ mod generate;
 mod idle;
 mod inspect;
 mod options;
+mod places;
 mod plan;
 mod plan_text;
 mod progress;
 mod pull;
 mod recipe;
+mod turns;
 mod verify;
 mod words;
 
 use crate::calibration::data;
-use crate::{Error, Result};
+use crate::{Error, Result, escape};
 pub use args::*;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::num::NonZeroUsize;
@@ -279,6 +286,9 @@ pub struct CompareArgs {
     /// Also measure the loss of each group of tensors quantized alone (loads the base twice)
     #[arg(long)]
     pub ablate: bool,
+    /// Memory to keep to: candidates that do not fit together are loaded in turn [default: most of what is free]
+    #[arg(long, value_name = "SIZE", value_parser = options::size)]
+    pub max_memory: Option<u64>,
     /// Chunks for --ablate
     #[arg(long, value_name = "N", default_value_t = 8, requires = "ablate")]
     pub ablate_chunks: usize,
@@ -369,7 +379,7 @@ pub fn main() -> u8 {
         Ok(()) => 0,
         Err(e) => {
             progress::clear();
-            eprintln!("error: {}", words::explained(&e));
+            say!("error: {}", words::explained(&e));
             e.exit_code()
         }
     }
@@ -402,20 +412,56 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<()> {
     }
 }
 
-/// Writes to standard output. A reader that went away (`| head`) is no error.
-pub(crate) fn print(text: &str) -> Result<()> {
+/// A message on standard error. Where that cannot be written (a full device), nobody is there to be told.
+pub(crate) fn say(message: &str) {
+    say_block(&(escape::message(message).into_owned() + "\n"));
+}
+
+/// The same for several lines.
+pub(crate) fn say_block(text: &str) {
     use std::io::Write;
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    let _ = std::io::stderr().write_all(escape::block(text).as_bytes());
+}
+
+/// Writes lines to standard output.
+pub(crate) fn print(text: &str) -> Result<()> {
+    stream(|out| out.write_all(escape::block(text).as_bytes()))
+}
+
+/// The same for a JSON document, which is written as it goes.
+pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    stream(|out| {
+        serde_json::to_writer_pretty(JsonText(out), value)?;
+        out.write_all(b"\n")
+    })
+}
+
+/// Hands standard output to `write`, which escapes what comes from files. A reader that went away (`| head`) is no error.
+pub(crate) fn stream(write: impl FnOnce(&mut dyn std::io::Write) -> std::io::Result<()>) -> Result<()> {
+    use std::io::Write;
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    match write(&mut out).and_then(|()| out.flush()) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("standard output", e)),
         _ => Ok(()),
     }
 }
 
-/// The same for a JSON document.
-pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(value).map_err(|e| Error::Internal(e.to_string()))?;
-    print(&(text + "\n"))
+/// Escapes the JSON that passes through; see [`escape::json`]. What is written at once ends at a character's end, as
+/// serde_json keeps to.
+pub(crate) struct JsonText<'a>(pub &'a mut dyn std::io::Write);
+
+impl std::io::Write for JsonText<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => self.0.write_all(escape::json(text).as_bytes())?,
+            Err(_) => self.0.write_all(bytes)?,
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
 }
 
 #[cfg(test)]

@@ -112,6 +112,19 @@ pub fn is_hub_id(text: &str) -> bool {
         && !id.ends_with(".safetensors")
 }
 
+/// A Modelfile has one instruction a line and no escapes.
+///
+/// Errors: `Usage` for names that would break its line or that it cannot hold.
+pub fn modelfile_name(output: &Path) -> Result<()> {
+    match output.file_name().and_then(|n| n.to_str()) {
+        Some(name) if matches!(crate::escape::line(name), std::borrow::Cow::Borrowed(_)) => Ok(()),
+        _ => {
+            let what = format!("{}: a Modelfile cannot hold this name; choose another with -o", output.display());
+            Err(Error::Usage(what))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

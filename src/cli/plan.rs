@@ -138,10 +138,10 @@ fn config_only(path: &Path) -> Result<Option<serde_json::Value>> {
     } else {
         return Ok(None);
     };
-    let text = std::fs::read(&file).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => Error::bad_file(path, "holds no model: there is no config.json in it"),
-        _ => Error::io(&file, e),
-    })?;
+    let text = match file.exists() {
+        true => crate::input::read(&file)?,
+        false => return Err(Error::bad_file(path, "holds no model: there is no config.json in it")),
+    };
     let json = serde_json::from_slice(&text).map_err(|e| Error::bad_file(&file, format!("not JSON: {e}")))?;
     Ok(Some(json))
 }

@@ -49,7 +49,7 @@ impl Report for Terminal {
     fn notice(&self, notice: &Notice) {
         let warning = matches!(notice, Notice::Warning(_));
         if !self.quiet || warning {
-            suspended(|| eprintln!("{}", super::words::noticed(notice)));
+            suspended(|| say!("{}", super::words::noticed(notice)));
         }
     }
 }
@@ -149,7 +149,7 @@ impl Plain {
             unit => format!("{:.0} tokens/s", rate / steps(unit) as f64),
         };
         let percent = 100.0 * done as f64 / self.total.max(1) as f64;
-        eprintln!("{}: {percent:.0} %, {rate}, {} left", self.label, indicatif::HumanDuration(left));
+        say!("{}: {percent:.0} %, {rate}, {} left", self.label, indicatif::HumanDuration(left));
     }
 }
 

@@ -57,7 +57,7 @@ mod with_hub {
             Format::Text => print(&format!("{}\n", path.display())),
             Format::Json => print_json(&serde_json::json!({
                 "id": args.id,
-                "path": path,
+                "path": crate::escape::path(&path),
                 "commit": snapshot.commit,
                 "files": snapshot.files,
             })),

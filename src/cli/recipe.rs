@@ -150,7 +150,7 @@ fn with_flags(name: &str, args: &FolderArgs) -> Result<Spec> {
 fn type_rules(args: &TypeArgs) -> Result<TypeRules> {
     let ty = |flag: &str, text: &Option<String>| text.as_deref().map(|t| tensor_type(flag, t)).transpose();
     let file = match &args.tensor_type_file {
-        Some(path) => std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?,
+        Some(path) => crate::input::read_text(path)?,
         None => String::new(),
     };
     let lines = file.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));

@@ -13,7 +13,7 @@ use crate::quant::GgmlType;
 use crate::source::{Checkpoint, Dtype, TensorMeta};
 use crate::writer::Sink;
 use crate::writer::gguf::check_blocks;
-use crate::{Error, Result, gguf};
+use crate::{Error, Result, escape, gguf};
 use clap::ValueEnum;
 use rayon::prelude::*;
 use serde_json::json;
@@ -46,7 +46,7 @@ pub fn run(args: VerifyArgs) -> Result<()> {
     let threads = threads(args.common.threads)?;
     let file = Checkpoint::open(&args.file)?;
     let mut text = String::new();
-    let mut json = json!({ "file": args.file, "sound": true, "tensors": file.tensors().len() });
+    let mut json = json!({ "file": escape::path(&args.file), "sound": true, "tensors": file.tensors().len() });
     let mut differing = Vec::new();
     if file.gguf().is_some() {
         for part in file.files() {
@@ -60,7 +60,7 @@ pub fn run(args: VerifyArgs) -> Result<()> {
         if let Some(source) = &args.source {
             let compared;
             (differing, compared) = derive(&file, source, &args.imatrix, threads, args.common.quiet)?;
-            json["source"] = json!({ "path": source, "compared": compared, "differing": differing });
+            json["source"] = json!({ "path": escape::path(source), "compared": compared, "differing": differing });
             let same = compared - differing.len();
             text += &format!("{same} of {compared} tensors are what {} gives, byte for byte\n", source.display());
         }

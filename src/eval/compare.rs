@@ -1,6 +1,7 @@
-//! The driver: runs the base once over a few chunks and every candidate on the same tokens in lock-step, so that no logits are
-//! stored, and boils each scored position down to one record. It holds the base's logits of one chunk
-//! (`[scored positions, vocab]` f32).
+//! The driver: runs the base once over a few chunks and every candidate on the same tokens, and boils each scored position
+//! down to one record. With all models at hand they go in lock-step, and it holds the base's logits of one chunk
+//! (`[scored positions, vocab]` f32). Candidates that do not fit into memory together take turns: each runs over as many
+//! chunks as the caller says, of which the base's logits are held. The records are the same.
 
 use rayon::prelude::*;
 
@@ -68,6 +69,7 @@ impl Comparison {
 }
 
 /// The base's logits of one chunk: rows of `[vocab]`, boiled down beside them.
+#[derive(Default)]
 struct BaseChunk {
     logits: Vec<f32>,
     rows: Vec<Row>,
@@ -78,11 +80,23 @@ struct BaseChunk {
 /// Fails if vocabularies differ, if a token lies outside them, and if any model gives NaN or infinite logits (the error
 /// names the model and the position).
 pub fn compare(
+    base: Base,
+    candidates: &mut [Candidate],
+    stream: &[u32],
+    windows: &Windows,
+    options: Options,
+) -> Result<Comparison> {
+    compare_in_turns(base, candidates, stream, windows, options, None)
+}
+
+/// The same with one candidate at a time, over about `turn` chunks before the next one's turn, and released behind them.
+pub fn compare_in_turns(
     mut base: Base,
     candidates: &mut [Candidate],
     stream: &[u32],
     windows: &Windows,
-    mut options: Options,
+    options: Options,
+    turn: Option<usize>,
 ) -> Result<Comparison> {
     let vocab = match &base {
         Base::Model(m) => m.model.vocab(),
@@ -94,38 +108,121 @@ pub fn compare(
         Method::LlamaCpp { .. } => klbase::FLOOR,
         Method::Strided { .. } => f32::NEG_INFINITY,
     };
-    let scored = windows.method.scored();
     let base_name = match &base {
         Base::Model(m) => m.name.clone(),
         Base::File(f) => f.path().display().to_string(),
     };
-    let mut result =
-        Comparison { base: Vec::new(), candidates: vec![Vec::new(); candidates.len()], chunks: windows.count };
-    let mut chunk = BaseChunk { logits: Vec::new(), rows: Vec::new() };
+    let result = Comparison { base: Vec::new(), candidates: vec![Vec::new(); candidates.len()], chunks: windows.count };
+    let keep = !candidates.is_empty() || options.save_base.is_some();
+    let mut run = Run { stream, windows, vocab, floor, base_name, keep, options, result };
     let group = (BATCH / windows.method.ctx()).max(1);
-    for (index, window) in windows.iter().enumerate() {
-        if index % group == 0 {
-            let inputs: Vec<Vec<u32>> =
-                windows.iter().skip(index).take(group).map(|window| windows.input(stream, window)).collect();
-            if let Base::Model(m) = &mut base {
-                m.model.run(&inputs, scored.start)?;
+    let all: Vec<Window> = windows.iter().collect();
+    match turn {
+        None => {
+            let mut chunk = BaseChunk::default();
+            for (first, group) in groups(&all, 0, group) {
+                run.run_base(&mut base, group)?;
+                for candidate in candidates.iter_mut() {
+                    run.run_model(candidate, group)?;
+                }
+                for (at, window) in group.iter().enumerate() {
+                    run.score_base(&mut base, (first + at, at), *window, &mut chunk)?;
+                    for (i, candidate) in candidates.iter_mut().enumerate() {
+                        run.score(candidate, i, (first + at, at), *window, &chunk)?;
+                    }
+                }
             }
-            candidates.iter_mut().try_for_each(|c| c.model.run(&inputs, scored.start))?;
         }
-        // Targets come from the stream itself; only position 0, which is never scored as a target, may hold BOS.
-        let targets = &stream[window.start + scored.start + 1..window.start + scored.end + 1];
-        let locate =
-            |name: &str, row: usize, fault: NotFinite| not_finite(name, index, window, scored.start + row, fault);
+        Some(turn) => {
+            let turn = turn.max(1).next_multiple_of(group);
+            for (start, windows) in groups(&all, 0, turn) {
+                let mut chunks = Vec::with_capacity(windows.len());
+                for (first, group) in groups(windows, start, group) {
+                    run.run_base(&mut base, group)?;
+                    for (at, window) in group.iter().enumerate() {
+                        let mut chunk = BaseChunk::default();
+                        run.score_base(&mut base, (first + at, at), *window, &mut chunk)?;
+                        chunks.push(chunk);
+                    }
+                }
+                for (i, candidate) in candidates.iter_mut().enumerate() {
+                    for (first, group) in groups(windows, start, group) {
+                        run.run_model(candidate, group)?;
+                        for (at, window) in group.iter().enumerate() {
+                            let chunk = &chunks[first + at - start];
+                            run.score(candidate, i, (first + at, at), *window, chunk)?;
+                        }
+                    }
+                    candidate.model.release();
+                }
+            }
+        }
+    }
+    if let Some(writer) = run.options.save_base.take() {
+        writer.finish()?;
+    }
+    Ok(run.result)
+}
 
+/// Slices of at most `len` windows with the number of their first, where the first of all has number `from`.
+fn groups(windows: &[Window], from: usize, len: usize) -> impl Iterator<Item = (usize, &[Window])> {
+    windows.chunks(len).enumerate().map(move |(i, group)| (from + i * len, group))
+}
+
+/// A comparison under way.
+struct Run<'a, 'o> {
+    stream: &'a [u32],
+    windows: &'a Windows,
+    vocab: usize,
+    floor: f32,
+    base_name: String,
+    /// Whether the base's logits are of use after its own share.
+    keep: bool,
+    options: Options<'o>,
+    result: Comparison,
+}
+
+impl<'a> Run<'a, '_> {
+    fn run_base(&self, base: &mut Base, group: &[Window]) -> Result<()> {
+        match base {
+            Base::Model(model) => self.run_model(model, group),
+            Base::File(_) => Ok(()),
+        }
+    }
+
+    fn run_model(&self, candidate: &mut Candidate, group: &[Window]) -> Result<()> {
+        let inputs: Vec<Vec<u32>> = group.iter().map(|window| self.windows.input(self.stream, *window)).collect();
+        candidate.model.run(&inputs, self.windows.method.scored().start)
+    }
+
+    /// Targets come from the stream itself; only position 0, which is never scored as a target, may hold BOS.
+    fn targets(&self, window: Window) -> &'a [u32] {
+        let scored = self.windows.method.scored();
+        &self.stream[window.start + scored.start + 1..window.start + scored.end + 1]
+    }
+
+    /// The base's share of chunk `index`, which is number `at` of those it ran last.
+    fn score_base(
+        &mut self,
+        base: &mut Base,
+        (index, at): (usize, usize),
+        window: Window,
+        chunk: &mut BaseChunk,
+    ) -> Result<()> {
+        let (vocab, scored) = (self.vocab, self.windows.method.scored());
+        let targets = self.targets(window);
+        let locate =
+            |row: usize, fault: NotFinite| not_finite(&self.base_name, index, window, scored.start + row, fault);
+        let mut nll = Vec::with_capacity(scored.len());
         chunk.rows.clear();
         chunk.logits.clear();
-        match &mut base {
+        match base {
             Base::Model(m) => {
-                let keep = !candidates.is_empty() || options.save_base.is_some();
-                each_batch(m, vocab, index % group, scored.clone(), &mut |first, batch| {
+                let keep = self.keep;
+                each_batch(m, vocab, at, scored.clone(), &mut |first, batch| {
                     for (i, row) in scan(batch, vocab).into_iter().enumerate() {
-                        let row = row.map_err(|fault| locate(&base_name, first + i, fault))?;
-                        result.base.push(row.lse - batch[i * vocab + targets[first + i] as usize] as f64);
+                        let row = row.map_err(|fault| locate(first + i, fault))?;
+                        nll.push(row.lse - batch[i * vocab + targets[first + i] as usize] as f64);
                         chunk.rows.push(row);
                     }
                     if keep {
@@ -140,48 +237,59 @@ pub fn compare(
                     f.next_row(row)?;
                 }
                 for (i, row) in scan(&chunk.logits, vocab).into_iter().enumerate() {
-                    let top = row.map_err(|fault| locate(&base_name, i, fault))?.top;
-                    result.base.push(-chunk.logits[i * vocab + targets[i] as usize] as f64);
+                    let top = row.map_err(|fault| locate(i, fault))?.top;
+                    nll.push(-chunk.logits[i * vocab + targets[i] as usize] as f64);
                     // The file holds log-probabilities: they are normalised already, up to its rounding.
                     chunk.rows.push(Row { lse: 0.0, top });
                 }
             }
         }
-        if let Some(writer) = &mut options.save_base {
+        self.result.base.append(&mut nll);
+        if let Some(writer) = &mut self.options.save_base {
             for (logits, row) in chunk.logits.chunks(vocab).zip(&chunk.rows) {
                 writer.row(logits, row.lse)?;
             }
         }
-        report(&mut options, index, windows, &base_name, &[], &result.base)?;
+        report(&mut self.options, index, self.windows, &self.base_name, &[], &self.result.base)
+    }
 
-        let nll_base = &result.base[index * scored.len()..];
-        for (candidate, records) in candidates.iter_mut().zip(&mut result.candidates) {
-            let name = candidate.name.clone();
-            each_batch(candidate, vocab, index % group, scored.clone(), &mut |first, batch| {
-                let fresh: Vec<Result<Record, (usize, NotFinite)>> = batch
-                    .par_chunks(vocab)
-                    .enumerate()
-                    .map(|(i, q)| {
-                        let at = first + i;
-                        let row = softmax::row(q).map_err(|fault| (at, fault))?;
-                        let (b, b_row) = (&chunk.logits[at * vocab..][..vocab], &chunk.rows[at]);
-                        let nll = row.lse - q[targets[at] as usize] as f64;
-                        let kld = softmax::kl(b, b_row, q, &row, floor);
-                        Ok(Record::new(nll_base[at], nll, kld, row.top == b_row.top))
-                    })
-                    .collect();
-                for record in fresh {
-                    records.push(record.map_err(|(at, fault)| locate(&name, at, fault))?);
-                }
-                Ok(())
-            })?;
-            report(&mut options, index, windows, &name, records, &result.base)?;
-        }
+    /// The share of candidate number `i`.
+    fn score(
+        &mut self,
+        candidate: &mut Candidate,
+        i: usize,
+        (index, at): (usize, usize),
+        window: Window,
+        chunk: &BaseChunk,
+    ) -> Result<()> {
+        let (vocab, floor, scored) = (self.vocab, self.floor, self.windows.method.scored());
+        let targets = self.targets(window);
+        let nll_base = &self.result.base[index * scored.len()..];
+        let name = candidate.name.clone();
+        let mut records = Vec::with_capacity(scored.len());
+        each_batch(candidate, vocab, at, scored.clone(), &mut |first, batch| {
+            let fresh: Vec<Result<Record, (usize, NotFinite)>> = batch
+                .par_chunks(vocab)
+                .enumerate()
+                .map(|(i, q)| {
+                    let at = first + i;
+                    let row = softmax::row(q).map_err(|fault| (at, fault))?;
+                    let (b, b_row) = (&chunk.logits[at * vocab..][..vocab], &chunk.rows[at]);
+                    let nll = row.lse - q[targets[at] as usize] as f64;
+                    let kld = softmax::kl(b, b_row, q, &row, floor);
+                    Ok(Record::new(nll_base[at], nll, kld, row.top == b_row.top))
+                })
+                .collect();
+            for record in fresh {
+                let record = record.map_err(|(at, fault)| not_finite(&name, index, window, scored.start + at, fault));
+                records.push(record?);
+            }
+            Ok(())
+        })?;
+        self.result.candidates[i].append(&mut records);
+        let (records, base) = (&self.result.candidates[i], &self.result.base);
+        report(&mut self.options, index, self.windows, &name, records, base)
     }
-    if let Some(writer) = options.save_base.take() {
-        writer.finish()?;
-    }
-    Ok(result)
 }
 
 fn report(

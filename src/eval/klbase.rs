@@ -35,7 +35,7 @@ impl KlBaseReader {
     /// Opens `path` and checks that header and length agree, before anything is allocated from the header's figures.
     pub fn open(path: &Path) -> Result<KlBaseReader> {
         let io = |e| Error::io(path, e);
-        let file = File::open(path).map_err(io)?;
+        let file = crate::input::open(path)?;
         let len = file.metadata().map_err(io)?.len();
         let mut file = BufReader::with_capacity(1 << 20, file);
         let mut head = [0u8; 20];
@@ -132,7 +132,10 @@ impl KlBaseWriter {
             ));
         };
         let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let file = tempfile::NamedTempFile::new_in(parent).map_err(|e| Error::io(parent, e))?;
+        // The name says whose file it is, should a kill leave it behind.
+        let name: String = path.file_name().unwrap_or_default().to_string_lossy().chars().take(40).collect();
+        let file = tempfile::Builder::new().prefix(&format!(".{name}.")).suffix(".partial").tempfile_in(parent);
+        let file = file.map_err(|e| Error::io(parent, e))?;
         let mut head = MAGIC.to_vec();
         for number in [ctx, vocab, windows.count] {
             let number = i32::try_from(number)

@@ -22,7 +22,7 @@ use std::ops::Range;
 use crate::Result;
 
 pub use artifact::{Ablation, Artifact, TensorDamage};
-pub use compare::{Base, Candidate, Comparison, Options, Progress, compare};
+pub use compare::{Base, Candidate, Comparison, Options, Progress, compare, compare_in_turns};
 pub use gate::{GateOutcome, Gates};
 pub use runnable::Runnable;
 pub use stats::{Estimate, Record, Statistics};
@@ -44,4 +44,7 @@ pub trait Logits {
     /// `each(position, rows)`, in order and as many rows at once as the model has; `position` is that of the first. The
     /// row at position `i` predicts token `i + 1`. An error of `each` ends the run.
     fn logits(&mut self, chunk: usize, wanted: Range<usize>, each: &mut EachRows) -> Result<()>;
+
+    /// The model is not needed for a while; what was run need not be kept.
+    fn release(&mut self) {}
 }

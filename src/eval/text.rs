@@ -38,7 +38,7 @@ pub struct Corpus {
 impl Corpus {
     /// Reads `path`: `.jsonl` and `.ndjson` as one JSON object a line, anything else as plain text.
     pub fn open(path: &Path) -> Result<Corpus> {
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let bytes = crate::input::read(path)?;
         let jsonl =
             path.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl") || e.eq_ignore_ascii_case("ndjson"));
         Self::parse(path, &bytes, jsonl)

@@ -5,7 +5,6 @@ use super::{ALIGNMENT_KEY, Array, DEFAULT_ALIGNMENT, Header, MAGIC, MAX_DIMS, Me
 use crate::quant::GgmlType;
 use crate::{Error, Result};
 use std::collections::HashSet;
-use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read};
 use std::path::Path;
 
@@ -25,10 +24,7 @@ const MIN_TENSOR: u64 = 8 + 4 + 4 + 8;
 ///
 /// Errors: `Io` when the file cannot be read; `BadInput` naming the file and the key or tensor for anything wrong.
 pub fn read_header(path: &Path) -> Result<Header> {
-    let file = File::open(path).map_err(|e| match e.kind() {
-        ErrorKind::NotFound => Error::bad_file(path, "no such file"),
-        _ => Error::io(path, e),
-    })?;
+    let file = crate::input::open(path)?;
     let len = file.metadata().map_err(|e| Error::io(path, e))?.len();
     parse_header(BufReader::with_capacity(1 << 16, file), len, path)
 }

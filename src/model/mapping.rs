@@ -154,7 +154,7 @@ pub(super) fn read_json(path: &Path) -> Result<serde_json::Value> {
     if len > LIMIT {
         return Err(Error::bad_file(path, format!("{len} bytes; expected at most {LIMIT}")));
     }
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let bytes = crate::input::read(path)?;
     serde_json::from_slice(&bytes).map_err(|e| Error::bad_file(path, format!("not valid JSON: {e}")))
 }
 

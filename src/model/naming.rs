@@ -205,7 +205,7 @@ type CardValue = Vec<String>;
 /// The front matter of `README.md` between two `---` lines: top-level strings and lists of strings of the YAML there.
 /// Nested tables and folded text are passed over; a model card needs neither for what GGUF keeps.
 fn model_card(dir: &Path) -> Vec<(String, CardValue)> {
-    let Ok(text) = std::fs::read_to_string(dir.join("README.md")) else { return Vec::new() };
+    let Ok(text) = crate::input::read_text(&dir.join("README.md")) else { return Vec::new() };
     let mut lines = text.lines();
     if lines.next() != Some("---") {
         return Vec::new();

@@ -51,7 +51,7 @@ impl SourceModel {
     }
 
     /// The name that artifacts of the model begin with; a Hub cache snapshot is named after its repository, not its
-    /// commit. A shard number or a 16-bit type is not part of the name.
+    /// commit. A shard number or a 16-bit type is not part of the name, nor are line breaks and escapes.
     pub fn name(&self) -> String {
         name_of(&self.path)
     }
@@ -68,7 +68,7 @@ pub fn name_of(path: &Path) -> String {
     }
     let stem = if full.is_dir() { full.file_name() } else { full.file_stem() };
     let name = stem.map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned());
-    let name = name.split("-00001-of-").next().unwrap_or(&name).to_string();
+    let name = crate::escape::file_name(name.split("-00001-of-").next().unwrap_or(&name)).into_owned();
     for suffix in ["-F16", "-f16", "-BF16", "-bf16", "-F32", "-f32", ".F16", ".f16", ".BF16", ".bf16", ".F32", ".f32"] {
         if let Some(short) = name.strip_suffix(suffix) {
             return short.to_string();

@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use super::format::{bytes, escape, fixed, percent, significant};
+use super::format::{bytes, fixed, html as escape, percent, significant};
 use super::schema::{Ablation, Candidate, Report, TensorDamage};
 use super::summary;
 use crate::eval::Statistics;
@@ -325,7 +325,7 @@ pub fn strips(report: &Report) -> Option<String> {
             add!(out, "<rect x=\"{i}\" width=\"1.02\" height=\"1\" class=\"h{}\"/>", i + 1);
         }
         add!(out, "</svg><span>{}</span></h3><div class=\"strips\">", end(1.0));
-        let layers = tensors.iter().filter_map(|t| t.layer).max().unwrap_or(0) + 1;
+        let layers = tensors.iter().filter_map(|t| t.layer).max().unwrap_or(0).saturating_add(1);
         let mut roles: Vec<&str> = Vec::new();
         for t in &tensors {
             if !roles.contains(&t.role.as_str()) {

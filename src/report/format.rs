@@ -1,6 +1,8 @@
 //! Figures as people read them: units, significant digits, signs; and HTML escaping. Every renderer uses these, so a value
 //! looks the same in all of them.
 
+use crate::escape;
+
 /// `digits` significant digits without exponent, for magnitudes from 1e-9 up.
 pub fn significant(v: f64, digits: i32) -> String {
     if v == 0.0 || !v.is_finite() {
@@ -89,8 +91,9 @@ fn minus(text: String) -> String {
     }
 }
 
-/// Escapes text for HTML content and double-quoted attributes. Control characters, which HTML forbids, become �.
-pub fn escape(text: &str) -> String {
+/// Escapes text for HTML content and double-quoted attributes, on one line. What [`escape::line`] shows (HTML forbids
+/// control characters) becomes �.
+pub fn html(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -99,7 +102,8 @@ pub fn escape(text: &str) -> String {
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
-            c if c.is_control() && !matches!(c, '\n' | '\t') => out.push('\u{fffd}'),
+            '\n' | '\r' | '\t' => out.push(' '),
+            c if escape::steers(c) => out.push('\u{fffd}'),
             c => out.push(c),
         }
     }
@@ -131,6 +135,6 @@ mod tests {
 
     #[test]
     fn nothing_escapes_the_escape() {
-        assert_eq!(escape("<a href=\"x\" id='y'>&\u{0}"), "&lt;a href=&quot;x&quot; id=&#39;y&#39;&gt;&amp;\u{fffd}");
+        assert_eq!(html("<a href=\"x\" id='y'>&\u{0}"), "&lt;a href=&quot;x&quot; id=&#39;y&#39;&gt;&amp;\u{fffd}");
     }
 }

@@ -4,7 +4,9 @@
 use std::fmt::Write;
 
 use super::charts;
-use super::format::{bytes, count, duration, escape, fixed, parameters, percent, signed, signed_percent, significant};
+use super::format::{
+    bytes, count, duration, fixed, html as escape, parameters, percent, signed, signed_percent, significant,
+};
 use super::schema::{Candidate, Report, TensorDamage};
 use super::summary;
 use super::text::decimals_for;

@@ -1,7 +1,7 @@
 //! The report as GitHub-flavoured Markdown, for a pull-request comment or a model card: headline, table, gates, and the
 //! rest folded away. Text from outside is escaped, so a file name cannot break the table.
 
-use super::format::{escape, percent, significant};
+use super::format::{html as escape, percent, significant};
 use super::schema::{Report, TensorDamage};
 use super::{summary, text};
 
@@ -13,7 +13,6 @@ fn inert(s: &str) -> String {
     let mut out = String::with_capacity(s.len());
     for c in escape(s).chars() {
         match c {
-            '\n' | '\r' => out.push(' '),
             '|' | '*' | '_' | '`' | '[' | ']' | '\\' | '~' | '#' => {
                 out.push('\\');
                 out.push(c);
@@ -26,7 +25,7 @@ fn inert(s: &str) -> String {
 
 /// A code span that survives any content.
 fn code(s: &str) -> String {
-    format!("<code>{}</code>", escape(s).replace('|', "&#124;").replace(['\n', '\r'], " "))
+    format!("<code>{}</code>", escape(s).replace('|', "&#124;"))
 }
 
 fn table(out: &mut String, rows: &[Vec<String>]) {
@@ -127,7 +126,7 @@ pub fn render_markdown(report: &Report) -> String {
         how += &format!("Text SHA-256 {}. ", code(&m.text_sha256));
         how += &format!("{} bootstrap resamples over chunks, seed {}.\n\n", m.bootstrap.resamples, m.bootstrap.seed);
     }
-    how += &format!("{} {}: {}\n", report.tool.name, report.tool.version, code(&report.command));
+    how += &format!("{} {}: {}\n", inert(&report.tool.name), inert(&report.tool.version), code(&report.command));
     fold(&mut out, "How it was measured", &how);
     out
 }

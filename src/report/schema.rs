@@ -128,7 +128,7 @@ impl Report {
         let mut text =
             serde_json::to_string_pretty(self).map_err(|e| Error::Internal(format!("report to JSON: {e}")))?;
         text.push('\n');
-        Ok(text)
+        Ok(crate::escape::json(&text).into_owned())
     }
 
     /// Reads a saved report; fails on other schemas, with the reason, and on references to candidates that are not there.

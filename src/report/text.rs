@@ -1,8 +1,9 @@
-//! The report on a terminal: the headline, one aligned table, gates, significant differences, departures. No colour.
+//! The report on a terminal, line by line and each line escaped: the headline, one aligned table, gates, significant differences, departures. No colour.
 
 use super::format::{bytes, fixed, percent, signed_percent, significant};
 use super::schema::Report;
 use super::summary;
+use crate::escape;
 use crate::eval::Estimate;
 
 /// `value ± standard error`.
@@ -58,13 +59,24 @@ pub fn table(report: &Report) -> Vec<Vec<String>> {
     rows
 }
 
+/// A line of it.
+fn add(out: &mut String, line: &str) {
+    *out += &escape::line(line);
+    out.push('\n');
+}
+
 /// Renders for a terminal: at most about 110 columns, aligned by characters.
 pub fn render_text(report: &Report) -> String {
-    let mut out = format!("{}\n{}\n", summary::title(report), summary::headline(report));
+    let mut out = String::new();
+    add(&mut out, &summary::title(report));
+    add(&mut out, &summary::headline(report));
     for line in summary::details(report) {
-        out += &format!("{line}\n");
+        add(&mut out, &line);
     }
-    let rows = table(report);
+    let mut rows = table(report);
+    for cell in rows.iter_mut().flatten() {
+        *cell = escape::line(cell).into_owned();
+    }
     if rows.len() > 1 {
         let widths: Vec<usize> =
             (0..rows[0].len()).map(|c| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0)).collect();
@@ -76,14 +88,14 @@ pub fn render_text(report: &Report) -> String {
                 .enumerate()
                 .map(|(i, (cell, &w))| if i == 0 { format!("{cell:<w$}") } else { format!("{cell:>w$}") })
                 .collect();
-            out += &format!("{}\n", line.join("  "));
+            add(&mut out, &line.join("  "));
         }
         out += "\nKL in nats per token; ± is one standard error.\n";
     }
     if let Some((_, verdict)) = summary::gates(report) {
         out += &format!("\n{verdict}\n");
         for gate in &report.gates {
-            out += &format!("  {}  {}\n", if gate.pass { "pass" } else { "FAIL" }, gate.sentence());
+            add(&mut out, &format!("  {}  {}", if gate.pass { "pass" } else { "FAIL" }, gate.sentence()));
         }
     }
     let unclear: Vec<_> = report.pairs.iter().filter(|p| p.better().is_none()).collect();
@@ -91,19 +103,23 @@ pub fn render_text(report: &Report) -> String {
         out.push('\n');
         for p in unclear {
             let name = |i: usize| report.candidates.get(i).map_or("?", |c| c.artifact.name.as_str());
-            out += &format!("No significant difference in KL between {} and {}.\n", name(p.first), name(p.second));
+            add(
+                &mut out,
+                &format!("No significant difference in KL between {} and {}.", name(p.first), name(p.second)),
+            );
         }
     }
     if !report.ledger.is_empty() {
         out += "\nDepartures from what was asked:\n";
         for row in &report.ledger {
             let tensor = row.tensor.as_deref().map(|t| format!(" {t}")).unwrap_or_default();
-            out +=
-                &format!("  {}: {}{tensor}: {} → {} ({})\n", row.candidate, row.kind, row.asked, row.done, row.reason);
+            let departure = format!("{}{tensor}: {} → {} ({})", row.kind, row.asked, row.done, row.reason);
+            add(&mut out, &format!("  {}: {departure}", row.candidate));
         }
     }
     if let Some(method) = summary::method(report) {
-        out += &format!("\nMeasured on {method}\n");
+        out.push('\n');
+        add(&mut out, &format!("Measured on {method}"));
     }
     out
 }

@@ -109,7 +109,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     if len > MAX_INDEX {
         return Err(Error::bad_file(path, format!("{len} bytes are too many for an index")));
     }
-    let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let text = crate::input::read(path)?;
     let index: Index = serde_json::from_slice(&text)
         .map_err(|e| Error::bad_file(path, format!("the index is not valid: {e}")).hint("fetch the file again"))?;
     if index.weight_map.is_empty() {

@@ -54,8 +54,8 @@ pub struct Snapshot {
 
 /// Makes sure that the files of `org/name` that a conversion reads are in the cache.
 ///
-/// An interrupted download goes on where it stopped, also one of another run. Sizes are always checked, contents where
-/// the Hub states a SHA-256 (all large files).
+/// An interrupted download goes on where it stopped, also one of another run. Sizes are always checked, contents by the
+/// hash that the Hub states (SHA-256 of large files, git's of small ones).
 ///
 /// Errors: `Usage` for an impossible id or revision; `BadInput` when the Hub knows no such repository, when contents do
 /// not match their hash, and when files are missing in offline mode; `Unsupported` for a repository without safetensors;
@@ -162,7 +162,9 @@ fn get(
     if missing.is_empty() {
         return Ok(());
     }
-    begin(missing.iter().map(|file| file.size - folder.already(file)).sum())?;
+    // A size is bounded, but not how many there are.
+    let left = missing.iter().map(|file| file.size - folder.already(file));
+    begin(left.fold(0, u64::saturating_add))?;
     for file in &missing {
         let blob = folder.blob(file, client.cancel, |part| client.download(commit, file, part, advance))?;
         folder.link(commit, &file.name, &blob)?;

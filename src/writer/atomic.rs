@@ -92,8 +92,12 @@ impl PartialFile {
 }
 
 /// # Errors
-/// `Exists` for a file unless `force`, and for a folder always.
+/// `Exists` for a file unless `force`, and for a folder always; `Request` for a name that is no UTF-8, which journals and
+/// reports could not hold.
 pub fn refuse_existing(target: &Path, force: bool) -> Result<()> {
+    if target.to_str().is_none() {
+        return Err(Error::request(format!("{}: the name is not UTF-8; choose another", target.display())));
+    }
     if target.is_dir() {
         let what = "is a folder; name a file";
         return Err(Error::Exists { path: target.to_path_buf(), what, replaceable: false });

@@ -31,6 +31,9 @@ pub struct Folder {
 /// # Errors
 /// `Exists` when `target` cannot become a new folder.
 pub fn refuse_existing(target: &Path, force: bool) -> Result<()> {
+    if target.to_str().is_none() {
+        return Err(Error::Usage(format!("{}: the name is not UTF-8; choose another", target.display())));
+    }
     if target.symlink_metadata().is_err() {
         return Ok(());
     }

@@ -1,15 +1,14 @@
 //! Renders chat templates as transformers does: Jinja with `trim_blocks` and `lstrip_blocks`, Python's methods on strings
 //! and dicts, `raise_exception`, `strftime_now` and a `tojson` that writes like `json.dumps`. Tools and documents, which
-//! some templates also take, are left out.
+//! some templates also take, are left out. What a template may take is bounded ([`bounds`]).
+
+mod bounds;
 
 use crate::{Error, Result};
 use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{Environment, ErrorKind, context};
+use minijinja::{Environment, ErrorKind, State, context};
 use regex::Regex;
 use std::time::{SystemTime, UNIX_EPOCH};
-
-/// Steps a template may take; real ones need a few hundred per message.
-const FUEL: u64 = 5_000_000;
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +26,8 @@ impl Message {
 /// The prompt that `template` makes of `messages`; `bos` and `eos` are the texts of those tokens (empty for none).
 ///
 /// # Errors
-/// [`Error::BadInput`] when the template is faulty, refuses the messages, or does not come to an end.
+/// [`Error::BadInput`] when the template is faulty, refuses the messages, or takes more steps, memory or depth than the
+/// bounds allow; `Internal` where no thread can be started.
 pub fn render_chat(
     template: &str,
     messages: &[Message],
@@ -35,12 +35,39 @@ pub fn render_chat(
     eos: &str,
     add_generation_prompt: bool,
 ) -> Result<String> {
+    if template.len() > bounds::LONGEST {
+        let what = format!("chat template: it has {} bytes, more than the {} allowed", template.len(), bounds::LONGEST);
+        return Err(Error::bad_input(what));
+    }
+    // How deep parsing and values go is bounded, but by more than an ordinary stack holds.
+    let render = || render(template, messages, bos, eos, add_generation_prompt);
+    let rendered = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(bounds::STACK).spawn_scoped(scope, render);
+        thread.map(|thread| thread.join())
+    });
+    match rendered {
+        Err(e) => Err(Error::Internal(format!("chat template: no thread to render it: {e}"))),
+        Ok(Err(_)) => Err(Error::bad_input("chat template: the template engine failed on it")),
+        Ok(Ok(Err(e))) if e.kind() == ErrorKind::OutOfFuel => Err(Error::bad_input(format!(
+            "chat template: it takes more than the {} steps allowed (every 64 bytes of data count as one)",
+            bounds::FUEL
+        ))),
+        Ok(Ok(rendered)) => rendered.map_err(|e| Error::bad_input(format!("chat template: {e}"))),
+    }
+}
+
+fn render(
+    template: &str,
+    messages: &[Message],
+    bos: &str,
+    eos: &str,
+    add_generation_prompt: bool,
+) -> Result<String, minijinja::Error> {
     let mut env = Environment::new();
-    let syntax = minijinja::syntax::SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-    env.set_syntax(syntax.map_err(|e| Error::Internal(format!("template syntax: {e}")))?);
-    env.set_fuel(Some(FUEL));
+    let syntax = minijinja::syntax::SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
+    env.set_syntax(syntax.clone());
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    bounds::set_up(&mut env);
     env.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
     });
@@ -48,17 +75,14 @@ pub fn render_chat(
     env.add_filter("tojson", tojson);
     // As in Python, where None cannot be iterated.
     env.add_test("iterable", |value: Value| !value.is_none() && value.try_iter().is_ok());
-    let source = plain_generation_blocks(template);
+    let source = bounds::guarded(&plain_generation_blocks(template), syntax)?;
     let entry = |m: &Message| context! { role => m.role.as_str(), content => m.content.as_str() };
     let messages: Vec<Value> = messages.iter().map(entry).collect();
-    let rendered = env.template_from_named_str("chat_template", &source).and_then(|t| {
-        t.render(context! {
-            messages, add_generation_prompt,
-            bos_token => bos, eos_token => eos,
-            tools => (), documents => (),
-        })
-    });
-    rendered.map_err(|e| Error::bad_input(format!("chat template: {e}")))
+    env.template_from_named_str("chat_template", &source)?.render(context! {
+        messages, add_generation_prompt,
+        bos_token => bos, eos_token => eos,
+        tools => (), documents => (),
+    })
 }
 
 /// transformers marks the assistant's text with `{% generation %}` blocks; they render what is inside.
@@ -71,48 +95,64 @@ fn plain_generation_blocks(template: &str) -> String {
 }
 
 /// `json.dumps(value, ensure_ascii=False, indent=indent)`.
-fn tojson(value: Value, kwargs: Kwargs) -> Result<String, minijinja::Error> {
+fn tojson(state: &mut State, value: Value, kwargs: Kwargs) -> Result<String, minijinja::Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
     let _: Option<bool> = kwargs.get("ensure_ascii")?;
     kwargs.assert_all_used()?;
     let mut out = String::new();
-    dump(&value, indent, 0, &mut out)?;
+    dump(state, &value, indent, 0, &mut out)?;
     Ok(out)
 }
 
-fn dump(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) -> Result<(), minijinja::Error> {
+fn dump(
+    state: &State,
+    value: &Value,
+    indent: Option<usize>,
+    depth: usize,
+    out: &mut String,
+) -> Result<(), minijinja::Error> {
+    if depth > bounds::DEEPEST {
+        let what = format!("tojson: more than {} values are nested in each other", bounds::DEEPEST);
+        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, what));
+    }
     let newline = |depth: usize, out: &mut String| {
         if let Some(width) = indent {
+            let spaces = width.saturating_mul(depth);
+            bounds::charge(state, spaces)?;
             out.push('\n');
-            out.extend(std::iter::repeat_n(' ', width * depth));
+            out.extend(std::iter::repeat_n(' ', spaces));
         }
+        Ok::<(), minijinja::Error>(())
     };
     let (open, close) = match value.kind() {
         ValueKind::Map => ('{', '}'),
         ValueKind::Seq | ValueKind::Iterable => ('[', ']'),
         _ => {
-            out.push_str(&scalar(value)?);
+            let text = scalar(value)?;
+            bounds::charge(state, text.len())?;
+            out.push_str(&text);
             return Ok(());
         }
     };
     out.push(open);
+    bounds::charge(state, 2)?;
     let mut empty = true;
     for entry in value.try_iter()? {
         if !empty {
             out.push_str(if indent.is_some() { "," } else { ", " });
         }
         empty = false;
-        newline(depth + 1, out);
+        newline(depth + 1, out)?;
         if open == '{' {
             out.push_str(&scalar(&entry)?);
             out.push_str(": ");
-            dump(&value.get_item(&entry)?, indent, depth + 1, out)?;
+            dump(state, &value.get_item(&entry)?, indent, depth + 1, out)?;
         } else {
-            dump(&entry, indent, depth + 1, out)?;
+            dump(state, &entry, indent, depth + 1, out)?;
         }
     }
     if !empty {
-        newline(depth, out);
+        newline(depth, out)?;
     }
     out.push(close);
     Ok(())

@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// No tokenizer file is near this size; a larger one is refused before it is read.
-const MAX_FILE: u64 = 512 << 20;
+const MAX_FILE: u64 = 64 << 20;
 
 /// What lies in a folder, each file as parsed JSON or `None` where it is absent.
 pub(super) struct HfFiles {
@@ -104,7 +104,10 @@ pub(super) fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
         Err(e) => return Err(Error::io(path, e)),
     };
     if len > MAX_FILE {
-        return Err(Error::bad_file(path, format!("{len} bytes is too large for a tokenizer file")));
+        return Err(Error::bad_file(
+            path,
+            format!("it has {len} bytes, more than the {MAX_FILE} allowed for a tokenizer file"),
+        ));
     }
     std::fs::read(path).map(Some).map_err(|e| Error::io(path, e))
 }

@@ -4,6 +4,7 @@
 mod bpe;
 mod chat;
 mod files;
+mod growth;
 mod hf;
 pub mod pre;
 mod runtime;

@@ -229,6 +229,9 @@ impl Hf {
     fn new(files: &HfFiles) -> Result<Self> {
         let path = files.path("tokenizer.json");
         let bad = |e: tokenizers::Error| Error::bad_file(&path, format!("not a usable tokenizer: {e}"));
+        if let Some(json) = &files.tokenizer {
+            super::growth::check(json).map_err(|what| Error::bad_file(&path, what))?;
+        }
         let mut plain = tokenizers::Tokenizer::from_file(&path).map_err(bad)?;
         // transformers adds the tokens that only tokenizer_config.json knows.
         for token in files.merged_added_tokens()? {

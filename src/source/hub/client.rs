@@ -4,6 +4,7 @@
 use super::{HubOptions, choose, is_hex};
 use crate::{Error, Result};
 use hf_hub::{Repo, api::RepoInfo};
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -11,7 +12,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use ureq::{Agent, AgentBuilder, RedirectAuthHeaders, Request, Response};
+use ureq::{Agent, AgentBuilder, Response};
 
 /// Tries in a row that bring less than [`ENOUGH`] before giving up.
 const TRIES: u32 = 6;
@@ -22,6 +23,12 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 const CONNECT: Duration = Duration::from_secs(20);
 /// Without a byte for so long, a connection counts as dropped.
 const STALLED: Duration = Duration::from_secs(60);
+/// A connection that brings less than [`ENOUGH`] in so long counts as dropped too.
+const SLOWEST: Duration = Duration::from_secs(600);
+/// Redirects in a row.
+const HOPS: usize = 10;
+/// No file is larger; sizes that are must not wrap where they are added up.
+const MAX_SIZE: u64 = 1 << 48;
 /// The file list of the largest repositories is a few megabytes.
 const MAX_LISTING: u64 = 64 << 20;
 
@@ -31,9 +38,9 @@ pub(super) struct Client<'a> {
     kind: &'static str,
     options: &'a HubOptions,
     pub(super) cancel: &'a AtomicBool,
+    /// Follows no redirects by itself: the Hub describes a file in the answer that sends to the storage, and the token
+    /// goes to the endpoint alone.
     agent: Agent,
-    /// Follows no redirects: the Hub describes a file in the answer that sends to the storage.
-    direct: Agent,
 }
 
 /// A commit and files of its tree.
@@ -51,8 +58,28 @@ pub(super) struct RemoteFile {
 }
 
 impl RemoteFile {
-    fn sha256(&self) -> Option<&str> {
-        Some(self.etag.as_str()).filter(|etag| is_hex(etag, 64..=64))
+    /// Whether the file at `part`, with this SHA-256, is not what the Hub says. For small files it states git's hash of a
+    /// blob; some mirrors state the plain SHA-1 there. Other ETags say nothing.
+    fn differs(&self, part: &Path, sha256: &str) -> Result<bool> {
+        if is_hex(&self.etag, 64..=64) {
+            return Ok(!self.etag.eq_ignore_ascii_case(sha256));
+        }
+        if !is_hex(&self.etag, 40..=40) {
+            return Ok(false);
+        }
+        let (mut git, mut plain) = (Sha1::new(), Sha1::new());
+        git.update(format!("blob {}\0", self.size));
+        let mut file = File::open(part).map_err(|e| Error::io(part, e))?;
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) => [&mut git, &mut plain].into_iter().for_each(|hash| hash.update(&buffer[..n])),
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io(part, e)),
+            }
+        }
+        Ok([git, plain].into_iter().all(|hash| !self.etag.eq_ignore_ascii_case(&hex(&hash.finalize()))))
     }
 }
 
@@ -90,20 +117,20 @@ impl<'a> Client<'a> {
                 .timeout_read(STALLED)
                 .timeout_write(STALLED)
                 .user_agent(concat!("quantize/", env!("CARGO_PKG_VERSION")))
-                .redirect_auth_headers(RedirectAuthHeaders::SameHost);
+                .redirects(0);
             let Some(proxy) = &options.proxy else { return Ok(builder) };
             // The text may hold a password.
             let proxy = ureq::Proxy::new(proxy).map_err(|_| Error::Usage("the proxy's address is not valid".into()))?;
             Ok(builder.proxy(proxy))
         };
-        Ok(Self { id, kind, options, cancel, agent: build()?.build(), direct: build()?.redirects(0).build() })
+        Ok(Self { id, kind, options, cancel, agent: build()?.build() })
     }
 
     /// The files of the revision that the options name, as far as `wanted` says so of their paths.
     pub(super) fn listing(&self, repo: &Repo, wanted: fn(&str) -> bool) -> Result<Listing> {
         let url = format!("{}/api/{}", self.options.endpoint, repo.api_url());
         let text = self.persist(|_| {
-            let response = self.send(self.agent.get(&url), "the repository or its revision")?;
+            let response = self.follow("GET", &url, None, "the repository or its revision")?;
             let mut text = Vec::new();
             response.into_reader().take(MAX_LISTING).read_to_end(&mut text).map_err(passing)?;
             Ok(text)
@@ -124,7 +151,7 @@ impl<'a> Client<'a> {
         let start = self.url(commit, name);
         self.persist(|_| {
             let mut url = start.clone();
-            let mut response = self.send(self.direct.head(&url), name)?;
+            let mut response = self.send("HEAD", &url, None, name)?;
             // Redirects on the same host (a renamed repository) still lead to the Hub's own answer; the first one to
             // another host carries what is asked for.
             for _ in 0..5 {
@@ -132,13 +159,13 @@ impl<'a> Client<'a> {
                     break;
                 };
                 url = format!("{}{next}", origin(&url));
-                response = self.send(self.direct.head(&url), name)?;
+                response = self.send("HEAD", &url, None, name)?;
             }
             let etag = header(&response, &["x-linked-etag", "etag"]);
             let mut size = header(&response, &["x-linked-size"]);
             if size.is_none() {
                 if redirect(&response).is_some() {
-                    response = self.send(self.agent.head(&url), name)?;
+                    response = self.follow("HEAD", &url, None, name)?;
                 }
                 size = header(&response, &["content-length"]);
             }
@@ -149,6 +176,10 @@ impl<'a> Client<'a> {
             let etag = etag.or_else(|| header(&response, &["etag"])).ok_or_else(|| vague("ETag"))?;
             let etag = etag.trim_start_matches("W/").trim_matches('"').to_string();
             let size = size.and_then(|s| s.parse().ok()).ok_or_else(|| vague("size"))?;
+            if size > MAX_SIZE {
+                let what = format!("{url}: the server states a size of {size} bytes; no file has more than {MAX_SIZE}");
+                return Err(Error::bad_input(what).into());
+            }
             if etag.len() > 200 || !choose::plain(&etag) {
                 return Err(vague("usable ETag"));
             }
@@ -161,17 +192,16 @@ impl<'a> Client<'a> {
         let url = self.url(commit, &file.name);
         let mut partial = Partial::open(part, file.size)?;
         self.receive(&url, file, &mut partial, advance)?;
-        let wrong = |partial: &Partial| file.sha256().is_some_and(|expected| expected != partial.digest());
-        if wrong(&partial) {
+        if file.differs(part, &partial.digest())? {
             // What an earlier run left may have been the bad part, or it was an accident on the way.
             partial.clear()?;
             self.receive(&url, file, &mut partial, advance)?;
         }
-        if wrong(&partial) {
+        if file.differs(part, &partial.digest())? {
             let hash = partial.digest();
             partial.clear()?;
             let what = format!("{}: {}: the content is corrupt: its SHA-256 is {hash}", self.id, file.name);
-            let error = Error::bad_input(format!("{what}, the Hub states {}", file.etag));
+            let error = Error::bad_input(format!("{what}, the Hub states the hash {}", file.etag));
             return Err(error.hint("run again; if it stays, the mirror or a proxy in between changes the file"));
         }
         partial.file.sync_all().map_err(|e| Error::io(part, e))
@@ -179,10 +209,12 @@ impl<'a> Client<'a> {
 
     fn receive(&self, url: &str, file: &RemoteFile, partial: &mut Partial, advance: &dyn Fn(u64)) -> Result<()> {
         let mut buffer = vec![0; 1 << 18];
+        // Only what no try had before is progress: a server without ranges may begin again for ever.
+        let mut most = partial.len;
         self.persist(|counted| {
             while partial.len < file.size {
-                let request = self.agent.get(url).set("Range", &format!("bytes={}-", partial.len));
-                let response = match self.send(request, &file.name) {
+                let range = format!("bytes={}-", partial.len);
+                let response = match self.follow("GET", url, Some(&range), &file.name) {
                     Err(Trouble::NoSuchRange) => {
                         partial.clear()?;
                         return Err(Trouble::NoSuchRange);
@@ -197,6 +229,7 @@ impl<'a> Client<'a> {
                     _ => partial.clear()?,
                 }
                 let mut body = response.into_reader();
+                let (mut since, mut brought) = (Instant::now(), 0);
                 loop {
                     if self.cancel.load(Ordering::Relaxed) {
                         return Err(Error::Interrupted.into());
@@ -214,8 +247,16 @@ impl<'a> Client<'a> {
                         return Err(Error::bad_input(what).into());
                     }
                     partial.append(&buffer[..n])?;
-                    *counted += n as u64;
+                    *counted += partial.len.saturating_sub(most);
+                    most = most.max(partial.len);
                     advance(n as u64);
+                    brought += n as u64;
+                    if since.elapsed() > SLOWEST {
+                        if brought < ENOUGH {
+                            return Err(passing(format!("only {brought} bytes came in {} s", SLOWEST.as_secs())));
+                        }
+                        (since, brought) = (Instant::now(), 0);
+                    }
                 }
             }
             Ok(())
@@ -256,11 +297,31 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Sends the request with the token and sorts the answers.
-    fn send(&self, request: Request, what: &str) -> Result<Response, Trouble> {
+    /// Sends the request where redirects lead.
+    fn follow(&self, method: &str, url: &str, range: Option<&str>, what: &str) -> Result<Response, Trouble> {
+        let mut url = url.to_string();
+        for _ in 0..HOPS {
+            let response = self.send(method, &url, range, what)?;
+            let Some(to) = redirect(&response) else { return Ok(response) };
+            url = resolve(&url, &to).ok_or_else(|| {
+                let shown: String = to.chars().take(200).collect();
+                Error::bad_input(format!("{url}: the server redirects to '{shown}', which is no http address"))
+                    .hint("check HF_ENDPOINT, and what stands between it and this machine")
+            })?;
+        }
+        let what = format!("{}: {what}: more than {HOPS} redirects in a row", self.id);
+        Err(Error::bad_input(what).hint("check HF_ENDPOINT").into())
+    }
+
+    /// Sends one request, with the token where it goes to the endpoint itself, and sorts the answers.
+    fn send(&self, method: &str, url: &str, range: Option<&str>, what: &str) -> Result<Response, Trouble> {
         // Ranges are of the file itself, not of a compressed form.
-        let mut request = request.set("Accept-Encoding", "identity");
-        if let Some(token) = &self.options.token {
+        let mut request = self.agent.request(method, url).set("Accept-Encoding", "identity");
+        if let Some(range) = range {
+            request = request.set("Range", range);
+        }
+        let own = origin(url).eq_ignore_ascii_case(origin(&self.options.endpoint));
+        if let Some(token) = self.options.token.as_ref().filter(|_| own) {
             request = request.set("Authorization", &format!("Bearer {token}"));
         }
         match request.call() {
@@ -373,8 +434,12 @@ impl<'a> Partial<'a> {
     }
 
     fn digest(&self) -> String {
-        self.hash.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&self.hash.clone().finalize())
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn header(response: &Response, names: &[&str]) -> Option<String> {
@@ -392,6 +457,24 @@ fn origin(url: &str) -> &str {
     &url[..end]
 }
 
+/// The address that a redirect from `url` leads to; `None` for any that is not http or https.
+fn resolve(url: &str, to: &str) -> Option<String> {
+    let scheme = url.split_once(':')?.0;
+    let address = if to.starts_with("//") {
+        format!("{scheme}:{to}")
+    } else if to.starts_with('/') {
+        format!("{}{to}", origin(url))
+    } else if to.split(['/', '?', '#']).next().is_some_and(|first| first.contains(':')) {
+        to.to_string()
+    } else {
+        let path = url.split(['?', '#']).next()?;
+        let folder = path.rfind('/').filter(|&i| i >= origin(url).len())?;
+        format!("{}/{to}", &path[..folder])
+    };
+    let lower = address.get(..8)?.to_ascii_lowercase();
+    (lower.starts_with("http://") || lower.starts_with("https://")).then_some(address)
+}
+
 /// The first byte of `bytes 5-9/10`.
 fn range_start(content_range: &str) -> Option<u64> {
     content_range.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
@@ -407,6 +490,40 @@ mod tests {
         assert_eq!(origin("https://a.b"), "https://a.b");
         assert_eq!(range_start("bytes 5-9/10"), Some(5));
         assert_eq!(range_start("bytes */10"), None);
+    }
+
+    #[test]
+    fn redirects_lead_to_http_alone() {
+        let from = "https://a.b:1/c/d?e";
+        for (to, expected) in [
+            ("/x?y", Some("https://a.b:1/x?y")),
+            ("//c.d/x", Some("https://c.d/x")),
+            ("x/y", Some("https://a.b:1/c/x/y")),
+            ("HTTP://c.d/x", Some("HTTP://c.d/x")),
+            ("file:///etc/hostname", None),
+            ("ftp://a.b/x", None),
+            ("data:x", None),
+        ] {
+            assert_eq!(resolve(from, to).as_deref(), expected, "{to}");
+        }
+    }
+
+    #[test]
+    fn small_files_are_checked_by_the_hash_of_git() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        std::fs::write(&path, "hello\n").unwrap();
+        let differs = |etag: &str| {
+            let file = RemoteFile { name: "x".into(), size: 6, etag: etag.into() };
+            file.differs(&path, "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03").unwrap()
+        };
+        // `git hash-object`, and sha1sum.
+        assert!(!differs("ce013625030ba8dba906f756967f9e9ca394464a"));
+        assert!(!differs("f572d396fae9206628714fb2ce00f72e94f2258f"));
+        assert!(differs("ce013625030ba8dba906f756967f9e9ca394464b"));
+        assert!(!differs("5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"));
+        assert!(differs("5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be04"));
+        assert!(!differs("some-etag"));
     }
 
     #[test]

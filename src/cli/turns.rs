@@ -1,0 +1,158 @@
+//! Which candidates of a comparison are in memory when. All of them where they fit, as long as that takes no more than
+//! the alternative: one after the other, each over as many chunks as there is room for the base's logits.
+
+use super::Activations;
+use super::eval::open;
+use crate::eval::Artifact;
+use crate::eval::Runnable;
+use crate::eval::{EachRows, Logits, Windows};
+use crate::{Error, Result};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// What a model takes in memory, over the bytes of its weights: tokenizer, tables, work.
+const OVERHEAD: f64 = 1.3;
+/// The share of the free memory that is used where no limit was given.
+const SHARE: f64 = 0.8;
+
+/// A candidate, in memory or not.
+pub struct Entrant {
+    pub path: PathBuf,
+    pub artifact: Artifact,
+    activations: Activations,
+    vocab: usize,
+    loaded: Option<Runnable>,
+    stays: bool,
+}
+
+impl Entrant {
+    /// One that stays in memory.
+    pub fn loaded(path: &Path, model: Runnable, activations: Activations) -> Self {
+        let mut entrant = Self::idle(path, &model, activations);
+        (entrant.loaded, entrant.stays) = (Some(model), true);
+        entrant
+    }
+
+    /// One that is loaded for its turn; `model` need not be able to run.
+    pub fn idle(path: &Path, model: &Runnable, activations: Activations) -> Self {
+        Self {
+            path: path.to_path_buf(),
+            artifact: model.artifact.clone(),
+            activations,
+            vocab: model.engine.config.vocab,
+            loaded: None,
+            stays: false,
+        }
+    }
+
+    /// The model itself, loaded if it is not.
+    pub fn model(&mut self) -> Result<&mut Runnable> {
+        if self.loaded.is_none() {
+            let model = open(&self.path, self.activations, true)?;
+            // Known of the layers alone.
+            self.artifact.activations = model.artifact.activations.clone();
+            self.loaded = Some(model);
+        }
+        self.loaded.as_mut().ok_or_else(|| Error::Internal("a model was not loaded".into()))
+    }
+}
+
+impl Logits for Entrant {
+    fn vocab(&self) -> usize {
+        self.vocab
+    }
+
+    fn run(&mut self, chunks: &[Vec<u32>], from: usize) -> Result<()> {
+        self.model()?.run(chunks, from)
+    }
+
+    fn logits(&mut self, chunk: usize, wanted: Range<usize>, each: &mut EachRows) -> Result<()> {
+        self.model()?.logits(chunk, wanted, each)
+    }
+
+    fn release(&mut self) {
+        if !self.stays {
+            self.loaded = None;
+        }
+    }
+}
+
+/// How many chunks a candidate's turn has; `None` to keep all candidates in memory.
+///
+/// `limit`: bytes for the whole process, of which the base has its share already. `vocab`: of the base.
+///
+/// Errors: `Usage` when not even one candidate fits.
+pub fn plan(candidates: &[PathBuf], windows: &Windows, vocab: usize, limit: Option<u64>) -> Result<Option<usize>> {
+    let sizes: Vec<u64> = candidates.iter().map(|path| (weights(path) as f64 * OVERHEAD) as u64).collect();
+    let (largest, all) = (sizes.iter().copied().max().unwrap_or(0), sizes.iter().sum::<u64>());
+    let chunk = (windows.method.scored().len() as u64).saturating_mul(4 * vocab as u64).max(1);
+    let room = match limit {
+        Some(limit) => limit.saturating_sub(resident()),
+        None => available().map_or(u64::MAX, |free| (free as f64 * SHARE) as u64),
+    };
+    if let Some(limit) = limit.filter(|_| largest.saturating_add(chunk) > room) {
+        let needed = (limit - room).saturating_add(largest).saturating_add(chunk).max(limit);
+        let what = "the base, one candidate and the logits of one chunk take about";
+        return Err(Error::Usage(format!("--max-memory {limit} is too little: {what} {needed} bytes")));
+    }
+    Ok(turn(largest, all, chunk, windows.count as u64, room))
+}
+
+fn turn(largest: u64, all: u64, chunk: u64, chunks: u64, room: u64) -> Option<usize> {
+    let together = all.saturating_add(chunk);
+    let in_turn = largest.saturating_add(chunk.saturating_mul(chunks));
+    if in_turn <= room && in_turn <= together {
+        return Some(chunks as usize);
+    }
+    (together > room).then(|| (room.saturating_sub(largest) / chunk).clamp(1, chunks) as usize)
+}
+
+/// Bytes of the weight files at `path`.
+fn weights(path: &Path) -> u64 {
+    let len = |path: &Path| std::fs::metadata(path).map_or(0, |m| m.len());
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    let (folder, keep): (&Path, Box<dyn Fn(&str) -> bool>) = match name.split_once("-00001-of-") {
+        _ if path.is_dir() => (path, Box::new(|n: &str| n.ends_with(".safetensors") || n.ends_with(".gguf"))),
+        Some((stem, _)) => {
+            let stem = stem.to_string();
+            let folder = crate::writer::atomic::folder_of(path);
+            (folder, Box::new(move |n: &str| n.starts_with(&stem) && n.contains("-of-")))
+        }
+        None => return len(path),
+    };
+    let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    files.filter(|f| f.file_name().to_str().is_some_and(&keep)).map(|f| len(&f.path())).sum()
+}
+
+/// The memory of this process, where the system tells.
+fn resident() -> u64 {
+    kibibytes("/proc/self/status", "VmRSS:").unwrap_or(0)
+}
+
+/// Memory that programs can still have.
+fn available() -> Option<u64> {
+    kibibytes("/proc/meminfo", "MemAvailable:")
+}
+
+/// A figure in kB from a table of the system, in bytes.
+pub fn kibibytes(file: &str, field: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find(|l| l.starts_with(field))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::turn;
+
+    #[test]
+    fn candidates_take_turns_where_that_takes_less_or_must_be() {
+        // One candidate stays; many small texts need one turn each.
+        assert_eq!(turn(100, 100, 1, 50, 1000), None);
+        assert_eq!(turn(100, 800, 1, 50, 1000), Some(50));
+        // Long texts: together while all fit, then as many chunks as there is room for.
+        assert_eq!(turn(100, 800, 10, 500, 1000), None);
+        assert_eq!(turn(100, 800, 10, 500, 400), Some(30));
+        assert_eq!(turn(100, 800, 10, 500, 50), Some(1));
+    }
+}

@@ -1,0 +1,84 @@
+//! Whole files that the user names: texts, matrices, reports. A pipe that nobody writes to is an empty file and not a
+//! wait without end; a device is an error. Checkpoints, which are read by position, are opened in `source`.
+
+use crate::{Error, Result};
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::Path;
+
+/// Opens a file or a pipe for reading.
+///
+/// Errors: `BadInput` when there is no such file, or it is a folder or a device; `Io`.
+pub fn open(path: &Path) -> Result<File> {
+    let fault = |e: std::io::Error| match e.kind() {
+        ErrorKind::NotFound => Error::bad_file(path, "no such file"),
+        _ => Error::io(path, e),
+    };
+    let kind = std::fs::metadata(path).map_err(fault)?.file_type();
+    if kind.is_dir() {
+        return Err(Error::bad_file(path, "is a folder; name a file"));
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+        if kind.is_fifo() {
+            // To open it without this flag is to wait for a writer; to read it with the flag is not to wait for one
+            // that is there.
+            let wait_not = rustix::fs::OFlags::NONBLOCK;
+            let pipe = File::options().read(true).custom_flags(wait_not.bits() as i32).open(path).map_err(fault)?;
+            let flags = rustix::fs::fcntl_getfl(&pipe).map_err(|e| fault(e.into()))?;
+            rustix::fs::fcntl_setfl(&pipe, flags - wait_not).map_err(|e| fault(e.into()))?;
+            return Ok(pipe);
+        }
+    }
+    if !kind.is_file() {
+        return Err(Error::bad_file(path, "is a device, not a file"));
+    }
+    File::open(path).map_err(fault)
+}
+
+/// All bytes of a file or a pipe.
+///
+/// Errors: as [`open`].
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    let mut file = open(path)?;
+    let mut bytes = Vec::new();
+    let expected = file.metadata().map_or(0, |m| m.len());
+    // A size that memory cannot hold is an error and no abort.
+    let room = usize::try_from(expected).ok().and_then(|n| bytes.try_reserve_exact(n).ok());
+    room.ok_or_else(|| Error::bad_file(path, format!("its {expected} bytes do not fit into memory")))?;
+    file.read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
+    Ok(bytes)
+}
+
+/// The same as text.
+///
+/// Errors: as [`open`]; `BadInput` where it is no UTF-8.
+pub fn read_text(path: &Path) -> Result<String> {
+    String::from_utf8(read(path)?)
+        .map_err(|e| Error::bad_file(path, format!("is not UTF-8 text (byte {})", e.utf8_error().valid_up_to())))
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_is_read_to_its_end_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        assert_eq!(read(&path).unwrap(), b"");
+        let ends = std::thread::scope(|scope| {
+            let writer = scope.spawn(|| std::fs::write(&path, b"abc").unwrap());
+            let mut text = String::new();
+            while text.is_empty() {
+                text = read_text(&path).unwrap();
+            }
+            writer.join().unwrap();
+            text
+        });
+        assert_eq!(ends, "abc");
+        assert!(read(Path::new("/dev/zero")).is_err() && read(dir.path()).is_err());
+    }
+}
