@@ -107,7 +107,7 @@ fn divergences(job: &Job, windows: &[Vec<u32>]) -> Result<[f64; 2]> {
     let mut cache = Cache::one_batch(windows.iter().map(Vec::len).max().unwrap_or(0));
     let source: Vec<Vec<f32>> = windows.iter().map(|w| engine.embed(w)).collect::<Result<_>>()?;
     let mut streams = [source.clone(), source.clone(), source];
-    for layer in 0..job.model.config.layers {
+    for layer in 0..job.model.config.layers.len() {
         engine.load_layer(job.ckpt, job.model, layer)?;
         for (which, streams) in streams.iter_mut().enumerate() {
             job.control.check()?;

@@ -445,7 +445,7 @@ fn measure(
         false => Rounding::Ggml,
     };
     let tokens: usize = all.iter().map(Vec::len).sum();
-    let passes = model.config.layers as u64;
+    let passes = model.config.layers.len() as u64;
     let progress = Progress::new("losses by type", tokens as u64 * passes, Unit::TokensByLayer(passes), quiet);
     let control = Control { threads, cancel: &CANCEL, advance: &|n| progress.advance(n) };
     let mut estimate = Estimate::new(&prepared.ckpt, model, &types, rounding, &control);

@@ -191,7 +191,7 @@ fn with_hessians(path: &Path, sources: &[Source], args: &CalibrateArgs, output: 
         ..layerwise::Options::default()
     };
     let start = Instant::now();
-    let layers = model.config.layers as u64;
+    let layers = model.config.layers.len() as u64;
     let progress = Progress::new("calibrating", data.tokens as u64 * layers, Unit::TokensByLayer(layers), quiet);
     let control = Control { threads: 0, cancel: &options::CANCEL, advance: &|n| progress.advance(n) };
     layerwise::run(&ckpt, &model, &windows, &options, &mut writer, &control).map_err(|e| in_file(e, path))?;

@@ -53,7 +53,7 @@ pub fn run(
         (Some(file), Some(Keeping { resume: true, .. })) => resume::open(file, &key)?,
         _ => None,
     };
-    let layers = model.config.layers;
+    let layers = model.config.layers.len();
     let control = Control { threads: 0, cancel: &CANCEL, advance: &|_| () };
     let mut pass = match saved {
         Some(saved) => Pass::resumed(ckpt, model, windows, options, saved)?,

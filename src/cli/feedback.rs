@@ -96,7 +96,7 @@ pub fn run(
         .map(|(((artifact, plain), sync), t)| Target { types: &t.types, sink: *artifact, plain: *plain, sync })
         .collect();
     let tokens: usize = all.iter().map(Vec::len).sum();
-    let layers = prepared.model.config.layers as u64;
+    let layers = prepared.model.config.layers.len() as u64;
     let progress = Progress::new("rounding with feedback", tokens as u64 * layers, Unit::TokensByLayer(layers), quiet);
     let control = Control { threads, cancel: &CANCEL, advance: &|n| progress.advance(n) };
     let mut refine =
@@ -173,7 +173,7 @@ pub fn judge(
     let shortest = |set: &Vec<Vec<u32>>| set.iter().map(Vec::len).min().unwrap_or(0);
     let windows = outcome.held.sets.iter().flat_map(|set| set.iter().map(move |w| &w[..shortest(set)]));
     let windows: Vec<&[u32]> = windows.collect();
-    let layers = prepared.model.config.layers as u64;
+    let layers = prepared.model.config.layers.len() as u64;
     let tokens = windows.iter().map(|w| w.len() as u64).sum::<u64>() * (1 + 2 * artifacts.len() as u64);
     let progress = Progress::new("measuring held-out text", tokens * layers, Unit::TokensByLayer(layers), quiet);
     let control = Control { threads: 0, cancel: &CANCEL, advance: &|n| progress.advance(n) };

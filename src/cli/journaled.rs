@@ -39,7 +39,7 @@ impl Journaled {
             return Ok(Self { path, key, journal: None, finished: Finished::default(), files: Vec::new() });
         };
         if !args.common.quiet {
-            eprintln!("  resuming after {} of {} layers", finished.layers, prepared.model.config.layers);
+            eprintln!("  resuming after {} of {} layers", finished.layers, prepared.model.config.layers.len());
         }
         Ok(Self { path, key, journal: Some(journal), finished, files })
     }

@@ -3,7 +3,9 @@
 
 pub mod config;
 pub mod families;
+pub mod graph;
 mod hf_config;
+pub mod keys;
 pub mod mapping;
 pub mod metadata;
 pub mod modules;
@@ -11,7 +13,7 @@ pub mod naming;
 mod role;
 pub mod tokenizer;
 
-pub use config::Config;
+pub use config::{Config, LayerConfig};
 pub use families::{Family, Role};
 pub use mapping::{MappedTensor, Model, expected_tensors};
 pub use metadata::{gguf_metadata, keeps_f32};

@@ -34,7 +34,7 @@ pub fn results(ckpt: &Checkpoint, model: &Model, windows: &[&[u32]], control: &C
     let mut streams: Vec<Vec<f32>> = windows.iter().map(|w| engine.embed(w)).collect::<Result<_>>()?;
     engine.unload_ends();
     let mut cache = Cache::one_batch(windows.iter().map(|w| w.len()).max().unwrap_or(0));
-    for layer in 0..model.config.layers {
+    for layer in 0..model.config.layers.len() {
         engine.load_layer(ckpt, model, layer)?;
         for (x, window) in streams.iter_mut().zip(windows) {
             control.check()?;
