@@ -340,8 +340,12 @@ impl Loader<'_> {
     fn layer(&self, model: &Model, index: usize) -> Result<Layer> {
         let c = &model.config;
         let name = |tensor: &str| format!("blk.{index}.{tensor}");
-        let vector = |tensor: &str, len| self.vector(&name(tensor), len);
-        let optional = |tensor: &str, len| self.optional_vector(&name(tensor), len);
+        let norm = |role: Role, len| match model.family.row(role) {
+            Some(row) if row.when.holds(c.layers.get(index), c) => self.vector(&row.name(index), len).map(Some),
+            _ => Ok(None),
+        };
+        let required =
+            |role: Role| norm(role, c.hidden)?.ok_or_else(|| Error::Internal(format!("no {role:?} in layer {index}")));
         let (Some(block), Some(heads)) = (c.layers.get(index), c.layers.get(index).and_then(LayerConfig::heads)) else {
             return Err(Error::Internal(format!("no attention in layer {index}")));
         };
@@ -361,15 +365,15 @@ impl Loader<'_> {
             }
         };
         Ok(Layer {
-            attn_norm: vector("attn_norm.weight", c.hidden)?,
+            attn_norm: required(Role::AttnNorm)?,
             qkv,
-            q_norm: optional("attn_q_norm.weight", heads.dim)?,
-            k_norm: optional("attn_k_norm.weight", heads.dim)?,
+            q_norm: norm(Role::AttnQNorm, heads.dim)?,
+            k_norm: norm(Role::AttnKNorm, heads.dim)?,
             attn_output: self.linear(&name("attn_output"), c.hidden, heads.out_width())?,
-            post_attn_norm: optional("post_attention_norm.weight", c.hidden)?,
-            ffn_norm: vector("ffn_norm.weight", c.hidden)?,
+            post_attn_norm: norm(Role::PostAttnNorm, c.hidden)?,
+            ffn_norm: required(Role::FfnNorm)?,
             mlp,
-            post_ffn_norm: optional("post_ffw_norm.weight", c.hidden)?,
+            post_ffn_norm: norm(Role::PostFfnNorm, c.hidden)?,
             window: heads.window.map(|w| w.max(1)),
         })
     }

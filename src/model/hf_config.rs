@@ -492,3 +492,77 @@ impl Reading<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn config(architecture: &str, more: Value) -> Config {
+        let mut json = json!({
+            "architectures": [architecture], "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 320,
+        });
+        json.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        Config::from_hf(&json).unwrap()
+    }
+
+    fn windows(c: &Config) -> Vec<Option<usize>> {
+        c.attention().map(|h| h.window).collect()
+    }
+
+    fn positions(c: &Config) -> Vec<Option<usize>> {
+        c.attention().map(|h| h.rope).collect()
+    }
+
+    #[test]
+    fn layers_that_are_not_alike() {
+        let c = config("Cohere2ForCausalLM", json!({"sliding_window": 8}));
+        assert_eq!(windows(&c), [Some(8), Some(8), Some(8), None]);
+        assert_eq!(positions(&c), [Some(0), Some(0), Some(0), None]);
+        assert!(c.layers.iter().all(|l| l.wiring.parallel));
+
+        let c = config("SmolLM3ForCausalLM", json!({}));
+        assert_eq!(positions(&c), [Some(0), Some(0), Some(0), None]);
+        let c = config("SmolLM3ForCausalLM", json!({"no_rope_layers": [0, 1, 0, 1]}));
+        assert_eq!(positions(&c), [None, Some(0), None, Some(0)]);
+
+        let types = json!(["sliding_attention", "full_attention", "full_attention", "sliding_attention"]);
+        let c = config("Exaone4ForCausalLM", json!({"sliding_window": 8, "layer_types": types}));
+        assert_eq!(positions(&c), [Some(0), None, None, Some(0)]);
+        assert_eq!(positions(&config("Exaone4ForCausalLM", json!({"sliding_window": null}))), [Some(0); 4]);
+
+        let rope = json!({
+            "full_attention": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8, "rope_theta": 5e5},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        });
+        let c = config("Olmo3ForCausalLM", json!({"sliding_window": 8, "rope_parameters": rope}));
+        assert_eq!(positions(&c), [Some(1), Some(1), Some(1), Some(0)]);
+        assert!(matches!(c.ropes[0].scaling, RopeScaling::Yarn { .. }));
+        assert_eq!((c.ropes[1].theta, &c.ropes[1].scaling), (1e4, &RopeScaling::Default));
+        assert!(c.layers.iter().all(|l| l.wiring.post_norm && !l.wiring.pre_norm));
+    }
+
+    #[test]
+    fn biases_and_scales_go_by_each_familys_keys() {
+        let biases = |c: &Config| {
+            let heads = c.first_heads().unwrap();
+            (heads.qkv_bias, heads.output_bias, c.layers[0].ffn.dense.as_ref().unwrap().bias)
+        };
+        assert_eq!(biases(&config("Starcoder2ForCausalLM", json!({}))), (true, true, true));
+        assert_eq!(biases(&config("SeedOssForCausalLM", json!({}))), (true, false, false));
+        assert_eq!(biases(&config("StableLmForCausalLM", json!({"use_qkv_bias": true}))), (true, false, false));
+        assert_eq!(biases(&config("Qwen2ForCausalLM", json!({}))), (true, false, false));
+        assert_eq!(biases(&config("LlamaForCausalLM", json!({"attention_bias": true}))), (true, true, false));
+
+        let scales = json!({"attention_multiplier": 0.5, "embedding_multiplier": 12.0, "logits_scaling": 8.0});
+        let c = config("GraniteForCausalLM", scales);
+        assert_eq!((c.embedding_scale, c.residual_scale, c.logit_scale), (12.0, 1.0, 8.0));
+        assert_eq!(c.first_heads().unwrap().scale, 0.5);
+
+        let c = config("StableLmForCausalLM", json!({}));
+        assert_eq!((c.ropes[0].dims, c.norm), (4, crate::model::config::Norm::Layer));
+        let gated = |name| config(name, json!({})).layers[0].ffn.dense.as_ref().unwrap().gated;
+        assert!(!gated("ArceeForCausalLM") && gated("LlamaForCausalLM"));
+    }
+}

@@ -11,6 +11,7 @@ pub mod metadata;
 pub mod modules;
 pub mod naming;
 mod role;
+mod tensor;
 pub mod tokenizer;
 
 pub use config::{Config, LayerConfig};

@@ -141,6 +141,11 @@ impl Row {
     pub fn per_layer(&self) -> bool {
         self.gguf.contains("{layer}")
     }
+
+    /// Its GGUF name in a layer.
+    pub fn name(&self, layer: usize) -> String {
+        self.gguf.replace("{layer}", &layer.to_string())
+    }
 }
 
 /// How GGUF keeps a tensor differently from the checkpoint.
