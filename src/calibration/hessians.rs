@@ -44,7 +44,7 @@ impl HessianWriter {
         let blank = Imatrix { entries: blank(model), ..of(data) };
         let mut infos: Vec<TensorInfo> = blank.tensors().into_iter().map(|(info, _)| info).collect();
         let mut owners = Vec::new();
-        for layer in 0..model.config.layers {
+        for layer in 0..model.config.layers.len() {
             for (linears, cols) in shared_inputs(model, layer) {
                 let Some(owner) = linears.first().cloned() else { continue };
                 let matrices = blank.entries.get(&owner).map_or(1, |e| e.counts.len()) as u64;

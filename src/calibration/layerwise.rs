@@ -7,30 +7,14 @@ use super::probe::probe;
 use super::streams::Streams;
 use crate::control::Run;
 use crate::infer::{Cache, Engine, Linear, Observer};
+pub use crate::model::graph::Stage;
+use crate::model::graph::{self, Part};
 use crate::model::{Model, Role};
 use crate::source::Checkpoint;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-
-/// The steps of a layer, in the order of the data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stage {
-    Qkv,
-    AttnOutput,
-    GateUp,
-    Down,
-}
-
-impl Stage {
-    pub const ALL: [Stage; 4] = [Stage::Qkv, Stage::AttnOutput, Stage::GateUp, Stage::Down];
-
-    /// The stage of a linear layer inside a block; `None` for anything else.
-    pub fn of(role: Role) -> Option<Stage> {
-        Some(Input::of(role, 0)?.stage)
-    }
-}
 
 /// Linear layers of one layer that have their input in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,27 +24,10 @@ struct Input {
     cols: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Part {
-    Dense,
-    Experts,
-    SharedExpert,
-}
-
 impl Input {
     fn of(role: Role, cols: usize) -> Option<Input> {
-        let (stage, part) = match role {
-            Role::AttnQ | Role::AttnK | Role::AttnV | Role::AttnQkv => (Stage::Qkv, Part::Dense),
-            Role::AttnOutput => (Stage::AttnOutput, Part::Dense),
-            Role::FfnGate | Role::FfnUp | Role::FfnGateUp => (Stage::GateUp, Part::Dense),
-            Role::ExpertGate | Role::ExpertUp => (Stage::GateUp, Part::Experts),
-            Role::SharedGate | Role::SharedUp => (Stage::GateUp, Part::SharedExpert),
-            Role::FfnDown => (Stage::Down, Part::Dense),
-            Role::ExpertDown => (Stage::Down, Part::Experts),
-            Role::SharedDown => (Stage::Down, Part::SharedExpert),
-            _ => return None,
-        };
-        Some(Input { stage, part, cols })
+        let input = &graph::INPUTS[graph::input_of(role)?];
+        Some(Input { stage: input.stage, part: input.part, cols })
     }
 }
 
@@ -137,13 +104,13 @@ pub fn run(
         streams.put(i, engine.embed(window)?)?;
     }
     engine.unload_ends();
-    for layer in 0..model.config.layers {
+    for layer in 0..model.config.layers.len() {
         engine.load_layer(ckpt, model, layer)?;
         if options.bf16 {
             engine.layer_linears_mut(layer).for_each(|l| l.multiply_in_bf16(true));
         }
         let inputs = inputs(model, layer);
-        let experts = model.config.experts.as_ref().map_or(1, |e| e.count.max(1));
+        let experts = model.config.layers[layer].ffn.experts.as_ref().map_or(1, |e| e.count.max(1));
         let pass = Pass { layer, inputs: &inputs, experts, options, windows, run };
         if visit.is_finished(layer) {
             pass.forward(&engine, &mut streams, &mut cache)?;

@@ -122,7 +122,7 @@ impl<'a> Pass<'a> {
     ///
     /// Errors: `BadInput` naming the first layer whose input is not finite; those of the engine, of the disk and of `after`.
     pub fn run(&mut self, mut after: impl FnMut(&mut Self, usize) -> Result<()>) -> Result<()> {
-        let layers = self.model.config.layers;
+        let layers = self.model.config.layers.len();
         // Nobody asks for the product after the last input.
         let last = (!self.options.head).then(|| format!("blk.{}.ffn_down.weight", layers.saturating_sub(1)));
         let mut cache = Cache::one_batch(self.windows.iter().map(Vec::len).max().unwrap_or(0));

@@ -25,7 +25,7 @@ pub fn probe(engine: &mut Engine, ckpt: &Checkpoint, model: &Model, windows: &[V
     statistics.set_window(tokens.len());
     let mut cache = Cache::one_batch(tokens.len());
     let mut x = engine.embed(tokens)?;
-    for layer in 0..model.config.layers {
+    for layer in 0..model.config.layers.len() {
         run.check()?;
         engine.load_layer(ckpt, model, layer)?;
         engine.layer_linears_mut(layer).try_for_each(|linear| check(linear, ckpt, model))?;

@@ -4,7 +4,7 @@
 
 use super::totals::{Total, Totals, fixed};
 use crate::infer::Observer;
-use crate::model::{MappedTensor, Model, Role};
+use crate::model::{MappedTensor, Model, graph};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -50,11 +50,11 @@ impl Statistics {
     /// Ready for the linear layers of `model`.
     pub fn new(model: &Model) -> Self {
         let mut seen = Self { inputs: Vec::new(), by_name: HashMap::new(), window: usize::MAX, fault: None };
-        let mut shared: HashMap<(Option<usize>, Part, usize), usize> = HashMap::new();
+        let mut shared: HashMap<(Option<usize>, usize, usize), usize> = HashMap::new();
         for t in model.tensors.iter().filter(|t| t.name.ends_with(".weight") && !t.role.is_norm()) {
             let new = || Shared::new(t);
-            let index = match Part::of(t.role) {
-                Some(part) => *shared.entry((t.layer, part, t.cols())).or_insert(seen.inputs.len()),
+            let index = match graph::input_of(t.role) {
+                Some(input) => *shared.entry((t.layer, input, t.cols())).or_insert(seen.inputs.len()),
                 None => seen.inputs.len(),
             };
             if index == seen.inputs.len() {
@@ -136,27 +136,6 @@ impl Shared {
         let n = t.cols() * matrices;
         let total = Total { sums: vec![0; n], magnitudes: vec![0; n], counts: vec![0; matrices], overflow: false };
         Self { names: Vec::new(), leader: None, cols: t.cols(), total }
-    }
-}
-
-/// Linear layers of a block that have their input in common.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Part {
-    Attention,
-    FeedForward,
-    Experts,
-    SharedExpert,
-}
-
-impl Part {
-    fn of(role: Role) -> Option<Part> {
-        match role {
-            Role::AttnQ | Role::AttnK | Role::AttnV => Some(Part::Attention),
-            Role::FfnGate | Role::FfnUp => Some(Part::FeedForward),
-            Role::ExpertGate | Role::ExpertUp => Some(Part::Experts),
-            Role::SharedGate | Role::SharedUp => Some(Part::SharedExpert),
-            _ => None,
-        }
     }
 }
 

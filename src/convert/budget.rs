@@ -332,7 +332,7 @@ fn measure(plan: &Plan, held: &HoldOut, types: Vec<Vec<GgmlType>>, folder: &Path
         false => Rounding::Ggml,
     };
     let tokens: usize = all.iter().map(Vec::len).sum();
-    let passes = model.config.layers as u64;
+    let passes = model.config.layers.len() as u64;
     let losses: Vec<Option<Losses>> = {
         let _phase = run.phase("losses by type", tokens as u64 * passes, Unit::TokensByLayer(passes));
         let mut estimate = Estimate::new(&source.ckpt, model, &types, rounding, run);

@@ -119,7 +119,7 @@ fn with_hessians(source: &SourceModel, drawing: Drawing, output: &Path, run: Run
         spill: run.spill_folder(output),
         ..layerwise::Options::default()
     };
-    let (start, layers) = (Instant::now(), model.config.layers as u64);
+    let (start, layers) = (Instant::now(), model.config.layers.len() as u64);
     {
         let _phase = run.phase("calibrating", data.tokens as u64 * layers, Unit::TokensByLayer(layers));
         layerwise::run(&source.ckpt, model, &windows, &options, &mut writer, run)
@@ -162,7 +162,7 @@ fn collect(
         Some(file) if run.control.resume => resume::open(file, &key)?,
         _ => None,
     };
-    let layers = model.config.layers;
+    let layers = model.config.layers.len();
     let mut pass = match saved {
         Some(saved) => Pass::resumed(ckpt, model, windows, options, saved)?,
         None => Pass::new(ckpt, model, windows, options, run.unheard())?,

@@ -2,7 +2,8 @@
 //! the activations, and processor time from counted work and the rates measured in `docs/benchmarks.md`. It is a
 //! projection: other processors shift every time by one factor.
 
-use crate::model::{Config, MappedTensor, Model, Role};
+use crate::model::graph::leads_input;
+use crate::model::{Config, MappedTensor, Model};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -70,7 +71,7 @@ pub fn of(model: &Model, pass: Pass, tokens: u64, threads: usize) -> Cost {
         let layer = layers.entry(t.layer).or_default();
         layer.weights += (count * rows * cols) as u64;
         let grams = (count * cols * cols) as u64;
-        let own = feeds_own_input(t.role);
+        let own = leads_input(t.role);
         if own && pass != Pass::Importance {
             products += count * cols * cols * seen / 2.0;
             layer.moments = layer.moments.max(grams);
@@ -91,7 +92,8 @@ pub fn of(model: &Model, pass: Pass, tokens: u64, threads: usize) -> Cost {
             _ => {
                 // Kept where later stages see what the rounded ones before them give.
                 let sequential = matches!(pass, Pass::Gptq | Pass::Awq);
-                let inner = INNER.min(4 * tokens * (c.heads * c.head_dim).max(c.ffn) as u64);
+                let inner =
+                    INNER.min(4 * tokens * c.attention().map(|h| h.q_width()).max().unwrap_or(0).max(c.ffn) as u64);
                 // The moments of held-out text: some of the calibration data, some of the bundled texts.
                 let held = if pass == Pass::Blocks { 8 } else { 0 };
                 let layer = layers.values().map(|l| l.memory() + held * l.moments).max().unwrap_or(0);
@@ -123,14 +125,8 @@ impl Layer {
 
 /// How many matrices a tensor holds, and the share of all tokens that each sees.
 fn matrices(t: &MappedTensor, c: &Config) -> (f64, f64) {
-    match &c.experts {
+    match c.experts() {
         Some(e) if t.role.is_expert() => (e.count as f64, e.used as f64 / e.count.max(1) as f64),
         _ => (1.0, 1.0),
     }
-}
-
-/// One of the layers that share an input stands for all of them.
-fn feeds_own_input(role: Role) -> bool {
-    use Role::*;
-    !matches!(role, AttnK | AttnV | FfnUp | ExpertUp | SharedUp)
 }

@@ -265,9 +265,9 @@ fn round(
     }
     let mut refine = Refine::new(ckpt, model, &mut blocks, settings, run, Some(journal), &sync)?;
     if refine.finished() > 0 {
-        run.notice(Notice::Resuming { layers: refine.finished(), of: model.config.layers });
+        run.notice(Notice::Resuming { layers: refine.finished(), of: model.config.layers.len() });
     }
-    let (tokens, layers) = (windows.iter().map(Vec::len).sum::<usize>(), model.config.layers as u64);
+    let (tokens, layers) = (windows.iter().map(Vec::len).sum::<usize>(), model.config.layers.len() as u64);
     {
         let _phase = run.phase("rounding with feedback", tokens as u64 * layers, Unit::TokensByLayer(layers));
         let head = layerwise::run(ckpt, model, windows, &options, &mut refine, run)?;

@@ -86,7 +86,7 @@ pub fn results(model: &dyn Layers, windows: &[&[u32]], scored: Scored, run: Run)
     let mut streams: Vec<Vec<f32>> = windows.iter().map(|w| engine.embed(w)).collect::<Result<_>>()?;
     engine.unload_ends();
     let mut cache = Cache::one_batch(windows.iter().map(|w| w.len()).max().unwrap_or(0));
-    for layer in 0..engine.config.layers {
+    for layer in 0..engine.config.layers.len() {
         model.load(&mut engine, layer)?;
         for (x, window) in streams.iter_mut().zip(windows) {
             run.check()?;
@@ -171,7 +171,7 @@ impl Verdict {
 /// Errors: those of [`results`] and [`divergences`].
 pub fn judge(source: Stored, pairs: &[(&dyn Layers, &dyn Layers)], held: &HeldOut, run: Run) -> Result<Vec<Verdict>> {
     let windows = held.windows();
-    let layers = source.model.config.layers as u64;
+    let layers = source.model.config.layers.len() as u64;
     let tokens = windows.iter().map(|w| w.len() as u64).sum::<u64>() * (1 + 2 * pairs.len() as u64);
     let _phase = run.phase("measuring held-out text", tokens * layers, Unit::TokensByLayer(layers));
     let base = results(&source, &windows, held.scored, run)?;

@@ -329,10 +329,10 @@ fn decide(
         tensors.iter().zip(kept).map(|((name, shape), kept)| Candidate { name, shape, kept: *kept }).collect();
     let facts = ModelFacts {
         arch: &config.arch,
-        layers: config.layers,
-        heads: config.heads,
-        kv_heads: config.kv_heads,
-        experts: config.experts.as_ref().map_or(0, |e| e.count),
+        layers: config.layers.len(),
+        heads: config.first_heads().map_or(0, |h| h.q),
+        kv_heads: config.first_heads().map_or(0, |h| h.kv),
+        experts: config.experts().map_or(0, |e| e.count),
         has_imatrix,
     };
     let (choices, unused) = presets::choose(request, &facts, &candidates);

@@ -268,7 +268,7 @@ pub struct Group {
 
 /// Sorts the tensors with losses into groups: by part and by depth.
 pub fn groups(model: &Model, losses: &[Option<Losses>]) -> Vec<Group> {
-    let depths = depths(model.config.layers);
+    let depths = depths(model.config.layers.len());
     let mut groups: Vec<Group> = Vec::new();
     for (index, tensor) in model.tensors.iter().enumerate().filter(|(i, _)| losses[*i].is_some()) {
         let name = tensor.name.trim_end_matches(".weight");

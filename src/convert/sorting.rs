@@ -5,16 +5,10 @@
 
 use crate::calibration::layerwise::Captured;
 use crate::calibration::moments::Moments;
+use crate::model::graph::rows_before;
 use crate::model::{Model, Role};
 use std::collections::HashMap;
 use std::rc::Rc;
-
-/// What stands before each kind of down; of those that have channels as rows, a model has some.
-const BLOCKS: [(&[Role], Role); 3] = [
-    (&[Role::FfnGate, Role::FfnUp, Role::FfnGateUp], Role::FfnDown),
-    (&[Role::ExpertGate, Role::ExpertUp], Role::ExpertDown),
-    (&[Role::SharedGate, Role::SharedUp], Role::SharedDown),
-];
 
 /// What the order of channels is to a matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,8 +58,9 @@ pub fn sorted(model: &Model, captured: &[Captured], quantized: impl Fn(usize) ->
         let Some(name) = captured.linears.first() else { continue };
         let Some(down) = model.tensors.iter().position(|t| t.name == *name) else { continue };
         let tensor = &model.tensors[down];
-        let Some((above, _)) = BLOCKS.iter().find(|(_, role)| *role == tensor.role) else { continue };
-        if [Role::FfnGateBias, Role::FfnUpBias].iter().any(|role| find(*role, tensor.layer).is_some()) {
+        let above: Vec<Role> = rows_before(tensor.role).collect();
+        let biased = above.iter().filter_map(|role| role.bias()).any(|bias| find(bias, tensor.layer).is_some());
+        if above.is_empty() || biased {
             continue;
         }
         let rows: Vec<usize> = above.iter().filter_map(|role| find(*role, tensor.layer)).collect();

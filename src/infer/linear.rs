@@ -136,6 +136,12 @@ pub(super) fn activate(activation: Activation, gate_up: &[f32], inner: &mut [f32
         match activation {
             Activation::Silu => vector::silu_times(inner, gate, up),
             Activation::GeluTanh => vector::gelu_times(inner, gate, up),
+            Activation::SquaredRelu => {
+                for ((inner, gate), up) in inner.iter_mut().zip(gate).zip(up) {
+                    let positive = gate.max(0.0);
+                    *inner = positive * positive * up;
+                }
+            }
         }
     });
 }

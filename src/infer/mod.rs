@@ -16,7 +16,7 @@ pub use sampling::{Sampler, Sampling, generate, sample_together};
 pub use weights::Stored;
 
 use crate::kernel::{Output, vector};
-use crate::model::Config;
+use crate::model::{Config, LayerConfig};
 use crate::{Error, Result};
 use activations::Rounding;
 use attention::{Heads, Seen, attend};
@@ -112,7 +112,7 @@ pub struct Engine {
 impl Engine {
     /// A cache for a sequence of up to `capacity` tokens.
     pub fn cache(&self, capacity: usize) -> Cache {
-        Cache::new(self.config.layers, capacity)
+        Cache::new(self.config.layers.len(), capacity)
     }
 
     /// Runs `tokens` after those in `cache` and returns the logits `[wanted.len(), vocab]` of the positions `wanted` of
@@ -308,7 +308,9 @@ impl Engine {
         let mut buffers = std::mem::take(&mut cache.buffers);
         let Buffers { normed, qkv, packed_keys, attended, result, .. } = &mut buffers;
         let (normed, result) = (sized(normed, rows * hidden), sized(result, rows * hidden));
-        let (q_width, kv_width) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let own = c.layers.get(index).and_then(LayerConfig::heads);
+        let own = own.ok_or_else(|| Error::Internal(format!("no attention in layer {index}")))?;
+        let (q_width, kv_width) = (own.q_width(), own.k_width());
         let stride = q_width + 2 * kv_width;
 
         self.norm(x, &layer.attn_norm, normed);
@@ -337,27 +339,29 @@ impl Engine {
             cache.buffers = buffers;
             return Ok(run);
         }
-        let angles = match (layer.window, c.rope.theta_local) {
-            (Some(_), Some(theta)) => Angles::local(theta, c.rope.dims, first, n),
-            _ => Angles::new(&c.rope, &self.rope_factors, cache.capacity(), c.context, first, n),
+        let rope = own.rope.and_then(|i| Some((i, c.ropes.get(i)?)));
+        let (which, rope) = rope.ok_or_else(|| Error::Internal(format!("no positions in layer {index}")))?;
+        let angles = match which {
+            0 => Angles::new(rope, &self.rope_factors, cache.capacity(), c.context, first, n),
+            _ => Angles::new(rope, &rope::Factors::default(), cache.capacity(), c.context, first, n),
         };
         qkv.par_chunks_exact_mut(stride).with_min_len(ROWS_PER_TASK).enumerate().for_each(|(i, row)| {
             let (q, k) = row[..q_width + kv_width].split_at_mut(q_width);
             for (part, norm) in [(if wanted(i) { q } else { &mut [] }, &layer.q_norm), (k, &layer.k_norm)] {
-                for head in part.chunks_exact_mut(c.head_dim) {
+                for head in part.chunks_exact_mut(own.dim) {
                     if let Some(norm) = norm {
                         vector::rms_norm(head, norm, c.norm_eps);
                     }
-                    self.rotate(head, &angles, i % n);
+                    self.rotate(head, rope.dims, &angles, i % n);
                 }
             }
         });
         let shape = Heads {
-            heads: c.heads,
-            kv_heads: c.kv_heads,
-            dim: c.head_dim,
-            scale: c.attn_scale,
-            softcap: c.attn_softcap,
+            heads: own.q,
+            kv_heads: own.kv,
+            dim: own.dim,
+            scale: own.scale,
+            softcap: own.softcap,
             window: layer.window,
         };
         let left = n - batch.from;
@@ -453,9 +457,9 @@ impl Engine {
         std::iter::once(&mut self.embedding).chain(layers).chain(&mut self.output)
     }
 
-    fn rotate(&self, head: &mut [f32], angles: &Angles, i: usize) {
+    fn rotate(&self, head: &mut [f32], dims: usize, angles: &Angles, i: usize) {
         let (cos, sin) = angles.row(i);
-        let rotated = &mut head[..self.config.rope.dims];
+        let rotated = &mut head[..dims];
         if self.interleaved_rope {
             vector::rotate_pairs(rotated, cos, sin);
         } else {

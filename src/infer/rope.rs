@@ -33,11 +33,6 @@ impl Angles {
         Self::at(&frequencies, scale, first, n)
     }
 
-    /// The same for sliding-window layers with a theta of their own, which are never scaled (gemma3).
-    pub fn local(theta: f32, dims: usize, first: usize, n: usize) -> Self {
-        Self::at(&base(theta, dims), 1.0, first, n)
-    }
-
     fn at(frequencies: &[f32], scale: f32, first: usize, n: usize) -> Self {
         let half = frequencies.len();
         let angles = (first..first + n).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
@@ -114,7 +109,7 @@ mod tests {
     use super::*;
 
     fn rope(scaling: RopeScaling) -> Rope {
-        Rope { theta: 10000.0, theta_local: None, dims: 16, scaling }
+        Rope { theta: 10000.0, dims: 16, scaling }
     }
 
     fn close(got: &[f32], want: &[f32]) {
@@ -175,7 +170,8 @@ mod tests {
         let angles = Angles::new(&rope(RopeScaling::Linear { factor: 2.0 }), &Factors::default(), 64, 64, 10, 3);
         let (cos, sin) = angles.row(2);
         close(&[cos[0], sin[0]], &[6f32.cos(), 6f32.sin()]);
-        let local = Angles::local(10000.0, 16, 12, 1);
+        let local = Rope { theta: 10000.0, dims: 16, scaling: RopeScaling::Default };
+        let local = Angles::new(&local, &Factors::default(), 64, 64, 12, 1);
         close(&[local.row(0).1[0]], &[12f32.sin()]);
     }
 }

@@ -130,7 +130,7 @@ pub fn sample_together(
     options: Sampling,
     mut on_token: impl FnMut() -> Result<()>,
 ) -> Result<Vec<Vec<u32>>> {
-    let mut cache = Cache::together(engine.config.layers, starts.len(), len);
+    let mut cache = Cache::together(engine.config.layers.len(), starts.len(), len);
     let mut samplers: Vec<Sampler> =
         starts.iter().map(|(_, seed)| Sampler::new(Sampling { seed: *seed, ..options })).collect();
     let mut made: Vec<Vec<u32>> = starts.iter().map(|(token, _)| vec![*token]).collect();

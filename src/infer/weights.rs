@@ -6,9 +6,10 @@ use super::experts::{Experts, SharedExpert};
 use super::rope::Factors;
 use super::{Engine, FeedForward, Layer, Linear, Mlp};
 use crate::kernel::{Dense, RowSource, vector};
-use crate::model::config::Attention;
-use crate::model::mapping::RowOrder;
-use crate::model::{MappedTensor, Model};
+use crate::model::config::{self, Activation, Config};
+use crate::model::families::Rotation;
+use crate::model::mapping::{RowOrder, ValueMap};
+use crate::model::{LayerConfig, MappedTensor, Model, Role};
 use crate::packed::{Input, Packed};
 use crate::quant::{GgmlType, dequantize_rows};
 use crate::source::{Checkpoint, Dtype};
@@ -107,10 +108,10 @@ impl Loader<'_> {
             return Err(self.wrong_shape(t, &format!("[{len}]")));
         }
         let mut values = vec![0.0; len];
-        // What is to be added is added in `f32`, as the model itself does, not in the type that a file will have.
-        let plain = MappedTensor { add: 0.0, ..t.clone() };
+        // Computed in `f32`, as the model itself does, not in the type that a file will have.
+        let plain = MappedTensor { values: ValueMap::Same, ..t.clone() };
         plain.read_rows(self.ckpt, 0..1, &mut Vec::new(), &mut values)?;
-        values.iter_mut().for_each(|v| *v += t.add);
+        t.values.apply(&mut values);
         Ok(values)
     }
 
@@ -138,7 +139,7 @@ impl Loader<'_> {
         let first = self.ckpt.tensors()[*t.parts.first()?].dtype;
         let same = t.parts.iter().all(|p| self.ckpt.tensors()[*p].dtype == first);
         match first {
-            Dtype::Ggml(ty) if same && t.add == 0.0 => {
+            Dtype::Ggml(ty) if same && t.values == ValueMap::Same => {
                 let kept = [GgmlType::F32, GgmlType::F16, GgmlType::BF16].contains(&ty) || !ty.is_plain();
                 kept.then_some(ty)
             }
@@ -150,7 +151,7 @@ impl Loader<'_> {
     fn packed(&self, t: &MappedTensor) -> Result<Option<(Box<dyn RowSource>, Input)>> {
         let metas: Vec<_> = t.parts.iter().map(|p| &self.ckpt.tensors()[*p]).collect();
         let all = metas.iter().all(|m| matches!(m.dtype, Dtype::Packed(_)));
-        if !all || metas.is_empty() || t.half.is_some() || t.add != 0.0 {
+        if !all || metas.is_empty() || t.half.is_some() || t.values != ValueMap::Same {
             return Ok(None);
         }
         let parts: Result<Vec<Packed>> = metas.into_iter().map(|m| self.ckpt.load_packed(m)).collect();
@@ -235,6 +236,42 @@ fn rope_source(row: usize, head: usize) -> usize {
     row % 2 * (head / 2) + row / 2
 }
 
+/// Whether the forward pass computes what this configuration says.
+fn runnable(c: &Config) -> Result<()> {
+    let no = |what: &str| {
+        let hint = "conversion and rounding without calibration work; calibration and evaluation do not";
+        Err(Error::unsupported(format!("{} models cannot be run here: {what} ({hint})", c.arch)))
+    };
+    if c.norm != config::Norm::Rms {
+        return no("LayerNorm");
+    }
+    if c.residual_scale != 1.0 || c.logit_scale != 1.0 {
+        return no("scaled residuals or logits");
+    }
+    for layer in &c.layers {
+        let Some(heads) = layer.heads() else { return no("layers without attention") };
+        if heads.rope.is_none() {
+            return no("attention without positions");
+        }
+        if heads.value_dim != heads.dim {
+            return no("value heads of another size than key heads");
+        }
+        if !layer.wiring.pre_norm || layer.wiring.parallel {
+            return no("parallel blocks, or blocks without norms before them");
+        }
+        let ffn = &layer.ffn;
+        let activation = match (&ffn.dense, &ffn.experts) {
+            (Some(dense), None) if dense.gated => dense.activation,
+            (None, Some(experts)) => experts.activation,
+            _ => return no("feed-forward blocks without a gate, or beside experts"),
+        };
+        if !matches!(activation, Activation::Silu | Activation::GeluTanh) {
+            return no("its activation function");
+        }
+    }
+    Ok(())
+}
+
 impl Engine {
     /// Reads every weight of `model` into memory.
     ///
@@ -243,7 +280,7 @@ impl Engine {
     pub fn load(ckpt: &Checkpoint, model: &Model) -> Result<Engine> {
         let mut engine = Self::shell(ckpt, model)?;
         let loader = Loader::new(ckpt, model);
-        let layers = (0..model.config.layers).into_par_iter().map(|i| loader.layer(model, i).map(Some));
+        let layers = (0..model.config.layers.len()).into_par_iter().map(|i| loader.layer(model, i).map(Some));
         engine.layers = layers.collect::<Result<_>>()?;
         Ok(engine)
     }
@@ -253,12 +290,13 @@ impl Engine {
     /// Errors: as [`Engine::load`].
     pub fn shell(ckpt: &Checkpoint, model: &Model) -> Result<Engine> {
         let c = &model.config;
+        runnable(c)?;
         let loader = Loader::new(ckpt, model);
         let factors = |name: &str| model.generated.iter().find(|g| g.name == name).map(|g| g.values.clone());
         let untied = loader.by_name.contains_key("output.weight");
         Ok(Engine {
             embedding: loader.linear("token_embd", c.vocab, c.hidden)?,
-            layers: (0..c.layers).map(|_| None).collect(),
+            layers: c.layers.iter().map(|_| None).collect(),
             output_norm: loader.vector("output_norm.weight", c.hidden)?,
             output: untied.then(|| loader.linear("output", c.vocab, c.hidden)).transpose()?,
             rope_factors: Factors {
@@ -266,7 +304,7 @@ impl Engine {
                 short: factors("rope_factors_short.weight"),
                 long: factors("rope_factors_long.weight"),
             },
-            interleaved_rope: model.family.interleaved_rope,
+            interleaved_rope: model.family.rotation == Rotation::Pairs,
             config: c.clone(),
         })
     }
@@ -302,61 +340,71 @@ impl Loader<'_> {
     fn layer(&self, model: &Model, index: usize) -> Result<Layer> {
         let c = &model.config;
         let name = |tensor: &str| format!("blk.{index}.{tensor}");
-        let vector = |tensor: &str, len| self.vector(&name(tensor), len);
-        let optional = |tensor: &str, len| self.optional_vector(&name(tensor), len);
-        let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let qkv = if self.by_name.contains_key(&*name("attn_qkv.weight")) {
-            vec![self.linear(&name("attn_qkv"), q + 2 * kv, c.hidden)?]
+        let norm = |role: Role, len| match model.family.row(role) {
+            Some(row) if row.when.holds(c.layers.get(index), c) => self.vector(&row.name(index), len).map(Some),
+            _ => Ok(None),
+        };
+        let required =
+            |role: Role| norm(role, c.hidden)?.ok_or_else(|| Error::Internal(format!("no {role:?} in layer {index}")));
+        let (Some(block), Some(heads)) = (c.layers.get(index), c.layers.get(index).and_then(LayerConfig::heads)) else {
+            return Err(Error::Internal(format!("no attention in layer {index}")));
+        };
+        let (q, k, v) = (heads.q_width(), heads.k_width(), heads.v_width());
+        let qkv = if model.family.has(Role::AttnQkv) {
+            vec![self.linear(&name("attn_qkv"), q + k + v, c.hidden)?]
         } else {
             let part = |tensor, rows| self.linear(&name(tensor), rows, c.hidden);
-            vec![part("attn_q", q)?, part("attn_k", kv)?, part("attn_v", kv)?]
+            vec![part("attn_q", q)?, part("attn_k", k)?, part("attn_v", v)?]
         };
-        let mlp = if self.by_name.contains_key(&*name("ffn_gate_inp.weight")) {
-            Mlp::Experts(Box::new(self.experts(model, index)?))
-        } else {
-            Mlp::Dense(self.feed_forward(model, index, "", c.ffn)?)
+        let mlp = match (&block.ffn.experts, &block.ffn.dense) {
+            (Some(experts), _) => Mlp::Experts(Box::new(self.experts(model, index, experts)?)),
+            (None, dense) => {
+                let dense =
+                    dense.as_ref().ok_or_else(|| Error::Internal(format!("no feed-forward in layer {index}")))?;
+                Mlp::Dense(self.feed_forward(model, index, "", dense.width, dense.activation)?)
+            }
         };
         Ok(Layer {
-            attn_norm: vector("attn_norm.weight", c.hidden)?,
+            attn_norm: required(Role::AttnNorm)?,
             qkv,
-            q_norm: optional("attn_q_norm.weight", c.head_dim)?,
-            k_norm: optional("attn_k_norm.weight", c.head_dim)?,
-            attn_output: self.linear(&name("attn_output"), c.hidden, q)?,
-            post_attn_norm: optional("post_attention_norm.weight", c.hidden)?,
-            ffn_norm: vector("ffn_norm.weight", c.hidden)?,
+            q_norm: norm(Role::AttnQNorm, heads.dim)?,
+            k_norm: norm(Role::AttnKNorm, heads.dim)?,
+            attn_output: self.linear(&name("attn_output"), c.hidden, heads.out_width())?,
+            post_attn_norm: norm(Role::PostAttnNorm, c.hidden)?,
+            ffn_norm: required(Role::FfnNorm)?,
             mlp,
-            post_ffn_norm: optional("post_ffw_norm.weight", c.hidden)?,
-            window: match c.attention.get(index) {
-                Some(Attention::Sliding { window }) => Some((*window).max(1)),
-                _ => None,
-            },
+            post_ffn_norm: norm(Role::PostFfnNorm, c.hidden)?,
+            window: heads.window.map(|w| w.max(1)),
         })
     }
 
     /// The feed-forward block whose tensors are called `ffn_gate{suffix}` and so on.
-    fn feed_forward(&self, model: &Model, index: usize, suffix: &str, width: usize) -> Result<FeedForward> {
+    fn feed_forward(
+        &self,
+        model: &Model,
+        index: usize,
+        suffix: &str,
+        width: usize,
+        activation: Activation,
+    ) -> Result<FeedForward> {
         let c = &model.config;
         let name = |tensor: &str| format!("blk.{index}.{tensor}{suffix}");
-        let gate_up = if self.by_name.contains_key(&*format!("{}.weight", name("ffn_gate"))) {
-            vec![self.linear(&name("ffn_gate"), width, c.hidden)?, self.linear(&name("ffn_up"), width, c.hidden)?]
-        } else {
+        let gate_up = if model.family.has(Role::FfnGateUp) {
             vec![self.linear(&name("ffn_up"), 2 * width, c.hidden)?]
+        } else {
+            vec![self.linear(&name("ffn_gate"), width, c.hidden)?, self.linear(&name("ffn_up"), width, c.hidden)?]
         };
         let down = self.linear(&name("ffn_down"), c.hidden, width)?;
-        Ok(FeedForward { gate_up, down, width, activation: c.activation })
+        Ok(FeedForward { gate_up, down, width, activation })
     }
 
-    fn experts(&self, model: &Model, index: usize) -> Result<Experts> {
+    fn experts(&self, model: &Model, index: usize, sizes: &config::Experts) -> Result<Experts> {
         let c = &model.config;
         let name = |tensor: &str| format!("blk.{index}.{tensor}");
-        let sizes = c.experts.as_ref().filter(|e| e.used > 0 && e.used <= e.count);
-        let sizes = sizes.ok_or_else(|| {
-            Error::bad_input("the model has expert tensors, but its configuration no sound number of experts")
-        })?;
         let (count, width) = (sizes.count, sizes.ffn);
         let shared = sizes.shared_ffn.map(|width| {
             let gate = name("ffn_gate_inp_shexp.weight");
-            let expert = self.feed_forward(model, index, "_shexp", width)?;
+            let expert = self.feed_forward(model, index, "_shexp", width, sizes.activation)?;
             Ok::<_, Error>(SharedExpert { gate: self.optional_vector(&gate, c.hidden)?, name: gate, expert })
         });
         Ok(Experts {
@@ -368,7 +416,7 @@ impl Loader<'_> {
             used: sizes.used,
             width,
             norm_topk: sizes.norm_topk,
-            activation: c.activation,
+            activation: sizes.activation,
             shared: shared.transpose()?,
         })
     }

@@ -1,19 +1,8 @@
 //! The hyper-parameters of a model, in one shape for every family, whether they come from `config.json` (see
-//! `hf_config`) or from GGUF metadata. It holds numbers and choices, no tensor names.
+//! `hf_config`) or from GGUF metadata (see `keys`). What may differ from layer to layer is said per layer. It holds
+//! numbers and choices, no tensor names.
 
-use super::families::{self, WindowRule};
-use crate::gguf::{Array, Metadata, Value};
 use crate::{Error, Result};
-
-/// How the token mixing of one layer sees the past.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attention {
-    Full,
-    /// Each position sees itself and the `window - 1` positions before it.
-    Sliding {
-        window: usize,
-    },
-}
 
 /// Rotary embedding scaling, as `rope_scaling` / `rope_parameters` names it.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,11 +17,78 @@ pub enum RopeScaling {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     pub theta: f32,
-    /// Theta of the sliding-window layers where it differs (gemma3).
-    pub theta_local: Option<f32>,
     /// Rotated dimensions per head (`partial_rotary_factor` applied).
     pub dims: usize,
     pub scaling: RopeScaling,
+}
+
+/// How a block mixes tokens.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Mixer {
+    Attention(Heads),
+}
+
+/// The shape of one layer's attention.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Heads {
+    pub q: usize,
+    pub kv: usize,
+    /// Channels of a query and of a key head.
+    pub dim: usize,
+    /// Channels of a value head.
+    pub value_dim: usize,
+    /// Each position sees itself and the `window - 1` positions before it; `None`: all before it.
+    pub window: Option<usize>,
+    /// Which of [`Config::ropes`] rotates queries and keys; `None`: no positions.
+    pub rope: Option<usize>,
+    /// Scores are multiplied by this; `1/sqrt(dim)` unless the family says otherwise.
+    pub scale: f32,
+    /// `tanh(x / cap) * cap` on scores (gemma2).
+    pub softcap: Option<f32>,
+    pub qkv_bias: bool,
+    pub output_bias: bool,
+}
+
+impl Heads {
+    /// Rows of the query matrix.
+    pub fn q_width(&self) -> usize {
+        self.q * self.dim
+    }
+
+    /// Rows of the key matrix.
+    pub fn k_width(&self) -> usize {
+        self.kv * self.dim
+    }
+
+    /// Rows of the value matrix.
+    pub fn v_width(&self) -> usize {
+        self.kv * self.value_dim
+    }
+
+    /// Columns of the output matrix.
+    pub fn out_width(&self) -> usize {
+        self.q * self.value_dim
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    Silu,
+    GeluTanh,
+    /// `max(x, 0)^2`.
+    SquaredRelu,
+}
+
+/// A feed-forward block without experts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dense {
+    pub width: usize,
+    /// `down(act(gate(x)) * up(x))`; otherwise `down(act(up(x)))`.
+    pub gated: bool,
+    pub activation: Activation,
+    /// All of its matrices have biases.
+    pub bias: bool,
 }
 
 /// Mixture-of-experts sizes.
@@ -46,21 +102,61 @@ pub struct Experts {
     pub shared_ffn: Option<usize>,
     /// Whether the weights of the chosen experts are normalised to sum 1 (`norm_topk_prob`).
     pub norm_topk: bool,
+    pub activation: Activation,
 }
 
+/// The feed-forward part of a block. Both at once run side by side on the same input; neither: the block has none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ffn {
+    pub dense: Option<Dense>,
+    pub experts: Option<Experts>,
+}
+
+/// How a block's parts are joined with the residual stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    Silu,
-    GeluTanh,
+pub struct Wiring {
+    /// Norms in front of mixer and feed-forward.
+    pub pre_norm: bool,
+    /// Norms on their results, before these are added (gemma2, olmo2).
+    pub post_norm: bool,
+    /// Mixer and feed-forward read the same stream and are added together (phi, cohere).
+    pub parallel: bool,
 }
 
-/// Which linear layers have a bias.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Biases {
-    pub qkv: bool,
-    pub attn_output: bool,
-    /// Gate, up and down.
-    pub mlp: bool,
+impl Wiring {
+    /// A norm in front of each of the two parts, one after the other.
+    pub const SEQUENTIAL: Wiring = Wiring { pre_norm: true, post_norm: false, parallel: false };
+}
+
+/// One block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerConfig {
+    pub mixer: Mixer,
+    pub ffn: Ffn,
+    pub wiring: Wiring,
+}
+
+impl LayerConfig {
+    /// `None` where the block mixes tokens in another way.
+    pub fn heads(&self) -> Option<&Heads> {
+        match &self.mixer {
+            Mixer::Attention(heads) => Some(heads),
+        }
+    }
+
+    pub fn heads_mut(&mut self) -> Option<&mut Heads> {
+        match &mut self.mixer {
+            Mixer::Attention(heads) => Some(heads),
+        }
+    }
+}
+
+/// The norms of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Norm {
+    Rms,
+    /// With the mean taken out (LayerNorm).
+    Layer,
 }
 
 /// Everything the converter, the planner and the forward pass need to know about a model.
@@ -68,29 +164,27 @@ pub struct Biases {
 pub struct Config {
     /// The row of [`super::families`] this model belongs to, by its GGUF architecture name (`llama`, `qwen2moe`, ...).
     pub arch: String,
-    pub layers: usize,
+    /// In order.
+    pub layers: Vec<LayerConfig>,
     pub hidden: usize,
+    /// `intermediate_size`: the width of feed-forward blocks without experts, which GGUF states even where there are none.
     pub ffn: usize,
-    pub heads: usize,
-    pub kv_heads: usize,
-    pub head_dim: usize,
     pub vocab: usize,
     pub context: usize,
+    pub norm: Norm,
     pub norm_eps: f32,
-    pub rope: Rope,
-    /// Per layer.
-    pub attention: Vec<Attention>,
-    pub experts: Option<Experts>,
-    pub bias: Biases,
+    /// Rotary embeddings, of which layers name one. The first is the one that GGUF's `rope.*` keys state; the second, where
+    /// there is one, belongs to the layers with a window.
+    pub ropes: Vec<Rope>,
     pub tied_embeddings: bool,
-    pub activation: Activation,
-    /// `tanh(x / cap) * cap` on attention scores and on logits (gemma2).
-    pub attn_softcap: Option<f32>,
+    /// `tanh(x / cap) * cap` on logits (gemma2).
     pub logit_softcap: Option<f32>,
-    /// Attention scores are multiplied by this; `1/sqrt(head_dim)` unless the family says otherwise.
-    pub attn_scale: f32,
     /// Embedding rows are multiplied by this on look-up (`sqrt(hidden)` in the gemmas).
     pub embedding_scale: f32,
+    /// What a block adds to the residual stream is multiplied by this (granite).
+    pub residual_scale: f32,
+    /// Logits are multiplied by this (cohere), or divided (granite, which states the divisor).
+    pub logit_scale: f32,
 }
 
 /// Limits far above any model, so that a hostile file cannot ask for absurd tables or overflow a product of sizes.
@@ -105,224 +199,111 @@ const LIMITS: [(&str, usize); 8] = [
     ("context length", 1 << 31),
 ];
 
-impl Config {
-    /// The sizes alone, before anything is allocated by them.
-    pub(super) fn check_sizes(&self) -> Result<()> {
+fn bad<T>(what: String) -> Result<T> {
+    Err(Error::bad_input(format!("model configuration: {what}")))
+}
+
+/// The sizes that decide how much is allocated.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    pub layers: usize,
+    pub hidden: usize,
+    pub ffn: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub vocab: usize,
+    pub context: usize,
+}
+
+impl Sizes {
+    /// # Errors
+    /// `BadInput` for a size that no model has.
+    pub fn check(&self) -> Result<()> {
         let sizes =
             [self.layers, self.hidden, self.ffn, self.heads, self.kv_heads, self.head_dim, self.vocab, self.context];
         for ((name, limit), size) in LIMITS.into_iter().zip(sizes) {
             if size == 0 || size > limit {
-                return Err(Error::bad_input(format!("model configuration: {name} is {size}; expected 1 to {limit}")));
+                return bad(format!("{name} is {size}; expected 1 to {limit}"));
             }
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
-            let what = format!("{} heads cannot share {} key-value heads evenly", self.heads, self.kv_heads);
-            return Err(Error::bad_input(format!("model configuration: {what}")));
+            return bad(format!("{} heads cannot share {} key-value heads evenly", self.heads, self.kv_heads));
         }
         Ok(())
+    }
+}
+
+impl Config {
+    /// The rotary embedding that GGUF's `rope.*` keys state; `None` for models without any.
+    pub fn rope(&self) -> Option<&Rope> {
+        self.ropes.first()
+    }
+
+    /// The attention of every layer that has one.
+    pub fn attention(&self) -> impl Iterator<Item = &Heads> {
+        self.layers.iter().filter_map(LayerConfig::heads)
+    }
+
+    /// The first layer's attention: what readers of one number per model are told.
+    pub fn first_heads(&self) -> Option<&Heads> {
+        self.attention().next()
+    }
+
+    /// The experts of the first layer that has some.
+    pub fn experts(&self) -> Option<&Experts> {
+        self.layers.iter().find_map(|l| l.ffn.experts.as_ref())
+    }
+
+    /// The window of the layers that have one.
+    pub fn window(&self) -> Option<usize> {
+        self.attention().find_map(|h| h.window)
+    }
+
+    /// Which layers see a window.
+    pub fn slides(&self) -> Vec<bool> {
+        self.layers.iter().map(|l| l.heads().is_some_and(|h| h.window.is_some())).collect()
     }
 
     /// Everything that can be said without looking at tensors.
     pub(super) fn check(&self) -> Result<()> {
-        self.check_sizes()?;
-        let bad = |what: String| Err(Error::bad_input(format!("model configuration: {what}")));
         if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
             return bad(format!("norm epsilon is {}; expected 0 to 1", self.norm_eps));
         }
-        let dims = self.rope.dims;
-        if dims == 0 || !dims.is_multiple_of(2) || dims > self.head_dim {
-            return bad(format!("{dims} rotary dimensions of {}; expected an even number", self.head_dim));
+        for layer in &self.layers {
+            if let Some(heads) = layer.heads() {
+                self.check_heads(heads)?;
+            }
+            if let Some(e) = &layer.ffn.experts {
+                if e.count == 0 || e.count > 1 << 16 || e.used == 0 || e.used > e.count {
+                    return bad(format!("{} experts of which {} are used", e.count, e.used));
+                }
+                if e.ffn == 0 || e.ffn > 1 << 22 || e.shared_ffn.is_some_and(|f| f == 0 || f > 1 << 22) {
+                    return bad(format!("expert sizes {} and {:?}", e.ffn, e.shared_ffn));
+                }
+            }
         }
-        if !(self.rope.theta >= 1.0 && self.rope.theta_local.is_none_or(|t| t >= 1.0)) {
-            return bad(format!("rope theta is {}; expected 1 or more", self.rope.theta));
+        Ok(())
+    }
+
+    fn check_heads(&self, heads: &Heads) -> Result<()> {
+        if !(heads.scale.is_finite() && heads.scale > 0.0) {
+            return bad(format!("attention scale is {}", heads.scale));
         }
-        if let RopeScaling::LongRope { short, long, .. } = &self.rope.scaling
+        let Some(rope) = heads.rope.and_then(|i| self.ropes.get(i)) else { return Ok(()) };
+        let dims = rope.dims;
+        if dims == 0 || !dims.is_multiple_of(2) || dims > heads.dim {
+            return bad(format!("{dims} rotary dimensions of {}; expected an even number", heads.dim));
+        }
+        if !(rope.theta >= 1.0) {
+            return bad(format!("rope theta is {}; expected 1 or more", rope.theta));
+        }
+        if let RopeScaling::LongRope { short, long, .. } = &rope.scaling
             && (short.len() != dims / 2 || long.len() != dims / 2)
         {
             let lens = format!("{} short and {} long", short.len(), long.len());
             return bad(format!("{lens} rope factors; expected {} of each", dims / 2));
         }
-        if !(self.attn_scale.is_finite() && self.attn_scale > 0.0) {
-            return bad(format!("attention scale is {}", self.attn_scale));
-        }
-        if let Some(e) = &self.experts {
-            if e.count == 0 || e.count > 1 << 16 || e.used == 0 || e.used > e.count {
-                return bad(format!("{} experts of which {} are used", e.count, e.used));
-            }
-            if e.ffn == 0 || e.ffn > 1 << 22 || e.shared_ffn.is_some_and(|f| f == 0 || f > 1 << 22) {
-                return bad(format!("expert sizes {} and {:?}", e.ffn, e.shared_ffn));
-            }
-        }
         Ok(())
-    }
-
-    /// Reads the hyper-parameters of a GGUF file. What GGUF does not store follows from the tensors and is set by
-    /// [`super::Model::open`]: biases, tied embeddings, and long-rope factors.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] for an unknown architecture, [`Error::BadInput`] for a missing or absurd value.
-    pub fn from_gguf(meta: &Metadata) -> Result<Config> {
-        let arch = meta.str("general.architecture").ok_or_else(|| {
-            Error::bad_input("general.architecture is missing")
-                .hint("is this a model file, not a vocabulary or adapter?")
-        })?;
-        let family = families::by_gguf(arch).ok_or_else(|| {
-            let known: Vec<_> = families::FAMILIES.iter().map(|f| f.gguf).collect();
-            Error::unsupported(format!("GGUF architecture '{arch}' is not supported; supported: {}", known.join(", ")))
-        })?;
-        // All spellings of a family on the Hub agree on what GGUF leaves out.
-        let defaults = &family.hf[0].defaults;
-        let k = Keys { meta, arch };
-        let layers = k.size("block_count")?;
-        let hidden = k.size("embedding_length")?;
-        let heads = k.size("attention.head_count")?;
-        let kv_heads = k.size_opt("attention.head_count_kv")?.unwrap_or(heads);
-        let head_dim = match k.size_opt("attention.key_length")? {
-            Some(n) => n,
-            None => hidden.checked_div(heads).unwrap_or(0),
-        };
-        if k.size_opt("attention.value_length")?.is_some_and(|n| n != head_dim) {
-            return Err(Error::unsupported(format!("{arch}: value heads of another size than key heads")));
-        }
-        let vocab = match k.size_opt("vocab_size")? {
-            Some(n) => n,
-            None => meta.strings("tokenizer.ggml.tokens").map_or(0, <[String]>::len),
-        };
-        let ffn = k.size("feed_forward_length")?;
-        let experts = match k.size_opt("expert_count")?.filter(|n| *n != 0) {
-            None => None,
-            Some(count) => Some(Experts {
-                count,
-                used: k.size("expert_used_count")?,
-                ffn: k.size_opt("expert_feed_forward_length")?.unwrap_or(ffn),
-                shared_ffn: match family.row(families::Role::SharedDown) {
-                    Some(_) => Some(k.size_opt("expert_shared_feed_forward_length")?.unwrap_or(ffn)),
-                    None => None,
-                },
-                norm_topk: family.norm_topk,
-            }),
-        };
-        let mut config = Config {
-            arch: arch.to_string(),
-            layers,
-            hidden,
-            ffn,
-            heads,
-            kv_heads,
-            head_dim,
-            vocab,
-            context: k.size("context_length")?,
-            norm_eps: k
-                .float("attention.layer_norm_rms_epsilon")
-                .ok_or_else(|| k.missing("attention.layer_norm_rms_epsilon"))?,
-            rope: Rope {
-                theta: k.float("rope.freq_base").unwrap_or(10_000.0),
-                theta_local: defaults.theta_local.map(|t| k.float("rope.freq_base_swa").unwrap_or(t)),
-                dims: k.size_opt("rope.dimension_count")?.unwrap_or(head_dim),
-                scaling: k.scaling()?,
-            },
-            attention: Vec::new(),
-            experts,
-            bias: Biases { qkv: family.qkv_bias, ..Biases::default() },
-            tied_embeddings: defaults.tied,
-            activation: if family.gemma { Activation::GeluTanh } else { Activation::Silu },
-            attn_softcap: k.float("attn_logit_softcapping").filter(|_| family.gemma),
-            logit_softcap: k.float("final_logit_softcapping").filter(|_| family.gemma),
-            attn_scale: 1.0 / (head_dim as f32).sqrt(),
-            embedding_scale: if family.gemma { (hidden as f32).sqrt() } else { 1.0 },
-        };
-        config.check_sizes()?;
-        // GGUF has no key for it; the 27B gemmas scale by hidden / heads (llama.cpp tells them by their layers too).
-        if (arch == "gemma2" && layers == 46) || (arch == "gemma3" && layers == 62) {
-            config.attn_scale = 1.0 / ((hidden / heads) as f32).sqrt();
-        }
-        config.attention = k.attention(defaults.window, layers)?;
-        config.check()?;
-        Ok(config)
-    }
-}
-
-/// Reads `{arch}.{key}`.
-struct Keys<'a> {
-    meta: &'a Metadata,
-    arch: &'a str,
-}
-
-impl Keys<'_> {
-    fn name(&self, key: &str) -> String {
-        format!("{}.{key}", self.arch)
-    }
-
-    fn missing(&self, key: &str) -> Error {
-        Error::bad_input(format!("metadata key '{}' is missing or of another type", self.name(key)))
-    }
-
-    fn size_opt(&self, key: &str) -> Result<Option<usize>> {
-        let name = self.name(key);
-        let per_layer = |v: &[i64]| v.first().copied().filter(|first| v.iter().all(|x| x == first));
-        let value = match self.meta.get(&name) {
-            None => return Ok(None),
-            // Some files state a size per layer; one size for all is the only case there is here.
-            Some(Value::Array(Array::I32(v))) => per_layer(&v.iter().map(|x| i64::from(*x)).collect::<Vec<_>>()),
-            Some(Value::Array(Array::U32(v))) => per_layer(&v.iter().map(|x| i64::from(*x)).collect::<Vec<_>>()),
-            Some(_) => self.meta.uint(&name).and_then(|v| i64::try_from(v).ok()),
-        };
-        match value.and_then(|v| usize::try_from(v).ok()) {
-            Some(v) => Ok(Some(v)),
-            None => Err(Error::bad_input(format!("metadata key '{name}' is not one whole number for all layers"))),
-        }
-    }
-
-    fn size(&self, key: &str) -> Result<usize> {
-        self.size_opt(key)?.ok_or_else(|| self.missing(key))
-    }
-
-    fn float(&self, key: &str) -> Option<f32> {
-        self.meta.f32(&self.name(key)).filter(|v| v.is_finite())
-    }
-
-    fn scaling(&self) -> Result<RopeScaling> {
-        let kind = self.meta.str(&self.name("rope.scaling.type")).unwrap_or("none");
-        let original = self.size_opt("rope.scaling.original_context_length")?;
-        let factor = self.float("rope.scaling.factor").filter(|f| *f > 0.0);
-        match (kind, factor) {
-            ("linear", Some(factor)) => Ok(RopeScaling::Linear { factor }),
-            ("yarn", Some(factor)) => Ok(RopeScaling::Yarn {
-                factor,
-                original_context: original.ok_or_else(|| self.missing("rope.scaling.original_context_length"))?,
-                attention_factor: self.float("rope.scaling.yarn_attn_factor"),
-                beta_fast: self.float("rope.scaling.yarn_beta_fast").unwrap_or(32.0),
-                beta_slow: self.float("rope.scaling.yarn_beta_slow").unwrap_or(1.0),
-            }),
-            ("linear" | "yarn", None) => Err(self.missing("rope.scaling.factor")),
-            ("none" | "longrope", _) => Ok(RopeScaling::Default),
-            (other, _) => Err(Error::unsupported(format!("rope scaling '{other}' is not supported"))),
-        }
-    }
-
-    fn attention(&self, rule: WindowRule, layers: usize) -> Result<Vec<Attention>> {
-        let (window, pattern) = match rule {
-            WindowRule::AllButEvery(n) => {
-                // gemma2 files may leave the window out; gemma3 files without one have full attention throughout.
-                let fallback = (self.arch == "gemma2").then_some(4096);
-                (self.size_opt("attention.sliding_window")?.or(fallback), Some(n))
-            }
-            WindowRule::Every(_) => (self.size_opt("attention.sliding_window")?, None),
-            // Conversion drops qwen's windows.
-            _ => (None, None),
-        };
-        let Some(window) = window.filter(|w| *w != 0) else { return Ok(vec![Attention::Full; layers]) };
-        let sliding = Attention::Sliding { window };
-        let key = self.name("attention.sliding_window_pattern");
-        let full_every = match (self.meta.get(&key), pattern) {
-            (Some(Value::Array(Array::Bool(slides))), _) if slides.len() == layers => {
-                return Ok(slides.iter().map(|s| if *s { sliding } else { Attention::Full }).collect());
-            }
-            (Some(_), _) => self.meta.uint(&key).map(|n| n as usize).filter(|n| *n != 0),
-            (None, pattern) => pattern,
-        };
-        Ok((0..layers)
-            .map(|i| if full_every.is_some_and(|n| (i + 1) % n == 0) { Attention::Full } else { sliding })
-            .collect())
     }
 }

@@ -1,15 +1,15 @@
 //! From the tensors of a checkpoint to the tensors of a GGUF file: every source tensor is mapped, or dropped with a
-//! reason, and everything the configuration promises is there in the right shape. Rows are read through the mapping in
-//! GGUF's order. It does not quantize and writes nothing.
+//! reason, and everything the configuration promises is there in the right shape. How rows are read
+//! through the mapping is in `tensor`. It does not quantize and writes nothing.
 
-use super::config::{Config, RopeScaling};
-use super::families::{Family, Role, Row, Source, When};
+use super::config::{Config, LayerConfig, Rope, RopeScaling};
+use super::families::{Family, Map, Role, Row, Source, When};
 use super::hf_config::family_of;
+pub use super::tensor::{MappedTensor, RowOrder, ValueMap};
 use crate::quant::GgmlType;
 use crate::source::{Checkpoint, Dtype, TensorMeta};
 use crate::{Error, Result};
 use std::collections::HashMap;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// A checkpoint whose tensors are understood.
@@ -35,40 +35,12 @@ pub struct Generated {
     pub values: Vec<f32>,
 }
 
-/// How GGUF rows follow from source rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RowOrder {
-    Same,
-    /// Per head, the two halves of the rotary dimensions are interleaved.
-    Rope {
-        heads: usize,
-    },
-}
-
-/// A tensor of the GGUF file and where its weights come from.
-#[derive(Clone, Debug, PartialEq)]
-pub struct MappedTensor {
-    /// GGUF name.
-    pub name: String,
-    /// `[out, in]`, `[experts, out, in]` or `[n]`.
-    pub shape: Vec<usize>,
-    /// Source tensors by index; several when experts lie one by one.
-    pub parts: Vec<usize>,
-    /// The part is `[experts, 2 * out, in]`, and this is the first (0) or second (1) half of every expert.
-    pub half: Option<usize>,
-    pub rows: RowOrder,
-    /// Added to every weight.
-    pub add: f32,
-    pub role: Role,
-    pub layer: Option<usize>,
-}
-
 /// Every tensor of a model with this configuration: GGUF name, shape, role, layer. Embeddings and output first, then
 /// layer by layer.
 pub fn expected_tensors(config: &Config) -> Vec<(String, Vec<usize>, Role, Option<usize>)> {
     let Some(family) = super::families::by_gguf(&config.arch) else { return Vec::new() };
     expected(family, config)
-        .map(|(row, layer)| (named(row.gguf, layer, 0), shape_of(row, config), row.role, layer))
+        .map(|(row, layer)| (named(row.gguf, layer, 0), shape_of(row, config, layer), row.role, layer))
         .collect()
 }
 
@@ -76,9 +48,12 @@ fn expected<'a>(
     family: &'static Family,
     config: &'a Config,
 ) -> impl Iterator<Item = (&'static Row, Option<usize>)> + 'a {
-    let rows = move |per_layer: bool| family.rows().filter(move |r| r.per_layer() == per_layer && r.when.holds(config));
-    let layers = (0..config.layers).flat_map(move |layer| rows(true).map(move |row| (row, Some(layer))));
-    rows(false).map(|row| (row, None)).chain(layers)
+    let rows = move |layer: Option<&'a LayerConfig>| {
+        family.rows().filter(move |r| r.per_layer() == layer.is_some() && r.when.holds(layer, config))
+    };
+    let layers = config.layers.iter().enumerate();
+    let layers = layers.flat_map(move |(i, layer)| rows(Some(layer)).map(move |row| (row, Some(i))));
+    rows(None).map(|row| (row, None)).chain(layers)
 }
 
 pub(super) fn named(pattern: &str, layer: Option<usize>, expert: usize) -> String {
@@ -89,8 +64,15 @@ pub(super) fn named(pattern: &str, layer: Option<usize>, expert: usize) -> Strin
     if name.contains("{expert}") { name.replace("{expert}", &expert.to_string()) } else { name }
 }
 
-fn shape_of(row: &Row, config: &Config) -> Vec<usize> {
-    row.shape.iter().map(|d| d.of(config)).collect()
+fn shape_of(row: &Row, config: &Config, layer: Option<usize>) -> Vec<usize> {
+    let layer = layer.and_then(|i| config.layers.get(i));
+    row.shape.iter().map(|d| d.of(layer, config)).collect()
+}
+
+/// Experts of a layer; 0 where it has none.
+fn expert_count(config: &Config, layer: Option<usize>) -> usize {
+    let layer = layer.and_then(|i| config.layers.get(i));
+    layer.and_then(|l| l.ffn.experts.as_ref()).map_or(0, |e| e.count)
 }
 
 impl Model {
@@ -121,12 +103,12 @@ impl Model {
             Some("float32") => GgmlType::F32,
             _ => GgmlType::BF16,
         };
-        let experts = config.experts.as_ref().map_or(0, |e| e.count);
         let mut tensors: Vec<(String, GgmlType, Vec<usize>)> = Vec::new();
         for (row, layer) in expected(family, &config) {
-            let shape = shape_of(row, &config);
+            let shape = shape_of(row, &config, layer);
             match row.sources.first() {
                 Some(Source::PerExpert(p)) => {
+                    let experts = expert_count(&config, layer);
                     tensors.extend((0..experts).map(|e| (named(p, layer, e), ty, shape[1..].to_vec())));
                 }
                 Some(Source::One(p)) => tensors.push((named(p, layer, 0), ty, shape)),
@@ -193,7 +175,7 @@ fn open_hf(ckpt: &Checkpoint) -> Result<Model> {
 fn of_config(ckpt: &Checkpoint, config: Config, json: serde_json::Value) -> Result<Model> {
     let (family, _) = family_of(&json)?;
     let (tensors, dropped) = map_hf(ckpt, family, &config)?;
-    let generated = generated(&config);
+    let generated = generated(family, &config);
     Ok(Model { config, family, tensors, generated, dropped, hf_config: Some(json) })
 }
 
@@ -256,10 +238,10 @@ fn map_hf(ckpt: &Checkpoint, family: &'static Family, config: &Config) -> Result
     let mut used = vec![false; ckpt.tensors().len()];
     let mut tensors = Vec::new();
     for (row, layer) in expected(family, config) {
-        let shape = shape_of(row, config);
-        let experts = config.experts.as_ref().map_or(0, |e| e.count);
-        let (source, parts) =
-            names.parts(row, layer, experts).map_err(|name| missing(ckpt, &name, part_shape(row, &shape)))?;
+        let shape = shape_of(row, config, layer);
+        let (source, parts) = names
+            .parts(row, layer, expert_count(config, layer))
+            .map_err(|name| missing(ckpt, &name, part_shape(row, &shape)))?;
         let (stored, half) = match source {
             Source::One(_) => (shape.clone(), None),
             Source::PerExpert(_) => (shape[1..].to_vec(), None),
@@ -269,19 +251,23 @@ fn map_hf(ckpt: &Checkpoint, family: &'static Family, config: &Config) -> Result
             names.check_shape(part, &stored)?;
             used[part] = true;
         }
-        let rows = match row.role {
-            Role::AttnQ | Role::AttnQBias if family.interleaved_rope => RowOrder::Rope { heads: config.heads },
-            Role::AttnK | Role::AttnKBias if family.interleaved_rope => RowOrder::Rope { heads: config.kv_heads },
-            _ => RowOrder::Same,
-        };
-        let add = if row.role.is_norm() { family.norm_add } else { 0.0 };
+        let (mut rows, mut values) = (RowOrder::Same, ValueMap::Same);
+        let heads = layer.and_then(|i| config.layers[i].heads());
+        for map in family.maps_of(row.role) {
+            match (map, heads) {
+                (Map::QueryPairs, Some(h)) => rows = RowOrder::Rope { heads: h.q },
+                (Map::KeyPairs, Some(h)) => rows = RowOrder::Rope { heads: h.kv },
+                (Map::QueryPairs | Map::KeyPairs, None) => {}
+                (Map::PlusOne, _) => values = ValueMap::PlusOne,
+            }
+        }
         tensors.push(MappedTensor {
             name: named(row.gguf, layer, 0),
             shape,
             parts,
             half,
             rows,
-            add,
+            values,
             role: row.role,
             layer,
         });
@@ -315,7 +301,9 @@ fn missing(ckpt: &Checkpoint, name: &str, shape: &[usize]) -> Error {
 fn unexpected(ckpt: &Checkpoint, t: &TensorMeta, config: &Config) -> Error {
     let what = format!(
         "has no place in a {} model of {} layers as the configuration describes it (shape {:?})",
-        config.arch, config.layers, t.shape
+        config.arch,
+        config.layers.len(),
+        t.shape
     );
     Error::bad_file(file_of(ckpt, Some(t)), what).tensor(&t.name).hint("does config.json belong to these weights?")
 }
@@ -328,8 +316,7 @@ fn drop_reason(name: &str, family: &Family, config: &Config) -> Option<&'static 
     if [".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias"].iter().any(|s| name.ends_with(s)) {
         return Some("a buffer that is computed from the configuration");
     }
-    let vision = ["vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."];
-    if family.gemma && vision.iter().any(|p| name.starts_with(p)) {
+    if family.towers.iter().any(|p| name.starts_with(p)) {
         return Some("belongs to the image encoder; a text model has no use for it");
     }
     None
@@ -355,11 +342,12 @@ fn sort_like_llama_cpp(ckpt: &Checkpoint, tensors: &mut [MappedTensor]) {
 
 /// Rotary factors that GGUF keeps as tensors: the wavelength-dependent ones of Llama 3, as one factor per pair of
 /// rotary dimensions, and the two lists of long-rope.
-fn generated(config: &Config) -> Vec<Generated> {
+fn generated(family: &Family, config: &Config) -> Vec<Generated> {
+    let Some(rope) = config.rope() else { return Vec::new() };
     let tensor = |name: &str, values: Vec<f32>| Generated { name: name.into(), shape: vec![values.len()], values };
-    match &config.rope.scaling {
-        RopeScaling::Llama3 { .. } => vec![tensor("rope_freqs.weight", llama3_factors(config))],
-        RopeScaling::LongRope { short, long, .. } if config.arch == "phi3" => {
+    match &rope.scaling {
+        RopeScaling::Llama3 { .. } => vec![tensor("rope_freqs.weight", llama3_factors(rope))],
+        RopeScaling::LongRope { short, long, .. } if family.long_rope => {
             vec![tensor("rope_factors_long.weight", long.clone()), tensor("rope_factors_short.weight", short.clone())]
         }
         _ => Vec::new(),
@@ -368,17 +356,16 @@ fn generated(config: &Config) -> Vec<Generated> {
 
 /// Divisors of the rotary frequencies after Llama 3's rule (transformers' `_compute_llama3_parameters`), `[dims / 2]`:
 /// 1 for short wavelengths, `factor` for long ones, a blend between.
-fn llama3_factors(config: &Config) -> Vec<f32> {
-    let RopeScaling::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original_context } =
-        config.rope.scaling
+fn llama3_factors(rope: &Rope) -> Vec<f32> {
+    let RopeScaling::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original_context } = rope.scaling
     else {
         return Vec::new();
     };
-    let dims = config.rope.dims as f32;
+    let dims = rope.dims as f32;
     let context = original_context as f32;
-    (0..config.rope.dims / 2)
+    (0..rope.dims / 2)
         .map(|i| {
-            let frequency = 1.0 / config.rope.theta.powf((2 * i) as f32 / dims);
+            let frequency = 1.0 / rope.theta.powf((2 * i) as f32 / dims);
             let wavelength = 2.0 * std::f32::consts::PI / frequency;
             if wavelength < context / high {
                 1.0
@@ -399,17 +386,24 @@ fn open_gguf(ckpt: &Checkpoint) -> Result<Model> {
     let Some(family) = super::families::by_gguf(&config.arch) else {
         return Err(Error::Internal(format!("no family for {}", config.arch)));
     };
-    let has = |role: Role| family.row(role).is_some_and(|r| ckpt.find(&named(r.gguf, Some(0), 0)).is_some());
-    config.tied_embeddings = !has(Role::Output);
-    config.bias.qkv = has(Role::AttnQBias);
-    config.bias.attn_output = has(Role::AttnOutputBias);
-    config.bias.mlp = has(Role::FfnGateBias);
+    let has = |role: Role, layer: usize| {
+        family.row(role).is_some_and(|r| ckpt.find(&named(r.gguf, Some(layer), 0)).is_some())
+    };
+    config.tied_embeddings = !has(Role::Output, 0);
+    for (i, layer) in config.layers.iter_mut().enumerate() {
+        if let Some(heads) = layer.heads_mut() {
+            (heads.qkv_bias, heads.output_bias) = (has(Role::AttnQBias, i), has(Role::AttnOutputBias, i));
+        }
+        if let Some(dense) = &mut layer.ffn.dense {
+            dense.bias = has(Role::FfnUpBias, i);
+        }
+    }
     let generated = gguf_factors(ckpt, &mut config)?;
     config.check().map_err(|e| in_file(e, &path))?;
     let mut tensors = Vec::new();
     let mut used: Vec<bool> = ckpt.tensors().iter().map(|t| generated.iter().any(|g| g.name == t.name)).collect();
     for (row, layer) in expected(family, &config) {
-        let (name, shape) = (named(row.gguf, layer, 0), shape_of(row, &config));
+        let (name, shape) = (named(row.gguf, layer, 0), shape_of(row, &config, layer));
         let part = ckpt.find(&name).ok_or_else(|| missing(ckpt, &name, &shape))?;
         let t = &ckpt.tensors()[part];
         // A matrix of one row is stored as a vector by some writers.
@@ -426,7 +420,7 @@ fn open_gguf(ckpt: &Checkpoint) -> Result<Model> {
             parts: vec![part],
             half: None,
             rows,
-            add: 0.0,
+            values: ValueMap::Same,
             role: row.role,
             layer,
         });
@@ -441,10 +435,12 @@ fn open_gguf(ckpt: &Checkpoint) -> Result<Model> {
 /// Rotary factors of a GGUF source. Long-rope factors go to the configuration too, which GGUF metadata cannot hold.
 fn gguf_factors(ckpt: &Checkpoint, config: &mut Config) -> Result<Vec<Generated>> {
     let mut found = Vec::new();
+    let Some(rope) = config.rope() else { return Ok(found) };
+    let (dims, context) = (rope.dims, config.context);
     let mut scratch = Vec::new();
     for name in ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"] {
         let Some(t) = ckpt.find(name).and_then(|i| ckpt.tensors().get(i)) else { continue };
-        let expected = vec![config.rope.dims / 2];
+        let expected = vec![dims / 2];
         if t.shape != expected {
             let what = format!("shape is {:?}; expected {expected:?}", t.shape);
             return Err(Error::bad_file(file_of(ckpt, Some(t)), what).tensor(name));
@@ -464,133 +460,10 @@ fn gguf_factors(ckpt: &Checkpoint, config: &mut Config) -> Result<Vec<Generated>
         let original_context = meta
             .and_then(|m| m.uint(&key("original_context_length")))
             .and_then(|n| usize::try_from(n).ok())
-            .unwrap_or(config.context);
+            .unwrap_or(context);
         let attention_factor = meta.and_then(|m| m.f32(&key("attn_factor")));
-        config.rope.scaling = RopeScaling::LongRope { short, long, original_context, attention_factor };
+        let scaling = RopeScaling::LongRope { short, long, original_context, attention_factor };
+        config.ropes.first_mut().into_iter().for_each(|rope| rope.scaling = scaling.clone());
     }
     Ok(found)
-}
-
-impl MappedTensor {
-    /// Length of a row: the innermost dimension.
-    pub fn cols(&self) -> usize {
-        self.shape.last().copied().unwrap_or(0)
-    }
-
-    /// Rows, all outer dimensions flattened; 1 for a vector.
-    pub fn row_count(&self) -> usize {
-        self.shape[..self.shape.len().saturating_sub(1)].iter().product()
-    }
-
-    pub fn elements(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    /// Rows of one matrix: all of them, or one expert's.
-    pub fn rows_per_matrix(&self) -> usize {
-        if self.shape.len() == 3 { self.shape[1] } else { self.row_count() }
-    }
-
-    /// Whether the stored rows are the rows: same order, nothing added, nothing left out.
-    pub fn is_verbatim(&self) -> bool {
-        self.half.is_none() && self.rows == RowOrder::Same && self.add == 0.0
-    }
-
-    /// Reads rows of the GGUF tensor as F32, transforms applied; `out` holds `rows.len() * cols` values.
-    /// `scratch` is reused from call to call. Any number of threads may read at once.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::read_f32`].
-    pub fn read_rows(
-        &self,
-        ckpt: &Checkpoint,
-        rows: Range<usize>,
-        scratch: &mut Vec<u8>,
-        out: &mut [f32],
-    ) -> Result<()> {
-        let cols = self.cols();
-        if rows.start > rows.end || rows.end > self.row_count() || out.len() != rows.len() * cols {
-            let what = format!("rows {rows:?} of {} into {} values", self.name, out.len());
-            return Err(Error::Internal(what));
-        }
-        match self.rows {
-            RowOrder::Same => self.read_runs(ckpt, rows, scratch, out)?,
-            // The rows of a bias are its elements.
-            RowOrder::Rope { heads } if self.shape.len() == 1 => {
-                self.read_rope(ckpt, rows.start * cols..rows.end * cols, 1, cols / heads.max(1), scratch, out)?;
-            }
-            RowOrder::Rope { heads } => {
-                self.read_rope(ckpt, rows, cols, self.row_count() / heads.max(1), scratch, out)?;
-            }
-        }
-        if self.add != 0.0 {
-            // llama.cpp's converter adds in the stored type, so that F16 sums are rounded to F16.
-            let in_f16 = self.parts.iter().any(|p| ckpt.tensors()[*p].dtype == Dtype::Ggml(GgmlType::F16));
-            for w in out.iter_mut() {
-                *w += self.add;
-                if in_f16 {
-                    *w = half::f16::from_f32(*w).to_f32();
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Runs of rows that lie together in one part.
-    fn read_runs(&self, ckpt: &Checkpoint, rows: Range<usize>, scratch: &mut Vec<u8>, out: &mut [f32]) -> Result<()> {
-        let cols = self.cols();
-        // Rows per expert where experts are apart; all rows otherwise.
-        let block = if self.parts.len() > 1 || self.half.is_some() { self.shape[1] } else { self.row_count() };
-        let mut row = rows.start;
-        let mut rest = out;
-        while row < rows.end {
-            let (expert, inner) = (row / block, row % block);
-            let n = (block - inner).min(rows.end - row);
-            let (part, first) = match self.half {
-                Some(half) => (self.parts[0], (2 * expert + half) * block + inner),
-                None => (self.parts[expert], inner),
-            };
-            let (now, later) = rest.split_at_mut(n * cols);
-            ckpt.read_f32(&ckpt.tensors()[part], first * cols..(first + n) * cols, scratch, now)?;
-            rest = later;
-            row += n;
-        }
-        Ok(())
-    }
-
-    /// GGUF row `2j + i` of a head is source row `i * head / 2 + j` of that head (llama.cpp's `LlamaModel.permute`).
-    fn read_rope(
-        &self,
-        ckpt: &Checkpoint,
-        rows: Range<usize>,
-        cols: usize,
-        head: usize,
-        scratch: &mut Vec<u8>,
-        out: &mut [f32],
-    ) -> Result<()> {
-        let part = &ckpt.tensors()[self.parts[0]];
-        let mut buffer = vec![0.0; head.div_ceil(2) * cols];
-        let mut start = rows.start;
-        while start < rows.end {
-            let base = start / head * head;
-            let end = (base + head).min(rows.end);
-            for half in 0..2 {
-                // The rows of this half that the range asks for: every other one, but together in the source.
-                let first = (start - base + 1 - half) / 2;
-                let last = (end - base + 1 - half) / 2;
-                if first == last {
-                    continue;
-                }
-                let source = base + half * (head / 2) + first;
-                let run = &mut buffer[..(last - first) * cols];
-                ckpt.read_f32(part, source * cols..(source + last - first) * cols, scratch, run)?;
-                for (k, row) in run.chunks_exact(cols).enumerate() {
-                    let at = (base + 2 * (first + k) + half - rows.start) * cols;
-                    out[at..at + cols].copy_from_slice(row);
-                }
-            }
-            start = end;
-        }
-        Ok(())
-    }
 }

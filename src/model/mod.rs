@@ -4,16 +4,19 @@
 pub mod config;
 pub mod families;
 mod fault;
+pub mod graph;
 mod hf_config;
+pub mod keys;
 pub mod mapping;
 pub mod metadata;
 pub mod modules;
 pub mod naming;
 mod role;
 mod source_model;
+mod tensor;
 pub mod tokenizer;
 
-pub use config::Config;
+pub use config::{Config, LayerConfig};
 pub use families::{Family, Role};
 pub use fault::fault;
 pub use mapping::{MappedTensor, Model, expected_tensors};

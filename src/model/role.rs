@@ -7,8 +7,10 @@ pub enum Role {
     TokenEmbedding,
     Output,
     OutputNorm,
+    OutputNormBias,
     /// The norm in front of attention.
     AttnNorm,
+    AttnNormBias,
     AttnQ,
     AttnK,
     AttnV,
@@ -26,6 +28,7 @@ pub enum Role {
     PostAttnNorm,
     /// The norm in front of the feed-forward block.
     FfnNorm,
+    FfnNormBias,
     /// The norm on the result of the feed-forward block (gemma2, gemma3).
     PostFfnNorm,
     FfnGate,
@@ -54,7 +57,31 @@ impl Role {
 
     pub fn is_bias(self) -> bool {
         use Role::*;
-        matches!(self, AttnQBias | AttnKBias | AttnVBias | AttnOutputBias | FfnGateBias | FfnUpBias | FfnDownBias)
+        let norms = matches!(self, OutputNormBias | AttnNormBias | FfnNormBias);
+        norms
+            || matches!(
+                self,
+                AttnQBias | AttnKBias | AttnVBias | AttnOutputBias | FfnGateBias | FfnUpBias | FfnDownBias
+            )
+    }
+
+    /// The role of the bias of a linear layer or norm, where some family has one. Biases of fused matrices and of experts are none of
+    /// the families' here.
+    pub fn bias(self) -> Option<Role> {
+        use Role::*;
+        match self {
+            OutputNorm => Some(OutputNormBias),
+            AttnNorm => Some(AttnNormBias),
+            FfnNorm => Some(FfnNormBias),
+            AttnQ => Some(AttnQBias),
+            AttnK => Some(AttnKBias),
+            AttnV => Some(AttnVBias),
+            AttnOutput => Some(AttnOutputBias),
+            FfnGate => Some(FfnGateBias),
+            FfnUp => Some(FfnUpBias),
+            FfnDown => Some(FfnDownBias),
+            _ => None,
+        }
     }
 
     /// Weights of all experts of a layer, stacked to `[experts, out, in]`.

@@ -55,7 +55,7 @@ fn every_family_is_calibrated_on_the_bundled_texts() {
         // Every matrix in the layers has an entry, and each token went through it (once per chosen expert).
         for t in model.tensors.iter().filter(|t| t.role.is_linear() && t.layer.is_some()) {
             let entry = imatrix.entries.get(&t.name).unwrap_or_else(|| panic!("{name}: {}", t.name));
-            let chosen = model.config.experts.as_ref().filter(|_| t.shape.len() > 2).map_or(1, |e| e.used as u64);
+            let chosen = model.config.experts().filter(|_| t.shape.len() > 2).map_or(1, |e| e.used as u64);
             assert_eq!(entry.counts.iter().sum::<u64>(), 320 * chosen, "{name}: {}", t.name);
         }
         assert!(!imatrix.entries.contains_key("output.weight"));
@@ -564,7 +564,7 @@ fn a_pass_goes_on_from_every_point_to_the_same_sums() {
             assert_eq!(saved.progress.totals, pass.totals());
             pass = Pass::resumed(&model.ckpt, &model.model, &windows, &options, saved).unwrap();
         }
-        assert_eq!(steps, windows.len() * model.model.config.layers);
+        assert_eq!(steps, windows.len() * model.model.config.layers.len());
         assert_eq!(pass.totals(), whole);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is spilled under a name");
     }

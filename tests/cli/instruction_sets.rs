@@ -127,7 +127,7 @@ fn evaluation_and_error_feedback_run_with_every_set() {
     let mut reference = None;
     for isa in Isa::available() {
         let name = isa.name();
-        let model = tiny();
+        let model = model("tiny-llama");
         let (blocks, folder) = (path(format!("{name}.gguf")), path(format!("{name}-gptq")));
         let data = ["--calibration", "default", "--calibration-tokens", "512", "--seq-len", "64", "--quiet"];
         for (to, out) in [("q4_k_m", &blocks), ("gptq", &folder)] {

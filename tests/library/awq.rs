@@ -4,6 +4,7 @@
 use crate::common::conformance;
 use quantize::awq::{Fold, groups, representable};
 use quantize::infer::{Cache, Engine};
+use quantize::model::mapping::ValueMap;
 use quantize::model::{MappedTensor, Model};
 use quantize::quant::GgmlType;
 use quantize::source::Checkpoint;
@@ -12,7 +13,7 @@ use std::path::Path;
 
 /// The weights of a mapped tensor; of a norm as stored, without what the model adds.
 fn read(ckpt: &Checkpoint, t: &MappedTensor) -> Vec<f32> {
-    let plain = MappedTensor { add: 0.0, ..t.clone() };
+    let plain = MappedTensor { values: ValueMap::Same, ..t.clone() };
     let mut values = vec![0.0; t.elements()];
     plain.read_rows(ckpt, 0..t.row_count(), &mut Vec::new(), &mut values).unwrap();
     values
@@ -77,12 +78,12 @@ fn folding_leaves_every_family_its_function() {
         let mut seed = 7;
         let mut fold = Fold::default();
         let mut touched = HashSet::new();
-        for layer in 0..model.config.layers {
+        for layer in 0..model.config.layers.len() {
             for group in groups(model.family, &model.config, layer) {
                 let mut scales = factors(group.channels, &mut seed);
                 if group.from.is_norm() {
                     let t = model.find(group.from, Some(layer)).unwrap();
-                    scales = representable(&scales, &read(&ckpt, t), t.add, GgmlType::F16);
+                    scales = representable(&scales, &read(&ckpt, t), t.values.added(), GgmlType::F16);
                 }
                 fold.add(&group, &scales);
                 touched.insert(group.from);
@@ -104,7 +105,7 @@ fn folding_leaves_every_family_its_function() {
         rewrite(&ckpt, &model, dir.path(), |t, row, weights| {
             let Some(factors) = t.layer.and_then(|layer| fold.get(layer, t.role)) else { return };
             if t.role.is_norm() {
-                factors.apply_norm(t.add, weights);
+                factors.apply_norm(t.values.added(), weights);
                 for w in weights {
                     let kept = half::f16::from_f32(*w).to_f32();
                     assert!((kept - *w).abs() <= 1e-6, "{}: {kept} {w}", t.name);

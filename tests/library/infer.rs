@@ -4,6 +4,7 @@ use crate::common::{conformance, engine};
 use quantize::gguf::{DEFAULT_ALIGNMENT, TensorInfo, encode_header, layout};
 use quantize::infer::{Cache, Engine, Sampling, generate, sample_together};
 use quantize::model::mapping::Generated;
+use quantize::model::mapping::ValueMap;
 use quantize::model::metadata::{gguf_metadata, keeps_f32};
 use quantize::model::{MappedTensor, Model};
 use quantize::quant::GgmlType;
@@ -19,7 +20,7 @@ const TOLERANCE: f32 = 2e-3;
 fn engine_like_reference(path: &Path) -> Engine {
     let ckpt = Checkpoint::open(path).unwrap();
     let mut model = Model::open(&ckpt).unwrap();
-    let rope = &model.config.rope;
+    let rope = &model.config.ropes[0];
     let name = "rope_freqs.weight";
     let given = model.generated.iter().find(|g| g.name == name).map(|g| g.values.clone());
     let divisor = |j: usize| {
@@ -57,10 +58,10 @@ fn write_f16_gguf(folder: &Path, path: &Path) {
     for t in &model.tensors {
         // llama.cpp's converter, and ours with it, adds 1 to gemma's norms in the stored type. In float16 that alone moves
         // gemma2's logits by 2.0e-3 standard deviations, so here the sum is exact: the engine is what is tested.
-        let plain = MappedTensor { add: 0.0, ..t.clone() };
+        let plain = MappedTensor { values: ValueMap::Same, ..t.clone() };
         let mut values = vec![0.0; t.elements()];
         plain.read_rows(&ckpt, 0..t.row_count(), &mut Vec::new(), &mut values).unwrap();
-        values.iter_mut().for_each(|v| *v += t.add);
+        t.values.apply(&mut values);
         add(&t.name, &t.shape, &values);
     }
     let len = layout(&mut infos, DEFAULT_ALIGNMENT).unwrap();
@@ -159,7 +160,7 @@ fn sequences_in_step_give_the_logits_of_each_alone() {
         let n = 20;
         let (first, second) = (&sequences[0][..n], &sequences[0][3..n + 3]);
         let alone = engine.forward(second, &mut engine.cache(n), 0..n).unwrap();
-        let mut cache = Cache::together(engine.config.layers, 2, n);
+        let mut cache = Cache::together(engine.config.layers.len(), 2, n);
         let vocab = engine.config.vocab;
         for t in 0..n {
             let got = engine.step(&[first[t], second[t]], &mut cache).unwrap();

@@ -102,7 +102,7 @@ impl Plain {
         }
         let mut widths = BTreeMap::new();
         let mut sums = BTreeMap::new();
-        for layer in 0..engine.config.layers {
+        for layer in 0..engine.config.layers.len() {
             for part in PARTS {
                 widths.insert(format!("blk.{layer}.{part}.weight"), 0);
             }
@@ -174,7 +174,7 @@ fn moments_are_those_of_the_whole_model_in_every_family() {
             let all: usize = windows(&model).iter().map(Vec::len).sum();
             assert_eq!(head.moments[0].tokens, all as u64);
             let order: Vec<(usize, Stage)> =
-                (0..model.config.layers).flat_map(|layer| Stage::ALL.map(|s| (layer, s))).collect();
+                (0..model.config.layers.len()).flat_map(|layer| Stage::ALL.map(|s| (layer, s))).collect();
             assert_eq!(keep.stages, order);
         }
     }

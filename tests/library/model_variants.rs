@@ -4,7 +4,7 @@
 use crate::common::model;
 use quantize::Error;
 use quantize::gguf::{TensorInfo, encode_header, layout};
-use quantize::model::config::{Attention, RopeScaling};
+use quantize::model::config::RopeScaling;
 use quantize::model::{Config, Model, Role, gguf_metadata};
 use quantize::quant::GgmlType;
 use quantize::source::Checkpoint;
@@ -291,8 +291,8 @@ fn windows_follow_each_familys_rule() {
         for (key, value) in changes.as_object().unwrap() {
             config[key] = value.clone();
         }
-        let attention = Config::from_hf(&config).unwrap().attention;
-        attention.iter().map(|a| if let Attention::Sliding { window } = a { *window } else { 0 }).collect()
+        let config = Config::from_hf(&config).unwrap();
+        config.attention().map(|heads| heads.window.unwrap_or(0)).collect()
     };
     assert_eq!(windows("mistral-window", json!({})), [16, 16, 16]);
     assert_eq!(windows("mistral-window", json!({"sliding_window": null})), [0, 0, 0]);
@@ -315,15 +315,15 @@ fn long_rope_factors_become_tensors() {
     let (_dir, ckpt, model) = d.open().unwrap();
     let names: Vec<_> = model.generated.iter().map(|g| (g.name.as_str(), g.values.clone())).collect();
     assert_eq!(names, [("rope_factors_long.weight", long), ("rope_factors_short.weight", short)]);
-    assert!(matches!(model.config.rope.scaling, RopeScaling::LongRope { original_context: 32, .. }));
+    assert!(matches!(model.config.ropes[0].scaling, RopeScaling::LongRope { original_context: 32, .. }));
     let meta = gguf_metadata(&model, &ckpt, 1).unwrap();
     let factor = (1.0 + 8f64.ln() / 32f64.ln()).sqrt() as f32;
     assert_eq!(meta.f32("phi3.rope.scaling.attn_factor"), Some(factor));
     assert_eq!(meta.uint("phi3.rope.scaling.original_context_length"), Some(32));
     let back = through_gguf(&ckpt, &model);
     assert_eq!(back.1.generated, model.generated);
-    let RopeScaling::LongRope { long, original_context, attention_factor, .. } = &back.1.config.rope.scaling else {
-        panic!("{:?}", back.1.config.rope.scaling)
+    let RopeScaling::LongRope { long, original_context, attention_factor, .. } = &back.1.config.ropes[0].scaling else {
+        panic!("{:?}", back.1.config.ropes[0].scaling)
     };
     assert_eq!((long[7], *original_context, *attention_factor), (9.0, 32, Some(factor)));
 
@@ -375,7 +375,7 @@ fn a_gguf_source_is_the_same_model() {
         let (again, back, _dir) = through_gguf(&ckpt, &model);
         assert_eq!(contents(&again, &back), contents(&ckpt, &model), "{name}");
         assert_eq!(back.generated, model.generated, "{name}");
-        assert_eq!(back.config.bias, model.config.bias, "{name}");
+        assert_eq!(back.config.layers, model.config.layers, "{name}");
         assert_eq!(back.config.tied_embeddings, model.config.tied_embeddings, "{name}");
         let order = |m: &Model| m.tensors.iter().map(|t| (t.name.clone(), t.role, t.layer)).collect::<Vec<_>>();
         assert_eq!(order(&back), order(&model), "{name}");

@@ -2,8 +2,8 @@
 //! copied it to a server. The rules are those of the releases named at [`Engine::release`], read in their sources and,
 //! where `docs/formats.md` says so, seen at work. Whether the bytes are sound is checked elsewhere.
 
-use super::plan::{fused_set, splits_columns};
 use crate::Result;
+use crate::model::graph::{Shard, Stage, shards, shares_scale, stored_alike};
 use crate::model::{Model, Role};
 pub use crate::packed::Engine;
 use crate::packed::Scheme;
@@ -189,9 +189,9 @@ impl<'a> View<'a> {
             let scales = l.shape("weight_scale")?;
             let in_blocks = scales.len() == 2 && scales[1] > 1;
             let (mut rows, mut cols) = (l.rows, l.cols);
-            match splits_columns(l.role) {
-                true => cols /= tp,
-                false => rows /= tp,
+            match shards(l.role) {
+                Shard::Columns => cols /= tp,
+                Shard::Rows => rows /= tp,
             }
             let cut = |n: usize| !n.is_multiple_of(block);
             let what = match (in_blocks, cut(rows), cut(cols)) {
@@ -213,8 +213,8 @@ impl<'a> View<'a> {
             Ok(Some(f32::from_le_bytes(bytes)))
         };
         for (i, l) in self.linears.iter().enumerate() {
-            let set = fused_set(l.layer, l.role).filter(|_| !l.role.is_expert());
-            let first = self.linears[..i].iter().find(|f| set.is_some() && fused_set(f.layer, f.role) == set);
+            let set = |l: &Linear| shares_scale(l.role).filter(|_| !l.role.is_expert()).map(|set| (l.layer, set));
+            let first = self.linears[..i].iter().find(|f| set(l).is_some() && set(f) == set(l));
             if let Some(first) = first
                 && scale(first)? != scale(l)?
             {
@@ -255,8 +255,7 @@ impl<'a> View<'a> {
 
     /// What does not divide by the number of devices.
     fn splits(&mut self, tp: usize) {
-        let c = &self.model.config;
-        let (heads, kv) = (c.heads, c.kv_heads);
+        let Some((heads, kv)) = self.model.config.first_heads().map(|h| (h.q, h.kv)) else { return };
         if !heads.is_multiple_of(tp) {
             self.refuse(format!("{heads} attention heads cannot be split over {tp} devices"));
         }
@@ -265,16 +264,16 @@ impl<'a> View<'a> {
         }
         let groups = self.groups;
         self.each(true, |l| {
-            let attention = matches!(l.role, Role::AttnQ | Role::AttnK | Role::AttnV | Role::AttnQkv);
-            let (n, what) = match splits_columns(l.role) {
-                true => (l.cols, "input channels"),
-                false => (l.rows, "rows"),
+            let attention = Stage::of(l.role) == Some(Stage::Qkv);
+            let (n, what) = match shards(l.role) {
+                Shard::Columns => (l.cols, "input channels"),
+                Shard::Rows => (l.rows, "rows"),
             };
             if !n.is_multiple_of(tp) {
                 // Heads were spoken of.
                 return (!attention).then(|| format!("{n} {what} cannot be split over {tp} devices"));
             }
-            let group = l.group(groups).filter(|_| splits_columns(l.role) && tp > 1)?;
+            let group = l.group(groups).filter(|_| shards(l.role) == Shard::Columns && tp > 1)?;
             let part = n / tp;
             (!part.is_multiple_of(group)).then(|| {
                 format!("groups of {group} do not divide the {part} input channels on each of {tp} devices (quantize again with --tp {tp})")
@@ -287,8 +286,8 @@ impl<'a> View<'a> {
         let groups = self.groups;
         let mut found = Vec::new();
         for (i, l) in self.linears.iter().enumerate() {
-            let Some(set) = fused_set(l.layer, l.role) else { continue };
-            let first = self.linears[..i].iter().find(|f| fused_set(f.layer, f.role) == Some(set));
+            let Some(set) = stored_alike(l.role) else { continue };
+            let first = self.linears[..i].iter().find(|f| f.layer == l.layer && stored_alike(f.role) == Some(set));
             if let Some(first) = first.filter(|f| !f.agrees(l, groups)) {
                 let kind = |l: &Linear| match (l.pieces.is_empty(), l.group(groups)) {
                     (true, _) => "not quantized".to_string(),

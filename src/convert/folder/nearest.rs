@@ -1,7 +1,7 @@
 //! Rounding to nearest: every module alone, as the format's own tool does it. The model is not run.
 
 use super::job::{Job, formats_module, part, parts};
-use crate::model::Role;
+use crate::model::graph::shares_scale;
 use crate::model::modules::Module;
 use crate::packed::Spec;
 use crate::{Error, Result};
@@ -95,15 +95,7 @@ pub fn fused_max(job: &Job, spec: &Spec, index: usize, weights: &[f32]) -> Resul
     Ok(Some(max))
 }
 
-/// Modules whose rows engines put into one matrix: query, key and value; gate and up (of one expert).
-fn sharing_set(module: &Module) -> Option<(Option<usize>, u8, Option<usize>)> {
-    use Role::*;
-    let set = match module.role {
-        AttnQ | AttnK | AttnV => 0,
-        FfnGate | FfnUp => 1,
-        SharedGate | SharedUp => 2,
-        ExpertGate | ExpertUp => 3,
-        _ => return None,
-    };
-    Some((module.layer, set, module.expert))
+/// The layer, set and expert of modules that share one global scale.
+fn sharing_set(module: &Module) -> Option<(Option<usize>, usize, Option<usize>)> {
+    Some((module.layer, shares_scale(module.role)?, module.expert))
 }

@@ -2,6 +2,7 @@
 //! stored, where that departs from what was asked and why, and every tensor's type and shape. No weight is read.
 
 use crate::convert::LedgerRow;
+use crate::model::graph::{Shard, shards, stored_alike};
 use crate::model::modules::{Contents, Module};
 use crate::model::{Model, Role, SourceModel};
 use crate::packed::{Exception, Reach, Scope, Spec};
@@ -123,16 +124,11 @@ impl FolderPlan {
     }
 }
 
-/// Linear layers whose input channels are split when a layer is split over devices; of the others it is the rows.
-pub(super) fn splits_columns(role: Role) -> bool {
-    matches!(role, Role::AttnOutput | Role::FfnDown | Role::ExpertDown | Role::SharedDown)
-}
-
 /// The input channels of a module on one of `tp` devices; `None` when they cannot be split evenly.
 fn split_cols(module: &Module, tp: usize) -> Option<usize> {
-    match splits_columns(module.role) {
-        true => module.cols.is_multiple_of(tp.max(1)).then(|| module.cols / tp.max(1)),
-        false => Some(module.cols),
+    match shards(module.role) {
+        Shard::Columns => module.cols.is_multiple_of(tp.max(1)).then(|| module.cols / tp.max(1)),
+        Shard::Rows => Some(module.cols),
     }
 }
 
@@ -192,24 +188,10 @@ fn refusal(spec: &Spec, module: &Module, tp: usize) -> Option<String> {
     })
 }
 
-/// Modules that engines fuse into one matrix, or run as one kernel; two modules with the same answer belong together.
-/// `None`: the module is on its own.
-pub fn fused_set(layer: Option<usize>, role: Role) -> Option<(Option<usize>, u8)> {
-    use Role::*;
-    let set = match role {
-        AttnQ | AttnK | AttnV => 0,
-        FfnGate | FfnUp => 1,
-        SharedGate | SharedUp => 2,
-        ExpertGate | ExpertUp | ExpertDown => 3,
-        _ => return None,
-    };
-    Some((layer, set))
-}
-
 /// Fused modules must be stored alike: one that cannot be quantized keeps the others from it.
 fn agree(modules: &[Module], specs: &mut [Option<Spec>], departures: &mut Vec<Departure>) {
     for i in 0..modules.len() {
-        let set = |m: &Module| fused_set(m.layer, m.role);
+        let set = |m: &Module| Some((m.layer, stored_alike(m.role)?));
         let Some(own) = set(&modules[i]) else { continue };
         let lesser = (0..modules.len()).find(|j| set(&modules[*j]) == Some(own) && specs[*j] != specs[i]);
         let Some(j) = lesser else { continue };

@@ -216,7 +216,7 @@ impl Factors {
             }
             let (mut values, ty) = stored(job, t)?.ok_or_else(|| Error::Internal(format!("{}: its type", t.name)))?;
             if t.role.is_norm() {
-                factors.apply_norm(t.add, &mut values);
+                factors.apply_norm(t.values.added(), &mut values);
             } else {
                 let cols = if t.role.is_router() { t.cols() } else { values.len() };
                 factors.apply(0..values.len() / cols.max(1), cols, t.rows_per_matrix(), &mut values);
@@ -232,7 +232,7 @@ impl Factors {
 
 /// Whether factors may be taken out of the rows of this module.
 pub fn is_producer(job: &Job, module: &Module) -> bool {
-    job.model.family.feeds.iter().any(|feed| feed.from == module.role)
+    job.model.family.feeds().iter().any(|feed| feed.from == module.role)
 }
 
 /// The modules that read a group's channels.
@@ -292,7 +292,7 @@ impl Settle {
             let missing = || Error::Internal(format!("layer {} has no {:?}", group.layer, group.from));
             let t = tensor(group.from).ok_or_else(missing)?;
             let Some((weights, ty)) = stored(job, t)? else { return Err(missing()) };
-            return Ok(Ok(Settle::Norm { weights, add: t.add, ty }));
+            return Ok(Ok(Settle::Norm { weights, add: t.values.added(), ty }));
         }
         let mut all = job.plan.contents.layer(Some(group.layer));
         let producer = all.find(|(_, m)| m.role == group.from && m.expert == group.expert);

@@ -7,6 +7,7 @@ use super::sentencepiece::{self, Piece, TokenType};
 use super::special::Special;
 use super::{GgufVocab, pre};
 use crate::gguf::Metadata;
+use crate::model::families::{ByteLevel, TokenizerFacts};
 use crate::{Error, Result};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -18,7 +19,12 @@ const PADDING_SCORE: f32 = -10000.0;
 const MAX_ROWS: usize = 1 << 24;
 
 /// See [`GgufVocab::from_hf_dir`].
-pub(super) fn build(files: &HfFiles, rows: usize, arch: &str, pre_override: Option<&str>) -> Result<GgufVocab> {
+pub(super) fn build(
+    files: &HfFiles,
+    rows: usize,
+    facts: &TokenizerFacts,
+    pre_override: Option<&str>,
+) -> Result<GgufVocab> {
     if rows == 0 || rows > MAX_ROWS {
         return Err(Error::bad_file(&files.dir, format!("a vocabulary of {rows} rows is not plausible")));
     }
@@ -27,15 +33,15 @@ pub(super) fn build(files: &HfFiles, rows: usize, arch: &str, pre_override: Opti
     }
     let mut meta = Metadata::new();
     let prefix = files.tokenizer_config.as_ref().and_then(|c| c.get("add_prefix_space")?.as_bool());
-    if let Some(prefix) = prefix.filter(|_| arch == "llama") {
+    if let Some(prefix) = prefix.filter(|_| facts.states_space_prefix) {
         meta.set("tokenizer.ggml.add_space_prefix", prefix);
     }
     let mut space_prefix = None;
-    match source(files, arch)? {
+    match source(files, facts)? {
         Source::SentencePiece(pieces) => {
-            let vocab = Vocab::from_pieces(files, pieces, rows, arch)?;
+            let vocab = Vocab::from_pieces(files, pieces, rows, facts)?;
             vocab.write_spm(files, &mut meta)?;
-            space_prefix = arch.starts_with("gemma").then_some(false);
+            space_prefix = facts.no_space_prefix.then_some(false);
         }
         Source::JsonSpm(json) => {
             let vocab = Vocab::from_spm_json(files, json, rows)?;
@@ -59,7 +65,7 @@ pub(super) fn build(files: &HfFiles, rows: usize, arch: &str, pre_override: Opti
     {
         meta.set("tokenizer.ggml.add_space_prefix", prefix);
     }
-    if arch == "llama" {
+    if facts.by_vocabulary_size {
         by_vocabulary_size(rows, &mut meta);
     }
     GgufVocab::from_metadata(&meta).map_err(|e| match e {
@@ -88,11 +94,13 @@ enum Source<'a> {
     JsonBpe(&'a Value),
 }
 
-fn source<'a>(files: &'a HfFiles, arch: &str) -> Result<Source<'a>> {
+fn source<'a>(files: &'a HfFiles, facts: &TokenizerFacts) -> Result<Source<'a>> {
     let json = files.tokenizer.as_ref();
-    // Phi-4 and the Qwen mixtures are byte-level whatever else lies in the folder.
-    let byte_level = (arch == "phi3" && files.config_str("tokenizer_class") == Some("GPT2Tokenizer"))
-        || matches!(arch, "qwen2moe" | "qwen3moe");
+    let byte_level = match facts.byte_level {
+        ByteLevel::SentencePieceFirst => false,
+        ByteLevel::Always => true,
+        ByteLevel::OfClass(class) => files.config_str("tokenizer_class") == Some(class),
+    };
     let path = files.path("tokenizer.model");
     if !(byte_level && json.is_some())
         && let Some(bytes) = read_optional(&path)?
@@ -167,7 +175,7 @@ impl Vocab {
         }
     }
 
-    fn from_pieces(files: &HfFiles, pieces: Vec<Piece>, rows: usize, arch: &str) -> Result<Self> {
+    fn from_pieces(files: &HfFiles, pieces: Vec<Piece>, rows: usize, facts: &TokenizerFacts) -> Result<Self> {
         let mut vocab = Self::padding(rows);
         for (id, piece) in pieces.into_iter().enumerate() {
             let ty = match piece.ty {
@@ -183,14 +191,12 @@ impl Vocab {
                 vocab.set(id, token.clone(), ADDED_SCORE, TokenType::UserDefined);
             }
         }
-        // For phi3 the converter goes by the flags alone, keeps the spelling, and reads tokenizer.json too.
-        let phi3 = arch == "phi3";
         let mut added = files.decoder_added_tokens()?;
-        if phi3 {
+        if facts.added_by_flags {
             added.extend(files.tokenizer_added_tokens()?);
         }
         for token in added {
-            if phi3 {
+            if facts.added_by_flags {
                 let ty = if token.special { TokenType::Control } else { TokenType::UserDefined };
                 vocab.set(token.id, token.content, ADDED_SCORE, ty);
             } else {

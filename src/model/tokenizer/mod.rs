@@ -17,6 +17,7 @@ pub use chat::{Message, render_chat};
 pub use runtime::{DecodeStream, Tokenizer};
 
 use crate::gguf::{Array, Metadata, Value};
+use crate::model::families::tokenizer_of;
 use crate::{Error, Result};
 use sentencepiece::TokenType;
 use std::collections::HashMap;
@@ -38,7 +39,7 @@ impl GgufVocab {
     /// [`Error::BadInput`] for missing, corrupt or contradictory files, [`Error::Unsupported`] for a tokenizer that
     /// llama.cpp has no name for.
     pub fn from_hf_dir(dir: &Path, rows: usize, arch: &str, pre: Option<&str>) -> Result<Self> {
-        hf::build(&files::HfFiles::open(dir)?, rows, arch, pre)
+        hf::build(&files::HfFiles::open(dir)?, rows, tokenizer_of(arch), pre)
     }
 
     /// The vocabulary in the metadata of a GGUF file.

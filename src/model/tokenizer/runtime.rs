@@ -8,6 +8,7 @@ use super::special::Special;
 use super::spm::Spm;
 use super::{GgufVocab, byte_of, pre};
 use crate::gguf::Metadata;
+use crate::model::families::{swallows_space, tokenizer_of_model_type};
 use crate::{Error, Result};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -57,16 +58,12 @@ impl Tokenizer {
         let field = |key: &str| config.and_then(|c| c.get(key).or_else(|| c.get("text_config")?.get(key)));
         let rows = field("vocab_size").and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
         let Some(json) = &files.tokenizer else {
-            let arch = match field("model_type").and_then(Value::as_str) {
-                Some(ty) if ty.starts_with("gemma") => "gemma2",
-                Some("phi3") => "phi3",
-                _ => "llama",
-            };
+            let facts = tokenizer_of_model_type(field("model_type").and_then(Value::as_str));
             let rows = match rows {
                 Some(rows) => rows,
                 None => sentencepiece_len(&files)?,
             };
-            return Self::from_vocab(&super::hf::build(&files, rows, arch, None)?, "");
+            return Self::from_vocab(&super::hf::build(&files, rows, facts, None)?, "");
         };
         let hf = Hf::new(&files)?;
         let special = Special::load(&files, false, None)?;
@@ -310,15 +307,12 @@ impl Gguf {
             _ => token.clone().into_bytes(),
         };
         let pieces = vocab.tokens().iter().zip(&types).map(piece).collect();
-        // llama.cpp knows only by the model's name that Phi-3's special tokens swallow white space.
-        let name = name.to_lowercase();
-        let phi3 = name.contains("phi-3") || name.contains("phi3");
         let mut specials = Vec::new();
         for ((id, text), ty) in (0u32..).zip(vocab.tokens()).zip(&types) {
             let ends = END_TOKENS.contains(&text.as_str());
             let control = ends || matches!(ty, TokenType::Control | TokenType::Unknown);
             if !text.is_empty() && (control || *ty == TokenType::UserDefined) {
-                let strips_right = phi3 && !matches!(text.as_str(), "<unk>" | "<s>" | "<|endoftext|>");
+                let strips_right = swallows_space(name, text);
                 specials.push(SpecialToken { id, text: text.clone(), control, strips_right });
             }
         }

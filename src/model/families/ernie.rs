@@ -1,0 +1,35 @@
+//! ERNIE 4.5, dense: Llama whose rotary pairs are neighbours on the Hub too.
+
+use super::rows::{ATTENTION, ENDS, MLP, TWO_NORMS};
+use super::{DEFAULTS, Defaults, Family, HfName, PLAIN, Rotation};
+use crate::Result;
+use crate::model::config::LayerConfig;
+use crate::model::hf_config::Reading;
+
+pub(super) static FAMILIES: &[Family] = &[Family {
+    gguf: "ernie4_5",
+    hf: &[HfName {
+        architecture: "Ernie4_5ForCausalLM",
+        model_type: "ernie4_5",
+        defaults: Defaults {
+            kv_heads: Some(2),
+            head_dim: Some(128),
+            states_head_dim: true,
+            context: 131_072,
+            norm_eps: 1e-5,
+            theta: 500_000.0,
+            tied: true,
+            ..DEFAULTS
+        },
+        experts: None,
+    }],
+    tables: &[ENDS, TWO_NORMS, ATTENTION, MLP],
+    rotation: Rotation::Pairs,
+    layers,
+    ..PLAIN
+}];
+
+fn layers(r: &Reading) -> Result<Vec<LayerConfig>> {
+    let bias = r.flag("use_bias", false)?;
+    r.layers_with_biases(bias, bias, bias)
+}

@@ -1,0 +1,34 @@
+//! EXAONE 4: norms after attention and feed-forward alone; where there are windows, the layers without one have no
+//! positions.
+
+use super::rows::{ATTENTION, ENDS, HEAD_NORMS, MLP, POST_NORMS};
+use super::{DEFAULTS, Defaults, Family, HfName, PLAIN, WindowRule};
+use crate::Result;
+use crate::model::config::{LayerConfig, Wiring};
+use crate::model::hf_config::{Reading, standard_layers};
+use crate::model::keys::{TEXT_MODEL, VOCAB, WINDOWS};
+
+pub(super) static FAMILIES: &[Family] = &[Family {
+    gguf: "exaone4",
+    hf: &[HfName {
+        architecture: "Exaone4ForCausalLM",
+        model_type: "exaone4",
+        defaults: Defaults { context: 2048, norm_eps: 1e-5, window: WindowRule::ByType { every: 4 }, ..DEFAULTS },
+        experts: None,
+    }],
+    tables: &[ENDS, POST_NORMS, HEAD_NORMS, ATTENTION, MLP],
+    keys: &[TEXT_MODEL, VOCAB, WINDOWS],
+    wiring: Wiring { pre_norm: false, post_norm: true, parallel: false },
+    layers,
+    ..PLAIN
+}];
+
+fn layers(r: &Reading) -> Result<Vec<LayerConfig>> {
+    let mut layers = standard_layers(r)?;
+    let slides = |l: &LayerConfig| l.heads().is_some_and(|h| h.window.is_some());
+    if layers.iter().any(slides) {
+        let full = layers.iter_mut().filter_map(LayerConfig::heads_mut).filter(|h| h.window.is_none());
+        full.for_each(|h| h.rope = None);
+    }
+    Ok(layers)
+}
