@@ -53,6 +53,7 @@ impl Runnable {
 
     fn with(ckpt: Checkpoint, path: &Path, engine: impl FnOnce(&Checkpoint, &Model) -> Result<Engine>) -> Result<Self> {
         let model = Model::open(&ckpt)?;
+        model.known()?;
         let tokenizer = match ckpt.gguf() {
             Some(metadata) => Tokenizer::from_gguf(metadata)?,
             None => Tokenizer::from_hf_dir(ckpt.dir())?,

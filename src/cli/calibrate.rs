@@ -403,7 +403,10 @@ impl Plan {
         Ok(match self {
             Plan::None => Opened::None,
             Plan::File(args) => Importance::open(&args, model)?.map_or(Opened::None, |i| Opened::File(Box::new(i))),
-            Plan::Calibrate(sources) => Opened::Calibrate(sources),
+            Plan::Calibrate(sources) => {
+                model.known()?;
+                Opened::Calibrate(sources)
+            }
         })
     }
 }
@@ -532,7 +535,7 @@ impl Importance {
             for row in &target.plan.rows {
                 let (name, ty) = (row.name.as_str(), row.choice.got);
                 let needed = is_required(name, ty, target.preset.name) || codec(ty).is_some_and(|c| c.needs_importance);
-                if needed && self.of(name).is_none() {
+                if needed && row.choice.why != Why::Kept && self.of(name).is_none() {
                     let what = format!("{ty} needs importance, and the matrix has none for it");
                     let hint = format!("give it another type: --tensor-type '{}=q4_k'", regex::escape(name));
                     let error = Error::bad_input(what).tensor(name).hint(hint);

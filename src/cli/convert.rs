@@ -50,6 +50,9 @@ pub fn run(mut args: ConvertArgs) -> Result<()> {
     } else {
         (prepared, source) = (Some(prepare(&path, &args.types, importance.kind())?), None);
     }
+    if let (Some(p), Some(_)) = (&prepared, &args.text) {
+        p.model.known()?;
+    }
     let model_name = options::model_name(&path);
     let importance = match (&prepared, &source) {
         (Some(p), _) => importance.open(&p.model)?,

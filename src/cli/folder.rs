@@ -234,6 +234,9 @@ pub fn prepare(
     tp: usize,
     on_fallback: OnFallback,
 ) -> Result<Vec<Prepared>> {
+    if !targets.is_empty() {
+        model.known()?;
+    }
     let mut prepared = Vec::new();
     for (target, output) in targets.into_iter().zip(outputs) {
         let planned = Planned::new(ckpt, model, &Request { spec: target.spec, tp: tp.max(1) })?;

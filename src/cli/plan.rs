@@ -8,7 +8,7 @@ use super::plan_text::{Shown, fallback_lines};
 use super::{Format, OnFallback, PlanArgs, TypeArgs, folder, options, print, print_json};
 use crate::gguf::Metadata;
 use crate::model::tokenizer::GgufVocab;
-use crate::model::{Config, Model, gguf_metadata};
+use crate::model::{Config, Model, gguf_metadata, preset_facts};
 use crate::plan::devices::Device;
 use crate::plan::{self, Plan, TargetPlan};
 use crate::quant::presets::{self, Candidate, Choice, ModelFacts, Preset, Request, Why};
@@ -102,7 +102,7 @@ impl Prepared {
             source_bytes: Some(convert::source_bytes(&self.ckpt, &self.model)),
             peak_memory: plan::conversion_memory(&self.model.config, &tensors, threads),
             disk: self.targets.iter().map(|t| t.plan.file_bytes).sum(),
-            kv_bytes_per_token: plan::kv_bytes_per_token(&self.model.config),
+            kv_bytes_per_token: self.model.family.is_ok().then(|| plan::kv_bytes_per_token(&self.model.config)),
             targets: self.targets.iter().map(|t| t.plan.clone()).collect(),
         }
     }
@@ -156,16 +156,10 @@ pub fn prepare(path: &Path, args: &TypeArgs, imatrix: Imatrix) -> Result<Prepare
     } else if let Some(name) = &args.pretokenizer {
         metadata.set("tokenizer.ggml.pre", name.as_str());
     }
-    let sources = source_types(&ckpt, &model);
-    if let Some((name, ty)) = sources.iter().find(|(_, ty)| ty.is_some_and(|t| !t.is_plain()))
-        && !args.allow_requantize
-    {
-        let what = format!("is already quantized ({})", ty.map_or("", |t| t.name()));
-        return Err(Error::bad_file(&ckpt.files()[0].path, what)
-            .tensor(name.as_str())
-            .hint("start from the original checkpoint, or accept the added loss with --allow-requantize"));
-    }
     let mut prepared = Prepared { path: path.to_path_buf(), ckpt, model, metadata, targets: Vec::new() };
+    if requests.is_empty() && !args.allow_requantize {
+        prepared.refuse_requantizing(&source_types(&prepared.ckpt, &prepared.model), &[])?;
+    }
     prepared.targets = requests.iter().map(|r| prepared.target(r, args, imatrix)).collect::<Result<_>>()?;
     Ok(prepared)
 }
@@ -178,10 +172,16 @@ impl Prepared {
         let kept: Vec<GgmlType> = outputs
             .iter()
             .zip(&sources)
-            .map(|((name, shape), (_, source))| plan::kept_type(name, shape, *source))
+            .map(|((name, shape), (_, source))| match source {
+                Some(ty) if self.ckpt.gguf().is_some() => *ty,
+                source => plan::kept_type(name, shape, *source),
+            })
             .collect();
         let tensors = owned(&outputs);
-        let choices = decide(request, &self.model.config, &tensors, &kept, imatrix)?;
+        let choices = decide(request, preset_facts(&self.metadata), &tensors, &kept, imatrix)?;
+        if !args.allow_requantize {
+            self.refuse_requantizing(&sources, &choices)?;
+        }
         on_fallback(args.on_fallback, request, &tensors, &choices)?;
         let mut target = Planned {
             preset: request.preset,
@@ -193,6 +193,19 @@ impl Prepared {
         target.decide(self, choices);
         target.plan.file_bytes += self.header_bytes(&target, args, &|_| ())?;
         Ok(target)
+    }
+
+    /// Tensors that are quantized already may be copied, but not rounded again. Without choices, none may be there.
+    fn refuse_requantizing(&self, sources: &[(String, Option<GgmlType>)], choices: &[Choice]) -> Result<()> {
+        for (i, (name, source)) in sources.iter().enumerate() {
+            let got = choices.get(i).map(|c| c.got);
+            if let Some(ty) = source.filter(|ty| !ty.is_plain() && Some(*ty) != got) {
+                return Err(Error::bad_file(&self.ckpt.files()[0].path, format!("is already quantized ({ty})"))
+                    .tensor(name.as_str())
+                    .hint("start from the original checkpoint, or accept the added loss with --allow-requantize"));
+            }
+        }
+        Ok(())
     }
 
     /// The target of a preset, as far as the command line says otherwise.
@@ -231,22 +244,15 @@ fn source_types(ckpt: &Checkpoint, model: &Model) -> Vec<(String, Option<GgmlTyp
 
 fn decide(
     request: &Request,
-    config: &Config,
+    facts: ModelFacts,
     tensors: &[(String, Vec<usize>)],
-    kept: &[GgmlType],
+    all_kept: &[GgmlType],
     imatrix: Imatrix,
 ) -> Result<Vec<Choice>> {
     let has_imatrix = imatrix == Imatrix::Given;
     let candidates: Vec<Candidate> =
-        tensors.iter().zip(kept).map(|((name, shape), kept)| Candidate { name, shape, kept: *kept }).collect();
-    let facts = ModelFacts {
-        arch: &config.arch,
-        layers: config.layers,
-        heads: config.heads,
-        kv_heads: config.kv_heads,
-        experts: config.experts.as_ref().map_or(0, |e| e.count),
-        has_imatrix,
-    };
+        tensors.iter().zip(all_kept).map(|((name, shape), kept)| Candidate { name, shape, kept: *kept }).collect();
+    let facts = ModelFacts { has_imatrix, ..facts };
     let (choices, unused) = presets::choose(request, &facts, &candidates);
     if let Some(rule) = unused.first() {
         let regex = request.overrides[*rule].0.as_str();
@@ -261,12 +267,13 @@ fn decide(
     }
     for (choice, (name, _)) in choices.iter().zip(tensors) {
         let (preset, ty) = (request.preset.name, choice.got);
-        if codec(ty).is_none_or(|c| c.quantize.is_none()) {
+        let kept = choice.why == Why::Kept;
+        if !kept && codec(ty).is_none_or(|c| c.quantize.is_none()) {
             return Err(Error::Unsupported(format!("tensor '{name}': {ty} cannot be written")));
         }
-        if plan::needs_importance(request.preset, name, ty) && !has_imatrix {
+        if !kept && plan::needs_importance(request.preset, name, ty) && !has_imatrix {
             if imatrix == Imatrix::WhereNeeded {
-                return decide(request, config, tensors, kept, Imatrix::Given);
+                return decide(request, facts, tensors, all_kept, Imatrix::Given);
             }
             return Err(Error::Unsupported(format!(
                 "{preset}: tensor '{name}' in {ty} needs an importance matrix\n  hint: make one with: quantize calibrate MODEL -o imatrix.gguf, then add --imatrix imatrix.gguf (or calibrate in the same run with --calibration default)"
@@ -485,13 +492,25 @@ fn config_only(path: &Path) -> Result<Option<serde_json::Value>> {
     Ok(Some(json))
 }
 
+/// What the presets need to know, from a configuration without metadata.
+fn facts(config: &Config) -> ModelFacts<'_> {
+    ModelFacts {
+        arch: &config.arch,
+        layers: config.layers,
+        heads: config.heads,
+        kv_heads: config.kv_heads,
+        experts: config.experts.as_ref().map_or(0, |e| e.count),
+        has_imatrix: false,
+    }
+}
+
 fn from_config(config: &Config, args: &TypeArgs, imatrix: Imatrix, threads: usize) -> Result<Plan> {
     let tensors = plan::tensors_of(config);
     let kept: Vec<GgmlType> = tensors.iter().map(|(n, s)| plan::kept_type(n, s, None)).collect();
     let header = plan::header_estimate(config, &tensors);
     let mut targets = Vec::new();
     for request in requests(args)? {
-        let choices = decide(&request, config, &tensors, &kept, imatrix)?;
+        let choices = decide(&request, facts(config), &tensors, &kept, imatrix)?;
         targets.push(plan::target(request.preset, &tensors, &choices, header));
     }
     let refs: Vec<(&str, &[usize])> = tensors.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
@@ -500,7 +519,7 @@ fn from_config(config: &Config, args: &TypeArgs, imatrix: Imatrix, threads: usiz
         source_bytes: None,
         peak_memory: plan::conversion_memory(config, &tensors, threads),
         disk: targets.iter().map(|t| t.file_bytes).sum(),
-        kv_bytes_per_token: plan::kv_bytes_per_token(config),
+        kv_bytes_per_token: Some(plan::kv_bytes_per_token(config)),
         targets,
     })
 }

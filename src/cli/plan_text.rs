@@ -21,11 +21,12 @@ pub struct Shown<'a> {
 }
 
 impl Shown<'_> {
-    fn fits(&self, plan: &Plan, target: &TargetPlan, longest: usize) -> Vec<devices::Fit> {
+    fn fits(&self, plan: &Plan, target: &TargetPlan, longest: usize) -> Option<Vec<devices::Fit>> {
+        let kv = plan.kv_bytes_per_token?;
         let table = devices::table();
         let devices = if self.devices.is_empty() { &table } else { self.devices };
-        let (bytes, kv) = (target.tensor_bytes, plan.kv_bytes_per_token);
-        devices.iter().map(|d| devices::fit(d, bytes, kv, self.context as u64, longest as u64)).collect()
+        let bytes = target.tensor_bytes;
+        Some(devices.iter().map(|d| devices::fit(d, bytes, kv, self.context as u64, longest as u64)).collect())
     }
 
     pub fn json(&self, plan: &Plan, means: &Means) -> Result<Value> {
@@ -33,8 +34,10 @@ impl Shown<'_> {
         for (i, target) in plan.targets.iter().enumerate() {
             value["targets"][i]["devices"] = json!(self.fits(plan, target, means.model.config.context));
         }
-        let cost = |pass| cost::of(means.model, pass, means.calibration_tokens, means.threads);
-        value["calibration"] = json!({ "importance": cost(Pass::Importance), "feedback": cost(Pass::Blocks) });
+        if means.model.family.is_ok() {
+            let cost = |pass| cost::of(means.model, pass, means.calibration_tokens, means.threads);
+            value["calibration"] = json!({ "importance": cost(Pass::Importance), "feedback": cost(Pass::Blocks) });
+        }
         Ok(value)
     }
 
@@ -59,10 +62,15 @@ impl Shown<'_> {
                 let share = 100.0 * target.fallback_weights as f64 / plan.weights.max(1) as f64;
                 let _ = writeln!(out, "  {share:.1} % of the weights get another type than asked");
             }
-            device_table(&mut out, &self.fits(plan, target, config.context), self.context.min(config.context));
+            if let Some(fits) = self.fits(plan, target, config.context) {
+                device_table(&mut out, &fits, self.context.min(config.context));
+            }
         }
         let memory = human(plan.peak_memory);
         let _ = writeln!(out, "\nto convert: about {memory} of memory, {} of disk", human(plan.disk));
+        if means.model.family.is_err() {
+            return out;
+        }
         let cost = |pass| cost::of(means.model, pass, means.calibration_tokens, means.threads);
         let (importance, feedback) = (cost(Pass::Importance), cost(Pass::Blocks));
         let _ = writeln!(

@@ -266,7 +266,7 @@ impl Engine {
                 short: factors("rope_factors_short.weight"),
                 long: factors("rope_factors_long.weight"),
             },
-            interleaved_rope: model.family.interleaved_rope,
+            interleaved_rope: model.known()?.interleaved_rope,
             config: c.clone(),
         })
     }

@@ -36,8 +36,9 @@ pub fn gguf_metadata(model: &Model, ckpt: &Checkpoint, file_type: u32) -> Result
     }
     let Some(json) = &model.hf_config else { return Err(Error::Internal("a model without config.json".into())) };
     let mut meta = Metadata::new();
-    meta.set("general.architecture", model.family.gguf);
-    let mut w = Writer { meta, arch: model.family.gguf };
+    let family = model.known()?;
+    meta.set("general.architecture", family.gguf);
+    let mut w = Writer { meta, arch: family.gguf };
     if let RopeScaling::LongRope { original_context, .. } = model.config.rope.scaling
         && w.arch == "phi3"
     {

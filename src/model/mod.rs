@@ -8,6 +8,7 @@ pub mod mapping;
 pub mod metadata;
 pub mod modules;
 pub mod naming;
+mod opaque;
 mod role;
 pub mod tokenizer;
 
@@ -15,3 +16,4 @@ pub use config::Config;
 pub use families::{Family, Role};
 pub use mapping::{MappedTensor, Model, expected_tensors};
 pub use metadata::{gguf_metadata, keeps_f32};
+pub use opaque::{Opaque, preset_facts};

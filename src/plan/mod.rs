@@ -50,8 +50,8 @@ pub struct Plan {
     /// Memory of the conversion itself.
     pub peak_memory: u64,
     pub disk: u64,
-    /// Bytes of keys and values per token of context, in 16 bits.
-    pub kv_bytes_per_token: u64,
+    /// Bytes of keys and values per token of context, in 16 bits. `None` for a model of an unknown family.
+    pub kv_bytes_per_token: Option<u64>,
     pub targets: Vec<TargetPlan>,
 }
 
