@@ -30,6 +30,9 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
     let model = args.model.first().cloned().unwrap_or_default();
     let path = options::resolve_model(&model, &args.hub, args.common.quiet)?;
     let source = SourceModel::open(&path)?;
+    if args.text.is_some() {
+        source.model.known()?;
+    }
     let mut plan = convert::plan(&source, &recipe)?;
     on_fallback(args.types.on_fallback, &plan)?;
     if args.dry_run {

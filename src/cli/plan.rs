@@ -9,7 +9,7 @@ use crate::convert::plan::{AssumedImportance, plan_assuming, sizes_of_config};
 use crate::convert::recipe::ImportanceFile;
 use crate::convert::sizes::{self, FileSizes};
 use crate::convert::{Plan, Recipe, stream};
-use crate::model::{Config, Model, SourceModel};
+use crate::model::{Model, SourceModel};
 use crate::{Error, Result};
 use serde::Serialize;
 use serde_json::json;
@@ -24,13 +24,14 @@ pub struct Files {
     /// Memory of the conversion itself.
     pub peak_memory: u64,
     pub disk: u64,
-    /// Bytes of keys and values per token of context, in 16 bits.
-    pub kv_bytes_per_token: u64,
+    /// Bytes of keys and values per token of context, in 16 bits. `None` for a model of an unknown family.
+    pub kv_bytes_per_token: Option<u64>,
     pub targets: Vec<FileSizes>,
 }
 
 impl Files {
-    fn new(config: &Config, targets: Vec<FileSizes>, source_bytes: Option<u64>, threads: usize) -> Self {
+    fn new(model: &Model, targets: Vec<FileSizes>, source_bytes: Option<u64>, threads: usize) -> Self {
+        let config = &model.config;
         let rows = targets.first().map_or(&[][..], |t| &t.rows);
         let tensors: Vec<_> = rows.iter().map(|r| (r.name.clone(), r.shape.clone())).collect();
         Self {
@@ -38,7 +39,7 @@ impl Files {
             source_bytes,
             peak_memory: sizes::conversion_memory(config, &tensors, threads),
             disk: targets.iter().map(|t| t.file_bytes).sum(),
-            kv_bytes_per_token: sizes::kv_bytes_per_token(config),
+            kv_bytes_per_token: model.family.is_ok().then(|| sizes::kv_bytes_per_token(config)),
             targets,
         }
     }
@@ -48,7 +49,7 @@ impl Files {
         let targets: Vec<FileSizes> = plan.files().map(|(_, file)| file.sizes.clone()).collect();
         let source = &plan.source;
         let bytes = stream::source_bytes(&source.ckpt, &source.model);
-        (!targets.is_empty()).then(|| Self::new(&source.model.config, targets, Some(bytes), threads))
+        (!targets.is_empty()).then(|| Self::new(&source.model, targets, Some(bytes), threads))
     }
 }
 
@@ -71,7 +72,7 @@ pub fn run(args: PlanArgs) -> Result<()> {
             let source = SourceModel::new(&path, ckpt, model);
             let folders = recipe.outputs.iter().filter(|t| !t.is_file()).cloned().collect();
             let sizes = sizes_of_config(&source.model.config, &recipe)?;
-            let files = (!sizes.is_empty()).then(|| Files::new(&source.model.config, sizes, None, threads));
+            let files = (!sizes.is_empty()).then(|| Files::new(&source.model, sizes, None, threads));
             (crate::convert::plan(&source, &Recipe { outputs: folders, ..recipe })?, files)
         }
         None => {

@@ -36,11 +36,13 @@ impl Shown<'_> {
         self.plan.source.model.config.context
     }
 
-    fn fits(&self, files: &Files, target: &FileSizes) -> Vec<devices::Fit> {
+    fn fits(&self, files: &Files, target: &FileSizes) -> Option<Vec<devices::Fit>> {
+        let kv = files.kv_bytes_per_token?;
         let table = devices::table();
         let devices = self.devices.filter(|d| !d.is_empty()).unwrap_or(&table);
-        let (bytes, kv) = (target.tensor_bytes, files.kv_bytes_per_token);
-        devices.iter().map(|d| devices::fit(d, bytes, kv, self.context as u64, self.longest() as u64)).collect()
+        let bytes = target.tensor_bytes;
+        let fits = devices.iter().map(|d| devices::fit(d, bytes, kv, self.context as u64, self.longest() as u64));
+        Some(fits.collect())
     }
 
     fn cost(&self, pass: Pass) -> Cost {
@@ -56,8 +58,10 @@ impl Shown<'_> {
             for (i, target) in files.targets.iter().enumerate() {
                 value["targets"][i]["devices"] = json!(self.fits(files, target));
             }
-            value["calibration"] =
-                json!({ "importance": self.cost(Pass::Importance), "feedback": self.cost(Pass::Blocks) });
+            if self.plan.source.model.family.is_ok() {
+                value["calibration"] =
+                    json!({ "importance": self.cost(Pass::Importance), "feedback": self.cost(Pass::Blocks) });
+            }
         }
         if self.plan.folders().next().is_some() {
             value["folders"] = self.plan.folders().map(|(output, folder)| self.folder_json(output, folder)).collect();
@@ -94,10 +98,15 @@ impl Shown<'_> {
                 let share = 100.0 * target.fallback_weights as f64 / files.weights.max(1) as f64;
                 let _ = writeln!(out, "  {share:.1} % of the weights get another type than asked");
             }
-            device_table(&mut out, &self.fits(files, target), self.context.min(self.longest()));
+            if let Some(fits) = self.fits(files, target) {
+                device_table(&mut out, &fits, self.context.min(self.longest()));
+            }
         }
         let memory = human(files.peak_memory);
         let _ = writeln!(out, "\nto convert: about {memory} of memory, {} of disk", human(files.disk));
+        if self.plan.source.model.family.is_err() {
+            return out;
+        }
         let (importance, feedback) = (self.cost(Pass::Importance), self.cost(Pass::Blocks));
         let _ = writeln!(
             out,

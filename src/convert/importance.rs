@@ -72,7 +72,8 @@ impl Importance {
     pub(super) fn cover(&mut self, file: &FilePlan) -> Result<()> {
         for row in &file.sizes.rows {
             let (name, ty) = (row.name.as_str(), row.choice.got);
-            if sizes::needs_importance(file.preset, name, ty) && self.of(name).is_none() {
+            let kept = row.choice.why == Why::Kept;
+            if !kept && sizes::needs_importance(file.preset, name, ty) && self.of(name).is_none() {
                 let what = format!("{ty} needs importance, and the matrix has none for it");
                 let hint = Hint::TypeWithoutImportance { tensor: name.to_string() };
                 let error = Error::bad_input(what).tensor(name).hint(hint);
@@ -81,7 +82,7 @@ impl Importance {
                     None => error,
                 });
             }
-            let quantized = row.choice.why != Why::Kept && !ty.is_plain() && name.starts_with("blk.");
+            let quantized = !kept && !ty.is_plain() && name.starts_with("blk.");
             if quantized && self.of(name).is_none() && !self.missing.iter().any(|m| m == name) {
                 self.missing.push(name.to_string());
             }

@@ -123,6 +123,7 @@ pub fn run(plan: &Plan, control: &Control, report: &dyn Report) -> Result<Outcom
     plan.check_places(control)?;
     let drawing = match data_of(plan) {
         Some((data, named)) => {
+            plan.source.model.known()?;
             if !named {
                 run.notice(Notice::BundledTexts);
             }

@@ -11,7 +11,7 @@ use super::stream;
 use crate::error::Hint;
 use crate::gguf::{self, Metadata};
 use crate::model::tokenizer::GgufVocab;
-use crate::model::{Config, SourceModel, gguf_metadata};
+use crate::model::{Config, SourceModel, gguf_metadata, preset_facts};
 use crate::quant::presets::{self, Candidate, Choice, ModelFacts, Preset, Request, Why};
 use crate::quant::{GgmlType, codec};
 use crate::source::Dtype;
@@ -177,7 +177,11 @@ impl Plan {
             AssumedImportance::WhereNeeded => Known::WhereNeeded,
         };
         let request = request(preset, &self.recipe)?;
-        let choices = decide(&request, &self.source.model.config, &tensors, &kept, importance)?;
+        let metadata = self.metadata.as_ref().ok_or_else(|| Error::Internal("no metadata".into()))?;
+        let choices = decide(&request, preset_facts(metadata), &tensors, &kept, importance)?;
+        if !self.recipe.requantize {
+            refuse_requantizing(&self.source, &choices)?;
+        }
         let sizes = sizes::of_file(name, preset, &tensors, &choices, 0);
         Ok(FilePlan { sizes, file_type: preset.file_type, preset, limit: None, allocation: None })
     }
@@ -262,15 +266,20 @@ fn metadata(source: &SourceModel, recipe: &Recipe) -> Result<Metadata> {
     } else if let Some(name) = pre {
         metadata.set("tokenizer.ggml.pre", name);
     }
-    let (tensors, _) = tensors_and_kept(source);
-    let quantized = source_types(source).into_iter().zip(&tensors).find(|(ty, _)| ty.is_some_and(|t| !t.is_plain()));
-    if let Some((ty, (name, _))) = quantized
-        && !recipe.requantize
-    {
-        let what = format!("is already quantized ({})", ty.map_or("", |t| t.name()));
-        return Err(Error::bad_file(&ckpt.files()[0].path, what).tensor(name.as_str()).hint(Hint::AcceptRequantizing));
-    }
     Ok(metadata)
+}
+
+/// Tensors that are quantized already may be copied, but not rounded again.
+fn refuse_requantizing(source: &SourceModel, choices: &[Choice]) -> Result<()> {
+    let outputs = stream::outputs(&source.model);
+    for (((name, _), ty), choice) in outputs.iter().zip(source_types(source)).zip(choices) {
+        if let Some(ty) = ty.filter(|ty| !ty.is_plain() && *ty != choice.got) {
+            let what = format!("is already quantized ({ty})");
+            let error = Error::bad_file(&source.ckpt.files()[0].path, what).tensor(*name);
+            return Err(error.hint(Hint::AcceptRequantizing));
+        }
+    }
+    Ok(())
 }
 
 /// The type each output has in the source, where there is one.
@@ -287,7 +296,10 @@ fn source_types(source: &SourceModel) -> Vec<Option<GgmlType>> {
 /// Name and shape of every tensor of a GGUF file, and the type that it has where it is not quantized.
 fn tensors_and_kept(source: &SourceModel) -> (Vec<(String, Vec<usize>)>, Vec<GgmlType>) {
     let outputs = stream::outputs(&source.model);
-    let kept = outputs.iter().zip(source_types(source)).map(|((name, shape), ty)| sizes::kept_type(name, shape, ty));
+    let kept = outputs.iter().zip(source_types(source)).map(|((name, shape), ty)| match ty {
+        Some(ty) if source.ckpt.gguf().is_some() => ty,
+        ty => sizes::kept_type(name, shape, ty),
+    });
     let kept = kept.collect();
     (outputs.iter().map(|(n, s)| (n.to_string(), s.to_vec())).collect(), kept)
 }
@@ -319,22 +331,15 @@ enum Known {
 
 fn decide(
     request: &Request,
-    config: &Config,
+    facts: ModelFacts,
     tensors: &[(String, Vec<usize>)],
-    kept: &[GgmlType],
+    all_kept: &[GgmlType],
     importance: Known,
 ) -> Result<Vec<Choice>> {
     let has_imatrix = importance == Known::Given;
     let candidates: Vec<Candidate> =
-        tensors.iter().zip(kept).map(|((name, shape), kept)| Candidate { name, shape, kept: *kept }).collect();
-    let facts = ModelFacts {
-        arch: &config.arch,
-        layers: config.layers.len(),
-        heads: config.first_heads().map_or(0, |h| h.q),
-        kv_heads: config.first_heads().map_or(0, |h| h.kv),
-        experts: config.experts().map_or(0, |e| e.count),
-        has_imatrix,
-    };
+        tensors.iter().zip(all_kept).map(|((name, shape), kept)| Candidate { name, shape, kept: *kept }).collect();
+    let facts = ModelFacts { has_imatrix, ..facts };
     let (choices, unused) = presets::choose(request, &facts, &candidates);
     if let Some(rule) = unused.first() {
         let pattern = request.overrides[*rule].0.as_str();
@@ -349,18 +354,31 @@ fn decide(
     }
     for (choice, (name, _)) in choices.iter().zip(tensors) {
         let (preset, ty) = (request.preset.name, choice.got);
-        if codec(ty).is_none_or(|c| c.quantize.is_none()) {
+        let kept = choice.why == Why::Kept;
+        if !kept && codec(ty).is_none_or(|c| c.quantize.is_none()) {
             return Err(Error::unsupported(format!("tensor '{name}': {ty} cannot be written")));
         }
-        if sizes::needs_importance(request.preset, name, ty) && !has_imatrix {
+        if !kept && sizes::needs_importance(request.preset, name, ty) && !has_imatrix {
             if importance == Known::WhereNeeded {
-                return decide(request, config, tensors, kept, Known::Given);
+                return decide(request, facts, tensors, all_kept, Known::Given);
             }
             let what = format!("{preset}: tensor '{name}' in {ty} needs an importance matrix");
             return Err(Error::unsupported(what).hint(Hint::MakeImportance));
         }
     }
     Ok(choices)
+}
+
+/// What the presets need to know, from a configuration without metadata.
+fn facts_of(config: &Config) -> ModelFacts<'_> {
+    ModelFacts {
+        arch: &config.arch,
+        layers: config.layers.len(),
+        heads: config.first_heads().map_or(0, |h| h.q),
+        kv_heads: config.first_heads().map_or(0, |h| h.kv),
+        experts: config.experts().map_or(0, |e| e.count),
+        has_imatrix: false,
+    }
 }
 
 /// The sizes of GGUF files of a model that is known by its configuration alone. There is no tokenizer to measure, so the
@@ -377,7 +395,7 @@ pub fn sizes_of_config(config: &Config, recipe: &Recipe) -> Result<Vec<FileSizes
     let presets = recipe.files().filter_map(|t| if let Target::Preset(preset) = t { Some(*preset) } else { None });
     presets
         .map(|preset| {
-            let choices = decide(&request(preset, recipe)?, config, &tensors, &kept, known)?;
+            let choices = decide(&request(preset, recipe)?, facts_of(config), &tensors, &kept, known)?;
             Ok(sizes::of_file(preset.name, preset, &tensors, &choices, header))
         })
         .collect()

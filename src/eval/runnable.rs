@@ -61,6 +61,7 @@ impl Runnable {
 
     fn with(source: &SourceModel, engine: impl FnOnce(&Checkpoint, &Model) -> Result<Engine>) -> Result<Self> {
         let SourceModel { path, ckpt, model, .. } = source;
+        model.known()?;
         let tokenizer = source.tokenizer()?;
         let mut engine = engine(ckpt, model)?;
         let rounds = engine.rounded_by_format().map(String::from);

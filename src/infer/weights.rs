@@ -304,7 +304,7 @@ impl Engine {
                 short: factors("rope_factors_short.weight"),
                 long: factors("rope_factors_long.weight"),
             },
-            interleaved_rope: model.family.rotation == Rotation::Pairs,
+            interleaved_rope: model.known()?.rotation == Rotation::Pairs,
             config: c.clone(),
         })
     }
@@ -338,9 +338,9 @@ impl<'a> Loader<'a> {
 
 impl Loader<'_> {
     fn layer(&self, model: &Model, index: usize) -> Result<Layer> {
-        let c = &model.config;
+        let (c, family) = (&model.config, model.known()?);
         let name = |tensor: &str| format!("blk.{index}.{tensor}");
-        let norm = |role: Role, len| match model.family.row(role) {
+        let norm = |role: Role, len| match family.row(role) {
             Some(row) if row.when.holds(c.layers.get(index), c) => self.vector(&row.name(index), len).map(Some),
             _ => Ok(None),
         };
@@ -350,7 +350,7 @@ impl Loader<'_> {
             return Err(Error::Internal(format!("no attention in layer {index}")));
         };
         let (q, k, v) = (heads.q_width(), heads.k_width(), heads.v_width());
-        let qkv = if model.family.has(Role::AttnQkv) {
+        let qkv = if family.has(Role::AttnQkv) {
             vec![self.linear(&name("attn_qkv"), q + k + v, c.hidden)?]
         } else {
             let part = |tensor, rows| self.linear(&name(tensor), rows, c.hidden);
@@ -389,7 +389,7 @@ impl Loader<'_> {
     ) -> Result<FeedForward> {
         let c = &model.config;
         let name = |tensor: &str| format!("blk.{index}.{tensor}{suffix}");
-        let gate_up = if model.family.has(Role::FfnGateUp) {
+        let gate_up = if model.known()?.has(Role::FfnGateUp) {
             vec![self.linear(&name("ffn_up"), 2 * width, c.hidden)?]
         } else {
             vec![self.linear(&name("ffn_gate"), width, c.hidden)?, self.linear(&name("ffn_up"), width, c.hidden)?]

@@ -5,7 +5,9 @@
 use super::config::{Config, LayerConfig, Rope, RopeScaling};
 use super::families::{Family, Map, Role, Row, Source, When};
 use super::hf_config::family_of;
+use super::opaque::{self, Opaque};
 pub use super::tensor::{MappedTensor, RowOrder, ValueMap};
+use crate::gguf::Metadata;
 use crate::quant::GgmlType;
 use crate::source::{Checkpoint, Dtype, TensorMeta};
 use crate::{Error, Result};
@@ -16,7 +18,8 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub struct Model {
     pub config: Config,
-    pub family: &'static Family,
+    /// Or why the meaning of the tensors is not known.
+    pub family: Result<&'static Family, Opaque>,
     /// In the order in which llama.cpp's converter writes them; in file order for a GGUF source.
     pub tensors: Vec<MappedTensor>,
     /// Tensors that the checkpoint does not hold (or, in a GGUF source, holds beside the weights): rotary factors.
@@ -123,6 +126,14 @@ impl Model {
         Ok((ckpt, model))
     }
 
+    /// The family, where the meaning of the tensors is needed.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] with the reason when it is not known, and what works without it.
+    pub fn known(&self) -> Result<&'static Family> {
+        self.family.clone().map_err(|opaque| opaque.error())
+    }
+
     /// The mapped tensor of a role in a layer (`None` for embeddings, output norm and output).
     pub fn find(&self, role: Role, layer: Option<usize>) -> Option<&MappedTensor> {
         self.tensors.iter().find(|t| t.role == role && t.layer == layer)
@@ -176,7 +187,7 @@ fn of_config(ckpt: &Checkpoint, config: Config, json: serde_json::Value) -> Resu
     let (family, _) = family_of(&json)?;
     let (tensors, dropped) = map_hf(ckpt, family, &config)?;
     let generated = generated(family, &config);
-    Ok(Model { config, family, tensors, generated, dropped, hf_config: Some(json) })
+    Ok(Model { config, family: Ok(family), tensors, generated, dropped, hf_config: Some(json) })
 }
 
 /// Source tensors by the name that the family tables use.
@@ -379,9 +390,19 @@ fn llama3_factors(rope: &Rope) -> Vec<f32> {
         .collect()
 }
 
+/// A family's model where the file is one; otherwise its tensors as they are.
 fn open_gguf(ckpt: &Checkpoint) -> Result<Model> {
-    let path = file_of(ckpt, None);
     let Some(meta) = ckpt.gguf() else { return Err(Error::Internal("not a GGUF source".into())) };
+    match open_family(ckpt, meta) {
+        Err(Error::Unsupported(reason)) => {
+            opaque::open(ckpt, meta, reason.to_string()).map_err(|e| in_file(e, &file_of(ckpt, None)))
+        }
+        other => other,
+    }
+}
+
+fn open_family(ckpt: &Checkpoint, meta: &Metadata) -> Result<Model> {
+    let path = file_of(ckpt, None);
     let mut config = Config::from_gguf(meta).map_err(|e| in_file(e, &path))?;
     let Some(family) = super::families::by_gguf(&config.arch) else {
         return Err(Error::Internal(format!("no family for {}", config.arch)));
@@ -426,10 +447,11 @@ fn open_gguf(ckpt: &Checkpoint) -> Result<Model> {
         });
     }
     if let Some((t, _)) = ckpt.tensors().iter().zip(&used).find(|(_, used)| !**used) {
-        return Err(unexpected(ckpt, t, &config));
+        let (path, name, arch) = (path.display(), &t.name, &config.arch);
+        return Err(Error::unsupported(format!("{path}: tensor '{name}' has no place in a known {arch} model")));
     }
     tensors.sort_by_key(|t| t.parts[0]);
-    Ok(Model { config, family, tensors, generated, dropped: Vec::new(), hf_config: None })
+    Ok(Model { config, family: Ok(family), tensors, generated, dropped: Vec::new(), hf_config: None })
 }
 
 /// Rotary factors of a GGUF source. Long-rope factors go to the configuration too, which GGUF metadata cannot hold.

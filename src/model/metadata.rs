@@ -32,7 +32,7 @@ pub fn gguf_metadata(model: &Model, ckpt: &Checkpoint, file_type: u32) -> Result
         return Ok(meta);
     }
     let Some(json) = &model.hf_config else { return Err(Error::Internal("a model without config.json".into())) };
-    let family = model.family;
+    let family = model.known()?;
     let mut meta = Metadata::new();
     meta.set("general.architecture", family.gguf);
     let sizes = ParameterCount::of(model);

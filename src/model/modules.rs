@@ -103,7 +103,7 @@ fn is_stacked(model: &Model, layer: Option<usize>) -> bool {
 
 /// The name in the layout with one tensor per expert: the family table's first spelling.
 fn unstacked_name(ckpt: &Checkpoint, model: &Model, t: &MappedTensor, expert: usize) -> Result<String> {
-    let row = model.family.row(t.role).and_then(|row| row.sources.first());
+    let row = model.known()?.row(t.role).and_then(|row| row.sources.first());
     let pattern = match row {
         Some(Source::One(p) | Source::PerExpert(p)) => *p,
         _ => return Err(Error::Internal(format!("{}: no name for single experts", t.name))),

@@ -47,6 +47,8 @@ pub enum Role {
     SharedGate,
     SharedUp,
     SharedDown,
+    /// A tensor of a model whose family is not known.
+    Unknown,
 }
 
 impl Role {
@@ -102,6 +104,9 @@ impl Role {
 
     /// A linear layer inside a block: what quantization is about, apart from embeddings and the output.
     pub fn is_linear(self) -> bool {
-        !self.is_norm() && !self.is_bias() && !self.is_router() && !matches!(self, Role::TokenEmbedding | Role::Output)
+        !self.is_norm()
+            && !self.is_bias()
+            && !self.is_router()
+            && !matches!(self, Role::TokenEmbedding | Role::Output | Role::Unknown)
     }
 }

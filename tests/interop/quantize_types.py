@@ -32,6 +32,12 @@ MODELS = {
     "experts4-mha": ("llama", 16, 16, 16, 4, False, 256, []),
     "qwen3moe": ("qwen3moe", 48, 32, 4, 16, False, 256, []),
     "qwen2moe": ("qwen2moe", 24, 16, 16, 60, False, 256, []),
+    "falcon-32": ("falcon", 32, 64, 8, 0, False, 256, []),
+    "falcon-60-tied": ("falcon", 60, 71, 1, 0, True, 256, []),
+    "deci-80": ("deci", 80, 64, 8, 0, False, 256, []),
+    "olmo-80": ("olmo", 80, 64, 64, 0, False, 256, []),
+    "jais2-68": ("jais2", 68, 64, 64, 0, False, 256, []),
+    "llama-embed-80": ("llama-embed", 80, 64, 8, 0, False, 256, []),
     "phi3": ("phi3", 32, 32, 32, 0, False, 256, []),
     "phi3-gqa": ("phi3", 40, 40, 10, 0, False, 256, []),
     "gemma2": ("gemma2", 26, 8, 4, 0, True, 256, []),
@@ -52,7 +58,7 @@ MODELS = {
 
 def parts(arch, experts):
     """(name, rows, 3-D) of one layer's matrices."""
-    fused = arch == "phi3"
+    fused = arch in ("phi3", "falcon")
     yield from [("attn_qkv", False)] if fused else [("attn_q", False), ("attn_k", False), ("attn_v", False)]
     yield "attn_output", False
     if experts:
@@ -76,6 +82,7 @@ def make(path, arch, layers, heads, kv_heads, experts, tied, cols):
     w.add_key_length(64)
     w.add_value_length(64)
     w.add_layer_norm_rms_eps(1e-5)
+    w.add_layer_norm_eps(1e-5)
     w.add_rope_dimension_count(64)
     w.add_vocab_size(32)
     w.add_sliding_window(1024)

@@ -79,7 +79,7 @@ fn folding_leaves_every_family_its_function() {
         let mut fold = Fold::default();
         let mut touched = HashSet::new();
         for layer in 0..model.config.layers.len() {
-            for group in groups(model.family, &model.config, layer) {
+            for group in groups(model.known().unwrap(), &model.config, layer) {
                 let mut scales = factors(group.channels, &mut seed);
                 if group.from.is_norm() {
                     let t = model.find(group.from, Some(layer)).unwrap();

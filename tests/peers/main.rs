@@ -8,4 +8,5 @@ mod chat_templates;
 mod ggml_blocks;
 mod packed;
 mod presets;
+mod presets_architectures;
 mod tokenizer_vectors;

@@ -77,6 +77,7 @@ impl FolderPlan {
     /// # Errors
     /// `Unsupported` when a group that was asked for by name does not divide the rows, or nothing at all can be stored so.
     pub fn new(source: &SourceModel, spec: Spec, devices: usize) -> Result<FolderPlan> {
+        source.model.known()?;
         let (ckpt, model, request) = (&*source.ckpt, &*source.model, &Request { spec, devices: devices.max(1) });
         let embeddings = request.spec.reach() == Reach::EmbeddingsToo;
         let contents = Contents::of(ckpt, model, embeddings)?;

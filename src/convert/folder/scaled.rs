@@ -63,7 +63,7 @@ impl Factors {
         known: &Known,
         ledger: &mut Vec<Value>,
     ) -> Result<()> {
-        for (place, group) in groups(job.model.family, &job.model.config, layer).into_iter().enumerate() {
+        for (place, group) in groups(job.model.known()?, &job.model.config, layer).into_iter().enumerate() {
             let enters = group.into.iter().find_map(|role| Stage::of(*role)) == Some(stage);
             if !enters || (matches!(scaling, Scaling::Smooth(_)) && !group.from.is_norm()) {
                 continue;
@@ -93,7 +93,8 @@ impl Factors {
     /// The factors that an earlier run found for `layer`.
     pub fn restored(job: &Job, layer: usize, record: &Value) -> Self {
         let mut out = Factors::default();
-        let groups = groups(job.model.family, &job.model.config, layer);
+        let Ok(family) = &job.model.family else { return out };
+        let groups = groups(family, &job.model.config, layer);
         for row in record.as_array().into_iter().flatten() {
             let place = row[0].as_u64().unwrap_or(u64::MAX) as usize;
             let scales = row[1].as_array().into_iter().flatten();
@@ -232,7 +233,7 @@ impl Factors {
 
 /// Whether factors may be taken out of the rows of this module.
 pub fn is_producer(job: &Job, module: &Module) -> bool {
-    job.model.family.feeds().iter().any(|feed| feed.from == module.role)
+    job.model.family.as_ref().is_ok_and(|f| f.feeds().iter().any(|feed| feed.from == module.role))
 }
 
 /// The modules that read a group's channels.

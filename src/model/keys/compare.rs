@@ -26,17 +26,17 @@ pub struct Lost {
 /// Those of writing and reading metadata.
 pub fn lost(model: &Model) -> Result<Vec<Lost>> {
     let Some(json) = &model.hf_config else { return Ok(Vec::new()) };
-    let ours = &model.config;
+    let (ours, family) = (&model.config, model.known()?);
     let mut meta = Metadata::new();
-    meta.set("general.architecture", model.family.gguf);
-    write(ours, model.family, json, &mut meta, |_| {}, 0)?;
-    let ours_alone = model.family.entries().filter_map(|entry| match entry {
+    meta.set("general.architecture", family.gguf);
+    write(ours, family, json, &mut meta, |_| {}, 0)?;
+    let ours_alone = family.entries().filter_map(|entry| match entry {
         Entry::Ours(key) => Some(key.name),
         _ => None,
     });
-    ours_alone.for_each(|key| meta.remove(&format!("{}.{key}", model.family.gguf)));
+    ours_alone.for_each(|key| meta.remove(&format!("{}.{key}", family.gguf)));
     let size = u32::try_from(ours.vocab).map_err(|_| Error::bad_input("vocabulary does not fit GGUF"))?;
-    meta.set(format!("{}.vocab_size", model.family.gguf), size);
+    meta.set(format!("{}.vocab_size", family.gguf), size);
     let mut back = Config::from_gguf(&meta)?;
     told_by_tensors(&mut back, model);
     Ok(differences(ours, &back))

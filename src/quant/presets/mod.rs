@@ -2,9 +2,14 @@
 //! are left alone, and what takes the place of a type whose block does not divide a row. Decisions only, no arithmetic on
 //! weights. Source: `llama-quant.cpp` (`llama_tensor_get_type_impl`, `tensor_allows_quantization`, `tensor_type_fallback`).
 
+mod rules;
+
 use super::GgmlType;
 use GgmlType::*;
 use regex::Regex;
+use rules::{
+    Category, OWN_MIXTURE, Own, PER_LAYER_EMBEDDING, RULES, SMALL_ATTN_V, SMALL_HEAD, When, category, layer_of,
+};
 use serde::Serialize;
 
 /// A target that the command line knows by name.
@@ -50,152 +55,34 @@ pub fn find(text: &str) -> Option<&'static Preset> {
     PRESETS.iter().find(|p| p.name == name || number == Some(p.file_type))
 }
 
-/// What a tensor is to the rules, by its GGUF name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Category {
-    Output,
-    Embedding,
-    /// `attn_v`, and everything that contains values: `attn_qkv`, `attn_kv_b`.
-    AttnV,
-    AttnK,
-    AttnQ,
-    AttnOutput,
-    FfnUp,
-    FfnGate,
-    FfnDown,
-    Other,
-}
-
-fn category(name: &str) -> Category {
-    const BY_PART: &[(&str, Category)] = &[
-        ("attn_qkv.weight", Category::AttnV),
-        ("attn_kv_b.weight", Category::AttnV),
-        ("attn_v.weight", Category::AttnV),
-        ("attn_k.weight", Category::AttnK),
-        ("attn_q.weight", Category::AttnQ),
-        ("attn_output.weight", Category::AttnOutput),
-        ("ffn_up", Category::FfnUp),
-        ("ffn_gate", Category::FfnGate),
-        ("ffn_down", Category::FfnDown),
-    ];
-    match name {
-        "output.weight" => Category::Output,
-        "token_embd.weight" | "per_layer_token_embd.weight" => Category::Embedding,
-        _ => BY_PART.iter().find(|(part, _)| name.contains(part)).map_or(Category::Other, |(_, c)| *c),
-    }
-}
-
-/// When a rule applies to a tensor. `i` is its place among the tensors of its category, `n` how many there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum When {
-    Always,
-    /// The first and last eighth, and every third tensor between them.
-    MoreBits,
-    /// `i < k`
-    First(usize),
-    /// `i < n / k`
-    FirstPart(usize),
-    /// `n / 8 <= i < 7 n / 8`
-    Middle,
-    /// At least four query heads share a key/value head.
-    Gqa4,
-    /// The same, or at least four experts.
-    Gqa4OrExperts4,
-    NoImatrix,
-    NoImatrixFirstPart(usize),
-    ImatrixFirstPart(usize),
-    Experts8,
-    NotExperts8,
-    Experts8MoreBits,
-}
-
-struct Rule {
-    presets: &'static [&'static str],
-    category: Category,
-    when: When,
-    ty: GgmlType,
-}
-
-macro_rules! rules {
-    ($($category:ident $when:expr => $ty:ident: $($preset:ident)+;)*) => {
-        &[$(Rule { presets: &[$(stringify!($preset)),+], category: Category::$category, when: { use When::*; $when }, ty: $ty }),*]
-    };
-}
-
-/// The first rule that matches decides; where none does, the preset's default type stays. (The embedding rows are those
-/// of an untied embedding; a tied one is treated as the output.)
-const RULES: &[Rule] = rules! {
-    Embedding Always => Q2_K: IQ2_XXS IQ2_XS IQ1_S IQ1_M;
-    Embedding Always => IQ3_S: IQ2_S IQ2_M IQ3_XXS;
-    Embedding Always => Q4_K: TQ1_0 TQ2_0 Q2_0;
-
-    AttnV Gqa4OrExperts4 => Q4_K: IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ2_M;
-    AttnV Always => IQ3_S: IQ2_S IQ2_M;
-    AttnV Always => Q2_K: IQ1_S IQ1_M IQ2_XXS IQ2_XS;
-    AttnK Experts8 => Q4_K: IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ2_M;
-    FfnDown FirstPart(8) => IQ3_S: IQ2_S IQ2_M;
-    FfnDown FirstPart(8) => Q2_K: IQ1_S IQ1_M IQ2_XXS IQ2_XS;
-    AttnOutput Experts8 => Q5_K: IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ2_M;
-    AttnOutput Always => IQ2_XXS: IQ1_S IQ1_M;
-    AttnOutput Always => IQ3_S: IQ2_S IQ2_M;
-
-    AttnV Gqa4 => Q4_K: Q2_K Q2_K_S IQ3_XXS IQ3_XS IQ3_S;
-    AttnV Always => Q3_K: Q2_K;
-    AttnV NoImatrix => IQ3_S: IQ3_XXS;
-    AttnV Always => Q4_K: IQ3_M;
-    AttnV First(2) => Q5_K: Q3_K_M;
-    AttnV Always => Q4_K: Q3_K_M;
-    AttnV Always => Q5_K: Q3_K_L;
-    AttnV Gqa4 => Q5_K: IQ4_NL IQ4_XS;
-    AttnV MoreBits => Q6_K: Q4_K_M Q5_K_M;
-    AttnV First(4) => Q5_K: Q4_K_S;
-
-    AttnK Experts8 => Q8_0: Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q2_K_S Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_K_S Q5_K_M Q6_K
-        IQ3_XXS IQ3_XS IQ3_S IQ3_M IQ4_NL IQ4_XS TQ1_0 TQ2_0 Q1_0 Q2_0;
-    AttnK Always => IQ3_XXS: IQ3_XS;
-    AttnK Always => IQ2_S: IQ3_XXS;
-    AttnQ Always => IQ3_XXS: IQ3_XS;
-    AttnQ Always => IQ2_S: IQ3_XXS;
-
-    FfnDown Always => Q3_K: Q2_K;
-    FfnDown FirstPart(8) => Q4_K: Q2_K_S IQ3_M;
-    FfnDown NoImatrixFirstPart(8) => Q4_K: IQ3_XXS;
-    FfnDown NoImatrix => Q3_K: IQ3_XXS;
-    FfnDown FirstPart(16) => Q5_K: Q3_K_M;
-    FfnDown Always => Q4_K: Q3_K_M;
-    FfnDown Experts8MoreBits => Q4_K: IQ3_M;
-    FfnDown Always => Q5_K: Q3_K_L;
-    FfnDown MoreBits => Q6_K: Q4_K_M Q5_K_M;
-    FfnDown NoImatrixFirstPart(8) => Q5_K: IQ4_NL IQ4_XS;
-    FfnDown FirstPart(8) => Q5_K: Q4_K_S;
-    FfnDown ImatrixFirstPart(8) => Q4_1: Q4_0;
-    FfnDown ImatrixFirstPart(8) => Q5_1: Q5_0;
-
-    AttnOutput Experts8 => Q5_K: Q2_K IQ3_XS IQ3_XXS Q3_K_S Q3_K_M IQ4_NL Q4_K_S Q4_K_M IQ3_S IQ3_M IQ4_XS;
-    AttnOutput NotExperts8 => Q3_K: Q2_K;
-    AttnOutput NotExperts8 => IQ3_S: IQ3_XXS;
-    AttnOutput NotExperts8 => Q4_K: Q3_K_M IQ3_M;
-    AttnOutput NotExperts8 => Q5_K: Q3_K_L;
-
-    FfnGate Middle => IQ3_XXS: IQ3_XS;
-    FfnUp Middle => IQ3_XXS: IQ3_XS;
-};
-
-/// Presets whose output head gets Q5_K instead of Q6_K.
-const SMALL_HEAD: &[&str] = &["IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ2_S", "IQ2_M", "IQ1_M"];
-/// Presets for which llama.cpp's rule of eight experts (attn_v in Q8_0) and of 70B models (attn_v in Q5_K) do not hold.
-const OWN_ATTN_V: &[&str] = &["IQ2_XXS", "IQ2_XS", "IQ1_S", "IQ2_S", "IQ2_M", "IQ1_M"];
-
 /// What the rules need to know about a model.
 #[derive(Clone, Debug)]
 pub struct ModelFacts<'a> {
+    /// GGUF's name of the architecture.
     pub arch: &'a str,
+    /// Blocks, those of multi-token prediction among them.
     pub layers: usize,
+    /// Query heads of the first layer.
     pub heads: usize,
+    /// Key/value heads of the first layer; 0 where it has no attention.
     pub kv_heads: usize,
     /// 0 without experts.
     pub experts: usize,
     pub has_imatrix: bool,
+}
+
+impl ModelFacts<'_> {
+    /// Whether at least four query heads share a key/value head, as far as the first layer tells.
+    fn gqa4(&self) -> bool {
+        self.heads.checked_div(self.kv_heads).is_some_and(|n| n >= 4)
+    }
+
+    /// Whether this is one of the large models whose `attn_v` is small against the rest.
+    fn has_small_attn_v(&self) -> bool {
+        SMALL_ATTN_V.iter().any(|(arch, n, grouped)| {
+            *arch == self.arch && *n == self.layers && (!grouped || self.heads != self.kv_heads)
+        })
+    }
 }
 
 /// A tensor to be decided on. `shape` is outermost first.
@@ -273,38 +160,6 @@ pub fn choose(request: &Request, facts: &ModelFacts, tensors: &[Candidate]) -> (
     (choices.into_iter().flatten().collect(), unused)
 }
 
-fn layer_of(name: &str) -> Option<usize> {
-    name.strip_prefix("blk.")?.split('.').next()?.parse().ok()
-}
-
-/// Parts of the names of matrices that stay as they are: routers, positions, and what is too small to matter. (The norms
-/// are told by their ending.)
-const NEVER_QUANTIZED: &[&str] = &[
-    "ffn_gate_inp.weight",
-    "ffn_gate_tid2eid.weight",
-    "position_embd.",
-    "token_types.",
-    "altup",
-    "laurel",
-    "per_layer_model_proj",
-    "ssm_conv1d",
-    "shortconv.conv.",
-    "indexer.k_proj.",
-    "indexer.q_proj.",
-    "attn_rel_b.",
-    "time_mix_",
-];
-
-/// Norms, biases, routers and other small tensors stay as they are.
-pub fn allows_quantization(name: &str, shape: &[usize]) -> bool {
-    // A matrix of one row is a vector to ggml.
-    let dims = shape.iter().skip_while(|d| **d == 1).count();
-    dims >= 2
-        && name.ends_with("weight")
-        && !name.ends_with("_norm.weight")
-        && !NEVER_QUANTIZED.iter().any(|part| name.contains(part))
-}
-
 fn decide(
     request: &Request,
     facts: &ModelFacts,
@@ -313,9 +168,10 @@ fn decide(
     attn_v: usize,
     counters: &mut [usize; 4],
 ) -> Choice {
-    let category = category(tensor.name);
+    let (category, own) = (category(tensor.name), Own::of(facts.arch));
     let kept = Choice { wanted: tensor.kept, got: tensor.kept, why: Why::Kept };
-    if !allows_quantization(tensor.name, tensor.shape) {
+    let is_integer = matches!(tensor.kept, I8 | I16 | I32 | I64);
+    if is_integer || !own.allows_quantization(tensor.name, tensor.shape) {
         return kept;
     }
     let is_output = category == Category::Output;
@@ -324,34 +180,42 @@ fn decide(
     }
     let default = request.preset.default;
     let asked = |ty| fall_back(ty, tensor, Why::Asked);
+    let named = request.overrides.iter().find(|(re, _)| re.is_match(tensor.name));
     match (category, request.embedding, request.output) {
-        (Category::Embedding, Some(ty), _) => return asked(ty),
+        (Category::Embedding, Some(ty), _) if tensor.name != PER_LAYER_EMBEDDING || named.is_none() => {
+            return asked(ty);
+        }
         (Category::Output, _, Some(ty)) => return asked(ty),
         _ => {}
     }
-    if let Some((_, ty)) = request.overrides.iter().find(|(re, _)| re.is_match(tensor.name)) {
+    if let Some((_, ty)) = named {
         return asked(*ty);
     }
     if default.is_plain() || request.pure {
         return fall_back(default, tensor, Why::Default);
     }
-    let ty = if is_output || (tied && category == Category::Embedding) {
+    let ty = if own.wants_eight_bits(tensor.name) {
+        Q8_0
+    } else if is_output || (tied && category == Category::Embedding) {
         match request.output {
             Some(ty) => return asked(ty),
-            None => head_type(request.preset, tensor),
+            None => head_type(request.preset, own, tensor),
         }
     } else if request.preset.name == "MXFP4_MOE" {
-        if tensor.shape.len() > 2 && tensor.shape[0] > 1 { MXFP4 } else { Q8_0 }
+        let stacked = tensor.shape.iter().nth_back(2).is_some_and(|n| *n > 1);
+        let in_ffn = matches!(category, Category::FfnUp | Category::FfnGate | Category::FfnDown);
+        if stacked && (in_ffn || !own.only_experts_in_mxfp4) { MXFP4 } else { Q8_0 }
     } else {
-        mixture(request.preset, facts, category, tensor.name, attn_v, counters).unwrap_or(default)
+        mixture(request.preset, facts, category, tensor.name, attn_v, counters)
     };
     fall_back(ty, tensor, if ty == default { Why::Default } else { Why::Mixture })
 }
 
 /// The type of the output head, or of an embedding that doubles as one.
-fn head_type(preset: &Preset, tensor: &Candidate) -> GgmlType {
+fn head_type(preset: &Preset, own: &Own, tensor: &Candidate) -> GgmlType {
     let cols = tensor.shape.last().copied().unwrap_or(0);
-    if preset.name == "MXFP4_MOE" || !cols.is_multiple_of(preset.default.block()) || preset.default == Q8_0 {
+    let whole = cols.is_multiple_of(preset.default.block());
+    if preset.name == "MXFP4_MOE" || own.eight_bit_head || !whole || preset.default == Q8_0 {
         Q8_0
     } else if SMALL_HEAD.contains(&preset.name) {
         Q5_K
@@ -368,7 +232,7 @@ fn mixture(
     name: &str,
     attn_v: usize,
     counters: &mut [usize; 4],
-) -> Option<GgmlType> {
+) -> GgmlType {
     let (slot, n) = match category {
         Category::AttnV => (Some(0), attn_v),
         Category::FfnDown => (Some(1), facts.layers),
@@ -378,7 +242,7 @@ fn mixture(
     };
     let mut i = slot.map_or(0, |s| counters[s]);
     // With experts the counter is no guide to the layer; the name is.
-    let by_name = facts.experts > 1 && category != Category::AttnV && !OWN_ATTN_V.contains(&preset.name);
+    let by_name = facts.experts > 1 && category != Category::AttnV && !OWN_MIXTURE.contains(&preset.name);
     if let (true, Some(layer)) = (by_name, layer_of(name)) {
         i = layer;
     }
@@ -386,15 +250,14 @@ fn mixture(
         counters[slot] += 1;
     }
     let more_bits = i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2;
-    let gqa4 = facts.heads / facts.kv_heads.max(1) >= 4;
     let holds = |when: When| match when {
         When::Always => true,
         When::MoreBits => more_bits,
         When::First(k) => i < k,
         When::FirstPart(k) => i < n / k,
         When::Middle => i >= n / 8 && i < 7 * n / 8,
-        When::Gqa4 => gqa4,
-        When::Gqa4OrExperts4 => gqa4 || facts.experts >= 4,
+        When::Gqa4 => facts.gqa4(),
+        When::Gqa4OrExperts4 => facts.gqa4() || facts.experts >= 4,
         When::NoImatrix => !facts.has_imatrix,
         When::NoImatrixFirstPart(k) => !facts.has_imatrix && i < n / k,
         When::ImatrixFirstPart(k) => facts.has_imatrix && i < n / k,
@@ -402,19 +265,19 @@ fn mixture(
         When::NotExperts8 => facts.experts != 8,
         When::Experts8MoreBits => facts.experts == 8 && more_bits,
     };
-    let rule = RULES.iter().find(|r| r.category == category && r.presets.contains(&preset.name) && holds(r.when));
-    let mut ty = rule.map(|r| r.ty);
-    if category == Category::AttnV && !OWN_ATTN_V.contains(&preset.name) {
-        let is_70b =
-            facts.layers == 80 && (facts.arch == "qwen2" || facts.arch == "llama" && facts.heads != facts.kv_heads);
-        if is_70b && matches!(ty.unwrap_or(preset.default), Q3_K | Q4_K) {
-            ty = Some(Q5_K);
-        }
-        if facts.experts == 8 {
-            ty = Some(Q8_0);
-        }
+    let rule = RULES.iter().find(|r| {
+        let here = r.category == category && r.presets.contains(&preset.name);
+        here && r.arch.is_none_or(|arch| arch == facts.arch) && holds(r.when)
+    });
+    let ty = rule.and_then(|r| r.ty).unwrap_or(preset.default);
+    if category != Category::AttnV || OWN_MIXTURE.contains(&preset.name) {
+        return ty;
     }
-    ty
+    match ty {
+        _ if facts.experts == 8 => Q8_0,
+        Q3_K | Q4_K if facts.has_small_attn_v() => Q5_K,
+        ty => ty,
+    }
 }
 
 /// The wanted type, or what takes its place where its block does not divide the row.

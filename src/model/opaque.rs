@@ -1,0 +1,193 @@
+//! A GGUF model whose architecture is not known, or not in this shape: every tensor is taken by its name and shape, and
+//! the metadata as it is. That is enough to quantize it, and to derive such a file again; what needs to know the meaning
+//! of a tensor refuses with the reason. Also what the presets want to know of a model, from metadata alone.
+
+use super::config::{Config, Ffn, Heads, LayerConfig, Mixer, Norm, Wiring};
+use super::families::{self, Role};
+use super::mapping::{MappedTensor, Model, RowOrder, ValueMap};
+use crate::gguf::{Array, Metadata, Value};
+use crate::quant::presets::ModelFacts;
+use crate::source::Checkpoint;
+use crate::{Error, Result};
+use std::collections::BTreeSet;
+
+/// Why a model is not understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opaque {
+    arch: String,
+    reason: String,
+    /// GGUF's name of the family whose tensors are most like this model's.
+    nearest: Option<&'static str>,
+}
+
+impl Opaque {
+    /// What is said where the meaning of the tensors is needed.
+    pub fn error(&self) -> Error {
+        let nearest = match self.nearest {
+            Some(name) if name != self.arch => format!("; of the known families its tensors are most like {name}'s"),
+            _ => String::new(),
+        };
+        Error::unsupported(format!("{}{nearest}", self.reason)).hint(
+            "this model can be quantized from GGUF to GGUF, with an importance matrix and type rules, planned, and \
+             verified against its source; it cannot be run or calibrated, and makes no folders",
+        )
+    }
+}
+
+/// Takes every tensor of a GGUF source as it is. `reason` says why its meaning is not known.
+///
+/// # Errors
+/// [`Error::BadInput`] for a file that is not a model.
+pub(super) fn open(ckpt: &Checkpoint, meta: &Metadata, reason: String) -> Result<Model> {
+    let arch = meta.str("general.architecture").unwrap_or_default();
+    let tensor = |(part, t): (usize, &crate::source::TensorMeta)| MappedTensor {
+        name: t.name.clone(),
+        shape: t.shape.clone(),
+        parts: vec![part],
+        half: None,
+        rows: RowOrder::Same,
+        values: ValueMap::Same,
+        role: Role::Unknown,
+        layer: t.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok()),
+    };
+    let tensors: Vec<MappedTensor> = ckpt.tensors().iter().enumerate().map(tensor).collect();
+    if tensors.is_empty() {
+        return Err(Error::bad_input("the file holds no tensor").hint("is this a vocabulary without a model?"));
+    }
+    let nearest = nearest(tensors.iter().map(|t| t.name.as_str()));
+    let family = Err(Opaque { arch: arch.to_string(), reason, nearest });
+    let config = sizes(meta, arch);
+    Ok(Model { config, family, tensors, generated: Vec::new(), dropped: Vec::new(), hf_config: None })
+}
+
+/// The sizes that a conversion and its plan show; what only a forward pass reads has no meaning here.
+fn sizes(meta: &Metadata, arch: &str) -> Config {
+    let facts = preset_facts(meta);
+    let size = |key: &str| first(meta, &format!("{arch}.{key}")).unwrap_or(0);
+    let vocab = meta.strings("tokenizer.ggml.tokens").map_or(0, <[String]>::len);
+    let layer = LayerConfig {
+        mixer: Mixer::Attention(Heads {
+            q: facts.heads,
+            kv: facts.kv_heads,
+            dim: size("attention.key_length"),
+            value_dim: size("attention.value_length"),
+            window: None,
+            rope: None,
+            scale: 1.0,
+            softcap: None,
+            qkv_bias: false,
+            output_bias: false,
+        }),
+        ffn: Ffn { dense: None, experts: None },
+        wiring: Wiring { pre_norm: true, post_norm: false, parallel: false },
+    };
+    Config {
+        arch: arch.to_string(),
+        layers: vec![layer; facts.layers.min(1 << 12)],
+        hidden: size("embedding_length"),
+        ffn: size("feed_forward_length"),
+        vocab,
+        context: size("context_length"),
+        norm: Norm::Rms,
+        norm_eps: 0.0,
+        ropes: Vec::new(),
+        tied_embeddings: false,
+        logit_softcap: None,
+        embedding_scale: 1.0,
+        residual_scale: 1.0,
+        logit_scale: 1.0,
+    }
+}
+
+/// What the presets need to know of a model, as llama.cpp's loader reads it from metadata. Sizes that a file states per
+/// layer are those of the first layer; what it does not state is 0.
+pub fn preset_facts(meta: &Metadata) -> ModelFacts<'_> {
+    let arch = meta.str("general.architecture").unwrap_or_default();
+    let size = |key: &str| first(meta, &format!("{arch}.{key}"));
+    let blocks = size("block_count").unwrap_or(0);
+    let layers = match arch {
+        // Projectors state blocks under other keys, and llama-quantize reads none.
+        "clip" => 0,
+        "nanbeige" => blocks.saturating_mul(size("num_loops").unwrap_or(1)),
+        // The router of the adapters is a layer of its own.
+        "graniteswitch" => blocks.saturating_add(1),
+        _ => blocks,
+    };
+    let experts = size("expert_count").unwrap_or(0);
+    let heads = size("attention.head_count").unwrap_or(0);
+    ModelFacts {
+        arch,
+        layers,
+        heads,
+        kv_heads: size("attention.head_count_kv").unwrap_or(heads),
+        experts: if experts == 1 && arch.starts_with("hunyuan") { 0 } else { experts },
+        has_imatrix: false,
+    }
+}
+
+/// A whole number, or the first of an array of them.
+fn first(meta: &Metadata, key: &str) -> Option<usize> {
+    let value = match meta.get(key)? {
+        Value::Array(Array::U32(v)) => v.first().map(|n| u64::from(*n)),
+        Value::Array(Array::I32(v)) => v.first().and_then(|n| u64::try_from(*n).ok()),
+        Value::Array(Array::U64(v)) => v.first().copied(),
+        Value::Array(Array::I64(v)) => v.first().and_then(|n| u64::try_from(*n).ok()),
+        _ => meta.uint(key),
+    };
+    value.and_then(|n| usize::try_from(n).ok())
+}
+
+/// The family with the most tensor names in common, counted without layers, against all that either has.
+fn nearest<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'static str> {
+    let pattern = |name: &str| match name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
+        Some((_, part)) => format!("blk.{{layer}}.{part}"),
+        None => name.to_string(),
+    };
+    let own: BTreeSet<String> = names.map(pattern).collect();
+    let likeness = |rows: BTreeSet<String>| {
+        let common = rows.intersection(&own).count();
+        1000 * common / (rows.len() + own.len() - common).max(1)
+    };
+    let ranked = families::all().map(|f| (likeness(f.rows().map(|r| r.gguf.to_string()).collect()), f.gguf));
+    let best = ranked.reduce(|best, next| if next.0 > best.0 { next } else { best });
+    best.filter(|(likeness, _)| *likeness > 0).map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metadata(arch: &str, entries: &[(&str, Value)]) -> Metadata {
+        let mut meta = Metadata::new();
+        meta.set("general.architecture", arch);
+        entries.iter().for_each(|(key, value)| meta.set(format!("{arch}.{key}"), value.clone()));
+        meta
+    }
+
+    #[test]
+    fn sizes_per_layer_are_those_of_the_first() {
+        let kv = Value::Array(Array::I32(vec![0, 0, 8, 0]));
+        let entries = [("block_count", Value::U32(4)), ("attention.head_count", Value::U32(32))];
+        let meta = metadata("lfm2", &[&entries[..], &[("attention.head_count_kv", kv)]].concat());
+        let facts = preset_facts(&meta);
+        assert_eq!((facts.layers, facts.heads, facts.kv_heads, facts.experts), (4, 32, 0, 0));
+        assert_eq!(preset_facts(&metadata("x", &entries)).kv_heads, 32);
+    }
+
+    #[test]
+    fn counts_that_the_loader_changes() {
+        let entries = [("block_count", Value::U32(4)), ("expert_count", Value::U32(1)), ("num_loops", Value::U32(2))];
+        let facts = |arch| preset_facts(&metadata(arch, &entries)).layers;
+        assert_eq!((facts("nanbeige"), facts("graniteswitch"), facts("clip"), facts("other")), (8, 5, 0, 4));
+        assert_eq!(preset_facts(&metadata("hunyuan-dense", &entries)).experts, 0);
+        assert_eq!(preset_facts(&metadata("other", &entries)).experts, 1);
+    }
+
+    #[test]
+    fn the_nearest_family_shares_the_most_names() {
+        let names =
+            ["token_embd.weight", "blk.0.attn_q.weight", "blk.1.attn_q_norm.weight", "blk.1.attn_k_norm.weight"];
+        assert_eq!(nearest(names.into_iter()), Some("qwen3"));
+        assert_eq!(nearest(["v.patch_embd.weight"].into_iter()), None);
+    }
+}
