@@ -6,7 +6,6 @@
 use super::job::{Job, Method, formats_module, part, parts};
 use super::nearest::{fused_max, in_file, round_part};
 use super::scaled::{self, Factors, Known, Scaling};
-use crate::{Error, Result};
 use crate::awq::{Grid, clip};
 use crate::calibration::layerwise::{self, Captured, Stage, Visit};
 use crate::calibration::moments::Moments;
@@ -20,6 +19,7 @@ use crate::model::modules::Module;
 use crate::packed::{self, Fp4Codes, Packed, Piece, Spec};
 use crate::quant::GgmlType;
 use crate::writer::atomic::folder_of;
+use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};

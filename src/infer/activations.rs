@@ -82,7 +82,6 @@ fn round_row(x: &mut [f32], input: Input) {
 }
 
 /// Weights per block of rounded activations.
-const SHORT: usize = 32;
 const LONG: usize = 256;
 
 /// The block length that ggml's kernels for weights of type `ty` round with; `None` if they do not.
