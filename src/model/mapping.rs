@@ -511,7 +511,7 @@ impl MappedTensor {
     /// Rows of one matrix: all of them, or one expert's.
     pub fn rows_per_matrix(&self) -> usize {
         match self.shape.as_slice() {
-            [_, .., rows, _] if self.shape.len() > 2 => *rows,
+            [_, .., rows, _] => *rows,
             _ => self.row_count(),
         }
     }
