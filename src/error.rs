@@ -68,6 +68,8 @@ pub enum Hint {
     TypeWithoutImportance { tensor: String },
     /// The target needs an importance matrix.
     MakeImportance,
+    /// Calibration data are needed.
+    Calibrate,
     /// A type stands in for one that does not fit, which was forbidden.
     AllowFallback { instead: String },
     /// The source is quantized already.
@@ -87,6 +89,7 @@ impl fmt::Display for Hint {
         match self {
             Hint::WiderType { tensor } => write!(f, "give '{tensor}' a type with more range, such as BF16"),
             Hint::TypeWithoutImportance { tensor } => write!(f, "give '{tensor}' another type, such as Q4_K"),
+            Hint::Calibrate => f.write_str("give calibration data"),
             Hint::MakeImportance => f.write_str("give an importance matrix, or calibration data to make one"),
             Hint::AllowFallback { instead } => write!(f, "allow fallbacks to get {instead} instead"),
             Hint::AcceptRequantizing => {

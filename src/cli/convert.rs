@@ -36,6 +36,7 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
     let mut plan = convert::plan(&source, &recipe)?;
     on_fallback(args.types.on_fallback, &plan)?;
     if args.dry_run {
+        convert::spend_budgets(&mut plan, &control, &terminal)?;
         return plan::describe(&plan, &args, control.threads);
     }
     plan.save_importance = args.save_imatrix.clone();

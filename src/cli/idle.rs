@@ -165,6 +165,15 @@ pub fn refuse(given: &[String], recipe: &Recipe, text: bool) -> Result<()> {
     Ok(())
 }
 
+/// The same for a plan, which says what calibration takes whether there is data or not.
+///
+/// # Errors
+/// As [`refuse`].
+pub fn of_plan(given: &[String], recipe: &Recipe) -> Result<()> {
+    let given: Vec<String> = given.iter().filter(|id| *id != "calibration_tokens").cloned().collect();
+    refuse(&given, recipe, false)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

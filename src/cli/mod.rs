@@ -389,7 +389,7 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<()> {
     options::instruction_set()?;
     match cli.command {
         None => convert::run(cli.convert, &idle::given(matches)),
-        Some(Command::Plan(args)) => plan::run(args),
+        Some(Command::Plan(args)) => plan::run(args, &matches.subcommand().map_or(Vec::new(), |(_, m)| idle::given(m))),
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Verify(args)) => verify::run(args),
         Some(Command::Pull(args)) => pull::run(args),

@@ -3,7 +3,7 @@
 use super::convert::on_fallback;
 use super::options::{self, size};
 use super::plan_text::Shown;
-use super::{ConvertArgs, Format, PlanArgs, print, print_json, recipe};
+use super::{ConvertArgs, Format, PlanArgs, idle, print, print_json, recipe};
 use crate::convert::devices::Device;
 use crate::convert::plan::{AssumedImportance, plan_assuming, sizes_of_config};
 use crate::convert::recipe::ImportanceFile;
@@ -53,7 +53,7 @@ impl Files {
     }
 }
 
-pub fn run(args: PlanArgs) -> Result<()> {
+pub fn run(args: PlanArgs, given: &[String]) -> Result<()> {
     let threads = options::threads(args.common.threads)?;
     let device = |text: &String| Ok(Device { name: text.clone(), memory: size(text)? });
     let asked: Vec<Device> = args.device.iter().map(device).collect::<Result<_>>()?;
@@ -61,6 +61,7 @@ pub fn run(args: PlanArgs) -> Result<()> {
     if recipe.outputs.is_empty() {
         recipe.outputs = Recipe::to(["q4_k_m"])?.outputs;
     }
+    idle::of_plan(given, &recipe)?;
     if let Some(file) = &args.imatrix {
         // What is in it does not matter here.
         recipe.importance = Some(ImportanceFile { file: file.display().to_string(), sha256: String::new() });

@@ -160,7 +160,7 @@ fn type_rules(args: &TypeArgs) -> Result<TypeRules> {
         if pattern.is_empty() {
             return Err(bad("an empty pattern matches everything"));
         }
-        regex::Regex::new(pattern).map_err(|e| bad(&e.to_string()))?;
+        regex::Regex::new(pattern).map_err(|e| bad(&crate::convert::plan::regex_fault(&e)))?;
         Ok(TypeRule { pattern: pattern.to_string(), ty: tensor_type("--tensor-type", name)? })
     };
     Ok(TypeRules {

@@ -37,6 +37,7 @@ fn flags(hint: &Hint) -> String {
         Hint::TypeWithoutImportance { tensor } => {
             format!("give it another type: --tensor-type '{}=q4_k'", escaped(tensor))
         }
+        Hint::Calibrate => "add --calibration default, or name texts of your own".into(),
         Hint::MakeImportance => "make an importance matrix with: quantize calibrate MODEL -o imatrix.gguf, then add \
                                  --imatrix imatrix.gguf (or calibrate in the same run with --calibration default)"
             .into(),

@@ -60,21 +60,32 @@ impl Output<'_> {
 /// Makes the GGUF files of a plan. `drawing`: the calibration data, where the recipe has some.
 pub(super) fn run(plan: &Plan, drawing: Option<&Drawing>, run: Run) -> Result<Vec<Made>> {
     let mut files: Vec<(usize, FilePlan)> = plan.files().map(|(o, file)| (o.index, file.clone())).collect();
-    let Some((first, _)) = plan.files().next() else { return Ok(Vec::new()) };
-    let held = match (drawing, &plan.recipe.data) {
-        (Some(drawing), Some(data)) if needs_hold_out(plan) => {
-            Some(hold_out_for_files(&plan.source, data, &drawing.windows)?)
-        }
-        _ => None,
-    };
-    if let (Some(drawing), Some(held)) = (drawing, &held) {
-        let spill = run.spill_folder(&first.place);
-        budget::spend(plan, &mut files, held, &drawing.report, &spill, run)?;
+    if files.is_empty() {
+        return Ok(Vec::new());
     }
+    let held = spend(plan, &mut files, drawing, run)?;
     match (drawing, &held) {
         (Some(drawing), Some(held)) if plan.recipe.file_feedback() => with_feedback(plan, files, drawing, held, run),
         _ => by_search(plan, files, drawing, run),
     }
+}
+
+/// Chooses the types of files with a budget. What was held out to do so.
+pub(super) fn spend(
+    plan: &Plan,
+    files: &mut [(usize, FilePlan)],
+    drawing: Option<&Drawing>,
+    run: Run,
+) -> Result<Option<HoldOut>> {
+    let (Some(drawing), Some(data), Some((first, _))) = (drawing, &plan.recipe.data, plan.files().next()) else {
+        return Ok(None);
+    };
+    if !needs_hold_out(plan) {
+        return Ok(None);
+    }
+    let held = hold_out_for_files(&plan.source, data, &drawing.windows)?;
+    budget::spend(plan, files, &held, &drawing.report, &run.spill_folder(&first.place), run)?;
+    Ok(Some(held))
 }
 
 fn needs_hold_out(plan: &Plan) -> bool {

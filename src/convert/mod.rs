@@ -46,7 +46,9 @@ use crate::Result;
 use crate::calibration::data::DataReport;
 use crate::control::{Control, Notice, Report, Run};
 use budget::Allocation;
+use data::Drawing;
 use judge::Verdict;
+use plan::{Decided, FilePlan};
 use recipe::Data;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -121,20 +123,38 @@ pub struct MadeFile {
 pub fn run(plan: &Plan, control: &Control, report: &dyn Report) -> Result<Outcome> {
     let (start, run) = (Instant::now(), Run::new(control, report));
     plan.check_places(control)?;
-    let drawing = match data_of(plan) {
-        Some((data, named)) => {
-            plan.source.model.known()?;
-            if !named {
-                run.notice(Notice::BundledTexts);
-            }
-            Some(data::draw(&plan.source, &data, plan.evaluation_text.as_deref(), run)?)
-        }
-        None => None,
-    };
+    let drawing = draw(plan, run)?;
     let mut outputs = files::run(plan, drawing.as_ref(), run)?;
     outputs.extend(folder::run(plan, drawing.as_ref(), run)?);
     outputs.sort_by_key(|made| made.index);
     Ok(Outcome { outputs, data: drawing.map(|d| d.report), seconds: start.elapsed().as_secs_f64() })
+}
+
+/// Chooses the types of the files that have a budget, as [`run`] does before it writes them: for a look at the choice.
+///
+/// # Errors
+/// As [`run`], where the model is run.
+pub fn spend_budgets(plan: &mut Plan, control: &Control, report: &dyn Report) -> Result<()> {
+    if plan.files().all(|(_, file)| file.limit.is_none()) {
+        return Ok(());
+    }
+    let run = Run::new(control, report);
+    let mut files: Vec<(usize, FilePlan)> = plan.files().map(|(o, file)| (o.index, file.clone())).collect();
+    files::spend(plan, &mut files, draw(plan, run)?.as_ref(), run)?;
+    for (index, file) in files {
+        plan.outputs[index].what = Decided::File(Box::new(file));
+    }
+    Ok(())
+}
+
+/// The calibration data, where some output needs any.
+fn draw(plan: &Plan, run: Run) -> Result<Option<Drawing>> {
+    let Some((data, named)) = data_of(plan) else { return Ok(None) };
+    plan.source.model.known()?;
+    if !named {
+        run.notice(Notice::BundledTexts);
+    }
+    data::draw(&plan.source, &data, plan.evaluation_text.as_deref(), run).map(Some)
 }
 
 /// What the model is calibrated on for some output, and whether that was named.

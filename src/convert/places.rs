@@ -93,7 +93,7 @@ impl Plan {
         let is_input = inputs.any(|input| input.canonicalize().is_ok_and(|input| input == target));
         let holds_source = || ckpt.dir().canonicalize().is_ok_and(|dir| target.is_dir() && dir.starts_with(&target));
         match is_input || (ckpt.gguf().is_none() && holds_source()) {
-            true => Err(Error::request(format!("{} is what is read; name another output", target.display()))),
+            true => Err(Error::request(format!("{} is the source itself; name another output", target.display()))),
             false => Ok(()),
         }
     }

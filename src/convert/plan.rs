@@ -309,7 +309,8 @@ fn request(preset: &'static Preset, recipe: &Recipe) -> Result<Request> {
     let types = &recipe.types;
     let rule = |rule: &super::recipe::TypeRule| {
         let regex = regex::RegexBuilder::new(&rule.pattern).case_insensitive(true).build();
-        let regex = regex.map_err(|e| Error::request(format!("the pattern '{}': {e}", rule.pattern)))?;
+        let regex =
+            regex.map_err(|e| Error::request(format!("the pattern '{}': {}", rule.pattern, regex_fault(&e))))?;
         Ok((regex, rule.ty))
     };
     Ok(Request {
@@ -320,6 +321,13 @@ fn request(preset: &'static Preset, recipe: &Recipe) -> Result<Request> {
         embedding: types.embedding,
         overrides: types.tensors.iter().map(rule).collect::<Result<_>>()?,
     })
+}
+
+/// What is wrong with a regular expression, in one line: the last of the parser's, without its drawing.
+pub fn regex_fault(error: &regex::Error) -> String {
+    let text = error.to_string();
+    let last = text.lines().last().unwrap_or_default();
+    last.strip_prefix("error: ").unwrap_or(last).to_string()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -6,6 +6,7 @@
 
 use crate::calibration::data::{self, Source};
 use crate::calibration::imatrix::UnseenExperts;
+use crate::error::Hint;
 use crate::packed::{self, Spec};
 use crate::quant::GgmlType;
 use crate::quant::presets::{self, Preset};
@@ -329,7 +330,7 @@ impl Recipe {
         }
         if self.rounding.search == Some(Search::Feedback) && self.data.is_none() && self.files().next().is_some() {
             let what = "error feedback in GGUF files needs calibration data, not a finished importance matrix";
-            return Err(Error::request(what));
+            return Err(Error::request(what).hint(Hint::Calibrate));
         }
         if self.file_feedback() && self.sequential_files() && self.files().count() > 1 {
             return Err(Error::request("sequential error feedback makes one GGUF file at a time"));
@@ -342,7 +343,7 @@ impl Recipe {
                 return Err(Error::request(format!(
                     "{name}: types are chosen by what they cost this model, which takes calibration data"
                 ))
-                .hint(crate::error::Hint::MakeImportance));
+                .hint(Hint::Calibrate));
             }
             if self.types.pure {
                 let what = format!("one type for all tensors leaves nothing to choose for {name}");
@@ -394,17 +395,34 @@ impl Recipe {
             hash_sources,
         } = self.clone();
         let target = outputs[output].clone();
-        let usual = Recipe { outputs: vec![target.clone()], ..Recipe::default() };
+        let alone = Recipe { outputs: vec![target.clone()], ..Recipe::default() };
         match &target {
             Target::Folder { format, .. } => {
-                let data = super::folder::needs_data(format, &self.rounding, self.data.is_some());
-                let data = data.then(|| self.data.clone().unwrap_or_default());
-                let rounding = Rounding { sort_channels: false, ..rounding };
-                Recipe { data, rounding, split, devices, hash_sources, ..usual }
+                let given = self.data.is_some();
+                let feedback = super::folder::has_feedback(format, &rounding, given);
+                let data = super::folder::needs_data(format, &rounding, given).then(|| data.unwrap_or_default());
+                let usual = Rounding::default();
+                let smooth = super::folder::smoothing(format, &rounding);
+                let rounding = Rounding {
+                    search: Some(if feedback { Search::Feedback } else { Search::Nearest }),
+                    rho: if feedback { rounding.rho } else { usual.rho },
+                    damping: if feedback { rounding.damping } else { usual.damping },
+                    sequential: data.as_ref().map(|_| rounding.sequential.unwrap_or(true)),
+                    static_groups: rounding.static_groups && feedback && format.desc_act,
+                    smooth: smooth.filter(|_| given).unwrap_or(usual.smooth),
+                    sort_channels: false,
+                };
+                Recipe { data, rounding, split, devices, hash_sources, ..alone }
             }
             _ => {
                 let rounding = match self.file_feedback() {
-                    true => Rounding { static_groups: false, smooth: usual.rounding.smooth, ..rounding },
+                    true => Rounding {
+                        search: Some(Search::Feedback),
+                        sequential: Some(self.sequential_files()),
+                        static_groups: false,
+                        smooth: alone.rounding.smooth,
+                        ..rounding
+                    },
                     false => Rounding { search: Some(Search::Nearest), ..Rounding::default() },
                 };
                 Recipe {
@@ -418,7 +436,7 @@ impl Recipe {
                     rounding,
                     split,
                     hash_sources,
-                    ..usual
+                    ..alone
                 }
             }
         }

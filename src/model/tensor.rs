@@ -76,7 +76,10 @@ impl MappedTensor {
 
     /// Rows of one matrix: all of them, or one expert's.
     pub fn rows_per_matrix(&self) -> usize {
-        if self.shape.len() == 3 { self.shape[1] } else { self.row_count() }
+        match self.shape.as_slice() {
+            [_, .., rows, _] => *rows,
+            _ => self.row_count(),
+        }
     }
 
     /// Whether the stored rows are the rows: same order, nothing added, nothing left out.

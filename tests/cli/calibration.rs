@@ -520,7 +520,7 @@ fn only_the_same_run_is_resumed() {
     let seed = [&tokens[..], &["--seed", "3"]].concat();
     let head = [&tokens[..], &["--process-output"]].concat();
     for (name, more, fault) in [
-        ("llama", &seed[..], "another text"),
+        ("llama", &seed[..], "data.seed"),
         ("llama", &head[..], "another --process-output"),
         ("mixtral", &tokens[..], "another model"),
     ] {

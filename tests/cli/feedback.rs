@@ -6,8 +6,10 @@ use assert_cmd::Command;
 use quantize::Result;
 use quantize::calibration::data::{Amount, Source, draw};
 use quantize::calibration::layerwise::{self, Options};
+use quantize::convert::Recipe;
 use quantize::convert::blocks::{BlockOutput, Refine, Refused, Settings};
 use quantize::convert::judge::{self, Scored, Stored};
+use quantize::convert::recipe::Search;
 use quantize::convert::stream;
 use quantize::eval::Runnable;
 use quantize::eval::{self, Base, Candidate, Method, Windows};
@@ -127,7 +129,8 @@ fn k_quants_of_tiny_llama_lose_less() {
         let divergence = held_out("tiny-llama", &[&feedback, &ggml]);
         assert!(divergence[0] < divergence[1], "{ty}: {divergence:?}");
         let header = read_header(&feedback).unwrap();
-        assert_eq!(header.metadata.str("quantize.search"), Some("feedback"), "{ty}");
+        let recipe = Recipe::from_json(header.metadata.str("quantize.recipe").unwrap()).unwrap();
+        assert_eq!(recipe.rounding.search, Some(Search::Feedback), "{ty}");
     }
 }
 
@@ -232,7 +235,7 @@ fn a_killed_run_continues_to_the_same_bytes() {
     leave_unfinished();
     let out = run(&cut, &["--resume", "--rho", "0.2"]).stderr(std::process::Stdio::piped()).output().unwrap();
     assert_eq!(out.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&out.stderr).contains("its rho was 0.3"));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("rho: 0.3 there, 0.2 here"));
     assert!(run(&cut, &["--quiet"]).status().unwrap().success());
     files(&cut).iter().for_each(|file| std::fs::remove_file(file).unwrap());
     assert_eq!(names(dir.path()), finished);
@@ -261,7 +264,7 @@ fn data_that_cannot_be_judged_by_is_refused() {
         command.args(["--calibration-tokens", tokens, "--seq-len", window]).arg(model("llama")).arg("-o").arg(&out);
         let done = command.assert().code(3).get_output().clone();
         let told = String::from_utf8(done.stderr).unwrap();
-        assert!(told.contains(says) && told.contains("--search ggml"), "{told}");
+        assert!(told.contains(says) && told.contains("--rounding nearest"), "{told}");
         assert!(!out.exists());
     }
 }

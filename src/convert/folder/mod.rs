@@ -44,11 +44,18 @@ pub fn needs_data(spec: &Spec, rounding: &Rounding, given: bool) -> bool {
     (given && scaling(spec, rounding).is_some()) || spec.needs_inputs() || has_feedback(spec, rounding, given)
 }
 
+/// SmoothQuant's exponent, for a format whose inputs are smoothed.
+pub fn smoothing(spec: &Spec, rounding: &Rounding) -> Option<f32> {
+    (spec.scaling() == ChannelScaling::SmoothQuant).then_some(rounding.smooth)
+}
+
 /// How channels are scaled in a calibrated run.
 fn scaling(spec: &Spec, rounding: &Rounding) -> Option<Scaling> {
     match spec.scaling() {
         ChannelScaling::Awq => Some(Scaling::Awq),
-        ChannelScaling::SmoothQuant => Some(Scaling::Smooth(rounding.smooth)).filter(|_| rounding.smooth > 0.0),
+        ChannelScaling::SmoothQuant => {
+            smoothing(spec, rounding).filter(|exponent| *exponent > 0.0).map(Scaling::Smooth)
+        }
         ChannelScaling::None => None,
     }
 }
