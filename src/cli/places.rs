@@ -19,7 +19,8 @@ pub fn check<'a>(
     let mut written = Vec::new();
     for output in outputs {
         if identity(output).is_some_and(|it| read.contains(&it)) {
-            let what = format!("{} is what this run reads; name another file", output.display());
+            let what =
+                format!("{} is the source itself, or another file that this run reads; name another", output.display());
             return Err(Error::Usage(what));
         }
         refuse_existing(output, force)?;

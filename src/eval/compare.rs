@@ -374,3 +374,64 @@ fn not_finite(name: &str, chunk: usize, window: Window, position: usize, fault: 
     ))
     .hint("the file is damaged or its weights overflow: check it with `quantize verify`")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::EachRows;
+
+    /// Logits that depend on the token and a salt.
+    struct Made {
+        salt: u32,
+        tokens: Vec<Vec<u32>>,
+        released: usize,
+    }
+
+    impl Logits for Made {
+        fn vocab(&self) -> usize {
+            7
+        }
+
+        fn run(&mut self, chunks: &[Vec<u32>], _: usize) -> Result<()> {
+            self.tokens = chunks.to_vec();
+            Ok(())
+        }
+
+        fn logits(&mut self, chunk: usize, wanted: std::ops::Range<usize>, each: &mut EachRows) -> Result<()> {
+            for position in wanted {
+                let token = self.tokens[chunk][position];
+                let row: Vec<f32> = (0..7).map(|i| ((token * 5 + i * self.salt) % 11) as f32 / 3.0).collect();
+                each(position, &row)?;
+            }
+            Ok(())
+        }
+
+        fn release(&mut self) {
+            self.tokens.clear();
+            self.released += 1;
+        }
+    }
+
+    #[test]
+    fn turns_give_the_same_records() {
+        let stream: Vec<u32> = (0..4000).map(|i| i * i % 7).collect();
+        let windows = Windows::plan(Method::LlamaCpp { ctx: 256 }, stream.len(), None, None).unwrap();
+        let made = |salt| Made { salt, tokens: Vec::new(), released: 0 };
+        let run = |turn| {
+            let (mut base, mut a, mut b) = (made(1), made(2), made(3));
+            let mut candidates =
+                [Candidate { name: "a".into(), model: &mut a }, Candidate { name: "b".into(), model: &mut b }];
+            let from = Base::Model(Candidate { name: "base".into(), model: &mut base });
+            let options = Options::default();
+            let result = compare_in_turns(from, &mut candidates, &stream, &windows, options, turn).unwrap();
+            (result, [base.released, a.released, b.released])
+        };
+        let (together, released) = run(None);
+        assert_eq!((windows.count, released), (15, [0, 0, 0]));
+        for (turn, turns) in [(1, 4), (4, 4), (5, 2), (100, 1)] {
+            let (in_turn, released) = run(Some(turn));
+            assert_eq!(released, [0, turns, turns]);
+            assert_eq!(format!("{in_turn:?}"), format!("{together:?}"));
+        }
+    }
+}

@@ -239,7 +239,7 @@ fn answer(
         }
     }
     // As the Hub does: only large files are named by their SHA-256, and the storage names them otherwise.
-    let etag = if path.starts_with("/cdn/") { "\"storage\"".to_string() } else { format!("\"{}\"", &hash[..40]) };
+    let etag = if path.starts_with("/cdn/") { "\"storage\"".to_string() } else { format!("\"{}\"", &hash[..39]) };
     let total = body.len();
     let start = request.range.filter(|_| ranges).map(|r| {
         r.strip_prefix("bytes=").and_then(|r| r.split('-').next()).and_then(|r| r.parse::<usize>().ok()).unwrap()

@@ -232,3 +232,66 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let month = if mp < 10 { mp + 3 } else { mp - 9 };
     (yoe + era * 400 + u64::from(month <= 2), month, doy - (153 * mp + 2) / 5 + 1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chat(template: &str) -> Result<String> {
+        render_chat(template, &[Message::new("user", "hi")], "<s>", "", false)
+    }
+
+    #[test]
+    fn a_plus_means_what_it_did() {
+        for (template, expected) in [
+            ("{{ 'a' + 'b' + bos_token + (1 + 2 * 3 - 1)|string }}", "ab<s>6"),
+            ("{{ ([1] + [2, 3])[1:] | tojson }}", "[2, 3]"),
+            ("{% set x = messages + [{'role': 'x'}] %}{{ x | length }}{{ x[-1].role }}", "2x"),
+            ("{% for m in messages + messages if m.role == 'us' + 'er' %}{{ loop.index + 1 }}{% endfor %}", "23"),
+            ("{{ 'x' if messages is not none else 'a' + 'b' }}{{ -1 + 1 }}{{ 1.5 + 1 }}", "x02.5"),
+            ("{{ ', '.join(['a', 1]) }}{{ 'aXb'.replace('X', '+') }}", "a, 1a+b"),
+        ] {
+            assert_eq!(chat(template).unwrap(), expected, "{template}");
+        }
+        assert!(chat("{{ 'a' + 1 }}").is_err() && chat("{{ [1] + 'a' }}").is_err());
+    }
+
+    #[test]
+    fn what_a_template_takes_is_bounded() {
+        let doubled = |step: &str| {
+            format!(
+                "{{% set ns = namespace(x=[1, 2]) %}}{{% for i in range(40) %}}{{% set ns.x = {step} %}}{{% endfor %}}{{{{ ns.x | tojson }}}}"
+            )
+        };
+        for (template, expected) in [
+            (doubled("ns.x + ns.x"), "steps allowed"),
+            (doubled("[ns.x, ns.x]"), "steps allowed"),
+            (doubled("(ns.x | string) + ns.x"), "chat template"),
+            ("{% macro m(x, n) %}{{ m(x + x, n - 1) if n else x | length }}{% endmacro %}{{ m([1], 60) }}".into(), "steps"),
+            ("{{ [1, [2]] | tojson(indent=1000000000) }}".into(), "steps allowed"),
+            ("{{ [1] | tojson(indent=9223372036854775807) }}".into(), "steps allowed"),
+            ("{{ ('a' * 1000000).replace('a', 'b' * 1000000) | length }}".into(), "steps allowed"),
+            ("{{ ('a' * 1000000).join(['a'] * 1000000) | length }}".into(), "steps allowed"),
+            (
+                "{% set ns = namespace(x=[]) %}{% for i in range(300) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x | tojson }}"
+                    .into(),
+                "200 values are nested",
+            ),
+            ("{% macro m(x) %}{{ m(x) }}{% endmacro %}{{ m(1) }}".into(), "recursion"),
+            (format!("{{{{ {}{} }}}}", "[".repeat(20000), "]".repeat(20000)), "recursion"),
+            ("{# #}".repeat(60000), "262144 allowed"),
+        ] {
+            let error = chat(&template).unwrap_err().to_string();
+            assert!(error.contains(expected), "{}: {error}", template.get(..120).unwrap_or(&template));
+        }
+        // Deep values and long chains are no reason to run out of stack.
+        let deep = "{% set ns = namespace(x=[]) %}{% for i in range(9) %}{% for j in range(10000) %}\
+                    {% set ns.x = [ns.x] %}{% endfor %}{% endfor %}{{ ns.x | length }}";
+        assert_eq!(chat(deep).unwrap(), "1");
+        let chain = format!("{{% if a %}}{}{{% endif %}}x", "{% elif b %}".repeat(20000));
+        let _ = chat(&chain);
+        let _ = chat(&format!("{{{{ {} 1 }}}}", "not ".repeat(60000)));
+        let _ = chat(&format!("{{{{ 1{} }}}}", " + 1".repeat(60000)));
+        let _ = chat(&format!("{{{{ a{} }}}}", ".b".repeat(100000)));
+    }
+}
