@@ -1,7 +1,7 @@
 //! What a long run is told beside its recipe, and what it tells meanwhile: threads, memory, where spilled data goes, when
 //! to stop; phases with their progress, and notices. Nothing here decides a byte of an output.
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

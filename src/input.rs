@@ -1,7 +1,7 @@
 //! Whole files that the user names: texts, matrices, reports. A pipe that nobody writes to is an empty file and not a
 //! wait without end; a device is an error. Checkpoints, which are read by position, are opened in `source`.
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::Path;

@@ -118,6 +118,7 @@ pub fn open(path: &Path, key: &Key) -> Result<Option<Saved>> {
     if let Some(name) = names.into_iter().find(|name| key.get(*name) != was.get(*name)) {
         let value = |key: &Key| key.get(name).map_or("none".to_string(), |v| v.chars().take(40).collect());
         let (was, is) = (value(was), value(key));
+        let name = name.trim_start_matches("identity.").trim_start_matches("companions.");
         let what = format!("the calibration to resume has another {name}: {was} there, {is} here");
         return Err(Error::bad_file(path, what).hint(hint));
     }

@@ -1,6 +1,6 @@
 //! Flags that several commands share.
 
-use super::options;
+use super::values::size;
 use crate::calibration::data;
 use crate::calibration::imatrix::UnseenExperts;
 use clap::builder::PossibleValue;
@@ -152,7 +152,7 @@ pub struct ControlArgs {
     #[arg(short, long)]
     pub force: bool,
     /// Calibrating: activations beyond this go to a file beside the output
-    #[arg(long, value_name = "SIZE", value_parser = options::size)]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
     pub max_memory: Option<u64>,
 }
 
@@ -292,4 +292,15 @@ impl ValueEnum for UnseenExperts {
         };
         Some(PossibleValue::new(self.name()).help(help))
     }
+}
+
+/// What `--for` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EngineName {
+    Vllm,
+    Transformers,
+    #[value(name = "llama.cpp", alias = "llamacpp")]
+    LlamaCpp,
+    #[value(alias = "mlx-lm")]
+    Mlx,
 }

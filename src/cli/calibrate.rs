@@ -1,7 +1,11 @@
 //! `quantize calibrate`: an importance matrix from a model and texts, merged from several, or shown.
 
+use super::args::Format;
+use super::commands::CalibrateArgs;
+use super::interrupt;
+use super::output::{print, print_json};
 use super::progress::Terminal;
-use super::{CalibrateArgs, Format, options, print, print_json, recipe};
+use super::{options, recipe};
 use crate::calibration::hessians::{self, Hessians};
 use crate::calibration::imatrix::Imatrix;
 use crate::calibration::{resume, summary};
@@ -17,7 +21,7 @@ use std::time::{Duration, Instant};
 pub fn run(args: CalibrateArgs) -> Result<()> {
     let start = Instant::now();
     check(&args)?;
-    options::catch_interrupt()?;
+    interrupt::catch_interrupt()?;
     let control = recipe::control(&args.control, args.common.threads)?;
     let hessians = hessians(&args)?;
     let earlier: Vec<Imatrix> = args.merge.iter().map(|path| Imatrix::open(path)).collect::<Result<_>>()?;

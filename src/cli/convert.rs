@@ -1,10 +1,13 @@
 //! The main job: `quantize --to TYPE[,TYPE...] MODEL`. Flags become a recipe, the recipe a plan, the plan's outcome words;
 //! then, where a text is given, the source and what was made of it are compared.
 
+use super::args::{Format, TextArgs};
+use super::commands::ConvertArgs;
+use super::interrupt;
+use super::output::{print, print_json};
 use super::progress::Terminal;
-use super::{ConvertArgs, Format, OnFallback, TextArgs, eval, idle, options, plan, print, print_json, recipe, words};
+use super::{eval, idle, options, plan, recipe, words};
 use crate::convert::{self, Made, Outcome, Plan, stream};
-use crate::error::Hint;
 use crate::eval::gate;
 use crate::model::SourceModel;
 use crate::quant::presets;
@@ -23,7 +26,7 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
     }
     args.report.iter().try_for_each(|path| eval::check_report(path, args.control.force))?;
     let control = recipe::control(&args.control, args.common.threads)?;
-    options::catch_interrupt()?;
+    interrupt::catch_interrupt()?;
     let terminal = Terminal::new(args.common.quiet);
     let recipe = recipe::of_convert(&args)?;
     idle::refuse(given, &recipe, args.text.is_some())?;
@@ -34,7 +37,7 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
         source.model.known()?;
     }
     let mut plan = convert::plan(&source, &recipe)?;
-    on_fallback(args.types.on_fallback, &plan)?;
+    plan::on_fallback(args.types.on_fallback, &plan)?;
     if args.dry_run {
         convert::spend_budgets(&mut plan, &control, &terminal)?;
         return plan::describe(&plan, &args, control.threads);
@@ -106,22 +109,6 @@ fn compare(
         }
     }
     gate::verdict(&report.gates)
-}
-
-/// Departures from what was asked are refused where that was asked for.
-pub fn on_fallback(policy: OnFallback, plan: &Plan) -> Result<()> {
-    let first = plan.ledger().into_iter().next();
-    match (policy, first) {
-        (OnFallback::Error, Some(row)) => {
-            let what = format!("{}: cannot be {}: {}", row.candidate, row.asked, row.reason);
-            let error = Error::unsupported(what).hint(Hint::AllowFallback { instead: row.done.clone() });
-            Err(match &row.tensor {
-                Some(tensor) => error.tensor(tensor),
-                None => error,
-            })
-        }
-        _ => Ok(()),
-    }
 }
 
 /// llama-quantize's `IN [OUT] TYPE [THREADS]`, where `--to` was not given.
@@ -220,7 +207,7 @@ fn summary(plan: &Plan, outcome: &Outcome, quiet: bool) -> Result<()> {
         let (bits, what) = match &made.file {
             Some(file) => {
                 if let Some(allocation) = file.allocation.as_ref().filter(|_| !quiet) {
-                    super::say_block(&words::allocation(&made.name, allocation));
+                    super::output::say_block(&words::allocation(&made.name, allocation));
                 }
                 let what = match file.fallbacks {
                     0 => "no fallbacks".to_string(),

@@ -1,11 +1,15 @@
 //! `quantize eval`, `quantize compare` and `quantize report`: what an artifact is worth, as text, JSON, HTML and Markdown,
 //! and an exit code that says whether quality held. Also used after a conversion, for the gates there.
 
-use super::options::{self, CANCEL};
+use super::args::{Activations, CommonArgs, Format, GateArgs, TextArgs};
+use super::commands::{CompareArgs, EvalArgs, ReportArgs};
+use super::interrupt;
+use super::interrupt::CANCEL;
+use super::options;
+use super::output::print;
 use super::places;
 use super::progress::Terminal;
 use super::turns::{self, Entrant};
-use super::{Activations, CommonArgs, CompareArgs, EvalArgs, Format, GateArgs, ReportArgs, TextArgs, print};
 use crate::calibration::{stats, totals};
 use crate::control::{Control, Notice, Run, Unit};
 use crate::eval::ablation::ablate as ablate_groups;
@@ -33,7 +37,7 @@ pub fn eval(args: EvalArgs) -> Result<()> {
     let begin = Instant::now();
     let outputs = args.save_logits.iter().chain(&args.report).map(PathBuf::as_path);
     places::check(inputs(std::slice::from_ref(&args.model), &args.text), outputs, args.force)?;
-    let mut base = open(&args.model, args.text.activations, args.common.quiet)?;
+    let mut base = turns::open(&args.model, args.text.activations, args.common.quiet)?;
     let text = Prepared::new(&base, &args.text)?;
     let save = match &args.save_logits {
         Some(path) => Some(KlBaseWriter::create(path, &text.windows, eval::Logits::vocab(&base), &text.stream)?),
@@ -105,7 +109,7 @@ pub fn measure(
     let stored = if is_base_file(base_path) { Some(KlBaseReader::open(base_path)?) } else { None };
     let mut base = match &stored {
         Some(_) => None,
-        None => Some(open(base_path, text.activations, quiet)?),
+        None => Some(turns::open(base_path, text.activations, quiet)?),
     };
     let prepared = match (&base, &stored) {
         (Some(base), _) => Prepared::new(base, text)?,
@@ -121,7 +125,7 @@ pub fn measure(
     let mut candidates: Vec<Entrant> = Vec::with_capacity(candidate_paths.len());
     for path in candidate_paths {
         let model = match turn {
-            None => open(path, text.activations, quiet)?,
+            None => turns::open(path, text.activations, quiet)?,
             Some(_) => Runnable::open_idle(path)?,
         };
         if let Some(base) = &base {
@@ -181,7 +185,7 @@ pub fn measure(
         };
     };
     let seen = activations(&base, &prepared)?;
-    let mut twin = ablate.map(|_| open(base_path, text.activations, quiet)).transpose()?;
+    let mut twin = ablate.map(|_| turns::open(base_path, text.activations, quiet)).transpose()?;
     for (candidate, row) in candidates.iter_mut().zip(&mut report.candidates) {
         // The damage is read from the file.
         let ckpt = Checkpoint::open(&candidate.path)?;
@@ -279,18 +283,8 @@ pub fn save(report: &Report, files: &[PathBuf], force: bool) -> Result<()> {
 }
 
 fn start(common: &CommonArgs) -> Result<usize> {
-    options::catch_interrupt()?;
+    interrupt::catch_interrupt()?;
     options::threads(common.threads)
-}
-
-pub fn open(path: &Path, activations: Activations, quiet: bool) -> Result<Runnable> {
-    CANCEL.check()?;
-    if !quiet {
-        say!("loading {}", path.display());
-    }
-    let mut model = Runnable::open(path)?;
-    model.engine.round_activations(activations == Activations::Q8);
-    Ok(model)
 }
 
 /// A file of llama-perplexity's `--kl-divergence-base`, by its first bytes.

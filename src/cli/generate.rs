@@ -1,6 +1,8 @@
 //! `quantize generate`: text from a model, through the reference inference. Text goes to standard output as it comes.
 
-use super::{GenerateArgs, options};
+use super::commands::GenerateArgs;
+use super::interrupt;
+use super::options;
 use crate::eval::Runnable;
 use crate::infer::{Sampling, generate};
 use crate::model::tokenizer::Message;
@@ -9,7 +11,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Instant;
 
 pub fn run(args: GenerateArgs) -> Result<()> {
-    options::catch_interrupt()?;
+    interrupt::catch_interrupt()?;
     options::threads(args.common.threads)?;
     let path = options::resolve_model(&args.model, &args.hub, args.common.quiet)?;
     let model = Runnable::open(&path)?;
@@ -39,7 +41,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     let stop = model.tokenizer.end_tokens().to_vec();
     let made = generate(&model.engine, &prompt, limit, &stop, sampling, |token| {
         let go_on = show(&stream.push(token));
-        go_on && !options::CANCEL.is_requested()
+        go_on && !interrupt::CANCEL.is_requested()
     })?;
     show(&stream.finish());
     show("\n");

@@ -1,6 +1,6 @@
 //! Flags that have no effect on a run are mistakes: one table says of every flag of a conversion when it has one.
 
-use crate::convert::folder::{has_feedback, needs_data};
+use crate::convert::rounding::{has_feedback, needs_data};
 use crate::convert::{Recipe, recipe::Target};
 use crate::packed::ChannelScaling;
 use crate::{Error, Result};
@@ -177,11 +177,10 @@ pub fn of_plan(given: &[String], recipe: &Recipe) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn every_flag_of_a_conversion_is_known_here() {
-        let command = super::super::Cli::command();
+        let command = <super::super::commands::ConvertArgs as clap::Args>::augment_args(clap::Command::new("quantize"));
         let ids: Vec<&str> = command.get_arguments().map(|a| a.get_id().as_str()).collect();
         for id in &ids {
             let (ruled, always) = (RULES.iter().any(|r| r.id == *id), ALWAYS.contains(id));

@@ -1,6 +1,8 @@
 //! `quantize inspect`: what is in a GGUF file or a checkpoint, as text or JSON. Headers only; no weight is read.
 
-use super::{Format, InspectArgs, JsonText, stream};
+use super::args::Format;
+use super::commands::InspectArgs;
+use super::output::{JsonText, stream};
 use crate::gguf::{Array, Metadata, Value};
 use crate::source::{Checkpoint, TensorMeta};
 use crate::writer::gguf::human;
@@ -28,7 +30,7 @@ pub fn run(args: InspectArgs) -> Result<()> {
     let empty = Metadata::new();
     let view = View { ckpt: &ckpt, metadata: ckpt.gguf().unwrap_or(&empty), filter, full: args.full };
     match args.common.format {
-        Format::Json => super::print_json(&view),
+        Format::Json => super::output::print_json(&view),
         Format::Text => stream(|out| view.text(out)),
     }
 }

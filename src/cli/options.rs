@@ -1,32 +1,10 @@
-//! From flags to values that were checked: sizes, thread counts, interruption, and where a model named on the command
+//! From flags to values that were checked: thread counts, instruction sets, and where a model named on the command
 //! line really is.
 
-use super::HubArgs;
-use crate::control::Cancel;
+use super::args::HubArgs;
 use crate::isa::Isa;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
-#[cfg(unix)]
-use std::sync::Arc;
-use std::sync::LazyLock;
-
-/// Requested by Ctrl-C and by the termination signal.
-pub static CANCEL: LazyLock<Cancel> = LazyLock::new(Cancel::new);
-
-/// From here on Ctrl-C is a request to stop cleanly; a second one stops at once. And a limit on the size of files
-/// (`ulimit -f`) lets a write fail, which is cleaned up after, instead of ending the program.
-pub fn catch_interrupt() -> Result<()> {
-    let failed = |e: &dyn std::fmt::Display| Error::Internal(format!("signal handler: {e}"));
-    #[cfg(unix)]
-    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()).map_err(|e| failed(&e))?;
-    let cancel = CANCEL.clone();
-    let installed = ctrlc::set_handler(move || {
-        if cancel.request() {
-            std::process::exit(75);
-        }
-    });
-    installed.map_err(|e| failed(&e))
-}
 
 /// `QUANTIZE_ISA` names the instructions that all arithmetic uses, for tests; see [`crate::isa`].
 pub fn instruction_set() -> Result<()> {
@@ -52,30 +30,6 @@ pub fn threads(asked: Option<usize>) -> Result<usize> {
     // A pool that exists already (in tests) is as good.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(n).build_global();
     Ok(n)
-}
-
-/// `4G`, `500M`, `24GB`, `1.5TiB`, `1000`: decimal units, binary with an `i`.
-pub fn size(text: &str) -> Result<u64> {
-    let bad = || Error::Usage(format!("'{text}' is not a size; write 4G, 500M, 24GB or 16GiB"));
-    let t = text.trim();
-    let split = t.find(|c: char| c != '.' && !c.is_ascii_digit()).unwrap_or(t.len());
-    let number: f64 = t[..split].parse().map_err(|_| bad())?;
-    let unit = t[split..].trim().to_ascii_lowercase();
-    let unit = unit.strip_suffix('b').unwrap_or(&unit);
-    let factor = match unit {
-        "" => 1.0,
-        "k" => 1e3,
-        "m" => 1e6,
-        "g" => 1e9,
-        "t" => 1e12,
-        "ki" => 1024f64,
-        "mi" => 1024f64.powi(2),
-        "gi" => 1024f64.powi(3),
-        "ti" => 1024f64.powi(4),
-        _ => return Err(bad()),
-    };
-    let bytes = number * factor;
-    if bytes < 1.0 || bytes > u64::MAX as f64 / 2.0 { Err(bad()) } else { Ok(bytes as u64) }
 }
 
 /// The folder or file behind what the user typed: a path, or a Hub id that is fetched first.
@@ -128,17 +82,6 @@ pub fn modelfile_name(output: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes() {
-        assert_eq!(size("4G").unwrap(), 4_000_000_000);
-        assert_eq!(size("24GB").unwrap(), 24_000_000_000);
-        assert_eq!(size("1.5GiB").unwrap(), 1_610_612_736);
-        assert_eq!(size("500").unwrap(), 500);
-        for bad in ["", "G", "4X", "-1", "0", "nan"] {
-            assert!(size(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn hub_ids_are_not_paths() {

@@ -1,57 +1,22 @@
 //! `quantize plan` and `--dry-run`: what a conversion would write, before a weight is read.
 
-use super::convert::on_fallback;
-use super::options::{self, size};
-use super::plan_text::Shown;
-use super::{ConvertArgs, Format, PlanArgs, idle, print, print_json, recipe};
+use super::args::{Format, OnFallback};
+use super::commands::{ConvertArgs, PlanArgs};
+use super::options;
+use super::output::{print, print_json};
+use super::plan_text::{Files, Shown};
+use super::values::size;
+use super::{idle, recipe};
 use crate::convert::devices::Device;
-use crate::convert::plan::{AssumedImportance, plan_assuming, sizes_of_config};
+use crate::convert::plan::{AssumedImportance, sizes_of_config};
+use crate::convert::plan_assuming;
 use crate::convert::recipe::ImportanceFile;
-use crate::convert::sizes::{self, FileSizes};
-use crate::convert::{Plan, Recipe, stream};
+use crate::convert::{Plan, Recipe};
+use crate::error::Hint;
 use crate::model::{Model, SourceModel};
 use crate::{Error, Result};
-use serde::Serialize;
 use serde_json::json;
 use std::path::Path;
-
-/// Everything that is known of the GGUF files of a run.
-#[derive(Serialize)]
-pub struct Files {
-    pub weights: u64,
-    /// `None` when planned from config.json alone.
-    pub source_bytes: Option<u64>,
-    /// Memory of the conversion itself.
-    pub peak_memory: u64,
-    pub disk: u64,
-    /// Bytes of keys and values per token of context, in 16 bits. `None` for a model of an unknown family.
-    pub kv_bytes_per_token: Option<u64>,
-    pub targets: Vec<FileSizes>,
-}
-
-impl Files {
-    fn new(model: &Model, targets: Vec<FileSizes>, source_bytes: Option<u64>, threads: usize) -> Self {
-        let config = &model.config;
-        let rows = targets.first().map_or(&[][..], |t| &t.rows);
-        let tensors: Vec<_> = rows.iter().map(|r| (r.name.clone(), r.shape.clone())).collect();
-        Self {
-            weights: tensors.iter().map(|(_, s)| s.iter().map(|d| *d as u64).product::<u64>()).sum(),
-            source_bytes,
-            peak_memory: sizes::conversion_memory(config, &tensors, threads),
-            disk: targets.iter().map(|t| t.file_bytes).sum(),
-            kv_bytes_per_token: model.family.is_ok().then(|| sizes::kv_bytes_per_token(config)),
-            targets,
-        }
-    }
-
-    /// The files of a plan; `None` when it has none.
-    fn of(plan: &Plan, threads: usize) -> Option<Self> {
-        let targets: Vec<FileSizes> = plan.files().map(|(_, file)| file.sizes.clone()).collect();
-        let source = &plan.source;
-        let bytes = stream::source_bytes(&source.ckpt, &source.model);
-        (!targets.is_empty()).then(|| Self::new(&source.model, targets, Some(bytes), threads))
-    }
-}
 
 pub fn run(args: PlanArgs, given: &[String]) -> Result<()> {
     let threads = options::threads(args.common.threads)?;
@@ -120,6 +85,22 @@ pub fn describe(plan: &Plan, args: &ConvertArgs, threads: usize) -> Result<()> {
             }
             print_json(&json)
         }
+    }
+}
+
+/// Departures from what was asked are refused where that was asked for.
+pub fn on_fallback(policy: OnFallback, plan: &Plan) -> Result<()> {
+    let first = plan.ledger().into_iter().next();
+    match (policy, first) {
+        (OnFallback::Error, Some(row)) => {
+            let what = format!("{}: cannot be {}: {}", row.candidate, row.asked, row.reason);
+            let error = Error::unsupported(what).hint(Hint::AllowFallback { instead: row.done.clone() });
+            Err(match &row.tensor {
+                Some(tensor) => error.tensor(tensor),
+                None => error,
+            })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -1,20 +1,62 @@
 //! A plan for people and for machines: GGUF files with the devices that they fit, folders with what it takes to make them.
 
-use super::plan::Files;
 use super::words;
 use crate::convert::Plan;
 use crate::convert::cost::{self, Cost, Pass};
 use crate::convert::devices::{self, Device};
-use crate::convert::folder::{FolderPlan, files::ledger, has_feedback, nearest, needs_data};
+use crate::convert::folder::{FolderPlan, files::ledger, nearest};
 use crate::convert::plan::OutputPlan;
+use crate::convert::rounding::{has_feedback, needs_data};
+use crate::convert::sizes;
 use crate::convert::sizes::{FileSizes, TensorRow};
+use crate::convert::stream;
+use crate::model::Model;
 use crate::packed::ChannelScaling;
 use crate::quant::GgmlType;
 use crate::quant::presets::Why;
 use crate::writer::gguf::human;
 use crate::{Error, Result};
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::fmt::Write;
+
+/// Everything that is known of the GGUF files of a run.
+#[derive(Serialize)]
+pub struct Files {
+    pub weights: u64,
+    /// `None` when planned from config.json alone.
+    pub source_bytes: Option<u64>,
+    /// Memory of the conversion itself.
+    pub peak_memory: u64,
+    pub disk: u64,
+    /// Bytes of keys and values per token of context, in 16 bits. `None` for a model of an unknown family.
+    pub kv_bytes_per_token: Option<u64>,
+    pub targets: Vec<FileSizes>,
+}
+
+impl Files {
+    pub fn new(model: &Model, targets: Vec<FileSizes>, source_bytes: Option<u64>, threads: usize) -> Self {
+        let config = &model.config;
+        let rows = targets.first().map_or(&[][..], |t| &t.rows);
+        let tensors: Vec<_> = rows.iter().map(|r| (r.name.clone(), r.shape.clone())).collect();
+        Self {
+            weights: tensors.iter().map(|(_, s)| s.iter().map(|d| *d as u64).product::<u64>()).sum(),
+            source_bytes,
+            peak_memory: sizes::conversion_memory(config, &tensors, threads),
+            disk: targets.iter().map(|t| t.file_bytes).sum(),
+            kv_bytes_per_token: model.family.is_ok().then(|| sizes::kv_bytes_per_token(config)),
+            targets,
+        }
+    }
+
+    /// The files of a plan; `None` when it has none.
+    pub fn of(plan: &Plan, threads: usize) -> Option<Self> {
+        let targets: Vec<FileSizes> = plan.files().map(|(_, file)| file.sizes.clone()).collect();
+        let source = &plan.source;
+        let bytes = stream::source_bytes(&source.ckpt, &source.model);
+        (!targets.is_empty()).then(|| Self::new(&source.model, targets, Some(bytes), threads))
+    }
+}
 
 /// What of a plan is shown.
 pub struct Shown<'a> {

@@ -1,7 +1,8 @@
 //! `quantize pull`: fetches from the Hub what a conversion needs. Also where a Hub id given to any other command becomes
 //! a folder, and where the Hub's environment variables are read.
 
-use super::{HubArgs, PullArgs};
+use super::args::HubArgs;
+use super::commands::PullArgs;
 use crate::Result;
 use std::path::{Path, PathBuf};
 
@@ -41,9 +42,10 @@ pub use with_hub::{fetch, fetch_config, fetch_dataset_file, run};
 mod with_hub {
     use super::*;
     use crate::Error;
-    use crate::cli::options::{CANCEL, catch_interrupt};
+    use crate::cli::args::Format;
+    use crate::cli::interrupt::{CANCEL, catch_interrupt};
+    use crate::cli::output::{print, print_json};
     use crate::cli::progress::Terminal;
-    use crate::cli::{Format, print, print_json};
     use crate::control::{Phase, Report, Unit};
     use crate::source::hub::{self, HubOptions, Snapshot, Watch};
     use crate::writer::{atomic::free_space, gguf::human};

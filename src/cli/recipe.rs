@@ -1,10 +1,11 @@
 //! From flags to what a run is of ([`Recipe`]) and how it behaves ([`Control`]). The only place where the flags of a
 //! conversion are given their meaning.
 
-use super::options::{self, CANCEL};
-use super::{
-    BudgetArgs, CalibrationArgs, ControlArgs, ConvertArgs, FolderArgs, HubArgs, Layout, PlanArgs, Rounding, TypeArgs,
-};
+use super::args::{BudgetArgs, CalibrationArgs, ControlArgs, FolderArgs, HubArgs, Layout, Rounding, TypeArgs};
+use super::commands::{ConvertArgs, PlanArgs};
+use super::interrupt::CANCEL;
+use super::options;
+use super::values::size;
 use crate::calibration::data::Source;
 use crate::control::{Cancel, Control};
 use crate::convert::Recipe;
@@ -99,7 +100,7 @@ fn targets(types: &TypeArgs, budget: &BudgetArgs, folder: &FolderArgs) -> Result
         targets.push(Target::Budget { name: format!("{text}bpw"), limit: Limit::BitsPerWeight(bits) });
     }
     for text in &budget.target_size {
-        targets.push(Target::Budget { name: text.clone(), limit: Limit::Bytes(options::size(text)?) });
+        targets.push(Target::Budget { name: text.clone(), limit: Limit::Bytes(size(text)?) });
     }
     for text in &budget.like {
         let preset = presets::find(text)

@@ -1,8 +1,8 @@
 //! Which candidates of a comparison are in memory when. All of them where they fit, as long as that takes no more than
 //! the alternative: one after the other, each over as many chunks as there is room for the base's logits.
 
-use super::Activations;
-use super::eval::open;
+use super::args::Activations;
+use super::interrupt::CANCEL;
 use crate::eval::Artifact;
 use crate::eval::Runnable;
 use crate::eval::{EachRows, Logits, Windows};
@@ -14,6 +14,17 @@ use std::path::{Path, PathBuf};
 const OVERHEAD: f64 = 1.3;
 /// The share of the free memory that is used where no limit was given.
 const SHARE: f64 = 0.8;
+
+/// Loads a model.
+pub fn open(path: &Path, activations: Activations, quiet: bool) -> Result<Runnable> {
+    CANCEL.check()?;
+    if !quiet {
+        say!("loading {}", path.display());
+    }
+    let mut model = Runnable::open(path)?;
+    model.engine.round_activations(activations == Activations::Q8);
+    Ok(model)
+}
 
 /// A candidate, in memory or not.
 pub struct Entrant {

@@ -2,9 +2,13 @@
 //! file, and does the source it claims really give these bytes? Every tensor is derived again and compared, which is
 //! stronger than any signature alone.
 
-use super::options::{CANCEL, catch_interrupt, threads};
+use super::args::EngineName;
+use super::args::{Format, ImatrixArgs};
+use super::commands::VerifyArgs;
+use super::interrupt::{CANCEL, catch_interrupt};
+use super::options::threads;
+use super::output::{print, print_json};
 use super::progress::Terminal;
-use super::{Format, ImatrixArgs, VerifyArgs, print, print_json};
 use crate::control::{Control, Run, Unit};
 use crate::convert::folder::engines::{Engine, Objection, objections};
 use crate::convert::{Importance, record, stream};
@@ -14,21 +18,9 @@ use crate::source::{Checkpoint, Dtype, TensorMeta};
 use crate::writer::Sink;
 use crate::writer::gguf::check_blocks;
 use crate::{Error, Result, escape, gguf};
-use clap::ValueEnum;
 use rayon::prelude::*;
 use serde_json::json;
 use std::sync::Mutex;
-
-/// What `--for` takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum EngineName {
-    Vllm,
-    Transformers,
-    #[value(name = "llama.cpp", alias = "llamacpp")]
-    LlamaCpp,
-    #[value(alias = "mlx-lm")]
-    Mlx,
-}
 
 impl EngineName {
     fn engine(self) -> Engine {

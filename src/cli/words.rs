@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::control::Notice;
 use crate::convert::LedgerRow;
-use crate::convert::budget::Allocation;
+use crate::convert::allocation::Allocation;
 use crate::error::{Finding, Hint};
 
 /// An error, with the flags that help.

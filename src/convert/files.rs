@@ -2,8 +2,9 @@
 //! left of all files in one read of the source. Files are sealed, judged against what ggml's own search makes, and only
 //! then get their names.
 
+use super::allocation::Allocation;
 use super::blocks::{BlockOutput, Refine, Settings};
-use super::budget::{self, Allocation};
+use super::budget;
 use super::calibrate::{self, extra, of_recipe};
 use super::data::{Drawing, HoldOut, hold_out_for_files};
 use super::hashes::SourceHashes;
@@ -12,10 +13,10 @@ use super::importance::Importance;
 use super::journal::{Journal, Left};
 use super::judge::{self, Stored, Verdict};
 use super::ledger::LedgerRow;
+use super::outcome::{Made, MadeFile};
 use super::plan::{FilePlan, OutputPlan, Plan};
 use super::record::{Facts, SOURCE_HASHES};
 use super::stream;
-use super::{Made, MadeFile};
 use crate::calibration::imatrix::Imatrix;
 use crate::calibration::layerwise;
 use crate::calibration::resume::path_for;

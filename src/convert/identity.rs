@@ -2,8 +2,8 @@
 //! the recipe it makes the key by which an interrupted run is continued: only an equal one may go on with what another
 //! left behind.
 
-use super::Recipe;
-use super::folder::files::companions;
+use super::companions::companions;
+use super::recipe::Recipe;
 use crate::Result;
 use crate::control::Cancel;
 use crate::isa::Isa;
@@ -11,6 +11,7 @@ use crate::source::{Checkpoint, SourceFile, sha256_file};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::time::UNIX_EPOCH;
 
 /// What tells one run from another of the same recipe.
@@ -23,7 +24,7 @@ pub struct Identity {
     /// The files that hold the weights.
     pub source: Vec<FileIdentity>,
     /// The small files beside them (configuration, tokenizer, chat template, model card), by their SHA-256.
-    pub companions: Vec<(String, String)>,
+    pub companions: BTreeMap<String, String>,
     /// SHA-256 over the calibration windows: tokens, lengths, and which of them are held out.
     pub windows: Option<String>,
     /// SHA-256 over the header of every output and the place of every tensor in it.
@@ -61,11 +62,10 @@ impl Identity {
     ) -> Result<Self> {
         let companions = match ckpt.gguf() {
             // All that a GGUF source says is in its one file.
-            Some(_) => Vec::new(),
+            Some(_) => BTreeMap::new(),
             None => {
-                let named = |name: String| Ok((sha256_file(&ckpt.dir().join(&name), cancel)?, name));
-                let hashed: Result<Vec<(String, String)>> = companions(ckpt.dir())?.into_iter().map(named).collect();
-                hashed?.into_iter().map(|(hash, name)| (name, hash)).collect()
+                let hashed = |name: String| Ok((name.clone(), sha256_file(&ckpt.dir().join(&name), cancel)?));
+                companions(ckpt.dir())?.into_iter().map(hashed).collect::<Result<_>>()?
             }
         };
         Ok(Self {

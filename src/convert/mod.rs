@@ -14,9 +14,11 @@
 //!
 //! [`calibrate`] makes importance matrices as results of their own.
 
+pub mod allocation;
 pub mod blocks;
 pub mod budget;
 pub mod calibrate;
+mod companions;
 pub mod cost;
 pub mod data;
 pub mod devices;
@@ -28,10 +30,12 @@ mod importance;
 pub mod journal;
 pub mod judge;
 mod ledger;
+mod outcome;
 pub mod places;
 pub mod plan;
 pub mod recipe;
 pub mod record;
+pub mod rounding;
 pub mod sensitivity;
 pub mod sizes;
 mod sorting;
@@ -39,66 +43,36 @@ pub mod stream;
 
 pub use importance::{Importance, overlap_text};
 pub use ledger::LedgerRow;
-pub use plan::{Plan, plan};
+pub use outcome::{Made, MadeFile, Outcome};
+pub use plan::Plan;
 pub use recipe::Recipe;
 
 use crate::Result;
-use crate::calibration::data::DataReport;
 use crate::control::{Control, Notice, Report, Run};
-use budget::Allocation;
+use crate::model::SourceModel;
 use data::Drawing;
-use judge::Verdict;
-use plan::{Decided, FilePlan};
+use plan::{AssumedImportance, Decided, FilePlan};
 use recipe::Data;
-use serde_json::Value;
-use std::path::PathBuf;
 use std::time::Instant;
 
-/// What a run made.
-#[derive(Debug)]
-pub struct Outcome {
-    /// In the order of [`Recipe::outputs`].
-    pub outputs: Vec<Made>,
-    /// What was calibrated on.
-    pub data: Option<DataReport>,
-    /// Seconds that it took.
-    pub seconds: f64,
+/// Decides everything. Nothing is written, no weight is read. Outputs go to the current folder, under the names that
+/// [`super::places`] gives them.
+///
+/// # Errors
+/// `Request` for a recipe that contradicts itself or names what the model does not have; `Unsupported` for a type or
+/// format that the model cannot have; `BadInput` for a tokenizer that cannot be converted, or a quantized source.
+pub fn plan(source: &SourceModel, recipe: &Recipe) -> Result<Plan> {
+    plan_assuming(source, recipe, AssumedImportance::OfRecipe)
 }
 
-/// One finished output.
-#[derive(Debug)]
-pub struct Made {
-    /// Its place in [`Recipe::outputs`].
-    pub index: usize,
-    /// What it is called by: `Q4_K_M`, `gptq`.
-    pub name: String,
-    /// Where it was put.
-    pub place: PathBuf,
-    /// The files (of a split one: all shards), or the folder. The first opens the model.
-    pub paths: Vec<PathBuf>,
-    /// Of a file all bytes, of a folder those of its tensors.
-    pub bytes: u64,
-    pub tensor_bytes: u64,
-    /// Weights in the file, or those of a folder that are quantized.
-    pub quantized_weights: u64,
-    pub bits_per_weight: f64,
-    /// What departs from what was asked.
-    pub ledger: Vec<LedgerRow>,
-    /// What held-out text says, where the output was judged.
-    pub verdict: Option<Verdict>,
-    /// Of a GGUF file.
-    pub file: Option<MadeFile>,
-    /// Of a folder; null otherwise.
-    pub manifest: Value,
-}
-
-/// What there is to know of a GGUF file beside.
-#[derive(Debug)]
-pub struct MadeFile {
-    /// Tensors that did not get the type they should have.
-    pub fallbacks: usize,
-    /// How a budget was spent.
-    pub allocation: Option<Allocation>,
+/// The same, where it is not known yet whether there will be importance.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_assuming(source: &SourceModel, recipe: &Recipe, importance: AssumedImportance) -> Result<Plan> {
+    let plan = plan::decide_outputs(source, recipe, importance)?;
+    plan.files().try_for_each(|(output, file)| budget::check(&plan, (output.index, &output.target), file))?;
+    Ok(plan)
 }
 
 /// Makes the outputs of a plan.
@@ -162,6 +136,6 @@ fn data_of(plan: &Plan) -> Option<(Data, bool)> {
     let recipe = &plan.recipe;
     let given = recipe.data.is_some();
     let files = given && recipe.files().next().is_some();
-    let needed = files || recipe.folders().any(|spec| folder::needs_data(spec, &recipe.rounding, given));
+    let needed = files || recipe.folders().any(|spec| rounding::needs_data(spec, &recipe.rounding, given));
     needed.then(|| (recipe.data.clone().unwrap_or_default(), given))
 }

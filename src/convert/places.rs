@@ -2,18 +2,11 @@
 //! folders that somebody named to put outputs into.
 
 use super::plan::{Decided, Plan};
-use super::recipe::Target;
 use crate::calibration::data::Source;
 use crate::control::Control;
 use crate::writer::{atomic, folder};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
-
-/// What an output of a model is called.
-pub fn usual_name(model: &str, target: &Target) -> String {
-    let extension = if target.is_file() { ".gguf" } else { "" };
-    format!("{model}-{}{extension}", target.name())
-}
 
 impl Plan {
     /// Puts the outputs where `output` says: a folder to put them into, a file or folder of that name (one output), or a

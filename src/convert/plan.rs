@@ -1,8 +1,8 @@
 //! What a run will write, decided before a weight is read: the type of every tensor of every GGUF file, the format of
 //! every module of every folder, exact sizes, and where it all goes. Everything that can be refused is refused here.
 
-use super::budget::Allocation;
-use super::folder::FolderPlan;
+use super::allocation::Allocation;
+use super::folder::plan::FolderPlan;
 use super::ledger::LedgerRow;
 use super::recipe::{Limit, Recipe, Target};
 use super::record::{self, Facts};
@@ -76,21 +76,8 @@ pub enum AssumedImportance {
     WhereNeeded,
 }
 
-/// Decides everything. Nothing is written, no weight is read. Outputs go to the current folder, under the names that
-/// [`super::places`] gives them.
-///
-/// # Errors
-/// `Request` for a recipe that contradicts itself or names what the model does not have; `Unsupported` for a type or
-/// format that the model cannot have; `BadInput` for a tokenizer that cannot be converted, or a quantized source.
-pub fn plan(source: &SourceModel, recipe: &Recipe) -> Result<Plan> {
-    plan_assuming(source, recipe, AssumedImportance::OfRecipe)
-}
-
-/// The same, where it is not known yet whether there will be importance.
-///
-/// # Errors
-/// As [`plan`].
-pub fn plan_assuming(source: &SourceModel, recipe: &Recipe, importance: AssumedImportance) -> Result<Plan> {
+/// Decides everything but the reach of budgets.
+pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: AssumedImportance) -> Result<Plan> {
     recipe.check()?;
     let metadata = match recipe.files().next() {
         Some(_) => Some(metadata(source, recipe)?),
@@ -111,7 +98,7 @@ pub fn plan_assuming(source: &SourceModel, recipe: &Recipe, importance: AssumedI
             }
             _ => Decided::File(Box::new(plan.file(index, target, importance)?)),
         };
-        let place = PathBuf::from(super::places::usual_name(&source.name(), target));
+        let place = PathBuf::from(target.usual_name(&source.name()));
         plan.outputs.push(OutputPlan { index, target: target.clone(), place, what });
     }
     Ok(plan)
@@ -160,9 +147,6 @@ impl Plan {
         let mut file = FilePlan { file_type, limit, ..decided };
         file.sizes.file_bytes =
             file.sizes.padded_bytes + self.header_bytes((index, target), &file, &Facts::default())?;
-        if limit.is_some() {
-            super::budget::check(self, (index, target), &file)?;
-        }
         Ok(file)
     }
 
@@ -198,7 +182,8 @@ impl Plan {
     ) -> Result<Metadata> {
         let mut metadata = self.metadata.clone().unwrap_or_default();
         metadata.set("general.file_type", file.file_type);
-        record::write(&mut metadata, self, (index, target), facts);
+        let recipe = Recipe { outputs: vec![target.clone()], ..self.recipe.of_output(index) };
+        record::write(&mut metadata, &recipe, &self.source, facts);
         record::override_metadata(&mut metadata, &self.recipe.metadata)?;
         Ok(metadata)
     }

@@ -4,6 +4,8 @@
 //!
 //! What does not decide bytes (threads, memory, where an output lies) is [`crate::Control`]'s.
 
+pub use super::rounding::{Rounding, Search};
+use super::rounding::{has_feedback, needs_data, smoothing};
 use crate::calibration::data::{self, Source};
 use crate::calibration::imatrix::UnseenExperts;
 use crate::error::Hint;
@@ -15,6 +17,9 @@ use crate::{Error, Result};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
+
+/// The bytes that transformers puts into one file unless told otherwise.
+const MAX_SHARD: u64 = 5_000_000_000;
 
 /// Everything that decides the bytes of a run's outputs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -76,6 +81,12 @@ impl Target {
 
     pub fn is_file(&self) -> bool {
         !matches!(self, Target::Folder { .. })
+    }
+
+    /// What an output of a model is called, unless told otherwise.
+    pub fn usual_name(&self, model: &str) -> String {
+        let extension = if self.is_file() { ".gguf" } else { "" };
+        format!("{model}-{}{extension}", self.name())
     }
 
     /// A GGUF preset by name (`q4_k_m`, llama.cpp's number `15`), or a folder's format (`gptq-4bit-64g`).
@@ -182,51 +193,6 @@ impl Default for Data {
     }
 }
 
-/// How scales and codes are chosen.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Rounding {
-    /// `None`: error feedback where there is calibration data (folders: where the format has integers in groups), the
-    /// format's own search elsewhere.
-    pub search: Option<Search>,
-    /// Error feedback: how far the Hessian's off-diagonals are shrunk, 0 to 1.
-    pub rho: f32,
-    /// Error feedback: share of the mean diagonal that is added to it.
-    pub damping: f32,
-    /// Each layer sees what the quantized ones before it give. `None`: in folders, not in files.
-    pub sequential: Option<bool>,
-    /// Feed-forward channels in the order of their power (GGUF).
-    pub sort_channels: bool,
-    /// GPTQ with columns by falling activation: scales from the groups as they lie in the file.
-    pub static_groups: bool,
-    /// SmoothQuant's exponent; 0 for none (INT8).
-    pub smooth: f32,
-}
-
-impl Default for Rounding {
-    fn default() -> Self {
-        Self {
-            search: None,
-            rho: 0.3,
-            damping: 0.01,
-            sequential: None,
-            sort_channels: false,
-            static_groups: false,
-            smooth: 0.5,
-        }
-    }
-}
-
-/// How codes are searched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Search {
-    /// Block by block, as the format's own tool does: the bytes of llama-quantize, or each weight to the nearest code.
-    Nearest,
-    /// With error feedback under the whole Hessian: later columns make up for the errors of earlier ones.
-    Feedback,
-}
-
 /// When to begin another file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -257,7 +223,7 @@ impl Split {
     pub fn of_folders(self) -> u64 {
         match self {
             Split::MaxBytes(bytes) => bytes,
-            _ => super::folder::plan::MAX_SHARD,
+            _ => MAX_SHARD,
         }
     }
 }
@@ -399,10 +365,10 @@ impl Recipe {
         match &target {
             Target::Folder { format, .. } => {
                 let given = self.data.is_some();
-                let feedback = super::folder::has_feedback(format, &rounding, given);
-                let data = super::folder::needs_data(format, &rounding, given).then(|| data.unwrap_or_default());
+                let feedback = has_feedback(format, &rounding, given);
+                let data = needs_data(format, &rounding, given).then(|| data.unwrap_or_default());
                 let usual = Rounding::default();
-                let smooth = super::folder::smoothing(format, &rounding);
+                let smooth = smoothing(format, &rounding);
                 let rounding = Rounding {
                     search: Some(if feedback { Search::Feedback } else { Search::Nearest }),
                     rho: if feedback { rounding.rho } else { usual.rho },

@@ -1,11 +1,11 @@
 //! What a GGUF file says of how it was made: the recipe as far as it decides this file, the source, and the calibration
 //! data; and the metadata that the recipe sets whatever the source says.
 
-use super::plan::Plan;
 use super::recipe::{Override, OverrideValue, Recipe, Target};
 use crate::calibration::data::DataReport;
 use crate::eval::damage::SORTED;
 use crate::gguf::{ALIGNMENT_KEY, Metadata, Value};
+use crate::model::SourceModel;
 use crate::source::SourceFile;
 use crate::{Error, Result};
 
@@ -33,15 +33,15 @@ pub struct ImatrixFacts {
     pub chunks: u32,
 }
 
-/// Records how the file of an output is made, as if it were `target`. Hashes of the source are filled in at the end, in as many bytes.
-pub(super) fn write(metadata: &mut Metadata, plan: &Plan, (output, target): (usize, &Target), facts: &Facts) {
-    let recipe = Recipe { outputs: vec![target.clone()], ..plan.recipe.of_output(output) };
+/// Records how a file is made: by `recipe`, which has no other output. Hashes of the source are filled in at the end, in as
+/// many bytes.
+pub(super) fn write(metadata: &mut Metadata, recipe: &Recipe, source: &SourceModel, facts: &Facts) {
     metadata.set("quantize.version", env!("CARGO_PKG_VERSION"));
     metadata.set(RECIPE, recipe.to_json().to_string());
-    if let Target::Budget { name, .. } = &recipe.outputs[0] {
+    if let [Target::Budget { name, .. }] = &recipe.outputs[..] {
         metadata.set("quantize.target", name.as_str());
     }
-    let files = plan.source.ckpt.files();
+    let files = source.ckpt.files();
     let name = |f: &SourceFile| f.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
     metadata.set("quantize.source.files", files.iter().map(name).collect::<Vec<String>>());
     if recipe.hash_sources {

@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn the_nearest_family_shares_the_most_names() {
         let names =
-            ["token_embd.weight", "blk.0.attn_q.weight", "blk.1.attn_q_norm.weight", "blk.1.attn_k_norm.weight"];
+            ["blk.0.attn_q.weight", "blk.1.attn_q_norm.weight", "blk.1.attn_k_norm.weight", "blk.0.ffn_gate.weight"];
         assert_eq!(nearest(names.into_iter()), Some("qwen3"));
         assert_eq!(nearest(["v.patch_embd.weight"].into_iter()), None);
     }

@@ -74,6 +74,7 @@ impl Folder {
         metadata_format: &str,
         max_shard: u64,
         force: bool,
+        born: impl FnOnce() -> Result<()>,
     ) -> Result<Folder> {
         refuse_existing(target, force)?;
         let layout = safetensors::layout(&entries, metadata_format, max_shard)?;
@@ -91,6 +92,9 @@ impl Folder {
                 _ => Error::io(&partial, e),
             })?;
         }
+        born().inspect_err(|_| {
+            let _ = std::fs::remove_dir(&partial);
+        })?;
         let by_name = entries.iter().enumerate().map(|(i, e)| (e.name.clone(), i)).collect();
         // Of a run that was cut short while it gave the folder its name.
         let _ = std::fs::remove_file(partial.join("config.json"));
@@ -289,8 +293,14 @@ impl Drop for Folder {
 /// `Exists` for a folder of that name that is not unfinished work; `Io`.
 pub fn forget(target: &Path) -> Result<()> {
     let partial = partial_path(target);
-    let is_empty = || std::fs::read_dir(&partial).is_ok_and(|mut inside| inside.next().is_none());
-    if partial.exists() && !partial.join(JOURNAL).is_file() && !is_empty() {
+    // Before the journal has its name, nothing else is there.
+    let unborn = || {
+        let own = |entry: std::io::Result<std::fs::DirEntry>| {
+            entry.is_ok_and(|entry| entry.file_name().to_str().is_some_and(|name| name == format!("{JOURNAL}.new")))
+        };
+        std::fs::read_dir(&partial).is_ok_and(|mut inside| inside.all(own))
+    };
+    if partial.exists() && !partial.join(JOURNAL).is_file() && !unborn() {
         let what = "is not the unfinished work of this program, and is in the way; move it away";
         return Err(Error::Exists { path: partial, what, replaceable: false });
     }
@@ -307,7 +317,7 @@ mod tests {
 
     fn create(target: &Path, force: bool) -> Result<Folder> {
         let entries = ["a", "b"].map(|n| Entry { name: n.into(), dtype: Dtype::U8, shape: vec![4] }).to_vec();
-        Folder::create(target, entries, "pt", 1 << 30, force)
+        Folder::create(target, entries, "pt", 1 << 30, force, || Ok(()))
     }
 
     fn count(dir: &Path) -> usize {

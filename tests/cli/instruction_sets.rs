@@ -18,7 +18,11 @@ fn quantize(isa: &str, args: &[&str]) -> Output {
 fn digest(path: &Path) -> Vec<u8> {
     let ckpt = Checkpoint::open(path).unwrap();
     let mut hash = Sha256::new();
-    for t in ckpt.tensors() {
+    for file in ckpt.files().iter().filter(|_| path.is_dir()) {
+        hash.update(std::fs::read(&file.path).unwrap());
+    }
+    // The header of a GGUF file says when it was made.
+    for t in ckpt.tensors().iter().filter(|_| path.is_file()) {
         let mut bytes = vec![0; t.bytes() as usize];
         ckpt.read(t, 0, &mut bytes).unwrap();
         hash.update(t.name.as_bytes());
@@ -111,7 +115,10 @@ fn perplexity(isa: &str, model: &Path, dir: &Path) -> f64 {
     let paths = [model, &text, &report].map(|p| p.to_str().unwrap());
     let run = quantize(
         isa,
-        &["eval", paths[0], "--text", paths[1], "--ctx", "64", "--chunks", "4", "--report", paths[2], "--quiet"],
+        &[
+            "eval", paths[0], "--text", paths[1], "--ctx", "64", "--chunks", "4", "--report", paths[2], "--quiet",
+            "--force",
+        ],
     );
     assert!(run.status.success(), "{isa}: {}", String::from_utf8_lossy(&run.stderr));
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();

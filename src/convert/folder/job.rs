@@ -3,10 +3,9 @@
 //! does not depend on where it was cut, nor on the number of threads.
 
 use super::files;
-use super::judged::VERDICT;
 use super::plan::{Departure, FolderPlan};
 use crate::control::{Notice, Run};
-use crate::convert::Recipe;
+use crate::convert::recipe::Recipe;
 use crate::convert::identity::{Identity, sha256};
 use crate::convert::journal::{Journal, Left};
 use crate::kernel::RowSource;
@@ -59,6 +58,9 @@ pub fn part(layer: Option<usize>) -> String {
     layer.map_or("ends".into(), |layer| format!("layer {layer}"))
 }
 
+/// The part of the journal that holds the verdict.
+pub const VERDICT: &str = "held-out windows";
+
 /// The parts of a plan, in order.
 pub fn parts(plan: &FolderPlan) -> Vec<Option<usize>> {
     let mut layers: Vec<Option<usize>> = plan.contents.modules.iter().map(|m| m.layer).collect();
@@ -92,12 +94,16 @@ impl<'a> Job<'a> {
         let layout = layout.shards.iter().map(|shard| sha256(&shard.header)).collect();
         let name = recipe.outputs.first().map_or_else(String::new, |t| t.name().to_string());
         let key = Identity::new(ckpt, windows, layout, &run.control.cancel)?.key(recipe);
-        let left = Self::left(target, &key, run)?;
-        let mut folder = Folder::create(target, plan.entries.clone(), format, max_shard, run.control.force)?;
-        let journal = match left {
-            Some(journal) => journal,
-            None => Journal::create(&folder::journal_path(target), &key, Vec::new())?,
+        let mut journal = Self::left(target, &key, run)?;
+        // By its journal an unfinished folder is known as this program's, so that comes first.
+        let born = || {
+            if journal.is_none() {
+                journal = Some(Journal::create(&folder::journal_path(target), &key, Vec::new())?);
+            }
+            Ok(())
         };
+        let mut folder = Folder::create(target, plan.entries.clone(), format, max_shard, run.control.force, born)?;
+        let journal = journal.ok_or_else(|| Error::Internal("a folder without a journal".into()))?;
         folder.keep_on_drop(!journal.parts().is_empty());
         Ok(Self { ckpt, model, plan, folder, run, scheme, journal: Mutex::new(journal), name, key })
     }

@@ -2,7 +2,7 @@
 //! in the calibration, and where the calibrated one is worse, the folder gets the other. Loss inside a layer says nothing
 //! here.
 
-use super::job::{Job, formats_module, part, parts};
+use super::job::{Job, VERDICT, formats_module, part, parts};
 use super::layered::{Layered, replace};
 use super::nearest::rounded_part;
 use crate::Result;
@@ -12,9 +12,6 @@ use crate::infer::Engine;
 use crate::packed::Packed;
 use rayon::prelude::*;
 use serde_json::{Value, json};
-
-/// The part of the journal that holds the verdict.
-pub const VERDICT: &str = "held-out windows";
 
 /// Rounds as `method` does, and keeps the result if `held` says so.
 pub fn run(job: &Job, method: &Layered, held: &HeldOut) -> Result<()> {

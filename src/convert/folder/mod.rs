@@ -17,10 +17,11 @@ pub mod scaled;
 pub use plan::{Departure, FolderPlan};
 
 use super::data::{Drawing, hold_out_for_folders};
+use super::hashes;
 use super::judge::{HeldOut, Scored};
+use super::outcome::Made;
 use super::plan::{OutputPlan, Plan};
-use super::recipe::{Rounding, Search};
-use super::{Made, hashes};
+use super::rounding::{Rounding, has_feedback, needs_data, smoothing};
 use crate::control::{Notice, Run, Unit};
 use crate::feedback::{Shrink, int};
 use crate::packed::{ChannelScaling, Spec};
@@ -29,25 +30,6 @@ use job::{Job, Provenance};
 use layered::Layered;
 use scaled::Scaling;
 use serde_json::Value;
-
-/// Whether codes of a format are chosen with error feedback; `given`: there is calibration data.
-pub fn has_feedback(spec: &Spec, rounding: &Rounding, given: bool) -> bool {
-    match rounding.search {
-        Some(Search::Nearest) => false,
-        Some(Search::Feedback) => spec.takes_feedback(),
-        None => spec.prefers_feedback(given),
-    }
-}
-
-/// Whether the model has to be run on calibration data for a format, be it data that nobody named.
-pub fn needs_data(spec: &Spec, rounding: &Rounding, given: bool) -> bool {
-    (given && scaling(spec, rounding).is_some()) || spec.needs_inputs() || has_feedback(spec, rounding, given)
-}
-
-/// SmoothQuant's exponent, for a format whose inputs are smoothed.
-pub fn smoothing(spec: &Spec, rounding: &Rounding) -> Option<f32> {
-    (spec.scaling() == ChannelScaling::SmoothQuant).then_some(rounding.smooth)
-}
 
 /// How channels are scaled in a calibrated run.
 fn scaling(spec: &Spec, rounding: &Rounding) -> Option<Scaling> {

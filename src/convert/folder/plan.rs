@@ -1,7 +1,7 @@
 //! What a checkpoint folder will hold, decided from the configuration and the shapes alone: how each linear layer is
 //! stored, where that departs from what was asked and why, and every tensor's type and shape. No weight is read.
 
-use crate::convert::LedgerRow;
+use crate::convert::ledger::LedgerRow;
 use crate::model::graph::{Shard, shards, stored_alike};
 use crate::model::modules::{Contents, Module};
 use crate::model::{Model, Role, SourceModel};
@@ -10,9 +10,6 @@ use crate::source::Checkpoint;
 use crate::writer::safetensors::Entry;
 use crate::{Error, Result};
 use serde_json::Value;
-
-/// The bytes that transformers puts into one file unless told otherwise.
-pub(in crate::convert) const MAX_SHARD: u64 = 5_000_000_000;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]

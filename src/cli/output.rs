@@ -1,0 +1,55 @@
+//! What goes to standard output and standard error; what comes from files is escaped on the way.
+
+use crate::{Error, Result, escape};
+
+/// A message on standard error. Where that cannot be written (a full device), nobody is there to be told.
+pub fn say(message: &str) {
+    say_block(&(escape::message(message).into_owned() + "\n"));
+}
+
+/// The same for several lines.
+pub fn say_block(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stderr().write_all(escape::block(text).as_bytes());
+}
+
+/// Writes lines to standard output.
+pub fn print(text: &str) -> Result<()> {
+    stream(|out| out.write_all(escape::block(text).as_bytes()))
+}
+
+/// The same for a JSON document, which is written as it goes.
+pub fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    stream(|out| {
+        serde_json::to_writer_pretty(JsonText(out), value)?;
+        out.write_all(b"\n")
+    })
+}
+
+/// Hands standard output to `write`, which escapes what comes from files. A reader that went away (`| head`) is no error.
+pub fn stream(write: impl FnOnce(&mut dyn std::io::Write) -> std::io::Result<()>) -> Result<()> {
+    use std::io::Write;
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    match write(&mut out).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("standard output", e)),
+        _ => Ok(()),
+    }
+}
+
+/// Escapes the JSON that passes through; see [`escape::json`]. What is written at once ends at a character's end, as
+/// serde_json keeps to.
+pub struct JsonText<'a>(pub &'a mut dyn std::io::Write);
+
+impl std::io::Write for JsonText<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => self.0.write_all(escape::json(text).as_bytes())?,
+            Err(_) => self.0.write_all(bytes)?,
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
+}

@@ -1,0 +1,43 @@
+//! Values on the command line that are more than a word or a number.
+
+use crate::{Error, Result};
+
+/// `4G`, `500M`, `24GB`, `1.5TiB`, `1000`: decimal units, binary with an `i`.
+pub fn size(text: &str) -> Result<u64> {
+    let bad = || Error::Usage(format!("'{text}' is not a size; write 4G, 500M, 24GB or 16GiB"));
+    let t = text.trim();
+    let split = t.find(|c: char| c != '.' && !c.is_ascii_digit()).unwrap_or(t.len());
+    let number: f64 = t[..split].parse().map_err(|_| bad())?;
+    let unit = t[split..].trim().to_ascii_lowercase();
+    let unit = unit.strip_suffix('b').unwrap_or(&unit);
+    let factor = match unit {
+        "" => 1.0,
+        "k" => 1e3,
+        "m" => 1e6,
+        "g" => 1e9,
+        "t" => 1e12,
+        "ki" => 1024f64,
+        "mi" => 1024f64.powi(2),
+        "gi" => 1024f64.powi(3),
+        "ti" => 1024f64.powi(4),
+        _ => return Err(bad()),
+    };
+    let bytes = number * factor;
+    if bytes < 1.0 || bytes > u64::MAX as f64 / 2.0 { Err(bad()) } else { Ok(bytes as u64) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(size("4G").unwrap(), 4_000_000_000);
+        assert_eq!(size("24GB").unwrap(), 24_000_000_000);
+        assert_eq!(size("1.5GiB").unwrap(), 1_610_612_736);
+        assert_eq!(size("500").unwrap(), 500);
+        for bad in ["", "G", "4X", "-1", "0", "nan"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+}

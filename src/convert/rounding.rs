@@ -1,0 +1,73 @@
+//! How scales and codes are chosen, and what that asks of a run: error feedback, calibration data.
+
+use crate::packed::{ChannelScaling, Spec};
+use serde::{Deserialize, Serialize};
+
+/// How scales and codes are chosen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rounding {
+    /// `None`: error feedback where there is calibration data (folders: where the format has integers in groups), the
+    /// format's own search elsewhere.
+    pub search: Option<Search>,
+    /// Error feedback: how far the Hessian's off-diagonals are shrunk, 0 to 1.
+    pub rho: f32,
+    /// Error feedback: share of the mean diagonal that is added to it.
+    pub damping: f32,
+    /// Each layer sees what the quantized ones before it give. `None`: in folders, not in files.
+    pub sequential: Option<bool>,
+    /// Feed-forward channels in the order of their power (GGUF).
+    pub sort_channels: bool,
+    /// GPTQ with columns by falling activation: scales from the groups as they lie in the file.
+    pub static_groups: bool,
+    /// SmoothQuant's exponent; 0 for none (INT8).
+    pub smooth: f32,
+}
+
+impl Default for Rounding {
+    fn default() -> Self {
+        Self {
+            search: None,
+            rho: 0.3,
+            damping: 0.01,
+            sequential: None,
+            sort_channels: false,
+            static_groups: false,
+            smooth: 0.5,
+        }
+    }
+}
+
+/// How codes are searched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Search {
+    /// Block by block, as the format's own tool does: the bytes of llama-quantize, or each weight to the nearest code.
+    Nearest,
+    /// With error feedback under the whole Hessian: later columns make up for the errors of earlier ones.
+    Feedback,
+}
+
+/// Whether codes of a format are chosen with error feedback; `given`: there is calibration data.
+pub fn has_feedback(spec: &Spec, rounding: &Rounding, given: bool) -> bool {
+    match rounding.search {
+        Some(Search::Nearest) => false,
+        Some(Search::Feedback) => spec.takes_feedback(),
+        None => spec.prefers_feedback(given),
+    }
+}
+
+/// Whether the model has to be run on calibration data for a format, be it data that nobody named.
+pub fn needs_data(spec: &Spec, rounding: &Rounding, given: bool) -> bool {
+    (given && scales(spec, rounding)) || spec.needs_inputs() || has_feedback(spec, rounding, given)
+}
+
+/// SmoothQuant's exponent, for a format whose inputs are smoothed.
+pub fn smoothing(spec: &Spec, rounding: &Rounding) -> Option<f32> {
+    (spec.scaling() == ChannelScaling::SmoothQuant).then_some(rounding.smooth)
+}
+
+/// Whether channels are scaled in a calibrated run.
+fn scales(spec: &Spec, rounding: &Rounding) -> bool {
+    spec.scaling() == ChannelScaling::Awq || smoothing(spec, rounding).is_some_and(|exponent| exponent > 0.0)
+}
