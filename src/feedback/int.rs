@@ -356,14 +356,8 @@ impl Grid for IntGrid {
             part.parameters[self.group_of[block.places.start] as usize] = chosen;
         }
         let mut errors = vec![[F32x16::ZERO; 1]; block.weight.len()];
-        block.local.trial(0, block.weight, &mut errors, |j, [t]| {
-            let place = block.places.start + j;
-            let p = &part.parameters[self.group_of[place] as usize];
-            let code = p.code(t, max);
-            part.codes[place] = bytes(code);
-            block.value[j] = p.value(code);
-            [block.value[j]]
-        });
+        let rounding = Rounding { grid: self, part, max, first: block.places.start, value: block.value };
+        block.local.trial_with(0, block.weight, &mut errors, rounding);
         block.error.iter_mut().zip(&errors).for_each(|(out, [e])| *out = *e);
     }
 
@@ -492,6 +486,27 @@ impl IntGrid {
 
 /// A new choice must lower the loss at least to this share.
 const ACCEPT: f32 = 0.9999;
+
+/// Rounds the columns of a block, of which the first is at place `first`, with the parameters of their groups.
+struct Rounding<'a> {
+    grid: &'a IntGrid,
+    part: &'a mut Part,
+    max: f32,
+    first: usize,
+    value: &'a mut [F32x16],
+}
+
+impl Choose<1> for Rounding<'_> {
+    #[inline(always)]
+    fn choose(&mut self, j: usize, [target]: [F32x16; 1]) -> [F32x16; 1] {
+        let place = self.first + j;
+        let p = &self.part.parameters[self.grid.group_of[place] as usize];
+        let code = p.code(target, self.max);
+        self.part.codes[place] = bytes(code);
+        self.value[j] = p.value(code);
+        [self.value[j]]
+    }
+}
 
 /// The loss of [`TRIES`] grids over a block.
 #[inline(always)]
