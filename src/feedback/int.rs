@@ -237,12 +237,7 @@ impl IntGrid {
     /// The parameters of a group whose weights lie between `low <= 0` and `high >= 0`: from these extremes, or the best of
     /// a few others by `loss`, which judges [`TRIES`] at a time.
     #[inline(always)]
-    fn choose(
-        &self,
-        low: F32x16,
-        high: F32x16,
-        mut loss: impl FnMut(&[Parameters; TRIES]) -> [F32x16; TRIES],
-    ) -> Parameters {
+    fn choose(&self, low: F32x16, high: F32x16, mut loss: impl Loss) -> Parameters {
         let spec = &self.spec;
         let max = spec.max_code();
         let plain = if spec.symmetric {
@@ -266,7 +261,7 @@ impl IntGrid {
         let step = (largest - smallest) / (count - 1) as f32;
         let shifts: &[f32] = if spec.symmetric { &[0.0] } else { &[0.0, -1.0, 1.0] };
         let (batches, each) = (shifts.len() * count / TRIES, count / TRIES);
-        // The last batch is nearer to the best one. There is one call of `loss`, so that it is inlined.
+        // The last batch is nearer to the best one.
         for batch in 0..=batches {
             let mut tried = [plain; TRIES];
             let mut ratios = [ratio; TRIES];
@@ -280,7 +275,7 @@ impl IntGrid {
                 };
                 tried[c] = Parameters::new(plain.scale * ratios[c], zero, spec);
             }
-            let losses = loss(&tried);
+            let losses = loss.of(&tried);
             for c in 0..TRIES {
                 ratio = ratios[c].if_less(losses[c], best.1, ratio);
                 best.0 = tried[c].if_less(losses[c], best.1, &best.0);
@@ -329,18 +324,8 @@ impl Grid for IntGrid {
             self.group_of.iter().enumerate().for_each(|(place, g)| members[*g as usize].push(place));
             for (parameters, members) in parameters.iter_mut().zip(&members) {
                 let (low, high) = extremes(members.iter().map(|p| &weights[*p]));
-                *parameters = self.choose(low, high, |tried| {
-                    let mut loss = [F32x16::ZERO; TRIES];
-                    for place in members {
-                        one_column();
-                        let h = factor.importance()[*place];
-                        for c in 0..TRIES {
-                            let e = weights[*place] - tried[c].value(tried[c].code(weights[*place], max));
-                            loss[c] += e * e * h;
-                        }
-                    }
-                    loss
-                });
+                let loss = MembersLoss { weights, members, importance: factor.importance(), max };
+                *parameters = self.choose(low, high, loss);
             }
         }
         Part { codes: vec![[0; LANES]; weights.len()], parameters }
@@ -351,19 +336,14 @@ impl Grid for IntGrid {
         let max = self.spec.max_code();
         if self.in_loop {
             let (low, high) = extremes(block.weight.iter());
-            let mut errors = vec![[F32x16::ZERO; TRIES]; block.weight.len()];
-            let chosen = self.choose(low, high, |tried| trial(block.local, block.weight, tried, max, &mut errors));
+            let errors = vec![[F32x16::ZERO; TRIES]; block.weight.len()];
+            let loss = TrialLoss { local: block.local, target: block.weight, max, errors };
+            let chosen = self.choose(low, high, loss);
             part.parameters[self.group_of[block.places.start] as usize] = chosen;
         }
         let mut errors = vec![[F32x16::ZERO; 1]; block.weight.len()];
-        block.local.trial(0, block.weight, &mut errors, |j, [t]| {
-            let place = block.places.start + j;
-            let p = &part.parameters[self.group_of[place] as usize];
-            let code = p.code(t, max);
-            part.codes[place] = bytes(code);
-            block.value[j] = p.value(code);
-            [block.value[j]]
-        });
+        let rounding = Rounding { grid: self, part, max, first: block.places.start, value: block.value };
+        block.local.trial_with(0, block.weight, &mut errors, rounding);
         block.error.iter_mut().zip(&errors).for_each(|(out, [e])| *out = *e);
     }
 
@@ -492,6 +472,72 @@ impl IntGrid {
 
 /// A new choice must lower the loss at least to this share.
 const ACCEPT: f32 = 0.9999;
+
+/// Rounds the columns of a block, of which the first is at place `first`, with the parameters of their groups.
+struct Rounding<'a> {
+    grid: &'a IntGrid,
+    part: &'a mut Part,
+    max: f32,
+    first: usize,
+    value: &'a mut [F32x16],
+}
+
+impl Choose<1> for Rounding<'_> {
+    #[inline(always)]
+    fn choose(&mut self, j: usize, [target]: [F32x16; 1]) -> [F32x16; 1] {
+        let place = self.first + j;
+        let p = &self.part.parameters[self.grid.group_of[place] as usize];
+        let code = p.code(target, self.max);
+        self.part.codes[place] = bytes(code);
+        self.value[j] = p.value(code);
+        [self.value[j]]
+    }
+}
+
+/// The losses of [`TRIES`] grids. Not a closure, which the compiler may leave uninlined, that is, without the level's
+/// instructions.
+trait Loss {
+    fn of(&mut self, tried: &[Parameters; TRIES]) -> [F32x16; TRIES];
+}
+
+/// The weighted errors of the columns of a group, each rounded by itself.
+struct MembersLoss<'a> {
+    weights: &'a [F32x16],
+    members: &'a [usize],
+    importance: &'a [f32],
+    max: f32,
+}
+
+impl Loss for MembersLoss<'_> {
+    #[inline(always)]
+    fn of(&mut self, tried: &[Parameters; TRIES]) -> [F32x16; TRIES] {
+        let mut loss = [F32x16::ZERO; TRIES];
+        for place in self.members {
+            one_column();
+            let (weight, h) = (self.weights[*place], self.importance[*place]);
+            for c in 0..TRIES {
+                let e = weight - tried[c].value(tried[c].code(weight, self.max));
+                loss[c] += e * e * h;
+            }
+        }
+        loss
+    }
+}
+
+/// The loss of a block inside the feedback loop.
+struct TrialLoss<'a> {
+    local: &'a Local,
+    target: &'a [F32x16],
+    max: f32,
+    errors: Vec<[F32x16; TRIES]>,
+}
+
+impl Loss for TrialLoss<'_> {
+    #[inline(always)]
+    fn of(&mut self, tried: &[Parameters; TRIES]) -> [F32x16; TRIES] {
+        trial(self.local, self.target, tried, self.max, &mut self.errors)
+    }
+}
 
 /// The loss of [`TRIES`] grids over a block.
 #[inline(always)]
