@@ -81,7 +81,7 @@ fn round_row(x: &mut [f32], input: Input) {
     }
 }
 
-/// Weights per block of rounded activations.
+/// Activations in a block of Q8_K.
 const LONG: usize = 256;
 
 /// The block length that ggml's kernels for weights of type `ty` round with; `None` if they do not.
