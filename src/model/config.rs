@@ -295,7 +295,7 @@ impl Config {
         if dims == 0 || !dims.is_multiple_of(2) || dims > heads.dim {
             return bad(format!("{dims} rotary dimensions of {}; expected an even number", heads.dim));
         }
-        if !(rope.theta >= 1.0) {
+        if rope.theta.is_nan() || rope.theta < 1.0 {
             return bad(format!("rope theta is {}; expected 1 or more", rope.theta));
         }
         if let RopeScaling::LongRope { short, long, .. } = &rope.scaling

@@ -66,6 +66,8 @@ pub(super) static FAMILIES: &[Family] = &[
         maps: TWO,
         keys: &[keys::GEMMA],
         wiring: Wiring::SEQUENTIAL,
+        // "<end_of_turn>".
+        tokenizer: TokenizerFacts { fixed_ids: &[("eot", 107)], no_space_prefix: true, ..PLAIN_TOKENIZER },
         ..GEMMA
     },
     Family {

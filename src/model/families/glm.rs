@@ -1,7 +1,9 @@
 //! GLM-4 0414: norms before and after each part, gate and up in one matrix, half of each head rotated in pairs.
 
 use super::rows::{ATTENTION, ENDS, FUSED_MLP};
-use super::{DEFAULTS, Defaults, Dim, Family, HfName, PLAIN, Role, Rotation, Row, Source, When};
+use super::{
+    DEFAULTS, Defaults, Dim, Family, HfName, PLAIN, PLAIN_TOKENIZER, Role, Rotation, Row, Source, TokenizerFacts, When,
+};
 use crate::Result;
 use crate::model::config::{LayerConfig, Wiring};
 use crate::model::hf_config::Reading;
@@ -51,6 +53,10 @@ pub(super) static FAMILIES: &[Family] = &[Family {
     rotation: Rotation::Pairs,
     wiring: Wiring { post_norm: true, ..Wiring::SEQUENTIAL },
     partial_rotary: true,
+    tokenizer: TokenizerFacts {
+        named: &[("eos", "<|endoftext|>"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"), ("bos", "<|endoftext|>")],
+        ..PLAIN_TOKENIZER
+    },
     layers,
     ..PLAIN
 }];

@@ -311,6 +311,10 @@ pub struct TokenizerFacts {
     pub added_by_flags: bool,
     /// Some models are known by the size of their vocabulary (CodeLlama, Granite).
     pub by_vocabulary_size: bool,
+    /// Ids that are fixed: kind of special token and id (gemma).
+    pub fixed_ids: &'static [(&'static str, u32)],
+    /// Kinds of special tokens that a text stands for where nothing else says which token it is (glm4).
+    pub named: &'static [(&'static str, &'static str)],
 }
 
 /// A tokenizer without anything special about it.
@@ -320,6 +324,8 @@ pub(super) const PLAIN_TOKENIZER: TokenizerFacts = TokenizerFacts {
     no_space_prefix: false,
     added_by_flags: false,
     by_vocabulary_size: false,
+    fixed_ids: &[],
+    named: &[],
 };
 
 /// A model family: one GGUF architecture.

@@ -541,7 +541,7 @@ pub(super) static WINDOW_PATTERN: Key = Key {
         f.config.window()?;
         let slides = f.config.slides();
         let usual = |i: usize| match f.name.defaults.window {
-            WindowRule::AllButEvery { every, .. } => (i + 1) % every != 0,
+            WindowRule::AllButEvery { every, .. } => !(i + 1).is_multiple_of(every),
             _ => true,
         };
         let differs = slides.iter().enumerate().any(|(i, slides)| *slides != usual(i));

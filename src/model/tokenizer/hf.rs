@@ -57,8 +57,17 @@ pub(super) fn build(
             meta.set("tokenizer.ggml.pre", pre);
             meta.set("tokenizer.ggml.tokens", vocab.tokens);
             meta.set("tokenizer.ggml.token_type", vocab.types.iter().map(|&t| t as i32).collect::<Vec<_>>());
-            Special::load(files, true, None)?.write(&mut meta);
+            let mut special = Special::load(files, true, None)?;
+            let added = files.merged_added_tokens()?;
+            for (ty, text) in facts.named {
+                let id = added.iter().find(|t| t.content == *text).map(|t| t.id as i64);
+                special.set_id(ty, id, files)?;
+            }
+            special.write(&mut meta);
         }
+    }
+    for (ty, id) in facts.fixed_ids {
+        meta.set(format!("tokenizer.ggml.{ty}_token_id"), *id);
     }
     if let Some(prefix) = space_prefix
         && meta.get("tokenizer.ggml.add_space_prefix").is_none()
