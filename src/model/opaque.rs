@@ -127,7 +127,7 @@ fn first(meta: &Metadata, key: &str) -> Option<usize> {
     value.and_then(|n| usize::try_from(n).ok())
 }
 
-/// The family with the most tensor names in common, counted without layers, against all that either has.
+/// The family with the most tensor names in common, counted without layers, against all that either has; at least half.
 fn nearest<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'static str> {
     let pattern = |name: &str| match name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
         Some((_, part)) => format!("blk.{{layer}}.{part}"),
@@ -140,7 +140,7 @@ fn nearest<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'static str> {
     };
     let ranked = FAMILIES.iter().map(|f| (likeness(f.rows().map(|r| r.gguf.to_string()).collect()), f.gguf));
     let best = ranked.reduce(|best, next| if next.0 > best.0 { next } else { best });
-    best.filter(|(likeness, _)| *likeness > 0).map(|(_, name)| name)
+    best.filter(|(likeness, _)| *likeness >= 500).map(|(_, name)| name)
 }
 
 #[cfg(test)]
@@ -174,10 +174,11 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_family_shares_the_most_names() {
-        let names =
-            ["token_embd.weight", "blk.0.attn_q.weight", "blk.1.attn_q_norm.weight", "blk.1.attn_k_norm.weight"];
-        assert_eq!(nearest(names.into_iter()), Some("qwen3"));
-        assert_eq!(nearest(["v.patch_embd.weight"].into_iter()), None);
+    fn the_nearest_family_shares_at_least_half_of_the_names() {
+        let parts =
+            "attn_norm attn_q attn_k attn_v attn_output attn_q_norm attn_k_norm ffn_norm ffn_gate ffn_up ffn_down gate";
+        let names: Vec<String> = parts.split(' ').map(|part| format!("blk.1.{part}.weight")).collect();
+        assert_eq!(nearest(names.iter().map(String::as_str)), Some("qwen3"));
+        assert_eq!(nearest(["token_embd.weight", "output_norm.weight", "blk.0.ssm_in.weight"].into_iter()), None);
     }
 }
