@@ -2,9 +2,9 @@
 //! the metadata as it is. That is enough to quantize it, and to derive such a file again; what needs to know the meaning
 //! of a tensor refuses with the reason. Also what the presets want to know of a model, from metadata alone.
 
-use super::config::{Config, Ffn, Heads, LayerConfig, Mixer, Norm, Wiring};
-use super::families::{self, Role};
-use super::mapping::{MappedTensor, Model, RowOrder, ValueMap};
+use super::config::{Activation, Attention, Biases, Config, Rope, RopeScaling};
+use super::families::{FAMILIES, Role};
+use super::mapping::{MappedTensor, Model, RowOrder};
 use crate::gguf::{Array, Metadata, Value};
 use crate::quant::presets::ModelFacts;
 use crate::source::Checkpoint;
@@ -27,10 +27,10 @@ impl Opaque {
             Some(name) if name != self.arch => format!("; of the known families its tensors are most like {name}'s"),
             _ => String::new(),
         };
-        Error::unsupported(format!("{}{nearest}", self.reason)).hint(
-            "this model can be quantized from GGUF to GGUF, with an importance matrix and type rules, planned, and \
-             verified against its source; it cannot be run or calibrated, and makes no folders",
-        )
+        Error::Unsupported(format!(
+            "{}{nearest}\n  hint: this model can be quantized from GGUF to GGUF (--to, --imatrix, --tensor-type), planned, and verified with --source; it cannot be run or calibrated, and makes no folders",
+            self.reason
+        ))
     }
 }
 
@@ -46,7 +46,7 @@ pub(super) fn open(ckpt: &Checkpoint, meta: &Metadata, reason: String) -> Result
         parts: vec![part],
         half: None,
         rows: RowOrder::Same,
-        values: ValueMap::Same,
+        add: 0.0,
         role: Role::Unknown,
         layer: t.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok()),
     };
@@ -65,37 +65,27 @@ fn sizes(meta: &Metadata, arch: &str) -> Config {
     let facts = preset_facts(meta);
     let size = |key: &str| first(meta, &format!("{arch}.{key}")).unwrap_or(0);
     let vocab = meta.strings("tokenizer.ggml.tokens").map_or(0, <[String]>::len);
-    let layer = LayerConfig {
-        mixer: Mixer::Attention(Heads {
-            q: facts.heads,
-            kv: facts.kv_heads,
-            dim: size("attention.key_length"),
-            value_dim: size("attention.value_length"),
-            window: None,
-            rope: None,
-            scale: 1.0,
-            softcap: None,
-            qkv_bias: false,
-            output_bias: false,
-        }),
-        ffn: Ffn { dense: None, experts: None },
-        wiring: Wiring { pre_norm: true, post_norm: false, parallel: false },
-    };
     Config {
         arch: arch.to_string(),
-        layers: vec![layer; facts.layers.min(1 << 12)],
+        layers: facts.layers,
         hidden: size("embedding_length"),
         ffn: size("feed_forward_length"),
+        heads: facts.heads,
+        kv_heads: facts.kv_heads,
+        head_dim: size("attention.key_length"),
         vocab,
         context: size("context_length"),
-        norm: Norm::Rms,
         norm_eps: 0.0,
-        ropes: Vec::new(),
+        rope: Rope { theta: 0.0, theta_local: None, dims: 0, scaling: RopeScaling::Default },
+        attention: vec![Attention::Full; facts.layers.min(1 << 12)],
+        experts: None,
+        bias: Biases::default(),
         tied_embeddings: false,
+        activation: Activation::Silu,
+        attn_softcap: None,
         logit_softcap: None,
+        attn_scale: 1.0,
         embedding_scale: 1.0,
-        residual_scale: 1.0,
-        logit_scale: 1.0,
     }
 }
 
@@ -137,7 +127,7 @@ fn first(meta: &Metadata, key: &str) -> Option<usize> {
     value.and_then(|n| usize::try_from(n).ok())
 }
 
-/// The family with the most tensor names in common, counted without layers, against all that either has.
+/// The family with the most tensor names in common, counted without layers, against all that either has; at least half.
 fn nearest<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'static str> {
     let pattern = |name: &str| match name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
         Some((_, part)) => format!("blk.{{layer}}.{part}"),
@@ -148,9 +138,9 @@ fn nearest<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'static str> {
         let common = rows.intersection(&own).count();
         1000 * common / (rows.len() + own.len() - common).max(1)
     };
-    let ranked = families::all().map(|f| (likeness(f.rows().map(|r| r.gguf.to_string()).collect()), f.gguf));
+    let ranked = FAMILIES.iter().map(|f| (likeness(f.rows().map(|r| r.gguf.to_string()).collect()), f.gguf));
     let best = ranked.reduce(|best, next| if next.0 > best.0 { next } else { best });
-    best.filter(|(likeness, _)| *likeness > 0).map(|(_, name)| name)
+    best.filter(|(likeness, _)| *likeness >= 500).map(|(_, name)| name)
 }
 
 #[cfg(test)]
@@ -184,10 +174,11 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_family_shares_the_most_names() {
-        let names =
-            ["blk.0.attn_q.weight", "blk.1.attn_q_norm.weight", "blk.1.attn_k_norm.weight", "blk.0.ffn_gate.weight"];
-        assert_eq!(nearest(names.into_iter()), Some("qwen3"));
-        assert_eq!(nearest(["v.patch_embd.weight"].into_iter()), None);
+    fn the_nearest_family_shares_at_least_half_of_the_names() {
+        let parts =
+            "attn_norm attn_q attn_k attn_v attn_output attn_q_norm attn_k_norm ffn_norm ffn_gate ffn_up ffn_down gate";
+        let names: Vec<String> = parts.split(' ').map(|part| format!("blk.1.{part}.weight")).collect();
+        assert_eq!(nearest(names.iter().map(String::as_str)), Some("qwen3"));
+        assert_eq!(nearest(["token_embd.weight", "output_norm.weight", "blk.0.ssm_in.weight"].into_iter()), None);
     }
 }
