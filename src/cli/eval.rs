@@ -111,17 +111,17 @@ pub fn measure(
         Some(_) => None,
         None => Some(turns::open(base_path, text.activations, quiet)?),
     };
-    let prepared = match (&base, &stored) {
-        (Some(base), _) => Prepared::new(base, text)?,
+    let (prepared, sizes) = match (&base, &stored) {
+        (Some(base), _) => (Prepared::new(base, text)?, (base.engine.config.vocab, base.engine.config.hidden)),
         (None, Some(stored)) => {
             let first = candidate_paths.first().map(|path| Runnable::open_idle(path)).transpose()?;
             let first = first.ok_or_else(|| Error::Usage("compare needs a base and at least one candidate".into()))?;
-            Prepared::stored(stored, &first, base_path, text.activations)?
+            let prepared = Prepared::stored(stored, &first, base_path, text.activations)?;
+            (prepared, (stored.vocab(), first.engine.config.hidden))
         }
         (None, None) => return Err(Error::Internal("no base".into())),
     };
-    let vocab = base.as_ref().map_or_else(|| stored.as_ref().map_or(0, KlBaseReader::vocab), eval::Logits::vocab);
-    let turn = turns::plan(candidate_paths, &prepared.windows, vocab, max_memory)?;
+    let turn = turns::plan(candidate_paths, &prepared.windows, sizes, max_memory)?;
     let mut candidates: Vec<Entrant> = Vec::with_capacity(candidate_paths.len());
     for path in candidate_paths {
         let model = match turn {

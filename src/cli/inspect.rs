@@ -180,8 +180,7 @@ impl Serialize for Shown<'_> {
             Value::I16(v) => s.serialize_i16(*v),
             Value::U32(v) => s.serialize_u32(*v),
             Value::I32(v) => s.serialize_i32(*v),
-            // All digits of the number that is meant.
-            Value::F32(v) => s.serialize_f64(f64::from(*v)),
+            Value::F32(v) => s.serialize_f32(*v),
             Value::Bool(v) => s.serialize_bool(*v),
             Value::String(v) => s.serialize_str(v),
             Value::U64(v) => s.serialize_u64(*v),
@@ -194,7 +193,7 @@ impl Serialize for Shown<'_> {
                 Array::I16(v) => self.list(v, s, |v| *v),
                 Array::U32(v) => self.list(v, s, |v| *v),
                 Array::I32(v) => self.list(v, s, |v| *v),
-                Array::F32(v) => self.list(v, s, |v| f64::from(*v)),
+                Array::F32(v) => self.list(v, s, |v| *v),
                 Array::Bool(v) => self.list(v, s, |v| *v),
                 Array::String(v) => self.list(v, s, |v| v.as_str()),
                 Array::U64(v) => self.list(v, s, |v| *v),

@@ -3,8 +3,8 @@
 
 use super::args::Activations;
 use super::interrupt::CANCEL;
-use crate::eval::Artifact;
-use crate::eval::Runnable;
+use crate::eval::compare::BATCH;
+use crate::eval::{Artifact, Runnable};
 use crate::eval::{EachRows, Logits, Windows};
 use crate::{Error, Result};
 use std::ops::Range;
@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 /// What a model takes in memory, over the bytes of its weights: tokenizer, tables, work.
 const OVERHEAD: f64 = 1.3;
+/// Floats per token and channel that a run holds at its peak, about: activations of all kinds, keys and values.
+const WORK: u64 = 24;
 /// The share of the free memory that is used where no limit was given.
 const SHARE: f64 = 0.8;
 
@@ -90,10 +92,15 @@ impl Logits for Entrant {
 
 /// How many chunks a candidate's turn has; `None` to keep all candidates in memory.
 ///
-/// `limit`: bytes for the whole process, of which the base has its share already. `vocab`: of the base.
+/// `limit`: bytes for the whole process, of which the base has its share already. `vocab` and `hidden`: of the base.
 ///
 /// Errors: `Usage` when not even one candidate fits.
-pub fn plan(candidates: &[PathBuf], windows: &Windows, vocab: usize, limit: Option<u64>) -> Result<Option<usize>> {
+pub fn plan(
+    candidates: &[PathBuf],
+    windows: &Windows,
+    (vocab, hidden): (usize, usize),
+    limit: Option<u64>,
+) -> Result<Option<usize>> {
     let sizes: Vec<u64> = candidates.iter().map(|path| (weights(path) as f64 * OVERHEAD) as u64).collect();
     let (largest, all) = (sizes.iter().copied().max().unwrap_or(0), sizes.iter().sum::<u64>());
     let chunk = (windows.method.scored().len() as u64).saturating_mul(4 * vocab as u64).max(1);
@@ -106,7 +113,10 @@ pub fn plan(candidates: &[PathBuf], windows: &Windows, vocab: usize, limit: Opti
         let what = "the base, one candidate and the logits of one chunk take about";
         return Err(Error::Usage(format!("--max-memory {limit} is too little: {what} {needed} bytes")));
     }
-    Ok(turn(largest, all, chunk, windows.count as u64, room))
+    let ctx = windows.method.ctx() as u64;
+    let tokens = ctx.max(BATCH as u64).min(ctx.saturating_mul(windows.count as u64));
+    let work = tokens.saturating_mul(4 * WORK * hidden as u64);
+    Ok(turn(largest, all, chunk, windows.count as u64, room.saturating_sub(work)))
 }
 
 fn turn(largest: u64, all: u64, chunk: u64, chunks: u64, room: u64) -> Option<usize> {

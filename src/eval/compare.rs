@@ -13,7 +13,7 @@ use super::{Logits, bootstrap};
 use crate::{Error, Result};
 
 /// Tokens that a model runs at once: enough that decoding its weights is a small part of the work.
-const BATCH: usize = 1024;
+pub const BATCH: usize = 1024;
 
 /// A model under comparison and the name it goes by in errors and reports.
 pub struct Candidate<'a> {
@@ -144,6 +144,9 @@ pub fn compare_in_turns(
                         run.score_base(&mut base, (first + at, at), *window, &mut chunk)?;
                         chunks.push(chunk);
                     }
+                }
+                if let Base::Model(base) = &mut base {
+                    base.model.release();
                 }
                 for (i, candidate) in candidates.iter_mut().enumerate() {
                     for (first, group) in groups(windows, start, group) {
@@ -430,7 +433,7 @@ mod tests {
         assert_eq!((windows.count, released), (15, [0, 0, 0]));
         for (turn, turns) in [(1, 4), (4, 4), (5, 2), (100, 1)] {
             let (in_turn, released) = run(Some(turn));
-            assert_eq!(released, [0, turns, turns]);
+            assert_eq!(released, [turns; 3]);
             assert_eq!(format!("{in_turn:?}"), format!("{together:?}"));
         }
     }

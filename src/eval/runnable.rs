@@ -150,6 +150,10 @@ impl Logits for Runnable {
         }
         Ok(())
     }
+
+    fn release(&mut self) {
+        self.work = Work::default();
+    }
 }
 
 /// The model's own tokenizer, as the evaluation uses it.

@@ -5,9 +5,9 @@
 use super::files;
 use super::plan::{Departure, FolderPlan};
 use crate::control::{Notice, Run};
-use crate::convert::recipe::Recipe;
 use crate::convert::identity::{Identity, sha256};
 use crate::convert::journal::{Journal, Left};
+use crate::convert::recipe::Recipe;
 use crate::kernel::RowSource;
 use crate::model::{Model, SourceModel};
 use crate::packed::{self, Packed, Piece, Scheme, StoredPiece};

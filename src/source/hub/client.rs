@@ -332,7 +332,16 @@ impl<'a> Client<'a> {
             }
             Err(ureq::Error::Status(416, _)) => Err(Trouble::NoSuchRange),
             Err(ureq::Error::Status(status, response)) => Err(self.refusal(status, &response, what).into()),
-            Err(ureq::Error::Transport(e)) => Err(passing(e)),
+            Err(ureq::Error::Transport(e)) => {
+                // Addresses may be of any length.
+                let why: String = e.to_string().chars().take(500).collect();
+                match e.kind() {
+                    ureq::ErrorKind::InvalidUrl | ureq::ErrorKind::UnknownScheme => {
+                        Err(Error::bad_input(format!("{}: {what}: {why}", self.id)).into())
+                    }
+                    _ => Err(passing(why)),
+                }
+            }
         }
     }
 
