@@ -2,9 +2,9 @@
 //! the metadata as it is. That is enough to quantize it, and to derive such a file again; what needs to know the meaning
 //! of a tensor refuses with the reason. Also what the presets want to know of a model, from metadata alone.
 
-use super::config::{Activation, Attention, Biases, Config, Rope, RopeScaling};
-use super::families::{FAMILIES, Role};
-use super::mapping::{MappedTensor, Model, RowOrder};
+use super::config::{Config, Ffn, Heads, LayerConfig, Mixer, Norm, Wiring};
+use super::families::{self, Role};
+use super::mapping::{MappedTensor, Model, RowOrder, ValueMap};
 use crate::gguf::{Array, Metadata, Value};
 use crate::quant::presets::ModelFacts;
 use crate::source::Checkpoint;
@@ -27,10 +27,10 @@ impl Opaque {
             Some(name) if name != self.arch => format!("; of the known families its tensors are most like {name}'s"),
             _ => String::new(),
         };
-        Error::Unsupported(format!(
-            "{}{nearest}\n  hint: this model can be quantized from GGUF to GGUF (--to, --imatrix, --tensor-type), planned, and verified with --source; it cannot be run or calibrated, and makes no folders",
-            self.reason
-        ))
+        Error::unsupported(format!("{}{nearest}", self.reason)).hint(
+            "this model can be quantized from GGUF to GGUF, with an importance matrix and type rules, planned, and \
+             verified against its source; it cannot be run or calibrated, and makes no folders",
+        )
     }
 }
 
@@ -46,7 +46,7 @@ pub(super) fn open(ckpt: &Checkpoint, meta: &Metadata, reason: String) -> Result
         parts: vec![part],
         half: None,
         rows: RowOrder::Same,
-        add: 0.0,
+        values: ValueMap::Same,
         role: Role::Unknown,
         layer: t.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok()),
     };
@@ -65,27 +65,37 @@ fn sizes(meta: &Metadata, arch: &str) -> Config {
     let facts = preset_facts(meta);
     let size = |key: &str| first(meta, &format!("{arch}.{key}")).unwrap_or(0);
     let vocab = meta.strings("tokenizer.ggml.tokens").map_or(0, <[String]>::len);
+    let layer = LayerConfig {
+        mixer: Mixer::Attention(Heads {
+            q: facts.heads,
+            kv: facts.kv_heads,
+            dim: size("attention.key_length"),
+            value_dim: size("attention.value_length"),
+            window: None,
+            rope: None,
+            scale: 1.0,
+            softcap: None,
+            qkv_bias: false,
+            output_bias: false,
+        }),
+        ffn: Ffn { dense: None, experts: None },
+        wiring: Wiring { pre_norm: true, post_norm: false, parallel: false },
+    };
     Config {
         arch: arch.to_string(),
-        layers: facts.layers,
+        layers: vec![layer; facts.layers.min(1 << 12)],
         hidden: size("embedding_length"),
         ffn: size("feed_forward_length"),
-        heads: facts.heads,
-        kv_heads: facts.kv_heads,
-        head_dim: size("attention.key_length"),
         vocab,
         context: size("context_length"),
+        norm: Norm::Rms,
         norm_eps: 0.0,
-        rope: Rope { theta: 0.0, theta_local: None, dims: 0, scaling: RopeScaling::Default },
-        attention: vec![Attention::Full; facts.layers.min(1 << 12)],
-        experts: None,
-        bias: Biases::default(),
+        ropes: Vec::new(),
         tied_embeddings: false,
-        activation: Activation::Silu,
-        attn_softcap: None,
         logit_softcap: None,
-        attn_scale: 1.0,
         embedding_scale: 1.0,
+        residual_scale: 1.0,
+        logit_scale: 1.0,
     }
 }
 
@@ -138,7 +148,7 @@ fn nearest<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'static str> {
         let common = rows.intersection(&own).count();
         1000 * common / (rows.len() + own.len() - common).max(1)
     };
-    let ranked = FAMILIES.iter().map(|f| (likeness(f.rows().map(|r| r.gguf.to_string()).collect()), f.gguf));
+    let ranked = families::all().map(|f| (likeness(f.rows().map(|r| r.gguf.to_string()).collect()), f.gguf));
     let best = ranked.reduce(|best, next| if next.0 > best.0 { next } else { best });
     best.filter(|(likeness, _)| *likeness >= 500).map(|(_, name)| name)
 }
