@@ -244,7 +244,7 @@ fn what_cannot_work_is_refused_before_the_work() {
     ok(&mut calibrate("llama", &path("llama.gguf"), &["--calibration-tokens", "64"]));
     let other = path("phi3.gguf");
     let text = fails(&mut convert("q4_0", &["--imatrix", other.to_str().unwrap()]), 3);
-    assert!(text.contains("another config.json") && text.contains("phi3.gguf"), "{text}");
+    assert!(text.contains("another model") && text.contains("phi3.gguf"), "{text}");
     let mut nan = Imatrix::open(&path("llama.gguf")).unwrap();
     nan.entries.values_mut().for_each(|e| e.sums[0] = f32::NAN);
     nan.write(&path("nan.gguf"), &Metadata::new(), false).unwrap();
@@ -522,7 +522,7 @@ fn only_the_same_run_is_resumed() {
     for (name, more, fault) in [
         ("llama", &seed[..], "data.seed"),
         ("llama", &head[..], "another head"),
-        ("mixtral", &tokens[..], "another model"),
+        ("mixtral", &tokens[..], "another config.json"),
     ] {
         let text = fails(&mut resume(name, more), 3);
         assert!(text.contains(fault) && text.contains("without --resume"), "{text}");

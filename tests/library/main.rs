@@ -12,5 +12,6 @@ mod layerwise;
 mod model;
 mod model_variants;
 mod report;
+mod resume;
 mod tokenizer;
 mod tokenizer_folders;

@@ -1,0 +1,138 @@
+//! What decides the bytes of an output decides whether a run may go on: every field of the recipe is changed, one after the
+//! other, and the unfinished work of the first run is refused.
+
+use crate::common::model;
+use quantize::convert::recipe::Data;
+use quantize::convert::{self, Recipe};
+use quantize::model::SourceModel;
+use quantize::{Cancel, Control, Error, Phase, Report, Unit};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Asks a run to stop in the middle of its longest phase.
+#[derive(Default)]
+struct StopHalfway {
+    cancel: Cancel,
+    total: AtomicU64,
+    done: AtomicU64,
+}
+
+impl Report for StopHalfway {
+    fn begin(&self, phase: &Phase) {
+        let counts = matches!(phase.unit, Unit::TokensByLayer(_)) || phase.name.starts_with("gptq");
+        self.total.store(if counts { phase.total } else { u64::MAX }, Ordering::Relaxed);
+        self.done.store(0, Ordering::Relaxed);
+    }
+
+    fn advance(&self, n: u64) {
+        let done = self.done.fetch_add(n, Ordering::Relaxed) + n;
+        if done > self.total.load(Ordering::Relaxed) / 10 * 6 {
+            self.cancel.request();
+        }
+    }
+}
+
+fn run(source: &SourceModel, recipe: &Recipe, output: &Path, control: &Control, report: &dyn Report) -> Option<Error> {
+    let planned = convert::plan(source, recipe).and_then(|mut plan| plan.place(output).map(|()| plan));
+    planned.and_then(|plan| convert::run(&plan, control, report)).err()
+}
+
+/// The places of all values in a JSON document that have no parts.
+fn leaves(value: &Value, at: String, found: &mut Vec<String>) {
+    match value {
+        Value::Object(map) if !map.is_empty() => map.iter().for_each(|(k, v)| leaves(v, format!("{at}/{k}"), found)),
+        Value::Array(list) if !list.is_empty() => {
+            list.iter().enumerate().for_each(|(i, v)| leaves(v, format!("{at}/{i}"), found));
+        }
+        _ => found.push(at),
+    }
+}
+
+/// Another value for a field. A field that is not known here ends the test: say how to change it, and see it refused.
+fn other(place: &str, value: &Value, text: &str) -> Value {
+    match (place, value) {
+        (_, Value::Bool(b)) => json!(!b),
+        ("/rounding/rho" | "/rounding/damping" | "/rounding/smooth", _) => json!(0.25),
+        (_, Value::Number(n)) => json!(n.as_u64().unwrap() + 1),
+        ("/outputs/0/preset", _) => json!("Q4_K_M"),
+        ("/outputs/0/folder/name", _) => json!("another"),
+        ("/outputs/0/folder/format", _) => json!("gptq-4bit-32g!"),
+        ("/types/tensors", _) => json!([{ "pattern": "ffn_down", "type": "Q6_K" }]),
+        ("/types/output" | "/types/embedding", _) => json!("Q8_0"),
+        ("/metadata", _) => json!([{ "key": "general.name", "value": { "str": "other" } }]),
+        ("/pretokenizer", _) => json!("gpt-2"),
+        ("/unseen_experts", _) => json!("plain"),
+        ("/data/sources/0", _) => json!(text),
+        ("/rounding/search", Value::String(s)) => json!(if s == "feedback" { "nearest" } else { "feedback" }),
+        ("/rounding/sequential", _) => json!(true),
+        ("/split", _) => json!({ "max-bytes": 1_000_000 }),
+        _ => panic!("how is {place} changed? It is {value}"),
+    }
+}
+
+/// Cuts a run short, changes each field of what it records, and expects `--resume` to refuse; then the unchanged recipe goes
+/// on. `passed_over`: fields whose change makes a run that continues nothing, or that excludes others.
+fn every_field_counts(source: &str, recipe: Recipe, passed_over: &[&str]) {
+    let dir = tempfile::tempdir().unwrap();
+    let source = SourceModel::open(&model(source)).unwrap();
+    let text = dir.path().join("text.txt");
+    std::fs::write(&text, "Another text about other things, long enough for a window or two.\n".repeat(200)).unwrap();
+    let output = dir.path().join(if recipe.files().next().is_some() { "out.gguf" } else { "out" });
+    let stop = StopHalfway::default();
+    let control = |resume| Control { threads: 2, resume, ..Control::default() };
+    let first = Control { cancel: stop.cancel.clone(), ..control(false) };
+    assert!(matches!(run(&source, &recipe, &output, &first, &stop), Some(Error::Interrupted)));
+    let recorded = recipe.of_output(0).to_json();
+    let mut places = Vec::new();
+    leaves(&recorded, String::new(), &mut places);
+    assert!(places.len() > 10, "{places:?}");
+    let mut refused = 0;
+    for place in places.iter().filter(|place| !passed_over.contains(&place.as_str())) {
+        let mut changed = recorded.clone();
+        let value = changed.pointer_mut(place).unwrap();
+        *value = other(place, value, text.to_str().unwrap());
+        let changed = Recipe::from_json(&changed.to_string()).unwrap();
+        match run(&source, &changed, &output, &control(true), &()) {
+            Some(Error::Unfinished { what, .. }) => assert!(what.contains("another run"), "{place}: {what}"),
+            other => panic!("{place} was changed, and the run went on: {other:?}"),
+        }
+        refused += 1;
+    }
+    assert!(refused + passed_over.len() >= places.len());
+    assert!(!output.exists());
+    let unchanged = run(&source, &recipe, &output, &control(true), &());
+    assert!(unchanged.is_none() && output.exists(), "{unchanged:?}");
+}
+
+fn calibrated(target: &str) -> Recipe {
+    let data = Some(Data { tokens: 2048, window: 64, ..Data::default() });
+    Recipe { data, ..Recipe::to([target]).unwrap() }
+}
+
+#[test]
+fn every_field_of_a_files_recipe_counts() {
+    // A finished matrix excludes calibration data; without feedback nothing is continued.
+    every_field_counts("llama", calibrated("q4_0"), &["/importance", "/rounding/search"]);
+}
+
+#[test]
+fn every_field_of_a_folders_recipe_counts() {
+    let fields_of_files = [
+        "/types/tensors",
+        "/types/output",
+        "/types/embedding",
+        "/types/keep_output",
+        "/types/pure",
+        "/metadata",
+        "/pretokenizer",
+        "/requantize",
+        "/importance",
+        "/unseen_experts",
+        "/rounding/sort_channels",
+        // Of other formats.
+        "/rounding/static_groups",
+        "/rounding/smooth",
+    ];
+    every_field_counts("llama", calibrated("gptq-4bit-64g"), &fields_of_files);
+}
