@@ -37,6 +37,9 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
         source.model.known()?;
     }
     let mut plan = convert::plan(&source, &recipe)?;
+    if !args.common.quiet {
+        plan.remarks.iter().for_each(|remark| say!("note: {remark}"));
+    }
     plan::on_fallback(args.types.on_fallback, &plan)?;
     if args.dry_run {
         convert::spend_budgets(&mut plan, &control, &terminal)?;
@@ -187,7 +190,7 @@ fn summary_json(plan: &Plan, outcome: &Outcome) -> Value {
     let mut json = json!({
         "version": env!("CARGO_PKG_VERSION"), "source": escape::path(&plan.source.path),
         "source_bytes": stream::source_bytes(ckpt, model), "tensors": ckpt.tensors().len(),
-        "dropped": dropped.collect::<Vec<_>>(), "artifacts": outcome.outputs.iter().map(row).collect::<Vec<_>>(),
+        "dropped": dropped.collect::<Vec<_>>(), "remarks": plan.remarks, "artifacts": outcome.outputs.iter().map(row).collect::<Vec<_>>(),
         "seconds": outcome.seconds, "calibration": outcome.data,
     });
     if plan.files().next().is_some() {

@@ -11,8 +11,8 @@ use super::output::{print, print_json};
 use super::progress::Terminal;
 use crate::control::{Control, Run, Unit};
 use crate::convert::folder::engines::{Engine, Objection, objections};
-use crate::convert::{Importance, record, stream};
-use crate::model::{Model, SourceModel};
+use crate::convert::{Importance, loadable, record, stream};
+use crate::model::{Model, SourceModel, gguf_metadata};
 use crate::quant::GgmlType;
 use crate::source::{Checkpoint, Dtype, TensorMeta};
 use crate::writer::Sink;
@@ -72,7 +72,7 @@ pub fn run(args: VerifyArgs) -> Result<()> {
         let mut rows = Vec::new();
         for engine in args.engines.iter().map(|e| e.engine()) {
             let found = match file.gguf() {
-                Some(_) => about_gguf(engine),
+                Some(_) => about_gguf(engine, &file),
                 None => objections(engine, &file, &model, args.tp as usize)?,
             };
             let loads = found.iter().all(|o| !o.refused);
@@ -105,9 +105,12 @@ pub fn run(args: VerifyArgs) -> Result<()> {
 }
 
 /// What engines say of a sound GGUF file.
-fn about_gguf(engine: Engine) -> Vec<Objection> {
+fn about_gguf(engine: Engine, file: &Checkpoint) -> Vec<Objection> {
     let (refused, what) = match engine {
-        Engine::LlamaCpp => return Vec::new(),
+        Engine::LlamaCpp => {
+            let refused = |what| Objection { modules: Vec::new(), what, refused: true };
+            return loadable::refusals(file).into_iter().map(refused).collect();
+        }
         Engine::Vllm => (false, "needs the GGUF plugin, which has no kernels for CPUs"),
         Engine::Transformers => (false, "is turned back into 16 or 32 bits: from_pretrained(DIR, gguf_file=FILE)"),
         Engine::Mlx => (true, "mlx-lm loads folders; make one of the original with: quantize --to mlx-4bit"),
@@ -198,6 +201,7 @@ fn derive(
     quiet: bool,
 ) -> Result<(Vec<String>, usize)> {
     let SourceModel { ckpt, model, .. } = SourceModel::open(source)?;
+    same_configuration(file, &ckpt, &model)?;
     let unseen = imatrix.unseen_experts.unwrap_or_default();
     let importance = imatrix.imatrix.as_deref().map(|file| Importance::open(file, unseen, &model)).transpose()?;
     let recorded = file.gguf().is_some_and(record::used_imatrix);
@@ -242,6 +246,23 @@ fn derive(
     differing.dedup();
     let names = differing.into_iter().map(|i| compare.stored[i].name.clone()).collect();
     Ok((names, compare.stored.len()))
+}
+
+/// That the file says of the model's sizes what the source's configuration says, but for what its recipe sets.
+fn same_configuration(file: &Checkpoint, ckpt: &Checkpoint, model: &Model) -> Result<()> {
+    let Some(there) = file.gguf() else { return Ok(()) };
+    let ours = gguf_metadata(model, ckpt, 0)?;
+    let recipe = record::read(there);
+    let is_set = |key: &str| recipe.iter().flat_map(|r| &r.metadata).any(|o| o.key == key);
+    let arch = ours.str("general.architecture").unwrap_or_default().to_string() + ".";
+    for (key, value) in ours.iter().filter(|(key, _)| key.starts_with(&arch) && !is_set(key)) {
+        if there.get(key).is_some_and(|other| other != value) {
+            let what = format!("metadata key '{key}' is not what the configuration of the source gives");
+            return Err(Error::bad_file(&file.files()[0].path, what)
+                .hint("the source's configuration was changed, or the file is of another model"));
+        }
+    }
+    Ok(())
 }
 
 /// A sink that reads the place where the bytes should already be.

@@ -68,6 +68,7 @@ pub fn calibrate(
     control: &Control,
     report: &dyn Report,
 ) -> Result<Calibrated> {
+    source.model.known()?;
     let run = Run::new(control, report);
     let drawing = data::draw(source, &calibration.data, evaluation, run)?;
     match (calibration.hessians, output) {

@@ -30,6 +30,7 @@ mod importance;
 pub mod journal;
 pub mod judge;
 mod ledger;
+pub mod loadable;
 mod outcome;
 pub mod places;
 pub mod plan;
@@ -71,6 +72,9 @@ pub fn plan(source: &SourceModel, recipe: &Recipe) -> Result<Plan> {
 /// As [`plan`].
 pub fn plan_assuming(source: &SourceModel, recipe: &Recipe, importance: AssumedImportance) -> Result<Plan> {
     let plan = plan::decide_outputs(source, recipe, importance)?;
+    if data_of(&plan).is_some() {
+        source.model.known()?;
+    }
     plan.files().try_for_each(|(output, file)| budget::check(&plan, (output.index, &output.target), file))?;
     Ok(plan)
 }

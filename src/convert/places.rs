@@ -16,6 +16,11 @@ impl Plan {
     /// `Request` for a name that does not suit the outputs; `Io`.
     pub fn place(&mut self, output: &Path) -> Result<()> {
         let text = output.to_string_lossy();
+        if text == "-" {
+            return Err(Error::request(
+                "outputs are written by position and renamed, not piped; name a file or a folder",
+            ));
+        }
         let marker = ["{type}", "{ftype}"].into_iter().find(|m| text.contains(m));
         let (files, folders) = (self.files().count(), self.folders().count());
         let mut into = false;
@@ -94,5 +99,20 @@ impl Plan {
 
 /// Whether `output` names a GGUF file rather than a folder to put files into.
 fn is_file_name(output: &Path, text: &str) -> Result<bool> {
-    Ok(!output.is_dir() && !text.ends_with('/') && output.extension().is_some_and(|e| e == "gguf"))
+    if output.is_dir() || text.ends_with('/') {
+        return Ok(false);
+    }
+    match output.extension().and_then(|e| e.to_str()) {
+        Some("gguf") => Ok(true),
+        // `v1.5` ends a folder's name, `.bin` one of a file.
+        Some(e) if e.len() > 1 && e.chars().all(|c| c.is_ascii_alphabetic()) => {
+            let what = "GGUF files end in .gguf, and a folder that is not there yet in '/'";
+            Err(Error::request(format!("{}: {what}", output.display())))
+        }
+        _ if output.exists() && !output.is_file() => Err(Error::request(format!(
+            "{} is a device or a pipe; name a file that ends in .gguf, or a folder",
+            output.display()
+        ))),
+        _ => Ok(false),
+    }
 }

@@ -10,6 +10,7 @@ use super::sizes::{self, FileSizes};
 use super::stream;
 use crate::error::Hint;
 use crate::gguf::{self, Metadata};
+use crate::model::keys::lost;
 use crate::model::tokenizer::GgufVocab;
 use crate::model::{Config, SourceModel, gguf_metadata, preset_facts};
 use crate::quant::presets::{self, Candidate, Choice, ModelFacts, Preset, Request, Why};
@@ -29,6 +30,8 @@ pub struct Plan {
     pub save_importance: Option<PathBuf>,
     /// An evaluation text that calibration data should not hold.
     pub evaluation_text: Option<PathBuf>,
+    /// What was odd about the source, and what of it the outputs cannot hold: a sentence each.
+    pub remarks: Vec<String>,
     /// Of GGUF files, but for their types and records. `None` when none is made.
     pub(super) metadata: Option<Metadata>,
 }
@@ -79,8 +82,14 @@ pub enum AssumedImportance {
 /// Decides everything but the reach of budgets.
 pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: AssumedImportance) -> Result<Plan> {
     recipe.check()?;
+    let mut remarks = source.ckpt.remarks().to_vec();
     let metadata = match recipe.files().next() {
-        Some(_) => Some(metadata(source, recipe)?),
+        Some(_) => {
+            let (metadata, told) = metadata(source, recipe)?;
+            remarks.extend(told);
+            remarks.extend(lost(&source.model)?.iter().map(ToString::to_string));
+            Some(metadata)
+        }
         None => None,
     };
     let mut plan = Plan {
@@ -89,6 +98,7 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
         outputs: Vec::new(),
         save_importance: None,
         evaluation_text: None,
+        remarks,
         metadata,
     };
     for (index, target) in recipe.outputs.iter().enumerate() {
@@ -235,8 +245,8 @@ pub(super) fn f16() -> Result<&'static Preset> {
     presets::find("f16").ok_or_else(|| Error::Internal("no F16".into()))
 }
 
-/// The metadata of the model, and of its tokenizer.
-fn metadata(source: &SourceModel, recipe: &Recipe) -> Result<Metadata> {
+/// The metadata of the model, and of its tokenizer; and what is to be said of the latter.
+fn metadata(source: &SourceModel, recipe: &Recipe) -> Result<(Metadata, Vec<String>)> {
     let (ckpt, model) = (&source.ckpt, &source.model);
     let mut metadata = gguf_metadata(model, ckpt, 0)?;
     // A GGUF source's own layout and provenance are not the new file's.
@@ -244,14 +254,15 @@ fn metadata(source: &SourceModel, recipe: &Recipe) -> Result<Metadata> {
     for key in metadata.iter().map(|(key, _)| key.to_string()).filter(|key| stale(key)).collect::<Vec<_>>() {
         metadata.remove(&key);
     }
-    let pre = recipe.pretokenizer.as_deref();
+    let (pre, mut told) = (recipe.pretokenizer.as_deref(), Vec::new());
     if ckpt.gguf().is_none() {
         let vocab = GgufVocab::from_hf_dir(ckpt.dir(), model.config.vocab, &model.config.arch, pre)?;
         vocab.write(&mut metadata);
+        told.extend(vocab.remarks().iter().cloned());
     } else if let Some(name) = pre {
         metadata.set("tokenizer.ggml.pre", name);
     }
-    Ok(metadata)
+    Ok((metadata, told))
 }
 
 /// Tensors that are quantized already may be copied, but not rounded again.

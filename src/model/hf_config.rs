@@ -104,7 +104,17 @@ fn missing(key: &str) -> Error {
 pub fn family_of(json: &Value) -> Result<(&'static Family, &'static HfName)> {
     let architecture = json.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
     let model_type = json.get("model_type").and_then(Value::as_str);
-    families::by_hf(architecture, model_type).ok_or_else(|| {
+    let known = families::by_hf(architecture, model_type);
+    // A wrapper of images around a text model of a known family, and a model saved from its base class.
+    let text = || {
+        let text = json
+            .get("text_config")
+            .filter(|_| architecture.is_some_and(|a| a.ends_with("ForConditionalGeneration")))?;
+        let own = text.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
+        families::by_hf(own, text.get("model_type").and_then(Value::as_str))
+    };
+    let base = || families::by_hf(Some(&format!("{}ForCausalLM", architecture?.strip_suffix("Model")?)), None);
+    known.or_else(text).or_else(base).ok_or_else(|| {
         let name = architecture.or(model_type).unwrap_or("(config.json names no architecture)");
         Error::unsupported(format!("model architecture {name} is not supported; supported: {}", families::supported()))
     })

@@ -148,7 +148,36 @@ pub(super) fn read_json(path: &Path) -> Result<serde_json::Value> {
         return Err(Error::bad_file(path, format!("{len} bytes; expected at most {LIMIT}")));
     }
     let bytes = crate::input::read(path)?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::bad_file(path, format!("not valid JSON: {e}")))
+    if bytes.starts_with(b"version https://git-lfs") {
+        let what = "is a Git LFS pointer, not the file itself";
+        return Err(Error::bad_file(path, what).hint("run `git lfs pull` to fetch it"));
+    }
+    let parsed = serde_json::from_slice(&bytes);
+    let parsed = parsed.or_else(|e| serde_json::from_slice(&without_bare_numbers(&bytes)).map_err(|_| e));
+    parsed.map_err(|e| Error::bad_file(path, format!("not valid JSON: {e}")))
+}
+
+/// JSON as Python writes it, whose infinities and NaNs are no JSON: these become strings, so that a key that should be a
+/// number is still refused, and one that nobody asks for does no harm.
+fn without_bare_numbers(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len() + 16);
+    let (mut in_string, mut at) = (false, 0);
+    while at < text.len() {
+        let bare =
+            [&b"-Infinity"[..], b"Infinity", b"NaN"].into_iter().find(|w| !in_string && text[at..].starts_with(w));
+        if let Some(word) = bare {
+            out.push(b'"');
+            out.extend(word);
+            out.push(b'"');
+            at += word.len();
+            continue;
+        }
+        let escaped = in_string && text[at] == b'\\' && at + 1 < text.len();
+        in_string ^= text[at] == b'"';
+        out.extend(&text[at..at + 1 + usize::from(escaped)]);
+        at += 1 + usize::from(escaped);
+    }
+    out
 }
 
 /// Adds the file to an error that a parser below raised without knowing it.
@@ -171,23 +200,74 @@ fn file_of(ckpt: &Checkpoint, tensor: Option<&TensorMeta>) -> PathBuf {
 fn open_hf(ckpt: &Checkpoint) -> Result<Model> {
     let path = ckpt.dir().join("config.json");
     if !path.is_file() {
+        let there = |name: &str| ckpt.dir().join(name).is_file();
+        if there("adapter_config.json") {
+            let what = "holds a LoRA adapter (adapter_config.json), not a model";
+            return Err(
+                Error::bad_file(ckpt.dir(), what).hint("merge it into its base model first (merge_and_unload in peft)")
+            );
+        }
         let what = "config.json is missing, so the tensors have no meaning";
-        return Err(Error::bad_file(ckpt.dir(), what).hint("copy it from the model's page beside the weights"));
+        let hint = match there("params.json") {
+            true => {
+                "params.json is Mistral's own layout, which is not read; fetch config.json and the weights in transformers' layout"
+            }
+            false => "copy it from the model's page beside the weights",
+        };
+        return Err(Error::bad_file(ckpt.dir(), what).hint(hint));
     }
     let json = read_json(&path)?;
     if let Some(why) = ckpt.unknown_quantization() {
         let what = format!("{}: the checkpoint is already quantized ({why}); start from the original", path.display());
         return Err(Error::unsupported(what));
     }
-    let config = Config::from_hf(&json).map_err(|e| in_file(e, &path))?;
+    let config = match Config::from_hf(&json) {
+        Err(Error::Unsupported(why)) if family_of(&json).is_err() => {
+            return opaque::open_folder(ckpt, json, why.what.clone()).map_err(|e| in_file(e, &path));
+        }
+        config => config.map_err(|e| in_file(e, &path))?,
+    };
     of_config(ckpt, config, json)
 }
 
-fn of_config(ckpt: &Checkpoint, config: Config, json: serde_json::Value) -> Result<Model> {
+fn of_config(ckpt: &Checkpoint, mut config: Config, mut json: serde_json::Value) -> Result<Model> {
     let (family, _) = family_of(&json)?;
+    if config.tied_embeddings && stored_head_differs(ckpt)? {
+        // As transformers and llama.cpp do: what is stored counts.
+        config.tied_embeddings = false;
+        json["tie_word_embeddings"] = false.into();
+        if let Some(text) = json.get_mut("text_config").and_then(|t| t.as_object_mut()) {
+            text.insert("tie_word_embeddings".into(), false.into());
+        }
+    }
     let (tensors, dropped) = map_hf(ckpt, family, &config)?;
     let generated = generated(family, &config);
     Ok(Model { config, family: Ok(family), tensors, generated, dropped, hf_config: Some(json) })
+}
+
+/// Whether there is an output matrix that is not the embedding, bit for bit.
+fn stored_head_differs(ckpt: &Checkpoint) -> Result<bool> {
+    let find = |end: &str| ckpt.tensors().iter().find(|t| text_name(&t.name) == end);
+    let (Some(head), Some(embedding)) = (find("lm_head.weight"), find("model.embed_tokens.weight")) else {
+        return Ok(false);
+    };
+    if ckpt.files().is_empty() || head.shape != embedding.shape || head.dtype != embedding.dtype {
+        return Ok(!ckpt.files().is_empty());
+    }
+    if matches!(head.dtype, Dtype::Packed(_)) {
+        return Ok(true);
+    }
+    let (mut a, mut b, mut at) = (vec![0; 1 << 20], vec![0; 1 << 20], 0);
+    while at < head.bytes() {
+        let n = (head.bytes() - at).min(1 << 20) as usize;
+        ckpt.read(head, at, &mut a[..n])?;
+        ckpt.read(embedding, at, &mut b[..n])?;
+        if a[..n] != b[..n] {
+            return Ok(true);
+        }
+        at += n as u64;
+    }
+    Ok(false)
 }
 
 /// Source tensors by the name that the family tables use.
@@ -244,7 +324,20 @@ pub(super) fn text_name(name: &str) -> String {
 type Mapped = (Vec<MappedTensor>, Vec<(String, String)>);
 
 fn map_hf(ckpt: &Checkpoint, family: &'static Family, config: &Config) -> Result<Mapped> {
-    let by_name = ckpt.tensors().iter().enumerate().map(|(i, t)| (text_name(&t.name), i)).collect();
+    let mut by_name: HashMap<String, usize> =
+        ckpt.tensors().iter().enumerate().map(|(i, t)| (text_name(&t.name), i)).collect();
+    if !by_name.keys().any(|name| name.starts_with("model.")) {
+        // Saved from the base class, whose names lack the prefix.
+        let whole = |(name, i): (String, usize)| match name.starts_with("lm_head.") {
+            true => (name, i),
+            false => (format!("model.{name}"), i),
+        };
+        by_name = by_name.into_iter().map(whole).collect();
+    }
+    if config.tied_embeddings && !by_name.contains_key("model.embed_tokens.weight") {
+        // Of two equal tensors some writers keep the other one.
+        by_name.extend(by_name.get("lm_head.weight").copied().map(|i| ("model.embed_tokens.weight".to_string(), i)));
+    }
     let names = Names { ckpt, by_name };
     let mut used = vec![false; ckpt.tensors().len()];
     let mut tensors = Vec::new();
@@ -285,7 +378,7 @@ fn map_hf(ckpt: &Checkpoint, family: &'static Family, config: &Config) -> Result
     }
     let mut dropped = Vec::new();
     for (t, _) in ckpt.tensors().iter().zip(&used).filter(|(_, used)| !**used) {
-        match drop_reason(&text_name(&t.name), family, config) {
+        match drop_reason(t, family, config) {
             Some(reason) => dropped.push((t.name.clone(), reason.to_string())),
             None => return Err(unexpected(ckpt, t, config)),
         }
@@ -301,12 +394,35 @@ fn part_shape<'a>(row: &Row, shape: &'a [usize]) -> &'a [usize] {
 
 fn missing(ckpt: &Checkpoint, name: &str, shape: &[usize]) -> Error {
     let what = format!("is missing; the configuration promises it with shape {shape:?}");
-    let hint = if name == "lm_head.weight" {
-        "if the output is the embedding, config.json must say \"tie_word_embeddings\": true"
-    } else {
-        "is every file of the checkpoint there, and does config.json belong to it?"
+    let hint = match (telling(ckpt), name) {
+        (Some(hint), _) => hint,
+        (None, "lm_head.weight") => {
+            "if the output is the embedding, config.json must say \"tie_word_embeddings\": true"
+        }
+        _ => "is every file of the checkpoint there, and does config.json belong to it?",
     };
     Error::bad_file(file_of(ckpt, None), what).tensor(name).hint(hint)
+}
+
+/// What other tensor names say of a checkpoint in which some are missing.
+fn telling(ckpt: &Checkpoint) -> Option<&'static str> {
+    let any = |part: &str| ckpt.tensors().iter().any(|t| t.name.contains(part));
+    if any(".lora_A.") || any(".base_layer.") {
+        return Some(
+            "a LoRA adapter was saved with the model and not merged; call merge_and_unload (peft) before saving",
+        );
+    }
+    if any("_orig_mod.") {
+        return Some(
+            "the names begin with _orig_mod., as torch.compile makes them; save the model's _orig_mod instead",
+        );
+    }
+    if any(".qweight") || any(".weight_packed") {
+        return Some(
+            "the weights are packed (qweight, qzeros, scales), but no quantization_config in config.json says how",
+        );
+    }
+    None
 }
 
 fn unexpected(ckpt: &Checkpoint, t: &TensorMeta, config: &Config) -> Error {
@@ -320,14 +436,35 @@ fn unexpected(ckpt: &Checkpoint, t: &TensorMeta, config: &Config) -> Error {
 }
 
 /// Why a tensor that the family table does not list may be left out; `None` if it may not.
-fn drop_reason(name: &str, family: &Family, config: &Config) -> Option<&'static str> {
+fn drop_reason(t: &TensorMeta, family: &Family, config: &Config) -> Option<&'static str> {
+    let name = &text_name(&t.name);
+    if t.elements() == 0 {
+        return Some("it has no elements");
+    }
+    if matches!(t.dtype, Dtype::Bool | Dtype::Ggml(GgmlType::I64 | GgmlType::I32)) {
+        return Some("a buffer: it holds no weights");
+    }
+    if matches!(t.shape.as_slice(), [1, 1, n, m] if n == m) && name.ends_with(".bias") {
+        return Some("a mask that is computed from the configuration");
+    }
+    if t.elements() == 1 && name.ends_with("_scale") {
+        return Some("a scale of the key-value cache or of activations, which GGUF and other formats do not take over");
+    }
     if name == "lm_head.weight" && config.tied_embeddings {
         return Some("the configuration ties the output to the embedding");
     }
     if [".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias"].iter().any(|s| name.ends_with(s)) {
         return Some("a buffer that is computed from the configuration");
     }
-    if family.towers.iter().any(|p| name.starts_with(p)) {
+    const TOWERS: [&str; 6] = [
+        "vision_tower.",
+        "multi_modal_projector.",
+        "model.vision_tower.",
+        "model.multi_modal_projector.",
+        "vision_model.",
+        "model.vision_model.",
+    ];
+    if family.towers.iter().chain(&TOWERS).any(|p| name.starts_with(p)) {
         return Some("belongs to the image encoder; a text model has no use for it");
     }
     None
@@ -393,6 +530,12 @@ fn llama3_factors(rope: &Rope) -> Vec<f32> {
 /// A family's model where the file is one; otherwise its tensors as they are.
 fn open_gguf(ckpt: &Checkpoint) -> Result<Model> {
     let Some(meta) = ckpt.gguf() else { return Err(Error::Internal("not a GGUF source".into())) };
+    if meta.str("general.type") == Some("adapter") {
+        let what = "holds a LoRA adapter, not a model";
+        return Err(
+            Error::bad_file(file_of(ckpt, None), what).hint("merge it into its base model first (llama-export-lora)")
+        );
+    }
     match open_family(ckpt, meta) {
         Err(Error::Unsupported(reason)) => {
             opaque::open(ckpt, meta, reason.to_string()).map_err(|e| in_file(e, &file_of(ckpt, None)))

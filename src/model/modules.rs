@@ -83,7 +83,9 @@ impl Contents {
         if model.config.tied_embeddings {
             // A head of its own would contradict the configuration.
             for (name, t) in names.iter_mut().zip(ckpt.tensors()) {
-                *name = name.take().filter(|_| text_name(&t.name) != "lm_head.weight");
+                let is_embedding = |i: usize| model.tensors.iter().any(|m| m.parts.contains(&i));
+                let i = ckpt.find(&t.name).filter(|i| is_embedding(*i));
+                *name = name.take().filter(|_| i.is_some() || text_name(&t.name) != "lm_head.weight");
             }
         }
         let kept = names.into_iter().enumerate().filter_map(|(source, name)| Some(Kept { source, name: name? }));

@@ -7,7 +7,7 @@ use super::families::{self, Role};
 use super::mapping::{MappedTensor, Model, RowOrder, ValueMap};
 use crate::gguf::{Array, Metadata, Value};
 use crate::quant::presets::ModelFacts;
-use crate::source::Checkpoint;
+use crate::source::{Checkpoint, Dtype, TensorMeta};
 use crate::{Error, Result};
 use std::collections::BTreeSet;
 
@@ -18,6 +18,7 @@ pub struct Opaque {
     reason: String,
     /// GGUF's name of the family whose tensors are most like this model's.
     nearest: Option<&'static str>,
+    is_folder: bool,
 }
 
 impl Opaque {
@@ -27,7 +28,14 @@ impl Opaque {
             Some(name) if name != self.arch => format!("; of the known families its tensors are most like {name}'s"),
             _ => String::new(),
         };
-        Error::unsupported(format!("{}{nearest}", self.reason)).hint(
+        let error = Error::unsupported(format!("{}{nearest}", self.reason));
+        if self.is_folder {
+            return error.hint(
+                "of any architecture, folders can be made in formats that need no calibration (--to fp8, nf4, mlx-4bit, or \
+                 gptq with --rounding nearest); GGUF files, and running the model, need a known one",
+            );
+        }
+        error.hint(
             "this model can be quantized from GGUF to GGUF, with an importance matrix and type rules, planned, and \
              verified against its source; it cannot be run or calibrated, and makes no folders",
         )
@@ -40,7 +48,7 @@ impl Opaque {
 /// [`Error::BadInput`] for a file that is not a model.
 pub(super) fn open(ckpt: &Checkpoint, meta: &Metadata, reason: String) -> Result<Model> {
     let arch = meta.str("general.architecture").unwrap_or_default();
-    let tensor = |(part, t): (usize, &crate::source::TensorMeta)| MappedTensor {
+    let tensor = |(part, t): (usize, &TensorMeta)| MappedTensor {
         name: t.name.clone(),
         shape: t.shape.clone(),
         parts: vec![part],
@@ -55,9 +63,70 @@ pub(super) fn open(ckpt: &Checkpoint, meta: &Metadata, reason: String) -> Result
         return Err(Error::bad_input("the file holds no tensor").hint("is this a vocabulary without a model?"));
     }
     let nearest = nearest(tensors.iter().map(|t| t.name.as_str()));
-    let family = Err(Opaque { arch: arch.to_string(), reason, nearest });
+    let family = Err(Opaque { arch: arch.to_string(), reason, nearest, is_folder: false });
     let config = sizes(meta, arch);
     Ok(Model { config, family, tensors, generated: Vec::new(), dropped: Vec::new(), hf_config: None })
+}
+
+/// Takes the tensors of a checkpoint folder by their names and shapes: which are linear layers, and what stays as it is.
+/// `reason` says why their meaning is not known.
+///
+/// # Errors
+/// [`Error::BadInput`] for a checkpoint without tensors.
+pub(super) fn open_folder(ckpt: &Checkpoint, json: serde_json::Value, reason: String) -> Result<Model> {
+    let arch = json.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default().to_string();
+    let tensor = |(part, t): (usize, &TensorMeta)| MappedTensor {
+        name: t.name.clone(),
+        shape: t.shape.clone(),
+        parts: vec![part],
+        half: None,
+        rows: RowOrder::Same,
+        values: ValueMap::Same,
+        role: role_by_name(t),
+        layer: t.name.split('.').find_map(|part| part.parse().ok()),
+    };
+    let tensors: Vec<MappedTensor> = ckpt.tensors().iter().enumerate().map(tensor).collect();
+    if tensors.is_empty() {
+        return Err(Error::bad_input("the checkpoint holds no tensor"));
+    }
+    let config = sizes(&Metadata::new(), &arch);
+    let family = Err(Opaque { arch, reason, nearest: None, is_folder: true });
+    Ok(Model { config, family, tensors, generated: Vec::new(), dropped: Vec::new(), hf_config: Some(json) })
+}
+
+/// What a tensor is by its name and shape alone. Whatever might be an embedding, a router, a norm, a convolution or part of
+/// an encoder is left as it is: what quantization costs there is not known.
+fn role_by_name(t: &TensorMeta) -> Role {
+    let Some(path) = t.name.strip_suffix(".weight") else { return Role::Unknown };
+    let last = path.rsplit('.').next().unwrap_or(path);
+    if ["embed_tokens", "wte", "word_embeddings", "tok_embeddings"].contains(&last) {
+        return Role::TokenEmbedding;
+    }
+    if last == "lm_head" {
+        return Role::Output;
+    }
+    const PARTS: [&str; 14] = [
+        "embed",
+        "norm",
+        "router",
+        "conv",
+        "visual",
+        "vision",
+        "audio",
+        "projector",
+        "score",
+        "classifier",
+        "position",
+        "wpe",
+        "dt_proj",
+        "x_proj",
+    ];
+    let kept = PARTS.iter().any(|part| path.contains(part)) || ["gate", "output", "head"].contains(&last);
+    let number = matches!(t.dtype, Dtype::Ggml(ty) if ty.is_plain()) || matches!(t.dtype, Dtype::Packed(_));
+    match t.shape.as_slice() {
+        [rows, cols] if !kept && number && *rows >= 16 && *cols >= 16 => Role::OpaqueLinear,
+        _ => Role::Unknown,
+    }
 }
 
 /// The sizes that a conversion and its plan show; what only a forward pass reads has no meaning here.

@@ -47,7 +47,9 @@ pub enum Role {
     SharedGate,
     SharedUp,
     SharedDown,
-    /// A tensor of a model whose family is not known.
+    /// A linear layer of a model whose family is not known.
+    OpaqueLinear,
+    /// Any other tensor of such a model.
     Unknown,
 }
 

@@ -54,7 +54,21 @@ pub(super) fn present(plain: Checkpoint) -> Result<Checkpoint> {
         return Ok(plain);
     }
     let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
-    let Ok(config) = serde_json::from_slice(&text) else { return Ok(plain) };
+    let Ok(mut config) = serde_json::from_slice::<serde_json::Value>(&text) else { return Ok(plain) };
+    if config.get("quantization_config").is_none_or(|q| q.is_null()) && config.get("quantization").is_none() {
+        if plain.dir.join("hf_quant_config.json").is_file() {
+            let why = "by NVIDIA ModelOpt: hf_quant_config.json".to_string();
+            return Ok(Checkpoint { quantization: Quantization::Unknown(why), ..plain });
+        }
+        // Where AutoGPTQ keeps it.
+        let own = std::fs::read(plain.dir.join("quantize_config.json")).unwrap_or_default();
+        if let Ok(serde_json::Value::Object(mut own)) = serde_json::from_slice(&own)
+            && plain.tensors.iter().any(|t| t.name.ends_with(".qweight"))
+        {
+            own.entry("quant_method").or_insert_with(|| "gptq".into());
+            config["quantization_config"] = own.into();
+        }
+    }
     match Scheme::of(&config) {
         Ok(None) => Ok(plain),
         Ok(Some(scheme)) => join(plain, scheme),
@@ -101,7 +115,7 @@ fn join(plain: Checkpoint, scheme: Scheme) -> Result<Checkpoint> {
         }
     }
     let packed = Compressed { scheme, modules, recent: Mutex::default() };
-    let mut joined = Checkpoint::new(plain.dir, plain.files, tensors, None)?;
+    let mut joined = Checkpoint::new(plain.dir, plain.files, tensors, None)?.remarking(plain.remarks);
     joined.quantization = Quantization::Packed(packed);
     Ok(joined)
 }

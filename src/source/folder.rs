@@ -10,6 +10,8 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// An index is about 100 bytes per tensor; a larger file is not one.
 const MAX_INDEX: u64 = 256 << 20;
+/// What files of llama.cpp before GGUF begin with: ggml, ggmf, ggjt, ggla.
+const OLD_MAGIC: [&[u8; 4]; 4] = [b"lmgg", b"fmgg", b"tjgg", b"algg"];
 
 pub(super) fn open(path: &Path) -> Result<Checkpoint> {
     if !path.exists() {
@@ -32,6 +34,10 @@ fn open_file(path: &Path) -> Result<Checkpoint> {
             let tensors = safetensors::read(&file, 0)?;
             compressed::present(Checkpoint::new(dir.to_path_buf(), vec![file], tensors, None)?)
         }
+        _ if OLD_MAGIC.contains(&&magic) => {
+            let what = "is in GGML's format from before GGUF, which is not read";
+            Err(Error::bad_file(path, what).hint("convert the original checkpoint"))
+        }
         "bin" | "pt" | "pth" | "ckpt" => Err(pytorch(path)),
         _ => {
             let error = Error::bad_file(path, "neither a GGUF nor a .safetensors file");
@@ -42,13 +48,36 @@ fn open_file(path: &Path) -> Result<Checkpoint> {
 
 fn open_folder(dir: &Path) -> Result<Checkpoint> {
     let names = list(dir)?;
-    let with = |suffix: &str| names.iter().filter(|n| n.ends_with(suffix)).collect::<Vec<_>>();
-    let weights = with(".safetensors");
+    // Some file systems have no small letters.
+    let with = |suffix: &str| names.iter().filter(|n| n.to_ascii_lowercase().ends_with(suffix)).collect::<Vec<_>>();
+    let mut weights = with(".safetensors");
+    // Mistral's own layout of the same weights lies beside that of transformers.
+    let other_layout = |name: &&String| name.starts_with("consolidated");
+    if !weights.iter().all(other_layout) {
+        weights.retain(|name| !other_layout(name));
+    }
     if names.contains(INDEX) {
         let index = read_index(&dir.join(INDEX))?;
         // As transformers does: a whole model beside the index of another copy goes first.
-        let stale = names.contains(SINGLE) && !index.values().any(|file| file == SINGLE);
-        return if stale { open_single(dir, SINGLE) } else { open_shards(dir, &names, &index) };
+        if names.contains(SINGLE) && !index.values().any(|file| file == SINGLE) {
+            let aside: BTreeSet<&str> = index.values().map(String::as_str).filter(|f| names.contains(*f)).collect();
+            let remark = aside.first().map(|first| {
+                format!("{SINGLE} is read, as transformers does; {first} and what else {INDEX} names is left aside")
+            });
+            return Ok(open_single(dir, SINGLE)?.remarking(remark));
+        }
+        let absent = index.values().all(|file| !names.contains(file));
+        return match complete_set(&weights)? {
+            Some(set) if absent => {
+                let remark = format!(
+                    "{INDEX} names shards that are not here; the complete set {} to {} is read",
+                    set[0],
+                    set[set.len() - 1]
+                );
+                Ok(open_set(dir, &set)?.remarking(Some(remark)))
+            }
+            _ => open_shards(dir, &names, &index),
+        };
     }
     match weights.as_slice() {
         _ if names.contains(SINGLE) => open_single(dir, SINGLE),
@@ -58,19 +87,70 @@ fn open_folder(dir: &Path) -> Result<Checkpoint> {
             if let Some(model) = gguf::only_model(models.clone()) {
                 gguf::open(&model)
             } else if !models.is_empty() {
-                Err(Error::bad_file(dir, format!("holds {} GGUF models", models.len())).hint("name one of the files"))
+                let names: Vec<_> = models.iter().filter_map(|m| m.file_name()?.to_str()).collect();
+                let what = format!("holds {} GGUF files: {}", models.len(), names.join(", "));
+                Err(Error::bad_file(dir, what).hint("name one of them"))
             } else if names.iter().any(|n| is_pytorch(n)) {
                 Err(pytorch(dir))
             } else {
                 let error = Error::bad_file(dir, "holds no model: there is no .safetensors and no .gguf file in it");
-                Err(error.hint("give the folder that directly holds config.json and the weights"))
+                let inside = names
+                    .iter()
+                    .find(|name| list(&dir.join(name)).is_ok_and(|n| n.iter().any(|n| n.ends_with(".safetensors"))));
+                Err(match inside {
+                    Some(folder) => {
+                        error.hint(format!("there are some in {folder}; give {}", dir.join(folder).display()))
+                    }
+                    None => error.hint("give the folder that directly holds config.json and the weights"),
+                })
             }
         }
         several => {
+            if let Some(set) = complete_set(several)? {
+                let remark = format!("there is no {INDEX}; {} to {} are read as one model", set[0], set[set.len() - 1]);
+                return Ok(open_set(dir, &set)?.remarking(Some(remark)));
+            }
             let what = format!("holds {} .safetensors files, but neither {SINGLE} nor {INDEX}", several.len());
             Err(Error::bad_file(dir, what).hint(format!("fetch {INDEX}, or name one of the files")))
         }
     }
+}
+
+/// The shards of one model without an index, by their names, `NAME-00001-of-00003.safetensors`; `None` where the names are
+/// others, or of more than one model.
+///
+/// # Errors
+/// `BadInput` for a set with gaps, naming the first.
+fn complete_set(names: &[&String]) -> Result<Option<Vec<String>>> {
+    let parts = |name: &str| -> Option<(String, usize, usize)> {
+        let (start, total) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+        let (stem, number) = start.rsplit_once('-')?;
+        Some((stem.to_string(), number.parse().ok()?, total.parse().ok()?))
+    };
+    let found: Option<Vec<_>> = names.iter().map(|name| parts(name)).collect();
+    let Some(found) = found.filter(|f| !f.is_empty()) else { return Ok(None) };
+    let (stem, _, total) = found[0].clone();
+    if found.iter().any(|(s, _, t)| (s, t) != (&stem, &total)) || total > 100_000 {
+        return Ok(None);
+    }
+    let set: Vec<String> = (1..=total).map(|i| format!("{stem}-{i:05}-of-{total:05}.safetensors")).collect();
+    match set.iter().find(|name| !names.contains(name)) {
+        Some(absent) => {
+            let what = format!("is missing; {} of {total} shards are here", names.len());
+            Err(Error::bad_file(absent, what).hint("fetch the missing shards"))
+        }
+        None => Ok(Some(set)),
+    }
+}
+
+fn open_set(dir: &Path, set: &[String]) -> Result<Checkpoint> {
+    let (mut files, mut tensors) = (Vec::new(), Vec::<TensorMeta>::new());
+    for shard in set {
+        let file = SourceFile::open(&dir.join(shard))?;
+        tensors.extend(safetensors::read(&file, files.len())?);
+        files.push(file);
+    }
+    compressed::present(Checkpoint::new(dir.to_path_buf(), files, tensors, None)?)
 }
 
 /// The file names of a folder, sorted. Names that are not UTF-8 are none of ours.
@@ -138,7 +218,19 @@ fn open_shards(dir: &Path, names: &BTreeSet<String>, index: &BTreeMap<String, St
         tensors.extend(safetensors::read(&file, files.len())?);
         files.push(file);
     }
-    // Twice the same name shows here; what is left to compare is two sets.
+    // What the index leaves out, or puts elsewhere, belongs to another version of the model.
+    let shard_of = |t: &TensorMeta| files[t.file].path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    let mut remarks = Vec::new();
+    let (kept, left): (Vec<_>, Vec<_>) =
+        tensors.into_iter().partition(|t| index.get(&t.name).is_some_and(|shard| shard == shard_of(t)));
+    for t in &left {
+        let why = match index.get(&t.name) {
+            Some(other) => format!("{INDEX} takes it from {other}"),
+            None => format!("{INDEX} does not name it"),
+        };
+        remarks.push(format!("tensor '{}' of {} is left out: {why}", t.name, shard_of(t)));
+    }
+    let tensors = kept;
     let checkpoint = Checkpoint::new(dir.to_path_buf(), files, tensors, None)?;
     let hint = "the index and the shards are from different versions of the model; fetch both again";
     let stored: HashMap<&str, &SourceFile> =
@@ -150,9 +242,5 @@ fn open_shards(dir: &Path, names: &BTreeSet<String>, index: &BTreeMap<String, St
             return Err(error.tensor(tensor.as_str()).hint(hint));
         }
     }
-    if let Some(t) = checkpoint.tensors.iter().find(|t| !index.contains_key(&t.name)) {
-        let error = Error::bad_file(&checkpoint.files[t.file].path, format!("{INDEX} does not name it"));
-        return Err(error.tensor(t.name.as_str()).hint(hint));
-    }
-    compressed::present(checkpoint)
+    Ok(compressed::present(checkpoint)?.remarking(remarks))
 }

@@ -54,6 +54,8 @@ pub struct Checkpoint {
     index: HashMap<String, usize>,
     gguf: Option<Metadata>,
     quantization: compressed::Quantization,
+    /// What was odd about the files, and what was made of it.
+    remarks: Vec<String>,
 }
 
 impl Checkpoint {
@@ -87,7 +89,15 @@ impl Checkpoint {
                 return Err(Error::bad_file(path(t), what).tensor(t.name.as_str()));
             }
         }
-        Ok(Self { dir, files, tensors: found, index, gguf, quantization: compressed::Quantization::None })
+        Ok(Self {
+            dir,
+            files,
+            tensors: found,
+            index,
+            gguf,
+            quantization: compressed::Quantization::None,
+            remarks: Vec::new(),
+        })
     }
 
     /// A checkpoint that exists only as names, types and shapes, for planning: nothing can be read from it.
@@ -113,6 +123,16 @@ impl Checkpoint {
 
     pub fn find(&self, name: &str) -> Option<usize> {
         self.index.get(name).copied()
+    }
+
+    /// What was odd about the files, and what was made of it: a sentence each.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
+    }
+
+    fn remarking(mut self, remarks: impl IntoIterator<Item = String>) -> Self {
+        self.remarks.extend(remarks);
+        self
     }
 
     /// The files that hold the tensors.

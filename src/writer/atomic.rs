@@ -102,6 +102,11 @@ pub fn refuse_existing(target: &Path, force: bool) -> Result<()> {
         let what = "is a folder; name a file";
         return Err(Error::Exists { path: target.to_path_buf(), what, replaceable: false });
     }
+    // Renaming over a device or a pipe would replace it.
+    if target.metadata().is_ok_and(|m| !m.is_file()) {
+        let what = "is a device or a pipe; name a file";
+        return Err(Error::Exists { path: target.to_path_buf(), what, replaceable: false });
+    }
     if !force && target.symlink_metadata().is_ok() {
         return Err(Error::Exists { path: target.to_path_buf(), what: "exists", replaceable: true });
     }

@@ -57,7 +57,7 @@ fn other(place: &str, value: &Value, text: &str) -> Value {
         (_, Value::Number(n)) => json!(n.as_u64().unwrap() + 1),
         ("/outputs/0/preset", _) => json!("Q4_K_M"),
         ("/outputs/0/folder/name", _) => json!("another"),
-        ("/outputs/0/folder/format", _) => json!("gptq-4bit-32g!"),
+        ("/outputs/0/folder/format", _) => json!("gptq-4bit-64g!"),
         ("/types/tensors", _) => json!([{ "pattern": "ffn_down", "type": "Q6_K" }]),
         ("/types/output" | "/types/embedding", _) => json!("Q8_0"),
         ("/metadata", _) => json!([{ "key": "general.name", "value": { "str": "other" } }]),
@@ -134,5 +134,5 @@ fn every_field_of_a_folders_recipe_counts() {
         "/rounding/static_groups",
         "/rounding/smooth",
     ];
-    every_field_counts("llama", calibrated("gptq-4bit-64g"), &fields_of_files);
+    every_field_counts("llama", calibrated("gptq-4bit-32g"), &fields_of_files);
 }

@@ -92,6 +92,20 @@ pub fn objections(engine: Engine, ckpt: &Checkpoint, model: &Model, tp: usize) -
     };
     let is_final = verdict.is_final;
     view.hold(verdict, tp)?;
+    if engine == Engine::Vllm {
+        view.strays();
+    }
+    match engine {
+        Engine::Mlx => view.each(true, |l| {
+            let single = l.role.is_expert() && l.path.contains(".experts.") && !l.pieces.is_empty();
+            single.then(|| {
+                "is a packed expert of its own; mlx-lm stacks experts under switch_mlp and takes no single ones"
+                    .to_string()
+            })
+        }),
+        Engine::Transformers => view.experts_in_transformers(),
+        Engine::Vllm | Engine::LlamaCpp => {}
+    }
     match engine {
         Engine::Vllm if !is_final => {
             view.only_blocks("it keeps the embedding and the output as they are");
@@ -158,6 +172,40 @@ impl<'a> View<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Weights in the folder that are not the model's, which an engine that takes all files loads too.
+    fn strays(&mut self) {
+        let own = |name: &str| self.ckpt.files().iter().any(|f| f.path.file_name().is_some_and(|n| n == name));
+        let entries = std::fs::read_dir(self.ckpt.dir()).into_iter().flatten().flatten();
+        let names = entries.filter_map(|e| e.file_name().into_string().ok());
+        let mut strays: Vec<String> = names.filter(|n| n.ends_with(".safetensors") && !own(n)).collect();
+        strays.sort();
+        for name in strays {
+            self.refuse(format!("{name} is not part of the model, but it loads every .safetensors file of the folder"));
+        }
+    }
+
+    /// How transformers 5 with compressed-tensors 0.20 takes packed experts and four-bit floats.
+    fn experts_in_transformers(&mut self) {
+        self.each(true, |l| {
+            let eight_bits =
+                l.pieces.iter().any(|(s, t)| *s == "weight" && t.dtype == Dtype::Ggml(crate::quant::GgmlType::I8));
+            (l.role.is_expert() && eight_bits)
+                .then(|| "is an expert in 8-bit integers, whose matrix it does not find".to_string())
+        });
+        self.each(true, |l| {
+            (l.role.is_expert() && l.shape("weight_global_scale").is_some()).then(|| {
+                "is an expert with a global scale, which it leaves out: its weights come out wrong".to_string()
+            })
+        });
+        let config = self.model.hf_config.as_ref();
+        let half = config.and_then(|c| c.get("dtype").or(c.get("torch_dtype"))?.as_str()) == Some("float16");
+        let fp4 =
+            self.linears.iter().any(|l| l.pieces.iter().any(|(s, t)| *s == "weight_packed" && t.dtype == Dtype::U8));
+        if half && fp4 {
+            self.note("four-bit floats are decoded to bfloat16: pass dtype=torch.bfloat16 to from_pretrained");
+        }
     }
 
     /// Files that every engine looks for.

@@ -74,11 +74,18 @@ impl FolderPlan {
     /// # Errors
     /// `Unsupported` when a group that was asked for by name does not divide the rows, or nothing at all can be stored so.
     pub fn new(source: &SourceModel, spec: Spec, devices: usize) -> Result<FolderPlan> {
-        source.model.known()?;
         let (ckpt, model, request) = (&*source.ckpt, &*source.model, &Request { spec, devices: devices.max(1) });
+        // They are copied; a broken one is found now and not by an engine.
+        crate::model::tokenizer::check_files(ckpt.dir())?;
         let embeddings = request.spec.reach() == Reach::EmbeddingsToo;
         let contents = Contents::of(ckpt, model, embeddings)?;
         let mut departures = Vec::new();
+        if let Err(why) = &source.model.family {
+            departures.extend(stacks(ckpt, model, &request.spec));
+            if contents.modules.is_empty() {
+                return Err(why.error());
+            }
+        }
         let spec = settle_group(request, &contents.modules, &mut departures)?;
         let mut specs: Vec<Option<Spec>> = vec![Some(spec); contents.modules.len()];
         for (module, chosen) in contents.modules.iter().zip(&mut specs) {
@@ -120,6 +127,19 @@ impl FolderPlan {
         }
         (weights, 8.0 * bytes as f64 / weights.max(1) as f64)
     }
+}
+
+/// Of an unknown architecture: stacks of matrices, which its engine may take for experts, stay as they are.
+fn stacks(ckpt: &Checkpoint, model: &Model, spec: &Spec) -> Vec<Departure> {
+    let unknown = model.tensors.iter().filter(|t| t.role == Role::Unknown && t.shape.len() == 3);
+    let large = unknown.filter(|t| t.shape[1] >= 16 && t.shape[2] >= 16);
+    let row = |t: &crate::model::MappedTensor| Departure {
+        module: t.parts.first().map(|part| ckpt.tensors()[*part].name.clone()),
+        asked: spec.to_string(),
+        done: KEPT.into(),
+        reason: "a stack of matrices of an architecture that is not known".into(),
+    };
+    large.map(row).collect()
 }
 
 /// The input channels of a module on one of `tp` devices; `None` when they cannot be split evenly.
@@ -239,7 +259,7 @@ fn config(ckpt: &Checkpoint, model: &Model, spec: &Spec, contents: &Contents, sp
     for k in &contents.kept {
         let matrix = ckpt.tensors()[k.source].shape.len() == 2;
         // A matrix without a role belongs to an image encoder.
-        let linear = matrix && role_of(k.source).is_none_or(Role::is_router);
+        let linear = matrix && role_of(k.source).is_none_or(|role| role.is_router() || role == Role::Unknown);
         if let Some(path) = k.name.strip_suffix(".weight").filter(|_| linear) {
             kept.push(path.to_string());
         }

@@ -72,12 +72,15 @@ rows! { MIXTRAL_EXPERTS:
         At("model.layers.{layer}.block_sparse_moe.gate.weight"), At("model.layers.{layer}.mlp.gate.weight");
     Moe ExpertGate "blk.{layer}.ffn_gate_exps.weight" [Experts, ExpertFfn, Hidden] <-
         PerExpert("model.layers.{layer}.block_sparse_moe.experts.{expert}.w1.weight"),
+        At("model.layers.{layer}.block_sparse_moe.switch_mlp.gate_proj.weight"),
         Half("model.layers.{layer}.mlp.experts.gate_up_proj", 0);
     Moe ExpertDown "blk.{layer}.ffn_down_exps.weight" [Experts, Hidden, ExpertFfn] <-
         PerExpert("model.layers.{layer}.block_sparse_moe.experts.{expert}.w2.weight"),
+        At("model.layers.{layer}.block_sparse_moe.switch_mlp.down_proj.weight"),
         At("model.layers.{layer}.mlp.experts.down_proj");
     Moe ExpertUp   "blk.{layer}.ffn_up_exps.weight"   [Experts, ExpertFfn, Hidden] <-
         PerExpert("model.layers.{layer}.block_sparse_moe.experts.{expert}.w3.weight"),
+        At("model.layers.{layer}.block_sparse_moe.switch_mlp.up_proj.weight"),
         Half("model.layers.{layer}.mlp.experts.gate_up_proj", 1);
 }
 
@@ -85,12 +88,15 @@ rows! { QWEN_EXPERTS:
     Moe Router     "blk.{layer}.ffn_gate_inp.weight"  [Experts, Hidden] <- At("model.layers.{layer}.mlp.gate.weight");
     Moe ExpertDown "blk.{layer}.ffn_down_exps.weight" [Experts, Hidden, ExpertFfn] <-
         PerExpert("model.layers.{layer}.mlp.experts.{expert}.down_proj.weight"),
+        At("model.layers.{layer}.mlp.switch_mlp.down_proj.weight"),
         At("model.layers.{layer}.mlp.experts.down_proj");
     Moe ExpertGate "blk.{layer}.ffn_gate_exps.weight" [Experts, ExpertFfn, Hidden] <-
         PerExpert("model.layers.{layer}.mlp.experts.{expert}.gate_proj.weight"),
+        At("model.layers.{layer}.mlp.switch_mlp.gate_proj.weight"),
         Half("model.layers.{layer}.mlp.experts.gate_up_proj", 0);
     Moe ExpertUp   "blk.{layer}.ffn_up_exps.weight"   [Experts, ExpertFfn, Hidden] <-
         PerExpert("model.layers.{layer}.mlp.experts.{expert}.up_proj.weight"),
+        At("model.layers.{layer}.mlp.switch_mlp.up_proj.weight"),
         Half("model.layers.{layer}.mlp.experts.gate_up_proj", 1);
 }
 

@@ -19,6 +19,14 @@ pub struct Lost {
     pub layers: usize,
 }
 
+impl std::fmt::Display for Lost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Lost { fact, source, file, layers } = self;
+        let of = if *layers > 0 { format!(" of {layers} layers") } else { String::new() };
+        write!(f, "GGUF cannot hold the {fact}{of}: {source} in config.json, {file} for whoever runs the file")
+    }
+}
+
 /// What a GGUF file of this model cannot hold: its metadata read back, completed by what its tensors tell, against the
 /// configuration. Empty for a GGUF source.
 ///
@@ -26,7 +34,8 @@ pub struct Lost {
 /// Those of writing and reading metadata.
 pub fn lost(model: &Model) -> Result<Vec<Lost>> {
     let Some(json) = &model.hf_config else { return Ok(Vec::new()) };
-    let (ours, family) = (&model.config, model.known()?);
+    let Ok(family) = model.known() else { return Ok(Vec::new()) };
+    let ours = &model.config;
     let mut meta = Metadata::new();
     meta.set("general.architecture", family.gguf);
     write(ours, family, json, &mut meta, |_| {}, 0)?;
@@ -39,7 +48,14 @@ pub fn lost(model: &Model) -> Result<Vec<Lost>> {
     meta.set(format!("{}.vocab_size", family.gguf), size);
     let mut back = Config::from_gguf(&meta)?;
     told_by_tensors(&mut back, model);
-    Ok(differences(ours, &back))
+    let mut lost = differences(ours, &back);
+    let text = json.get("text_config").unwrap_or(json);
+    let scaling = ["rope_scaling", "rope_parameters"].iter().find_map(|key| text.get(key));
+    let kind = scaling.and_then(|s| s.get("rope_type").or(s.get("type"))?.as_str());
+    if kind == Some("dynamic") {
+        lost.push(Lost { fact: "rotary scaling", source: "dynamic".into(), file: "none".into(), layers: 0 });
+    }
+    Ok(lost)
 }
 
 /// Biases, a tied head and rotary factors are tensors, or their absence.
@@ -102,7 +118,7 @@ const MODEL_FACTS: &[Fact<Config>] = &[
         c.ropes.get(1).map_or(String::new(), |r| format!("{:?}", r.scaling))
     }),
     ("tied embeddings", |c| c.tied_embeddings.to_string()),
-    ("soft cap of logits", |c| shown(c.logit_softcap)),
+    ("softcap of logits", |c| shown(c.logit_softcap)),
     ("scale of embeddings", |c| c.embedding_scale.to_string()),
     ("scale of residuals", |c| c.residual_scale.to_string()),
     ("scale of logits", |c| c.logit_scale.to_string()),
@@ -116,7 +132,7 @@ const LAYER_FACTS: &[Fact<LayerConfig>] = &[
     ("attention window", |l| shown(l.heads().and_then(|h| h.window))),
     ("positions", |l| shown(l.heads().and_then(|h| h.rope))),
     ("attention scale", |l| shown(l.heads().map(|h| h.scale))),
-    ("soft cap of attention", |l| shown(l.heads().and_then(|h| h.softcap))),
+    ("softcap of attention", |l| shown(l.heads().and_then(|h| h.softcap))),
     ("attention biases", |l| format!("{:?}", l.heads().map(|h| (h.qkv_bias, h.output_bias)))),
     ("feed-forward block", |l| format!("{:?}", l.ffn.dense)),
     ("experts", |l| shown(l.ffn.experts.as_ref().map(|e| e.count))),

@@ -45,6 +45,12 @@ impl HfFiles {
         for token in self.tokenizer_added_tokens()? {
             tokens.insert(token.id, token);
         }
+        let has_decoder = self.tokenizer_config.as_ref().is_some_and(|t| t.get("added_tokens_decoder").is_some());
+        if let Some(map) = self.added_tokens.as_ref().and_then(Value::as_object).filter(|_| !has_decoder) {
+            for (content, id) in map.iter().filter_map(|(token, id)| Some((token, id.as_u64()?.try_into().ok()?))) {
+                tokens.entry(id).or_insert_with(|| AddedToken { id, content: content.clone(), special: false });
+            }
+        }
         for token in self.decoder_added_tokens()? {
             tokens.insert(token.id, token);
         }
@@ -119,6 +125,10 @@ pub(super) fn read_text(path: &Path) -> Result<Option<String>> {
 
 pub(super) fn read_json(path: &Path) -> Result<Option<Value>> {
     let Some(bytes) = read_optional(path)? else { return Ok(None) };
+    if bytes.starts_with(b"version https://git-lfs") {
+        let what = "is a Git LFS pointer, not the file itself";
+        return Err(Error::bad_file(path, what).hint("run `git lfs pull` to fetch it"));
+    }
     match serde_json::from_slice(&bytes) {
         Ok(value) => Ok(Some(value)),
         Err(e) => Err(Error::bad_file(path, format!("not valid JSON: {e}")).hint("download the file again")),

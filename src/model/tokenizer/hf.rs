@@ -36,16 +36,17 @@ pub(super) fn build(
     if let Some(prefix) = prefix.filter(|_| facts.states_space_prefix) {
         meta.set("tokenizer.ggml.add_space_prefix", prefix);
     }
-    let mut space_prefix = None;
-    match source(files, facts)? {
+    let (mut space_prefix, mut remarks) = (None, Vec::new());
+    match source(files, facts, &mut remarks)? {
         Source::SentencePiece(pieces) => {
             let vocab = Vocab::from_pieces(files, pieces, rows, facts)?;
-            vocab.write_spm(files, &mut meta)?;
+            remarks.extend(vocab.beyond.iter().cloned());
+            vocab.write_spm(files, &mut meta, &mut remarks)?;
             space_prefix = facts.no_space_prefix.then_some(false);
         }
         Source::JsonSpm(json) => {
             let vocab = Vocab::from_spm_json(files, json, rows)?;
-            vocab.write_spm(files, &mut meta)?;
+            vocab.write_spm(files, &mut meta, &mut remarks)?;
             if !prepends_space(json) {
                 space_prefix = Some(false);
             }
@@ -63,6 +64,12 @@ pub(super) fn build(
                 let id = added.iter().find(|t| t.content == *text).map(|t| t.id as i64);
                 special.set_id(ty, id, files)?;
             }
+            if special.lacks_merges() {
+                let what = "is byte-level BPE without merges: there are none in it, and no merges.txt";
+                return Err(Error::bad_file(files.path("tokenizer.json"), what)
+                    .hint("fetch the tokenizer files again; llama.cpp does not load a file without merges"));
+            }
+            remarks.extend(special.remark());
             special.write(&mut meta);
         }
     }
@@ -77,10 +84,11 @@ pub(super) fn build(
     if facts.by_vocabulary_size {
         by_vocabulary_size(rows, &mut meta);
     }
-    GgufVocab::from_metadata(&meta).map_err(|e| match e {
+    let vocab = GgufVocab::from_metadata(&meta).map_err(|e| match e {
         Error::BadInput(finding) => Error::bad_file(&files.dir, finding.what),
         other => other,
-    })
+    })?;
+    Ok(GgufVocab { remarks, ..vocab })
 }
 
 /// Two models that the converter knows by their vocabulary size: CodeLlama's infill tokens, and Granite's missing BOS.
@@ -103,7 +111,7 @@ enum Source<'a> {
     JsonBpe(&'a Value),
 }
 
-fn source<'a>(files: &'a HfFiles, facts: &TokenizerFacts) -> Result<Source<'a>> {
+fn source<'a>(files: &'a HfFiles, facts: &TokenizerFacts, remarks: &mut Vec<String>) -> Result<Source<'a>> {
     let json = files.tokenizer.as_ref();
     let byte_level = match facts.byte_level {
         ByteLevel::SentencePieceFirst => false,
@@ -115,7 +123,14 @@ fn source<'a>(files: &'a HfFiles, facts: &TokenizerFacts) -> Result<Source<'a>> 
         && let Some(bytes) = read_optional(&path)?
         && (sentencepiece::looks_like_model(&bytes) || json.is_none())
     {
-        return Ok(Source::SentencePiece(sentencepiece::parse(&path, &bytes)?));
+        let pieces = sentencepiece::parse(&path, &bytes)?;
+        if !json.is_some_and(|json| is_another(&pieces, json)) {
+            return Ok(Source::SentencePiece(pieces));
+        }
+        remarks.push(
+            "tokenizer.model is another tokenizer than tokenizer.json, which transformers loads; it is left aside"
+                .into(),
+        );
     }
     let Some(json) = json else {
         let what = "no tokenizer: neither tokenizer.json nor tokenizer.model is here";
@@ -130,15 +145,23 @@ fn source<'a>(files: &'a HfFiles, facts: &TokenizerFacts) -> Result<Source<'a>> 
         let what = format!("{}: a {ty} tokenizer is not supported (only BPE and SentencePiece are)", file.display());
         return Err(Error::unsupported(what));
     }
-    if model.get("byte_fallback").and_then(Value::as_bool) == Some(true) {
+    let mentions = |key| json.get(key).is_some_and(|v| v.to_string().contains("\"ByteLevel\""));
+    if model.get("byte_fallback").and_then(Value::as_bool) == Some(true) && !mentions("pre_tokenizer") {
         return Ok(Source::JsonSpm(json));
     }
-    let mentions = |key| json.get(key).is_some_and(|v| v.to_string().contains("\"ByteLevel\""));
     if !mentions("pre_tokenizer") && !mentions("decoder") {
         let what = format!("{}: this BPE tokenizer is neither byte-level nor SentencePiece's", file.display());
         return Err(Error::unsupported(what));
     }
     Ok(Source::JsonBpe(json))
+}
+
+/// Whether the pieces of a `tokenizer.model` are not those of a `tokenizer.json`: one in ten has another id there, or none.
+fn is_another(pieces: &[Piece], json: &Value) -> bool {
+    let Some(vocab) = json.get("model").and_then(|m| m.get("vocab")?.as_object()) else { return false };
+    let same = |(id, piece): (usize, &Piece)| vocab.get(&piece.text).and_then(Value::as_u64) == Some(id as u64);
+    let differing = pieces.iter().enumerate().filter(|p| !same(*p)).count();
+    differing * 10 > pieces.len()
 }
 
 /// Whether `tokenizer.json` puts a space before a text (`Prepend`, or `Metaspace` unless told never to).
@@ -155,6 +178,8 @@ struct Vocab {
     tokens: Vec<String>,
     scores: Vec<f32>,
     types: Vec<TokenType>,
+    /// Of added tokens that have no row: a sentence each.
+    beyond: Vec<String>,
 }
 
 impl Vocab {
@@ -164,6 +189,7 @@ impl Vocab {
             tokens: (0..rows).map(|i| format!("[PAD{i}]")).collect(),
             scores: vec![PADDING_SCORE; rows],
             types: vec![TokenType::Unused; rows],
+            beyond: Vec::new(),
         }
     }
 
@@ -197,6 +223,11 @@ impl Vocab {
             let bad = || Error::bad_file(files.path("added_tokens.json"), "not a map of tokens to ids");
             for (token, id) in added.as_object().ok_or_else(bad)? {
                 let id = id.as_u64().and_then(|id| usize::try_from(id).ok()).ok_or_else(bad)?;
+                if id >= rows {
+                    vocab.beyond.push(format!(
+                        "token '{token}' has id {id}, but the embedding has {rows} rows; it is left out"
+                    ));
+                }
                 vocab.set(id, token.clone(), ADDED_SCORE, TokenType::UserDefined);
             }
         }
@@ -205,6 +236,12 @@ impl Vocab {
             added.extend(files.tokenizer_added_tokens()?);
         }
         for token in added {
+            if token.id >= rows {
+                let AddedToken { id, content, .. } = &token;
+                vocab
+                    .beyond
+                    .push(format!("token '{content}' has id {id}, but the embedding has {rows} rows; it is left out"));
+            }
             if facts.added_by_flags {
                 let ty = if token.special { TokenType::Control } else { TokenType::UserDefined };
                 vocab.set(token.id, token.content, ADDED_SCORE, ty);
@@ -268,14 +305,16 @@ impl Vocab {
         Ok(vocab)
     }
 
-    fn write_spm(self, files: &HfFiles, meta: &mut Metadata) -> Result<()> {
+    fn write_spm(self, files: &HfFiles, meta: &mut Metadata, remarks: &mut Vec<String>) -> Result<()> {
         let rows = self.tokens.len();
         meta.set("tokenizer.ggml.model", "llama");
         meta.set("tokenizer.ggml.pre", "default");
         meta.set("tokenizer.ggml.tokens", self.tokens);
         meta.set("tokenizer.ggml.scores", self.scores);
         meta.set("tokenizer.ggml.token_type", self.types.iter().map(|&t| t as i32).collect::<Vec<_>>());
-        Special::load(files, false, Some(rows))?.write(meta);
+        let special = Special::load(files, false, Some(rows))?;
+        remarks.extend(special.remark());
+        special.write(meta);
         Ok(())
     }
 }

@@ -28,6 +28,23 @@ use std::path::Path;
 #[derive(Clone, Debug, PartialEq)]
 pub struct GgufVocab {
     meta: Metadata,
+    remarks: Vec<String>,
+}
+
+/// That llama.cpp knows a pre-tokenizer of this name.
+///
+/// # Errors
+/// [`Error::Unsupported`] with the names that it knows.
+pub fn check_pre_tokenizer(name: &str) -> Result<()> {
+    pre::check_name(name).map(|_| ())
+}
+
+/// That the tokenizer's files in a folder, as far as there are any, can be read at all.
+///
+/// # Errors
+/// [`Error::BadInput`] naming the file.
+pub fn check_files(dir: &Path) -> Result<()> {
+    files::HfFiles::open(dir).map(|_| ())
 }
 
 impl GgufVocab {
@@ -51,9 +68,14 @@ impl GgufVocab {
         for (key, value) in source.iter().filter(|(key, _)| key.starts_with("tokenizer.")) {
             meta.set(key, value.clone());
         }
-        let vocab = Self { meta };
+        let vocab = Self { meta, remarks: Vec::new() };
         vocab.check()?;
         Ok(vocab)
+    }
+
+    /// What was odd about the files, and what was made of it: a sentence each.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
     }
 
     /// Sets all keys in `meta`, in the order of llama.cpp's converter.

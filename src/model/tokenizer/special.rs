@@ -64,7 +64,48 @@ impl Special {
                 s.set_id(&ty, id.and_then(Value::as_i64), files)?;
             }
         }
+        s.stops(files)?;
         Ok(s)
+    }
+
+    /// Tokens at which generation stops, where `config.json` or `generation_config.json` names several: the first is EOS
+    /// unless another is, the next ones become EOT and EOM, at which llama.cpp stops too.
+    fn stops(&mut self, files: &HfFiles) -> Result<()> {
+        let generation = read_json(&files.path("generation_config.json")).unwrap_or_default();
+        for config in [files.config.as_ref(), generation.as_ref()].into_iter().flatten() {
+            let ids = match config.get("eos_token_id") {
+                Some(Value::Array(list)) => list.iter().filter_map(Value::as_i64).collect(),
+                Some(id) => id.as_i64().into_iter().collect::<Vec<_>>(),
+                None => Vec::new(),
+            };
+            for id in ids {
+                let known = self
+                    .ids
+                    .iter()
+                    .any(|(ty, known)| i64::from(*known) == id && ["eos", "eot", "eom"].contains(&ty.as_str()));
+                if !known && let Some(free) = ["eos", "eot", "eom"].into_iter().find(|ty| self.id(ty).is_none()) {
+                    self.set_id(free, Some(id), files)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether merges were asked for, and there are none.
+    pub fn lacks_merges(&self) -> bool {
+        self.merges.is_empty()
+    }
+
+    /// What is to be said of the chat templates.
+    pub fn remark(&self) -> Option<String> {
+        let names: Vec<&str> = self.templates.iter().map(|(name, _)| name.as_str()).collect();
+        let none = !names.is_empty() && !names.contains(&"default");
+        none.then(|| {
+            format!(
+                "there is no default chat template, only {}; engines fall back to one of their own",
+                names.join(", ")
+            )
+        })
     }
 
     pub fn id(&self, ty: &str) -> Option<u32> {
@@ -156,10 +197,10 @@ impl Special {
         if let Some(tokenizer) = &files.tokenizer {
             self.post_processor(tokenizer, &mut config);
         }
+        self.templates(files, &config)?;
         if config.is_empty() {
             return Ok(());
         }
-        self.templates(files, &config)?;
         let added = files.tokenizer_added_tokens()?;
         for ty in self.types.clone() {
             if let Some(add) = config.get(&format!("add_{ty}_token")).and_then(Value::as_bool) {
@@ -266,9 +307,14 @@ impl Special {
     }
 
     fn templates(&mut self, files: &HfFiles, config: &Map<String, Value>) -> Result<()> {
-        let template = match config.get("chat_template") {
-            Some(template) => template.clone(),
-            None => template_file(files)?,
+        // As transformers does: a file of its own goes first.
+        let template = match (template_file(files)?, config.get("chat_template")) {
+            (Value::Null, Some(template)) => template.clone(),
+            (Value::Null, None) => {
+                let json = read_json(&files.path("chat_template.json"))?;
+                json.and_then(|j| j.get("chat_template").cloned()).unwrap_or_default()
+            }
+            (file, _) => file,
         };
         match template {
             Value::String(text) => self.templates.push(("default".into(), text)),
@@ -316,12 +362,9 @@ fn merge(json: &Value) -> Option<String> {
     Some(format!("{} {}", a.as_str()?.replace(' ', "Ġ"), b.as_str()?.replace(' ', "Ġ")))
 }
 
-/// `chat_template.jinja` (with `additional_chat_templates/`), else `chat_template.json`.
+/// `chat_template.jinja`, with `additional_chat_templates/`; null where there is none.
 fn template_file(files: &HfFiles) -> Result<Value> {
-    let Some(text) = read_text(&files.path("chat_template.jinja"))? else {
-        let json = read_json(&files.path("chat_template.json"))?;
-        return Ok(json.and_then(|j| j.get("chat_template").cloned()).unwrap_or_default());
-    };
+    let Some(text) = read_text(&files.path("chat_template.jinja"))? else { return Ok(Value::Null) };
     let mut named = Vec::new();
     if let Ok(entries) = std::fs::read_dir(files.path("additional_chat_templates")) {
         let mut paths: Vec<_> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
