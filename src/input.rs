@@ -59,6 +59,43 @@ pub fn read_text(path: &Path) -> Result<String> {
         .map_err(|e| Error::bad_file(path, format!("is not UTF-8 text (byte {})", e.utf8_error().valid_up_to())))
 }
 
+/// The JSON in the bytes of a file, as Python writes it too.
+///
+/// # Errors
+/// `BadInput` naming the file, also for a Git LFS pointer in its place.
+pub fn json(path: &Path, bytes: &[u8]) -> Result<serde_json::Value> {
+    if bytes.starts_with(b"version https://git-lfs") {
+        let what = "is a Git LFS pointer, not the file itself";
+        return Err(Error::bad_file(path, what).hint("run `git lfs pull` to fetch it"));
+    }
+    let parsed = serde_json::from_slice(bytes);
+    let parsed = parsed.or_else(|e| serde_json::from_slice(&without_bare_numbers(bytes)).map_err(|_| e));
+    parsed.map_err(|e| Error::bad_file(path, format!("not valid JSON: {e}")).hint("fetch the file again"))
+}
+
+/// JSON as Python writes it, whose infinities and NaNs are no JSON: these become strings, so that a key that should be a
+/// number is still refused, and one that nobody asks for does no harm.
+fn without_bare_numbers(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len() + 16);
+    let (mut in_string, mut at) = (false, 0);
+    while at < text.len() {
+        let bare =
+            [&b"-Infinity"[..], b"Infinity", b"NaN"].into_iter().find(|w| !in_string && text[at..].starts_with(w));
+        if let Some(word) = bare {
+            out.push(b'"');
+            out.extend(word);
+            out.push(b'"');
+            at += word.len();
+            continue;
+        }
+        let escaped = in_string && text[at] == b'\\' && at + 1 < text.len();
+        in_string ^= text[at] == b'"';
+        out.extend(&text[at..at + 1 + usize::from(escaped)]);
+        at += 1 + usize::from(escaped);
+    }
+    out
+}
+
 #[cfg(all(test, unix))]
 mod tests {
     use super::*;

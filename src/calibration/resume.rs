@@ -69,6 +69,26 @@ fn unfinished(path: &Path) -> PathBuf {
     path.with_extension("resume.new")
 }
 
+/// That nothing is in the place of a checkpoint but an earlier one.
+///
+/// # Errors
+/// `Exists` for any other file, which is left alone; `Io`.
+pub fn refuse_foreign(path: &Path) -> Result<()> {
+    let foreign = || {
+        let what = "is no checkpoint of a calibration, and is left alone; move it away";
+        Err(Error::Exists { path: path.to_path_buf(), what, replaceable: false })
+    };
+    match path.symlink_metadata() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::io(path, e)),
+        Ok(metadata) if !metadata.is_file() => return foreign(),
+        Ok(_) => {}
+    }
+    let mut magic = [0; MAGIC.len()];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
+    if read.is_ok() && magic == *MAGIC { Ok(()) } else { foreign() }
+}
+
 /// Removes the checkpoint of a run that is finished, where there is one.
 pub fn forget(output: &Path) -> Result<()> {
     let file = path_for(output);

@@ -159,6 +159,7 @@ fn collect(
         Some(_) => key(source, calibration, windows, run)?,
         None => Key::new(),
     };
+    file.iter().try_for_each(|file| resume::refuse_foreign(file))?;
     let saved = match &file {
         Some(file) if run.control.resume => resume::open(file, &key)?,
         _ => None,

@@ -234,9 +234,9 @@ fn create<'p>(
         let planned = &plan.outputs[index];
         let metadata = plan.metadata((index, &planned.target), &file, facts)?;
         let entries = stream::entries(&plan.source.model, &file.sizes.types());
-        let mut open = || Artifact::reopen(&planned.place, &metadata, &entries, split, force, left);
-        let artifact = open()?;
-        let rival = if rivals { Some(open()?) } else { None };
+        let mut open = |kind| Artifact::reopen(&planned.place, &metadata, &entries, split, kind, force, left);
+        let artifact = open("")?;
+        let rival = if rivals { Some(open(".rival")?) } else { None };
         artifact.targets().try_for_each(|target| plan.refuse_input(target))?;
         let (done, ledger) = (vec![false; entries.len()], Vec::new());
         outputs.push(Output { plan: planned, file, artifact, rival, done, ledger, verdict: None });
@@ -337,7 +337,7 @@ fn fill(plan: &Plan, outputs: &mut [Output], importance: Option<&Importance>, ru
             artifact.set_metadata(SOURCE_HASHES, hashes.clone());
         }
     }
-    outputs.iter().flat_map(Output::artifacts).try_for_each(|a| a.seal(run.threads(), &run.control.cancel))
+    outputs.iter_mut().flat_map(Output::artifacts_mut).try_for_each(|a| a.seal(run.threads(), &run.control.cancel))
 }
 
 /// Whether each file is kept: on text that was held out, against that of ggml's search alone. Where it is not, its rival

@@ -16,6 +16,8 @@ use crate::quant::GgmlType;
 pub const MAGIC: [u8; 4] = *b"GGUF";
 /// The version that is written; 2 and 3 are read (they differ in nothing but big-endian support).
 pub const VERSION: u32 = 3;
+/// Says which shards belong together: the same in all shards of one run, another in those of other runs.
+pub const SPLIT_SET: &str = "quantize.split.set";
 /// Bytes that tensor offsets are multiples of, unless the metadata says otherwise.
 pub const DEFAULT_ALIGNMENT: u64 = 32;
 /// The metadata key that says otherwise (a `u32`).

@@ -148,36 +148,7 @@ pub(super) fn read_json(path: &Path) -> Result<serde_json::Value> {
         return Err(Error::bad_file(path, format!("{len} bytes; expected at most {LIMIT}")));
     }
     let bytes = crate::input::read(path)?;
-    if bytes.starts_with(b"version https://git-lfs") {
-        let what = "is a Git LFS pointer, not the file itself";
-        return Err(Error::bad_file(path, what).hint("run `git lfs pull` to fetch it"));
-    }
-    let parsed = serde_json::from_slice(&bytes);
-    let parsed = parsed.or_else(|e| serde_json::from_slice(&without_bare_numbers(&bytes)).map_err(|_| e));
-    parsed.map_err(|e| Error::bad_file(path, format!("not valid JSON: {e}")))
-}
-
-/// JSON as Python writes it, whose infinities and NaNs are no JSON: these become strings, so that a key that should be a
-/// number is still refused, and one that nobody asks for does no harm.
-fn without_bare_numbers(text: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len() + 16);
-    let (mut in_string, mut at) = (false, 0);
-    while at < text.len() {
-        let bare =
-            [&b"-Infinity"[..], b"Infinity", b"NaN"].into_iter().find(|w| !in_string && text[at..].starts_with(w));
-        if let Some(word) = bare {
-            out.push(b'"');
-            out.extend(word);
-            out.push(b'"');
-            at += word.len();
-            continue;
-        }
-        let escaped = in_string && text[at] == b'\\' && at + 1 < text.len();
-        in_string ^= text[at] == b'"';
-        out.extend(&text[at..at + 1 + usize::from(escaped)]);
-        at += 1 + usize::from(escaped);
-    }
-    out
+    crate::input::json(path, &bytes)
 }
 
 /// Adds the file to an error that a parser below raised without knowing it.
@@ -202,7 +173,10 @@ fn open_hf(ckpt: &Checkpoint) -> Result<Model> {
     if !path.is_file() {
         let there = |name: &str| ckpt.dir().join(name).is_file();
         if there("adapter_config.json") {
-            let what = "holds a LoRA adapter (adapter_config.json), not a model";
+            let adapter = read_json(&ckpt.dir().join("adapter_config.json")).unwrap_or_default();
+            let base =
+                adapter.get("base_model_name_or_path").and_then(serde_json::Value::as_str).unwrap_or("its base model");
+            let what = format!("holds a LoRA adapter of {base} (adapter_config.json), not a model");
             return Err(
                 Error::bad_file(ckpt.dir(), what).hint("merge it into its base model first (merge_and_unload in peft)")
             );
@@ -251,10 +225,11 @@ fn stored_head_differs(ckpt: &Checkpoint) -> Result<bool> {
     let (Some(head), Some(embedding)) = (find("lm_head.weight"), find("model.embed_tokens.weight")) else {
         return Ok(false);
     };
-    if ckpt.files().is_empty() || head.shape != embedding.shape || head.dtype != embedding.dtype {
-        return Ok(!ckpt.files().is_empty());
+    let plain = |t: &TensorMeta| !matches!(t.dtype, Dtype::Packed(_));
+    if ckpt.files().is_empty() || head.shape != embedding.shape || !plain(head) || !plain(embedding) {
+        return Ok(false);
     }
-    if matches!(head.dtype, Dtype::Packed(_)) {
+    if head.dtype != embedding.dtype {
         return Ok(true);
     }
     let (mut a, mut b, mut at) = (vec![0; 1 << 20], vec![0; 1 << 20], 0);
@@ -453,7 +428,7 @@ fn drop_reason(t: &TensorMeta, family: &Family, config: &Config) -> Option<&'sta
     if name == "lm_head.weight" && config.tied_embeddings {
         return Some("the configuration ties the output to the embedding");
     }
-    if [".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias"].iter().any(|s| name.ends_with(s)) {
+    if [".rotary_emb.inv_freq", ".masked_bias", ".attention.bias"].iter().any(|s| name.ends_with(s)) {
         return Some("a buffer that is computed from the configuration");
     }
     const TOWERS: [&str; 6] = [

@@ -54,7 +54,7 @@ pub(super) fn present(plain: Checkpoint) -> Result<Checkpoint> {
         return Ok(plain);
     }
     let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
-    let Ok(mut config) = serde_json::from_slice::<serde_json::Value>(&text) else { return Ok(plain) };
+    let Ok(mut config) = crate::input::json(&path, &text) else { return Ok(plain) };
     if config.get("quantization_config").is_none_or(|q| q.is_null()) && config.get("quantization").is_none() {
         if plain.dir.join("hf_quant_config.json").is_file() {
             let why = "by NVIDIA ModelOpt: hf_quant_config.json".to_string();

@@ -67,8 +67,9 @@ fn open_folder(dir: &Path) -> Result<Checkpoint> {
             return Ok(open_single(dir, SINGLE)?.remarking(remark));
         }
         let absent = index.values().all(|file| !names.contains(file));
-        return match complete_set(&weights)? {
-            Some(set) if absent => {
+        let set = if absent { complete_set(&weights).ok().flatten() } else { None };
+        return match set {
+            Some(set) => {
                 let remark = format!(
                     "{INDEX} names shards that are not here; the complete set {} to {} is read",
                     set[0],
@@ -76,7 +77,7 @@ fn open_folder(dir: &Path) -> Result<Checkpoint> {
                 );
                 Ok(open_set(dir, &set)?.remarking(Some(remark)))
             }
-            _ => open_shards(dir, &names, &index),
+            None => open_shards(dir, &names, &index),
         };
     }
     match weights.as_slice() {

@@ -35,12 +35,18 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint> {
 pub(super) fn open_shards(paths: &[PathBuf]) -> Result<Checkpoint> {
     let count = paths.len() as u64;
     let (mut files, mut all, mut metadata) = (Vec::new(), Vec::new(), Metadata::new());
-    let mut announced = None;
+    let (mut announced, mut set) = (None, None);
     for (i, path) in (0..).zip(paths) {
         let (file, header) = read(path)?;
         if header.metadata.uint(SPLIT_NO) != Some(i) || header.metadata.uint(SPLIT_COUNT) != Some(count) {
             return Err(Error::bad_file(path, format!("its '{SPLIT_NO}' and '{SPLIT_COUNT}' do not match its name")));
         }
+        let own = header.metadata.str(gguf::SPLIT_SET).map(String::from);
+        if i > 0 && own != set {
+            let what = "is of another run than the first shard, though its name and its place agree";
+            return Err(Error::bad_file(path, what).hint("convert again, or fetch all the shards again"));
+        }
+        set = own;
         all.extend(tensors(&header, files.len(), path)?);
         files.push(file);
         if i == 0 {
@@ -76,7 +82,7 @@ fn tensors(header: &Header, file: usize, path: &Path) -> Result<Vec<TensorMeta>>
 
 /// The shards' bookkeeping is the container's, not the model's.
 fn without_split(mut metadata: Metadata) -> Metadata {
-    for key in [SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS] {
+    for key in [SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS, gguf::SPLIT_SET] {
         metadata.remove(key);
     }
     metadata

@@ -15,30 +15,32 @@ pub struct PartialFile {
 }
 
 impl PartialFile {
-    /// Opens a temporary file in the folder of `target`. An existing `target` is an error unless `force`.
+    /// Opens the temporary file of `target`, in its folder. An existing `target` is an error unless `force`.
+    ///
+    /// # Errors
+    /// `Exists`; `Unfinished` while another run writes `target`; `Storage` and `Io`.
     pub fn create(target: &Path, force: bool) -> Result<Self> {
+        Self::create_as(target, "", force)
+    }
+
+    /// The same for another file that may take the place of `target` in the end.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn create_as(target: &Path, kind: &str, force: bool) -> Result<Self> {
         refuse_existing(target, force)?;
-        let folder = folder_of(target);
-        // Only so much of the name that the temporary one is never too long where the name itself is not.
-        let name: String = target.file_name().and_then(|n| n.to_str()).unwrap_or("output").chars().take(40).collect();
-        let temp = tempfile::Builder::new()
-            .prefix(&format!(".{name}."))
-            .suffix(".partial")
-            .tempfile_in(folder)
-            // The error itself names the temporary file, which means nothing to the user.
-            .map_err(|e| match e.kind() {
-                std::io::ErrorKind::NotFound => {
-                    Error::Storage(format!("{}: the folder {} does not exist", target.display(), folder.display()))
-                }
-                kind => Error::io(target, kind.into()),
-            })?;
-        Ok(Self { temp, target: target.to_path_buf(), force })
+        let path = partial_name(target, kind);
+        // What a killed run left under this name is taken over, so that nothing piles up.
+        let file = open_locked(&path, target)?;
+        file.set_len(0).map_err(|e| Error::io(target, e))?;
+        let path = tempfile::TempPath::try_from_path(path).map_err(|e| Error::io(target, e))?;
+        Ok(Self { temp: NamedTempFile::from_parts(file, path), target: target.to_path_buf(), force })
     }
 
     /// Takes up the temporary file `temp` that an earlier run left for `target`. It goes when this is dropped, as any other.
     pub fn reopen(target: &Path, temp: &Path, force: bool) -> Result<Self> {
         refuse_existing(target, force)?;
-        let file = File::options().read(true).write(true).open(temp).map_err(|e| Error::io(temp, e))?;
+        let file = open_locked(temp, target)?;
         let path = tempfile::TempPath::try_from_path(temp).map_err(|e| Error::io(temp, e))?;
         Ok(Self { temp: NamedTempFile::from_parts(file, path), target: target.to_path_buf(), force })
     }
@@ -88,6 +90,58 @@ impl PartialFile {
 
     fn file(&self) -> &File {
         self.temp.as_file()
+    }
+}
+
+/// `.NAME.partial` in the folder of `target`; of long names the beginning and a hash, so that it is never too long.
+fn partial_name(target: &Path, kind: &str) -> PathBuf {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let name = target.file_name().and_then(|n| n.to_str()).unwrap_or("output");
+    let mut short: String = name.chars().take(40).collect();
+    if short.len() < name.len() {
+        let mut hasher = DefaultHasher::new();
+        name.hash(&mut hasher);
+        short += &format!(".{:016x}", hasher.finish());
+    }
+    folder_of(target).join(format!(".{short}{kind}.partial"))
+}
+
+/// Opens a temporary file, and keeps other runs from it for as long as it is open.
+fn open_locked(path: &Path, target: &Path) -> Result<File> {
+    // The error itself names the temporary file, which means nothing to the user.
+    let fault = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::NotFound => {
+            let folder = folder_of(target).display();
+            Error::Storage(format!("{}: the folder {folder} does not exist", target.display()))
+        }
+        kind => Error::io(target, kind.into()),
+    };
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.mode(0o600).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
+    }
+    loop {
+        let file = options.open(path).map_err(fault)?;
+        if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {
+            return Err(Error::Unfinished {
+                path: target.to_path_buf(),
+                what: "is being written by another run".into(),
+            });
+        }
+        // Between the two calls the other run may have finished, and given what was opened its final name.
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            let same = |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+            let here = file.metadata().map_err(fault)?;
+            if !path.symlink_metadata().is_ok_and(|there| same(there, here)) {
+                continue;
+            }
+        }
+        return Ok(file);
     }
 }
 
@@ -195,6 +249,26 @@ pub(super) fn sync_folder(target: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_run_at_a_time_and_leftovers_are_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("a.gguf");
+        let mut first = PartialFile::create(&target, false).unwrap();
+        first.write_at(0, b"abc").unwrap();
+        assert!(matches!(PartialFile::create(&target, false), Err(Error::Unfinished { .. })));
+        drop(PartialFile::create_as(&target, ".rival", false).unwrap());
+        first.keep_on_drop(true);
+        drop(first);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        let second = PartialFile::create(&target, false).unwrap();
+        second.write_at(0, b"x").unwrap();
+        second.finish().unwrap();
+        assert_eq!(std::fs::read(&target).unwrap(), b"x");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        let long = |end: &str| partial_name(Path::new(&("n".repeat(200) + end)), "");
+        assert_ne!(long("a"), long("b"));
+    }
 
     #[test]
     fn nothing_is_left_unless_finished() {

@@ -9,6 +9,7 @@ use crate::quant;
 use crate::source::SourceFile;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -57,7 +58,7 @@ impl Artifact {
         split: Split,
         force: bool,
     ) -> Result<Self> {
-        Self::reopen(target, metadata, tensors, split, force, &mut std::iter::empty())
+        Self::reopen(target, metadata, tensors, split, "", force, &mut std::iter::empty())
     }
 
     /// The same over the unfinished files that an earlier run left, in the order of the shards; what they hold stays.
@@ -66,6 +67,7 @@ impl Artifact {
         metadata: &Metadata,
         tensors: &[TensorInfo],
         split: Split,
+        kind: &str,
         force: bool,
         files: &mut impl Iterator<Item = PathBuf>,
     ) -> Result<Self> {
@@ -79,6 +81,8 @@ impl Artifact {
                 metadata.set("split.no", no as u16);
                 metadata.set("split.count", count as u16);
                 metadata.set("split.tensors.count", tensors.len() as i32);
+                // Filled in when the file is sealed.
+                metadata.set(gguf::SPLIT_SET, "0".repeat(16));
             }
             let mut tensors = tensors[members].to_vec();
             let data = gguf::layout(&mut tensors, DEFAULT_ALIGNMENT)?;
@@ -98,7 +102,7 @@ impl Artifact {
                         let (need, free) = (human(total), human(free));
                         return Err(Error::Storage(format!("{}: needs {need} of disk, {free} free", target.display())));
                     }
-                    PartialFile::create(&path, force)?
+                    PartialFile::create_as(&path, kind, force)?
                 }
             };
             file.reserve(len)?;
@@ -147,7 +151,13 @@ impl Artifact {
     /// Writes the headers, syncs, reads everything back and checks it.
     ///
     /// Errors: `Interrupted` once `cancel` is set; `BadInput` when a weight was too large for its type.
-    pub fn seal(&self, threads: usize, cancel: &Cancel) -> Result<()> {
+    pub fn seal(&mut self, threads: usize, cancel: &Cancel) -> Result<()> {
+        if let [first, _, ..] = self.shards.as_slice() {
+            // Shards of two runs do not belong together, though all else may agree.
+            let header = gguf::encode_header(&first.metadata, &first.tensors, DEFAULT_ALIGNMENT);
+            let set: String = Sha256::digest(&header).iter().take(8).map(|b| format!("{b:02x}")).collect();
+            self.shards.iter_mut().for_each(|shard| shard.metadata.set(gguf::SPLIT_SET, set.as_str()));
+        }
         for shard in &self.shards {
             let header = gguf::encode_header(&shard.metadata, &shard.tensors, DEFAULT_ALIGNMENT);
             if header.len() as u64 != shard.header_len {

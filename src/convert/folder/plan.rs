@@ -75,6 +75,9 @@ impl FolderPlan {
     /// `Unsupported` when a group that was asked for by name does not divide the rows, or nothing at all can be stored so.
     pub fn new(source: &SourceModel, spec: Spec, devices: usize) -> Result<FolderPlan> {
         let (ckpt, model, request) = (&*source.ckpt, &*source.model, &Request { spec, devices: devices.max(1) });
+        if source.model.hf_config.is_none() {
+            source.model.known()?;
+        }
         // They are copied; a broken one is found now and not by an engine.
         crate::model::tokenizer::check_files(ckpt.dir())?;
         let embeddings = request.spec.reach() == Reach::EmbeddingsToo;
@@ -137,7 +140,7 @@ fn stacks(ckpt: &Checkpoint, model: &Model, spec: &Spec) -> Vec<Departure> {
         module: t.parts.first().map(|part| ckpt.tensors()[*part].name.clone()),
         asked: spec.to_string(),
         done: KEPT.into(),
-        reason: "a stack of matrices of an architecture that is not known".into(),
+        reason: "stacked experts of an architecture that is not known stay as they are".into(),
     };
     large.map(row).collect()
 }

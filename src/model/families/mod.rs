@@ -272,6 +272,13 @@ pub enum Cap {
     Default(f32),
 }
 
+impl Cap {
+    /// What a reader of a GGUF file that states none takes.
+    pub(in crate::model) fn unstated(self) -> Option<f32> {
+        if let Cap::Default(cap) = self { Some(cap) } else { None }
+    }
+}
+
 /// What attention scores are multiplied by.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum AttnScale {

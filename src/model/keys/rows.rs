@@ -504,7 +504,7 @@ pub(super) static ATTN_SOFTCAP: Key = Key {
     from: |f| heads(f)?.softcap.map(Stated::Float),
     to: |c, s| {
         if s.family.attn_softcap != Cap::Never {
-            let cap = s.float();
+            let cap = s.float().or(s.family.attn_softcap.unstated());
             c.layers.iter_mut().filter_map(LayerConfig::heads_mut).for_each(|h| h.softcap = cap);
         }
         Ok(())
@@ -515,7 +515,8 @@ pub(super) static LOGIT_SOFTCAP: Key = Key {
     name: "final_logit_softcapping",
     from: |f| f.config.logit_softcap.map(Stated::Float),
     to: |c, s| {
-        c.logit_softcap = s.float().filter(|_| s.family.logit_softcap != Cap::Never);
+        c.logit_softcap =
+            s.float().or(s.family.logit_softcap.unstated()).filter(|_| s.family.logit_softcap != Cap::Never);
         Ok(())
     },
 };

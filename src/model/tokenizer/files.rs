@@ -125,12 +125,5 @@ pub(super) fn read_text(path: &Path) -> Result<Option<String>> {
 
 pub(super) fn read_json(path: &Path) -> Result<Option<Value>> {
     let Some(bytes) = read_optional(path)? else { return Ok(None) };
-    if bytes.starts_with(b"version https://git-lfs") {
-        let what = "is a Git LFS pointer, not the file itself";
-        return Err(Error::bad_file(path, what).hint("run `git lfs pull` to fetch it"));
-    }
-    match serde_json::from_slice(&bytes) {
-        Ok(value) => Ok(Some(value)),
-        Err(e) => Err(Error::bad_file(path, format!("not valid JSON: {e}")).hint("download the file again")),
-    }
+    crate::input::json(path, &bytes).map(Some)
 }
