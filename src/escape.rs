@@ -39,7 +39,7 @@ pub fn message(text: &str) -> Cow<'_, str> {
     replaced(text, |i, c| c == '\n' && text[i..].starts_with("\n  "), visible)
 }
 
-/// Text laid out in lines by this program, whose parts went through [`line`].
+/// Text laid out in lines by this program, whose parts went through [`line()`].
 pub fn block(text: &str) -> Cow<'_, str> {
     replaced(text, |_, c| matches!(c, '\n' | '\t'), visible)
 }

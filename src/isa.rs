@@ -1,6 +1,6 @@
 //! Which instructions the program uses: the one switch for all arithmetic. An [`Isa`] is proof that the machine has what it
 //! names, since only detection makes one, so code that takes an `Isa` may run those instructions and stay safe. What the
-//! vectors of a level are is in [`crate::simd`]; no arithmetic here.
+//! vectors of a level are is in `simd`; no arithmetic here.
 //!
 //! | level | processor features | arithmetic |
 //! |---|---|---|

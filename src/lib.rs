@@ -1,7 +1,7 @@
 //! `quantize` turns a Hugging Face checkpoint into the quantized artifacts people run, and measures what was lost.
 //!
 //! A [`convert::Recipe`] holds everything that decides the bytes of the outputs, [`Control`] what does not (threads,
-//! memory, cancelling), and a [`Report`] hears of progress. [`convert::plan`] decides, [`convert::run`] writes:
+//! memory, cancelling), and a [`Report`] hears of progress. [`convert::plan()`] decides, [`convert::run`] writes:
 //!
 //! ```
 //! use quantize::{Control, Notice, Report, convert::{self, Recipe}, gguf, model::SourceModel};
@@ -34,7 +34,7 @@
 //! # Ok::<(), quantize::Error>(())
 //! ```
 //!
-//! [`convert::calibrate`] makes importance matrices. Data flows one way: [`source`] (bytes on disk) → [`model`] (what the
+//! [`mod@convert::calibrate`] makes importance matrices. Data flows one way: [`source`] (bytes on disk) → [`model`] (what the
 //! tensors mean) → [`quant`] and [`packed`] (blocks and formats) → [`writer`] (a finished file) → [`infer`] and [`eval`]
 //! (what it is worth) → [`report`]. [`cli`] alone reads flags and the environment. docs/architecture.md has the walks.
 

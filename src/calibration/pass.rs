@@ -46,9 +46,9 @@ pub struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    /// At the beginning, behind [`probe`].
+    /// At the beginning, behind `probe`.
     ///
-    /// Errors: those of [`probe`], of loading and of the disk.
+    /// Errors: those of `probe`, of loading and of the disk.
     pub fn new(
         ckpt: &'a Checkpoint,
         model: &'a Model,

@@ -132,17 +132,17 @@ fn turn(largest: u64, all: u64, chunk: u64, chunks: u64, room: u64) -> Option<us
 fn weights(path: &Path) -> u64 {
     let len = |path: &Path| std::fs::metadata(path).map_or(0, |m| m.len());
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-    let (folder, keep): (&Path, Box<dyn Fn(&str) -> bool>) = match name.split_once("-00001-of-") {
-        _ if path.is_dir() => (path, Box::new(|n: &str| n.ends_with(".safetensors") || n.ends_with(".gguf"))),
-        Some((stem, _)) => {
-            let stem = stem.to_string();
-            let folder = crate::writer::atomic::folder_of(path);
-            (folder, Box::new(move |n: &str| n.starts_with(&stem) && n.contains("-of-")))
-        }
+    let (folder, stem) = match name.split_once("-00001-of-") {
+        _ if path.is_dir() => (path, None),
+        Some((stem, _)) => (crate::writer::atomic::folder_of(path), Some(stem)),
         None => return len(path),
     };
+    let keep = |n: &str| match stem {
+        Some(stem) => n.starts_with(stem) && n.contains("-of-"),
+        None => n.ends_with(".safetensors") || n.ends_with(".gguf"),
+    };
     let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    files.filter(|f| f.file_name().to_str().is_some_and(&keep)).map(|f| len(&f.path())).sum()
+    files.filter(|f| f.file_name().to_str().is_some_and(keep)).map(|f| len(&f.path())).sum()
 }
 
 /// The memory of this process, where the system tells.

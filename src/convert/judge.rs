@@ -1,7 +1,7 @@
 //! Whether calibration was worth it, by the only measure that counts: on text that had no part in it, the outputs of what
 //! was made are compared with the source's, and so are those of its rival, which the format's own search makes alone.
 //! Files and folders are judged alike. One layer of one model is in memory at a time. With every statistic of every
-//! token, for models that fit into memory, see [`crate::eval::compare`].
+//! token, for models that fit into memory, see [`mod@crate::eval::compare`].
 
 use super::ledger::LedgerRow;
 use crate::control::{Run, Unit};
@@ -149,12 +149,16 @@ pub struct Verdict {
 impl Verdict {
     /// Whether what calibration made is kept: on no set is it worse. What is no number is no better.
     pub fn keeps(&self) -> bool {
-        self.kl.iter().zip(&self.rival).all(|(kl, rival)| kl <= rival)
+        self.kl.iter().zip(&self.rival).all(Self::is_kept)
+    }
+
+    fn is_kept((kl, rival): (&f64, &f64)) -> bool {
+        kl <= rival
     }
 
     /// The row of an output that is not kept. `asked` lost to `done`.
     pub fn ledger_row(&self, candidate: &str, asked: &str, done: &str) -> Option<LedgerRow> {
-        let (kl, rival) = self.kl.iter().zip(&self.rival).find(|(kl, rival)| !(kl <= rival))?;
+        let (kl, rival) = self.kl.iter().zip(&self.rival).find(|pair| !Self::is_kept(*pair))?;
         Some(LedgerRow {
             candidate: candidate.to_string(),
             kind: "search".into(),

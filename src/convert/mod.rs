@@ -1,8 +1,8 @@
-//! From a checkpoint to its quantized copies. A [`Recipe`] says what decides their bytes, [`plan`] what that means for a
+//! From a checkpoint to its quantized copies. A [`Recipe`] says what decides their bytes, [`plan()`] what that means for a
 //! model, and [`run`] makes them. The walk of a conversion:
 //!
 //! 1. [`crate::model::SourceModel::open`] reads headers, configuration and tensor names; no weight.
-//! 2. [`plan`] decides the type of every tensor ([`sizes`]) and the format of every module ([`folder`]).
+//! 2. [`plan()`] decides the type of every tensor ([`sizes`]) and the format of every module ([`folder`]).
 //! 3. Where something is calibrated, [`data`] draws windows of text, once, and holds some of them out.
 //! 4. For budgets, [`budget`] measures what types cost this model ([`sensitivity`]) and chooses.
 //! 5. The pass with activations takes the windows through one layer after the other: [`blocks`] rounds GGUF blocks with
@@ -57,7 +57,7 @@ use recipe::Data;
 use std::time::Instant;
 
 /// Decides everything. Nothing is written, no weight is read. Outputs go to the current folder, under the names that
-/// [`super::places`] gives them.
+/// [`recipe::Target::usual_name`] gives.
 ///
 /// # Errors
 /// `Request` for a recipe that contradicts itself or names what the model does not have; `Unsupported` for a type or
@@ -69,7 +69,7 @@ pub fn plan(source: &SourceModel, recipe: &Recipe) -> Result<Plan> {
 /// The same, where it is not known yet whether there will be importance.
 ///
 /// # Errors
-/// As [`plan`].
+/// As [`plan()`].
 pub fn plan_assuming(source: &SourceModel, recipe: &Recipe, importance: AssumedImportance) -> Result<Plan> {
     let plan = plan::decide_outputs(source, recipe, importance)?;
     if data_of(&plan).is_some() {

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 /// What a run made.
 #[derive(Debug)]
 pub struct Outcome {
-    /// In the order of [`Recipe::outputs`].
+    /// In the order of [`super::Recipe::outputs`].
     pub outputs: Vec<Made>,
     /// What was calibrated on.
     pub data: Option<DataReport>,
@@ -21,7 +21,7 @@ pub struct Outcome {
 /// One finished output.
 #[derive(Debug)]
 pub struct Made {
-    /// Its place in [`Recipe::outputs`].
+    /// Its place in [`super::Recipe::outputs`].
     pub index: usize,
     /// What it is called by: `Q4_K_M`, `gptq`.
     pub name: String,

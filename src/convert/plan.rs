@@ -389,7 +389,7 @@ fn facts_of(config: &Config) -> ModelFacts<'_> {
 /// bytes before the tensors are an estimate.
 ///
 /// # Errors
-/// As [`plan`].
+/// As [`super::plan()`].
 pub fn sizes_of_config(config: &Config, recipe: &Recipe) -> Result<Vec<FileSizes>> {
     recipe.check()?;
     let tensors = sizes::tensors_of(config);

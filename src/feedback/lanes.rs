@@ -1,5 +1,5 @@
 //! Sixteen rows side by side ([`F32x16`]): the product that carries errors on, and how the types of scales round. Plain
-//! operators, which the compiler vectorises inside a [`Kernel`](crate::simd::Kernel).
+//! operators, which the compiler vectorises inside a `simd::Kernel`.
 
 use crate::simd::F32x16;
 

@@ -110,7 +110,7 @@ pub(super) fn group_word(spec: &Spec) -> String {
     spec.group.map_or("channel".into(), |g| format!("{g}g"))
 }
 
-/// The name that [`parse`] takes back, complete where there is a choice.
+/// The name that `parse` takes back, complete where there is a choice.
 impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&(self.format.shown)(self))

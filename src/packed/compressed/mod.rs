@@ -23,7 +23,7 @@ use serde_json::{Map, Value, json};
 /// The compressed-tensors release whose layout is written.
 const COMPRESSED_TENSORS: &str = "0.19.0";
 
-/// Rows and columns of a block of [`FP8_IN_BLOCKS`].
+/// Rows and columns of a block of `FP8_IN_BLOCKS`.
 pub const FP8_BLOCK: usize = 128;
 
 const F8_E4M3: Dtype = Dtype::F8_E4M3;
