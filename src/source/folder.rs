@@ -82,7 +82,11 @@ fn open_folder(dir: &Path) -> Result<Checkpoint> {
     }
     match weights.as_slice() {
         _ if names.contains(SINGLE) => open_single(dir, SINGLE),
-        [name] => open_single(dir, name),
+        [name] => {
+            // One shard of several is no model.
+            complete_set(&weights)?;
+            open_single(dir, name)
+        }
         [] => {
             let models = with(".gguf").into_iter().map(|n| dir.join(n)).collect::<Vec<_>>();
             if let Some(model) = gguf::only_model(models.clone()) {

@@ -10,16 +10,6 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-/// A copy of a model folder with one change to its configuration.
-fn copy_model(name: &str, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for file in names(Path::new(&family(name))) {
-        if !file.starts_with("expected") {
-            std::fs::copy(Path::new(&family(name)).join(&file), to.join(&file)).unwrap();
-        }
-    }
-}
-
 /// Header of the model's only safetensors file: name to (offsets in the file, shape).
 fn header(file: &Path) -> BTreeMap<String, (std::ops::Range<u64>, Vec<usize>)> {
     let ckpt = Checkpoint::open(file).unwrap();

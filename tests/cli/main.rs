@@ -14,6 +14,7 @@ mod folder;
 mod gptq;
 #[cfg(feature = "hub")]
 mod hub;
+mod inputs;
 mod instruction_sets;
 mod packed_source;
 mod plan_sizes;

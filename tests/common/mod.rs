@@ -57,6 +57,16 @@ pub fn conformance() -> Vec<PathBuf> {
     folders
 }
 
+/// Copies the files of a model to a new folder, without what is expected of it.
+pub fn copy_model(name: &str, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for file in names(Path::new(&family(name))) {
+        if !file.starts_with("expected") {
+            std::fs::copy(Path::new(&family(name)).join(&file), to.join(&file)).unwrap();
+        }
+    }
+}
+
 /// The program with these arguments, in this folder.
 pub fn command(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_quantize"));
