@@ -130,7 +130,8 @@ fn complete_set(names: &[&String]) -> Result<Option<Vec<String>>> {
     let parts = |name: &str| -> Option<(String, usize, usize)> {
         let (start, total) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
         let (stem, number) = start.rsplit_once('-')?;
-        Some((stem.to_string(), number.parse().ok()?, total.parse().ok()?))
+        let five = |digits: &str| digits.parse().ok().filter(|_| digits.len() == 5);
+        Some((stem.to_string(), five(number)?, five(total)?))
     };
     let found: Option<Vec<_>> = names.iter().map(|name| parts(name)).collect();
     let Some(found) = found.filter(|f| !f.is_empty()) else { return Ok(None) };
