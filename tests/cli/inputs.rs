@@ -4,6 +4,7 @@ use crate::common::*;
 use quantize::gguf::read_header;
 use quantize::source::Checkpoint;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Output;
 
@@ -32,7 +33,7 @@ impl Folder {
     /// Takes the weights apart into files, as `place` says for every tensor.
     fn split(&self, place: impl Fn(&str) -> String) {
         let ckpt = Checkpoint::open(&self.dir.path().join("m")).unwrap();
-        let mut files: std::collections::BTreeMap<String, Vec<(String, Vec<usize>, Vec<u8>)>> = Default::default();
+        let mut files: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
         for t in ckpt.tensors() {
             let mut bytes = vec![0; t.bytes() as usize];
             ckpt.read(t, 0, &mut bytes).unwrap();
@@ -64,7 +65,10 @@ impl Folder {
     }
 }
 
-fn safetensors(dtype: &str, tensors: &[(String, Vec<usize>, Vec<u8>)]) -> Vec<u8> {
+/// Name, shape and bytes.
+type Tensor = (String, Vec<usize>, Vec<u8>);
+
+fn safetensors(dtype: &str, tensors: &[Tensor]) -> Vec<u8> {
     let (mut header, mut at) = (serde_json::Map::new(), 0);
     for (name, shape, bytes) in tensors {
         let end = at + bytes.len();
