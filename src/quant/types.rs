@@ -4,7 +4,7 @@
 //! until it is there too. It holds no arithmetic; that is in the modules beside it. Sources: ggml's `ggml.h`,
 //! `ggml-common.h` and `ggml-cpu.c`, llama.cpp's `llama-quant.cpp`.
 
-use super::iquants::grids::OneByOne;
+use super::iquants::one_by_one::OneByOne;
 use super::iquants::{binary, fp4, iq1, iq2, iq3, iq4, ternary};
 use super::{Codec, kquants, legacy, plain, scales_at};
 pub use crate::dtype::GgmlType;

@@ -5,8 +5,6 @@
 use std::sync::OnceLock;
 
 use super::codes;
-use super::iq1::{self, Sorted};
-use super::search::{self, Found, Search};
 
 const OFF_GRID: u16 = u16::MAX;
 
@@ -38,76 +36,6 @@ pub const PADDING: usize = 32;
 pub enum Place<'a> {
     On(u16),
     Off(Candidates<'a>),
-}
-
-/// The steps of the codebook searches that are most of their work. A trait, because they also have a form by lanes.
-pub trait Steps {
-    /// Which of the candidates is nearest to `x` in the `weight`ed square when digit `l` stands for `scale · values[l]`;
-    /// the first of equals.
-    fn nearest<const N: usize>(
-        grid: &Grid<N>,
-        candidates: Candidates,
-        values: &[f32],
-        x: &[f32],
-        weight: &[f32],
-        scale: f32,
-    ) -> u16;
-
-    /// The best of the trial scales around `reach`, if any is better than none; else `found` stays.
-    fn trials<const N: usize>(
-        search: &Search<N>,
-        x: &[f32],
-        weight: &[f32],
-        root: &[f32],
-        reach: f32,
-        found: &mut Found,
-    );
-
-    /// Every group of `G` weights of a row, sorted and with its best split: `G` is 32 for IQ1_S and 16 for IQ1_M.
-    fn splits<const G: usize>(x: &[f32], weight: &[f32]) -> Vec<Sorted<G>>;
-}
-
-/// One candidate after the other: the specification.
-pub struct OneByOne;
-
-impl Steps for OneByOne {
-    fn nearest<const N: usize>(
-        grid: &Grid<N>,
-        candidates: Candidates,
-        values: &[f32],
-        x: &[f32],
-        weight: &[f32],
-        scale: f32,
-    ) -> u16 {
-        // Where overflow leaves no distance below the largest float ggml aborts; here the first candidate stands.
-        let mut best = (candidates.points.first().copied().unwrap_or(0), f32::MAX);
-        for &candidate in candidates.points {
-            let mut sum = 0.0;
-            for ((digit, x), w) in grid.point(candidate).iter().zip(x).zip(weight) {
-                let diff = scale * values[usize::from(*digit)] - x;
-                sum += w * diff * diff;
-            }
-            if sum < best.1 {
-                best = (candidate, sum);
-            }
-        }
-        best.0
-    }
-
-    fn trials<const N: usize>(
-        search: &Search<N>,
-        x: &[f32],
-        weight: &[f32],
-        root: &[f32],
-        reach: f32,
-        found: &mut Found,
-    ) {
-        search::trials::<N, Self>(search, x, weight, root, reach, found);
-    }
-
-    fn splits<const G: usize>(x: &[f32], weight: &[f32]) -> Vec<Sorted<G>> {
-        iq1::splits(x, weight)
-    }
 }
 
 impl<const N: usize> Grid<N> {

@@ -3,8 +3,9 @@
 //! order of additions are ggml's.
 
 use super::codes;
-use super::grids::{self, Grid, Place, Steps, unpack};
+use super::grids::{self, Grid, Place, unpack};
 use super::numeric::{SUPER, block_importance, error_weights, get_u16, mean_square, own_square, scale_code};
+use super::steps::{Sorted, Split, Steps};
 use crate::quant::{f16_at, put_f16};
 use half::f16;
 
@@ -16,27 +17,11 @@ pub const DOWN: [f32; 3] = [-1.0 - DELTA, -DELTA, 1.0 - DELTA];
 const S_GROUP: usize = 32;
 const M_GROUP: usize = 16;
 
-/// A group's weights in ascending order of value, equal ones in their own order (ggml relies on a stable `qsort` here), and
-/// the best split of them, if any is better than none.
-pub struct Sorted<const G: usize> {
-    pub order: [u8; G],
-    pub split: Option<Split>,
-}
-
 fn ascending<const G: usize>(x: &[f32]) -> [u8; G] {
     let mut order: [u8; G] = std::array::from_fn(|i| i as u8);
     // Adding zero makes the two zeros equal.
     order.sort_by(|&a, &b| (x[usize::from(a)] + 0.0).total_cmp(&(x[usize::from(b)] + 0.0)));
     order
-}
-
-/// A split: digits 0 before `first`, 1 up to `second`, 2 after it, in sorted order.
-pub struct Split {
-    pub first: usize,
-    pub second: usize,
-    pub scale: f32,
-    /// Which shift or shifts: see [`Group::shift`].
-    pub variant: usize,
 }
 
 /// The best split of those offered so far, and its score.

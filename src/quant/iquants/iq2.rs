@@ -2,9 +2,9 @@
 //! Block layouts and constants are ggml's; the search is in `search.rs`.
 
 use super::codes;
-use super::grids::{self, Steps, unpack};
+use super::grids::{self, unpack};
 use super::numeric::{SUPER, block_importance, get_u16, get_u32, own_square, scale_code};
-use super::search::{Refit, Search};
+use super::steps::{Refit, Search, Steps};
 use crate::quant::{f16_at, put_f16};
 
 /// What the digits of a point are worth, in quarters of the scale.

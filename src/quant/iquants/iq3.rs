@@ -2,10 +2,10 @@
 //! ggml's; the search is in `search.rs`.
 
 use super::codes;
-use super::grids::{self, Steps};
+use super::grids;
 use super::iq2::{even_signs, put_point, put_scales};
 use super::numeric::{SUPER, block_importance, get_u32, own_square, scale_code};
-use super::search::{Refit, Search};
+use super::steps::{Refit, Search, Steps};
 use crate::quant::{f16_at, put_f16};
 
 /// What the digits of a point are worth: in half scales, and in scales.

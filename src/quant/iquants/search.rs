@@ -2,41 +2,10 @@
 //! points are sought that lose least. The types differ in the rows of [`Search`]; how the result is packed is in `iq2.rs`
 //! and `iq3.rs`. The order of trials and of additions is ggml's, since both decide the bytes.
 
-use super::grids::{Grid, Place, Steps};
+use super::grids::{Grid, Place};
 use super::numeric::{SUPER, error_weights, mean_square};
+use super::steps::{Found, GROUP, Refit, Search, Steps};
 use crate::quant::search::{nearest_int, qp};
-
-/// Which grid points are chosen anew once the scale is known.
-#[derive(PartialEq)]
-pub enum Refit {
-    /// Those whose pattern was off the grid.
-    OffGrid,
-    /// All, if one was off the grid or no trial was better than none.
-    AllIfOffGrid,
-    /// All.
-    Always,
-}
-
-/// How a type searches.
-pub struct Search<const N: usize> {
-    pub grid: fn() -> &'static Grid<N>,
-    /// Weights that share a scale.
-    pub group: usize,
-    /// Whether seven of eight signs are stored and the eighth makes the number of minus signs even.
-    pub even_signs: bool,
-    /// The mean square counts this often in the error weights.
-    pub mean_square_factor: f32,
-    /// The error weight without importance, from the weight and the mean square (times the factor).
-    pub plain: fn(f32, f32) -> f32,
-    /// A group whose largest magnitude is below this is stored as zero.
-    pub zero_below: f32,
-    /// Scales tried to either side, and how far they are apart in units of the largest magnitude.
-    pub tries: i32,
-    pub step: f32,
-    pub refit: Refit,
-    /// Whether the trials surround a least-squares fit on positive codes rather than the largest magnitude.
-    pub fitted_start: bool,
-}
 
 /// What the search found for one super-block.
 pub struct Fitted {
@@ -50,8 +19,6 @@ pub struct Fitted {
     /// By eight weights: bit i is set where weight i is negative (its eighth bit is clear where signs are even).
     pub signs: [u8; SUPER / 8],
 }
-
-pub const GROUP: usize = 32;
 
 /// What the digits stand for.
 pub const MAGNITUDES: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
@@ -160,14 +127,6 @@ impl<const N: usize> Search<N> {
         // Only overflow makes the scale no number (ggml aborts on it).
         (!scale.is_nan()).then_some((scale, digits))
     }
-}
-
-/// The best of the trials so far.
-pub struct Found {
-    pub scale: f32,
-    pub digits: [u8; GROUP],
-    /// By `N` weights: whether the pattern was on the grid before it was moved there.
-    pub on_grid: [bool; GROUP / 4],
 }
 
 /// Tries the scales around `reach` one after the other: the specification.

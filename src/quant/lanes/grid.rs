@@ -3,9 +3,10 @@
 //! adds up its distance in order; the splits of IQ1 are in `ternary.rs`.
 
 use super::{Job, Kernel, int_lanes, ternary};
-use crate::quant::iquants::grids::{Candidates, Grid, Place, Steps, unpack};
-use crate::quant::iquants::iq1::Sorted;
-use crate::quant::iquants::search::{Found, GROUP, MAGNITUDES, Search};
+use crate::quant::iquants::grids::{Candidates, Grid, Place, unpack};
+
+use crate::quant::iquants::search::MAGNITUDES;
+use crate::quant::iquants::steps::{Found, GROUP, Search, Sorted, Steps};
 use crate::quant::iquants::{iq1, iq2, iq3};
 use crate::simd::{Float, Int, MAX_LANES, Mask};
 use std::marker::PhantomData;

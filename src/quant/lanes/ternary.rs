@@ -2,7 +2,8 @@
 //! [`crate::quant::iquants::iq1`].
 
 use super::{int_lanes, lanes, transpose};
-use crate::quant::iquants::iq1::{DOWN, Sorted, Split, UP};
+use crate::quant::iquants::iq1::{DOWN, UP};
+use crate::quant::iquants::steps::{Sorted, Split};
 use crate::simd::{Float, Int, MAX_LANES, Mask};
 
 /// A group by rank: weight times error weight, error weight, and which weight it is.
