@@ -73,6 +73,20 @@ pub fn json(path: &Path, bytes: &[u8]) -> Result<serde_json::Value> {
     parsed.map_err(|e| Error::bad_file(path, format!("not valid JSON: {e}")).hint("fetch the file again"))
 }
 
+/// Reads and parses a JSON file of bounded size.
+///
+/// # Errors
+/// Those of [`open`] and [`json`]; `BadInput` for a file that is too large to be a configuration.
+pub fn read_json(path: &Path) -> Result<serde_json::Value> {
+    const LIMIT: u64 = 64 << 20;
+    let len = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
+    if len > LIMIT {
+        return Err(Error::bad_file(path, format!("{len} bytes; expected at most {LIMIT}")));
+    }
+    let bytes = read(path)?;
+    json(path, &bytes)
+}
+
 /// JSON as Python writes it, whose infinities and NaNs are no JSON: these become strings, so that a key that should be a
 /// number is still refused, and one that nobody asks for does no harm.
 fn without_bare_numbers(text: &[u8]) -> Vec<u8> {

@@ -43,6 +43,7 @@ pub mod calibration;
 pub mod cli;
 pub mod control;
 pub mod convert;
+mod digest;
 pub mod dtype;
 pub mod error;
 pub mod escape;

@@ -4,6 +4,7 @@
 
 use super::bundled;
 use super::parquet;
+use crate::digest::sha256;
 use crate::error::Hint;
 use crate::eval::Runnable;
 use crate::eval::text::{Corpus, Document, Encoder};
@@ -11,7 +12,6 @@ use crate::infer::{Sampling, sample_together};
 use crate::model::tokenizer::{Message, Tokenizer};
 use crate::{Error, Result};
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -446,7 +446,7 @@ pub fn overlap(windows: &[Vec<u32>], evaluation: &[u32]) -> Overlap {
 
 fn digest(bytes: impl Iterator<Item = u8>) -> String {
     let bytes: Vec<u8> = bytes.collect();
-    Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect()
+    sha256(&bytes)
 }
 
 /// SplitMix64 (Steele, Lea and Flood 2014).

@@ -3,7 +3,7 @@
 //! moments, and weights that are replaced on the way, see [`super::layerwise`].
 
 use super::probe::probe;
-use super::resume::{self, Key, Progress, Saved};
+use super::resume::{self, Key, Position, Progress, Saved};
 use super::stats::Statistics;
 use super::streams::Streams;
 use super::totals::Totals;
@@ -12,7 +12,6 @@ use crate::infer::{Cache, Engine, Observer};
 use crate::model::Model;
 use crate::source::Checkpoint;
 use crate::{Error, Result};
-use serde::{Deserialize, Serialize};
 use std::io::Read;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -25,13 +24,6 @@ pub struct Options {
     /// Bytes of activations that may stay in memory; beyond, they go to a file in `spill`.
     pub max_memory: Option<u64>,
     pub spill: PathBuf,
-}
-
-/// How far a pass is: `windows` of them are through layer `layer`, all are through those before it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Position {
-    pub layer: usize,
-    pub windows: usize,
 }
 
 pub struct Pass<'a> {

@@ -2,11 +2,8 @@
 //! that go on to the layers that are left. It lies beside the output, is replaced as a whole, and ends with a hash of
 //! itself. What is in the sums is `totals`' matter.
 
-use super::pass::Position;
 use super::streams::Streams;
 use super::totals::{Total, Totals};
-use crate::model::Model;
-use crate::source;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -17,12 +14,16 @@ use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 8] = b"QZCALIB2";
 const HASH: usize = 32;
-/// Places of a model file that are looked at, and bytes at each.
-const PLACES: u64 = 256;
-const PLACE: u64 = 4096;
 
 /// What a calibration is of: model, data and options by name. Only an equal one can be continued.
 pub type Key = BTreeMap<String, String>;
+
+/// How far a pass is: `windows` of them are through layer `layer`, all are through those before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    pub layer: usize,
+    pub windows: usize,
+}
 
 /// How far a calibration is.
 #[derive(Debug, PartialEq)]
@@ -229,25 +230,6 @@ impl Progress {
         }
         Some((Self { key: header.key, at: header.at, totals: Totals(totals) }, header.activations))
     }
-}
-
-/// What tells a model from others: a hash of its configuration, and of its files' lengths and bytes at many places.
-/// Reading all of a large model would take longer than the calibration that is left.
-///
-/// Errors: `Io`.
-pub fn identity(ckpt: &source::Checkpoint, model: &Model) -> Result<String> {
-    let mut hasher = Sha256::new();
-    hasher.update(format!("{:?}", model.config));
-    for file in ckpt.files() {
-        hasher.update(file.len.to_le_bytes());
-        for place in 0..PLACES {
-            let from = file.len / PLACES * place;
-            let mut bytes = vec![0; PLACE.min(file.len - from) as usize];
-            file.read_at(from, &mut bytes)?;
-            hasher.update(&bytes);
-        }
-    }
-    Ok(hasher.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }
 
 #[cfg(test)]

@@ -16,18 +16,6 @@ const CHANNELS: usize = 128;
 /// Rows that are summed in `f32` before they join the `f64` sum.
 const ROWS: usize = 16;
 
-/// The inputs of one linear layer, or of a stack of them, over one set of tokens.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Input {
-    pub cols: usize,
-    /// `[matrices, cols]`: Σ x².
-    pub sum2: Vec<f64>,
-    /// `[matrices, cols]`: Σ |x|.
-    pub abs: Vec<f64>,
-    /// Tokens per matrix.
-    pub counts: Vec<u64>,
-}
-
 /// Collects while the model runs.
 pub struct Statistics {
     inputs: Vec<Shared>,

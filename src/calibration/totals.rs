@@ -2,8 +2,19 @@
 //! are rounded once to fixed point, and integers add up exactly. So runs on several machines merge, in any order, into
 //! what one run over all windows gives, bit for bit. What is summed within a window is `stats`' matter.
 
-use super::stats::Input;
 use std::collections::BTreeMap;
+
+/// The inputs of one linear layer, or of a stack of them, over one set of tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Input {
+    pub cols: usize,
+    /// `[matrices, cols]`: Σ x².
+    pub sum2: Vec<f64>,
+    /// `[matrices, cols]`: Σ |x|.
+    pub abs: Vec<f64>,
+    /// Tokens per matrix.
+    pub counts: Vec<u64>,
+}
 
 /// Bits behind the point: a window's sum is kept to 2⁻⁴⁰ (10⁻¹²).
 const FRACTION: i32 = 40;

@@ -7,7 +7,6 @@ use super::interrupt;
 use super::interrupt::CANCEL;
 use super::options;
 use super::output::print;
-use super::places;
 use super::progress::Terminal;
 use super::turns::{self, Entrant};
 use crate::calibration::{stats, totals};
@@ -23,6 +22,7 @@ use crate::model::{Model, name_of};
 use crate::report::{self, Environment, MethodInfo, Report};
 use crate::source::Checkpoint;
 use crate::writer::atomic::{refuse_existing, write_text};
+use crate::writer::places;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -75,13 +75,7 @@ pub fn compare(args: CompareArgs) -> Result<()> {
 pub fn render(args: ReportArgs) -> Result<()> {
     places::check([args.file.as_path()], args.to.iter().map(PathBuf::as_path), args.force)?;
     let text = crate::input::read_text(&args.file)?;
-    let report = Report::from_json(&text).map_err(|e| match e {
-        Error::BadInput(mut finding) => {
-            finding.file = Some(args.file.clone());
-            Error::BadInput(finding)
-        }
-        other => other,
-    })?;
+    let report = Report::from_json(&text).map_err(|e| e.in_file(&args.file))?;
     finish(&report, &args.to, args.common.format, args.force)
 }
 

@@ -1,39 +1,11 @@
-//! Which files a run reads and writes: no output takes the place of an input, not even with `--force`, none of another
-//! output, and of a file that is there only with `--force`. It looks at names and identities, never at contents.
+//! Which of the files that are named on the command line are read, and which are written.
 
 use super::commands::{CalibrateArgs, ConvertArgs};
-use crate::writer::atomic::{folder_of, refuse_existing};
-use crate::{Error, Result};
+use crate::Result;
+use crate::writer::places::check;
 use std::path::{Path, PathBuf};
 
-/// Checks `outputs` against each other and against the files behind `inputs`, of which folders stand for the checkpoint
-/// in them.
-///
-/// Errors: `Usage`.
-pub fn check<'a>(
-    inputs: impl IntoIterator<Item = &'a Path>,
-    outputs: impl IntoIterator<Item = &'a Path>,
-    force: bool,
-) -> Result<()> {
-    let read: Vec<Identity> = inputs.into_iter().flat_map(files).filter_map(|f| identity(&f)).collect();
-    let mut written = Vec::new();
-    for output in outputs {
-        if identity(output).is_some_and(|it| read.contains(&it)) {
-            let what =
-                format!("{} is the source itself, or another file that this run reads; name another", output.display());
-            return Err(Error::Usage(what));
-        }
-        refuse_existing(output, force)?;
-        let place = place(output);
-        if written.contains(&place) {
-            return Err(Error::Usage(format!("{} is named for two outputs; name another file", output.display())));
-        }
-        written.push(place);
-    }
-    Ok(())
-}
-
-/// The same for a conversion of the model at `model` to files (`outputs`).
+/// Checks the outputs of a conversion of the model at `model` to files (`outputs`).
 pub fn of_conversion(args: &ConvertArgs, model: &Path, outputs: &[PathBuf]) -> Result<()> {
     if args.dry_run {
         return Ok(());
@@ -50,81 +22,4 @@ pub fn of_calibration(args: &CalibrateArgs, model: Option<&Path>) -> Result<()> 
     let inputs = args.merge.iter().chain(&args.text).map(PathBuf::as_path).chain(model);
     let inputs = inputs.chain(args.data.calibration.iter().map(Path::new));
     check(inputs, args.output.iter().chain(&args.save_text).map(PathBuf::as_path), args.control.force)
-}
-
-/// The files that are read where `input` is named.
-fn files(input: &Path) -> Vec<PathBuf> {
-    let listed = |folder: &Path, keep: &dyn Fn(&str) -> bool| -> Vec<PathBuf> {
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        entries.filter(|e| e.file_name().to_str().is_some_and(keep)).map(|e| e.path()).collect()
-    };
-    if input.is_dir() {
-        return listed(input, &of_checkpoint);
-    }
-    let name = input.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-    let mut all = vec![input.to_path_buf()];
-    if name.ends_with(".safetensors") {
-        all.extend(listed(folder_of(input), &of_checkpoint));
-    }
-    if let Some((stem, _)) = name.split_once("-00001-of-") {
-        all.extend(listed(folder_of(input), &|other| other.starts_with(stem) && other.contains("-of-")));
-    }
-    all
-}
-
-/// What a checkpoint's folder holds for itself; reports and artifacts may lie there too.
-fn of_checkpoint(name: &str) -> bool {
-    let beginnings = ["tokenizer", "chat_template", "config.", "generation_config", "special_tokens", "added_tokens"];
-    let ends = [".safetensors", ".safetensors.index.json", ".model", ".jinja"];
-    beginnings.iter().any(|b| name.starts_with(b))
-        || ends.iter().any(|e| name.ends_with(e))
-        || matches!(name, "vocab.json" | "vocab.txt" | "merges.txt" | "README.md" | "quantize-manifest.json")
-}
-
-/// What tells whether two names are of one file.
-#[cfg(unix)]
-type Identity = (u64, u64);
-#[cfg(not(unix))]
-type Identity = PathBuf;
-
-/// `None` where there is no such file.
-fn identity(path: &Path) -> Option<Identity> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        let metadata = std::fs::metadata(path).ok().filter(|m| m.is_file())?;
-        Some((metadata.dev(), metadata.ino()))
-    }
-    #[cfg(not(unix))]
-    path.canonicalize().ok().filter(|p| p.is_file())
-}
-
-/// Where a file goes that need not be there yet.
-fn place(path: &Path) -> PathBuf {
-    let folder = folder_of(path);
-    folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf()).join(path.file_name().unwrap_or_default())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn outputs_take_the_place_of_nothing_that_is_read_or_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        for name in ["model.safetensors", "config.json", "text.txt", "old.html"] {
-            std::fs::write(at(name), name).unwrap();
-        }
-        std::fs::hard_link(at("model.safetensors"), at("linked")).unwrap();
-        let refused = |outputs: &[&str], force: bool| {
-            let outputs: Vec<PathBuf> = outputs.iter().map(|o| at(o)).collect();
-            check([dir.path(), &at("text.txt")], outputs.iter().map(PathBuf::as_path), force).is_err()
-        };
-        for input in ["model.safetensors", "config.json", "text.txt", "linked"] {
-            assert!(refused(&[input], true), "{input}");
-        }
-        assert!(refused(&["old.html"], false) && !refused(&["old.html"], true));
-        assert!(refused(&["new.html", "./new.html"], true) && !refused(&["new.html", "new.md"], false));
-    }
 }

@@ -121,10 +121,8 @@ fn config_only(path: &Path) -> Result<Option<serde_json::Value>> {
     } else {
         return Ok(None);
     };
-    let text = match file.exists() {
-        true => crate::input::read(&file)?,
-        false => return Err(Error::bad_file(path, "holds no model: there is no config.json in it")),
-    };
-    let json = serde_json::from_slice(&text).map_err(|e| Error::bad_file(&file, format!("not JSON: {e}")))?;
-    Ok(Some(json))
+    match file.exists() {
+        true => crate::input::read_json(&file).map(Some),
+        false => Err(Error::bad_file(path, "holds no model: there is no config.json in it")),
+    }
 }

@@ -7,7 +7,7 @@ use super::journal::Journal;
 use super::sorting::{self, Side, Sorted};
 use crate::calibration::layerwise::{Captured, Stage, Visit};
 use crate::calibration::moments::Moments;
-use crate::calibration::stats::Input;
+use crate::calibration::totals::Input;
 use crate::control::Run;
 use crate::feedback::ggml::{self, Gauge, Hessian, Prepared, Verdict, feedback_rows};
 use crate::feedback::{Factor, Order, Shrink};

@@ -8,7 +8,7 @@ use super::budget;
 use super::calibrate::{self, extra, of_recipe};
 use super::data::{Drawing, HoldOut, hold_out_for_files};
 use super::hashes::SourceHashes;
-use super::identity::{Identity, sha256};
+use super::identity::Identity;
 use super::importance::Importance;
 use super::journal::{Journal, Left};
 use super::judge::{self, Stored, Verdict};
@@ -20,9 +20,10 @@ use super::stream;
 use crate::calibration::imatrix::Imatrix;
 use crate::calibration::layerwise;
 use crate::calibration::resume::path_for;
-use crate::calibration::stats::Input;
+use crate::calibration::totals::Input;
 use crate::calibration::totals::Totals;
 use crate::control::{Notice, Run, Unit};
+use crate::digest::sha256;
 use crate::feedback::Shrink;
 use crate::model::Model;
 use crate::source::Checkpoint;
@@ -123,23 +124,17 @@ fn with_feedback(
 ) -> Result<Vec<Made>> {
     let (windows, sets) = held.all();
     let facts = Facts { data: Some(&drawing.report), imatrix: None };
-    let (mut journal, left) = begin(plan, &files, &facts, (&windows, &sets), run)?;
+    let key = key(plan, &files, &facts, (&windows, &sets), run)?;
+    let (journal, left) = begin(plan, &key, run)?;
     let mut outputs = create(plan, files, &facts, true, &mut left.into_iter(), run)?;
-    let journal = match &mut journal {
+    let mut journal = match journal {
         Some(journal) => journal,
-        none => {
+        None => {
             let unfinished = outputs.iter().flat_map(Output::artifacts).flat_map(Artifact::temp_paths).collect();
-            let key = key(
-                plan,
-                &outputs.iter().map(|o| (o.plan.index, o.file.clone())).collect::<Vec<_>>(),
-                &facts,
-                (&windows, &sets),
-                run,
-            )?;
-            none.insert(Journal::create(&journal_path(plan)?, &key, unfinished)?)
+            Journal::create(&journal_path(plan)?, &key, unfinished)?
         }
     };
-    let rounded = round(plan, &mut outputs, &windows, sets, journal, run);
+    let rounded = round(plan, &mut outputs, &windows, sets, &mut journal, run);
     // Once there is something to go on with, it stays until all is whole.
     let keep = rounded.is_ok() || !journal.parts().is_empty();
     journal.keep_on_drop(keep);
@@ -186,16 +181,10 @@ fn key(
 }
 
 /// The journal of an earlier run that this one continues, and the unfinished files it left.
-fn begin(
-    plan: &Plan,
-    files: &[(usize, FilePlan)],
-    facts: &Facts,
-    windows: (&[Vec<u32>], &[usize]),
-    run: Run,
-) -> Result<(Option<Journal>, Vec<PathBuf>)> {
+fn begin(plan: &Plan, key: &serde_json::Value, run: Run) -> Result<(Option<Journal>, Vec<PathBuf>)> {
     let path = journal_path(plan)?;
     if run.control.resume {
-        let Some(Left { journal, files }) = Journal::resume(&path, &key(plan, files, facts, windows, run)?)? else {
+        let Some(Left { journal, files }) = Journal::resume(&path, key)? else {
             return Ok((None, Vec::new()));
         };
         if files.iter().all(|file| file.exists()) {

@@ -6,6 +6,7 @@ use super::companions::companions;
 use super::recipe::Recipe;
 use crate::Result;
 use crate::control::Cancel;
+use crate::digest::hex;
 use crate::isa::Isa;
 use crate::source::{Checkpoint, SourceFile, sha256_file};
 use serde::{Deserialize, Serialize};
@@ -93,16 +94,6 @@ fn digest_of_windows(windows: &[Vec<u32>], sets: &[usize]) -> String {
         window.iter().for_each(|token| hasher.update(token.to_le_bytes()));
     }
     hex(&hasher.finalize())
-}
-
-/// Lower-case hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// SHA-256 of some bytes, in hexadecimal digits.
-pub fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
 }
 
 /// The first difference between two keys, as `(where, there, here)`.

@@ -4,6 +4,7 @@
 use super::plan::{Decided, Plan};
 use crate::calibration::data::Source;
 use crate::control::Control;
+use crate::writer::places::Inputs;
 use crate::writer::{atomic, folder};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -80,17 +81,17 @@ impl Plan {
 
     /// Whatever may be replaced, the inputs are not.
     pub(super) fn refuse_input(&self, target: &Path) -> Result<()> {
-        let Ok(target) = target.canonicalize() else { return Ok(()) };
         let ckpt = &self.source.ckpt;
         let data = self.recipe.data.iter().flat_map(|d| &d.sources).filter_map(|s| match s {
-            Source::File(path) | Source::Fetched { path, .. } => Some(path.clone()),
+            Source::File(path) | Source::Fetched { path, .. } => Some(path.as_path()),
             _ => None,
         });
-        let importance = self.recipe.importance.iter().map(|i| PathBuf::from(&i.file));
-        let mut inputs = ckpt.files().iter().map(|f| f.path.clone()).chain(data).chain(importance);
-        let is_input = inputs.any(|input| input.canonicalize().is_ok_and(|input| input == target));
-        let holds_source = || ckpt.dir().canonicalize().is_ok_and(|dir| target.is_dir() && dir.starts_with(&target));
-        match is_input || (ckpt.gguf().is_none() && holds_source()) {
+        let importance = self.recipe.importance.iter().map(|i| Path::new(&i.file));
+        let weights = ckpt.files().iter().map(|f| f.path.as_path());
+        Inputs::new(weights.chain(data).chain(importance)).refuse(target)?;
+        let inside =
+            |target: PathBuf| ckpt.dir().canonicalize().is_ok_and(|dir| target.is_dir() && dir.starts_with(target));
+        match ckpt.gguf().is_none() && target.canonicalize().is_ok_and(inside) {
             true => Err(Error::request(format!("{} is the source itself; name another output", target.display()))),
             false => Ok(()),
         }

@@ -148,10 +148,7 @@ impl Plan {
             Target::Budget { limit, .. } => (f16()?, Some(*limit)),
             Target::Folder { .. } => return Err(Error::Internal("a folder is no file".into())),
         };
-        let file_type = match limit {
-            Some(Limit::Like(preset)) => preset.file_type,
-            _ => preset.file_type,
-        };
+        let file_type = if let Some(Limit::Like(like)) = limit { like.file_type } else { preset.file_type };
         let decided =
             self.decided(target.name(), preset, if limit.is_some() { AssumedImportance::Given } else { importance })?;
         let mut file = FilePlan { file_type, limit, ..decided };

@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
+use crate::digest::sha256;
 use crate::model::tokenizer::Message;
 use crate::{Error, Result};
 
@@ -51,7 +51,7 @@ impl Corpus {
             Error::bad_file(path, format!("is not UTF-8 text (byte {})", e.valid_up_to()))
                 .hint("convert it to UTF-8, or check that this is the evaluation text")
         })?;
-        let sha256 = hex(&Sha256::digest(bytes));
+        let sha256 = sha256(bytes);
         if text.trim().is_empty() {
             return Err(Error::bad_file(path, "the evaluation text is empty"));
         }
@@ -88,14 +88,6 @@ impl Corpus {
         }
         Ok(stream)
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut s, b| {
-        let _ = write!(s, "{b:02x}");
-        s
-    })
 }
 
 /// One line of JSONL: `messages` (OpenAI), `conversations` (ShareGPT: `from`, `value`) or `text`.

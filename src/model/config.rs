@@ -307,3 +307,9 @@ impl Config {
         Ok(())
     }
 }
+
+/// Phi3's factor on rotary sines and cosines, by the context it was stretched to (transformers' longrope).
+pub fn longrope_attention_factor(context: usize, original: usize) -> f32 {
+    let scale = context as f64 / original as f64;
+    if scale > 1.0 { (1.0 + scale.ln() / (original as f64).ln()).sqrt() as f32 } else { 1.0 }
+}

@@ -3,7 +3,7 @@
 //! follows from it. It knows roles, not tensors, and holds no arithmetic.
 
 use super::config::{Config, LayerConfig};
-use super::families::{Dim, Family};
+use super::family::{Dim, Family};
 use super::role::Role;
 use Role::*;
 

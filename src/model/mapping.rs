@@ -3,40 +3,18 @@
 //! through the mapping is in `tensor`. It does not quantize and writes nothing.
 
 use super::config::{Config, LayerConfig, Rope, RopeScaling};
-use super::families::{Family, Map, Role, Row, Source, When};
+use super::family::{Family, Map, Row, Source, When};
 use super::hf_config::family_of;
-use super::opaque::{self, Opaque};
-pub use super::tensor::{MappedTensor, RowOrder, ValueMap};
+use super::opaque;
+use super::role::Role;
+use super::tensor::{MappedTensor, RowOrder, ValueMap};
+use super::understood::{Generated, Model};
 use crate::gguf::Metadata;
 use crate::quant::GgmlType;
 use crate::source::{Checkpoint, Dtype, TensorMeta};
 use crate::{Error, Result};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-
-/// A checkpoint whose tensors are understood.
-#[derive(Debug)]
-pub struct Model {
-    pub config: Config,
-    /// Or why the meaning of the tensors is not known.
-    pub family: Result<&'static Family, Opaque>,
-    /// In the order in which llama.cpp's converter writes them; in file order for a GGUF source.
-    pub tensors: Vec<MappedTensor>,
-    /// Tensors that the checkpoint does not hold (or, in a GGUF source, holds beside the weights): rotary factors.
-    pub generated: Vec<Generated>,
-    /// Source tensors that are left out, with the reason.
-    pub dropped: Vec<(String, String)>,
-    /// The parsed `config.json`; `None` for a GGUF source.
-    pub hf_config: Option<serde_json::Value>,
-}
-
-/// A small tensor that follows from the configuration. Goes to the file as F32, before all others.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Generated {
-    pub name: String,
-    pub shape: Vec<usize>,
-    pub values: Vec<f32>,
-}
 
 /// Every tensor of a model with this configuration: GGUF name, shape, role, layer. Embeddings and output first, then
 /// layer by layer.
@@ -125,30 +103,6 @@ impl Model {
         let model = of_config(&ckpt, config, json)?;
         Ok((ckpt, model))
     }
-
-    /// The family, where the meaning of the tensors is needed.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] with the reason when it is not known, and what works without it.
-    pub fn known(&self) -> Result<&'static Family> {
-        self.family.clone().map_err(|opaque| opaque.error())
-    }
-
-    /// The mapped tensor of a role in a layer (`None` for embeddings, output norm and output).
-    pub fn find(&self, role: Role, layer: Option<usize>) -> Option<&MappedTensor> {
-        self.tensors.iter().find(|t| t.role == role && t.layer == layer)
-    }
-}
-
-/// Reads and parses a JSON file of bounded size.
-pub(super) fn read_json(path: &Path) -> Result<serde_json::Value> {
-    const LIMIT: u64 = 64 << 20;
-    let len = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
-    if len > LIMIT {
-        return Err(Error::bad_file(path, format!("{len} bytes; expected at most {LIMIT}")));
-    }
-    let bytes = crate::input::read(path)?;
-    crate::input::json(path, &bytes)
 }
 
 /// Adds the file to an error that a parser below raised without knowing it.
@@ -173,7 +127,7 @@ fn open_hf(ckpt: &Checkpoint) -> Result<Model> {
     if !path.is_file() {
         let there = |name: &str| ckpt.dir().join(name).is_file();
         if there("adapter_config.json") {
-            let adapter = read_json(&ckpt.dir().join("adapter_config.json")).unwrap_or_default();
+            let adapter = crate::input::read_json(&ckpt.dir().join("adapter_config.json")).unwrap_or_default();
             let base =
                 adapter.get("base_model_name_or_path").and_then(serde_json::Value::as_str).unwrap_or("its base model");
             let what = format!("holds a LoRA adapter of {base} (adapter_config.json), not a model");
@@ -190,7 +144,7 @@ fn open_hf(ckpt: &Checkpoint) -> Result<Model> {
         };
         return Err(Error::bad_file(ckpt.dir(), what).hint(hint));
     }
-    let json = read_json(&path)?;
+    let json = crate::input::read_json(&path)?;
     if let Some(why) = ckpt.unknown_quantization() {
         let what = format!("{}: the checkpoint is already quantized ({why}); start from the original", path.display());
         return Err(Error::unsupported(what));

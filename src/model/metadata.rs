@@ -1,6 +1,6 @@
 //! The GGUF metadata of a model: architecture keys by the rows of [`super::keys`], `general.*` from [`super::naming`]. The tokenizer's keys follow from `GgufVocab::write`; file layout is none of its business.
 
-use super::mapping::Model;
+use super::understood::Model;
 use super::{keys, naming};
 use crate::gguf::Metadata;
 use crate::source::Checkpoint;
@@ -43,12 +43,6 @@ pub fn gguf_metadata(model: &Model, ckpt: &Checkpoint, file_type: u32) -> Result
     keys::write(&model.config, family, json, &mut meta, general, file_type)?;
     meta.set("general.quantization_version", QUANTIZATION_VERSION);
     Ok(meta)
-}
-
-/// Phi3's factor on rotary sines and cosines, by the context it was stretched to (transformers' longrope).
-pub fn longrope_attention_factor(context: usize, original: usize) -> f32 {
-    let scale = context as f64 / original as f64;
-    if scale > 1.0 { (1.0 + scale.ln() / (original as f64).ln()).sqrt() as f32 } else { 1.0 }
 }
 
 /// How many weights there are, for `general.size_label` (gguf-py's `get_total_parameter_count` and `size_label`).

@@ -3,10 +3,13 @@
 
 pub mod config;
 pub mod families;
+mod family;
 mod fault;
 pub mod graph;
 mod hf_config;
+mod hf_json;
 pub mod keys;
+mod layers;
 pub mod mapping;
 pub mod metadata;
 pub mod modules;
@@ -16,11 +19,14 @@ mod role;
 mod source_model;
 mod tensor;
 pub mod tokenizer;
+mod understood;
 
 pub use config::{Config, LayerConfig};
 pub use families::{Family, Role};
 pub use fault::fault;
-pub use mapping::{MappedTensor, Model, expected_tensors};
+pub use mapping::expected_tensors;
 pub use metadata::{gguf_metadata, keeps_f32};
-pub use opaque::{Opaque, preset_facts};
+pub use opaque::preset_facts;
 pub use source_model::{SourceModel, name_of};
+pub use tensor::{MappedTensor, RowOrder, ValueMap};
+pub use understood::{Generated, Model, Opaque};

@@ -7,8 +7,11 @@
 //! `experts.gate_up_proj`) become one module each, under the names of the unstacked layout, which vLLM, transformers and
 //! mlx-lm all load; their router moves to that layout's name too.
 
-use super::families::{Role, Source};
-use super::mapping::{MappedTensor, Model, RowOrder, named, text_name};
+use super::family::Source;
+use super::mapping::{named, text_name};
+use super::role::Role;
+use super::tensor::{MappedTensor, RowOrder};
+use super::understood::Model;
 use crate::quant::GgmlType;
 use crate::source::{Checkpoint, Dtype, TensorMeta};
 use crate::{Error, Result};

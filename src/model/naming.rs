@@ -2,8 +2,8 @@
 //! card, from `generation_config.json`, from `config.json` and from the folder's name. Names only; sizes of the network
 //! are in `metadata`.
 
-use super::mapping::read_json;
 use crate::gguf::Metadata;
+use crate::input::read_json;
 use regex::Regex;
 use std::path::Path;
 use std::sync::LazyLock;

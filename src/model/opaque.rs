@@ -4,43 +4,13 @@
 
 use super::config::{Config, Ffn, Heads, LayerConfig, Mixer, Norm, Wiring};
 use super::families::{self, Role};
-use super::mapping::{MappedTensor, Model, RowOrder, ValueMap};
+use super::tensor::{MappedTensor, RowOrder, ValueMap};
+use super::understood::{Model, Opaque};
 use crate::gguf::{Array, Metadata, Value};
 use crate::quant::presets::ModelFacts;
 use crate::source::{Checkpoint, Dtype, TensorMeta};
 use crate::{Error, Result};
 use std::collections::BTreeSet;
-
-/// Why a model is not understood.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Opaque {
-    arch: String,
-    reason: String,
-    /// GGUF's name of the family whose tensors are most like this model's.
-    nearest: Option<&'static str>,
-    is_folder: bool,
-}
-
-impl Opaque {
-    /// What is said where the meaning of the tensors is needed.
-    pub fn error(&self) -> Error {
-        let nearest = match self.nearest {
-            Some(name) if name != self.arch => format!("; of the known families its tensors are most like {name}'s"),
-            _ => String::new(),
-        };
-        let error = Error::unsupported(format!("{}{nearest}", self.reason));
-        if self.is_folder {
-            return error.hint(
-                "of any architecture, folders can be made in formats that need no calibration (--to fp8, nf4, mlx-4bit, or \
-                 gptq with --rounding nearest); GGUF files, and running the model, need a known one",
-            );
-        }
-        error.hint(
-            "this model can be quantized from GGUF to GGUF, with an importance matrix and type rules, planned, and \
-             verified against its source; it cannot be run or calibrated, and makes no folders",
-        )
-    }
-}
 
 /// Takes every tensor of a GGUF source as it is. `reason` says why its meaning is not known.
 ///

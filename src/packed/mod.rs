@@ -26,7 +26,8 @@ pub use engines::Engine;
 pub use integer::nearest;
 pub use matrix::{Input, Packed};
 pub use mlx::{Affine, pack_affine};
-pub use read::{Scheme, StoredPiece};
+pub use pieces::StoredPiece;
+pub use read::Scheme;
 
 use crate::dtype::{Dtype, GgmlType};
 use crate::feedback::ScaleType;

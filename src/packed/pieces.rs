@@ -2,9 +2,17 @@
 
 use super::bits::{from_bytes, to_bytes, transpose, unpack};
 use super::matrix::{Coding, Numbers};
-use super::read::StoredPiece;
 use crate::dtype::{Dtype, GgmlType};
 use half::{bf16, f16};
+
+/// A tensor of a packed module with its bytes.
+#[derive(Clone, Debug)]
+pub struct StoredPiece {
+    pub suffix: String,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    pub data: Vec<u8>,
+}
 
 /// Why something cannot be read; the caller adds file and tensor.
 pub type Found<T> = std::result::Result<T, String>;

@@ -5,19 +5,9 @@
 use super::TOOLS;
 use super::engines::{Engine, Verdict};
 use super::matrix::{Input, Packed};
-use super::pieces::{Found, Pieces};
+use super::pieces::{Found, Pieces, StoredPiece};
 use super::size_of;
-use crate::dtype::Dtype;
 use serde_json::Value;
-
-/// A tensor of a packed module with its bytes.
-#[derive(Clone, Debug)]
-pub struct StoredPiece {
-    pub suffix: String,
-    pub dtype: Dtype,
-    pub shape: Vec<usize>,
-    pub data: Vec<u8>,
-}
 
 /// Whose layout a checkpoint has: how it is recognised and read. Widths and blocks come from the shapes wherever those
 /// settle them, since configurations of mixed checkpoints are hard to match.

@@ -1,6 +1,7 @@
 //! A file that is read by position: many threads share one handle, and no seek stands between them.
 
 use crate::control::Cancel;
+use crate::digest::hex;
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -100,5 +101,5 @@ pub fn sha256_file(path: &Path, cancel: &Cancel) -> Result<String> {
             Err(e) => return Err(Error::io(path, e)),
         }
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hash.finalize()))
 }

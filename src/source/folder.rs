@@ -64,7 +64,7 @@ fn open_folder(dir: &Path) -> Result<Checkpoint> {
             let remark = aside.first().map(|first| {
                 format!("{SINGLE} is read, as transformers does; {first} and what else {INDEX} names is left aside")
             });
-            return Ok(open_single(dir, SINGLE)?.remarking(remark));
+            return Ok(open_all(dir, [SINGLE])?.remarking(remark));
         }
         let absent = index.values().all(|file| !names.contains(file));
         let set = if absent { complete_set(&weights).ok().flatten() } else { None };
@@ -75,17 +75,17 @@ fn open_folder(dir: &Path) -> Result<Checkpoint> {
                     set[0],
                     set[set.len() - 1]
                 );
-                Ok(open_set(dir, &set)?.remarking(Some(remark)))
+                Ok(open_all(dir, set.iter().map(String::as_str))?.remarking(Some(remark)))
             }
             None => open_shards(dir, &names, &index),
         };
     }
     match weights.as_slice() {
-        _ if names.contains(SINGLE) => open_single(dir, SINGLE),
+        _ if names.contains(SINGLE) => open_all(dir, [SINGLE]),
         [name] => {
             // One shard of several is no model.
             complete_set(&weights)?;
-            open_single(dir, name)
+            open_all(dir, [name.as_str()])
         }
         [] => {
             let models = with(".gguf").into_iter().map(|n| dir.join(n)).collect::<Vec<_>>();
@@ -113,7 +113,7 @@ fn open_folder(dir: &Path) -> Result<Checkpoint> {
         several => {
             if let Some(set) = complete_set(several)? {
                 let remark = format!("there is no {INDEX}; {} to {} are read as one model", set[0], set[set.len() - 1]);
-                return Ok(open_set(dir, &set)?.remarking(Some(remark)));
+                return Ok(open_all(dir, set.iter().map(String::as_str))?.remarking(Some(remark)));
             }
             let what = format!("holds {} .safetensors files, but neither {SINGLE} nor {INDEX}", several.len());
             Err(Error::bad_file(dir, what).hint(format!("fetch {INDEX}, or name one of the files")))
@@ -149,16 +149,6 @@ fn complete_set(names: &[&String]) -> Result<Option<Vec<String>>> {
     }
 }
 
-fn open_set(dir: &Path, set: &[String]) -> Result<Checkpoint> {
-    let (mut files, mut tensors) = (Vec::new(), Vec::<TensorMeta>::new());
-    for shard in set {
-        let file = SourceFile::open(&dir.join(shard))?;
-        tensors.extend(safetensors::read(&file, files.len())?);
-        files.push(file);
-    }
-    compressed::present(Checkpoint::new(dir.to_path_buf(), files, tensors, None)?)
-}
-
 /// The file names of a folder, sorted. Names that are not UTF-8 are none of ours.
 fn list(dir: &Path) -> Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
@@ -179,10 +169,23 @@ fn pytorch(path: &Path) -> Error {
     )
 }
 
-fn open_single(dir: &Path, name: &str) -> Result<Checkpoint> {
-    let file = SourceFile::open(&dir.join(name))?;
-    let tensors = safetensors::read(&file, 0)?;
-    compressed::present(Checkpoint::new(dir.to_path_buf(), vec![file], tensors, None)?)
+/// Opens files, all of them parts of one model.
+fn open_all<'a>(dir: &Path, names: impl IntoIterator<Item = &'a str>) -> Result<Checkpoint> {
+    let (files, tensors) = read_headers(dir, names)?;
+    compressed::present(Checkpoint::new(dir.to_path_buf(), files, tensors, None)?)
+}
+
+fn read_headers<'a>(
+    dir: &Path,
+    names: impl IntoIterator<Item = &'a str>,
+) -> Result<(Vec<SourceFile>, Vec<TensorMeta>)> {
+    let (mut files, mut tensors) = (Vec::new(), Vec::new());
+    for name in names {
+        let file = SourceFile::open(&dir.join(name))?;
+        tensors.extend(safetensors::read(&file, files.len())?);
+        files.push(file);
+    }
+    Ok((files, tensors))
 }
 
 /// Tensor name to file name, from `model.safetensors.index.json`.
@@ -218,16 +221,11 @@ fn open_shards(dir: &Path, names: &BTreeSet<String>, index: &BTreeMap<String, St
         let what = format!("{} of the {} shards that {INDEX} names are missing", missing.len(), shards.len());
         return Err(Error::bad_file(dir.join(first), format!("no such file; {what}")).hint("fetch the missing shards"));
     }
-    let (mut files, mut tensors) = (Vec::new(), Vec::<TensorMeta>::new());
-    for shard in shards {
-        let file = SourceFile::open(&dir.join(shard))?;
-        tensors.extend(safetensors::read(&file, files.len())?);
-        files.push(file);
-    }
+    let (files, tensors) = read_headers(dir, shards)?;
     // What the index leaves out, or puts elsewhere, belongs to another version of the model.
     let shard_of = |t: &TensorMeta| files[t.file].path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
     let mut remarks = Vec::new();
-    let (kept, left): (Vec<_>, Vec<_>) =
+    let (tensors, left): (Vec<_>, Vec<_>) =
         tensors.into_iter().partition(|t| index.get(&t.name).is_some_and(|shard| shard == shard_of(t)));
     for t in &left {
         let why = match index.get(&t.name) {
@@ -236,7 +234,6 @@ fn open_shards(dir: &Path, names: &BTreeSet<String>, index: &BTreeMap<String, St
         };
         remarks.push(format!("tensor '{}' of {} is left out: {why}", t.name, shard_of(t)));
     }
-    let tensors = kept;
     let checkpoint = Checkpoint::new(dir.to_path_buf(), files, tensors, None)?;
     let hint = "the index and the shards are from different versions of the model; fetch both again";
     let stored: HashMap<&str, &SourceFile> =

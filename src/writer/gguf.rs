@@ -4,14 +4,17 @@
 
 use super::atomic::{PartialFile, free_space};
 use crate::control::Cancel;
+use crate::digest::sha256;
 use crate::gguf::{self, DEFAULT_ALIGNMENT, Metadata, TensorInfo};
 use crate::quant;
 use crate::source::SourceFile;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Digits of a hash that tell one run's shards from another's.
+const SET_DIGITS: usize = 16;
 
 /// When to begin another shard, as llama.cpp's gguf-split has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,7 +85,7 @@ impl Artifact {
                 metadata.set("split.count", count as u16);
                 metadata.set("split.tensors.count", tensors.len() as i32);
                 // Filled in when the file is sealed.
-                metadata.set(gguf::SPLIT_SET, "0".repeat(16));
+                metadata.set(gguf::SPLIT_SET, "0".repeat(SET_DIGITS));
             }
             let mut tensors = tensors[members].to_vec();
             let data = gguf::layout(&mut tensors, DEFAULT_ALIGNMENT)?;
@@ -155,8 +158,8 @@ impl Artifact {
         if let [first, _, ..] = self.shards.as_slice() {
             // Shards of two runs do not belong together, though all else may agree.
             let header = gguf::encode_header(&first.metadata, &first.tensors, DEFAULT_ALIGNMENT);
-            let set: String = Sha256::digest(&header).iter().take(8).map(|b| format!("{b:02x}")).collect();
-            self.shards.iter_mut().for_each(|shard| shard.metadata.set(gguf::SPLIT_SET, set.as_str()));
+            let set = sha256(&header);
+            self.shards.iter_mut().for_each(|shard| shard.metadata.set(gguf::SPLIT_SET, &set[..SET_DIGITS]));
         }
         for shard in &self.shards {
             let header = gguf::encode_header(&shard.metadata, &shard.tensors, DEFAULT_ALIGNMENT);

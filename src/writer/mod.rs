@@ -4,6 +4,7 @@
 pub mod atomic;
 pub mod folder;
 pub mod gguf;
+pub mod places;
 pub mod safetensors;
 
 pub use atomic::PartialFile;

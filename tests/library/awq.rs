@@ -4,7 +4,7 @@
 use crate::common::conformance;
 use quantize::awq::{Fold, groups, representable};
 use quantize::infer::{Cache, Engine};
-use quantize::model::mapping::ValueMap;
+use quantize::model::ValueMap;
 use quantize::model::{MappedTensor, Model};
 use quantize::quant::GgmlType;
 use quantize::source::Checkpoint;

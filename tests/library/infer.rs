@@ -3,8 +3,8 @@
 use crate::common::{conformance, engine};
 use quantize::gguf::{DEFAULT_ALIGNMENT, TensorInfo, encode_header, layout};
 use quantize::infer::{Cache, Engine, Sampling, generate, sample_together};
-use quantize::model::mapping::Generated;
-use quantize::model::mapping::ValueMap;
+use quantize::model::Generated;
+use quantize::model::ValueMap;
 use quantize::model::metadata::{gguf_metadata, keeps_f32};
 use quantize::model::{MappedTensor, Model};
 use quantize::quant::GgmlType;

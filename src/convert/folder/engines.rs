@@ -92,28 +92,24 @@ pub fn objections(engine: Engine, ckpt: &Checkpoint, model: &Model, tp: usize) -
     };
     let is_final = verdict.is_final;
     view.hold(verdict, tp)?;
-    if engine == Engine::Vllm {
-        view.strays();
-    }
+    const ONLY_BLOCKS: &str = "it keeps the embedding and the output as they are";
     match engine {
-        Engine::Mlx => view.each(true, |l| {
-            let single = l.role.is_expert() && l.path.contains(".experts.") && !l.pieces.is_empty();
-            single.then(|| {
-                "is a packed expert of its own; mlx-lm stacks experts under switch_mlp and takes no single ones"
-                    .to_string()
-            })
-        }),
-        Engine::Transformers => view.experts_in_transformers(),
-        Engine::Vllm | Engine::LlamaCpp => {}
-    }
-    match engine {
-        Engine::Vllm if !is_final => {
-            view.only_blocks("it keeps the embedding and the output as they are");
-            view.splits(tp);
-            view.fused();
+        Engine::Vllm => {
+            view.strays();
+            if !is_final {
+                view.only_blocks(ONLY_BLOCKS);
+                view.splits(tp);
+                view.fused();
+            }
         }
-        Engine::Transformers if !is_final => view.only_blocks("it keeps the embedding and the output as they are"),
-        Engine::Vllm | Engine::Transformers | Engine::LlamaCpp | Engine::Mlx => {}
+        Engine::Transformers => {
+            view.experts_in_transformers();
+            if !is_final {
+                view.only_blocks(ONLY_BLOCKS);
+            }
+        }
+        Engine::Mlx => view.experts_in_mlx(),
+        Engine::LlamaCpp => {}
     }
     if engine != Engine::LlamaCpp {
         view.files();
@@ -184,6 +180,14 @@ impl<'a> View<'a> {
         for name in strays {
             self.refuse(format!("{name} is not part of the model, but it loads every .safetensors file of the folder"));
         }
+    }
+
+    fn experts_in_mlx(&mut self) {
+        self.each(true, |l| {
+            let single = l.role.is_expert() && l.path.contains(".experts.") && !l.pieces.is_empty();
+            let what = "is a packed expert of its own; mlx-lm stacks experts under switch_mlp and takes no single ones";
+            single.then(|| what.to_string())
+        });
     }
 
     /// How transformers 5 with compressed-tensors 0.20 takes packed experts and four-bit floats.

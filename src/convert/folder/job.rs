@@ -5,9 +5,10 @@
 use super::files;
 use super::plan::{Departure, FolderPlan};
 use crate::control::{Notice, Run};
-use crate::convert::identity::{Identity, sha256};
+use crate::convert::identity::Identity;
 use crate::convert::journal::{Journal, Left};
 use crate::convert::recipe::Recipe;
+use crate::digest::sha256;
 use crate::kernel::RowSource;
 use crate::model::{Model, SourceModel};
 use crate::packed::{self, Packed, Piece, Scheme, StoredPiece};

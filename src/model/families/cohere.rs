@@ -1,12 +1,13 @@
 //! Command R and R7B: attention and feed-forward side by side behind one LayerNorm without bias, rotary pairs that are
 //! neighbours on the Hub too, scaled logits.
 
+use super::plain::PLAIN;
 use super::rows::{ATTENTION, ENDS, MLP, ONE_NORM};
-use super::{DEFAULTS, Defaults, Family, HfName, PLAIN, Rotation, WindowRule};
 use crate::Result;
 use crate::model::config::{Config, LayerConfig, Norm, Wiring};
-use crate::model::hf_config::Reading;
-use crate::model::keys::{COHERE2, LOGITS_AND_NO_SCALING, TEXT_MODEL};
+use crate::model::family::Reading;
+use crate::model::family::{DEFAULTS, Defaults, Family, HfName, Rotation, WindowRule};
+use crate::model::keys::rows::{COHERE2, LOGITS_AND_NO_SCALING, TEXT_MODEL};
 
 const COHERE: Family = Family {
     tables: &[ENDS, ONE_NORM, ATTENTION, MLP],

@@ -1,10 +1,11 @@
 //! ERNIE 4.5, dense: Llama whose rotary pairs are neighbours on the Hub too.
 
+use super::plain::PLAIN;
 use super::rows::{ATTENTION, ENDS, MLP, TWO_NORMS};
-use super::{DEFAULTS, Defaults, Family, HfName, PLAIN, Rotation};
 use crate::Result;
 use crate::model::config::LayerConfig;
-use crate::model::hf_config::Reading;
+use crate::model::family::Reading;
+use crate::model::family::{DEFAULTS, Defaults, Family, HfName, Rotation};
 
 pub(super) static FAMILIES: &[Family] = &[Family {
     gguf: "ernie4_5",

@@ -1,12 +1,14 @@
 //! EXAONE 4: norms after attention and feed-forward alone; where there are windows, the layers without one have no
 //! positions.
 
+use super::plain::PLAIN;
 use super::rows::{ATTENTION, ENDS, HEAD_NORMS, MLP, POST_NORMS};
-use super::{DEFAULTS, Defaults, Family, HfName, PLAIN, WindowRule};
 use crate::Result;
 use crate::model::config::{LayerConfig, Wiring};
-use crate::model::hf_config::{Reading, standard_layers};
-use crate::model::keys::{TEXT_MODEL, VOCAB, WINDOWS};
+use crate::model::family::Reading;
+use crate::model::family::{DEFAULTS, Defaults, Family, HfName, WindowRule};
+use crate::model::keys::rows::{TEXT_MODEL, VOCAB, WINDOWS};
+use crate::model::layers::standard_layers;
 
 pub(super) static FAMILIES: &[Family] = &[Family {
     gguf: "exaone4",

@@ -1,13 +1,15 @@
 //! Gemma 1 to 3: norms before and (but for the first) after each part, computed as `x * (1 + w)`; windows on most layers; scaled embeddings;
 //! tanh-GELU.
 
+use super::plain::PLAIN;
 use super::rows::{ATTENTION, ENDS, FOUR_NORMS, HEAD_NORMS, MLP, TWO_NORMS};
-use super::{
-    Activations, AttnScale, Cap, DEFAULTS, Defaults, EmbeddingScale, Family, HfName, Map, PLAIN, PLAIN_TOKENIZER, Role,
+use crate::model::config::{Activation, Wiring};
+use crate::model::family::{
+    Activations, AttnScale, Cap, DEFAULTS, Defaults, EmbeddingScale, Family, HfName, Map, PLAIN_TOKENIZER,
     TokenizerFacts, WindowRule,
 };
-use crate::model::config::{Activation, Wiring};
-use crate::model::keys::{self, GEMMA2, LOGIT_CAP_AND_WINDOW, TEXT_MODEL};
+use crate::model::keys::rows::{self as keys, GEMMA2, LOGIT_CAP_AND_WINDOW, TEXT_MODEL};
+use crate::model::role::Role;
 
 const NORMS: &[(Role, Map)] = &[
     (Role::OutputNorm, Map::PlusOne),

@@ -1,13 +1,15 @@
 //! GLM-4 0414: norms before and after each part, gate and up in one matrix, half of each head rotated in pairs.
 
+use super::plain::PLAIN;
 use super::rows::{ATTENTION, ENDS, FUSED_MLP};
-use super::{
-    DEFAULTS, Defaults, Dim, Family, HfName, PLAIN, PLAIN_TOKENIZER, Role, Rotation, Row, Source, TokenizerFacts, When,
-};
 use crate::Result;
 use crate::model::config::{LayerConfig, Wiring};
-use crate::model::hf_config::Reading;
-use crate::model::keys::{ROTATION, TEXT_MODEL};
+use crate::model::family::Reading;
+use crate::model::family::{
+    DEFAULTS, Defaults, Dim, Family, HfName, PLAIN_TOKENIZER, Rotation, Row, Source, TokenizerFacts, When,
+};
+use crate::model::keys::rows::{ROTATION, TEXT_MODEL};
+use crate::model::role::Role;
 
 const fn norm(source: &'static [Source], gguf: &'static str, role: Role) -> Row {
     Row { sources: source, gguf, role, shape: &[Dim::Hidden], when: When::Always }

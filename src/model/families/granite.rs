@@ -1,12 +1,13 @@
 //! Granite 3: Llama with factors on embeddings, residuals, attention scores and logits.
 
 use super::llama::PAIRS;
+use super::plain::PLAIN;
 use super::rows::{ATTENTION, ENDS, MLP, TWO_NORMS};
-use super::{DEFAULTS, Defaults, Family, HfName, PLAIN, Rotation};
 use crate::Result;
 use crate::model::config::{Config, LayerConfig};
-use crate::model::hf_config::Reading;
-use crate::model::keys::{SCALES, TEXT_MODEL, VOCAB_AND_ROTATION};
+use crate::model::family::Reading;
+use crate::model::family::{DEFAULTS, Defaults, Family, HfName, Rotation};
+use crate::model::keys::rows::{SCALES, TEXT_MODEL, VOCAB_AND_ROTATION};
 
 pub(super) static FAMILIES: &[Family] = &[Family {
     gguf: "granite",

@@ -1,15 +1,17 @@
 //! Llama and what is built like it: pre-norm blocks, gated SiLU, grouped heads; Mixtral with experts in the place of the
 //! feed-forward block; Arcee; SmolLM3.
 
+use super::plain::PLAIN;
 use super::rows::{ATTENTION, ENDS, MIXTRAL_EXPERTS, MLP, TWO_NORMS, UP_DOWN};
-use super::{
-    Activations, ByteLevel, DEFAULTS, Defaults, ExpertKeys, Family, HfName, Map, PLAIN, PLAIN_TOKENIZER, Role,
-    Rotation, TokenizerFacts, WindowRule,
-};
 use crate::Result;
 use crate::model::config::{Activation, LayerConfig};
-use crate::model::hf_config::Reading;
-use crate::model::keys::{TEXT_MODEL, VOCAB_AND_ROTATION, WINDOW_BESIDE};
+use crate::model::family::Reading;
+use crate::model::family::{
+    Activations, ByteLevel, DEFAULTS, Defaults, ExpertKeys, Family, HfName, Map, PLAIN_TOKENIZER, Rotation,
+    TokenizerFacts, WindowRule,
+};
+use crate::model::keys::rows::{TEXT_MODEL, VOCAB_AND_ROTATION, WINDOW_BESIDE};
+use crate::model::role::Role;
 
 /// Query and key rows, whose rotary halves GGUF interleaves for these architectures.
 pub(super) const PAIRS: &[(Role, Map)] = &[

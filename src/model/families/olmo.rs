@@ -1,9 +1,10 @@
 //! OLMo 2 and 3: norms after attention and feed-forward alone, query and key norms over the full width.
 
+use super::plain::PLAIN;
 use super::rows::{ATTENTION, ENDS, MLP, POST_NORMS, WIDE_NORMS};
-use super::{DEFAULTS, Defaults, Family, HfName, PLAIN, WindowRule};
 use crate::model::config::Wiring;
-use crate::model::keys::{TEXT_MODEL, WINDOWS};
+use crate::model::family::{DEFAULTS, Defaults, Family, HfName, WindowRule};
+use crate::model::keys::rows::{TEXT_MODEL, WINDOWS};
 
 const OLMO: Defaults = Defaults { context: 2048, norm_eps: 1e-5, window: WindowRule::ByType { every: 4 }, ..DEFAULTS };
 

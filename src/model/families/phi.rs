@@ -1,8 +1,9 @@
 //! Phi-3 and Phi-4: fused query-key-value and gate-up matrices, long-rope, part of each head rotated.
 
+use super::plain::PLAIN;
 use super::rows::{ENDS, FUSED_ATTENTION, FUSED_MLP, TWO_NORMS};
-use super::{ByteLevel, DEFAULTS, Defaults, Family, HfName, PLAIN, PLAIN_TOKENIZER, TokenizerFacts};
-use crate::model::keys::PHI3;
+use crate::model::family::{ByteLevel, DEFAULTS, Defaults, Family, HfName, PLAIN_TOKENIZER, TokenizerFacts};
+use crate::model::keys::rows::PHI3;
 
 pub(super) static FAMILIES: &[Family] = &[Family {
     gguf: "phi3",

@@ -1,10 +1,11 @@
 //! Qwen 2 and 3, dense and with experts.
 
+use super::plain::PLAIN;
 use super::rows::{ATTENTION, ENDS, HEAD_NORMS, MLP, QWEN_EXPERTS, SHARED_EXPERT, TWO_NORMS};
-use super::{
-    ByteLevel, DEFAULTS, Defaults, ExpertKeys, Family, HfName, PLAIN, PLAIN_TOKENIZER, TokenizerFacts, WindowRule,
+use crate::model::family::{
+    ByteLevel, DEFAULTS, Defaults, ExpertKeys, Family, HfName, PLAIN_TOKENIZER, TokenizerFacts, WindowRule,
 };
-use crate::model::keys::{EXPERT_WIDTHS, TEXT_MODEL};
+use crate::model::keys::rows::{EXPERT_WIDTHS, TEXT_MODEL};
 
 /// Byte-level, whatever else lies in the folder.
 const BYTE_LEVEL: TokenizerFacts = TokenizerFacts { byte_level: ByteLevel::Always, ..PLAIN_TOKENIZER };

@@ -1,8 +1,9 @@
 //! The tensors of a family, in groups that families share: names on both sides, shapes, and when they exist. Data only.
 
-use super::Dim::{self, *};
-use super::Source::{self, Half, One as At, PerExpert};
-use super::{Role, Row, When};
+use crate::model::family::Dim::{self, *};
+use crate::model::family::Source::{self, Half, One as At, PerExpert};
+use crate::model::family::{Row, When};
+use crate::model::role::Role;
 
 const fn row(sources: &'static [Source], gguf: &'static str, role: Role, shape: &'static [Dim], when: When) -> Row {
     Row { sources, gguf, role, shape, when }

@@ -1,11 +1,13 @@
 //! Seed-OSS: Llama with biases on query, key and value. GGUF calls the norm before the feed-forward block after its name
 //! on the Hub.
 
+use super::plain::PLAIN;
 use super::rows::{ATTENTION, ENDS, MLP, ONE_NORM};
-use super::{DEFAULTS, Defaults, Dim, Family, HfName, PLAIN, Role, Row, Source, When};
 use crate::Result;
 use crate::model::config::LayerConfig;
-use crate::model::hf_config::Reading;
+use crate::model::family::Reading;
+use crate::model::family::{DEFAULTS, Defaults, Dim, Family, HfName, Row, Source, When};
+use crate::model::role::Role;
 
 const FFN_NORM: &[Row] = &[Row {
     sources: &[Source::One("model.layers.{layer}.post_attention_layernorm.weight")],

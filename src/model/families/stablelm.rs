@@ -1,11 +1,12 @@
 //! StableLM 2 1.6B: LayerNorm, a quarter of each head rotated, biases on query, key and value.
 
+use super::plain::PLAIN;
 use super::rows::{ATTENTION, ENDS, MLP, OUTPUT_NORM_BIAS, TWO_NORM_BIASES, TWO_NORMS};
-use super::{DEFAULTS, Defaults, Family, HfName, PLAIN};
 use crate::Result;
 use crate::model::config::{LayerConfig, Norm};
-use crate::model::hf_config::Reading;
-use crate::model::keys::STABLELM;
+use crate::model::family::Reading;
+use crate::model::family::{DEFAULTS, Defaults, Family, HfName};
+use crate::model::keys::rows::STABLELM;
 
 pub(super) static FAMILIES: &[Family] = &[Family {
     gguf: "stablelm",

@@ -1,10 +1,12 @@
 //! StarCoder 2: LayerNorm, biases everywhere, a feed-forward block without gate.
 
+use super::plain::PLAIN;
 use super::rows::{ATTENTION, ENDS, OUTPUT_NORM_BIAS, TWO_NORM_BIASES, TWO_NORMS};
-use super::{Activations, DEFAULTS, Defaults, Dim, Family, HfName, PLAIN, Role, Row, Source, When};
 use crate::Result;
 use crate::model::config::{Activation, LayerConfig, Norm};
-use crate::model::hf_config::Reading;
+use crate::model::family::Reading;
+use crate::model::family::{Activations, DEFAULTS, Defaults, Dim, Family, HfName, Row, Source, When};
+use crate::model::role::Role;
 
 const FC: &[Row] = &[
     Row {

@@ -1,10 +1,10 @@
 //! What gets lost on the way into a GGUF file: two configurations compared fact by fact.
 
-use super::{Entry, write};
+use super::write::write;
 use crate::gguf::Metadata;
-use crate::model::config::{Config, LayerConfig, RopeScaling};
-use crate::model::mapping::Model;
-use crate::model::metadata::longrope_attention_factor;
+use crate::model::config::{Config, LayerConfig, RopeScaling, longrope_attention_factor};
+use crate::model::family::Entry;
+use crate::model::understood::Model;
 use crate::{Error, Result};
 
 /// A fact of a configuration that its GGUF file does not hold.

@@ -1,10 +1,10 @@
 //! [`Config::from_gguf`]: a configuration from the metadata of a GGUF file, key by key. It reads no tensors.
 
-use super::Key;
 use super::rows::*;
-use crate::gguf::{Array, Metadata, Value};
-use crate::model::config::{Config, Dense, Ffn, Heads, LayerConfig, Mixer, Rope, RopeScaling, Sizes};
-use crate::model::families::{self, AttnScale, Family, WindowRule};
+use crate::gguf::Metadata;
+use crate::model::config::{Config, LayerConfig, Rope, RopeScaling, Sizes};
+use crate::model::families;
+use crate::model::family::{AttnScale, Key, Stored};
 use crate::{Error, Result};
 
 /// Every key in the order in which reading needs them: sizes first.
@@ -38,26 +38,6 @@ pub(super) static READ: &[&Key] = &[
     &WINDOW,
     &WINDOW_PATTERN,
 ];
-
-/// A layer of the family before anything is known of its sizes.
-pub(super) fn prototype(family: &Family) -> LayerConfig {
-    let heads = Heads {
-        q: 0,
-        kv: 0,
-        dim: 0,
-        value_dim: 0,
-        window: None,
-        rope: Some(0),
-        scale: 0.0,
-        softcap: None,
-        qkv_bias: family.qkv_bias,
-        output_bias: false,
-    };
-    let activation = family.activations.default;
-    let dense = Dense { width: 0, gated: family.is_gated(), activation, bias: false };
-    let ffn = Ffn { dense: Some(dense), experts: None };
-    LayerConfig { mixer: Mixer::Attention(heads), ffn, wiring: family.wiring }
-}
 
 impl Config {
     /// Reads the hyper-parameters of a GGUF file. What GGUF does not store follows from the tensors and is set by
@@ -126,131 +106,5 @@ impl Config {
             sizes.check()?;
         }
         Ok(())
-    }
-}
-
-/// The window of a GGUF file, its pattern included.
-pub(super) fn read_window(c: &mut Config, s: &Stored) -> Result<()> {
-    // All spellings of a family on the Hub agree on what GGUF leaves out.
-    let (window, every) = match s.family.hf[0].defaults.window {
-        WindowRule::AllButEvery { every, unstated } => (s.size_opt()?.or(unstated), Some(every)),
-        WindowRule::ByType { every } => (s.size_opt()?, Some(every)),
-        WindowRule::Every(_) => (s.size_opt()?, None),
-        // Conversion drops qwen's windows.
-        _ => (None, None),
-    };
-    let Some(window) = window.filter(|w| *w != 0) else { return Ok(()) };
-    let layers = c.layers.len();
-    let pattern = s.beside("attention.sliding_window_pattern");
-    let slides = match (s.meta.get(&pattern), every) {
-        (Some(Value::Array(Array::Bool(slides))), _) if slides.len() == layers => slides.clone(),
-        (stated, usual) => {
-            let stated = stated.and_then(|_| s.meta.uint(&pattern)).map(|n| n as usize).filter(|n| *n != 0);
-            let every = if s.meta.get(&pattern).is_some() { stated } else { usual };
-            (0..layers).map(|i| every.is_none_or(|n| (i + 1) % n != 0)).collect()
-        }
-    };
-    let local = c.ropes.len() > 1;
-    for (layer, _) in c.layers.iter_mut().zip(slides).filter(|(_, slides)| *slides) {
-        if let Some(heads) = layer.heads_mut() {
-            heads.window = Some(window);
-            heads.rope = heads.rope.map(|rope| if local { 1 } else { rope });
-        }
-    }
-    Ok(())
-}
-
-/// The value under one key of a GGUF file.
-pub struct Stored<'a> {
-    pub(super) meta: &'a Metadata,
-    pub(super) family: &'static Family,
-    key: &'static str,
-}
-
-impl Stored<'_> {
-    pub(super) fn beside(&self, key: &str) -> String {
-        format!("{}.{key}", self.family.gguf)
-    }
-
-    pub(super) fn missing_key(&self, key: &str) -> Error {
-        Error::bad_input(format!("metadata key '{}' is missing or of another type", self.beside(key)))
-    }
-
-    pub(super) fn missing(&self) -> Error {
-        self.missing_key(self.key)
-    }
-
-    /// One number per layer: a list of as many, or one for all.
-    pub(super) fn sizes(&self, layers: usize) -> Result<Option<Vec<usize>>> {
-        let name = self.beside(self.key);
-        let list = |v: Vec<i64>| -> Option<Vec<usize>> { v.into_iter().map(|n| usize::try_from(n).ok()).collect() };
-        let values = match self.meta.get(&name) {
-            None => return Ok(None),
-            Some(Value::Array(Array::I32(v))) => list(v.iter().map(|x| i64::from(*x)).collect()),
-            Some(Value::Array(Array::U32(v))) => list(v.iter().map(|x| i64::from(*x)).collect()),
-            Some(_) => self.meta.uint(&name).and_then(|n| usize::try_from(n).ok()).map(|n| vec![n; layers]),
-        };
-        match values.filter(|v| v.len() == layers) {
-            Some(values) => Ok(Some(values)),
-            None => {
-                let what =
-                    format!("metadata key '{name}' is neither one whole number nor one for each of {layers} layers");
-                Err(Error::bad_input(what))
-            }
-        }
-    }
-
-    pub(super) fn size_of(&self, key: &str) -> Result<Option<usize>> {
-        let name = self.beside(key);
-        let first = |v: &[i64]| v.first().copied().filter(|first| v.iter().all(|x| x == first));
-        let value = match self.meta.get(&name) {
-            None => return Ok(None),
-            Some(Value::Array(Array::I32(v))) => first(&v.iter().map(|x| i64::from(*x)).collect::<Vec<_>>()),
-            Some(Value::Array(Array::U32(v))) => first(&v.iter().map(|x| i64::from(*x)).collect::<Vec<_>>()),
-            Some(_) => self.meta.uint(&name).and_then(|v| i64::try_from(v).ok()),
-        };
-        match value.and_then(|v| usize::try_from(v).ok()) {
-            Some(v) => Ok(Some(v)),
-            None => Err(Error::bad_input(format!("metadata key '{name}' is not one whole number for all layers"))),
-        }
-    }
-
-    pub(super) fn size_opt(&self) -> Result<Option<usize>> {
-        self.size_of(self.key)
-    }
-
-    pub(super) fn size(&self) -> Result<usize> {
-        self.size_opt()?.ok_or_else(|| self.missing())
-    }
-
-    pub(super) fn float_of(&self, key: &str) -> Option<f32> {
-        self.meta.f32(&self.beside(key)).filter(|v| v.is_finite())
-    }
-
-    pub(super) fn flag(&self) -> Option<bool> {
-        self.meta.bool(&self.beside(self.key))
-    }
-
-    pub(super) fn float(&self) -> Option<f32> {
-        self.float_of(self.key)
-    }
-
-    pub(super) fn scaling(&self) -> Result<RopeScaling> {
-        let kind = self.meta.str(&self.beside("rope.scaling.type")).unwrap_or("none");
-        let original = self.size_of("rope.scaling.original_context_length")?;
-        let factor = self.float_of("rope.scaling.factor").filter(|f| *f > 0.0);
-        match (kind, factor) {
-            ("linear", Some(factor)) => Ok(RopeScaling::Linear { factor }),
-            ("yarn", Some(factor)) => Ok(RopeScaling::Yarn {
-                factor,
-                original_context: original.ok_or_else(|| self.missing_key("rope.scaling.original_context_length"))?,
-                attention_factor: self.float_of("rope.scaling.yarn_attn_factor"),
-                beta_fast: self.float_of("rope.scaling.yarn_beta_fast").unwrap_or(32.0),
-                beta_slow: self.float_of("rope.scaling.yarn_beta_slow").unwrap_or(1.0),
-            }),
-            ("linear" | "yarn", None) => Err(self.missing_key("rope.scaling.factor")),
-            ("none" | "longrope", _) => Ok(RopeScaling::Default),
-            (other, _) => Err(Error::unsupported(format!("rope scaling '{other}' is not supported"))),
-        }
     }
 }

@@ -1,11 +1,10 @@
 //! The keys, one row each, and the lists of those that families write. Data and one-line rules.
 
-use super::Entry::{self, FileType, General, Key as At, Ours};
-use super::read::{Stored, prototype, read_window};
-use super::{Facts, Key, Stated};
-use crate::model::config::{Config, Experts, Heads, LayerConfig, Norm, Rope, RopeScaling};
-use crate::model::families::{Cap, Role, WindowRule};
-use crate::model::metadata::longrope_attention_factor;
+use super::stored::{prototype, read_window};
+use crate::model::config::{Config, Experts, Heads, LayerConfig, Norm, Rope, RopeScaling, longrope_attention_factor};
+use crate::model::family::Entry::{self, FileType, General, Key as At, Ours};
+use crate::model::family::{Cap, Facts, Key, Stated, Stored, WindowRule};
+use crate::model::role::Role;
 use crate::{Error, Result};
 
 /// What the converter's `TextModel` writes for every model.

@@ -2,6 +2,7 @@
 //! connection, a busy server) is tried again a bounded number of times; what was received stays.
 
 use super::{HubOptions, choose, is_hex};
+use crate::digest::hex;
 use crate::{Error, Result};
 use hf_hub::{Repo, api::RepoInfo};
 use sha1::Sha1;
@@ -445,10 +446,6 @@ impl<'a> Partial<'a> {
     fn digest(&self) -> String {
         hex(&self.hash.clone().finalize())
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn header(response: &Response, names: &[&str]) -> Option<String> {

@@ -1,0 +1,78 @@
+//! A checkpoint's tensors with their meaning, or the reason why it is not known. How they are found is in `mapping` and
+//! `opaque`.
+
+use super::config::Config;
+use super::family::Family;
+use super::role::Role;
+use super::tensor::MappedTensor;
+use crate::{Error, Result};
+
+/// A checkpoint whose tensors are understood.
+#[derive(Debug)]
+pub struct Model {
+    pub config: Config,
+    /// Or why the meaning of the tensors is not known.
+    pub family: Result<&'static Family, Opaque>,
+    /// In the order in which llama.cpp's converter writes them; in file order for a GGUF source.
+    pub tensors: Vec<MappedTensor>,
+    /// Tensors that the checkpoint does not hold (or, in a GGUF source, holds beside the weights): rotary factors.
+    pub generated: Vec<Generated>,
+    /// Source tensors that are left out, with the reason.
+    pub dropped: Vec<(String, String)>,
+    /// The parsed `config.json`; `None` for a GGUF source.
+    pub hf_config: Option<serde_json::Value>,
+}
+
+/// A small tensor that follows from the configuration. Goes to the file as F32, before all others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generated {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
+}
+
+impl Model {
+    /// The family, where the meaning of the tensors is needed.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] with the reason when it is not known, and what works without it.
+    pub fn known(&self) -> Result<&'static Family> {
+        self.family.clone().map_err(|opaque| opaque.error())
+    }
+
+    /// The mapped tensor of a role in a layer (`None` for embeddings, output norm and output).
+    pub fn find(&self, role: Role, layer: Option<usize>) -> Option<&MappedTensor> {
+        self.tensors.iter().find(|t| t.role == role && t.layer == layer)
+    }
+}
+
+/// Why a model is not understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opaque {
+    pub(super) arch: String,
+    pub(super) reason: String,
+    /// GGUF's name of the family whose tensors are most like this model's.
+    pub(super) nearest: Option<&'static str>,
+    pub(super) is_folder: bool,
+}
+
+impl Opaque {
+    /// What is said where the meaning of the tensors is needed.
+    pub fn error(&self) -> Error {
+        let nearest = match self.nearest {
+            Some(name) if name != self.arch => format!("; of the known families its tensors are most like {name}'s"),
+            _ => String::new(),
+        };
+        let error = Error::unsupported(format!("{}{nearest}", self.reason));
+        if self.is_folder {
+            return error.hint(
+                "of any architecture, folders can be made in formats that need no calibration (--to fp8, nf4, mlx-4bit, or \
+                 gptq with --rounding nearest); GGUF files, and running the model, need a known one",
+            );
+        }
+        error.hint(
+            "this model can be quantized from GGUF to GGUF, with an importance matrix and type rules, planned, and \
+             verified against its source; it cannot be run or calibrated, and makes no folders",
+        )
+    }
+}
