@@ -34,33 +34,77 @@
 //! # Ok::<(), quantize::Error>(())
 //! ```
 //!
-//! [`mod@convert::calibrate`] makes importance matrices. Data flows one way: [`source`] (bytes on disk) → [`model`] (what the
-//! tensors mean) → [`quant`] and [`packed`] (blocks and formats) → [`writer`] (a finished file) → [`infer`] and [`eval`]
-//! (what it is worth) → [`report`]. [`cli`] alone reads flags and the environment. docs/architecture.md has the walks.
+//! An importance matrix from the bundled texts, and one matrix quantized with it:
+//!
+//! ```
+//! use quantize::{Control, convert::{Calibration, Data, calibrate}, matrix::{self, GgmlType}, model::SourceModel};
+//!
+//! let source = SourceModel::open("tests/fixtures/tiny-llama".as_ref())?;
+//! let data = Data { tokens: 512, window: 64, ..Data::default() };
+//! let calibration = Calibration { data, ..Calibration::default() };
+//! let made = calibrate(&source, &calibration, None, None, std::time::Duration::MAX, &Control::default(), &())?;
+//! let weights = made.imatrix.weights(Default::default())?;
+//!
+//! let name = "blk.0.attn_q.weight";
+//! let matrix = matrix::read(&source, name)?;
+//! let blocks = matrix::quantize(matrix.view(), GgmlType::Q4_K, Some(weights.by_name[name].as_slice().into()))?;
+//! let back = matrix::dequantize(&blocks, GgmlType::Q4_K, matrix.dim().into())?;
+//! assert!((&back - &matrix).iter().all(|error| error.abs() < 0.1));
+//! # Ok::<(), quantize::Error>(())
+//! ```
+//!
+//! Data flows one way: `source` (bytes on disk) → [`model`] (what the tensors mean) → `quant` and `packed` (blocks and
+//! formats) → `writer` (a finished file) → `infer` and [`eval`] (what it is worth) → `report`; [`convert`] drives it, and
+//! `cli` alone reads flags and the environment. docs/architecture.md has the walks.
 
-pub mod awq;
-pub mod calibration;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
 pub mod cli;
-pub mod control;
+mod control;
 pub mod convert;
 mod digest;
-pub mod dtype;
-pub mod error;
-pub mod escape;
+mod error;
 pub mod eval;
-pub mod feedback;
 pub mod gguf;
-pub mod infer;
-pub mod input;
-pub mod isa;
-pub mod kernel;
+pub mod matrix;
 pub mod model;
-pub mod packed;
-pub mod quant;
-pub mod report;
 mod simd;
-pub mod source;
-pub mod writer;
+
+// Private, but for this repository's tests and benches.
+cfg_if::cfg_if! {
+    if #[cfg(feature = "internals")] {
+        pub mod awq;
+        pub mod calibration;
+        pub mod dtype;
+        pub mod escape;
+        pub mod feedback;
+        pub mod infer;
+        pub mod input;
+        pub mod isa;
+        pub mod kernel;
+        pub mod packed;
+        pub mod quant;
+        pub mod report;
+        pub mod source;
+        pub mod writer;
+    } else {
+        mod awq;
+        mod calibration;
+        mod dtype;
+        mod escape;
+        mod feedback;
+        mod infer;
+        mod input;
+        mod isa;
+        mod kernel;
+        mod packed;
+        mod quant;
+        mod report;
+        mod source;
+        mod writer;
+    }
+}
 
 pub use control::{Cancel, Control, Notice, Phase, Report, Run, Unit};
 pub use error::{Error, Result};
+pub use source::Checkpoint;

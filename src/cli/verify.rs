@@ -200,7 +200,7 @@ fn derive(
     threads: usize,
     quiet: bool,
 ) -> Result<(Vec<String>, usize)> {
-    let SourceModel { ckpt, model, .. } = SourceModel::open(source)?;
+    let SourceModel { ckpt, model, .. } = SourceModel::open(source)?.for_files()?;
     same_configuration(file, &ckpt, &model)?;
     let unseen = imatrix.unseen_experts.unwrap_or_default();
     let importance = imatrix.imatrix.as_deref().map(|file| Importance::open(file, unseen, &model)).transpose()?;

@@ -14,46 +14,52 @@
 //!
 //! [`calibrate`] makes importance matrices as results of their own.
 
-pub mod allocation;
+pub(crate) mod allocation;
+#[doc(hidden)]
 pub mod blocks;
-pub mod budget;
-pub mod calibrate;
+pub(crate) mod budget;
+pub(crate) mod calibrate;
 mod companions;
-pub mod cost;
-pub mod data;
-pub mod devices;
+pub(crate) mod cost;
+pub(crate) mod data;
+pub(crate) mod devices;
 mod files;
+#[doc(hidden)]
 pub mod folder;
 mod hashes;
-pub mod identity;
+pub(crate) mod identity;
 mod importance;
-pub mod journal;
+pub(crate) mod journal;
+#[doc(hidden)]
 pub mod judge;
 mod ledger;
-pub mod loadable;
+pub(crate) mod loadable;
 mod outcome;
-pub mod places;
-pub mod plan;
+pub(crate) mod places;
+pub(crate) mod plan;
+#[doc(hidden)]
 pub mod recipe;
-pub mod record;
-pub mod rounding;
-pub mod sensitivity;
-pub mod sizes;
+pub(crate) mod record;
+pub(crate) mod rounding;
+pub(crate) mod sensitivity;
+pub(crate) mod sizes;
 mod sorting;
+#[doc(hidden)]
 pub mod stream;
 
+pub use crate::calibration::imatrix::Imatrix;
+pub use calibrate::{Calibrated, Calibration, calibrate};
 pub use importance::{Importance, overlap_text};
 pub use ledger::LedgerRow;
 pub use outcome::{Made, MadeFile, Outcome};
 pub use plan::Plan;
-pub use recipe::Recipe;
+pub use recipe::{Data, Recipe};
 
 use crate::Result;
 use crate::control::{Control, Notice, Report, Run};
 use crate::model::SourceModel;
 use data::Drawing;
 use plan::{AssumedImportance, Decided, FilePlan};
-use recipe::Data;
 use std::time::Instant;
 
 /// Decides everything. Nothing is written, no weight is read. Outputs go to the current folder, under the names that

@@ -82,6 +82,12 @@ pub enum AssumedImportance {
 /// Decides everything but the reach of budgets.
 pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: AssumedImportance) -> Result<Plan> {
     recipe.check()?;
+    let drawn = recipe.files().next().map(|_| source.for_files()).transpose()?;
+    let source = drawn.as_ref().unwrap_or(source);
+    if source.model.is_drawn() && recipe.folders().next().is_some() {
+        let what = "of this model, GGUF files and folders take a run each: what its tensors mean is not known";
+        return Err(Error::unsupported(what));
+    }
     let mut remarks = source.ckpt.remarks().to_vec();
     let metadata = match recipe.files().next() {
         Some(_) => {
@@ -253,7 +259,7 @@ fn metadata(source: &SourceModel, recipe: &Recipe) -> Result<(Metadata, Vec<Stri
     }
     let (pre, mut told) = (recipe.pretokenizer.as_deref(), Vec::new());
     if ckpt.gguf().is_none() {
-        let vocab = GgufVocab::from_hf_dir(ckpt.dir(), model.config.vocab, &model.config.arch, pre)?;
+        let vocab = GgufVocab::from_hf_dir(ckpt.dir(), model.config.vocab, model.tokenizer_facts(), pre)?;
         vocab.write(&mut metadata);
         told.extend(vocab.remarks().iter().cloned());
     } else if let Some(name) = pre {

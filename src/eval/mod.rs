@@ -4,18 +4,22 @@
 //! The definitions are those of llama.cpp's `llama-perplexity --kl-divergence`; what it lacks (confidence intervals by
 //! block bootstrap, paired differences, gates) is added in [`bootstrap`] and [`gate`].
 
-pub mod ablation;
+pub(crate) mod ablation;
 mod artifact;
+#[doc(hidden)]
 pub mod bootstrap;
-pub mod compare;
+pub(crate) mod compare;
+#[doc(hidden)]
 pub mod damage;
-pub mod gate;
+pub(crate) mod gate;
+#[doc(hidden)]
 pub mod klbase;
 mod runnable;
+#[doc(hidden)]
 pub mod softmax;
-pub mod stats;
-pub mod text;
-pub mod windows;
+pub(crate) mod stats;
+pub(crate) mod text;
+pub(crate) mod windows;
 
 use std::ops::Range;
 

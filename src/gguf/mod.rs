@@ -3,6 +3,7 @@
 //! `docs/gguf.md`, with `gguf.cpp` where the text leaves a choice.
 
 mod read;
+#[doc(hidden)]
 pub mod value;
 mod write;
 

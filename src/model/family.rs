@@ -287,9 +287,24 @@ pub enum ByteLevel {
     OfClass(&'static str),
 }
 
+/// Which vocabulary llama.cpp's converter makes of a tokenizer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenizerKind {
+    Usual,
+    /// With the number of token types.
+    Encoder,
+    /// SentencePiece's spelling with merges, under a name of its own.
+    Gemma4,
+}
+
 /// What llama.cpp's converter does differently about the tokenizers of a family.
 #[derive(Debug)]
 pub struct TokenizerFacts {
+    pub kind: TokenizerKind,
+    /// Which tokens are put around a text, whatever the files say of it: written first.
+    pub adds: &'static [(&'static str, bool)],
+    /// `eod_token_id` of `config.json` ends a text (hunyuan).
+    pub ends_by_eod: bool,
     pub byte_level: ByteLevel,
     /// `add_prefix_space` of `tokenizer_config.json` is written.
     pub states_space_prefix: bool,
@@ -307,6 +322,9 @@ pub struct TokenizerFacts {
 
 /// A tokenizer without anything special about it.
 pub(super) const PLAIN_TOKENIZER: TokenizerFacts = TokenizerFacts {
+    kind: TokenizerKind::Usual,
+    adds: &[],
+    ends_by_eod: false,
     byte_level: ByteLevel::SentencePieceFirst,
     states_space_prefix: false,
     no_space_prefix: false,

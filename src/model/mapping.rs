@@ -170,7 +170,7 @@ fn of_config(ckpt: &Checkpoint, mut config: Config, mut json: serde_json::Value)
     }
     let (tensors, dropped) = map_hf(ckpt, family, &config)?;
     let generated = generated(family, &config);
-    Ok(Model { config, family: Ok(family), tensors, generated, dropped, hf_config: Some(json) })
+    Ok(Model { config, family: Ok(family), tensors, generated, dropped, hf_config: Some(json), drawn: None })
 }
 
 /// Whether there is an output matrix that is not the embedding, bit for bit.
@@ -367,6 +367,19 @@ fn unexpected(ckpt: &Checkpoint, t: &TensorMeta, config: &Config) -> Error {
 /// Why a tensor that the family table does not list may be left out; `None` if it may not.
 fn drop_reason(t: &TensorMeta, family: &Family, config: &Config) -> Option<&'static str> {
     let name = &text_name(&t.name);
+    if name == "lm_head.weight" && config.tied_embeddings {
+        return Some("the configuration ties the output to the embedding");
+    }
+    if family.towers.iter().any(|p| name.starts_with(p)) {
+        return Some(TOWER);
+    }
+    drop_reason_of_any(t, name)
+}
+
+const TOWER: &str = "belongs to the image encoder; a text model has no use for it";
+
+/// Why a tensor may be left out of a text model of any family, by its name without `language_model.`.
+pub(super) fn drop_reason_of_any(t: &TensorMeta, name: &str) -> Option<&'static str> {
     if t.elements() == 0 {
         return Some("it has no elements");
     }
@@ -379,9 +392,6 @@ fn drop_reason(t: &TensorMeta, family: &Family, config: &Config) -> Option<&'sta
     if t.elements() == 1 && name.ends_with("_scale") {
         return Some("a scale of the key-value cache or of activations, which GGUF and other formats do not take over");
     }
-    if name == "lm_head.weight" && config.tied_embeddings {
-        return Some("the configuration ties the output to the embedding");
-    }
     if [".rotary_emb.inv_freq", ".masked_bias", ".attention.bias"].iter().any(|s| name.ends_with(s)) {
         return Some("a buffer that is computed from the configuration");
     }
@@ -393,15 +403,15 @@ fn drop_reason(t: &TensorMeta, family: &Family, config: &Config) -> Option<&'sta
         "vision_model.",
         "model.vision_model.",
     ];
-    if family.towers.iter().chain(&TOWERS).any(|p| name.starts_with(p)) {
-        return Some("belongs to the image encoder; a text model has no use for it");
+    if TOWERS.iter().any(|p| name.starts_with(p)) {
+        return Some(TOWER);
     }
     None
 }
 
 /// llama.cpp's converter walks the files in order and each file by name, and writes a tensor when its last part has
 /// come by; all expert tensors of a layer wait for the layer's last expert.
-fn sort_like_llama_cpp(ckpt: &Checkpoint, tensors: &mut [MappedTensor]) {
+pub(super) fn sort_like_llama_cpp(ckpt: &Checkpoint, tensors: &mut [MappedTensor]) {
     let mut order: Vec<usize> = (0..ckpt.tensors().len()).collect();
     order.sort_by_key(|i| (ckpt.tensors()[*i].file, &ckpt.tensors()[*i].name));
     let mut rank = vec![0; order.len()];
@@ -433,7 +443,7 @@ fn generated(family: &Family, config: &Config) -> Vec<Generated> {
 
 /// Divisors of the rotary frequencies after Llama 3's rule (transformers' `_compute_llama3_parameters`), `[dims / 2]`:
 /// 1 for short wavelengths, `factor` for long ones, a blend between.
-fn llama3_factors(rope: &Rope) -> Vec<f32> {
+pub(super) fn llama3_factors(rope: &Rope) -> Vec<f32> {
     let RopeScaling::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original_context } = rope.scaling
     else {
         return Vec::new();
@@ -523,7 +533,7 @@ fn open_family(ckpt: &Checkpoint, meta: &Metadata) -> Result<Model> {
         return Err(Error::unsupported(format!("{path}: tensor '{name}' has no place in a known {arch} model")));
     }
     tensors.sort_by_key(|t| t.parts[0]);
-    Ok(Model { config, family: Ok(family), tensors, generated, dropped: Vec::new(), hf_config: None })
+    Ok(Model { config, family: Ok(family), tensors, generated, dropped: Vec::new(), hf_config: None, drawn: None })
 }
 
 /// Rotary factors of a GGUF source. Long-rope factors go to the configuration too, which GGUF metadata cannot hold.

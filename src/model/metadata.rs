@@ -9,14 +9,32 @@ use crate::{Error, Result};
 /// The version of ggml's quantized blocks that `general.quantization_version` states.
 pub const QUANTIZATION_VERSION: u32 = 2;
 
-/// Whether a tensor stays F32 in a file of any type, as llama.cpp's converter and loader demand: vectors, norms and
-/// routers. `name` is the GGUF name.
+/// Ends of names that stay F32 whatever their shape.
+const F32_ENDS: [&str; 18] = [
+    "_norm.weight",
+    ".ffn_gate_inp.weight",
+    ".ffn_gate_inp_shexp.weight",
+    "position_embd.weight",
+    "token_types.weight",
+    ".ssm_conv1d.weight",
+    ".ssm_conv1d_q.weight",
+    ".ssm_conv1d_k.weight",
+    ".ssm_conv1d_v.weight",
+    ".shortconv.conv.weight",
+    ".time_mix_first.weight",
+    ".time_mix_w1.weight",
+    ".time_mix_w2.weight",
+    ".time_mix_decay_w1.weight",
+    ".time_mix_decay_w2.weight",
+    ".altup_correct_coef.weight",
+    ".altup_predict_coef.weight",
+    ".indexer.proj.weight",
+];
+
+/// Whether a tensor stays F32 in a file of any type, as llama.cpp's converter and loader demand: vectors, norms, routers,
+/// and small tensors of some architectures. `name` is the GGUF name.
 pub fn keeps_f32(name: &str, shape: &[usize]) -> bool {
-    shape.len() <= 1
-        || name.ends_with("_norm.weight")
-        || name.ends_with(".ffn_gate_inp.weight")
-        || name.ends_with(".ffn_gate_inp_shexp.weight")
-        || !name.ends_with(".weight")
+    shape.len() <= 1 || !name.ends_with(".weight") || F32_ENDS.iter().any(|end| name.ends_with(end))
 }
 
 /// All metadata but the tokenizer's for a Hugging Face source; for a GGUF source its own metadata, tokenizer included,
@@ -32,15 +50,28 @@ pub fn gguf_metadata(model: &Model, ckpt: &Checkpoint, file_type: u32) -> Result
         return Ok(meta);
     }
     let Some(json) = &model.hf_config else { return Err(Error::Internal("a model without config.json".into())) };
-    let family = model.known()?;
+    let arch = match (&model.family, &model.drawn) {
+        (Ok(family), _) => family.gguf,
+        (Err(_), Some(_)) => &model.config.arch,
+        (Err(opaque), None) => return Err(opaque.error()),
+    };
     let mut meta = Metadata::new();
-    meta.set("general.architecture", family.gguf);
+    meta.set("general.architecture", arch);
     let sizes = ParameterCount::of(model);
-    let fallback = json.get("model_type").and_then(serde_json::Value::as_str).unwrap_or(family.gguf);
+    let fallback = json.get("model_type").and_then(serde_json::Value::as_str).unwrap_or(arch);
     let general = |meta: &mut Metadata| {
         naming::set_general(meta, ckpt.dir(), json, sizes.total, &sizes.label(), fallback);
     };
-    keys::write(&model.config, family, json, &mut meta, general, file_type)?;
+    match (&model.family, &model.drawn) {
+        (Ok(family), _) => keys::write(&model.config, family, json, &mut meta, general, file_type)?,
+        (Err(_), drawn) => {
+            general(&mut meta);
+            for (key, value) in drawn.iter().flat_map(|(keys, _)| keys.iter()) {
+                meta.set(key, value.clone());
+            }
+            meta.set("general.file_type", file_type);
+        }
+    }
     meta.set("general.quantization_version", QUANTIZATION_VERSION);
     Ok(meta)
 }
@@ -55,13 +86,21 @@ struct ParameterCount {
 
 impl ParameterCount {
     fn of(model: &Model) -> Self {
-        let experts = model.config.experts().map_or(0, |e| e.count as u64);
-        let mut count = ParameterCount { total: 0, active_shape: 0, experts };
+        let mut count = ParameterCount { total: 0, active_shape: 0, experts: 0 };
+        let (mut experts, mut stacks) = (0, 0);
         for t in &model.tensors {
             let size = t.elements() as u64;
             count.total += size;
-            count.active_shape += if t.role.is_expert() { size / experts.max(1) } else { size };
+            match t.name.contains("_exps.") {
+                true => {
+                    let n = t.shape.first().map_or(1, |n| *n as u64).max(1);
+                    count.active_shape += size / n;
+                    (experts, stacks) = (experts + n, stacks + 1);
+                }
+                false => count.active_shape += size,
+            }
         }
+        count.experts = experts.checked_div(stacks).unwrap_or(0);
         for g in &model.generated {
             count.total += g.values.len() as u64;
             count.active_shape += g.values.len() as u64;

@@ -1,28 +1,33 @@
 //! What the tensors of a checkpoint mean: hyper-parameters, families as rows of data, tokenizers, and the mapping from
 //! source tensors to GGUF tensors. It decides from metadata and shapes; weights pass through, row by row, when asked.
 
+#[doc(hidden)]
 pub mod config;
-pub mod families;
+mod blueprint;
+pub(crate) mod families;
 mod family;
 mod fault;
-pub mod graph;
+pub(crate) mod graph;
 mod hf_config;
 mod hf_json;
+#[doc(hidden)]
 pub mod keys;
 mod layers;
-pub mod mapping;
+pub(crate) mod mapping;
+#[doc(hidden)]
 pub mod metadata;
-pub mod modules;
-pub mod naming;
+pub(crate) mod modules;
+pub(crate) mod naming;
 mod opaque;
 mod role;
 mod source_model;
 mod tensor;
+#[doc(hidden)]
 pub mod tokenizer;
 mod understood;
 
 pub use config::{Config, LayerConfig};
-pub use families::{Family, Role};
+pub use families::{Family, Role, tokenizer_of};
 pub use fault::fault;
 pub use mapping::expected_tensors;
 pub use metadata::{gguf_metadata, keeps_f32};

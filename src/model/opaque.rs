@@ -2,6 +2,7 @@
 //! the metadata as it is. That is enough to quantize it, and to derive such a file again; what needs to know the meaning
 //! of a tensor refuses with the reason. Also what the presets want to know of a model, from metadata alone.
 
+use super::blueprint;
 use super::config::{Config, Ffn, Heads, LayerConfig, Mixer, Norm, Wiring};
 use super::families::{self, Role};
 use super::tensor::{MappedTensor, RowOrder, ValueMap};
@@ -35,7 +36,7 @@ pub(super) fn open(ckpt: &Checkpoint, meta: &Metadata, reason: String) -> Result
     let nearest = nearest(tensors.iter().map(|t| t.name.as_str()));
     let family = Err(Opaque { arch: arch.to_string(), reason, nearest, is_folder: false });
     let config = sizes(meta, arch);
-    Ok(Model { config, family, tensors, generated: Vec::new(), dropped: Vec::new(), hf_config: None })
+    Ok(Model { config, family, tensors, generated: Vec::new(), dropped: Vec::new(), hf_config: None, drawn: None })
 }
 
 /// Takes the tensors of a checkpoint folder by their names and shapes: which are linear layers, and what stays as it is.
@@ -61,7 +62,33 @@ pub(super) fn open_folder(ckpt: &Checkpoint, json: serde_json::Value, reason: St
     }
     let config = sizes(&Metadata::new(), &arch);
     let family = Err(Opaque { arch, reason, nearest: None, is_folder: true });
-    Ok(Model { config, family, tensors, generated: Vec::new(), dropped: Vec::new(), hf_config: Some(json) })
+    Ok(Model { config, family, tensors, generated: Vec::new(), dropped: Vec::new(), hf_config: Some(json), drawn: None })
+}
+
+/// A checkpoint folder whose meaning is not known as a GGUF file holds it, where there is a blueprint of its class.
+///
+/// # Errors
+/// `Unsupported` with what is known of the model otherwise; those of [`blueprint::draw`].
+pub(super) fn as_gguf(ckpt: &Checkpoint, model: &Model) -> Result<Model> {
+    let (Err(opaque), Some(json)) = (&model.family, &model.hf_config) else {
+        return Err(Error::Internal("a model that needs no blueprint".into()));
+    };
+    let Some(blueprint) = blueprint::find(json) else { return Err(opaque.error()) };
+    let drawn = blueprint::draw(ckpt, blueprint, json)?;
+    let mut meta = drawn.keys.clone();
+    meta.set("general.architecture", drawn.arch);
+    let rows = drawn.tensors.iter().find(|t| t.name == "token_embd.weight").map_or(0, MappedTensor::row_count);
+    let stated = json.get("text_config").and_then(|t| t.get("vocab_size")).or(json.get("vocab_size"));
+    let vocab = stated.and_then(serde_json::Value::as_u64).map_or(rows, |n| n as usize);
+    Ok(Model {
+        config: Config { vocab, ..sizes(&meta, drawn.arch) },
+        family: Err(Opaque { arch: drawn.arch.to_string(), ..opaque.clone() }),
+        tensors: drawn.tensors,
+        generated: drawn.generated,
+        dropped: drawn.dropped,
+        hf_config: Some(json.clone()),
+        drawn: Some((drawn.keys, &blueprint.tokenizer)),
+    })
 }
 
 /// What a tensor is by its name and shape alone. Whatever might be an embedding, a router, a norm, a convolution or part of

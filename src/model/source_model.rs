@@ -2,6 +2,7 @@
 //! judges it. It holds no weights.
 
 use super::Model;
+use super::opaque::as_gguf;
 use super::tokenizer::Tokenizer;
 use crate::Result;
 use crate::source::Checkpoint;
@@ -33,6 +34,17 @@ impl SourceModel {
     pub fn new(path: &Path, ckpt: Checkpoint, model: Model) -> Self {
         let (ckpt, model) = (Arc::new(ckpt), Arc::new(model));
         Self { path: path.to_path_buf(), ckpt, model, tokenizer: OnceLock::new() }
+    }
+
+    /// The model as GGUF files hold it: the same where its meaning is known, or it is one; else by a blueprint.
+    ///
+    /// # Errors
+    /// `Unsupported` for a folder of an architecture without one.
+    pub fn for_files(&self) -> Result<Self> {
+        match self.model.family.is_err() && self.ckpt.gguf().is_none() {
+            true => Ok(Self { model: Arc::new(as_gguf(&self.ckpt, &self.model)?), ..self.clone() }),
+            false => Ok(self.clone()),
+        }
     }
 
     /// The model's own tokenizer.

@@ -6,38 +6,77 @@ use crate::quant::GgmlType;
 use crate::source::{Checkpoint, Dtype};
 use crate::{Error, Result};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// How GGUF rows follow from source rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RowOrder {
     Same,
     /// Per head, the two halves of the rotary dimensions are interleaved.
     Rope {
         heads: usize,
     },
+    Gather(Arc<Gather>),
+}
+
+/// Rows and columns of stored matrices in another order. A tensor of several matrices takes each from one of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gather {
+    /// Stored matrices; each in a part of its own, or one below the other.
+    pub matrices: usize,
+    /// `[rows, columns]` of each.
+    pub stored: [usize; 2],
+    /// Rows of the tensor are columns of the stored matrix.
+    pub turned: bool,
+    /// By row of the tensor's matrix, the stored row (turned: column). `None`: the same.
+    pub rows: Option<Arc<[u32]>>,
+    /// By column of the tensor, the stored column (turned: row). `None`: the same.
+    pub cols: Option<Arc<[u32]>>,
 }
 
 /// How GGUF's values follow from the source's, one by one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum ValueMap {
     Same,
     /// 1 is added.
     PlusOne,
+    /// `-exp(x)`.
+    NegExp,
+    /// Multiplied by two constants of the model, one after the other.
+    Times([f32; 2]),
+    /// The same with constants of each row.
+    RowTimes(Arc<[[f32; 2]]>),
+    /// The mean over the whole tensor, a vector, is taken away.
+    ZeroMean,
 }
 
 impl ValueMap {
     /// What the model adds to a stored value.
-    pub fn added(self) -> f32 {
-        match self {
-            ValueMap::Same => 0.0,
-            ValueMap::PlusOne => 1.0,
-        }
+    pub fn added(&self) -> f32 {
+        if *self == ValueMap::PlusOne { 1.0 } else { 0.0 }
     }
 
     /// In `f32`, as the model itself computes.
-    pub fn apply(self, values: &mut [f32]) {
-        if self != ValueMap::Same {
-            values.iter_mut().for_each(|w| *w += self.added());
+    pub fn apply(&self, values: &mut [f32]) {
+        self.apply_rows(values, 0, values.len(), |x| x);
+    }
+
+    /// To rows of `cols` values from row `first` on; every step is rounded by `round`.
+    fn apply_rows(&self, values: &mut [f32], first: usize, cols: usize, round: impl Fn(f32) -> f32) {
+        match self {
+            ValueMap::Same => {}
+            ValueMap::PlusOne => values.iter_mut().for_each(|w| *w = round(*w + 1.0)),
+            ValueMap::NegExp => values.iter_mut().for_each(|w| *w = round(-f64::from(*w).exp() as f32)),
+            ValueMap::Times([a, b]) => values.iter_mut().for_each(|w| *w = round(round(*w * a) * b)),
+            ValueMap::RowTimes(factors) => {
+                for (row, [a, b]) in values.chunks_mut(cols.max(1)).zip(&factors[first.min(factors.len())..]) {
+                    row.iter_mut().for_each(|w| *w = round(round(*w * a) * b));
+                }
+            }
+            ValueMap::ZeroMean => {
+                let mean = values.iter().sum::<f32>() / values.len().max(1) as f32;
+                values.iter_mut().for_each(|w| *w = round(*w - mean));
+            }
         }
     }
 }
@@ -99,26 +138,27 @@ impl MappedTensor {
         scratch: &mut Vec<u8>,
         out: &mut [f32],
     ) -> Result<()> {
-        let cols = self.cols();
+        let (cols, first) = (self.cols(), rows.start);
         if rows.start > rows.end || rows.end > self.row_count() || out.len() != rows.len() * cols {
             let what = format!("rows {rows:?} of {} into {} values", self.name, out.len());
             return Err(Error::Internal(what));
         }
-        match self.rows {
+        match &self.rows {
+            RowOrder::Gather(gather) => self.read_gathered(gather, ckpt, rows, scratch, out)?,
             RowOrder::Same => self.read_runs(ckpt, rows, scratch, out)?,
             // The rows of a bias are its elements.
             RowOrder::Rope { heads } if self.shape.len() == 1 => {
-                self.read_rope(ckpt, rows.start * cols..rows.end * cols, 1, cols / heads.max(1), scratch, out)?;
+                self.read_rope(ckpt, rows.start * cols..rows.end * cols, 1, cols / (*heads).max(1), scratch, out)?;
             }
             RowOrder::Rope { heads } => {
-                self.read_rope(ckpt, rows, cols, self.row_count() / heads.max(1), scratch, out)?;
+                self.read_rope(ckpt, rows, cols, self.row_count() / (*heads).max(1), scratch, out)?;
             }
         }
         if self.values != ValueMap::Same {
-            self.values.apply(out);
             // llama.cpp's converter computes in the stored type, so that F16 sums are rounded to F16.
-            if self.parts.iter().any(|p| ckpt.tensors()[*p].dtype == Dtype::Ggml(GgmlType::F16)) {
-                out.iter_mut().for_each(|w| *w = half::f16::from_f32(*w).to_f32());
+            match self.parts.iter().any(|p| ckpt.tensors()[*p].dtype == Dtype::Ggml(GgmlType::F16)) {
+                true => self.values.apply_rows(out, first, cols, |x| half::f16::from_f32(x).to_f32()),
+                false => self.values.apply_rows(out, first, cols, |x| x),
             }
         }
         Ok(())
@@ -142,6 +182,53 @@ impl MappedTensor {
             ckpt.read_f32(&ckpt.tensors()[part], first * cols..(first + n) * cols, scratch, now)?;
             rest = later;
             row += n;
+        }
+        Ok(())
+    }
+
+    fn read_gathered(
+        &self,
+        gather: &Gather,
+        ckpt: &Checkpoint,
+        rows: Range<usize>,
+        scratch: &mut Vec<u8>,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let (cols, [stored_rows, stored_cols]) = (self.cols(), gather.stored);
+        let per_matrix = (self.row_count() / gather.matrices.max(1)).max(1);
+        let apart = self.parts.len() > 1;
+        let mut read = |matrix: usize, from: usize, to: &mut [f32]| {
+            let (part, base) = if apart { (matrix, 0) } else { (0, matrix * stored_rows * stored_cols) };
+            ckpt.read_f32(&ckpt.tensors()[self.parts[part]], base + from..base + from + to.len(), scratch, to)
+        };
+        let row_of = |row: usize| gather.rows.as_ref().map_or(row, |rows| rows[row] as usize);
+        let col_of = |col: usize| gather.cols.as_ref().map_or(col, |cols| cols[col] as usize);
+        let mut buffer = Vec::new();
+        let mut start = rows.start;
+        while start < rows.end {
+            let (matrix, first) = (start / per_matrix, start % per_matrix);
+            let end = (start - first + per_matrix).min(rows.end);
+            let wanted: Vec<usize> = (first..first + end - start).map(row_of).collect();
+            let out = &mut out[(start - rows.start) * cols..(end - rows.start) * cols];
+            if gather.turned {
+                // Of every stored row the span of columns that become these rows.
+                let (low, high) = (wanted.iter().min().copied().unwrap_or(0), wanted.iter().max().map_or(0, |n| n + 1));
+                buffer.resize(high - low, 0.0);
+                for col in 0..cols {
+                    read(matrix, col_of(col) * stored_cols + low, &mut buffer)?;
+                    wanted.iter().enumerate().for_each(|(i, row)| out[i * cols + col] = buffer[row - low]);
+                }
+            } else {
+                for (run, place) in runs(&wanted) {
+                    buffer.resize(run.len() * stored_cols, 0.0);
+                    read(matrix, run.start * stored_cols, &mut buffer)?;
+                    let rows = out[place * cols..(place + run.len()) * cols].chunks_exact_mut(cols);
+                    for (row, stored) in rows.zip(buffer.chunks_exact(stored_cols)) {
+                        row.iter_mut().enumerate().for_each(|(i, w)| *w = stored[col_of(i)]);
+                    }
+                }
+            }
+            start = end;
         }
         Ok(())
     }
@@ -181,4 +268,16 @@ impl MappedTensor {
         }
         Ok(())
     }
+}
+
+/// Runs of consecutive numbers, each with where it begins.
+fn runs(numbers: &[usize]) -> Vec<(Range<usize>, usize)> {
+    let mut runs: Vec<(Range<usize>, usize)> = Vec::new();
+    for (place, &n) in numbers.iter().enumerate() {
+        match runs.last_mut() {
+            Some((run, _)) if run.end == n => run.end += 1,
+            _ => runs.push((n..n + 1, place)),
+        }
+    }
+    runs
 }

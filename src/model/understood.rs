@@ -2,9 +2,11 @@
 //! `opaque`.
 
 use super::config::Config;
-use super::family::Family;
+use super::family::{Family, TokenizerFacts};
+use super::families::tokenizer_of;
 use super::role::Role;
 use super::tensor::MappedTensor;
+use crate::gguf::Metadata;
 use crate::{Error, Result};
 
 /// A checkpoint whose tensors are understood.
@@ -21,6 +23,8 @@ pub struct Model {
     pub dropped: Vec<(String, String)>,
     /// The parsed `config.json`; `None` for a GGUF source.
     pub hf_config: Option<serde_json::Value>,
+    /// Metadata of the architecture and facts about the tokenizer, of a model that only a blueprint makes a GGUF file of.
+    pub(super) drawn: Option<(Metadata, &'static TokenizerFacts)>,
 }
 
 /// A small tensor that follows from the configuration. Goes to the file as F32, before all others.
@@ -38,6 +42,16 @@ impl Model {
     /// [`Error::Unsupported`] with the reason when it is not known, and what works without it.
     pub fn known(&self) -> Result<&'static Family> {
         self.family.clone().map_err(|opaque| opaque.error())
+    }
+
+    /// Whether only a blueprint makes a GGUF file of it.
+    pub fn is_drawn(&self) -> bool {
+        self.drawn.is_some()
+    }
+
+    /// What its tokenizer does differently on the way to GGUF.
+    pub fn tokenizer_facts(&self) -> &'static TokenizerFacts {
+        self.drawn.as_ref().map_or_else(|| tokenizer_of(&self.config.arch), |(_, facts)| facts)
     }
 
     /// The mapped tensor of a role in a layer (`None` for embeddings, output norm and output).

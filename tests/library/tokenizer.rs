@@ -4,6 +4,7 @@
 use crate::common::model;
 use quantize::gguf::{Array, Metadata, Value};
 use quantize::model::tokenizer::{GgufVocab, Tokenizer};
+use quantize::model::tokenizer_of;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -78,7 +79,7 @@ fn conformance_folders_give_the_keys_of_the_converter() {
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect();
         let pre = dir.join("tokenizer.json").exists().then_some("gpt-2");
-        let vocab = GgufVocab::from_hf_dir(&dir, 320, arch, pre).unwrap();
+        let vocab = GgufVocab::from_hf_dir(&dir, 320, tokenizer_of(arch), pre).unwrap();
         let mut meta = Metadata::new();
         vocab.write(&mut meta);
         let got: Vec<(String, serde_json::Value)> = meta.iter().map(|(k, v)| (k.to_string(), stated(v))).collect();
@@ -89,7 +90,7 @@ fn conformance_folders_give_the_keys_of_the_converter() {
 #[test]
 fn the_pre_tokenizer_of_the_folders_is_recognised() {
     for (folder, arch) in FOLDERS {
-        let vocab = GgufVocab::from_hf_dir(&model(folder), 320, arch, None).unwrap();
+        let vocab = GgufVocab::from_hf_dir(&model(folder), 320, tokenizer_of(arch), None).unwrap();
         let expected = if vocab.model() == "gpt2" { "gpt-2" } else { "default" };
         assert_eq!(vocab.pre(), Some(expected), "{folder}");
     }
@@ -97,7 +98,7 @@ fn the_pre_tokenizer_of_the_folders_is_recognised() {
 
 /// A GGUF of the folder tokenizes as the folder does, and decoding gives the text back.
 fn same_from_both(dir: &Path, rows: usize, arch: &str) {
-    let vocab = GgufVocab::from_hf_dir(dir, rows, arch, None).unwrap();
+    let vocab = GgufVocab::from_hf_dir(dir, rows, tokenizer_of(arch), None).unwrap();
     let mut meta = Metadata::new();
     vocab.write(&mut meta);
     assert_eq!(GgufVocab::from_metadata(&meta).unwrap(), vocab);
@@ -140,7 +141,7 @@ fn gguf_and_folder_tokenize_alike() {
 #[test]
 fn streams_hold_back_characters_that_are_not_complete() {
     let dir = model("llama");
-    let vocab = GgufVocab::from_hf_dir(&dir, 320, "llama", None).unwrap();
+    let vocab = GgufVocab::from_hf_dir(&dir, 320, tokenizer_of("llama"), None).unwrap();
     let mut meta = Metadata::new();
     vocab.write(&mut meta);
     for tokenizer in [Tokenizer::from_hf_dir(&dir).unwrap(), Tokenizer::from_gguf(&meta).unwrap()] {

@@ -6,6 +6,7 @@ use quantize::Error;
 use quantize::gguf::{Metadata, Value, read_header};
 use quantize::model::tokenizer::sentencepiece::{Piece, TokenType, parse};
 use quantize::model::tokenizer::{GgufVocab, Tokenizer, pre};
+use quantize::model::tokenizer_of;
 use serde_json::{Value as Json, json};
 use std::collections::HashMap;
 use std::path::Path;
@@ -56,7 +57,7 @@ fn recognised(change: impl Fn(&mut Json), pre_tokenizer: Json) -> String {
     let mut json = byte_level(pre_tokenizer);
     change(&mut json);
     let dir = folder(&[("tokenizer.json", json)]);
-    let vocab = GgufVocab::from_hf_dir(dir.path(), 8, "llama", None).unwrap();
+    let vocab = GgufVocab::from_hf_dir(dir.path(), 8, tokenizer_of("llama"), None).unwrap();
     vocab.pre().unwrap().to_string()
 }
 
@@ -90,21 +91,21 @@ fn the_structure_names_the_pre_tokenizer() {
 fn an_unknown_structure_is_refused_with_the_closest_name() {
     let near = split(&QWEN2.replace(r"\p{N}|", r"\p{N}+|"));
     let dir = folder(&[("tokenizer.json", byte_level(near))]);
-    let error = GgufVocab::from_hf_dir(dir.path(), 8, "qwen2", None).unwrap_err();
+    let error = GgufVocab::from_hf_dir(dir.path(), 8, tokenizer_of("qwen2"), None).unwrap_err();
     assert_eq!(error.exit_code(), 4);
     let text = error.to_string();
     assert!(text.contains("tokenizer.json") && text.contains("--pretokenizer qwen2"), "{text}");
-    let vocab = GgufVocab::from_hf_dir(dir.path(), 8, "qwen2", Some("stablelm2")).unwrap();
+    let vocab = GgufVocab::from_hf_dir(dir.path(), 8, tokenizer_of("qwen2"), Some("stablelm2")).unwrap();
     assert_eq!(vocab.pre(), Some("stablelm2"));
 
-    let wrong = GgufVocab::from_hf_dir(dir.path(), 8, "qwen2", Some("qwen-2")).unwrap_err();
+    let wrong = GgufVocab::from_hf_dir(dir.path(), 8, tokenizer_of("qwen2"), Some("qwen-2")).unwrap_err();
     assert_eq!(wrong.exit_code(), 4);
     assert!(wrong.to_string().contains("closest: 'qwen2'"), "{wrong}");
 
     let mut lower = byte_level(gpt2());
     lower["normalizer"] = json!({"type": "Lowercase"});
     let dir = folder(&[("tokenizer.json", lower)]);
-    assert_eq!(GgufVocab::from_hf_dir(dir.path(), 8, "llama", None).unwrap_err().exit_code(), 4);
+    assert_eq!(GgufVocab::from_hf_dir(dir.path(), 8, tokenizer_of("llama"), None).unwrap_err().exit_code(), 4);
 }
 
 #[test]
@@ -143,7 +144,7 @@ fn rows_types_special_tokens_and_templates() {
         ("tokenizer_config.json", config),
         ("config.json", json!({"pad_token_id": 3})),
     ]);
-    let vocab = GgufVocab::from_hf_dir(dir.path(), 10, "qwen2", None).unwrap();
+    let vocab = GgufVocab::from_hf_dir(dir.path(), 10, tokenizer_of("qwen2"), None).unwrap();
     assert_eq!(vocab.tokens(), ["a", "b", "Ġ", "ab", "<|begin|>", "<|end|>", "<tool> ", "<late>", "[PAD8]", "[PAD9]"]);
     use TokenType::*;
     assert_eq!(
@@ -186,7 +187,7 @@ fn the_chat_template_may_lie_in_a_file() {
     let template = |extra: (&str, Json)| {
         let mut files = files.to_vec();
         files.push(extra);
-        let vocab = GgufVocab::from_hf_dir(folder(&files).path(), 8, "llama", None).unwrap();
+        let vocab = GgufVocab::from_hf_dir(folder(&files).path(), 8, tokenizer_of("llama"), None).unwrap();
         vocab.chat_template().map(String::from)
     };
     assert_eq!(template(("chat_template.jinja", json!("{{ x }}"))).as_deref(), Some("{{ x }}"));
@@ -233,7 +234,7 @@ fn restate(pieces: &[Piece]) -> Json {
 /// Scores derived from the merges order the pieces as the model does, and the folder and its GGUF tokenize alike.
 fn restated_model_is_the_same(pieces: &[Piece], rows: usize, texts: &[&str]) -> Vec<f32> {
     let dir = folder(&[("tokenizer.json", restate(pieces))]);
-    let vocab = GgufVocab::from_hf_dir(dir.path(), rows, "llama", None).unwrap();
+    let vocab = GgufVocab::from_hf_dir(dir.path(), rows, tokenizer_of("llama"), None).unwrap();
     assert_eq!(vocab.model(), "llama");
     let mut scores = Vec::new();
     for ((piece, token), score) in pieces.iter().zip(vocab.tokens()).zip(vocab.scores()) {
@@ -296,7 +297,7 @@ fn llama_2_restated_as_tokenizer_json() {
 fn folders_at_fault_are_refused() {
     let refused = |files: &[(&str, Json)], rows: usize, code: u8, says: &str| {
         let dir = folder(files);
-        let error = GgufVocab::from_hf_dir(dir.path(), rows, "llama", None).unwrap_err();
+        let error = GgufVocab::from_hf_dir(dir.path(), rows, tokenizer_of("llama"), None).unwrap_err();
         assert_eq!(error.exit_code(), code, "{error}");
         assert!(error.to_string().contains(says), "{error}");
     };

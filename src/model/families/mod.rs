@@ -66,12 +66,12 @@ pub fn by_gguf(arch: &str) -> Option<&'static Family> {
 }
 
 /// What the tokenizers of a GGUF architecture do differently.
-pub(in crate::model) fn tokenizer_of(arch: &str) -> &'static TokenizerFacts {
+pub fn tokenizer_of(arch: &str) -> &'static TokenizerFacts {
     by_gguf(arch).map_or(&PLAIN_TOKENIZER, |f| &f.tokenizer)
 }
 
 /// The same for a `model_type`; of one that is not known, what Llama's do.
-pub(in crate::model) fn tokenizer_of_model_type(model_type: Option<&str>) -> &'static TokenizerFacts {
+pub fn tokenizer_of_model_type(model_type: Option<&str>) -> &'static TokenizerFacts {
     by_hf(None, model_type).map_or(&llama::FAMILIES[0].tokenizer, |(f, _)| &f.tokenizer)
 }
 

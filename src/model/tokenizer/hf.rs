@@ -3,20 +3,21 @@
 //! restates a SentencePiece model. Special tokens are decided in `special`, the pre-tokenizer's name in `pre`.
 
 use super::files::{AddedToken, HfFiles, read_optional};
+use super::pieces::{self, Unigram};
 use super::sentencepiece::{self, Piece, TokenType};
-use super::special::Special;
+use super::special::{ADD_KEYS, Special};
 use super::{GgufVocab, pre};
 use crate::gguf::Metadata;
-use crate::model::families::{ByteLevel, TokenizerFacts};
+use crate::model::families::{ByteLevel, TokenizerFacts, TokenizerKind};
 use crate::{Error, Result};
 use serde_json::Value;
 use std::collections::HashMap;
 
 /// The score of an added token, and of a row that no token belongs to, as the converter writes them.
-const ADDED_SCORE: f32 = -1000.0;
-const PADDING_SCORE: f32 = -10000.0;
+pub(super) const ADDED_SCORE: f32 = -1000.0;
+pub(super) const PADDING_SCORE: f32 = -10000.0;
 /// Rows of an embedding beyond this are a fault of the input, not a vocabulary.
-const MAX_ROWS: usize = 1 << 24;
+pub(super) const MAX_ROWS: usize = 1 << 24;
 
 /// See [`GgufVocab::from_hf_dir`].
 pub(super) fn build(
@@ -36,6 +37,13 @@ pub(super) fn build(
     if let Some(prefix) = prefix.filter(|_| facts.states_space_prefix) {
         meta.set("tokenizer.ggml.add_space_prefix", prefix);
     }
+    for (ty, add) in facts.adds {
+        if let Some((_, key)) = ADD_KEYS.iter().find(|(t, _)| t == ty) {
+            meta.set(*key, *add);
+        }
+    }
+    let types = files.config.as_ref().and_then(|c| c.get("type_vocab_size")?.as_u64()).unwrap_or(1) as u32;
+    let is_encoder = facts.kind == TokenizerKind::Encoder;
     let (mut space_prefix, mut remarks) = (None, Vec::new());
     match source(files, facts, &mut remarks)? {
         Source::SentencePiece(pieces) => {
@@ -44,6 +52,9 @@ pub(super) fn build(
             vocab.write_spm(files, &mut meta, &mut remarks)?;
             space_prefix = facts.no_space_prefix.then_some(false);
         }
+        Source::Unigram(unigram) => unigram.write(files, rows, is_encoder.then_some(types), &mut meta)?,
+        Source::WordPiece(json) => pieces::write_word_pieces(files, json, rows, types, pre_override, &mut meta)?,
+        Source::JsonSpm(json) if facts.kind == TokenizerKind::Gemma4 => pieces::write_gemma4(files, json, &mut meta)?,
         Source::JsonSpm(json) => {
             let vocab = Vocab::from_spm_json(files, json, rows)?;
             vocab.write_spm(files, &mut meta, &mut remarks)?;
@@ -71,7 +82,14 @@ pub(super) fn build(
             }
             remarks.extend(special.remark());
             special.write(&mut meta);
+            if is_encoder {
+                meta.set("tokenizer.ggml.token_type_count", types);
+            }
         }
+    }
+    let eod = files.config.as_ref().and_then(|c| c.get("eod_token_id")?.as_u64());
+    if let Some(id) = eod.filter(|_| facts.ends_by_eod) {
+        meta.set("tokenizer.ggml.eos_token_id", id as u32);
     }
     for (ty, id) in facts.fixed_ids {
         meta.set(format!("tokenizer.ggml.{ty}_token_id"), *id);
@@ -109,6 +127,8 @@ enum Source<'a> {
     /// `tokenizer.json` in SentencePiece's spelling: BPE over characters with `<0xXX>` bytes to fall back on.
     JsonSpm(&'a Value),
     JsonBpe(&'a Value),
+    Unigram(Unigram),
+    WordPiece(&'a Value),
 }
 
 fn source<'a>(files: &'a HfFiles, facts: &TokenizerFacts, remarks: &mut Vec<String>) -> Result<Source<'a>> {
@@ -123,7 +143,11 @@ fn source<'a>(files: &'a HfFiles, facts: &TokenizerFacts, remarks: &mut Vec<Stri
         && let Some(bytes) = read_optional(&path)?
         && (sentencepiece::looks_like_model(&bytes) || json.is_none())
     {
-        let pieces = sentencepiece::parse(&path, &bytes)?;
+        let model = sentencepiece::parse_model(&path, &bytes)?;
+        if model.is_unigram {
+            return Ok(Source::Unigram(Unigram::of_model(model)));
+        }
+        let pieces = model.pieces;
         if !json.is_some_and(|json| is_another(&pieces, json)) {
             return Ok(Source::SentencePiece(pieces));
         }
@@ -131,6 +155,9 @@ fn source<'a>(files: &'a HfFiles, facts: &TokenizerFacts, remarks: &mut Vec<Stri
             "tokenizer.model is another tokenizer than tokenizer.json, which transformers loads; it is left aside"
                 .into(),
         );
+    }
+    if let Some(unigram) = Unigram::open(files)? {
+        return Ok(Source::Unigram(unigram));
     }
     let Some(json) = json else {
         let what = "no tokenizer: neither tokenizer.json nor tokenizer.model is here";
@@ -141,8 +168,13 @@ fn source<'a>(files: &'a HfFiles, facts: &TokenizerFacts, remarks: &mut Vec<Stri
     let file = files.path("tokenizer.json");
     let model = json.get("model").ok_or_else(|| Error::bad_file(&file, "'model' is missing"))?;
     let ty = model.get("type").and_then(Value::as_str).unwrap_or("BPE");
+    match ty {
+        "WordPiece" => return Ok(Source::WordPiece(json)),
+        "Unigram" => return Ok(Source::Unigram(Unigram::of_json(files, json)?)),
+        _ => {}
+    }
     if ty != "BPE" || model.get("vocab").is_none_or(|v| !v.is_object()) {
-        let what = format!("{}: a {ty} tokenizer is not supported (only BPE and SentencePiece are)", file.display());
+        let what = format!("{}: a {ty} tokenizer is not supported (BPE, unigram, WordPiece and SentencePiece are)", file.display());
         return Err(Error::unsupported(what));
     }
     let mentions = |key| json.get(key).is_some_and(|v| v.to_string().contains("\"ByteLevel\""));
@@ -367,7 +399,7 @@ fn is_byte_token(token: &str) -> bool {
 }
 
 /// Tokens that some models forget to mark as special, by the converter's list.
-fn looks_special(token: &str) -> bool {
+pub(super) fn looks_special(token: &str) -> bool {
     matches!(token, "<pad>" | "<mask>" | "<2mass>" | "[@BOS@]")
         || (token.starts_with("<|") && token.ends_with("|>"))
         || (token.starts_with("<｜") && token.ends_with("｜>"))

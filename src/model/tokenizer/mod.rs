@@ -6,6 +6,7 @@ mod chat;
 mod files;
 mod growth;
 mod hf;
+mod pieces;
 pub mod pre;
 mod runtime;
 pub mod sentencepiece;
@@ -17,7 +18,7 @@ pub use chat::{Message, render_chat};
 pub use runtime::{DecodeStream, Tokenizer};
 
 use crate::gguf::{Array, Metadata, Value};
-use crate::model::families::tokenizer_of;
+use crate::model::family::TokenizerFacts;
 use crate::{Error, Result};
 use sentencepiece::TokenType;
 use std::collections::HashMap;
@@ -49,14 +50,14 @@ pub fn check_files(dir: &Path) -> Result<()> {
 
 impl GgufVocab {
     /// The vocabulary of a Hugging Face folder. `rows` is the number of embedding rows, up to which the vocabulary is
-    /// padded; `arch` is the GGUF architecture, which decides a few details as in llama.cpp's converter; `pre` names the
+    /// padded; `facts` decide a few details as in llama.cpp's converter; `pre` names the
     /// pre-tokenizer instead of having it recognised (byte-level BPE only).
     ///
     /// # Errors
     /// [`Error::BadInput`] for missing, corrupt or contradictory files, [`Error::Unsupported`] for a tokenizer that
     /// llama.cpp has no name for.
-    pub fn from_hf_dir(dir: &Path, rows: usize, arch: &str, pre: Option<&str>) -> Result<Self> {
-        hf::build(&files::HfFiles::open(dir)?, rows, tokenizer_of(arch), pre)
+    pub fn from_hf_dir(dir: &Path, rows: usize, facts: &TokenizerFacts, pre: Option<&str>) -> Result<Self> {
+        hf::build(&files::HfFiles::open(dir)?, rows, facts, pre)
     }
 
     /// The vocabulary in the metadata of a GGUF file.

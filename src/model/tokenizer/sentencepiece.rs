@@ -39,23 +39,69 @@ pub fn looks_like_model(bytes: &[u8]) -> bool {
     bytes.first() == Some(&0x0a)
 }
 
+/// A model file: its pieces in order of id, and what it does to text before.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Model {
+    pub pieces: Vec<Piece>,
+    /// The most likely pieces, not merges.
+    pub is_unigram: bool,
+    pub add_dummy_prefix: bool,
+    pub remove_extra_whitespaces: bool,
+    /// The compiled normalization.
+    pub charsmap: Vec<u8>,
+}
+
 /// The pieces of a model file in order of id.
 ///
 /// # Errors
 /// [`Error::BadInput`] naming `path` when the bytes are not a model with at least one piece.
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Piece>> {
+    Ok(parse_model(path, bytes)?.pieces)
+}
+
+/// A model file.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_model(path: &Path, bytes: &[u8]) -> Result<Model> {
     let bad = |what: &str| Error::bad_file(path, format!("not a SentencePiece model: {what}"));
-    let mut pieces = Vec::new();
+    let mut model = Model {
+        pieces: Vec::new(),
+        is_unigram: true,
+        add_dummy_prefix: true,
+        remove_extra_whitespaces: true,
+        charsmap: Vec::new(),
+    };
     let mut message = Reader(bytes);
     while let Some(field) = message.field().map_err(bad)? {
-        if let (1, Wire::Bytes(bytes)) = field {
-            pieces.push(piece(bytes).map_err(bad)?);
+        match field {
+            (1, Wire::Bytes(bytes)) => model.pieces.push(piece(bytes).map_err(bad)?),
+            (2, Wire::Bytes(bytes)) => {
+                let mut trainer = Reader(bytes);
+                while let Some(field) = trainer.field().map_err(bad)? {
+                    if let (3, Wire::Varint(kind)) = field {
+                        model.is_unigram = kind == 1;
+                    }
+                }
+            }
+            (3, Wire::Bytes(bytes)) => {
+                let mut normalizer = Reader(bytes);
+                while let Some(field) = normalizer.field().map_err(bad)? {
+                    match field {
+                        (2, Wire::Bytes(bytes)) => model.charsmap = bytes.to_vec(),
+                        (3, Wire::Varint(on)) => model.add_dummy_prefix = on != 0,
+                        (4, Wire::Varint(on)) => model.remove_extra_whitespaces = on != 0,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
         }
     }
-    if pieces.is_empty() {
+    if model.pieces.is_empty() {
         return Err(bad("it holds no pieces"));
     }
-    Ok(pieces)
+    Ok(model)
 }
 
 fn piece(bytes: &[u8]) -> Result<Piece, &'static str> {

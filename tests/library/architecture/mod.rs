@@ -24,6 +24,7 @@ const STOREYS: &[&[&str]] = &[
     &["model"],
     &["infer"],
     &["eval"],
+    &["matrix"],
     &["writer"],
     &["calibration"],
     &["awq"],

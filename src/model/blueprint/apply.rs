@@ -1,0 +1,174 @@
+//! Applies a blueprint to a checkpoint: every source tensor gets its place in the GGUF file, or is dropped with a reason.
+
+use super::base::{self, Keys};
+use super::names::Names;
+use super::view::{Change, Stored, View};
+use super::{Blueprint, Hparams, Named};
+use crate::gguf::Metadata;
+use crate::model::mapping::{drop_reason_of_any, sort_like_llama_cpp, text_name};
+use crate::model::role::Role;
+use crate::model::tensor::{MappedTensor, RowOrder};
+use crate::model::understood::Generated;
+use crate::quant::GgmlType;
+use crate::source::{Checkpoint, Dtype, TensorMeta};
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A checkpoint as a GGUF file holds it.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::model) struct Drawn {
+    pub arch: &'static str,
+    pub tensors: Vec<MappedTensor>,
+    pub generated: Vec<Generated>,
+    pub dropped: Vec<(String, String)>,
+    /// Of the architecture, with `general.file_type` in its place.
+    pub keys: Metadata,
+}
+
+/// Experts of one kind, or a tensor that stands alone.
+#[derive(Default)]
+struct Group {
+    /// By expert; one of 0 for a tensor alone.
+    parts: BTreeMap<usize, usize>,
+    are_experts: bool,
+}
+
+/// # Errors
+/// `BadInput` for a tensor without a place, for shapes and keys that do not fit; `Unsupported` for element types that are
+/// no weights.
+pub(in crate::model) fn draw(ckpt: &Checkpoint, blueprint: &'static Blueprint, json: &serde_json::Value) -> Result<Drawn> {
+    let h = Hparams::new(json, blueprint.defaults);
+    let (mut groups, mut dropped) = (BTreeMap::<String, Group>::new(), Vec::new());
+    let mut names = Vec::new();
+    for (part, t) in ckpt.tensors().iter().enumerate() {
+        let name = text_name(&t.name).replace("e_score_correction_bias", "e_score_correction.bias");
+        if let Some(reason) = drop_reason_of_any(t, &name).or_else(|| of_another_sense(&name)) {
+            dropped.push((t.name.clone(), reason.to_string()));
+            continue;
+        }
+        let name = match (blueprint.rename)(&h, &name) {
+            Named::Keep(name) => name,
+            Named::Alias(name, _) if ckpt.find(name).is_none() && !groups.contains_key(name) => name.to_string(),
+            Named::Drop(reason) | Named::Alias(_, reason) => {
+                dropped.push((t.name.clone(), reason.to_string()));
+                continue;
+            }
+        };
+        check_type(ckpt, t)?;
+        let (whole, expert) = without_expert(&name);
+        let group = groups.entry(whole).or_default();
+        group.are_experts |= expert.is_some();
+        if group.parts.insert(expert.unwrap_or(0), part).is_some() {
+            return Err(Error::bad_input("two tensors have this name in a GGUF file").tensor(&t.name));
+        }
+        names.push(name);
+    }
+    let more = (blueprint.more_blocks)(&h, &mut names.iter().map(String::as_str));
+    let blocks = h.blocks()? + more;
+    let table = Names::of(blueprint);
+    let mut tensors = Vec::new();
+    for (name, group) in &groups {
+        tensors.extend(mapped(ckpt, &h, blueprint, &table, name, group, blocks)?);
+    }
+    sort_like_llama_cpp(ckpt, &mut tensors);
+    let mut keys = Metadata::new();
+    let mut k = Keys { h: &h, arch: blueprint.gguf, blocks, names: &names, ckpt, meta: &mut keys };
+    if blueprint.base {
+        base::write(&mut k)?;
+    }
+    (blueprint.keys)(&mut k)?;
+    let generated = (blueprint.generated)(&h)?;
+    Ok(Drawn { arch: blueprint.gguf, tensors, generated, dropped, keys })
+}
+
+/// Why a tensor of an image or sound model has no place here.
+fn of_another_sense(name: &str) -> Option<&'static str> {
+    const BEGINS: [&str; 10] = [
+        "vit.", "vpm.", "siglip2.", "conformer.", "merger.", "resampler.", "sound_encoder.", "sound_projection.",
+        "speech_embeddings.", "mlp",
+    ];
+    const HOLDS: [&str; 19] = [
+        "visual.", "vision.", "audio.", "talker.", "vision_", "audio_", "token2wav.", "code2wav.", "projector.",
+        "pre_mm_projector_norm", "image_newline", "view_seperator", "patch_embed", "patch_embedding", "patch_merger.",
+        "patch_merge_mlp.", "model.connector.", "multi_modal_projector", "embed_vision.",
+    ];
+    let other = BEGINS.iter().any(|begin| name.starts_with(begin)) || HOLDS.iter().any(|part| name.contains(part));
+    other.then_some("belongs to an image or sound encoder; a text model has no use for it")
+}
+
+fn check_type(ckpt: &Checkpoint, t: &TensorMeta) -> Result<()> {
+    let float = [GgmlType::F32, GgmlType::F16, GgmlType::BF16, GgmlType::F64].map(Dtype::Ggml);
+    if float.contains(&t.dtype) || matches!(t.dtype, Dtype::Packed(_)) {
+        return Ok(());
+    }
+    let file = ckpt.files().get(t.file).map_or(ckpt.dir(), |f| &f.path);
+    let what = format!("{}: tensor '{}' is stored as {:?}", file.display(), t.name, t.dtype);
+    Err(Error::unsupported(format!("{what}; weights must be F32, F16, BF16 or F64")))
+}
+
+/// `a.experts.7.b` is expert 7 of `a.experts.b`.
+fn without_expert(name: &str) -> (String, Option<usize>) {
+    let found = name.split_once(".experts.").and_then(|(before, rest)| {
+        let (number, after) = rest.split_once('.')?;
+        Some((format!("{before}.experts.{after}"), number.parse().ok()?))
+    });
+    found.map_or_else(|| (name.to_string(), None), |(whole, expert)| (whole, Some(expert)))
+}
+
+/// The GGUF tensors that one source tensor becomes.
+fn mapped(
+    ckpt: &Checkpoint,
+    h: &Hparams,
+    blueprint: &Blueprint,
+    table: &Names,
+    name: &str,
+    group: &Group,
+    blocks: usize,
+) -> Result<Vec<MappedTensor>> {
+    let parts: Vec<usize> = group.parts.values().copied().collect();
+    let first = &ckpt.tensors()[parts[0]];
+    let fault = |what: String| {
+        let file = ckpt.files().get(first.file).map_or(ckpt.dir(), |f| &f.path);
+        Error::bad_file(file, what).tensor(&first.name).hint("does config.json belong to these weights?")
+    };
+    if parts.iter().any(|p| ckpt.tensors()[*p].shape != first.shape) {
+        return Err(fault("the experts of this layer differ in shape".into()));
+    }
+    if group.parts.keys().enumerate().any(|(i, expert)| i != *expert) {
+        return Err(fault(format!("{} experts are here, and not all of them from the first on", parts.len())));
+    }
+    let mut shape = first.shape.clone();
+    if group.are_experts {
+        shape.insert(0, parts.len());
+    }
+    let layer = name.split('.').find_map(|part| part.parse::<usize>().ok());
+    let made = |gguf: String, view: View| MappedTensor {
+        name: gguf,
+        shape: view.shape,
+        parts: parts.clone(),
+        half: None,
+        rows: view.gather.map_or(RowOrder::Same, |gather| RowOrder::Gather(Arc::new(gather))),
+        values: view.values,
+        role: Role::Unknown,
+        layer,
+    };
+    let stored = Stored { name: &first.name, shape: &shape, layer: layer.unwrap_or(0) };
+    let block = |stem: &str| match layer {
+        Some(layer) => format!("blk.{layer}.{stem}"),
+        None => stem.to_string(),
+    };
+    if let Some((_, split)) = blueprint.splits.iter().find(|(end, _)| name.ends_with(end)) {
+        return split.iter().map(|(gguf, change)| Ok(made(block(gguf), change.view(h, &stored)?))).collect();
+    }
+    let gguf = table.find(name, layer).ok_or_else(|| {
+        fault(format!("has no place in a {} model (shape {:?})", blueprint.gguf, first.shape))
+    })?;
+    if layer.is_some_and(|layer| layer >= blocks && gguf.starts_with("blk.")) {
+        return Err(fault(format!("lies in a block beyond the {blocks} that the configuration counts")));
+    }
+    let stem = gguf.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or(gguf.as_str(), |(_, stem)| stem);
+    let change = blueprint.changes.iter().find(|(of, _)| *of == stem).map_or(Change::Same, |(_, change)| *change);
+    let view = change.view(h, &stored)?;
+    Ok(vec![made(gguf, view)])
+}

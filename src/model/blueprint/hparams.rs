@@ -1,0 +1,157 @@
+//! `config.json` as llama.cpp's converter sees it: the text model's keys over the outer ones, transformers' defaults below.
+
+use crate::Result;
+use crate::model::hf_json::{as_size, missing, wrong};
+use serde_json::{Map, Value};
+
+/// Hyper-parameters by key; `null` is absent unless a method says otherwise.
+pub(in crate::model) struct Hparams {
+    map: Map<String, Value>,
+    rope: Map<String, Value>,
+}
+
+/// Sub-configurations that stand for the text model.
+const TEXT: [&str; 5] = ["text_config", "llm_config", "lm_config", "language_config", "lfm"];
+
+impl Hparams {
+    /// `defaults`: a JSON object for absent keys.
+    pub fn new(json: &Value, defaults: &str) -> Self {
+        let mut map = json.as_object().cloned().unwrap_or_default();
+        if let Some(text) = TEXT.iter().find_map(|key| json.get(key)?.as_object()) {
+            map.extend(text.iter().map(|(key, value)| (key.clone(), value.clone())));
+        }
+        if let Ok(Value::Object(defaults)) = serde_json::from_str(defaults) {
+            for (key, value) in defaults {
+                map.entry(key).or_insert(value);
+            }
+        }
+        let rope = rope(&map);
+        Self { map, rope }
+    }
+
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.map.get(key).filter(|v| !v.is_null())
+    }
+
+    /// The value of the first of these keys that is there, be it `null`.
+    pub fn find(&self, keys: &[&str]) -> Option<&Value> {
+        keys.iter().find_map(|key| self.map.get(*key)).filter(|v| !v.is_null())
+    }
+
+    pub fn size_of(&self, keys: &[&str]) -> Result<Option<usize>> {
+        let size = |v: &Value| as_size(v).ok_or_else(|| wrong(keys[0], v, "a whole number that is not negative"));
+        self.find(keys).map(size).transpose()
+    }
+
+    pub fn size(&self, key: &str) -> Result<Option<usize>> {
+        self.size_of(&[key])
+    }
+
+    /// # Errors
+    /// `BadInput` when it is absent.
+    pub fn need(&self, key: &str) -> Result<usize> {
+        self.size(key)?.ok_or_else(|| missing(key))
+    }
+
+    pub fn float_of(&self, keys: &[&str]) -> Result<Option<f32>> {
+        let float = |v: &Value| match v.as_f64() {
+            Some(x) if (x as f32).is_finite() => Ok(x as f32),
+            _ => Err(wrong(keys[0], v, "a number")),
+        };
+        self.find(keys).map(float).transpose()
+    }
+
+    pub fn float(&self, key: &str) -> Result<Option<f32>> {
+        self.float_of(&[key])
+    }
+
+    pub fn need_float(&self, key: &str) -> Result<f32> {
+        self.float(key)?.ok_or_else(|| missing(key))
+    }
+
+    pub fn flag(&self, key: &str) -> bool {
+        self.get(key).and_then(Value::as_bool).unwrap_or(false)
+    }
+
+    pub fn str(&self, key: &str) -> Option<&str> {
+        self.get(key)?.as_str()
+    }
+
+    pub fn list(&self, key: &str) -> Option<&Vec<Value>> {
+        self.get(key)?.as_array()
+    }
+
+    /// Whether each layer's entry of `layer_types` is this.
+    pub fn layers_of_type(&self, ty: &str) -> Option<Vec<bool>> {
+        Some(self.list("layer_types")?.iter().map(|v| v.as_str() == Some(ty)).collect())
+    }
+
+    /// Blocks that the configuration counts.
+    pub fn blocks(&self) -> Result<usize> {
+        let keys = ["n_layers", "num_hidden_layers", "n_layer", "num_layers"];
+        self.size_of(&keys)?.ok_or_else(|| missing("num_hidden_layers"))
+    }
+
+    pub fn heads(&self) -> Result<usize> {
+        let keys = ["num_attention_heads", "n_head", "n_heads"];
+        self.size_of(&keys)?.ok_or_else(|| missing("num_attention_heads"))
+    }
+
+    /// `num_attention_heads` where it is absent.
+    pub fn kv_heads(&self) -> Result<usize> {
+        self.size_of(&["num_key_value_heads", "n_kv_heads"])?.map_or_else(|| self.heads(), Ok)
+    }
+
+    pub fn hidden(&self) -> Result<usize> {
+        self.size_of(&["hidden_size", "n_embd", "dim"])?.ok_or_else(|| missing("hidden_size"))
+    }
+
+    /// `head_dim`, or what the hidden size leaves to a head.
+    pub fn head_dim(&self) -> Result<usize> {
+        match self.size("head_dim")? {
+            Some(n) => Ok(n),
+            None => Ok(self.hidden()? / self.heads()?.max(1)),
+        }
+    }
+
+    /// The rotary parameters, those of full attention where kinds of layers differ.
+    pub fn rope(&self) -> &Map<String, Value> {
+        self.rope.get("full_attention").and_then(Value::as_object).unwrap_or(&self.rope)
+    }
+
+    /// Those of layers with a window, where they have some of their own.
+    pub fn local_rope(&self) -> Option<&Map<String, Value>> {
+        self.rope.get("sliding_attention")?.as_object()
+    }
+
+    pub fn rope_float(&self, key: &str) -> Option<f32> {
+        self.rope().get(key)?.as_f64().map(|x| x as f32)
+    }
+}
+
+/// `rope_parameters` or `rope_scaling`, with what stands beside it in older files.
+fn rope(map: &Map<String, Value>) -> Map<String, Value> {
+    let object = |key: &str| map.get(key).and_then(Value::as_object).cloned();
+    let mut rope = object("rope_parameters").or_else(|| object("rope_scaling")).unwrap_or_default();
+    if rope.contains_key("full_attention") || rope.contains_key("sliding_attention") {
+        return rope;
+    }
+    let first = |keys: &[&str]| keys.iter().find_map(|key| map.get(*key)).filter(|v| !v.is_null()).cloned();
+    let local = ["local_rope_theta", "rope_local_theta", "rope_theta_local", "swa_rope_theta", "rope_local_base_freq"];
+    if let Some(theta) = first(&local) {
+        rope.insert("sliding_attention".into(), serde_json::json!({ "rope_theta": theta }));
+    }
+    let theta = ["global_rope_theta", "rope_global_theta", "rope_theta_global", "rope_theta", "rotary_emb_base"];
+    let beside = [
+        ("rope_theta", first(&theta)),
+        ("rope_type", rope.get("type").cloned()),
+        ("partial_rotary_factor", first(&["partial_rotary_factor", "rope_pct", "rope_percent"])),
+        ("original_max_position_embeddings", first(&["original_max_position_embeddings"])),
+    ];
+    for (key, value) in beside {
+        if let Some(value) = value {
+            rope.entry(key).or_insert(value);
+        }
+    }
+    rope
+}

@@ -1,0 +1,138 @@
+//! Multi-head latent attention: DeepSeek 2 to 3.2, Kimi K2, Youtu, Mistral Small 4. llama.cpp absorbs the up-projection of
+//! keys and values, which therefore comes apart and partly turned.
+
+use super::super::view::{Stored, View};
+use super::{Blueprint, Change, HALVES, Hparams, Keys, Named, PLAIN, layer_of, nextn};
+use crate::Result;
+use crate::model::tensor::{Gather, ValueMap};
+use std::sync::Arc;
+
+pub(super) static ALL: &[Blueprint] = &[
+    Blueprint {
+        classes: &[
+            "DeepseekV2ForCausalLM",
+            "DeepseekV3ForCausalLM",
+            "KimiK25ForConditionalGeneration",
+            "KimiVLForConditionalGeneration",
+            "YoutuForCausalLM",
+            "YoutuVLForConditionalGeneration",
+        ],
+        ..LATENT
+    },
+    Blueprint {
+        gguf: "deepseek32",
+        classes: &["DeepseekV32ForCausalLM"],
+        tensors: "token_embd output output_norm attn_norm attn_q attn_output attn_rot_embd ffn_norm ffn_gate_inp \
+            exp_probs_b ffn_up ffn_up_exps ffn_up_shexp ffn_gate ffn_gate_exps ffn_gate_shexp ffn_down \
+            ffn_down_exps ffn_down_shexp rope_freqs attn_q_a attn_q_b attn_kv_a_mqa attn_k_b attn_v_b \
+            attn_q_a_norm attn_kv_a_norm indexer.k_norm indexer.proj indexer.attn_k indexer.attn_q_b nextn.eh_proj \
+            nextn.embed_tokens nextn.enorm nextn.hnorm nextn.shared_head_head nextn.shared_head_norm",
+        rename: super::same,
+        more_blocks: nextn,
+        keys: |k| {
+            latent(k)?;
+            k.stated_size("nextn_predict_layers", &["num_nextn_predict_layers"])?;
+            indexer(k)
+        },
+        ..LATENT
+    },
+    Blueprint {
+        gguf: "mistral4",
+        classes: &["Mistral4ForCausalLM"],
+        tensors: "token_embd output output_norm attn_norm attn_q attn_output attn_rot_embd ffn_norm ffn_gate_inp \
+            exp_probs_b ffn_up ffn_up_exps ffn_up_shexp ffn_gate ffn_gate_exps ffn_gate_shexp ffn_gate_up_exps \
+            ffn_down ffn_down_exps ffn_down_shexp rope_freqs attn_q_a attn_q_b attn_kv_a_mqa attn_kv_b attn_k_b \
+            attn_v_b attn_q_a_norm attn_kv_a_norm",
+        names: &[("model.layers.{}.mlp.experts.down_proj", "blk.{}.ffn_down_exps.weight")],
+        splits: &[("self_attn.kv_b_proj.weight", KV_B), ("mlp.experts.gate_up_proj", HALVES)],
+        ..LATENT
+    },
+];
+
+pub(super) const KV_B: &[(&str, Change)] =
+    &[("attn_k_b.weight", Change::View(key_part)), ("attn_v_b.weight", Change::View(value_part))];
+
+pub(super) const LATENT: Blueprint = Blueprint {
+    gguf: "deepseek2",
+    tensors: "token_embd output output_norm attn_norm attn_q attn_k attn_v attn_output attn_rot_embd ffn_norm \
+        ffn_gate_inp exp_probs_b ffn_up ffn_up_exps ffn_up_shexp ffn_gate ffn_gate_exps ffn_gate_shexp ffn_down \
+        ffn_down_exps ffn_down_shexp rope_freqs attn_q_a attn_q_b attn_kv_a_mqa attn_kv_b attn_k_b attn_v_b \
+        attn_q_a_norm attn_kv_a_norm nextn.eh_proj nextn.embed_tokens nextn.enorm nextn.hnorm \
+        nextn.shared_head_head nextn.shared_head_norm",
+    rename: without_mtp,
+    splits: &[("kv_b_proj.weight", KV_B)],
+    defaults: r#"{"rms_norm_eps": 1e-6}"#,
+    // With the absorbed projections there is one key-value head for all.
+    keys: latent,
+    ..PLAIN
+};
+
+/// llama.cpp leaves the multi-token prediction of these models out.
+fn without_mtp(h: &Hparams, name: &str) -> Named {
+    let beyond = layer_of(name).is_some_and(|layer| h.blocks().is_ok_and(|blocks| layer >= blocks));
+    if beyond {
+        return Named::Drop("multi-token prediction, which llama.cpp has no place for in this architecture");
+    }
+    if h.flag("tie_word_embeddings") && name.ends_with("lm_head.weight") {
+        return Named::Drop("the configuration ties the output to the embedding");
+    }
+    Named::Keep(name.into())
+}
+
+/// `[heads * (nope + value), rank]` as `[heads, rank, nope]`.
+fn key_part(h: &Hparams, s: &Stored) -> Result<View> {
+    let (nope, value) = (h.need("qk_nope_head_dim")?, h.need("v_head_dim")?);
+    let (heads, rank) = (s.shape[0] / (nope + value).max(1), s.shape[1]);
+    let cols: Arc<[u32]> = (0..nope as u32).collect();
+    let gather =
+        Gather { matrices: heads, stored: [nope + value, rank], turned: true, rows: None, cols: Some(cols) };
+    Ok(View { shape: vec![heads, rank, nope], gather: Some(gather), values: ValueMap::Same })
+}
+
+/// `[heads * (nope + value), rank]` as `[heads, value, rank]`.
+fn value_part(h: &Hparams, s: &Stored) -> Result<View> {
+    let (nope, value) = (h.need("qk_nope_head_dim")?, h.need("v_head_dim")?);
+    let (heads, rank) = (s.shape[0] / (nope + value).max(1), s.shape[1]);
+    let rows: Arc<[u32]> = (nope as u32..(nope + value) as u32).collect();
+    let gather =
+        Gather { matrices: heads, stored: [nope + value, rank], turned: false, rows: Some(rows), cols: None };
+    Ok(View { shape: vec![heads, value, rank], gather: Some(gather), values: ValueMap::Same })
+}
+
+/// Metadata of latent attention and its experts.
+pub(super) fn latent(k: &mut Keys) -> Result<()> {
+    let h = k.h;
+    k.size("attention.head_count_kv", 1)?;
+    let dense = match h.size("first_k_dense_replace")? {
+        Some(n) => n,
+        None if h.get("n_routed_experts").is_none() => h.need("num_hidden_layers")?,
+        None => 0,
+    };
+    k.size("leading_dense_block_count", dense)?;
+    k.needed_size("vocab_size", "vocab_size")?;
+    k.stated_size("attention.q_lora_rank", &["q_lora_rank"])?;
+    let (rank, rotary) = (h.size("kv_lora_rank")?.unwrap_or(512), h.need("qk_rope_head_dim")?);
+    k.size("attention.kv_lora_rank", rank)?;
+    k.head_lengths(rank + rotary, rank)?;
+    k.size("attention.key_length_mla", h.need("qk_nope_head_dim")? + rotary)?;
+    k.needed_size("attention.value_length_mla", "v_head_dim")?;
+    k.stated_size("expert_feed_forward_length", &["moe_intermediate_size", "intermediate_size"])?;
+    k.stated_size("expert_count", &["n_routed_experts"])?;
+    k.size("expert_shared_count", h.size("n_shared_experts")?.unwrap_or(0))?;
+    k.stated_float("expert_weights_scale", "routed_scaling_factor")?;
+    if h.flag("norm_topk_prob") {
+        k.flag("expert_weights_norm", true);
+    }
+    k.size("rope.dimension_count", rotary)?;
+    if let Some(mscale) = h.rope_float("mscale_all_dim") {
+        k.float("rope.scaling.yarn_log_multiplier", (0.1 * f64::from(mscale)) as f32);
+    }
+    Ok(())
+}
+
+/// Metadata of DeepSeek's sparse attention.
+pub(super) fn indexer(k: &mut Keys) -> Result<()> {
+    k.needed_size("attention.indexer.head_count", "index_n_heads")?;
+    k.needed_size("attention.indexer.key_length", "index_head_dim")?;
+    k.needed_size("attention.indexer.top_k", "index_topk")
+}

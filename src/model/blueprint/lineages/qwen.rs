@@ -1,0 +1,251 @@
+//! Qwen's image models, and its hybrids of gated delta nets with full attention: Qwen3-Next, Qwen3.5 and their mixtures.
+
+use super::super::view::{Stored, View, range, squeezed};
+use super::{Blueprint, Change, HALVES, Hparams, Keys, Named, PLAIN, TURNED_HALVES};
+use crate::Result;
+use crate::model::tensor::ValueMap;
+
+pub(super) static ALL: &[Blueprint] = &[
+    Blueprint {
+        gguf: "qwen2vl",
+        classes: &[
+            "Qwen2VLForConditionalGeneration",
+            "Qwen2_5_VLForConditionalGeneration",
+            "Qwen2VLModel",
+            "Qwen2_5OmniModel",
+        ],
+        tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm ffn_up \
+            ffn_gate ffn_down",
+        rename: thinker,
+        ..PLAIN
+    },
+    Blueprint {
+        gguf: "qwen3vl",
+        classes: &["Qwen3VLForConditionalGeneration"],
+        tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm ffn_up \
+            ffn_gate ffn_down attn_q_norm attn_k_norm rope_freqs",
+        rename: thinker,
+        keys: deepstack,
+        ..PLAIN
+    },
+    Blueprint {
+        gguf: "qwen3vlmoe",
+        classes: &["Qwen3VLMoeForConditionalGeneration"],
+        tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm \
+            ffn_gate_inp ffn_up_exps ffn_gate_exps ffn_down_exps attn_q_norm attn_k_norm",
+        rename: thinker,
+        names: &[("model.layers.{}.mlp.experts.down_proj", "blk.{}.ffn_down_exps.weight")],
+        changes: &[("ffn_down_exps.weight", Change::Turned)],
+        splits: &[("mlp.experts.gate_up_proj", TURNED_HALVES)],
+        keys: |k| {
+            expert_widths(k)?;
+            deepstack(k)
+        },
+        ..PLAIN
+    },
+    Blueprint {
+        gguf: "qwen3next",
+        classes: &["Qwen3NextForCausalLM"],
+        tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output post_attention_norm \
+            attn_gate ffn_gate_inp ffn_gate_inp_shexp ffn_up_exps ffn_up_shexp ffn_gate_exps ffn_gate_shexp \
+            ffn_gate_up_exps ffn_down_exps ffn_down_shexp attn_q_norm attn_k_norm ssm_in ssm_conv1d ssm_dt ssm_a \
+            ssm_norm ssm_out ssm_ba nextn.eh_proj nextn.embed_tokens nextn.enorm nextn.hnorm \
+            nextn.shared_head_head nextn.shared_head_norm",
+        splits: &[
+            ("mlp.experts.gate_up_proj", HALVES),
+            ("linear_attn.in_proj_qkvz.weight", &[
+                ("attn_qkv.weight", Change::View(qkv_of_groups)),
+                ("attn_gate.weight", Change::View(gate_of_groups)),
+            ]),
+        ],
+        changes: PLUS_ONE_AND_CONV,
+        keys: |k| {
+            expert_widths(k)?;
+            hybrid(k)
+        },
+        ..DELTA
+    },
+    Blueprint {
+        gguf: "qwen35",
+        classes: &["Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM"],
+        tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output post_attention_norm \
+            attn_gate ffn_up ffn_gate ffn_down attn_q_norm attn_k_norm ssm_conv1d ssm_dt ssm_a ssm_norm ssm_out \
+            ssm_alpha ssm_beta nextn.eh_proj nextn.embed_tokens nextn.enorm nextn.hnorm nextn.shared_head_head \
+            nextn.shared_head_norm",
+        keys: |k| {
+            hybrid(k)?;
+            sections(k)
+        },
+        ..DELTA
+    },
+    Blueprint {
+        gguf: "qwen35moe",
+        classes: &["Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM"],
+        tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output post_attention_norm \
+            attn_gate ffn_gate_inp ffn_gate_inp_shexp ffn_up_exps ffn_up_shexp ffn_gate_exps ffn_gate_shexp \
+            ffn_gate_up_exps ffn_down_exps ffn_down_shexp attn_q_norm attn_k_norm ssm_conv1d ssm_dt ssm_a ssm_norm \
+            ssm_out ssm_alpha ssm_beta nextn.eh_proj nextn.embed_tokens nextn.enorm nextn.hnorm \
+            nextn.shared_head_head nextn.shared_head_norm",
+        names: &[
+            ("model.layers.{}.mlp.experts.down_proj", "blk.{}.ffn_down_exps.weight"),
+            ("model.layers.{}.linear_attn.dt_bias", "blk.{}.ssm_dt.bias"),
+        ],
+        keys: |k| {
+            expert_widths(k)?;
+            hybrid(k)?;
+            sections(k)
+        },
+        ..DELTA
+    },
+];
+
+/// Gated delta nets whose value heads are stored by key head; ggml repeats key heads as tiles.
+const DELTA: Blueprint = Blueprint {
+    names: &[("model.layers.{}.linear_attn.dt_bias", "blk.{}.ssm_dt.bias")],
+    rename: mtp,
+    more_blocks: |h, names| {
+        let blocks = h.blocks().unwrap_or(0);
+        let stored = names.filter_map(super::layer_of).map(|n| (n + 1).saturating_sub(blocks)).max().unwrap_or(0);
+        stored.max(h.size("mtp_num_hidden_layers").ok().flatten().filter(|_| stored > 0).unwrap_or(0))
+    },
+    changes: &[
+        ("attn_qkv.weight", Change::View(|h, s| value_rows_behind(h, s, s.shape[0]))),
+        ("attn_gate.weight", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?)))),
+        ("ssm_alpha.weight", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?)))),
+        ("ssm_beta.weight", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?)))),
+        ("ssm_a", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?).with(ValueMap::NegExp)))),
+        ("ssm_dt.bias", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?)))),
+        ("ssm_conv1d.weight", Change::View(conv)),
+        ("ssm_out.weight", Change::View(|h, s| Ok(View::cols(s, tiled(h, s.shape[1], 0)?)))),
+        ("attn_norm.weight", Change::PlusOne),
+        ("post_attention_norm.weight", Change::PlusOne),
+        ("attn_q_norm.weight", Change::PlusOne),
+        ("attn_k_norm.weight", Change::PlusOne),
+        ("nextn.enorm.weight", Change::PlusOne),
+        ("nextn.hnorm.weight", Change::PlusOne),
+        ("nextn.shared_head_norm.weight", Change::PlusOne),
+        ("output_norm.weight", Change::PlusOne),
+    ],
+    splits: &[("mlp.experts.gate_up_proj", HALVES)],
+    defaults: r#"{"full_attention_interval": 4, "rms_norm_eps": 1e-6}"#,
+    ..PLAIN
+};
+
+const PLUS_ONE_AND_CONV: &[(&str, Change)] = &[
+    ("ssm_a", Change::NegExp),
+    ("ssm_conv1d.weight", Change::Squeeze),
+    ("attn_norm.weight", Change::PlusOne),
+    ("post_attention_norm.weight", Change::PlusOne),
+    ("attn_q_norm.weight", Change::PlusOne),
+    ("attn_k_norm.weight", Change::PlusOne),
+    ("nextn.enorm.weight", Change::PlusOne),
+    ("nextn.hnorm.weight", Change::PlusOne),
+    ("nextn.shared_head_norm.weight", Change::PlusOne),
+    ("output_norm.weight", Change::PlusOne),
+];
+
+fn thinker(_: &Hparams, name: &str) -> Named {
+    Named::Keep(name.replace("thinker.", ""))
+}
+
+/// `mtp.*` becomes the blocks behind the last.
+fn mtp(h: &Hparams, name: &str) -> Named {
+    let name = name.strip_prefix("model.").filter(|rest| rest.starts_with("mtp.")).unwrap_or(name);
+    let Some(rest) = name.strip_prefix("mtp.") else { return Named::Keep(name.into()) };
+    let blocks = h.blocks().unwrap_or(0);
+    if let Some((index, rest)) = rest.strip_prefix("layers.").and_then(|rest| rest.split_once('.')) {
+        return Named::Keep(format!("model.layers.{}.{rest}", blocks + index.parse::<usize>().unwrap_or(0)));
+    }
+    let (stem, suffix) = rest.split_once('.').unwrap_or((rest, ""));
+    let stem = match stem {
+        "fc" => "eh_proj",
+        "pre_fc_norm_embedding" => "enorm",
+        "pre_fc_norm_hidden" => "hnorm",
+        "norm" => "shared_head.norm",
+        _ => return Named::Keep(name.into()),
+    };
+    Named::Keep(format!("model.layers.{blocks}.{stem}.{suffix}"))
+}
+
+fn deepstack(k: &mut Keys) -> Result<()> {
+    let vision = k.h.get("vision_config").and_then(|v| v.get("deepstack_visual_indexes")?.as_array());
+    k.size("n_deepstack_layers", vision.map_or(0, Vec::len))
+}
+
+fn expert_widths(k: &mut Keys) -> Result<()> {
+    k.stated_size("expert_feed_forward_length", &["moe_intermediate_size"])?;
+    k.stated_size("expert_shared_feed_forward_length", &["shared_expert_intermediate_size"])
+}
+
+fn hybrid(k: &mut Keys) -> Result<()> {
+    let h = k.h;
+    let more = k.blocks - h.blocks()?;
+    if more > 0 {
+        k.size("nextn_predict_layers", more)?;
+    }
+    k.needed_size("ssm.conv_kernel", "linear_conv_kernel_dim")?;
+    k.needed_size("ssm.state_size", "linear_key_head_dim")?;
+    k.needed_size("ssm.group_count", "linear_num_key_heads")?;
+    k.needed_size("ssm.time_step_rank", "linear_num_value_heads")?;
+    k.size("ssm.inner_size", h.need("linear_value_head_dim")? * h.need("linear_num_value_heads")?)?;
+    if let Some(mut recurrent) = h.layers_of_type("linear_attention") {
+        recurrent.resize(k.blocks, false);
+        k.flags("attention.recurrent_layers", recurrent);
+    }
+    k.needed_size("full_attention_interval", "full_attention_interval")?;
+    k.partial_rotary(0.25)
+}
+
+/// Readers of these architectures demand sections.
+fn sections(k: &mut Keys) -> Result<()> {
+    if !k.h.rope().contains_key("mrope_section") {
+        k.sizes("rope.dimension_sections", &[11, 11, 10, 0]);
+    }
+    Ok(())
+}
+
+/// Value heads in tiles (one of every key head, then the next of every key head) of what is stored key head by key head:
+/// `len` elements of which the first `skip` stay.
+fn tiled(h: &Hparams, len: usize, skip: usize) -> Result<Vec<u32>> {
+    let (keys, values) = (h.need("linear_num_key_heads")?.max(1), h.need("linear_num_value_heads")?.max(1));
+    let (per_key, head) = (values / keys, len.saturating_sub(skip) / values);
+    let mut order = range(0, skip);
+    for of_key in 0..per_key {
+        for key in 0..keys {
+            let first = skip + (key * per_key + of_key) * head;
+            order.extend(range(first, first + head));
+        }
+    }
+    Ok(order)
+}
+
+/// Rows of queries and keys, then those of values.
+fn value_rows_behind(h: &Hparams, s: &Stored, rows: usize) -> Result<View> {
+    let skip = 2 * h.need("linear_key_head_dim")? * h.need("linear_num_key_heads")?;
+    Ok(View::rows(s, tiled(h, rows, skip)?))
+}
+
+fn conv(h: &Hparams, s: &Stored) -> Result<View> {
+    let flat = squeezed(s.shape);
+    value_rows_behind(h, &Stored { shape: &flat, ..*s }, flat[0])
+}
+
+/// Stored key head by key head: query, key, values, gates of the values.
+fn groups(h: &Hparams) -> Result<[usize; 3]> {
+    let (keys, values) = (h.need("linear_num_key_heads")?.max(1), h.need("linear_num_value_heads")?);
+    Ok([keys, h.need("linear_key_head_dim")?, values / keys * h.need("linear_value_head_dim")?])
+}
+
+fn qkv_of_groups(h: &Hparams, s: &Stored) -> Result<View> {
+    let [keys, key, value] = groups(h)?;
+    let all = 2 * key + 2 * value;
+    let part = |from: usize, to: usize| (0..keys).flat_map(move |g| range(g * all + from, g * all + to));
+    let rows = part(0, key).chain(part(key, 2 * key)).chain(part(2 * key, 2 * key + value));
+    Ok(View::rows(s, rows.collect()))
+}
+
+fn gate_of_groups(h: &Hparams, s: &Stored) -> Result<View> {
+    let [keys, key, value] = groups(h)?;
+    let all = 2 * key + 2 * value;
+    Ok(View::rows(s, (0..keys).flat_map(|g| range(g * all + 2 * key + value, (g + 1) * all)).collect()))
+}

@@ -1,0 +1,90 @@
+//! How checkpoints of families that this program cannot run become GGUF files all the same. A [`Blueprint`] says which names
+//! belong together, what happens to values and their order, and which metadata the file gets, as llama.cpp's converter has
+//! it; shapes are the checkpoint's own. Such a file can be quantized by rounding, with an importance matrix made elsewhere
+//! too, and verified; nothing here says what a tensor means. One file per lineage.
+
+mod apply;
+mod base;
+mod hparams;
+mod lineages;
+mod names;
+mod view;
+
+pub(super) use apply::draw;
+pub(super) use hparams::Hparams;
+
+use super::family::TokenizerFacts;
+use super::understood::Generated;
+use crate::Result;
+use base::Keys;
+use view::Change;
+
+/// What becomes of a source tensor's name before it is looked up.
+pub(super) enum Named {
+    Keep(String),
+    /// The tensor has no place in the file, for this reason.
+    Drop(&'static str),
+    /// This name, unless another tensor has it; then it is left out for this reason.
+    Alias(&'static str, &'static str),
+}
+
+/// One GGUF architecture, or a variant of it that needs other rules.
+pub(super) struct Blueprint {
+    /// `general.architecture`.
+    pub gguf: &'static str,
+    /// `architectures` of `config.json`.
+    pub classes: &'static [&'static str],
+    /// The stems of its tensors, without `blk.N.`, in whose common names the checkpoint is searched.
+    pub tensors: &'static str,
+    /// Names of its own, which come first: the checkpoint's stem, `{}` for the layer, and GGUF's.
+    pub names: &'static [(&'static str, &'static str)],
+    pub rename: fn(&Hparams, &str) -> Named,
+    /// What happens to tensors on the way, by GGUF name without `blk.N.`.
+    pub changes: &'static [(&'static str, Change)],
+    /// Source tensors of which several are made, by the end of their names.
+    pub splits: &'static [(&'static str, &'static [(&'static str, Change)])],
+    /// Whether this one speaks for a `config.json` of its classes.
+    pub only: fn(&serde_json::Value) -> bool,
+    /// Whether the metadata begins with what llama.cpp's converter writes for most text models.
+    pub base: bool,
+    /// What transformers assumes for keys that `config.json` leaves out: a JSON object.
+    pub defaults: &'static str,
+    /// Blocks behind those that `config.json` counts (multi-token prediction), when the checkpoint's names are these.
+    pub more_blocks: fn(&Hparams, &mut dyn Iterator<Item = &str>) -> usize,
+    /// Metadata behind the usual.
+    pub keys: fn(&mut Keys) -> Result<()>,
+    pub generated: fn(&Hparams) -> Result<Vec<Generated>>,
+    pub tokenizer: TokenizerFacts,
+}
+
+/// The blueprint of a `config.json`: by the class of its text model, where that has one, or its own.
+pub(super) fn find(json: &serde_json::Value) -> Option<&'static Blueprint> {
+    let class = |json: &serde_json::Value| json.get("architectures")?.get(0)?.as_str().map(String::from);
+    let classes = [json.get("text_config").and_then(class), class(json)];
+    classes.iter().flatten().find_map(|class| all().find(|b| b.classes.contains(&class.as_str()) && (b.only)(json)))
+}
+
+fn all() -> impl Iterator<Item = &'static Blueprint> {
+    lineages::ALL.iter().flat_map(|lineage| lineage.iter())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blueprints_name_what_exists() {
+        let mut seen = std::collections::HashSet::new();
+        for b in all() {
+            for class in b.classes {
+                seen.insert(class);
+                let known = crate::model::families::by_hf(Some(class), None);
+                assert!(known.is_none(), "{class} is a family, too");
+            }
+            for stem in b.tensors.split_whitespace() {
+                assert!(names::knows(stem), "{}: no common names for {stem}", b.gguf);
+            }
+            assert!(serde_json::from_str::<serde_json::Value>(b.defaults).is_ok_and(|v| v.is_object()), "{}", b.gguf);
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! A GGUF tensor as a view of stored matrices: which rows, which columns, turned or not, and what happens to values.
+
+use super::Hparams;
+use crate::model::tensor::{Gather, ValueMap};
+use crate::{Error, Result};
+use std::sync::Arc;
+
+/// The shape of a tensor in the file, and how it follows from what is stored.
+pub(in crate::model) struct View {
+    pub shape: Vec<usize>,
+    pub gather: Option<Gather>,
+    pub values: ValueMap,
+}
+
+/// A source tensor (all experts of a kind count as one), before anything happens to it.
+pub(in crate::model) struct Stored<'a> {
+    pub name: &'a str,
+    pub shape: &'a [usize],
+    /// Its block.
+    pub layer: usize,
+}
+
+/// What happens to a tensor.
+#[derive(Clone, Copy)]
+pub(in crate::model) enum Change {
+    Same,
+    /// 1 is added.
+    PlusOne,
+    /// `-exp(x)`.
+    NegExp,
+    /// Dimensions of 1 go away.
+    Squeeze,
+    /// `[n]` becomes `[n, 1]`.
+    Column,
+    /// The last two dimensions change places.
+    Turned,
+    /// Of every query head, rotary rows go from two halves to interleaved pairs (llama.cpp's `LlamaModel.permute`).
+    QueryPairs,
+    /// The same of key heads.
+    KeyPairs,
+    /// The first or the second half of the rows of every matrix.
+    Half(usize),
+    /// The first or the second half of the columns of every matrix, as rows.
+    TurnedHalf(usize),
+    View(fn(&Hparams, &Stored) -> Result<View>),
+}
+
+impl View {
+    pub fn same(shape: &[usize]) -> Self {
+        View { shape: shape.to_vec(), gather: None, values: ValueMap::Same }
+    }
+
+    pub fn with(self, values: ValueMap) -> Self {
+        View { values, ..self }
+    }
+
+    pub fn shaped(self, shape: Vec<usize>) -> Self {
+        View { shape, ..self }
+    }
+
+    /// The stored tensor as `matrices` of `[rows, columns]`; `rows` in the order of the tensor, for each matrix the same.
+    pub fn rows(stored: &Stored, rows: Vec<u32>) -> Self {
+        let (matrices, [r, c]) = matrices(stored.shape);
+        let mut shape = stored.shape.to_vec();
+        match shape.len() {
+            // The rows of a vector are its elements.
+            1 => {
+                shape[0] = rows.len();
+                let gather =
+                    Gather { matrices: 1, stored: [1, r], turned: false, rows: None, cols: Some(rows.into()) };
+                return View { shape, gather: Some(gather), values: ValueMap::Same };
+            }
+            n => shape[n - 2] = rows.len(),
+        }
+        let gather = Gather { matrices, stored: [r, c], turned: false, rows: Some(rows.into()), cols: None };
+        View { shape, gather: Some(gather), values: ValueMap::Same }
+    }
+
+    /// Columns in the order of the tensor.
+    pub fn cols(stored: &Stored, cols: Vec<u32>) -> Self {
+        let (matrices, size) = matrices(stored.shape);
+        let mut shape = stored.shape.to_vec();
+        shape.last_mut().into_iter().for_each(|n| *n = cols.len());
+        let gather = Gather { matrices, stored: size, turned: false, rows: None, cols: Some(cols.into()) };
+        View { shape, gather: Some(gather), values: ValueMap::Same }
+    }
+
+    /// Rows are stored columns.
+    pub fn turned(stored: &Stored, rows: Option<Vec<u32>>) -> Self {
+        let (matrices, [r, c]) = matrices(stored.shape);
+        let mut shape = stored.shape.to_vec();
+        let n = shape.len();
+        (shape[n - 2], shape[n - 1]) = (rows.as_ref().map_or(c, Vec::len), r);
+        let rows = rows.map(Arc::from);
+        let gather = Gather { matrices, stored: [r, c], turned: true, rows, cols: None };
+        View { shape, gather: Some(gather), values: ValueMap::Same }
+    }
+}
+
+/// A shape as matrices, one below the other: how many, and `[rows, columns]` of each. A vector is one of a single column.
+fn matrices(shape: &[usize]) -> (usize, [usize; 2]) {
+    match shape {
+        [] => (1, [1, 1]),
+        [n] => (1, [*n, 1]),
+        [outer @ .., rows, cols] => (outer.iter().product(), [*rows, *cols]),
+    }
+}
+
+/// Rows `from..to`, as [`View::rows`] takes them.
+pub(in crate::model) fn range(from: usize, to: usize) -> Vec<u32> {
+    (from as u32..to as u32).collect()
+}
+
+/// Of `heads` heads over `rows` rows, row `2 i + k` of a head is stored as row `k * head / 2 + i`.
+pub(in crate::model) fn pairs(rows: usize, heads: usize) -> Vec<u32> {
+    let head = rows / heads.max(1);
+    let source = |row: usize| row / head * head + row % head % 2 * (head / 2) + row % head / 2;
+    (0..rows).map(|row| source(row) as u32).collect()
+}
+
+impl Change {
+    /// # Errors
+    /// `BadInput` when the stored shape does not allow the change.
+    pub fn view(self, h: &Hparams, stored: &Stored) -> Result<View> {
+        let shape = stored.shape;
+        let (_, [rows, cols]) = matrices(shape);
+        let needs = |dims: usize, even: usize| {
+            if shape.len() < dims || even % 2 != 0 {
+                let what = format!("shape is {shape:?}, which is not one of this architecture");
+                return Err(Error::bad_input(what).tensor(stored.name));
+            }
+            Ok(())
+        };
+        Ok(match self {
+            Change::Same => View::same(shape),
+            Change::PlusOne => View::same(shape).with(ValueMap::PlusOne),
+            Change::NegExp => View::same(shape).with(ValueMap::NegExp),
+            Change::Squeeze => View::same(&squeezed(shape)),
+            Change::Column => View::same(&[shape, &[1]].concat()),
+            Change::Turned => {
+                needs(2, 0)?;
+                View::turned(stored, None)
+            }
+            Change::QueryPairs => {
+                needs(1, rows / h.heads()?.max(1))?;
+                View::rows(stored, pairs(rows, h.heads()?))
+            }
+            Change::KeyPairs => {
+                needs(1, rows / h.kv_heads()?.max(1))?;
+                View::rows(stored, pairs(rows, h.kv_heads()?))
+            }
+            Change::Half(i) => {
+                needs(1, rows)?;
+                View::rows(stored, range(i * rows / 2, (i + 1) * rows / 2))
+            }
+            Change::TurnedHalf(i) => {
+                needs(2, cols)?;
+                View::turned(stored, Some(range(i * cols / 2, (i + 1) * cols / 2)))
+            }
+            Change::View(view) => view(h, stored)?,
+        })
+    }
+}
+
+/// Without dimensions of 1, as numpy's `squeeze`.
+pub(in crate::model) fn squeezed(shape: &[usize]) -> Vec<usize> {
+    shape.iter().copied().filter(|n| *n != 1).collect()
+}
