@@ -12,7 +12,7 @@ use crate::error::Hint;
 use crate::gguf::{self, Metadata};
 use crate::model::keys::lost;
 use crate::model::tokenizer::GgufVocab;
-use crate::model::{Config, SourceModel, gguf_metadata, preset_facts};
+use crate::model::{Config, SourceModel, gguf_metadata, keeps_f32, preset_facts};
 use crate::quant::presets::{self, Candidate, Choice, ModelFacts, Preset, Request, Why};
 use crate::quant::{GgmlType, codec};
 use crate::source::Dtype;
@@ -175,12 +175,18 @@ impl Plan {
         };
         let request = request(preset, &self.recipe)?;
         let metadata = self.metadata.as_ref().ok_or_else(|| Error::Internal("no metadata".into()))?;
-        let choices = decide(&request, preset_facts(metadata), &tensors, &kept, importance)?;
+        let mut choices = decide(&request, preset_facts(metadata), &tensors, &kept, importance)?;
+        if self.source.ckpt.gguf().is_none() {
+            keep_stored(&mut choices, &kept, preset, self.recipe.requantize, &tensors);
+        }
         if !self.recipe.requantize {
             refuse_requantizing(&self.source, &choices)?;
         }
         let sizes = sizes::of_file(name, preset, &tensors, &choices, 0);
-        Ok(FilePlan { sizes, file_type: preset.file_type, preset, limit: None, allocation: None })
+        // As llama.cpp's converter marks 16-bit files with packed experts.
+        let packed = preset.default.is_plain() && choices.iter().any(|c| c.got == GgmlType::MXFP4);
+        let marked = presets::find("mxfp4_moe").filter(|_| packed).unwrap_or(preset);
+        Ok(FilePlan { sizes, file_type: marked.file_type, preset, limit: None, allocation: None })
     }
 
     /// The metadata of a file: the model's, the file type, the record of the run, and what the recipe overrides.
@@ -334,6 +340,24 @@ enum Known {
     Given,
     Absent,
     WhereNeeded,
+}
+
+/// What a conversion of a checkpoint folder leaves as it is stored: packed weights, unless they may be rounded again; and in
+/// 16-bit files what llama.cpp's converter leaves in F32, also where llama-quantize would round it.
+fn keep_stored(
+    choices: &mut [Choice],
+    kept: &[GgmlType],
+    preset: &Preset,
+    requantize: bool,
+    tensors: &[(String, Vec<usize>)],
+) {
+    for ((choice, kept), (name, shape)) in choices.iter_mut().zip(kept).zip(tensors) {
+        let packed = !kept.is_plain() && !requantize && choice.why != Why::Asked;
+        let f32 = preset.default.is_plain() && choice.why == Why::Default && keeps_f32(name, shape);
+        if packed || f32 {
+            *choice = Choice { wanted: *kept, got: *kept, why: Why::Kept };
+        }
+    }
 }
 
 fn decide(

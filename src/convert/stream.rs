@@ -138,8 +138,7 @@ impl Worker<'_> {
                 ty.row_bytes(cols).ok_or_else(|| Error::Internal(format!("{}: {ty} rows of {cols}", tensor.name)))?;
             if tensor.copies(self.ckpt, ty) {
                 self.bytes.resize(row_bytes * rows.len(), 0);
-                let part = &self.ckpt.tensors()[tensor.parts[0]];
-                self.ckpt.read(part, (rows.start * row_bytes) as u64, &mut self.bytes)?;
+                tensor.read_stored(self.ckpt, rows.clone(), row_bytes, &mut self.bytes)?;
                 quant::check_rows(ty, &self.bytes).map_err(|e| fault(self.ckpt, tensor, &rows, ty, as_stored(e)))?;
             } else {
                 if !decoded {
@@ -177,7 +176,7 @@ impl MappedTensor {
     /// Whether the stored bytes are already what type `ty` asks for, so that they are copied and not re-coded.
     fn copies(&self, ckpt: &Checkpoint, ty: GgmlType) -> bool {
         let same = |part: &usize| ckpt.tensors()[*part].dtype == Dtype::Ggml(ty);
-        self.parts.len() == 1 && self.is_verbatim() && self.parts.iter().all(same)
+        self.keeps_rows() && self.parts.iter().all(same)
     }
 
     fn source_bytes(&self, ckpt: &Checkpoint, rows: &Range<usize>) -> u64 {

@@ -3,6 +3,7 @@
 //! fills in. What a family does differently is a field or a function of its row in `families`. It reads the one JSON value
 //! it is given, no files.
 
+use super::blueprint;
 use super::config::{Config, Rope, RopeScaling, Sizes};
 use super::families;
 use super::family::{Family, HfName, Reading};
@@ -24,10 +25,13 @@ pub fn family_of(json: &Value) -> Result<(&'static Family, &'static HfName)> {
             .get("text_config")
             .filter(|_| architecture.is_some_and(|a| a.ends_with("ForConditionalGeneration")))?;
         let own = text.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
-        families::by_hf(own, text.get("model_type").and_then(Value::as_str))
+        own.and_then(|own| families::by_hf(Some(own), None))
+            .or_else(|| families::by_hf(None, text.get("model_type").and_then(Value::as_str)))
     };
     let base = || families::by_hf(Some(&format!("{}ForCausalLM", architecture?.strip_suffix("Model")?)), None);
-    known.or_else(text).or_else(base).ok_or_else(|| {
+    // llama.cpp has an architecture of its own for some wrappers of known text models.
+    let found = if blueprint::find(json).is_some() { None } else { known.or_else(text).or_else(base) };
+    found.ok_or_else(|| {
         let name = architecture.or(model_type).unwrap_or("(config.json names no architecture)");
         Error::unsupported(format!("model architecture {name} is not supported; supported: {}", families::supported()))
     })

@@ -247,7 +247,7 @@ impl Names<'_> {
 
 /// The name without the part that says which half of an image-and-text model it belongs to.
 pub(super) fn text_name(name: &str) -> String {
-    name.replacen("language_model.", "", 1)
+    name.replacen("language_model.", "", 1).replacen("model.text_model.", "model.", 1)
 }
 
 type Mapped = (Vec<MappedTensor>, Vec<(String, String)>);
@@ -376,7 +376,7 @@ fn drop_reason(t: &TensorMeta, family: &Family, config: &Config) -> Option<&'sta
     drop_reason_of_any(t, name)
 }
 
-const TOWER: &str = "belongs to the image encoder; a text model has no use for it";
+const TOWER: &str = "belongs to an image or sound encoder; a text model has no use for it";
 
 /// Why a tensor may be left out of a text model of any family, by its name without `language_model.`.
 pub(super) fn drop_reason_of_any(t: &TensorMeta, name: &str) -> Option<&'static str> {
@@ -389,7 +389,7 @@ pub(super) fn drop_reason_of_any(t: &TensorMeta, name: &str) -> Option<&'static 
     if matches!(t.shape.as_slice(), [1, 1, n, m] if n == m) && name.ends_with(".bias") {
         return Some("a mask that is computed from the configuration");
     }
-    if t.elements() == 1 && name.ends_with("_scale") {
+    if t.elements() == 1 && name.ends_with("_scale") && !name.contains("hc_") {
         return Some("a scale of the key-value cache or of activations, which GGUF and other formats do not take over");
     }
     if [".rotary_emb.inv_freq", ".masked_bias", ".attention.bias"].iter().any(|s| name.ends_with(s)) {
@@ -403,10 +403,48 @@ pub(super) fn drop_reason_of_any(t: &TensorMeta, name: &str) -> Option<&'static 
         "vision_model.",
         "model.vision_model.",
     ];
-    if TOWERS.iter().any(|p| name.starts_with(p)) {
+    if TOWERS.iter().any(|p| name.starts_with(p)) || of_another_sense(name) {
         return Some(TOWER);
     }
     None
+}
+
+/// Whether a tensor belongs to the image or sound part of a model, by the names that such parts have.
+fn of_another_sense(name: &str) -> bool {
+    const BEGINS: [&str; 10] = [
+        "vit.",
+        "vpm.",
+        "siglip2.",
+        "conformer.",
+        "merger.",
+        "resampler.",
+        "sound_encoder.",
+        "sound_projection.",
+        "speech_embeddings.",
+        "mlp",
+    ];
+    const HOLDS: [&str; 19] = [
+        "visual.",
+        "vision.",
+        "audio.",
+        "talker.",
+        "vision_",
+        "audio_",
+        "token2wav.",
+        "code2wav.",
+        "projector.",
+        "pre_mm_projector_norm",
+        "image_newline",
+        "view_seperator",
+        "patch_embed",
+        "patch_embedding",
+        "patch_merger.",
+        "patch_merge_mlp.",
+        "model.connector.",
+        "multi_modal_projector",
+        "embed_vision.",
+    ];
+    BEGINS.iter().any(|begin| name.starts_with(begin)) || HOLDS.iter().any(|part| name.contains(part))
 }
 
 /// llama.cpp's converter walks the files in order and each file by name, and writes a tensor when its last part has

@@ -1,5 +1,6 @@
 //! The GGUF metadata of a model: architecture keys by the rows of [`super::keys`], `general.*` from [`super::naming`]. The tokenizer's keys follow from `GgufVocab::write`; file layout is none of its business.
 
+use super::blueprint::pooling;
 use super::understood::Model;
 use super::{keys, naming};
 use crate::gguf::Metadata;
@@ -10,7 +11,7 @@ use crate::{Error, Result};
 pub const QUANTIZATION_VERSION: u32 = 2;
 
 /// Ends of names that stay F32 whatever their shape.
-const F32_ENDS: [&str; 18] = [
+const F32_ENDS: [&str; 27] = [
     "_norm.weight",
     ".ffn_gate_inp.weight",
     ".ffn_gate_inp_shexp.weight",
@@ -29,6 +30,15 @@ const F32_ENDS: [&str; 18] = [
     ".altup_correct_coef.weight",
     ".altup_predict_coef.weight",
     ".indexer.proj.weight",
+    ".indexer_compressor_ape.weight",
+    ".indexer_compressor_gate.weight",
+    "hc_attn_fn.weight",
+    "hc_attn_base.weight",
+    "hc_attn_scale.weight",
+    "hc_ffn_fn.weight",
+    "hc_ffn_base.weight",
+    "hc_ffn_scale.weight",
+    "output_hc_fn.weight",
 ];
 
 /// Whether a tensor stays F32 in a file of any type, as llama.cpp's converter and loader demand: vectors, norms, routers,
@@ -63,7 +73,12 @@ pub fn gguf_metadata(model: &Model, ckpt: &Checkpoint, file_type: u32) -> Result
         naming::set_general(meta, ckpt.dir(), json, sizes.total, &sizes.label(), fallback);
     };
     match (&model.family, &model.drawn) {
-        (Ok(family), _) => keys::write(&model.config, family, json, &mut meta, general, file_type)?,
+        (Ok(family), _) => {
+            keys::write(&model.config, family, json, &mut meta, general, file_type)?;
+            if let Some(kind) = pooling(ckpt.dir())? {
+                meta.set(format!("{arch}.pooling_type"), kind);
+            }
+        }
         (Err(_), drawn) => {
             general(&mut meta);
             for (key, value) in drawn.iter().flat_map(|(keys, _)| keys.iter()) {

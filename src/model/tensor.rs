@@ -42,6 +42,8 @@ pub enum ValueMap {
     PlusOne,
     /// `-exp(x)`.
     NegExp,
+    /// `exp(x)`.
+    Exp,
     /// Multiplied by two constants of the model, one after the other.
     Times([f32; 2]),
     /// The same with constants of each row.
@@ -67,6 +69,7 @@ impl ValueMap {
             ValueMap::Same => {}
             ValueMap::PlusOne => values.iter_mut().for_each(|w| *w = round(*w + 1.0)),
             ValueMap::NegExp => values.iter_mut().for_each(|w| *w = round(-f64::from(*w).exp() as f32)),
+            ValueMap::Exp => values.iter_mut().for_each(|w| *w = round(f64::from(*w).exp() as f32)),
             ValueMap::Times([a, b]) => values.iter_mut().for_each(|w| *w = round(round(*w * a) * b)),
             ValueMap::RowTimes(factors) => {
                 for (row, [a, b]) in values.chunks_mut(cols.max(1)).zip(&factors[first.min(factors.len())..]) {
@@ -124,6 +127,34 @@ impl MappedTensor {
     /// Whether the stored rows are the rows: same order, nothing added, nothing left out.
     pub fn is_verbatim(&self) -> bool {
         self.half.is_none() && self.rows == RowOrder::Same && self.values == ValueMap::Same
+    }
+
+    /// Whether every row is a stored row as it is, so that it can be copied whatever its type.
+    pub fn keeps_rows(&self) -> bool {
+        let ordered = match &self.rows {
+            RowOrder::Same => self.parts.len() == 1,
+            RowOrder::Rope { .. } => false,
+            RowOrder::Gather(gather) => !gather.turned && gather.cols.is_none(),
+        };
+        ordered && self.half.is_none() && self.values == ValueMap::Same
+    }
+
+    /// Reads rows as they are stored, `row_bytes` each; for tensors that keep their rows.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`].
+    pub fn read_stored(&self, ckpt: &Checkpoint, rows: Range<usize>, row_bytes: usize, out: &mut [u8]) -> Result<()> {
+        let RowOrder::Gather(gather) = &self.rows else {
+            return ckpt.read(&ckpt.tensors()[self.parts[0]], (rows.start * row_bytes) as u64, out);
+        };
+        let per_matrix = (self.row_count() / gather.matrices.max(1)).max(1);
+        for (row, out) in rows.zip(out.chunks_exact_mut(row_bytes)) {
+            let (matrix, row) = (row / per_matrix, row % per_matrix);
+            let row = gather.rows.as_ref().map_or(row, |rows| rows[row] as usize);
+            let (part, row) = if self.parts.len() > 1 { (matrix, row) } else { (0, matrix * gather.stored[0] + row) };
+            ckpt.read(&ckpt.tensors()[self.parts[part]], (row * row_bytes) as u64, out)?;
+        }
+        Ok(())
     }
 
     /// Reads rows of the GGUF tensor as F32, transforms applied; `out` holds `rows.len() * cols` values.

@@ -2,7 +2,7 @@
 //! of each packed module appear as one, `{module}.weight` of shape `[out, in]`, which decodes like any other. What the
 //! bytes mean is told by `packed`; here is only which tensors there are and how they are read.
 
-use super::{Checkpoint, Dtype, TensorMeta};
+use super::{Checkpoint, Dtype, TensorMeta, mxfp4};
 use crate::kernel::RowSource;
 use crate::packed::{Packed, Scheme, StoredPiece};
 use crate::{Error, Result};
@@ -24,6 +24,8 @@ pub(super) enum Quantization {
     #[default]
     None,
     Packed(Compressed),
+    /// Experts in MXFP4, by the name under which they appear.
+    Mxfp4(HashMap<String, mxfp4::Pair>),
     /// There is one, but not one that can be read, for this reason.
     Unknown(String),
 }
@@ -67,6 +69,14 @@ pub(super) fn present(plain: Checkpoint) -> Result<Checkpoint> {
         {
             own.entry("quant_method").or_insert_with(|| "gptq".into());
             config["quantization_config"] = own.into();
+        }
+    }
+    let method = config.get("quantization_config").and_then(|q| q.get("quant_method")?.as_str());
+    if method == Some("mxfp4") {
+        let (tensors, pairs) = mxfp4::joined(&plain.tensors);
+        if !pairs.is_empty() {
+            let joined = Checkpoint::new(plain.dir, plain.files, tensors, None)?.remarking(plain.remarks);
+            return Ok(Checkpoint { quantization: Quantization::Mxfp4(pairs), ..joined });
         }
     }
     match Scheme::of(&config) {

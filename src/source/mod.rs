@@ -6,6 +6,7 @@ mod decode;
 mod file;
 mod folder;
 mod gguf;
+mod mxfp4;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod safetensors;
@@ -154,6 +155,11 @@ impl Checkpoint {
     ///
     /// Errors: `BadInput` when the file became shorter than it was when opened; `Io` when the disk fails.
     pub fn read(&self, t: &TensorMeta, offset: u64, out: &mut [u8]) -> Result<()> {
+        if let compressed::Quantization::Mxfp4(pairs) = &self.quantization
+            && let Some(pair) = pairs.get(&t.name)
+        {
+            return mxfp4::read(self, pair, offset, out);
+        }
         let start = t.range.start.checked_add(offset);
         let end = start.and_then(|start| start.checked_add(out.len() as u64));
         match (start, end, self.files.get(t.file)) {

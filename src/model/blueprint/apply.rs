@@ -38,12 +38,12 @@ struct Group {
 /// `BadInput` for a tensor without a place, for shapes and keys that do not fit; `Unsupported` for element types that are
 /// no weights.
 pub(in crate::model) fn draw(ckpt: &Checkpoint, blueprint: &'static Blueprint, json: &serde_json::Value) -> Result<Drawn> {
-    let h = Hparams::new(json, blueprint.defaults);
+    let h = Hparams::new(json, blueprint);
     let (mut groups, mut dropped) = (BTreeMap::<String, Group>::new(), Vec::new());
     let mut names = Vec::new();
     for (part, t) in ckpt.tensors().iter().enumerate() {
         let name = text_name(&t.name).replace("e_score_correction_bias", "e_score_correction.bias");
-        if let Some(reason) = drop_reason_of_any(t, &name).or_else(|| of_another_sense(&name)) {
+        if let Some(reason) = drop_reason_of_any(t, &name) {
             dropped.push((t.name.clone(), reason.to_string()));
             continue;
         }
@@ -72,34 +72,35 @@ pub(in crate::model) fn draw(ckpt: &Checkpoint, blueprint: &'static Blueprint, j
         tensors.extend(mapped(ckpt, &h, blueprint, &table, name, group, blocks)?);
     }
     sort_like_llama_cpp(ckpt, &mut tensors);
+    let mut generated = (blueprint.generated)(&h)?;
+    for (folder, name) in blueprint.beside {
+        generated.extend(beside(ckpt, folder, name)?);
+    }
     let mut keys = Metadata::new();
     let mut k = Keys { h: &h, arch: blueprint.gguf, blocks, names: &names, ckpt, meta: &mut keys };
     if blueprint.base {
         base::write(&mut k)?;
     }
     (blueprint.keys)(&mut k)?;
-    let generated = (blueprint.generated)(&h)?;
     Ok(Drawn { arch: blueprint.gguf, tensors, generated, dropped, keys })
 }
 
-/// Why a tensor of an image or sound model has no place here.
-fn of_another_sense(name: &str) -> Option<&'static str> {
-    const BEGINS: [&str; 10] = [
-        "vit.", "vpm.", "siglip2.", "conformer.", "merger.", "resampler.", "sound_encoder.", "sound_projection.",
-        "speech_embeddings.", "mlp",
-    ];
-    const HOLDS: [&str; 19] = [
-        "visual.", "vision.", "audio.", "talker.", "vision_", "audio_", "token2wav.", "code2wav.", "projector.",
-        "pre_mm_projector_norm", "image_newline", "view_seperator", "patch_embed", "patch_embedding", "patch_merger.",
-        "patch_merge_mlp.", "model.connector.", "multi_modal_projector", "embed_vision.",
-    ];
-    let other = BEGINS.iter().any(|begin| name.starts_with(begin)) || HOLDS.iter().any(|part| name.contains(part));
-    other.then_some("belongs to an image or sound encoder; a text model has no use for it")
+/// The one matrix of a folder beside the checkpoint, where it is there.
+fn beside(ckpt: &Checkpoint, folder: &str, name: &str) -> Result<Option<Generated>> {
+    let path = ckpt.dir().join(folder).join("model.safetensors");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let other = Checkpoint::open(&path)?;
+    let Some(t) = other.tensors().iter().find(|t| t.name.ends_with("linear.weight")) else { return Ok(None) };
+    let mut values = vec![0.0; t.elements()];
+    other.read_f32(t, 0..values.len(), &mut Vec::new(), &mut values)?;
+    Ok(Some(Generated { name: name.into(), shape: t.shape.clone(), values }))
 }
 
 fn check_type(ckpt: &Checkpoint, t: &TensorMeta) -> Result<()> {
     let float = [GgmlType::F32, GgmlType::F16, GgmlType::BF16, GgmlType::F64].map(Dtype::Ggml);
-    if float.contains(&t.dtype) || matches!(t.dtype, Dtype::Packed(_)) {
+    if float.contains(&t.dtype) || matches!(t.dtype, Dtype::Packed(_) | Dtype::Ggml(GgmlType::MXFP4)) {
         return Ok(());
     }
     let file = ckpt.files().get(t.file).map_or(ckpt.dir(), |f| &f.path);

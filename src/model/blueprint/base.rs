@@ -6,6 +6,7 @@ use crate::gguf::{Array, Metadata, Value};
 use crate::model::hf_json::{as_size, missing, wrong};
 use crate::source::Checkpoint;
 use crate::{Error, Result};
+use std::path::Path;
 
 /// The metadata under construction, and what it is made from.
 pub(in crate::model) struct Keys<'a> {
@@ -150,34 +151,53 @@ impl Keys<'_> {
         Ok(values)
     }
 
+    /// Rows of the matrix in a folder beside the checkpoint.
+    pub fn beside_rows(&self, folder: &str) -> Result<Option<usize>> {
+        let path = self.ckpt.dir().join(folder).join("model.safetensors");
+        let open = |path| -> Result<Option<usize>> { Ok(Checkpoint::open(path)?.tensors().first().map(|t| t.shape[0])) };
+        if path.is_file() { open(&path) } else { Ok(None) }
+    }
+
     /// How an embedding model pools its tokens, as sentence-transformers' files beside it say.
     pub fn pooling(&mut self) -> Result<()> {
-        let json = |path: &str| {
-            let path = self.ckpt.dir().join(path);
-            path.is_file().then(|| crate::input::read_json(&path)).transpose()
-        };
-        let modules = json("modules.json")?.unwrap_or_default();
-        let is_pooling =
-            |m: &&serde_json::Value| m.get("type").and_then(|t| t.as_str()).is_some_and(|t| t.ends_with("Pooling"));
-        let path = modules.as_array().into_iter().flatten().find(is_pooling).and_then(|m| m.get("path")?.as_str());
-        if let Some(pooling) = path.map(|path| json(&format!("{path}/config.json"))).transpose()?.flatten() {
-            let on = |key: &str| pooling.get(key).and_then(serde_json::Value::as_bool) == Some(true);
-            let mode = pooling.get("pooling_mode").and_then(|m| m.as_str()).unwrap_or_default();
-            let kind = match mode {
-                _ if on("pooling_mode_mean_tokens") => 1,
-                _ if on("pooling_mode_cls_token") => 2,
-                _ if on("pooling_mode_lasttoken") => 3,
-                "mean" => 1,
-                "cls" => 2,
-                "lasttoken" => 3,
-                _ => return Err(Error::unsupported("1_Pooling/config.json: only mean, cls and last-token pooling have a place in a GGUF file")),
-            };
-            self.size("pooling_type", kind)?;
+        if let Some(kind) = pooling(self.ckpt.dir())? {
+            self.set("pooling_type", kind);
         }
         match self.h.str("classifier_pooling") {
             Some("mean") => self.size("classifier.pooling_type", 1),
             Some("cls") => self.size("classifier.pooling_type", 2),
             _ => Ok(()),
+        }
+    }
+}
+
+/// How the model in a folder pools its tokens, as GGUF numbers it, where sentence-transformers' files say so.
+///
+/// # Errors
+/// `Unsupported` for a way that GGUF has no number for.
+pub(in crate::model) fn pooling(dir: &Path) -> Result<Option<u32>> {
+    let json = |path: &str| {
+        let path = dir.join(path);
+        path.is_file().then(|| crate::input::read_json(&path)).transpose()
+    };
+    let modules = json("modules.json")?.unwrap_or_default();
+    let is_pooling =
+        |m: &&serde_json::Value| m.get("type").and_then(|t| t.as_str()).is_some_and(|t| t.ends_with("Pooling"));
+    let path = modules.as_array().into_iter().flatten().find(is_pooling).and_then(|m| m.get("path")?.as_str());
+    let Some(pooling) = path.map(|path| json(&format!("{path}/config.json"))).transpose()?.flatten() else {
+        return Ok(None);
+    };
+    let on = |key: &str| pooling.get(key).and_then(serde_json::Value::as_bool) == Some(true);
+    match pooling.get("pooling_mode").and_then(|m| m.as_str()).unwrap_or_default() {
+        _ if on("pooling_mode_mean_tokens") => Ok(Some(1)),
+        _ if on("pooling_mode_cls_token") => Ok(Some(2)),
+        _ if on("pooling_mode_lasttoken") => Ok(Some(3)),
+        "mean" => Ok(Some(1)),
+        "cls" => Ok(Some(2)),
+        "lasttoken" => Ok(Some(3)),
+        _ => {
+            let what = "has a pooling that GGUF has no number for (mean, cls and last token have one)";
+            Err(Error::unsupported(format!("{}: {what}", dir.join("modules.json").display())))
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `config.json` as llama.cpp's converter sees it: the text model's keys over the outer ones, transformers' defaults below.
 
+use super::Blueprint;
 use crate::Result;
 use crate::model::hf_json::{as_size, missing, wrong};
 use serde_json::{Map, Value};
@@ -14,17 +15,18 @@ pub(in crate::model) struct Hparams {
 const TEXT: [&str; 5] = ["text_config", "llm_config", "lm_config", "language_config", "lfm"];
 
 impl Hparams {
-    /// `defaults`: a JSON object for absent keys.
-    pub fn new(json: &Value, defaults: &str) -> Self {
+    /// As a blueprint reads it.
+    pub fn new(json: &Value, blueprint: &Blueprint) -> Self {
         let mut map = json.as_object().cloned().unwrap_or_default();
         if let Some(text) = TEXT.iter().find_map(|key| json.get(key)?.as_object()) {
             map.extend(text.iter().map(|(key, value)| (key.clone(), value.clone())));
         }
-        if let Ok(Value::Object(defaults)) = serde_json::from_str(defaults) {
+        if let Ok(Value::Object(defaults)) = serde_json::from_str(blueprint.defaults) {
             for (key, value) in defaults {
                 map.entry(key).or_insert(value);
             }
         }
+        blueprint.without.iter().for_each(|key| drop(map.remove(*key)));
         let rope = rope(&map);
         Self { map, rope }
     }

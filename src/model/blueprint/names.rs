@@ -4,7 +4,8 @@
 use super::Blueprint;
 use std::collections::HashMap;
 
-/// GGUF's stem, and the stems that checkpoints use for it; `{}` is the layer.
+/// GGUF's stem, and the stems that checkpoints use for it; `{}` is the layer. `+pre` marks a second list of names for
+/// the same stem: which of the two an architecture has decides what the names that both hold mean.
 #[rustfmt::skip]
 const COMMON: &[(&str, &[&str])] = &[
     ("token_embd", &[
@@ -136,8 +137,10 @@ const COMMON: &[(&str, &[&str])] = &[
         "transformer_encoder.{}.ffn_norm", "model.layers.layers.{}.pre_mlp_norm",
         "model.transformer.blocks.{}.ff_norm", "layers.{}.post_attention_layernorm",
         "model.layers.{}.feedforward_layernorm", "model.layers.{}.pre_mlp_layernorm", "layers.{}.mlp_norm",
+    ]),
+    ("blk.{}.ffn_norm+pre", &[
         "model.layers.{}.pre_feedforward_layernorm", "layers.{}.pre_feedforward_layernorm",
-        "model.layers.{}.pre_ff_layernorm.weight",
+        "model.layers.{}.pre_ff_layernorm.weight", "model.layers.{}.pre_mlp_layernorm",
     ]),
     ("blk.{}.pre_ffw_norm_2", &["model.layers.{}.pre_feedforward_layernorm_2"]),
     ("blk.{}.post_ffw_norm", &[
@@ -273,11 +276,11 @@ const COMMON: &[(&str, &[&str])] = &[
         "model.layers.{}.final_layernorm",
     ]),
     ("blk.{}.layer_output_scale", &["model.layers.{}.layer_scalar", "model.blocks.{}.embed_skip.a_g"]),
-    ("blk.{}.per_layer_token_embd", &["model.embed_tokens_per_layer"]),
-    ("blk.{}.per_layer_model_proj", &["model.per_layer_model_projection"]),
-    ("blk.{}.per_layer_proj_norm", &["model.per_layer_projection_norm"]),
-    ("blk.{}.altup_proj", &["model.altup_projections"]),
-    ("blk.{}.altup_unembd_proj", &["model.altup_unembed_projections"]),
+    ("per_layer_token_embd", &["model.embed_tokens_per_layer"]),
+    ("per_layer_model_proj", &["model.per_layer_model_projection"]),
+    ("per_layer_proj_norm", &["model.per_layer_projection_norm"]),
+    ("altup_proj", &["model.altup_projections"]),
+    ("altup_unembd_proj", &["model.altup_unembed_projections"]),
     ("blk.{}.inp_gate", &["model.layers.{}.per_layer_input_gate"]),
     ("blk.{}.proj", &["model.layers.{}.per_layer_projection"]),
     ("blk.{}.post_norm", &["model.layers.{}.post_per_layer_input_norm"]),
@@ -450,7 +453,7 @@ const COMMON: &[(&str, &[&str])] = &[
         "decoder.block.{}.layer.2.DenseReluDense.wi", "decoder.block.{}.layer.2.DenseReluDense.wi_1",
     ]),
     ("dec.blk.{}.ffn_down", &["decoder.block.{}.layer.2.DenseReluDense.wo"]),
-    ("blk.{}.dec.output_norm", &["decoder.final_layer_norm"]),
+    ("dec.output_norm", &["decoder.final_layer_norm"]),
     ("enc.blk.{}.attn_norm", &["encoder.block.{}.layer.0.layer_norm"]),
     ("enc.blk.{}.attn_q", &["encoder.block.{}.layer.0.SelfAttention.q"]),
     ("enc.blk.{}.attn_k", &["encoder.block.{}.layer.0.SelfAttention.k"]),
@@ -483,31 +486,29 @@ const COMMON: &[(&str, &[&str])] = &[
     ("blk.{}.hc_ffn_fn", &["model.layers.{}.hc_mlp_layer.hc_pre.hc_fn", "model.layers.{}.hc_ffn_fn"]),
     ("blk.{}.hc_ffn_base", &["model.layers.{}.hc_mlp_layer.hc_pre.hc_base", "model.layers.{}.hc_ffn_base"]),
     ("blk.{}.hc_ffn_scale", &["model.layers.{}.hc_mlp_layer.hc_pre.hc_scale", "model.layers.{}.hc_ffn_scale"]),
-    ("blk.{}.output_hc_fn", &["model.hc_head.hc_head_fn"]),
-    ("blk.{}.output_hc_base", &["model.hc_head.hc_head_base"]),
-    ("blk.{}.output_hc_scale", &["model.hc_head.hc_head_scale"]),
-    ("blk.{}.enc.output_norm", &[
-        "encoder.final_layer_norm", "layer_norm", "model.hidden_norm", "encoder.output_norm_enc",
-    ]),
-    ("blk.{}.fc", &["model.fc", "encoder.fc"]),
-    ("blk.{}.markov_w1", &["model.markov_head.markov_w1"]),
-    ("blk.{}.markov_w2", &["model.markov_head.markov_w2"]),
-    ("blk.{}.conf_proj", &["model.confidence_head.proj"]),
+    ("output_hc_fn", &["model.hc_head.hc_head_fn"]),
+    ("output_hc_base", &["model.hc_head.hc_head_base"]),
+    ("output_hc_scale", &["model.hc_head.hc_head_scale"]),
+    ("enc.output_norm", &["encoder.final_layer_norm", "layer_norm", "model.hidden_norm", "encoder.output_norm_enc"]),
+    ("fc", &["model.fc", "encoder.fc"]),
+    ("markov_w1", &["model.markov_head.markov_w1"]),
+    ("markov_w2", &["model.markov_head.markov_w2"]),
+    ("conf_proj", &["model.confidence_head.proj"]),
     ("blk.{}.attn_conv_base", &["model.layers.{}.attention_conv.base_kernel"]),
     ("blk.{}.attn_conv_proj", &["model.layers.{}.attention_conv.kernel_projection"]),
     ("blk.{}.ffn_conv_base", &["model.layers.{}.mlp_conv.base_kernel"]),
     ("blk.{}.ffn_conv_proj", &["model.layers.{}.mlp_conv.kernel_projection"]),
-    ("blk.{}.selector_predecessor", &["model.candidate_selector.predecessor_codebook"]),
-    ("blk.{}.selector_successor", &["model.candidate_selector.successor_codebook"]),
-    ("blk.{}.selector_hidden", &["model.candidate_selector.hidden_projection"]),
-    ("blk.{}.cls", &["classifier", "classifier.dense", "pre_classifier", "dense", "head.dense"]),
-    ("blk.{}.cls.output", &["classifier.out_proj"]),
-    ("blk.{}.cls.norm", &["head.norm"]),
+    ("selector_predecessor", &["model.candidate_selector.predecessor_codebook"]),
+    ("selector_successor", &["model.candidate_selector.successor_codebook"]),
+    ("selector_hidden", &["model.candidate_selector.hidden_projection"]),
+    ("cls", &["classifier", "classifier.dense", "pre_classifier", "dense", "head.dense"]),
+    ("cls.output", &["classifier.out_proj"]),
+    ("cls.norm", &["head.norm"]),
     ("blk.{}.shortconv.conv", &["model.layers.{}.conv.conv"]),
     ("blk.{}.shortconv.in_proj", &["model.layers.{}.conv.in_proj"]),
     ("blk.{}.shortconv.out_proj", &["model.layers.{}.conv.out_proj"]),
-    ("blk.{}.nextn.pre_projection", &["pre_projection"]),
-    ("blk.{}.nextn.post_projection", &["post_projection"]),
+    ("nextn.pre_projection", &["pre_projection"]),
+    ("nextn.post_projection", &["post_projection"]),
     ("blk.{}.nextn.eh_proj", &["model.layers.{}.eh_proj"]),
     ("blk.{}.nextn.embed_tokens", &["model.layers.{}.embed_tokens"]),
     ("blk.{}.nextn.enorm", &["model.layers.{}.enorm"]),
@@ -527,18 +528,26 @@ pub(super) fn knows(stem: &str) -> bool {
 }
 
 /// The names of one architecture.
-pub(super) struct Names(HashMap<&'static str, &'static str>);
+pub(super) struct Names {
+    /// By whole names.
+    whole: HashMap<&'static str, &'static str>,
+    /// By the part before `.weight` or `.bias`.
+    stems: HashMap<&'static str, &'static str>,
+}
 
 impl Names {
     pub fn of(blueprint: &Blueprint) -> Self {
-        let mut table = HashMap::new();
+        let mut stems = HashMap::new();
         for stem in blueprint.tensors.split_whitespace() {
-            for (gguf, stems) in COMMON.iter().filter(|(gguf, _)| short(gguf) == stem) {
-                table.extend(stems.iter().map(|source| (*source, *gguf)));
+            for (gguf, sources) in COMMON.iter().filter(|(gguf, _)| short(gguf) == stem) {
+                let gguf = gguf.strip_suffix("+pre").unwrap_or(gguf);
+                stems.extend(sources.iter().map(|source| (*source, gguf)));
             }
         }
-        table.extend(blueprint.names.iter().copied());
-        Self(table)
+        let is_whole = |gguf: &str| gguf.ends_with(".weight") || gguf.ends_with(".bias") || gguf.ends_with(".scale");
+        let (whole, own): (Vec<_>, Vec<_>) = blueprint.names.iter().copied().partition(|(_, gguf)| is_whole(gguf));
+        stems.extend(own);
+        Self { whole: whole.into_iter().collect(), stems }
     }
 
     /// GGUF's name of a tensor: of the whole name, or of the part before `.weight` or `.bias`, which stays.
@@ -551,11 +560,11 @@ impl Names {
             Some(layer) => gguf.replace("{}", &layer.to_string()),
             None => gguf.to_string(),
         };
-        if let Some(gguf) = self.0.get(pattern.as_str()) {
+        if let Some(gguf) = self.whole.get(pattern.as_str()).or_else(|| self.stems.get(pattern.as_str())) {
             return Some(placed(gguf));
         }
         [".weight", ".bias"].into_iter().find_map(|suffix| {
-            let gguf = self.0.get(pattern.strip_suffix(suffix)?)?;
+            let gguf = self.stems.get(pattern.strip_suffix(suffix)?)?;
             Some(placed(gguf) + suffix)
         })
     }

@@ -22,7 +22,7 @@ pub(super) const PAIRS: &[(Role, Map)] = &[
 ];
 
 /// Defaults as in transformers 5's configuration classes.
-pub(super) static FAMILIES: &[Family] = &[LLAMA, ARCEE, SMOLLM3];
+pub(super) static FAMILIES: &[Family] = &[LLAMA, MISTRAL3, ARCEE, SMOLLM3];
 
 const LLAMA: Family = Family {
     gguf: "llama",
@@ -63,6 +63,29 @@ const LLAMA: Family = Family {
         by_vocabulary_size: true,
         ..PLAIN_TOKENIZER
     },
+    ..PLAIN
+};
+
+/// Mistral Small 3.1 and 3.2 in their wrapper of images.
+const MISTRAL3: Family = Family {
+    gguf: "mistral3",
+    hf: &[HfName {
+        architecture: "Mistral3ForConditionalGeneration",
+        model_type: "mistral3",
+        defaults: Defaults {
+            kv_heads: Some(8),
+            context: 131_072,
+            states_head_dim: true,
+            window: WindowRule::Every(Some(4096)),
+            ..DEFAULTS
+        },
+        experts: None,
+    }],
+    tables: &[ENDS, TWO_NORMS, ATTENTION, MLP],
+    maps: PAIRS,
+    rotation: Rotation::Pairs,
+    keys: &[TEXT_MODEL, VOCAB_AND_ROTATION],
+    tokenizer: LLAMA.tokenizer,
     ..PLAIN
 };
 

@@ -45,7 +45,7 @@ pub(super) fn build(
     let types = files.config.as_ref().and_then(|c| c.get("type_vocab_size")?.as_u64()).unwrap_or(1) as u32;
     let is_encoder = facts.kind == TokenizerKind::Encoder;
     let (mut space_prefix, mut remarks) = (None, Vec::new());
-    match source(files, facts, &mut remarks)? {
+    match source(files, facts, rows, &mut remarks)? {
         Source::SentencePiece(pieces) => {
             let vocab = Vocab::from_pieces(files, pieces, rows, facts)?;
             remarks.extend(vocab.beyond.iter().cloned());
@@ -131,7 +131,7 @@ enum Source<'a> {
     WordPiece(&'a Value),
 }
 
-fn source<'a>(files: &'a HfFiles, facts: &TokenizerFacts, remarks: &mut Vec<String>) -> Result<Source<'a>> {
+fn source<'a>(files: &'a HfFiles, facts: &TokenizerFacts, rows: usize, remarks: &mut Vec<String>) -> Result<Source<'a>> {
     let json = files.tokenizer.as_ref();
     let byte_level = match facts.byte_level {
         ByteLevel::SentencePieceFirst => false,
@@ -156,7 +156,7 @@ fn source<'a>(files: &'a HfFiles, facts: &TokenizerFacts, remarks: &mut Vec<Stri
                 .into(),
         );
     }
-    if let Some(unigram) = Unigram::open(files)? {
+    if let Some(unigram) = Unigram::open(files, rows)? {
         return Ok(Source::Unigram(unigram));
     }
     let Some(json) = json else {

@@ -21,13 +21,13 @@ const FILES: [&str; 2] = ["spiece.model", "sentencepiece.bpe.model"];
 
 impl Unigram {
     /// The model of one of the files that hold unigram models only.
-    pub fn open(files: &HfFiles) -> Result<Option<Self>> {
+    pub fn open(files: &HfFiles, rows: usize) -> Result<Option<Self>> {
         for name in FILES {
             let path = files.path(name);
             if let Some(bytes) = read_optional(&path)? {
                 let model = sentencepiece::parse_model(&path, &bytes)?;
                 let unigram = Self::of_model(model);
-                return Ok(Some(if name == FILES[1] { unigram.as_fairseq() } else { unigram }));
+                return Ok(Some(if name == FILES[1] { unigram.as_fairseq(rows) } else { unigram }));
             }
         }
         Ok(None)
@@ -39,7 +39,7 @@ impl Unigram {
     }
 
     /// Fairseq has four special tokens of its own before the fourth piece.
-    fn as_fairseq(mut self) -> Self {
+    fn as_fairseq(mut self, rows: usize) -> Self {
         let special = |text: &str, ty| Piece { text: text.into(), score: 0.0, ty };
         let own = [
             special("<s>", TokenType::Control),
@@ -47,8 +47,18 @@ impl Unigram {
             special("</s>", TokenType::Control),
             special("<unk>", TokenType::Unknown),
         ];
+        self.pad(rows);
+        self.pieces.pop();
         self.pieces = own.into_iter().chain(self.pieces.into_iter().skip(3)).collect();
         self
+    }
+
+    /// Unused pieces up to the rows of the embedding.
+    fn pad(&mut self, rows: usize) {
+        for id in self.pieces.len()..rows {
+            let text = format!("[PAD{id}]");
+            self.pieces.push(Piece { text, score: super::hf::PADDING_SCORE, ty: TokenType::Unused });
+        }
     }
 
     /// The model of a `tokenizer.json`.
@@ -84,17 +94,14 @@ impl Unigram {
     }
 
     /// `types`: the number of token types of an encoder.
-    pub fn write(self, files: &HfFiles, rows: usize, types: Option<u32>, meta: &mut Metadata) -> Result<()> {
+    pub fn write(mut self, files: &HfFiles, rows: usize, types: Option<u32>, meta: &mut Metadata) -> Result<()> {
+        self.pad(rows);
         let mut vocab: Vec<Piece> = self.pieces;
         if let Some(added) = files.added_tokens.as_ref().and_then(Value::as_object) {
             for (token, id) in added.iter().filter_map(|(token, id)| Some((token, usize::try_from(id.as_u64()?).ok()?))) {
                 let piece = Piece { text: token.clone(), score: super::hf::ADDED_SCORE, ty: TokenType::UserDefined };
                 vocab.get_mut(id).into_iter().for_each(|p| *p = piece.clone());
             }
-        }
-        for id in vocab.len()..rows {
-            let text = format!("[PAD{id}]");
-            vocab.push(Piece { text, score: super::hf::PADDING_SCORE, ty: TokenType::Unused });
         }
         let len = vocab.len();
         meta.set("tokenizer.ggml.model", "t5");

@@ -2,7 +2,7 @@
 //! keys and values, which therefore comes apart and partly turned.
 
 use super::super::view::{Stored, View};
-use super::{Blueprint, Change, HALVES, Hparams, Keys, Named, PLAIN, layer_of, nextn};
+use super::{Blueprint, Change, Hparams, Keys, Named, PLAIN, layer_of, nextn};
 use crate::Result;
 use crate::model::tensor::{Gather, ValueMap};
 use std::sync::Arc;
@@ -38,19 +38,22 @@ pub(super) static ALL: &[Blueprint] = &[
     },
     Blueprint {
         gguf: "mistral4",
-        classes: &["Mistral4ForCausalLM"],
+        classes: &["Mistral3ForConditionalGeneration", "Mistral4ForCausalLM"],
+        only: |json| json.get("text_config").unwrap_or(json).get("model_type") == Some(&"mistral4".into()),
         tensors: "token_embd output output_norm attn_norm attn_q attn_output attn_rot_embd ffn_norm ffn_gate_inp \
             exp_probs_b ffn_up ffn_up_exps ffn_up_shexp ffn_gate ffn_gate_exps ffn_gate_shexp ffn_gate_up_exps \
             ffn_down ffn_down_exps ffn_down_shexp rope_freqs attn_q_a attn_q_b attn_kv_a_mqa attn_kv_b attn_k_b \
             attn_v_b attn_q_a_norm attn_kv_a_norm",
-        names: &[("model.layers.{}.mlp.experts.down_proj", "blk.{}.ffn_down_exps.weight")],
-        splits: &[("self_attn.kv_b_proj.weight", KV_B), ("mlp.experts.gate_up_proj", HALVES)],
+        names: &[
+            ("model.layers.{}.mlp.experts.down_proj", "blk.{}.ffn_down_exps.weight"),
+            ("model.layers.{}.mlp.experts.gate_up_proj", "blk.{}.ffn_gate_up_exps.weight"),
+        ],
         ..LATENT
     },
 ];
 
 pub(super) const KV_B: &[(&str, Change)] =
-    &[("attn_k_b.weight", Change::View(key_part)), ("attn_v_b.weight", Change::View(value_part))];
+    &[("attn_k_b.weight", Change::View(|h, s| Ok(parts(h, s)?.0))), ("attn_v_b.weight", Change::View(|h, s| Ok(parts(h, s)?.1)))];
 
 pub(super) const LATENT: Blueprint = Blueprint {
     gguf: "deepseek2",
@@ -79,24 +82,20 @@ fn without_mtp(h: &Hparams, name: &str) -> Named {
     Named::Keep(name.into())
 }
 
-/// `[heads * (nope + value), rank]` as `[heads, rank, nope]`.
-fn key_part(h: &Hparams, s: &Stored) -> Result<View> {
-    let (nope, value) = (h.need("qk_nope_head_dim")?, h.need("v_head_dim")?);
-    let (heads, rank) = (s.shape[0] / (nope + value).max(1), s.shape[1]);
+/// Of `[heads * (nope + value), rank]`, the key part as `[heads, rank, nope]` and the value part as `[heads, value, rank]`.
+pub(super) fn latent_parts(s: &Stored, nope: usize, value: usize) -> Result<(View, View)> {
+    let both = (nope + value).max(1);
+    let (heads, rank) = (s.shape[0] / both, s.shape[1]);
     let cols: Arc<[u32]> = (0..nope as u32).collect();
-    let gather =
-        Gather { matrices: heads, stored: [nope + value, rank], turned: true, rows: None, cols: Some(cols) };
-    Ok(View { shape: vec![heads, rank, nope], gather: Some(gather), values: ValueMap::Same })
+    let rows: Arc<[u32]> = (nope as u32..(nope + value) as u32).collect();
+    let keys = Gather { matrices: heads, stored: [both, rank], turned: true, rows: None, cols: Some(cols) };
+    let values = Gather { matrices: heads, stored: [both, rank], turned: false, rows: Some(rows), cols: None };
+    let view = |shape: [usize; 3], gather| View { shape: shape.to_vec(), gather: Some(gather), values: ValueMap::Same };
+    Ok((view([heads, rank, nope], keys), view([heads, value, rank], values)))
 }
 
-/// `[heads * (nope + value), rank]` as `[heads, value, rank]`.
-fn value_part(h: &Hparams, s: &Stored) -> Result<View> {
-    let (nope, value) = (h.need("qk_nope_head_dim")?, h.need("v_head_dim")?);
-    let (heads, rank) = (s.shape[0] / (nope + value).max(1), s.shape[1]);
-    let rows: Arc<[u32]> = (nope as u32..(nope + value) as u32).collect();
-    let gather =
-        Gather { matrices: heads, stored: [nope + value, rank], turned: false, rows: Some(rows), cols: None };
-    Ok(View { shape: vec![heads, value, rank], gather: Some(gather), values: ValueMap::Same })
+fn parts(h: &Hparams, s: &Stored) -> Result<(View, View)> {
+    latent_parts(s, h.need("qk_nope_head_dim")?, h.need("v_head_dim")?)
 }
 
 /// Metadata of latent attention and its experts.
@@ -124,8 +123,8 @@ pub(super) fn latent(k: &mut Keys) -> Result<()> {
         k.flag("expert_weights_norm", true);
     }
     k.size("rope.dimension_count", rotary)?;
-    if let Some(mscale) = h.rope_float("mscale_all_dim") {
-        k.float("rope.scaling.yarn_log_multiplier", (0.1 * f64::from(mscale)) as f32);
+    if let Some(mscale) = h.rope().get("mscale_all_dim").and_then(|v| v.as_f64()) {
+        k.float("rope.scaling.yarn_log_multiplier", (0.1 * mscale) as f32);
     }
     Ok(())
 }

@@ -37,7 +37,7 @@ pub(super) static ALL: &[Blueprint] = &[
             }
             Ok(())
         },
-        only: |json| json.get("text_config").unwrap_or(json).get("model_type") != Some(&"mistral4".into()),
+        only: |json| json.get("text_config").unwrap_or(json).get("model_type") == Some(&"ministral3".into()),
         tokenizer: LLAMA_TOKENIZER,
         ..PLAIN
     },
@@ -65,6 +65,20 @@ pub(super) static ALL: &[Blueprint] = &[
             Ok(())
         },
         tokenizer: LLAMA_TOKENIZER,
+        ..PLAIN
+    },
+    Blueprint {
+        gguf: "command-r",
+        classes: &["CohereForCausalLM"],
+        only: |json| json.get("use_qk_norm") == Some(&true.into()),
+        tensors: "token_embd output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_up ffn_gate ffn_down attn_q_norm attn_k_norm",
+        defaults: r#"{"layer_norm_eps": 1e-5, "logit_scale": 0.0625}"#,
+        keys: |k| {
+            k.stated_size("context_length", &["model_max_length", "max_position_embeddings"])?;
+            k.stated_float("logit_scale", "logit_scale")?;
+            k.text("rope.scaling.type", "none");
+            Ok(())
+        },
         ..PLAIN
     },
     Blueprint {

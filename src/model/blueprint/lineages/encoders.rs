@@ -54,7 +54,7 @@ pub(super) static ALL: &[Blueprint] = &[
             ffn_up ffn_gate ffn_down layer_output_norm",
         keys: |k| {
             let trained = k.h.size("max_trained_positions")?.unwrap_or(2048);
-            match k.h.size("n_positions")? {
+            match k.h.size("n_positions")?.filter(|_| k.h.get("max_position_embeddings").is_none()) {
                 // What the published models were trained for.
                 Some(8192) if trained == 2048 => k.size("context_length", 2048)?,
                 Some(2048) if trained == 2048 => k.size("context_length", 512)?,

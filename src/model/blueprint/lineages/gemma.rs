@@ -10,10 +10,10 @@ pub(super) static ALL: &[Blueprint] = &[
         gguf: "gemma4",
         classes: &["Gemma4ForConditionalGeneration", "Gemma4ForCausalLM", "Gemma4UnifiedForConditionalGeneration"],
         tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output post_attention_norm \
-            ffn_norm pre_ffw_norm_2 post_ffw_norm post_ffw_norm_1 post_ffw_norm_2 ffn_gate_inp ffn_up ffn_up_exps \
-            ffn_gate ffn_gate_exps ffn_gate_up_exps ffn_down ffn_down_exps attn_q_norm attn_k_norm rope_freqs \
-            layer_output_scale per_layer_token_embd per_layer_model_proj per_layer_proj_norm inp_gate proj \
-            post_norm",
+            ffn_norm+pre pre_ffw_norm_2 post_ffw_norm post_ffw_norm_1 post_ffw_norm_2 ffn_gate_inp ffn_up \
+            ffn_up_exps ffn_gate ffn_gate_exps ffn_gate_up_exps ffn_down ffn_down_exps attn_q_norm attn_k_norm \
+            rope_freqs layer_output_scale per_layer_token_embd per_layer_model_proj per_layer_proj_norm inp_gate \
+            proj post_norm",
         names: &[
             ("model.layers.{}.router.scale", "blk.{}.ffn_gate_inp.scale"),
             ("model.layers.{}.router.per_expert_scale", "blk.{}.ffn_down_exps.scale"),
@@ -36,7 +36,7 @@ pub(super) static ALL: &[Blueprint] = &[
         gguf: "gemma3n",
         classes: &["Gemma3nForCausalLM", "Gemma3nForConditionalGeneration"],
         tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output post_attention_norm \
-            ffn_norm post_ffw_norm ffn_up ffn_gate ffn_down attn_q_norm attn_k_norm per_layer_token_embd \
+            ffn_norm+pre post_ffw_norm ffn_up ffn_gate ffn_down attn_q_norm attn_k_norm per_layer_token_embd \
             per_layer_model_proj per_layer_proj_norm altup_proj altup_unembd_proj inp_gate proj post_norm \
             altup_correct_coef altup_correct_scale altup_predict_coef altup_router altup_router_norm laurel_l \
             laurel_r laurel_post_norm",
@@ -64,7 +64,7 @@ pub(super) static ALL: &[Blueprint] = &[
         gguf: "gemma-embedding",
         classes: &["Gemma3TextModel"],
         tensors: "token_embd output dense_2 dense_3 output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output \
-            post_attention_norm ffn_norm post_ffw_norm ffn_up ffn_gate ffn_down attn_q_norm attn_k_norm",
+            post_attention_norm ffn_norm+pre post_ffw_norm ffn_up ffn_gate ffn_down attn_q_norm attn_k_norm",
         changes: &[
             ("attn_norm.weight", Change::PlusOne),
             ("ffn_norm.weight", Change::PlusOne),
@@ -102,7 +102,20 @@ fn slides(h: &Hparams) -> Vec<bool> {
 
 /// Head size of full layers.
 fn full_head(h: &Hparams) -> Result<usize> {
-    h.size("global_head_dim")?.map_or_else(|| h.head_dim(), Ok)
+    match h.size("global_head_dim")?.or_else(|| of_full_layers(h, "head_dim")) {
+        Some(dim) => Ok(dim),
+        None => h.head_dim(),
+    }
+}
+
+/// What the first full layer has of its own.
+fn of_full_layers(h: &Hparams, key: &str) -> Option<usize> {
+    let own = h.get("per_layer_config")?.as_object()?;
+    let full = h.layers_of_type("full_attention")?;
+    let mut layers: Vec<(usize, u64)> =
+        own.iter().filter_map(|(layer, c)| Some((layer.parse().ok()?, c.get(key)?.as_u64()?))).collect();
+    layers.sort();
+    layers.into_iter().find(|(layer, _)| full.get(*layer) == Some(&true)).map(|(_, n)| n as usize)
 }
 
 fn gemma4(k: &mut Keys) -> Result<()> {
@@ -123,7 +136,8 @@ fn gemma4(k: &mut Keys) -> Result<()> {
         let widths: Vec<usize> = (0..k.blocks).map(|i| if i < first { width } else { 2 * width }).collect();
         k.sizes("feed_forward_length", &widths);
     }
-    if let (Some(full), Some(local)) = (h.size("num_global_key_value_heads")?, h.size("num_key_value_heads")?) {
+    let full_heads = h.size("num_global_key_value_heads")?.or_else(|| of_full_layers(h, "num_key_value_heads"));
+    if let (Some(full), Some(local)) = (full_heads, h.size("num_key_value_heads")?) {
         let heads: Vec<usize> = slides.iter().map(|slides| if *slides { local } else { full }).collect();
         k.sizes("attention.head_count_kv", &heads);
     }

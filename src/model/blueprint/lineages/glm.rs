@@ -14,6 +14,12 @@ pub(super) const TOKENIZER: TokenizerFacts = TokenizerFacts {
     ..PLAIN_TOKENIZER
 };
 
+/// Those of the mixtures.
+pub(super) const MIXTURE_TOKENIZER: TokenizerFacts = TokenizerFacts {
+    named: &[("bos", "[gMASK]"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"), ("eom", "<|observation|>")],
+    ..PLAIN_TOKENIZER
+};
+
 pub(super) static ALL: &[Blueprint] = &[
     Blueprint {
         gguf: "chatglm",
@@ -54,7 +60,7 @@ pub(super) static ALL: &[Blueprint] = &[
         },
         ..MIXTURE
     },
-    Blueprint { classes: &["Glm4MoeLiteForCausalLM"], more_blocks: nextn, keys: lite, tokenizer: TOKENIZER, rename: super::same, ..LATENT },
+    Blueprint { classes: &["Glm4MoeLiteForCausalLM"], more_blocks: nextn, keys: lite, tokenizer: MIXTURE_TOKENIZER, rename: super::same, ..LATENT },
     Blueprint {
         gguf: "glm-dsa",
         classes: &["GlmMoeDsaForCausalLM"],
@@ -76,7 +82,7 @@ pub(super) static ALL: &[Blueprint] = &[
             }
             Ok(())
         },
-        tokenizer: TOKENIZER,
+        tokenizer: MIXTURE_TOKENIZER,
         ..LATENT
     },
 ];
@@ -99,7 +105,7 @@ const MIXTURE: Blueprint = Blueprint {
         k.stated_flag("expert_weights_norm", "norm_topk_prob");
         k.stated_size("nextn_predict_layers", &["num_nextn_predict_layers"])
     },
-    tokenizer: TOKENIZER,
+    tokenizer: MIXTURE_TOKENIZER,
     ..PLAIN
 };
 
@@ -113,7 +119,7 @@ fn lite(k: &mut Keys) -> Result<()> {
 
 fn chatglm(k: &mut Keys) -> Result<()> {
     let h = k.h;
-    k.stated_size("context_length", &["seq_length", "max_position_embeddings"])?;
+    k.size("context_length", h.size("seq_length")?.map_or_else(|| h.hidden(), Ok)?)?;
     k.size("embedding_length", h.hidden()?)?;
     k.stated_size("feed_forward_length", &["ffn_hidden_size", "intermediate_size"])?;
     k.size("block_count", k.blocks)?;

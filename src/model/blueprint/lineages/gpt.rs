@@ -157,9 +157,18 @@ pub(super) static ALL: &[Blueprint] = &[
             ("model.layers.{}.self_attn.sinks", "blk.{}.attn_sinks.weight"),
             ("model.layers.{}.mlp.experts.down_proj", "blk.{}.ffn_down_exps.weight"),
             ("model.layers.{}.mlp.experts.down_proj_bias", "blk.{}.ffn_down_exps.bias"),
+            ("model.layers.{}.mlp.experts.down_proj.mxfp4", "blk.{}.ffn_down_exps.weight"),
         ],
-        changes: &[("ffn_down_exps.weight", Change::Turned)],
+        changes: &[("ffn_down_exps.weight", Change::View(|_, s| match s.name.ends_with(".mxfp4") {
+            true => Ok(View::same(s.shape)),
+            false => Ok(View::turned(s, None)),
+        }))],
         splits: &[
+            // Packed experts are stored as [experts, out, in], plain ones as [experts, in, out].
+            ("mlp.experts.gate_up_proj.mxfp4", &[
+                ("ffn_gate_exps.weight", Change::View(|_, s| Ok(View::rows(s, (0..s.shape[1] as u32).step_by(2).collect())))),
+                ("ffn_up_exps.weight", Change::View(|_, s| Ok(View::rows(s, (1..s.shape[1] as u32).step_by(2).collect())))),
+            ]),
             ("mlp.experts.gate_up_proj", &[
                 ("ffn_gate_exps.weight", Change::View(|_, s| Ok(View::turned(s, Some(every_other(s, 0)))))),
                 ("ffn_up_exps.weight", Change::View(|_, s| Ok(View::turned(s, Some(every_other(s, 1)))))),

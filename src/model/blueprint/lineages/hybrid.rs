@@ -50,7 +50,7 @@ pub(super) static ALL: &[Blueprint] = &[
     Blueprint {
         gguf: "falcon-h1",
         classes: &["FalconH1ForCausalLM"],
-        tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm ffn_up \
+        tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm+pre ffn_up \
             ffn_gate ffn_down ssm_in ssm_conv1d ssm_dt ssm_a ssm_d ssm_norm ssm_out",
         names: &[("model.layers.{}.mamba.dt_bias", "blk.{}.ssm_dt.bias")],
         changes: &[
@@ -80,7 +80,10 @@ pub(super) static ALL: &[Blueprint] = &[
         tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm \
             ffn_gate_inp ffn_up ffn_up_exps ffn_up_shexp ffn_gate ffn_gate_exps ffn_gate_shexp ffn_down \
             ffn_down_exps ffn_down_shexp ssm_in ssm_conv1d ssm_dt ssm_a ssm_d ssm_norm ssm_out",
-        names: &[("model.layers.{}.mamba.dt_bias", "blk.{}.ssm_dt.bias")],
+        names: &[
+            ("model.layers.{}.mamba.dt_bias", "blk.{}.ssm_dt.bias"),
+            ("model.layers.{}.feed_forward.output_linear", "blk.{}.ffn_down"),
+        ],
         changes: &[
             ("ssm_a", Change::View(|h, s| Ok(column(h, s)?.with(ValueMap::NegExp)))),
             ("ssm_d", Change::Column),
@@ -89,9 +92,15 @@ pub(super) static ALL: &[Blueprint] = &[
             ("attn_q.weight", Change::QueryPairs),
             ("attn_k.weight", Change::KeyPairs),
         ],
+        // Without experts the shared feed-forward block is all there is.
+        rename: |h, name| match h.size("num_local_experts").ok().flatten().unwrap_or(0) {
+            0 => Named::Keep(name.replace(".shared_mlp.", ".feed_forward.")),
+            _ => Named::Keep(name.into()),
+        },
         splits: &[
             ("block_sparse_moe.input_linear.weight", HALVES),
             ("shared_mlp.input_linear.weight", SHARED_HALVES),
+            ("feed_forward.input_linear.weight", DENSE_HALVES),
         ],
         defaults: GRANITE_DEFAULTS,
         keys: granite_hybrid,
@@ -114,12 +123,41 @@ pub(super) static ALL: &[Blueprint] = &[
         ..PLAIN
     },
     Blueprint {
+        gguf: "lfm2",
+        classes: &["Lfm2Model", "Lfm2BidirectionalModel"],
+        tensors: "token_embd token_embd_norm output dense_2 attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm \
+            ffn_up ffn_gate ffn_down attn_q_norm attn_k_norm shortconv.conv shortconv.in_proj shortconv.out_proj",
+        rename: |_, name| match name.starts_with("model.") {
+            true => Named::Keep(name.into()),
+            false => Named::Keep(format!("model.{name}")),
+        },
+        changes: &[("shortconv.conv.weight", Change::View(|_, s| Ok(View::same(&[s.shape[0], s.shape[s.shape.len() - 1]]))))],
+        beside: &[("1_Dense", "dense_2.weight")],
+        defaults: r#"{"norm_eps": 1e-5}"#,
+        keys: |k| {
+            if let Some(rows) = k.beside_rows("1_Dense")? {
+                k.size("embedding_length_out", rows)?;
+            }
+            lfm2(k)?;
+            if k.h.get("architectures").is_some_and(|a| a[0] == "Lfm2BidirectionalModel") {
+                k.flag("attention.causal", false);
+            }
+            k.pooling()
+        },
+        ..PLAIN
+    },
+    Blueprint {
         gguf: "lfm2moe",
         classes: &["Lfm2MoeForCausalLM"],
         tensors: "token_embd token_embd_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm ffn_gate_inp \
             exp_probs_b ffn_up ffn_up_exps ffn_gate ffn_gate_exps ffn_down ffn_down_exps attn_q_norm attn_k_norm \
             shortconv.conv shortconv.in_proj shortconv.out_proj",
         rename: |_, name| super::with_suffix(name, &[(".expert_bias", ".bias")]),
+        names: &[
+            ("model.layers.{}.feed_forward.experts.w1", "blk.{}.ffn_gate_exps"),
+            ("model.layers.{}.feed_forward.experts.w2", "blk.{}.ffn_down_exps"),
+            ("model.layers.{}.feed_forward.experts.w3", "blk.{}.ffn_up_exps"),
+        ],
         changes: &[("shortconv.conv.weight", Change::View(|_, s| Ok(View::same(&[s.shape[0], s.shape[s.shape.len() - 1]]))))],
         defaults: r#"{"norm_eps": 1e-5}"#,
         keys: |k| {
@@ -134,6 +172,8 @@ pub(super) static ALL: &[Blueprint] = &[
     },
 ];
 
+const DENSE_HALVES: &[(&str, Change)] = &[("ffn_gate.weight", Change::Half(0)), ("ffn_up.weight", Change::Half(1))];
+
 const MAMBA2: &[(&str, Change)] = &[
     ("ssm_a", Change::View(|h, s| Ok(column(h, s)?.with(ValueMap::NegExp)))),
     ("ssm_d", Change::Column),
@@ -146,10 +186,19 @@ const NEMOTRON: Blueprint = Blueprint {
     names: &[
         ("backbone.layers.{}.mixer.dt_bias", "blk.{}.ssm_dt.bias"),
         ("backbone.layers.{}.mixer.gate.e_score_correction", "blk.{}.exp_probs_b"),
+        ("backbone.layers.{}.mixer.experts.up_proj", "blk.{}.ffn_up_exps"),
+        ("backbone.layers.{}.mixer.experts.down_proj", "blk.{}.ffn_down_exps"),
     ],
     rename: nemotron_names,
-    changes: MAMBA2,
-    defaults: r#"{"rms_norm_eps": 1e-5, "layer_norm_epsilon": 1e-5}"#,
+    changes: &[
+        ("ssm_a", Change::View(|h, s| Ok(column(h, s)?.with(ValueMap::NegExp)))),
+        ("ssm_d", Change::Column),
+        ("ssm_conv1d.weight", Change::Squeeze),
+        ("ssm_norm.weight", Change::View(grouped)),
+        ("attn_q.weight", Change::QueryPairs),
+        ("attn_k.weight", Change::KeyPairs),
+    ],
+    defaults: r#"{"layer_norm_epsilon": 1e-5}"#,
     more_blocks: |h, _| match h.get("num_experts_per_tok") {
         Some(_) => usize::from(h.size("num_nextn_predict_layers").ok().flatten().unwrap_or(0) > 0),
         None => 0,
@@ -347,6 +396,9 @@ fn nemotron_names(h: &Hparams, name: &str) -> Named {
         (_, rest) => rest,
     };
     let rest = rest.replace("final_layernorm.", "shared_head.norm.");
+    if ["enorm.", "hnorm.", "eh_proj.", "shared_head.", "post_attention_layernorm."].iter().any(|own| rest.starts_with(own)) {
+        return Named::Keep(format!("model.layers.{blocks}.{rest}"));
+    }
     Named::Keep(format!("backbone.layers.{blocks}.{rest}"))
 }
 

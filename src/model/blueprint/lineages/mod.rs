@@ -1,6 +1,7 @@
 //! The blueprints, a file per lineage, and what most of them share. Sources of the facts: llama.cpp's conversion scripts.
 
 mod deepseek;
+mod delta;
 mod dense;
 mod encoders;
 mod gemma;
@@ -19,6 +20,7 @@ use crate::model::understood::Generated;
 
 pub(super) static ALL: &[&[Blueprint]] = &[
     deepseek::ALL,
+    delta::ALL,
     dense::ALL,
     encoders::ALL,
     gemma::ALL,
@@ -39,7 +41,9 @@ const PLAIN: Blueprint = Blueprint {
     changes: &[],
     splits: &[],
     defaults: "{}",
+    beside: &[],
     only: |_| true,
+    without: &[],
     base: true,
     more_blocks: none,
     keys: nothing,

@@ -11,7 +11,7 @@ pub(super) static ALL: &[Blueprint] = &[
         gguf: "afmoe",
         classes: &["AfmoeForCausalLM"],
         tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output post_attention_norm \
-            attn_gate ffn_norm post_ffw_norm ffn_gate_inp exp_probs_b ffn_up ffn_up_exps ffn_up_shexp ffn_gate \
+            attn_gate ffn_norm+pre post_ffw_norm ffn_gate_inp exp_probs_b ffn_up ffn_up_exps ffn_up_shexp ffn_gate \
             ffn_gate_exps ffn_gate_shexp ffn_down ffn_down_exps ffn_down_shexp attn_q_norm attn_k_norm",
         rename: expert_bias,
         keys: |k| {
@@ -351,7 +351,7 @@ pub(super) static ALL: &[Blueprint] = &[
             nextn.embed_tokens nextn.enorm nextn.hnorm nextn.shared_head_head nextn.shared_head_norm",
         rename: |h, name| match super::layer_of(name).is_some_and(|l| h.blocks().is_ok_and(|n| l >= n)) {
             true => Named::Keep(name.replace(".transformer.", ".").replace("shared_head.output", "shared_head.head")),
-            false => Named::Keep(name.into()),
+            false => super::with_suffix(name, &[(".moe.router_bias", ".bias")]),
         },
         changes: &[
             ("attn_norm.weight", Change::PlusOne),
@@ -570,6 +570,11 @@ fn step(k: &mut Keys) -> Result<()> {
     let (heads, groups) = (h.need("num_attention_heads")?, h.need("num_attention_groups")?);
     let of = |base: usize, local: usize| slides.iter().map(|s| if *s { local } else { base }).collect::<Vec<_>>();
     k.sizes("attention.head_count", &of(heads, own("num_attention_heads", heads)));
+    if let Some(thetas) = h.list("rope_theta") {
+        for (key, theta) in ["rope.freq_base", "rope.freq_base_swa"].iter().zip(thetas) {
+            k.float(key, theta.as_f64().unwrap_or(10_000.0) as f32);
+        }
+    }
     k.sizes("attention.head_count_kv", &of(groups, own("num_attention_groups", groups)));
     k.needed_size("attention.sliding_window", "sliding_window")?;
     k.flags("attention.sliding_window_pattern", slides.clone());
