@@ -154,9 +154,9 @@ impl Plan {
             Target::Budget { limit, .. } => (f16()?, Some(*limit)),
             Target::Folder { .. } => return Err(Error::Internal("a folder is no file".into())),
         };
-        let file_type = if let Some(Limit::Like(like)) = limit { like.file_type } else { preset.file_type };
         let decided =
             self.decided(target.name(), preset, if limit.is_some() { AssumedImportance::Given } else { importance })?;
+        let file_type = if let Some(Limit::Like(like)) = limit { like.file_type } else { decided.file_type };
         let mut file = FilePlan { file_type, limit, ..decided };
         file.sizes.file_bytes =
             file.sizes.padded_bytes + self.header_bytes((index, target), &file, &Facts::default())?;

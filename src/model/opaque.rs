@@ -62,7 +62,15 @@ pub(super) fn open_folder(ckpt: &Checkpoint, json: serde_json::Value, reason: St
     }
     let config = sizes(&Metadata::new(), &arch);
     let family = Err(Opaque { arch, reason, nearest: None, is_folder: true });
-    Ok(Model { config, family, tensors, generated: Vec::new(), dropped: Vec::new(), hf_config: Some(json), drawn: None })
+    Ok(Model {
+        config,
+        family,
+        tensors,
+        generated: Vec::new(),
+        dropped: Vec::new(),
+        hf_config: Some(json),
+        drawn: None,
+    })
 }
 
 /// A checkpoint folder whose meaning is not known as a GGUF file holds it, where there is a blueprint of its class.

@@ -2,8 +2,8 @@
 //! `opaque`.
 
 use super::config::Config;
-use super::family::{Family, TokenizerFacts};
 use super::families::tokenizer_of;
+use super::family::{Family, TokenizerFacts};
 use super::role::Role;
 use super::tensor::MappedTensor;
 use crate::gguf::Metadata;

@@ -6,9 +6,9 @@ mod decode;
 mod file;
 mod folder;
 mod gguf;
-mod mxfp4;
 #[cfg(feature = "hub")]
 pub mod hub;
+mod mxfp4;
 mod safetensors;
 
 pub use crate::dtype::Dtype;

@@ -37,7 +37,11 @@ struct Group {
 /// # Errors
 /// `BadInput` for a tensor without a place, for shapes and keys that do not fit; `Unsupported` for element types that are
 /// no weights.
-pub(in crate::model) fn draw(ckpt: &Checkpoint, blueprint: &'static Blueprint, json: &serde_json::Value) -> Result<Drawn> {
+pub(in crate::model) fn draw(
+    ckpt: &Checkpoint,
+    blueprint: &'static Blueprint,
+    json: &serde_json::Value,
+) -> Result<Drawn> {
     let h = Hparams::new(json, blueprint);
     let (mut groups, mut dropped) = (BTreeMap::<String, Group>::new(), Vec::new());
     let mut names = Vec::new();
@@ -162,9 +166,9 @@ fn mapped(
     if let Some((_, split)) = blueprint.splits.iter().find(|(end, _)| name.ends_with(end)) {
         return split.iter().map(|(gguf, change)| Ok(made(block(gguf), change.view(h, &stored)?))).collect();
     }
-    let gguf = table.find(name, layer).ok_or_else(|| {
-        fault(format!("has no place in a {} model (shape {:?})", blueprint.gguf, first.shape))
-    })?;
+    let gguf = table
+        .find(name, layer)
+        .ok_or_else(|| fault(format!("has no place in a {} model (shape {:?})", blueprint.gguf, first.shape)))?;
     if layer.is_some_and(|layer| layer >= blocks && gguf.starts_with("blk.")) {
         return Err(fault(format!("lies in a block beyond the {blocks} that the configuration counts")));
     }

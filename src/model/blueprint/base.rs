@@ -4,7 +4,8 @@
 use super::Hparams;
 use crate::gguf::{Array, Metadata, Value};
 use crate::model::hf_json::{as_size, missing, wrong};
-use crate::source::Checkpoint;
+use crate::quant::GgmlType;
+use crate::source::{Checkpoint, Dtype};
 use crate::{Error, Result};
 use std::path::Path;
 
@@ -151,10 +152,32 @@ impl Keys<'_> {
         Ok(values)
     }
 
+    /// Columns of the tensor whose name ends so.
+    pub fn columns(&self, end: &str) -> Option<usize> {
+        self.ckpt.tensors().iter().find(|t| t.name.ends_with(end))?.shape.last().copied()
+    }
+
+    /// Whole numbers that the checkpoint stores as a tensor, under one key.
+    ///
+    /// # Errors
+    /// `BadInput` when there is no such tensor, or it holds other numbers.
+    pub fn integers(&mut self, key: &str, end: &str) -> Result<()> {
+        let t = self.ckpt.tensors().iter().find(|t| t.name.ends_with(end));
+        let t = t.filter(|t| t.dtype == Dtype::Ggml(GgmlType::I64) && t.bytes() <= 1 << 20);
+        let t = t.ok_or_else(|| Error::bad_input(format!("no whole numbers are stored as '{end}'")))?;
+        let mut bytes = vec![0; t.bytes() as usize];
+        self.ckpt.read(t, 0, &mut bytes)?;
+        let (words, _) = bytes.as_chunks::<8>();
+        let numbers = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        self.set(key, Value::Array(Array::U64(numbers)));
+        Ok(())
+    }
+
     /// Rows of the matrix in a folder beside the checkpoint.
     pub fn beside_rows(&self, folder: &str) -> Result<Option<usize>> {
         let path = self.ckpt.dir().join(folder).join("model.safetensors");
-        let open = |path| -> Result<Option<usize>> { Ok(Checkpoint::open(path)?.tensors().first().map(|t| t.shape[0])) };
+        let open =
+            |path| -> Result<Option<usize>> { Ok(Checkpoint::open(path)?.tensors().first().map(|t| t.shape[0])) };
         if path.is_file() { open(&path) } else { Ok(None) }
     }
 
@@ -224,7 +247,8 @@ pub(super) fn write(k: &mut Keys) -> Result<()> {
         ["max_position_embeddings", "n_ctx", "n_positions", "max_length", "max_sequence_length", "model_max_length"];
     k.stated_size("context_length", &context)?;
     k.stated_size("embedding_length", &["hidden_size", "n_embd", "dim"])?;
-    let ffn = ["prefix_dense_intermediate_size", "dense_intermediate_size", "intermediate_size", "n_inner", "hidden_dim"];
+    let ffn =
+        ["prefix_dense_intermediate_size", "dense_intermediate_size", "intermediate_size", "n_inner", "hidden_dim"];
     size_or_list(k, "feed_forward_length", &ffn)?;
     size_or_list(k, "attention.head_count", &["num_attention_heads", "n_head", "n_heads"])?;
     size_or_list(k, "attention.head_count_kv", &["num_key_value_heads", "n_kv_heads"])?;

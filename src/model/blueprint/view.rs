@@ -66,8 +66,7 @@ impl View {
             // The rows of a vector are its elements.
             1 => {
                 shape[0] = rows.len();
-                let gather =
-                    Gather { matrices: 1, stored: [1, r], turned: false, rows: None, cols: Some(rows.into()) };
+                let gather = Gather { matrices: 1, stored: [1, r], turned: false, rows: None, cols: Some(rows.into()) };
                 return View { shape, gather: Some(gather), values: ValueMap::Same };
             }
             n => shape[n - 2] = rows.len(),

@@ -131,7 +131,12 @@ enum Source<'a> {
     WordPiece(&'a Value),
 }
 
-fn source<'a>(files: &'a HfFiles, facts: &TokenizerFacts, rows: usize, remarks: &mut Vec<String>) -> Result<Source<'a>> {
+fn source<'a>(
+    files: &'a HfFiles,
+    facts: &TokenizerFacts,
+    rows: usize,
+    remarks: &mut Vec<String>,
+) -> Result<Source<'a>> {
     let json = files.tokenizer.as_ref();
     let byte_level = match facts.byte_level {
         ByteLevel::SentencePieceFirst => false,
@@ -174,7 +179,10 @@ fn source<'a>(files: &'a HfFiles, facts: &TokenizerFacts, rows: usize, remarks: 
         _ => {}
     }
     if ty != "BPE" || model.get("vocab").is_none_or(|v| !v.is_object()) {
-        let what = format!("{}: a {ty} tokenizer is not supported (BPE, unigram, WordPiece and SentencePiece are)", file.display());
+        let what = format!(
+            "{}: a {ty} tokenizer is not supported (BPE, unigram, WordPiece and SentencePiece are)",
+            file.display()
+        );
         return Err(Error::unsupported(what));
     }
     let mentions = |key| json.get(key).is_some_and(|v| v.to_string().contains("\"ByteLevel\""));

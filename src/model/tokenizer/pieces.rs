@@ -69,7 +69,8 @@ impl Unigram {
         let added = files.merged_added_tokens()?;
         let mut pieces = Vec::new();
         for (id, entry) in model.get("vocab").and_then(Value::as_array).ok_or_else(bad)?.iter().enumerate() {
-            let (Some(text), Some(score)) = (entry.get(0).and_then(Value::as_str), entry.get(1).and_then(Value::as_f64))
+            let (Some(text), Some(score)) =
+                (entry.get(0).and_then(Value::as_str), entry.get(1).and_then(Value::as_f64))
             else {
                 return Err(bad());
             };
@@ -98,7 +99,8 @@ impl Unigram {
         self.pad(rows);
         let mut vocab: Vec<Piece> = self.pieces;
         if let Some(added) = files.added_tokens.as_ref().and_then(Value::as_object) {
-            for (token, id) in added.iter().filter_map(|(token, id)| Some((token, usize::try_from(id.as_u64()?).ok()?))) {
+            for (token, id) in added.iter().filter_map(|(token, id)| Some((token, usize::try_from(id.as_u64()?).ok()?)))
+            {
                 let piece = Piece { text: token.clone(), score: super::hf::ADDED_SCORE, ty: TokenType::UserDefined };
                 vocab.get_mut(id).into_iter().for_each(|p| *p = piece.clone());
             }
@@ -239,7 +241,9 @@ mod tests {
 
     #[test]
     fn base64() {
-        for (text, bytes) in [("", &b""[..]), ("Zg==", b"f"), ("Zm8=", b"fo"), ("Zm9v", b"foo"), ("+/8=", &[0xfb, 0xff])] {
+        for (text, bytes) in
+            [("", &b""[..]), ("Zg==", b"f"), ("Zm8=", b"fo"), ("Zm9v", b"foo"), ("+/8=", &[0xfb, 0xff])]
+        {
             assert_eq!(decode_base64(text), bytes);
         }
     }

@@ -52,8 +52,10 @@ pub(super) static ALL: &[Blueprint] = &[
     },
 ];
 
-pub(super) const KV_B: &[(&str, Change)] =
-    &[("attn_k_b.weight", Change::View(|h, s| Ok(parts(h, s)?.0))), ("attn_v_b.weight", Change::View(|h, s| Ok(parts(h, s)?.1)))];
+pub(super) const KV_B: &[(&str, Change)] = &[
+    ("attn_k_b.weight", Change::View(|h, s| Ok(parts(h, s)?.0))),
+    ("attn_v_b.weight", Change::View(|h, s| Ok(parts(h, s)?.1))),
+];
 
 pub(super) const LATENT: Blueprint = Blueprint {
     gguf: "deepseek2",

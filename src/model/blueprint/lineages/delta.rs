@@ -101,8 +101,14 @@ pub(super) static ALL: &[Blueprint] = &[
         names: &[("model.layers.{}.self_attn.dt_bias", "blk.{}.ssm_dt.bias")],
         rename: |h, name| {
             const BARE: [&str; 8] = [
-                "hc_attn_fn", "hc_attn_base", "hc_attn_scale", "hc_ffn_fn", "hc_ffn_base", "hc_ffn_scale",
-                "index_kpool_compress_ape", "index_kpool_compress_gate",
+                "hc_attn_fn",
+                "hc_attn_base",
+                "hc_attn_scale",
+                "hc_ffn_fn",
+                "hc_ffn_base",
+                "hc_ffn_scale",
+                "index_kpool_compress_ape",
+                "index_kpool_compress_gate",
             ];
             match BARE.iter().any(|end| name.ends_with(end)) {
                 true => Named::Keep(format!("{name}.weight")),
@@ -136,11 +142,19 @@ pub(super) static ALL: &[Blueprint] = &[
             if name.starts_with("model.mtp_layers.") {
                 return Named::Drop("multi-token prediction, which llama.cpp has no place for in this architecture");
             }
-            super::with_suffix(name, &[
-                ("mlp.experts.down_proj", ".weight"), ("learnable_sink_param", ".weight"), ("hc_fn", ".weight"),
-                ("hc_base", ".weight"), ("hc_scale", ".weight"), ("hc_head_fn", ".weight"),
-                ("hc_head_base", ".weight"), ("hc_head_scale", ".weight"),
-            ])
+            super::with_suffix(
+                name,
+                &[
+                    ("mlp.experts.down_proj", ".weight"),
+                    ("learnable_sink_param", ".weight"),
+                    ("hc_fn", ".weight"),
+                    ("hc_base", ".weight"),
+                    ("hc_scale", ".weight"),
+                    ("hc_head_fn", ".weight"),
+                    ("hc_head_base", ".weight"),
+                    ("hc_head_scale", ".weight"),
+                ],
+            )
         },
         splits: &[("kv_b_proj.weight", KV_B), ("mlp.experts.gate_up_proj", HALVES)],
         without: &["n_group", "topk_group"],
@@ -165,12 +179,17 @@ pub(super) static ALL: &[Blueprint] = &[
             ("attn_q_a_norm.weight", Change::View(|h, s| rescaled(h, s, h.need("q_lora_rank")?))),
             ("attn_kv_a_norm.weight", Change::View(|h, s| rescaled(h, s, s.shape[0]))),
         ],
-        splits: &[("kv_b_proj.weight", &[
-            ("attn_k_b.weight", Change::View(|h, s| Ok(dots_parts(h, s)?.0))),
-            ("attn_v_b.weight", Change::View(|h, s| Ok(dots_parts(h, s)?.1))),
-        ])],
+        splits: &[(
+            "kv_b_proj.weight",
+            &[
+                ("attn_k_b.weight", Change::View(|h, s| Ok(dots_parts(h, s)?.0))),
+                ("attn_v_b.weight", Change::View(|h, s| Ok(dots_parts(h, s)?.1))),
+            ],
+        )],
         without: &["head_dim"],
-        more_blocks: |_, names| usize::from(names.filter(|n| n.ends_with(".embed_tokens.weight")).any(|n| n.contains(".layers."))),
+        more_blocks: |_, names| {
+            usize::from(names.filter(|n| n.ends_with(".embed_tokens.weight")).any(|n| n.contains(".layers.")))
+        },
         keys: dots3,
         tokenizer: TokenizerFacts { named: &[("eot", "<|endofassistant|>")], ..PLAIN_TOKENIZER },
         ..LATENT

@@ -6,11 +6,8 @@ use crate::model::config::longrope_attention_factor;
 use crate::model::family::{ByteLevel, PLAIN_TOKENIZER, TokenizerFacts};
 
 /// Tokenizers of Phi 3: added tokens go by their flags.
-pub(super) const PHI_TOKENIZER: TokenizerFacts = TokenizerFacts {
-    byte_level: ByteLevel::OfClass("GPT2Tokenizer"),
-    added_by_flags: true,
-    ..PLAIN_TOKENIZER
-};
+pub(super) const PHI_TOKENIZER: TokenizerFacts =
+    TokenizerFacts { byte_level: ByteLevel::OfClass("GPT2Tokenizer"), added_by_flags: true, ..PLAIN_TOKENIZER };
 
 const LLAMA_TOKENIZER: TokenizerFacts =
     TokenizerFacts { states_space_prefix: true, by_vocabulary_size: true, ..PLAIN_TOKENIZER };
@@ -181,7 +178,8 @@ pub(super) static ALL: &[Blueprint] = &[
         defaults: r#"{"rms_norm_eps": 1e-5}"#,
         keys: |k| {
             let h = k.h;
-            let Some(sections) = ["xdrope_section", "mrope_section"].iter().find_map(|key| h.rope().get(*key)?.as_array())
+            let Some(sections) =
+                ["xdrope_section", "mrope_section"].iter().find_map(|key| h.rope().get(*key)?.as_array())
             else {
                 return alpha_scaled_rope(k);
             };

@@ -74,7 +74,10 @@ pub(super) static ALL: &[Blueprint] = &[
             ("attn_k_norm.weight", Change::PlusOne),
             ("output_norm.weight", Change::PlusOne),
         ],
-        names: &[("layers.{}.self_attn.q_norm", "blk.{}.attn_q_norm"), ("layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm")],
+        names: &[
+            ("layers.{}.self_attn.q_norm", "blk.{}.attn_q_norm"),
+            ("layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm"),
+        ],
         defaults: r#"{"rms_norm_eps": 1e-6, "max_position_embeddings": 131072, "head_dim": 256}"#,
         keys: |k| {
             gemma3(k)?;

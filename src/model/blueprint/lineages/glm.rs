@@ -60,7 +60,14 @@ pub(super) static ALL: &[Blueprint] = &[
         },
         ..MIXTURE
     },
-    Blueprint { classes: &["Glm4MoeLiteForCausalLM"], more_blocks: nextn, keys: lite, tokenizer: MIXTURE_TOKENIZER, rename: super::same, ..LATENT },
+    Blueprint {
+        classes: &["Glm4MoeLiteForCausalLM"],
+        more_blocks: nextn,
+        keys: lite,
+        tokenizer: MIXTURE_TOKENIZER,
+        rename: super::same,
+        ..LATENT
+    },
     Blueprint {
         gguf: "glm-dsa",
         classes: &["GlmMoeDsaForCausalLM"],

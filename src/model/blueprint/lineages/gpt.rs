@@ -159,24 +159,42 @@ pub(super) static ALL: &[Blueprint] = &[
             ("model.layers.{}.mlp.experts.down_proj_bias", "blk.{}.ffn_down_exps.bias"),
             ("model.layers.{}.mlp.experts.down_proj.mxfp4", "blk.{}.ffn_down_exps.weight"),
         ],
-        changes: &[("ffn_down_exps.weight", Change::View(|_, s| match s.name.ends_with(".mxfp4") {
-            true => Ok(View::same(s.shape)),
-            false => Ok(View::turned(s, None)),
-        }))],
+        changes: &[(
+            "ffn_down_exps.weight",
+            Change::View(|_, s| match s.name.ends_with(".mxfp4") {
+                true => Ok(View::same(s.shape)),
+                false => Ok(View::turned(s, None)),
+            }),
+        )],
         splits: &[
             // Packed experts are stored as [experts, out, in], plain ones as [experts, in, out].
-            ("mlp.experts.gate_up_proj.mxfp4", &[
-                ("ffn_gate_exps.weight", Change::View(|_, s| Ok(View::rows(s, (0..s.shape[1] as u32).step_by(2).collect())))),
-                ("ffn_up_exps.weight", Change::View(|_, s| Ok(View::rows(s, (1..s.shape[1] as u32).step_by(2).collect())))),
-            ]),
-            ("mlp.experts.gate_up_proj", &[
-                ("ffn_gate_exps.weight", Change::View(|_, s| Ok(View::turned(s, Some(every_other(s, 0)))))),
-                ("ffn_up_exps.weight", Change::View(|_, s| Ok(View::turned(s, Some(every_other(s, 1)))))),
-            ]),
-            ("mlp.experts.gate_up_proj_bias", &[
-                ("ffn_gate_exps.bias", Change::View(|_, s| Ok(View::cols(s, every_other(s, 0))))),
-                ("ffn_up_exps.bias", Change::View(|_, s| Ok(View::cols(s, every_other(s, 1))))),
-            ]),
+            (
+                "mlp.experts.gate_up_proj.mxfp4",
+                &[
+                    (
+                        "ffn_gate_exps.weight",
+                        Change::View(|_, s| Ok(View::rows(s, (0..s.shape[1] as u32).step_by(2).collect()))),
+                    ),
+                    (
+                        "ffn_up_exps.weight",
+                        Change::View(|_, s| Ok(View::rows(s, (1..s.shape[1] as u32).step_by(2).collect()))),
+                    ),
+                ],
+            ),
+            (
+                "mlp.experts.gate_up_proj",
+                &[
+                    ("ffn_gate_exps.weight", Change::View(|_, s| Ok(View::turned(s, Some(every_other(s, 0)))))),
+                    ("ffn_up_exps.weight", Change::View(|_, s| Ok(View::turned(s, Some(every_other(s, 1)))))),
+                ],
+            ),
+            (
+                "mlp.experts.gate_up_proj_bias",
+                &[
+                    ("ffn_gate_exps.bias", Change::View(|_, s| Ok(View::cols(s, every_other(s, 0))))),
+                    ("ffn_up_exps.bias", Change::View(|_, s| Ok(View::cols(s, every_other(s, 1))))),
+                ],
+            ),
         ],
         defaults: r#"{"rms_norm_eps": 1e-5, "head_dim": 64}"#,
         keys: |k| {
@@ -195,7 +213,8 @@ fn every_other(s: &Stored, from: usize) -> Vec<u32> {
 fn by_kind(h: &Hparams, s: &Stored) -> Result<View> {
     let heads = h.heads()?.max(1);
     let head = s.shape[0] / (3 * heads);
-    let rows = (0..3).flat_map(|kind| (0..heads).flat_map(move |i| range((3 * i + kind) * head, (3 * i + kind + 1) * head)));
+    let rows =
+        (0..3).flat_map(|kind| (0..heads).flat_map(move |i| range((3 * i + kind) * head, (3 * i + kind + 1) * head)));
     Ok(View::rows(s, rows.collect()))
 }
 
@@ -204,7 +223,8 @@ fn by_group(h: &Hparams, s: &Stored) -> Result<View> {
     let (heads, groups) = (h.heads()?.max(1), h.size_of(&["num_kv_heads", "n_head_kv"])?.unwrap_or(1).max(1));
     let (per_group, head) = (heads / groups, s.shape[0] / (heads + 2 * groups));
     let all = (per_group + 2) * head;
-    let part = |from: usize, to: usize| (0..groups).flat_map(move |g| range(g * all + from * head, g * all + to * head));
+    let part =
+        |from: usize, to: usize| (0..groups).flat_map(move |g| range(g * all + from * head, g * all + to * head));
     let rows = part(0, per_group).chain(part(per_group, per_group + 1)).chain(part(per_group + 1, per_group + 2));
     Ok(View::rows(s, rows.collect()))
 }

@@ -60,7 +60,10 @@ pub(super) static ALL: &[Blueprint] = &[
             ("ssm_norm.weight", Change::View(grouped)),
             ("ffn_down.weight", Change::View(|h, s| scaled(s, element(h, "mlp_multipliers", 1)))),
             ("ffn_gate.weight", Change::View(|h, s| scaled(s, element(h, "mlp_multipliers", 0)))),
-            ("attn_k.weight", Change::View(|h, s| scaled2(s, h.float("key_multiplier")?, h.float("attention_in_multiplier")?))),
+            (
+                "attn_k.weight",
+                Change::View(|h, s| scaled2(s, h.float("key_multiplier")?, h.float("attention_in_multiplier")?)),
+            ),
             ("attn_q.weight", Change::View(|h, s| scaled(s, h.float("attention_in_multiplier")?))),
             ("attn_v.weight", Change::View(|h, s| scaled(s, h.float("attention_in_multiplier")?))),
             ("attn_output.weight", Change::View(|h, s| scaled(s, h.float("attention_out_multiplier")?))),
@@ -106,18 +109,31 @@ pub(super) static ALL: &[Blueprint] = &[
         keys: granite_hybrid,
         ..PLAIN
     },
-    Blueprint { gguf: "nemotron_h", tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_up ffn_down ssm_in \
-        ssm_conv1d ssm_dt ssm_a ssm_d ssm_norm ssm_out", only: |json| !has_experts(json), ..NEMOTRON },
-    Blueprint { gguf: "nemotron_h_moe", tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output post_attention_norm \
+    Blueprint {
+        gguf: "nemotron_h",
+        tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_up ffn_down ssm_in \
+        ssm_conv1d ssm_dt ssm_a ssm_d ssm_norm ssm_out",
+        only: |json| !has_experts(json),
+        ..NEMOTRON
+    },
+    Blueprint {
+        gguf: "nemotron_h_moe",
+        tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output post_attention_norm \
         ffn_gate_inp exp_probs_b ffn_up ffn_up_exps ffn_up_shexp ffn_latent_down ffn_latent_up ffn_down \
         ffn_down_exps ffn_down_shexp ssm_in ssm_conv1d ssm_dt ssm_a ssm_d ssm_norm ssm_out nextn.eh_proj \
-        nextn.enorm nextn.hnorm nextn.shared_head_norm", only: has_experts, ..NEMOTRON },
+        nextn.enorm nextn.hnorm nextn.shared_head_norm",
+        only: has_experts,
+        ..NEMOTRON
+    },
     Blueprint {
         gguf: "lfm2",
         classes: &["Lfm2ForCausalLM", "LFM2ForCausalLM"],
         tensors: "token_embd token_embd_norm output dense_2 attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm \
             ffn_up ffn_gate ffn_down attn_q_norm attn_k_norm shortconv.conv shortconv.in_proj shortconv.out_proj",
-        changes: &[("shortconv.conv.weight", Change::View(|_, s| Ok(View::same(&[s.shape[0], s.shape[s.shape.len() - 1]]))))],
+        changes: &[(
+            "shortconv.conv.weight",
+            Change::View(|_, s| Ok(View::same(&[s.shape[0], s.shape[s.shape.len() - 1]]))),
+        )],
         defaults: r#"{"norm_eps": 1e-5}"#,
         keys: lfm2,
         ..PLAIN
@@ -131,7 +147,10 @@ pub(super) static ALL: &[Blueprint] = &[
             true => Named::Keep(name.into()),
             false => Named::Keep(format!("model.{name}")),
         },
-        changes: &[("shortconv.conv.weight", Change::View(|_, s| Ok(View::same(&[s.shape[0], s.shape[s.shape.len() - 1]]))))],
+        changes: &[(
+            "shortconv.conv.weight",
+            Change::View(|_, s| Ok(View::same(&[s.shape[0], s.shape[s.shape.len() - 1]]))),
+        )],
         beside: &[("1_Dense", "dense_2.weight")],
         defaults: r#"{"norm_eps": 1e-5}"#,
         keys: |k| {
@@ -158,7 +177,10 @@ pub(super) static ALL: &[Blueprint] = &[
             ("model.layers.{}.feed_forward.experts.w2", "blk.{}.ffn_down_exps"),
             ("model.layers.{}.feed_forward.experts.w3", "blk.{}.ffn_up_exps"),
         ],
-        changes: &[("shortconv.conv.weight", Change::View(|_, s| Ok(View::same(&[s.shape[0], s.shape[s.shape.len() - 1]]))))],
+        changes: &[(
+            "shortconv.conv.weight",
+            Change::View(|_, s| Ok(View::same(&[s.shape[0], s.shape[s.shape.len() - 1]]))),
+        )],
         defaults: r#"{"norm_eps": 1e-5}"#,
         keys: |k| {
             attention_only(k, "conv")?;
@@ -308,7 +330,8 @@ fn falcon_h1(k: &mut Keys) -> Result<()> {
 fn jamba(k: &mut Keys) -> Result<()> {
     let h = k.h;
     let width = h.size_of(&["hidden_size", "mamba_d_model"])?.unwrap_or(0);
-    let (offset, period) = (h.size("attn_layer_offset")?.unwrap_or(4), h.size("attn_layer_period")?.unwrap_or(8).max(1));
+    let (offset, period) =
+        (h.size("attn_layer_offset")?.unwrap_or(4), h.size("attn_layer_period")?.unwrap_or(8).max(1));
     let kv = h.kv_heads()?;
     let attends = |i: usize| i >= offset && (i - offset).is_multiple_of(period);
     let heads: Vec<usize> = (0..k.blocks).map(|i| if attends(i) { kv } else { 0 }).collect();
@@ -396,7 +419,10 @@ fn nemotron_names(h: &Hparams, name: &str) -> Named {
         (_, rest) => rest,
     };
     let rest = rest.replace("final_layernorm.", "shared_head.norm.");
-    if ["enorm.", "hnorm.", "eh_proj.", "shared_head.", "post_attention_layernorm."].iter().any(|own| rest.starts_with(own)) {
+    if ["enorm.", "hnorm.", "eh_proj.", "shared_head.", "post_attention_layernorm."]
+        .iter()
+        .any(|own| rest.starts_with(own))
+    {
         return Named::Keep(format!("model.layers.{blocks}.{rest}"));
     }
     Named::Keep(format!("backbone.layers.{blocks}.{rest}"))

@@ -82,7 +82,9 @@ pub(super) static ALL: &[Blueprint] = &[
             k.stated_size("expert_feed_forward_length", &["moe_intermediate_size"])?;
             if let Some(shared) = h.size("moe_num_shared_experts")? {
                 k.size("expert_shared_count", shared)?;
-                if let (1.., Some(ffn), Some(kv)) = (shared, h.size("intermediate_size")?, h.size("num_key_value_heads")?) {
+                if let (1.., Some(ffn), Some(kv)) =
+                    (shared, h.size("intermediate_size")?, h.size("num_key_value_heads")?)
+                {
                     k.size("expert_shared_feed_forward_length", ffn / kv.max(1))?;
                 }
             }
@@ -312,10 +314,7 @@ pub(super) static ALL: &[Blueprint] = &[
         tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm \
             ffn_gate_inp ffn_up_exps ffn_up_shexp ffn_gate_exps ffn_gate_shexp ffn_down_exps ffn_down_shexp",
         changes: PAIRS,
-        splits: &[
-            ("block_sparse_moe.input_linear.weight", HALVES),
-            ("shared_mlp.input_linear.weight", SHARED_HALVES),
-        ],
+        splits: &[("block_sparse_moe.input_linear.weight", HALVES), ("shared_mlp.input_linear.weight", SHARED_HALVES)],
         defaults: GRANITE_DEFAULTS,
         keys: |k| {
             granite(k)?;
@@ -399,7 +398,9 @@ fn of_every_layer(h: &Hparams, key: &str) -> Result<Option<usize>> {
     let first = list.first().and_then(|v| v.as_u64());
     match list.iter().all(|v| v.as_u64() == first) {
         true => Ok(first.map(|n| n as usize)),
-        false => Err(Error::unsupported(format!("config.json: {key} differs from layer to layer, which llama.cpp does not know"))),
+        false => Err(Error::unsupported(format!(
+            "config.json: {key} differs from layer to layer, which llama.cpp does not know"
+        ))),
     }
 }
 
@@ -556,7 +557,10 @@ fn granite_swa(k: &mut Keys) -> Result<()> {
     let slides = h.layers_of_type("sliding_attention").unwrap_or_else(usual);
     k.flags("attention.sliding_window_pattern", slides);
     if let Some(list) = h.list("no_rope_layers") {
-        k.flags("attention.rope_pattern", list.iter().map(|v| v.as_u64() == Some(1) || v.as_bool() == Some(true)).collect());
+        k.flags(
+            "attention.rope_pattern",
+            list.iter().map(|v| v.as_u64() == Some(1) || v.as_bool() == Some(true)).collect(),
+        );
     }
     k.stated_size("expert_shared_feed_forward_length", &["shared_intermediate_size"])
 }
@@ -585,7 +589,8 @@ fn step(k: &mut Keys) -> Result<()> {
     k.needed_size("expert_shared_feed_forward_length", "share_expert_dim")?;
     k.stated_float("expert_weights_scale", "moe_router_scaling_factor")?;
     k.stated_flag("expert_weights_norm", "norm_expert_weight");
-    let first = h.str("moe_layers_enum").unwrap_or_default().split(',').filter_map(|n| n.trim().parse::<usize>().ok()).min();
+    let first =
+        h.str("moe_layers_enum").unwrap_or_default().split(',').filter_map(|n| n.trim().parse::<usize>().ok()).min();
     k.size("leading_dense_block_count", first.unwrap_or(0))?;
     k.size("moe_every_n_layers", h.size("moe_every_n_layer")?.unwrap_or(1))?;
     k.float("attention.layer_norm_rms_epsilon", h.float("rms_norm_eps")?.unwrap_or(1e-5));

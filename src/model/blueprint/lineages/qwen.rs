@@ -3,7 +3,7 @@
 use super::super::view::{Stored, View, range, squeezed};
 use super::{Blueprint, Change, HALVES, Hparams, Keys, Named, PLAIN, TURNED_HALVES};
 use crate::Result;
-use crate::model::tensor::ValueMap;
+use crate::model::tensor::{Gather, ValueMap};
 
 pub(super) static ALL: &[Blueprint] = &[
     Blueprint {
@@ -53,10 +53,10 @@ pub(super) static ALL: &[Blueprint] = &[
             nextn.shared_head_head nextn.shared_head_norm",
         splits: &[
             ("mlp.experts.gate_up_proj", HALVES),
-            ("linear_attn.in_proj_qkvz.weight", &[
-                ("attn_qkv.weight", Change::View(qkv_of_groups)),
-                ("attn_gate.weight", Change::View(gate_of_groups)),
-            ]),
+            (
+                "linear_attn.in_proj_qkvz.weight",
+                &[("attn_qkv.weight", Change::View(qkv_of_groups)), ("attn_gate.weight", Change::View(gate_of_groups))],
+            ),
         ],
         changes: PLUS_ONE_AND_CONV,
         keys: |k| {
@@ -97,6 +97,69 @@ pub(super) static ALL: &[Blueprint] = &[
         },
         ..DELTA
     },
+    Blueprint {
+        gguf: "qwen4exp",
+        classes: &["Qwen4ExpForCausalLM", "Qwen4ExpForConditionalGeneration"],
+        tensors: "token_embd output attn_qkv attn_q attn_k attn_v attn_output attn_gate ffn_gate_inp \
+            ffn_gate_inp_shexp ffn_up_exps ffn_up_shexp ffn_gate_exps ffn_gate_shexp ffn_gate_up_exps \
+            ffn_down_exps ffn_down_shexp attn_q_norm attn_k_norm per_layer_token_embd ssm_conv1d ssm_dt ssm_a \
+            ssm_norm ssm_out ssm_alpha ssm_beta indexer.k_norm indexer.q_proj indexer.k_proj indexer.q_norm",
+        names: &[
+            ("model.layers.{}.linear_attn.dt_bias", "blk.{}.ssm_dt.bias"),
+            ("model.layers.{}.mlp.experts.down_proj", "blk.{}.ffn_down_exps.weight"),
+            ("model.layers.{}.attn_hyper_connection.hc_norm", "blk.{}.hc_attn_norm"),
+            ("model.layers.{}.attn_hyper_connection.input_mix_weight_down", "blk.{}.hc_attn_down"),
+            ("model.layers.{}.attn_hyper_connection.input_mix_weight_up", "blk.{}.hc_attn_up"),
+            ("model.layers.{}.attn_hyper_connection.block_inject_weight", "blk.{}.hc_attn_inject"),
+            ("model.layers.{}.mlp_hyper_connection.hc_norm", "blk.{}.hc_ffn_norm"),
+            ("model.layers.{}.mlp_hyper_connection.input_mix_weight_down", "blk.{}.hc_ffn_down"),
+            ("model.layers.{}.mlp_hyper_connection.input_mix_weight_up", "blk.{}.hc_ffn_up"),
+            ("model.layers.{}.mlp_hyper_connection.block_inject_weight", "blk.{}.hc_ffn_inject"),
+            ("model.hyper_connection_mixer.hc_norm", "output_hc_norm"),
+            ("model.hyper_connection_mixer.input_mix_weight_down", "output_hc_down"),
+            ("model.hyper_connection_mixer.input_mix_weight_up", "output_hc_up"),
+            ("model.layers.{}.self_attn.indexer.q_layernorm", "blk.{}.indexer.q_norm"),
+            ("model.layers.{}.self_attn.indexer.k_layernorm", "blk.{}.indexer.k_norm"),
+            ("model.layers.{}.ple.key_proj", "blk.{}.ple_key"),
+            ("model.layers.{}.ple.value_proj", "blk.{}.ple_value"),
+            ("model.layers.{}.ple.norm_key", "blk.{}.ple_norm_key"),
+            ("model.layers.{}.ple.norm_query", "blk.{}.ple_norm_query"),
+            ("model.layers.{}.ple.norm_conv", "blk.{}.ple_norm_conv"),
+            ("model.layers.{}.ple.conv1d", "blk.{}.ple_conv1d"),
+            ("ngrams.experts.table", "per_layer_token_embd"),
+        ],
+        rename: |h, name| {
+            if name.starts_with("mtp.") || name.starts_with("model.mtp.") {
+                return Named::Drop("multi-token prediction, which llama.cpp has no place for in this architecture");
+            }
+            // The shards of the table lie one below the other.
+            match name.split_once(".ngram_embedding.shard_").and_then(|(_, rest)| rest.split_once('.')) {
+                Some((shard, suffix)) => Named::Keep(format!("ngrams.experts.{shard}.table.{suffix}")),
+                None => mtp(h, name),
+            }
+        },
+        changes: QWEN4,
+        splits: &[
+            ("mlp.experts.gate_up_proj", HALVES),
+            (
+                "indexer.index_qk_proj.weight",
+                &[
+                    ("indexer.q_proj.weight", Change::View(|h, s| Ok(View::rows(s, range(0, index_queries(h)?))))),
+                    (
+                        "indexer.k_proj.weight",
+                        Change::View(|h, s| Ok(View::rows(s, range(index_queries(h)?, s.shape[0])))),
+                    ),
+                ],
+            ),
+        ],
+        keys: |k| {
+            expert_widths(k)?;
+            hybrid(k)?;
+            sections(k)?;
+            qwen4(k)
+        },
+        ..DELTA
+    },
 ];
 
 /// Gated delta nets whose value heads are stored by key head; ggml repeats key heads as tiles.
@@ -108,28 +171,101 @@ const DELTA: Blueprint = Blueprint {
         let stored = names.filter_map(super::layer_of).map(|n| (n + 1).saturating_sub(blocks)).max().unwrap_or(0);
         stored.max(h.size("mtp_num_hidden_layers").ok().flatten().filter(|_| stored > 0).unwrap_or(0))
     },
-    changes: &[
-        ("attn_qkv.weight", Change::View(|h, s| value_rows_behind(h, s, s.shape[0]))),
-        ("attn_gate.weight", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?)))),
-        ("ssm_alpha.weight", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?)))),
-        ("ssm_beta.weight", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?)))),
-        ("ssm_a", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?).with(ValueMap::NegExp)))),
-        ("ssm_dt.bias", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?)))),
-        ("ssm_conv1d.weight", Change::View(conv)),
-        ("ssm_out.weight", Change::View(|h, s| Ok(View::cols(s, tiled(h, s.shape[1], 0)?)))),
-        ("attn_norm.weight", Change::PlusOne),
-        ("post_attention_norm.weight", Change::PlusOne),
-        ("attn_q_norm.weight", Change::PlusOne),
-        ("attn_k_norm.weight", Change::PlusOne),
-        ("nextn.enorm.weight", Change::PlusOne),
-        ("nextn.hnorm.weight", Change::PlusOne),
-        ("nextn.shared_head_norm.weight", Change::PlusOne),
-        ("output_norm.weight", Change::PlusOne),
-    ],
+    changes: TILED,
     splits: &[("mlp.experts.gate_up_proj", HALVES)],
     defaults: r#"{"full_attention_interval": 4, "rms_norm_eps": 1e-6}"#,
     ..PLAIN
 };
+
+const TILED: &[(&str, Change)] = &[
+    ("attn_qkv.weight", Change::View(|h, s| value_rows_behind(h, s, s.shape[0]))),
+    ("attn_gate.weight", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?)))),
+    ("ssm_alpha.weight", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?)))),
+    ("ssm_beta.weight", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?)))),
+    ("ssm_a", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?).with(ValueMap::NegExp)))),
+    ("ssm_dt.bias", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?)))),
+    ("ssm_conv1d.weight", Change::View(conv)),
+    ("ssm_out.weight", Change::View(|h, s| Ok(View::cols(s, tiled(h, s.shape[1], 0)?)))),
+    ("attn_norm.weight", Change::PlusOne),
+    ("post_attention_norm.weight", Change::PlusOne),
+    ("attn_q_norm.weight", Change::PlusOne),
+    ("attn_k_norm.weight", Change::PlusOne),
+    ("nextn.enorm.weight", Change::PlusOne),
+    ("nextn.hnorm.weight", Change::PlusOne),
+    ("nextn.shared_head_norm.weight", Change::PlusOne),
+    ("output_norm.weight", Change::PlusOne),
+];
+
+const QWEN4: &[(&str, Change)] = &[
+    ("attn_qkv.weight", Change::View(|h, s| value_rows_behind(h, s, s.shape[0]))),
+    ("attn_gate.weight", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?)))),
+    ("ssm_alpha.weight", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?)))),
+    ("ssm_beta.weight", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?)))),
+    ("ssm_a", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?).with(ValueMap::NegExp)))),
+    ("ssm_dt.bias", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?)))),
+    ("ssm_conv1d.weight", Change::View(conv)),
+    ("ssm_out.weight", Change::View(|h, s| Ok(View::cols(s, tiled(h, s.shape[1], 0)?)))),
+    ("attn_q_norm.weight", Change::PlusOne),
+    ("attn_k_norm.weight", Change::PlusOne),
+    ("hc_attn_norm.weight", Change::PlusOne),
+    ("hc_ffn_norm.weight", Change::PlusOne),
+    ("output_hc_norm.weight", Change::PlusOne),
+    ("indexer.q_norm.weight", Change::PlusOne),
+    ("indexer.k_norm.weight", Change::PlusOne),
+    ("ple_norm_key.weight", Change::PlusOne),
+    ("ple_norm_query.weight", Change::PlusOne),
+    ("ple_norm_conv.weight", Change::PlusOne),
+    ("ple_conv1d.weight", Change::Squeeze),
+    ("per_layer_token_embd.weight", Change::View(one_below_the_other)),
+];
+
+/// `[parts, rows, cols]` as `[parts * rows, cols]`.
+fn one_below_the_other(_: &Hparams, s: &Stored) -> Result<View> {
+    let [parts, rows, cols] = s.shape else { return Ok(View::same(s.shape)) };
+    let gather = Gather { matrices: *parts, stored: [*rows, *cols], turned: false, rows: None, cols: None };
+    Ok(View { shape: vec![parts * rows, *cols], gather: Some(gather), values: ValueMap::Same })
+}
+
+fn index_queries(h: &Hparams) -> Result<usize> {
+    Ok(h.need("indexer_n_heads")? * h.need("indexer_head_dim")?)
+}
+
+fn qwen4(k: &mut Keys) -> Result<()> {
+    let h = k.h;
+    k.needed_size("hyper_connection.count", "hc_count")?;
+    k.needed_size("hyper_connection.low_rank", "hc_lowrank")?;
+    k.needed_size("attention.indexer.head_count", "indexer_n_heads")?;
+    k.needed_size("attention.indexer.key_length", "indexer_head_dim")?;
+    k.needed_size("attention.indexer.top_k", "indexer_budget")?;
+    let (full, ratio) = (h.layers_of_type("full_attention").unwrap_or_default(), h.need("indexer_compress_ratio")?);
+    let ratios: Vec<usize> = full.iter().map(|full| if *full { ratio } else { 0 }).collect();
+    k.sizes("attention.compress_ratios", &ratios);
+    // Counted from 1 there.
+    let layers = h.list("ple_layer_ids").into_iter().flatten().filter_map(|v| (v.as_u64()? as usize).checked_sub(1));
+    let layers: Vec<usize> = layers.collect();
+    if layers.is_empty() {
+        return Ok(());
+    }
+    k.sizes("ple.layers", &layers);
+    k.needed_size("ple.ngram_size", "ngram_size")?;
+    k.needed_size("ple.heads_per_ngram", "heads_per_ngram")?;
+    k.needed_size("ple.conv_kernel", "ple_conv_kernel_size")?;
+    let eos = h.get("eos_token_id").and_then(|v| v.as_u64().or(v.as_array()?.last()?.as_u64()));
+    k.size("ple.eos_token_id", eos.unwrap_or(0) as usize)?;
+    k.stated_size("ple.image_token_id", &["image_token_id"])?;
+    if let Some(cols) = k.columns(".ngram_embedding.shard_0.weight") {
+        k.size("embedding_length_per_layer_input", cols)?;
+    }
+    // Beyond the integers that a float holds.
+    for (key, name) in [
+        ("ple.layer_multipliers", "ple_embedding.layer_multipliers"),
+        ("ple.head_offsets", "ple_embedding.ngram_heads_offsets"),
+        ("ple.head_vocab_sizes", "ple_embedding.ngram_heads_vocab_sizes"),
+    ] {
+        k.integers(key, name)?;
+    }
+    Ok(())
+}
 
 const PLUS_ONE_AND_CONV: &[(&str, Change)] = &[
     ("ssm_a", Change::NegExp),
