@@ -57,6 +57,9 @@
 //! formats) → `writer` (a finished file) → `infer` and [`eval`] (what it is worth) → `report`; [`convert`] drives it, and
 //! `cli` alone reads flags and the environment. docs/architecture.md has the walks.
 
+// What only the command line uses.
+#![cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports))]
+
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;

@@ -131,6 +131,7 @@ mod tests {
         let matrix = Array2::from_shape_fn((8, 128), |(r, c)| (r as f32 - c as f32) / 100.0);
         let pieces = pack(matrix.view(), "mlx-4bit", GgmlType::F16).unwrap();
         let shapes: Vec<(&str, &[usize])> = pieces.iter().map(|p| (p.suffix, p.shape.as_slice())).collect();
-        assert_eq!(shapes[0], ("weight", &[8, 16][..]));
+        let expected: [(&str, &[usize]); 3] = [("biases", &[8, 2]), ("scales", &[8, 2]), ("weight", &[8, 16])];
+        assert_eq!(shapes, expected);
     }
 }

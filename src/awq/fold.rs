@@ -78,14 +78,6 @@ impl Factors {
     pub fn apply_norm(&self, add: f32, stored: &mut [f32]) {
         stored.iter_mut().zip(&self.cols).for_each(|(w, f)| *w = (*w + add) * f - add);
     }
-
-    /// The same for a matrix that is quantized already: a row factor goes into the row's scales `[rows, groups]`, which
-    /// stay representable in 16 bits. Codes and integer zero points do not change.
-    pub fn apply_scales(&self, groups: usize, scales: &mut [f32]) {
-        for (row, factor) in scales.chunks_exact_mut(groups.max(1)).zip(&self.rows) {
-            row.iter_mut().for_each(|s| *s = half::f16::from_f32(*s * factor).to_f32());
-        }
-    }
 }
 
 /// A value as a tensor of type `ty` stores it.

@@ -12,7 +12,7 @@ pub mod groups;
 mod refine;
 mod search;
 
-pub use fold::{Factors, Fold, representable};
+pub use fold::{Fold, representable};
 pub use grid::Grid;
-pub use groups::{Columns, Group, groups};
-pub use search::{Consumer, Options, Scales, search, smooth};
+pub use groups::{Group, groups};
+pub use search::{Consumer, Options, search, smooth};

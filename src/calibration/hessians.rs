@@ -161,6 +161,7 @@ impl Hessians {
     }
 
     /// The linear layers that have one.
+    #[cfg(feature = "internals")]
     pub fn linears(&self) -> impl Iterator<Item = &str> {
         self.owners.keys().map(String::as_str)
     }

@@ -128,12 +128,6 @@ fn mean_and_error(n: usize, value: impl Fn(usize) -> f64) -> Estimate {
     Estimate::new(mean, if n > 10 { (variance / (n - 1) as f64).sqrt() } else { 0.0 })
 }
 
-/// Perplexity alone, from negative log-likelihoods.
-pub fn perplexity(nll: &[f64]) -> Estimate {
-    let e = mean_and_error(nll.len(), |i| nll[i]);
-    Estimate::new(e.value.exp(), e.value.exp() * e.std_error)
-}
-
 impl Statistics {
     /// From the records of all scored positions, in any order of chunks. Without confidence intervals.
     pub fn of(records: &[Record]) -> Statistics {

@@ -146,6 +146,7 @@ impl Factor {
         self.n
     }
 
+    #[cfg(feature = "internals")]
     pub fn is_empty(&self) -> bool {
         self.n == 0
     }
@@ -279,30 +280,8 @@ impl Local {
         Some((Local::from_fn(len, |i, j| u(i, j) as f32), inverse))
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// `U_jj⁻²`: what an error in column `j` costs when all later columns make up for it.
-    pub fn importance(&self, j: usize) -> f32 {
-        self.inverse[j] * self.inverse[j]
-    }
-
-    /// `target_j -= Σ_{i < from} U_ij E_i` for the columns `from .. from + target.len()`: what the errors of the block's
-    /// first columns ask of later ones.
-    #[inline(always)]
-    pub fn compensate(&self, errors: &[F32x16], from: usize, target: &mut [F32x16]) {
-        for (j, target) in target.iter_mut().enumerate() {
-            let above = &self.above[(from + j) * self.len..][..from];
-            for (u, e) in above.iter().zip(errors) {
-                one_column();
-                *target -= *e * *u;
-            }
-        }
     }
 
     /// The recurrence of GPTQ for `C` grids at once, over the columns `from .. from + target.len()`:

@@ -4,6 +4,7 @@
 use super::lanes::{LANES, ScaleType, one_column};
 use super::{Block, Choose, Factor, Grid, Local, Polish, Rounded, Square, SubBlock, round};
 use crate::simd::F32x16;
+#[cfg(feature = "internals")]
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -71,6 +72,7 @@ impl Codes {
     }
 }
 
+#[cfg(feature = "internals")]
 /// Rounds `w` (`[rows, cols]`, finite) to nearest with scales from the extremes, every step in the arithmetic of the
 /// scale's type, as compressed-tensors does: bit for bit its result when `w` is of that type.
 pub fn nearest(w: &[f32], rows: usize, cols: usize, spec: &IntSpec) -> Codes {

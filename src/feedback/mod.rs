@@ -12,7 +12,7 @@ pub mod int;
 pub mod lanes;
 
 pub use crate::simd::F32x16;
-pub use factor::{Choose, Factor, FactorError, Local, Notes, Order, Shrink};
+pub use factor::{Choose, Factor, Local, Order, Shrink};
 pub use lanes::{LANES, ScaleType};
 
 use crate::isa::Isa;
@@ -53,8 +53,6 @@ pub struct Block<'a> {
     pub places: Range<usize>,
     /// The factor between the block's columns.
     pub local: &'a Local,
-    /// The diagonal of H.
-    pub importance: &'a [f32],
     /// What the columns should be, with the errors of all earlier blocks in them.
     pub weight: &'a [F32x16],
     /// What they become.
@@ -82,7 +80,6 @@ pub struct Square {
 
 /// Columns `from .. from + local.len()` of a block, seen alone.
 pub struct SubBlock {
-    pub from: usize,
     /// `U` of these columns' own `H`.
     pub local: Local,
     /// The inverse of these columns' own `H`, `[len, len]`.
@@ -98,7 +95,7 @@ impl Square {
                 &factor.square(&(places.start + from..places.start + (from + sub).min(len))),
                 sub.min(len - from),
             )?;
-            Some(SubBlock { from, local, inverse })
+            Some(SubBlock { local, inverse })
         });
         Some(Square { len, h, parts: parts.collect::<Option<_>>()? })
     }
@@ -273,7 +270,6 @@ impl<G: Grid> Kernel for Task<'_, G> {
                 let block = Block {
                     places: places.clone(),
                     local,
-                    importance: &factor.importance()[places.clone()],
                     weight: &bundle.weight[places.clone()],
                     value: &mut bundle.value[places.clone()],
                     error: &mut error[..places.len()],

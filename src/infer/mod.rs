@@ -12,7 +12,7 @@ mod weights;
 
 pub use attention::Cache;
 pub use linear::Linear;
-pub use sampling::{Sampler, Sampling, generate, sample_together};
+pub use sampling::{Sampling, generate, sample_together};
 pub use weights::Stored;
 
 use crate::kernel::{Output, vector};

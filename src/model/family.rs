@@ -26,7 +26,7 @@ pub enum Dim {
     AttnOut,
     /// Query, key and value rows together.
     Qkv,
-    HeadDim,
+    Head,
     Experts,
     ExpertFfn,
     SharedFfn,
@@ -49,7 +49,7 @@ impl Dim {
             Dim::V => heads.map_or(0, |h| h.v_width()),
             Dim::AttnOut => heads.map_or(0, |h| h.out_width()),
             Dim::Qkv => heads.map_or(0, |h| h.q_width() + h.k_width() + h.v_width()),
-            Dim::HeadDim => heads.map_or(0, |h| h.dim),
+            Dim::Head => heads.map_or(0, |h| h.dim),
             Dim::Experts => experts.map_or(0, |e| e.count),
             Dim::ExpertFfn => experts.map_or(0, |e| e.ffn),
             Dim::SharedFfn => experts.and_then(|e| e.shared_ffn).unwrap_or(0),

@@ -9,12 +9,11 @@ use super::names::group_word;
 use super::pieces::{Found, Pieces, numbers};
 use super::read::{Read, Suffixes, Tool, bits_word, exact, text};
 use super::{
-    Activations, Bits, ChannelScaling, Data, DefaultRounding, Feedback, Format, GroupRule, Module, Name, Piece, Reach,
-    Scales, Scope, Slot, Spec, Symmetry, broken_group, not_multiple, slot,
+    Activations, Bits, ChannelScaling, Data, DefaultRounding, Feedback, Format, GroupRule, Module, Name, Reach, Scales,
+    Scope, Slot, Spec, Symmetry, broken_group, not_multiple, slot,
 };
 use crate::dtype::{Dtype, GgmlType};
 use crate::feedback::int::Codes;
-use crate::{Error, Result};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
@@ -258,18 +257,6 @@ fn round_group(w: &[f32], bits: u8, codes: &mut [u8]) -> (f32, f32) {
         *code = ((w - bias) / scale).round_ties_even().clamp(0.0, top) as u8;
     }
     (scale, bias)
-}
-
-/// Packs integers with scale and bias, however they were chosen.
-///
-/// # Errors
-/// `Internal` when they do not belong to `spec`; `BadInput` when the shape cannot be stored.
-pub fn pack_affine(spec: &Spec, a: &Affine, dtype: GgmlType) -> Result<Vec<Piece>> {
-    spec.check_shape(a.rows, a.cols)?;
-    if *spec.format != AFFINE || spec.bits != a.bits || spec.group_of(a.cols) != a.group {
-        return Err(Error::Internal(format!("codes of {} bits in groups of {} for {spec}", a.bits, a.group)));
-    }
-    spec.fill(a.rows, a.cols, dtype, pack(a, dtype))
 }
 
 /// `biases`, `scales`, `weight`.

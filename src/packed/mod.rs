@@ -19,13 +19,11 @@ mod names;
 mod pieces;
 mod read;
 
-pub use bits::transpose;
 pub use compressed::FP8_BLOCK;
 pub use compressed::floats::{Fp4Codes, pack_fp4};
 pub use engines::Engine;
 pub use integer::nearest;
 pub use matrix::{Input, Packed};
-pub use mlx::{Affine, pack_affine};
 pub use pieces::StoredPiece;
 pub use read::Scheme;
 

@@ -13,7 +13,9 @@ mod safetensors;
 
 pub use crate::dtype::Dtype;
 pub use file::{SourceFile, sha256_file};
-pub use safetensors::{SafetensorsHeader, parse_safetensors_header};
+#[cfg(feature = "internals")]
+pub use safetensors::SafetensorsHeader;
+pub use safetensors::parse_safetensors_header;
 
 use crate::dtype::GgmlType;
 use crate::gguf::Metadata;

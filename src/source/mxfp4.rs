@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn codes_keep_their_places() {
-        let stored: Vec<u8> = (0..16).map(|i| (2 * i % 16) | (2 * i + 1) % 16 << 4).collect();
+        let stored: Vec<u8> = (0..16).map(|i| (2 * i % 16) | (((2 * i + 1) % 16) << 4)).collect();
         let mut out = [0; 16];
         reorder(&stored, &mut out);
         let element = |i: usize| if i < 16 { out[i] & 15 } else { out[i - 16] >> 4 };

@@ -52,19 +52,9 @@ pub struct Artifact {
 }
 
 impl Artifact {
-    /// Lays out the file and reserves its space; `tensors` need no offsets. Metadata may change until
-    /// [`seal`](Self::seal), but only to values that encode to the same number of bytes.
-    pub fn create(
-        target: &Path,
-        metadata: &Metadata,
-        tensors: &[TensorInfo],
-        split: Split,
-        force: bool,
-    ) -> Result<Self> {
-        Self::reopen(target, metadata, tensors, split, "", force, &mut std::iter::empty())
-    }
-
-    /// The same over the unfinished files that an earlier run left, in the order of the shards; what they hold stays.
+    /// Lays out the file and reserves its space, over the unfinished files that an earlier run left (in the order of the
+    /// shards; what they hold stays), if any. `tensors` need no offsets. Metadata may change until [`seal`](Self::seal), but
+    /// only to values that encode to the same number of bytes.
     pub fn reopen(
         target: &Path,
         metadata: &Metadata,

@@ -7,8 +7,6 @@ pub mod gguf;
 pub mod places;
 pub mod safetensors;
 
-pub use atomic::PartialFile;
-
 use crate::Result;
 
 /// Where derived bytes go: into an artifact, or against one that is being verified.

@@ -185,8 +185,8 @@ fn contradictions_are_found_before_weights_are_read() {
     v.refused(3, &["config.json"]);
 
     let v = Victim::new();
-    v.config(|c| c["architectures"] = json!(["MambaForCausalLM"]));
-    v.refused(4, &["MambaForCausalLM", "LlamaForCausalLM", "Gemma2ForCausalLM"]);
+    v.config(|c| c["architectures"] = json!(["UnheardForCausalLM"]));
+    v.refused(4, &["UnheardForCausalLM", "LlamaForCausalLM", "Gemma2ForCausalLM"]);
 
     let v = Victim::new();
     v.config(|c| c["num_hidden_layers"] = json!(4));

@@ -314,7 +314,7 @@ fn folders_at_fault_are_refused() {
     refused(&changed(&|_| {}), usize::MAX, 3, "not plausible");
     refused(&changed(&|j| j["model"]["vocab"]["a"] = json!(-1)), 8, 3, "not a map of tokens to ids");
     refused(&changed(&|j| j["model"]["merges"] = json!([["a"]])), 8, 3, "merges");
-    refused(&changed(&|j| j["model"]["type"] = json!("Unigram")), 8, 4, "Unigram");
+    refused(&changed(&|j| j["model"]["type"] = json!("Unigram")), 8, 3, "not a list of [token, score]");
     refused(&changed(&|j| j["added_tokens"][1]["content"] = json!("<|begin|>")), 8, 3, "both");
     refused(&changed(&|j| j["added_tokens"] = json!([{"id": "x"}])), 8, 3, "added_tokens");
 

@@ -81,7 +81,7 @@ pub(in crate::model) fn draw(
         generated.extend(beside(ckpt, folder, name)?);
     }
     let mut keys = Metadata::new();
-    let mut k = Keys { h: &h, arch: blueprint.gguf, blocks, names: &names, ckpt, meta: &mut keys };
+    let mut k = Keys { h: &h, arch: blueprint.gguf, blocks, ckpt, meta: &mut keys };
     if blueprint.base {
         base::write(&mut k)?;
     }

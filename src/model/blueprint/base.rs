@@ -15,8 +15,6 @@ pub(in crate::model) struct Keys<'a> {
     pub arch: &'static str,
     /// Blocks of the file.
     pub blocks: usize,
-    /// Names of the checkpoint's tensors, after renaming.
-    pub names: &'a [String],
     pub ckpt: &'a Checkpoint,
     pub meta: &'a mut Metadata,
 }

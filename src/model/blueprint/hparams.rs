@@ -67,10 +67,6 @@ impl Hparams {
         self.float_of(&[key])
     }
 
-    pub fn need_float(&self, key: &str) -> Result<f32> {
-        self.float(key)?.ok_or_else(|| missing(key))
-    }
-
     pub fn flag(&self, key: &str) -> bool {
         self.get(key).and_then(Value::as_bool).unwrap_or(false)
     }

@@ -124,7 +124,7 @@ impl Change {
         let shape = stored.shape;
         let (_, [rows, cols]) = matrices(shape);
         let needs = |dims: usize, even: usize| {
-            if shape.len() < dims || even % 2 != 0 {
+            if shape.len() < dims || !even.is_multiple_of(2) {
                 let what = format!("shape is {shape:?}, which is not one of this architecture");
                 return Err(Error::bad_input(what).tensor(stored.name));
             }

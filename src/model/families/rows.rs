@@ -50,8 +50,8 @@ rows! { FUSED_ATTENTION:
 }
 
 rows! { HEAD_NORMS:
-    Attention AttnQNorm "blk.{layer}.attn_q_norm.weight" [HeadDim] <- At("model.layers.{layer}.self_attn.q_norm.weight");
-    Attention AttnKNorm "blk.{layer}.attn_k_norm.weight" [HeadDim] <- At("model.layers.{layer}.self_attn.k_norm.weight");
+    Attention AttnQNorm "blk.{layer}.attn_q_norm.weight" [Head] <- At("model.layers.{layer}.self_attn.q_norm.weight");
+    Attention AttnKNorm "blk.{layer}.attn_k_norm.weight" [Head] <- At("model.layers.{layer}.self_attn.k_norm.weight");
 }
 
 rows! { MLP:

@@ -27,7 +27,7 @@ impl Unigram {
             if let Some(bytes) = read_optional(&path)? {
                 let model = sentencepiece::parse_model(&path, &bytes)?;
                 let unigram = Self::of_model(model);
-                return Ok(Some(if name == FILES[1] { unigram.as_fairseq(rows) } else { unigram }));
+                return Ok(Some(if name == FILES[1] { unigram.into_fairseq(rows) } else { unigram }));
             }
         }
         Ok(None)
@@ -39,7 +39,7 @@ impl Unigram {
     }
 
     /// Fairseq has four special tokens of its own before the fourth piece.
-    fn as_fairseq(mut self, rows: usize) -> Self {
+    fn into_fairseq(mut self, rows: usize) -> Self {
         let special = |text: &str, ty| Piece { text: text.into(), score: 0.0, ty };
         let own = [
             special("<s>", TokenType::Control),
