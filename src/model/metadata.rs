@@ -106,13 +106,14 @@ impl ParameterCount {
         for t in &model.tensors {
             let size = t.elements() as u64;
             count.total += size;
-            match t.name.contains("_exps.") {
-                true => {
-                    let n = t.shape.first().map_or(1, |n| *n as u64).max(1);
+            match t.shape[..] {
+                // Their biases count as shared.
+                [n, _, _] if t.name.contains("_exps.") => {
+                    let n = (n as u64).max(1);
                     count.active_shape += size / n;
                     (experts, stacks) = (experts + n, stacks + 1);
                 }
-                false => count.active_shape += size,
+                _ => count.active_shape += size,
             }
         }
         count.experts = experts.checked_div(stacks).unwrap_or(0);

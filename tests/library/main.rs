@@ -7,6 +7,7 @@ mod architecture;
 mod awq;
 mod containers;
 mod eval;
+mod families;
 mod infer;
 mod layerwise;
 mod model;
