@@ -1,6 +1,7 @@
 //! The tokenizer's JSON files of a Hugging Face folder, read once and handed to the parts that interpret them. It
 //! interprets nothing itself.
 
+use super::restated;
 use crate::{Error, Result};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -8,10 +9,15 @@ use std::path::{Path, PathBuf};
 /// No tokenizer file is near this size; a larger one is refused before it is read.
 const MAX_FILE: u64 = 64 << 20;
 
+/// SentencePiece models, which need no `tokenizer.json`.
+pub(super) const MODELS: [&str; 3] = ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model"];
+
 /// What lies in a folder, each file as parsed JSON or `None` where it is absent.
 pub(super) struct HfFiles {
     pub dir: PathBuf,
     pub tokenizer: Option<Value>,
+    /// Whether `tokenizer` was made of other files.
+    pub restated: bool,
     pub tokenizer_config: Option<Value>,
     pub config: Option<Value>,
     pub added_tokens: Option<Value>,
@@ -20,13 +26,31 @@ pub(super) struct HfFiles {
 impl HfFiles {
     pub fn open(dir: &Path) -> Result<Self> {
         let json = |name| read_json(&dir.join(name));
-        Ok(Self {
+        let mut files = Self {
             dir: dir.to_path_buf(),
             tokenizer: json("tokenizer.json")?,
+            restated: false,
             tokenizer_config: json("tokenizer_config.json")?,
             config: json("config.json")?,
             added_tokens: json("added_tokens.json")?,
-        })
+        };
+        if files.tokenizer.is_none() && !MODELS.iter().any(|name| dir.join(name).is_file()) {
+            files.restate()?;
+        }
+        Ok(files)
+    }
+
+    /// Makes a `tokenizer.json` of other files, where they are there.
+    fn restate(&mut self) -> Result<()> {
+        self.tokenizer = restated::from_vocab_and_merges(&self.dir, self.tokenizer_config.as_ref())?;
+        if self.tokenizer.is_none()
+            && let Some((tokenizer, config)) = restated::from_tekken(&self.dir)?
+        {
+            self.tokenizer = Some(tokenizer);
+            self.tokenizer_config = self.tokenizer_config.take().or(Some(config));
+        }
+        self.restated = self.tokenizer.is_some();
+        Ok(())
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -48,7 +72,12 @@ impl HfFiles {
         let has_decoder = self.tokenizer_config.as_ref().is_some_and(|t| t.get("added_tokens_decoder").is_some());
         if let Some(map) = self.added_tokens.as_ref().and_then(Value::as_object).filter(|_| !has_decoder) {
             for (content, id) in map.iter().filter_map(|(token, id)| Some((token, id.as_u64()?.try_into().ok()?))) {
-                tokens.entry(id).or_insert_with(|| AddedToken { id, content: content.clone(), special: false });
+                tokens.entry(id).or_insert_with(|| AddedToken {
+                    id,
+                    content: content.clone(),
+                    special: false,
+                    strips: (false, false),
+                });
             }
         }
         for token in self.decoder_added_tokens()? {
@@ -89,14 +118,18 @@ pub(super) struct AddedToken {
     pub id: usize,
     pub content: String,
     pub special: bool,
+    /// Takes in the white space before it (`lstrip`), and after it (`rstrip`).
+    pub strips: (bool, bool),
 }
 
 impl AddedToken {
     fn new(id: Option<u64>, json: &Value) -> Option<Self> {
+        let flag = |key: &str| json.get(key).and_then(Value::as_bool).unwrap_or(false);
         Some(Self {
             id: id?.try_into().ok()?,
             content: json.get("content")?.as_str()?.to_string(),
-            special: json.get("special").and_then(Value::as_bool).unwrap_or(false),
+            special: flag("special"),
+            strips: (flag("lstrip"), flag("rstrip")),
         })
     }
 }

@@ -87,6 +87,7 @@ pub(super) fn build(
             }
         }
     }
+    remarks.extend(strips_space(files, facts)?);
     let eod = files.config.as_ref().and_then(|c| c.get("eod_token_id")?.as_u64());
     if let Some(id) = eod.filter(|_| facts.ends_by_eod) {
         meta.set("tokenizer.ggml.eos_token_id", id as u32);
@@ -107,6 +108,20 @@ pub(super) fn build(
         other => other,
     })?;
     Ok(GgufVocab { remarks, ..vocab })
+}
+
+/// What is to be said of tokens that take in the white space beside them, which no key of a GGUF file can say. llama.cpp knows
+/// the models whose tokens all do so to their right.
+fn strips_space(files: &HfFiles, facts: &TokenizerFacts) -> Result<Option<String>> {
+    let added = files.merged_added_tokens()?;
+    let strips = |(left, right): (bool, bool)| left || right && !facts.added_by_flags;
+    let names: Vec<String> = added.iter().filter(|t| strips(t.strips)).map(|t| format!("'{}'", t.content)).collect();
+    let (Some(first), more) = (names.first(), names.len().saturating_sub(1)) else { return Ok(None) };
+    let others = if more > 0 { format!(" and {more} more") } else { String::new() };
+    Ok(Some(format!(
+        "{first}{others} take in white space beside them (lstrip, rstrip), which a GGUF file cannot say: a prompt with a \
+         space there gets other tokens than in transformers"
+    )))
 }
 
 /// Two models that the converter knows by their vocabulary size: CodeLlama's infill tokens, and Granite's missing BOS.

@@ -1,13 +1,15 @@
 //! Tokenizers: the vocabulary as GGUF metadata holds it ([`GgufVocab`]), the same vocabulary at work ([`Tokenizer`]), and
-//! chat templates ([`render_chat`]). Training of tokenizers is not here, nor are WordPiece and unigram models.
+//! chat templates ([`render_chat`]).
 
 mod bpe;
 mod chat;
 mod files;
 mod growth;
 mod hf;
+mod library;
 mod pieces;
 pub mod pre;
+mod restated;
 mod runtime;
 pub mod sentencepiece;
 mod special;
@@ -86,7 +88,7 @@ impl GgufVocab {
         }
     }
 
-    /// `gpt2` for byte-level BPE, `llama` for SentencePiece.
+    /// `gpt2` for byte-level BPE, `llama` for SentencePiece's merges, `t5` for unigram models, `bert` for WordPiece.
     pub fn model(&self) -> &str {
         self.meta.str("tokenizer.ggml.model").unwrap_or_default()
     }

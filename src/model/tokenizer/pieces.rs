@@ -1,7 +1,7 @@
 //! Vocabularies that are neither byte-level BPE nor SentencePiece's merges: unigram models, WordPiece, and Gemma 4's. Keys,
 //! types and order are those of llama.cpp's converter.
 
-use super::files::{HfFiles, read_optional};
+use super::files::{HfFiles, MODELS, read_optional};
 use super::sentencepiece::{self, Model, Piece, TokenType};
 use super::special::Special;
 use crate::gguf::{Array, Metadata, Value as Stored};
@@ -17,7 +17,7 @@ pub(super) struct Unigram {
 }
 
 /// Where unigram models lie, beside `tokenizer.model`.
-const FILES: [&str; 2] = ["spiece.model", "sentencepiece.bpe.model"];
+const FILES: [&str; 2] = [MODELS[1], MODELS[2]];
 
 impl Unigram {
     /// The model of one of the files that hold unigram models only.
@@ -216,7 +216,7 @@ fn find<'a>(json: Option<&'a Value>, key: &str) -> Option<&'a Value> {
     }
 }
 
-fn decode_base64(text: &str) -> Vec<u8> {
+pub(super) fn decode_base64(text: &str) -> Vec<u8> {
     let value = |c: u8| match c {
         b'A'..=b'Z' => Some(c - b'A'),
         b'a'..=b'z' => Some(c - b'a' + 26),

@@ -172,6 +172,11 @@ pub fn by_name(name: &str) -> Option<&'static PreTokenizer> {
     PRE_TOKENIZERS.iter().find(|p| p.name == name)
 }
 
+/// How a pre-tokenizer of one pattern cuts.
+pub(super) fn pattern(name: &str) -> String {
+    by_name(name).map(|pre| pre.split.concat()).unwrap_or_default()
+}
+
 /// One step of a `pre_tokenizer`, reduced to what decides where it cuts.
 #[derive(Clone, Debug, PartialEq)]
 enum Step<'a> {

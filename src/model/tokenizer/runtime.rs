@@ -3,6 +3,7 @@
 
 use super::bpe::{Bpe, byte_spelling};
 use super::files::HfFiles;
+use super::library;
 use super::sentencepiece::TokenType;
 use super::special::Special;
 use super::spm::Spm;
@@ -100,7 +101,7 @@ impl Tokenizer {
         let eos = vocab.special("eos").or(gguf.default_id(vocab, 2));
         let named = (0u32..).zip(vocab.tokens()).filter(|(_, t)| END_TOKENS.contains(&t.as_str())).map(|(id, _)| id);
         let add_bos = match vocab.model() {
-            "llama" => true,
+            "llama" | "bert" => true,
             _ => vocab.pre().and_then(pre::by_name).is_some_and(|p| p.add_bos),
         };
         Ok(Self {
@@ -123,7 +124,7 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>> {
         match &self.inner {
             Inner::Hf(hf) => hf.encode(text, parse_special),
-            Inner::Gguf(gguf) => Ok(gguf.encode(text, parse_special)),
+            Inner::Gguf(gguf) => gguf.encode(text, parse_special),
         }
     }
 
@@ -229,7 +230,11 @@ impl Hf {
         if let Some(json) = &files.tokenizer {
             super::growth::check(json).map_err(|what| Error::bad_file(&path, what))?;
         }
-        let mut plain = tokenizers::Tokenizer::from_file(&path).map_err(bad)?;
+        let mut plain = match files.tokenizer.as_ref().filter(|_| files.restated) {
+            Some(json) => json.to_string().parse(),
+            None => tokenizers::Tokenizer::from_file(&path),
+        }
+        .map_err(bad)?;
         // transformers adds the tokens that only tokenizer_config.json knows.
         for token in files.merged_added_tokens()? {
             if plain.token_to_id(&token.content).is_none() {
@@ -253,10 +258,14 @@ impl Hf {
         } else {
             &self.plain
         };
-        let encoding = tokenizer.encode_fast(text, false);
-        let encoding = encoding.map_err(|e| Error::bad_input(format!("the text cannot be tokenized: {e}")))?;
-        Ok(encoding.get_ids().to_vec())
+        ids(tokenizer, text)
     }
+}
+
+fn ids(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
+    let encoding = tokenizer.encode_fast(text, false);
+    let encoding = encoding.map_err(|e| Error::bad_input(format!("the text cannot be tokenized: {e}")))?;
+    Ok(encoding.get_ids().to_vec())
 }
 
 /// A vocabulary from GGUF metadata.
@@ -275,6 +284,7 @@ struct Gguf {
 enum Kind {
     Bpe(Box<Bpe>),
     Spm(Spm),
+    Library(Box<tokenizers::Tokenizer>),
 }
 
 #[derive(Debug)]
@@ -289,11 +299,13 @@ struct SpecialToken {
 
 impl Gguf {
     fn new(vocab: &GgufVocab, name: &str) -> Result<Self> {
-        let spm = match vocab.model() {
-            "llama" => true,
-            "gpt2" => false,
+        let kind = match vocab.model() {
+            "llama" => Kind::Spm(Spm::new(vocab)),
+            "gpt2" => Kind::Bpe(Box::new(Bpe::new(vocab)?)),
+            name if library::MODELS.contains(&name) => Kind::Library(Box::new(library::of(vocab)?)),
             other => {
-                let what = format!("the tokenizer '{other}' cannot be run here (only 'gpt2' and 'llama' can)");
+                let known = format!("'gpt2', 'llama', '{}'", library::MODELS.join("', '"));
+                let what = format!("the tokenizer '{other}' cannot be run here (only {known} can)");
                 return Err(Error::unsupported(what));
             }
         };
@@ -302,8 +314,8 @@ impl Gguf {
         let piece = |(token, ty): (&String, &TokenType)| match ty {
             TokenType::Unused => Vec::new(),
             TokenType::Byte => byte_of(token).into_iter().collect(),
-            TokenType::Normal if spm => token.replace('▁', " ").into_bytes(),
-            TokenType::Normal => unspell(token, &spelling),
+            TokenType::Normal if matches!(kind, Kind::Bpe(_)) => unspell(token, &spelling),
+            TokenType::Normal => token.replace('▁', " ").into_bytes(),
             _ => token.clone().into_bytes(),
         };
         let pieces = vocab.tokens().iter().zip(&types).map(piece).collect();
@@ -317,8 +329,7 @@ impl Gguf {
             }
         }
         specials.sort_by_key(|s| std::cmp::Reverse(s.text.len()));
-        let kind = if spm { Kind::Spm(Spm::new(vocab)) } else { Kind::Bpe(Box::new(Bpe::new(vocab)?)) };
-        let space_prefix = spm && vocab.flag("add_space_prefix").unwrap_or(true);
+        let space_prefix = !matches!(kind, Kind::Bpe(_)) && vocab.flag("add_space_prefix").unwrap_or(true);
         Ok(Self { kind, specials, pieces, space_prefix })
     }
 
@@ -327,7 +338,7 @@ impl Gguf {
         (matches!(self.kind, Kind::Spm(_)) && (id as usize) < vocab.tokens().len()).then_some(id)
     }
 
-    fn encode(&self, text: &str, parse_special: bool) -> Vec<u32> {
+    fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>> {
         let mut out = Vec::new();
         let mut after_special = true;
         for part in self.partition(text, parse_special) {
@@ -342,9 +353,10 @@ impl Gguf {
                     spm.encode(&format!("{prefix}{}", text.replace(' ', "▁")), &mut out);
                     after_special = false;
                 }
+                (Part::Text(text), Kind::Library(tokenizer)) => out.extend(ids(tokenizer, text)?),
             }
         }
-        out
+        Ok(out)
     }
 
     /// Cuts out special tokens: for each in turn, every occurrence in what is still text.
