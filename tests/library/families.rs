@@ -12,7 +12,7 @@ use std::fs;
 use std::path::Path;
 
 /// What differs from llama.cpp's conversion, and why.
-const DIFFERENT: [(&str, &str, &str); 12] = [
+const DIFFERENT: [(&str, &str, &str); 13] = [
     ("dbrx", "tensor blk.0.ffn_gate_inp.weight", "a router keeps F32"),
     ("dbrx", "tensor blk.1.ffn_gate_inp.weight", "a router keeps F32"),
     ("nemotron-h-moe", "tensor blk.4.ffn_gate_inp.weight", "a router keeps F32"),
@@ -20,6 +20,7 @@ const DIFFERENT: [(&str, &str, &str); 12] = [
     ("mpt", "general.file_type", "stated everywhere"),
     ("mistral-window", "llama.attention.sliding_window", "stated where the model has one"),
     ("minimax-01", "tokenizer.chat_template", "the converter brings a template of its own"),
+    ("xlm-roberta-reranker", "tokenizer.ggml.remove_extra_whitespaces", "its tokenizer.json splits at white space"),
     ("embedding-gemma", "", "the converter wants a flag for the dense layers"),
     ("qwen3-reranker", "", "the converter goes by words in a README"),
     ("deepseek-v4", "", "not yet"),
@@ -52,8 +53,12 @@ fn generated(name: &str, dtype: Dtype, elements: usize) -> Vec<u8> {
     }
 }
 
-/// Writes the checkpoint of a golden.
-fn restore(golden: &Value, to: &Path) {
+/// Writes the checkpoint of a golden to a folder.
+pub fn restore(name: &str, to: &Path) {
+    restore_golden(&json(&repo("tests/golden/families").join(format!("{name}.json"))), to);
+}
+
+fn restore_golden(golden: &Value, to: &Path) {
     let path = |name: &str| {
         let path = to.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -146,7 +151,7 @@ fn contents(file: &Path) -> [Map<String, Value>; 2] {
 fn differences(golden: &Value, name: &str) -> quantize::Result<Vec<String>> {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join(name);
-    restore(golden, &folder);
+    restore_golden(golden, &folder);
     let pre = golden["metadata"]["tokenizer.ggml.pre"][1].as_str().filter(|pre| *pre != "default");
     let recipe = Recipe { pretokenizer: pre.map(String::from), ..Recipe::to(["f16"])? };
     let mut plan = convert::plan(&SourceModel::open(&folder)?, &recipe)?;

@@ -325,3 +325,121 @@ fn folders_at_fault_are_refused() {
     meta.set("tokenizer.ggml.token_type", vec![1i32]);
     assert!(GgufVocab::from_metadata(&meta).unwrap_err().to_string().contains("1 entries for 2 tokens"));
 }
+
+/// Unigram models, WordPiece and Gemma 4's vocabulary: the ids of transformers, from the folder and from the GGUF file's
+/// metadata alone. Where a folder has a tokenizer.json beside its SentencePiece model, transformers reads the model for T5 and
+/// tokenizer.json for UMT5, and they differ at the end of a text and around special tokens.
+#[test]
+fn other_kinds_give_the_ids_of_transformers() {
+    let golden = crate::common::json(&crate::common::repo("tests/golden/tokenizer-kinds.json"));
+    let texts: Vec<&str> = golden["texts"].as_array().unwrap().iter().map(|t| t.as_str().unwrap()).collect();
+    let mut wrong = Vec::new();
+    for (name, expected) in golden["ids"].as_object().unwrap() {
+        let dir = tempfile::tempdir().unwrap();
+        crate::families::restore(name, dir.path());
+        let source = quantize::model::SourceModel::open(dir.path()).unwrap().for_files().unwrap();
+        let facts = source.model.tokenizer_facts();
+        let vocab = GgufVocab::from_hf_dir(dir.path(), source.model.config.vocab, facts, None).unwrap();
+        let mut meta = Metadata::new();
+        vocab.write(&mut meta);
+        let ways = [Tokenizer::from_gguf(&meta).unwrap(), Tokenizer::from_hf_dir(dir.path()).unwrap()];
+        for (way, tokenizer) in ["metadata", "folder"].iter().zip(&ways) {
+            if [("t5", "folder"), ("umt5", "metadata")].contains(&(name, way)) {
+                continue;
+            }
+            for (text, expected) in texts.iter().zip(expected.as_array().unwrap()) {
+                let ids = json!(tokenizer.encode(text, true).unwrap());
+                if ids != *expected {
+                    wrong.push(format!("{name}, {way}, {text:?}: {ids} for {expected}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn vocabulary_and_merges_are_read_like_the_tokenizer_json_they_come_from() {
+    let whole = model("llama");
+    let json: Json = serde_json::from_slice(&std::fs::read(whole.join("tokenizer.json")).unwrap()).unwrap();
+    let merge = |m: &Json| match m.as_array() {
+        Some(pair) => format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap()),
+        None => m.as_str().unwrap().to_string(),
+    };
+    let merges: Vec<String> = json["model"]["merges"].as_array().unwrap().iter().map(merge).collect();
+    let config: Json = serde_json::from_slice(&std::fs::read(whole.join("tokenizer_config.json")).unwrap()).unwrap();
+    let mut parts = [
+        ("vocab.json", json["model"]["vocab"].clone()),
+        ("merges.txt", json!(format!("#version: 0.2\n{}\n", merges.join("\n")))),
+        ("config.json", serde_json::from_slice(&std::fs::read(whole.join("config.json")).unwrap()).unwrap()),
+        ("tokenizer_config.json", config),
+    ];
+    parts[3].1["tokenizer_class"] = json!("GPT2Tokenizer");
+    let dir = folder(&parts);
+    let vocab = |dir: &Path| GgufVocab::from_hf_dir(dir, 320, tokenizer_of("llama"), None).unwrap();
+    let (ours, expected) = (vocab(dir.path()), vocab(&whole));
+    assert_eq!((ours.tokens(), ours.merges()), (expected.tokens(), expected.merges()));
+    assert_eq!((ours.token_types(), ours.pre()), (expected.token_types(), expected.pre()));
+    let ways = [dir.path(), &whole].map(|dir| Tokenizer::from_hf_dir(dir).unwrap());
+    for text in TEXTS {
+        let [ours, expected] = ways.each_ref().map(|t| t.encode(text, true).unwrap());
+        assert_eq!(ours, expected, "{text}");
+    }
+    parts[3].1["tokenizer_class"] = json!("ClipTokenizer");
+    let error = GgufVocab::from_hf_dir(folder(&parts).path(), 320, tokenizer_of("llama"), None).unwrap_err();
+    assert!(error.exit_code() == 4 && error.to_string().contains("ClipTokenizer"), "{error}");
+}
+
+#[test]
+fn tekken_is_ranks_behind_special_tokens() {
+    let base64 = |bytes: &[u8]| {
+        let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        let chunk = |c: &[u8]| {
+            let bits = (0..3).fold(0u32, |bits, i| bits << 8 | u32::from(*c.get(i).unwrap_or(&0)));
+            let all: String = (0..4).map(|i| char::from(digits[(bits >> (18 - 6 * i) & 63) as usize])).collect();
+            format!("{}{}", &all[..=c.len()], "=".repeat(3 - c.len()))
+        };
+        bytes.chunks(3).map(chunk).collect::<String>()
+    };
+    // Ranks 256 to 260.
+    let pieces: Vec<Vec<u8>> =
+        (0..=255).map(|b| vec![b]).chain(["he", "ll", "hell", " w", "é"].map(Vec::from)).collect();
+    let vocab: Vec<Json> = pieces
+        .iter()
+        .enumerate()
+        .map(|(i, b)| json!({ "rank": i, "token_bytes": base64(b), "token_str": null }))
+        .collect();
+    let special: Vec<Json> =
+        ["<unk>", "<s>", "</s>"].iter().enumerate().map(|(i, t)| json!({ "rank": i, "token_str": t })).collect();
+    let tekken = json!({
+        "config": {
+            "pattern": pre::by_name("tekken").unwrap().split[0],
+            "default_vocab_size": 4 + pieces.len(),
+            "default_num_special_tokens": 4,
+        },
+        "vocab": vocab,
+        "special_tokens": special,
+    });
+    let dir = folder(&[("tekken.json", tekken), ("config.json", json!({ "vocab_size": 265 }))]);
+    let vocab = GgufVocab::from_hf_dir(dir.path(), 265, tokenizer_of("llama"), None).unwrap();
+    assert_eq!((vocab.model(), vocab.pre()), ("gpt2", Some("tekken")));
+    assert_eq!(vocab.tokens()[..4], ["<unk>", "<s>", "</s>", "<SPECIAL_3>"]);
+    assert_eq!(vocab.merges(), ["h e", "l l", "he ll", "Ġ w", "Ã ©"]);
+    assert_eq!((vocab.special("bos"), vocab.special("eos")), (Some(1), Some(2)));
+    let mut meta = Metadata::new();
+    vocab.write(&mut meta);
+    for tokenizer in [Tokenizer::from_gguf(&meta).unwrap(), Tokenizer::from_hf_dir(dir.path()).unwrap()] {
+        let ids = tokenizer.encode("<s>hello wé", true).unwrap();
+        assert_eq!(ids, [1, 4 + 258, 4 + u32::from(b'o'), 4 + 259, 4 + 260]);
+        assert!(tokenizer.add_bos() && !tokenizer.add_eos());
+    }
+}
+
+#[test]
+fn tokens_that_take_in_white_space_are_named() {
+    let mut json = byte_level(gpt2());
+    json["added_tokens"][0]["lstrip"] = json!(true);
+    let dir = folder(&[("tokenizer.json", json)]);
+    let vocab = GgufVocab::from_hf_dir(dir.path(), 8, tokenizer_of("llama"), None).unwrap();
+    assert!(vocab.remarks().iter().any(|r| r.contains("'<|begin|>'") && r.contains("lstrip")), "{:?}", vocab.remarks());
+}

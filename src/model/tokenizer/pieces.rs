@@ -89,7 +89,8 @@ impl Unigram {
             pieces,
             space_prefix: !text("pre_tokenizer").contains("\"never\"")
                 && !text("pre_tokenizer").contains("\"add_prefix_space\":false"),
-            remove_spaces: false,
+            // Words are cut out of the white space between them.
+            remove_spaces: text("pre_tokenizer").contains("\"WhitespaceSplit\""),
             charsmap: charsmap.unwrap_or_default(),
         })
     }
