@@ -37,13 +37,13 @@
 //! An importance matrix from the bundled texts, and one matrix quantized with it:
 //!
 //! ```
-//! use quantize::{Control, convert::{Calibration, Data, calibrate}, matrix::{self, GgmlType}, model::SourceModel};
+//! use quantize::{Control, convert::{Calibration, Data, UnseenExperts, calibrate}, matrix::{self, GgmlType}, model::SourceModel};
 //!
 //! let source = SourceModel::open("tests/fixtures/tiny-llama".as_ref())?;
 //! let data = Data { tokens: 512, window: 64, ..Data::default() };
 //! let calibration = Calibration { data, ..Calibration::default() };
-//! let made = calibrate(&source, &calibration, None, None, std::time::Duration::MAX, &Control::default(), &())?;
-//! let weights = made.imatrix.weights(Default::default())?;
+//! let made = calibrate(&source, &calibration, None, None, &Control::default(), &())?;
+//! let weights = made.imatrix.weights(UnseenExperts::Mean)?;
 //!
 //! let name = "blk.0.attn_q.weight";
 //! let matrix = matrix::read(&source, name)?;
@@ -109,5 +109,5 @@ cfg_if::cfg_if! {
 }
 
 pub use control::{Cancel, Control, Notice, Phase, Report, Run, Unit};
-pub use error::{Error, Result};
+pub use error::{Error, Finding, Hint, Result};
 pub use source::Checkpoint;

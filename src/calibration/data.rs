@@ -30,8 +30,8 @@ pub enum Source {
     Default,
     /// Plain text, or JSONL or Parquet with `text` or `messages`.
     File(PathBuf),
-    /// A file of a data set on the Hub, fetched to `path`.
-    Fetched { address: String, path: PathBuf },
+    /// A file of a data set on the Hub, and where it was fetched to, if it was.
+    Fetched { address: String, path: Option<PathBuf> },
     /// Text sampled from the model itself at temperature 1 (after LLM-QAT, Liu et al. 2023).
     Model,
     /// Uniformly random tokens.
@@ -42,7 +42,7 @@ impl Source {
     /// `fetch` brings the file of an address on the Hub.
     ///
     /// Errors: those of `fetch`; `Unsupported` for Parquet in a program built without it.
-    pub fn parse(text: &str, fetch: impl FnOnce(&str) -> Result<PathBuf>) -> Result<Self> {
+    pub fn parse(text: &str, fetch: impl FnOnce(&str) -> Result<Option<PathBuf>>) -> Result<Self> {
         if is_parquet(Path::new(text.rsplit_once('@').map_or(text, |(path, _)| path))) || is_parquet(Path::new(text)) {
             parquet::available(text)?;
         }
@@ -53,6 +53,17 @@ impl Source {
             _ if text.starts_with("hf://") => Source::Fetched { address: text.to_string(), path: fetch(text)? },
             _ => Source::File(PathBuf::from(text)),
         })
+    }
+}
+
+impl Source {
+    /// The file that is read.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Source::File(path) => Some(path),
+            Source::Fetched { path, .. } => path.as_deref(),
+            Source::Default | Source::Model | Source::Random => None,
+        }
     }
 }
 
@@ -204,8 +215,14 @@ impl Stream {
 pub fn check(sources: &[Source]) -> Result<()> {
     for source in sources {
         match source {
-            Source::File(path) | Source::Fetched { path, .. } if !is_parquet(path) => drop(text_documents(path)?),
-            _ => {}
+            Source::Fetched { address, path: None } => {
+                return Err(Error::request(format!("{address} has not been fetched")));
+            }
+            _ => {
+                if let Some(path) = source.path().filter(|path| !is_parquet(path)) {
+                    text_documents(path)?;
+                }
+            }
         }
     }
     Ok(())
@@ -229,7 +246,9 @@ pub fn draw(
     for source in sources {
         let stream = match source {
             Source::Default => Some(bundled_stream(reader)?),
-            Source::File(path) | Source::Fetched { path, .. } => Some(file_stream(path, reader)?),
+            Source::File(_) | Source::Fetched { .. } => {
+                source.path().map(|path| file_stream(path, reader)).transpose()?
+            }
             Source::Model | Source::Random => None,
         };
         if let Some(stream) = &stream
@@ -238,9 +257,10 @@ pub fn draw(
             let what =
                 format!("the calibration data has {} tokens, fewer than one window of {seq_len}", stream.tokens.len());
             let shorter = Hint::WindowsOf(stream.tokens.len().max(2));
-            return Err(match source {
-                Source::File(path) | Source::Fetched { path, .. } => Error::bad_file(path, what).hint(shorter),
-                _ => Error::bad_input(what).hint(shorter),
+            let error = Error::bad_input(what).hint(shorter);
+            return Err(match source.path() {
+                Some(path) => error.in_file(path),
+                None => error,
             });
         }
         streams.push(stream);
@@ -575,7 +595,7 @@ mod tests {
         assert!(Source::parse("hf://datasets/a/b/c.txt", fetch).is_err());
         assert_eq!(Source::parse("a.parquet", fetch).is_ok(), cfg!(feature = "parquet"));
         assert_eq!(
-            Source::parse("hf://datasets/a/b/c.parquet@main", |_| Ok("x".into())).is_ok(),
+            Source::parse("hf://datasets/a/b/c.parquet@main", |_| Ok(Some("x".into()))).is_ok(),
             cfg!(feature = "parquet")
         );
         assert!(drawn(&[], amount(100, 50)).is_err());

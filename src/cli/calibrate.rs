@@ -9,7 +9,7 @@ use super::{options, recipe};
 use crate::calibration::hessians::{self, Hessians};
 use crate::calibration::imatrix::Imatrix;
 use crate::calibration::{resume, summary};
-use crate::convert::calibrate::{Calibrated, Calibration, calibrate, extra};
+use crate::convert::calibrate::{Calibrated, Calibration, Checkpoints, calibrate, extra};
 use crate::convert::overlap_text;
 use crate::gguf::Metadata;
 use crate::model::SourceModel;
@@ -36,10 +36,10 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
                 head: args.process_output,
                 hessians: args.hessians,
             };
-            let (text, output) = (args.text.as_deref(), args.output.as_deref());
             let every = Duration::from_secs(args.checkpoint_every);
+            let checkpoints = args.output.as_deref().map(|output| Checkpoints { output, every });
             let terminal = Terminal::new(args.common.quiet);
-            let made = calibrate(&source, &calibration, text, output, every, &control, &terminal)?;
+            let made = calibrate(&source, &calibration, args.text.as_deref(), checkpoints, &control, &terminal)?;
             if let Some(file) = &args.save_text {
                 std::fs::write(file, &made.text).map_err(|e| Error::io(file, e))?;
             }

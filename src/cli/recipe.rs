@@ -211,7 +211,11 @@ pub fn data(args: &CalibrationArgs, hub: &HubArgs, quiet: bool) -> Result<Data> 
     let fetch = |address: &str| super::pull::fetch_dataset_file(address, hub, quiet);
     let sources = match args.calibration.is_empty() {
         true => vec![Source::Default],
-        false => args.calibration.iter().map(|text| Source::parse(text, fetch)).collect::<Result<_>>()?,
+        false => args
+            .calibration
+            .iter()
+            .map(|text| Source::parse(text, |address| fetch(address).map(Some)))
+            .collect::<Result<_>>()?,
     };
     Ok(Data { sources, tokens: args.calibration_tokens, window: args.seq_len, seed: args.calibration_seed })
 }

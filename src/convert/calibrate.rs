@@ -54,8 +54,8 @@ pub struct Calibrated {
     pub tokens_per_second: f64,
 }
 
-/// Draws the data, and runs the model over it. With `output` and Hessians, these are written there on the way; without,
-/// the matrix is the caller's to write. `evaluation` is a text to compare the data with.
+/// Draws the data, and runs the model over it. Hessians are written to the output of `checkpoints` on the way; a matrix alone
+/// is the caller's to write. `evaluation` is a text to compare the data with.
 ///
 /// # Errors
 /// Those of drawing, of loading, and of activations that are not finite; `Request` for Hessians without an output.
@@ -63,21 +63,17 @@ pub fn calibrate(
     source: &SourceModel,
     calibration: &Calibration,
     evaluation: Option<&Path>,
-    output: Option<&Path>,
-    every: Duration,
+    checkpoints: Option<Checkpoints>,
     control: &Control,
     report: &dyn Report,
 ) -> Result<Calibrated> {
     source.model.known()?;
     let run = Run::new(control, report);
     let drawing = data::draw(source, &calibration.data, evaluation, run)?;
-    match (calibration.hessians, output) {
-        (true, Some(output)) => with_hessians(source, drawing, output, run),
+    match (calibration.hessians, checkpoints) {
+        (true, Some(checkpoints)) => with_hessians(source, drawing, checkpoints.output, run),
         (true, None) => Err(Error::request("Hessians are written while they are made: name an output")),
-        (false, _) => {
-            let checkpoints = output.map(|output| Checkpoints { output, every });
-            importance(source, &drawing, calibration, checkpoints, run)
-        }
+        (false, _) => importance(source, &drawing, calibration, checkpoints, run),
     }
 }
 

@@ -15,6 +15,7 @@ use super::judge::{self, Stored, Verdict};
 use super::ledger::LedgerRow;
 use super::outcome::{Made, MadeFile};
 use super::plan::{FilePlan, OutputPlan, Plan};
+use super::recipe::Recipe;
 use super::record::{Facts, SOURCE_HASHES};
 use super::stream;
 use crate::calibration::imatrix::Imatrix;
@@ -98,7 +99,7 @@ fn needs_hold_out(plan: &Plan) -> bool {
 fn by_search(plan: &Plan, files: Vec<(usize, FilePlan)>, drawing: Option<&Drawing>, run: Run) -> Result<Vec<Made>> {
     let recipe = &plan.recipe;
     let mut importance = match (&recipe.importance, drawing) {
-        (Some(file), _) => Some(Importance::open(file.file.as_ref(), recipe.unseen_experts, &plan.source.model)?),
+        (Some(file), _) => Some(Importance::recorded(file, recipe.unseen_experts, &plan.source.model)?),
         (None, Some(drawing)) => {
             let made = calibrate::importance(&plan.source, drawing, &of_recipe(recipe), None, run)?;
             Some(kept_importance(plan, &made.imatrix, drawing, run)?)
@@ -177,7 +178,8 @@ fn key(
     });
     let layout = layout.collect::<Result<Vec<String>>>()?;
     let cancel = &run.control.cancel;
-    Ok(Identity::new(&plan.source.ckpt, Some((windows, sets)), layout, cancel)?.key(&plan.recipe))
+    let recipes: Vec<Recipe> = files.iter().map(|(index, _)| plan.recipe.of_output(*index)).collect();
+    Ok(Identity::new(&plan.source.ckpt, Some((windows, sets)), layout, cancel)?.key(&recipes))
 }
 
 /// The journal of an earlier run that this one continues, and the unfinished files it left.
@@ -353,6 +355,8 @@ fn judge(plan: &Plan, outputs: &mut [Output], held: &HoldOut, run: Run) -> Resul
     let source = Stored { ckpt: &plan.source.ckpt, model: &plan.source.model };
     let verdicts = judge::judge(source, &pairs, &held.held, run)?;
     for (output, verdict) in outputs.iter_mut().zip(verdicts) {
+        let bits = 8.0 * output.artifact.tensor_bytes() as f64 / plan.weights().max(1) as f64;
+        verdict.check(output.name(), bits)?;
         let sets = verdict.kl.iter().zip(&verdict.rival);
         let sets: Vec<String> = sets.map(|(f, g)| format!("{f:.4} (ggml's search {g:.4})")).collect();
         let text = format!("KL {}", sets.join(", on the bundled texts "));

@@ -79,9 +79,10 @@ impl Identity {
         })
     }
 
-    /// The key of a run: its recipe and what it is of.
-    pub fn key(&self, recipe: &Recipe) -> Value {
-        json!({ "recipe": recipe.to_json(), "identity": serde_json::to_value(self).unwrap_or_default() })
+    /// The key of a run: the recipes of its outputs and what it is of.
+    pub fn key(&self, recipes: &[Recipe]) -> Value {
+        let recipes: Vec<Value> = recipes.iter().map(Recipe::to_json).collect();
+        json!({ "recipes": recipes, "identity": serde_json::to_value(self).unwrap_or_default() })
     }
 }
 

@@ -3,13 +3,16 @@
 
 use super::ledger::LedgerRow;
 use super::plan::FilePlan;
+use super::recipe::ImportanceFile;
 use super::record::ImatrixFacts;
 use super::sizes;
 use crate::calibration::data::{DataReport, Overlap};
 use crate::calibration::imatrix::{Imatrix, UnseenExperts, Weights};
+use crate::control::Cancel;
 use crate::error::Hint;
 use crate::model::Model;
 use crate::quant::presets::Why;
+use crate::source::sha256_file;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -37,6 +40,18 @@ impl Importance {
         importance.facts.file = Some(path.display().to_string());
         importance.file = Some(path.to_path_buf());
         Ok(importance)
+    }
+
+    /// From the file that a recipe names.
+    ///
+    /// # Errors
+    /// `BadInput` when it is not the file that it was when the recipe was made; those of [`Importance::open`].
+    pub(super) fn recorded(file: &ImportanceFile, unseen: UnseenExperts, model: &Model) -> Result<Self> {
+        let path = Path::new(&file.file);
+        match sha256_file(path, &Cancel::default())? == file.sha256 {
+            true => Self::open(path, unseen, model),
+            false => Err(Error::bad_file(path, "is another file than the one the recipe was made with")),
+        }
     }
 
     /// From a matrix that was just made.

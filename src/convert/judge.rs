@@ -5,7 +5,7 @@
 
 use super::ledger::LedgerRow;
 use crate::control::{Run, Unit};
-use crate::eval::softmax::kl_of_rows;
+use crate::eval::softmax::{add_probabilities, kl_of_rows};
 use crate::infer::{Cache, Engine};
 use crate::model::Model;
 use crate::source::Checkpoint;
@@ -135,6 +135,25 @@ pub fn divergences(
     means.collect()
 }
 
+/// The mean divergence (nats per token) of a model's predictions from their own mean.
+fn worth_of_context(model: &dyn Layers, results: &[Vec<f32>], run: Run) -> Result<f64> {
+    let engine = model.shell()?;
+    let (vocab, width) = (engine.config.vocab, engine.config.hidden);
+    let (mut logits, mut mean) = (Vec::new(), vec![0.0; vocab]);
+    let (mut entropy, mut rows) = (0.0, 0);
+    for x in results.iter().flat_map(|x| x.chunks(ROWS * width)) {
+        run.check()?;
+        engine.head_into(x, &mut logits, &mut ());
+        for row in logits.chunks(vocab) {
+            entropy += add_probabilities(row, &mut mean);
+            rows += 1;
+        }
+    }
+    let n = f64::from(rows.max(1));
+    let of_mean: f64 = mean.iter().map(|p| p / n).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
+    Ok(of_mean - entropy / n)
+}
+
 /// What held-out text says of an output: mean KL divergence from the source in nats per token, set by set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
@@ -144,9 +163,28 @@ pub struct Verdict {
     pub rival: Vec<f64>,
     /// Tokens in the windows.
     pub tokens: usize,
+    /// The divergence of a model that knows how often the source expects each token, and nothing of what came before
+    /// (nats per token): what the source's context is worth.
+    pub blind: f64,
 }
 
+/// Bits per weight from which on rounding never costs a model all that its context is worth.
+const SOUND_BITS: f64 = 3.0;
+
 impl Verdict {
+    /// # Errors
+    /// `Internal` for a loss that rounding to so many bits per weight cannot explain: what was written is not this model.
+    pub fn check(&self, name: &str, bits_per_weight: f64) -> Result<()> {
+        let best = |(kl, rival): (&f64, &f64)| kl.min(*rival);
+        let Some(worst) = self.kl.iter().zip(&self.rival).map(best).max_by(f64::total_cmp) else { return Ok(()) };
+        if bits_per_weight < SOUND_BITS || worst <= self.blind {
+            return Ok(());
+        }
+        let what = format!("{name} diverges from the source by {worst:.2} nats per token on held-out text");
+        let blind = format!("a model that ignores its context by {:.2}", self.blind);
+        Err(Error::Internal(format!("{what}, {blind}; rounding does not explain that, and nothing was published")))
+    }
+
     /// Whether what calibration made is kept: on no set is it worse. What is no number is no better.
     pub fn keeps(&self) -> bool {
         self.kl.iter().zip(&self.rival).all(Self::is_kept)
@@ -179,6 +217,7 @@ pub fn judge(source: Stored, pairs: &[(&dyn Layers, &dyn Layers)], held: &HeldOu
     let tokens = windows.iter().map(|w| w.len() as u64).sum::<u64>() * (1 + 2 * pairs.len() as u64);
     let _phase = run.phase("measuring held-out text", tokens * layers, Unit::TokensByLayer(layers));
     let base = results(&source, &windows, held.scored, run)?;
+    let blind = worth_of_context(&source, &base, run)?;
     let by_set = |candidate: &dyn Layers| -> Result<Vec<f64>> {
         let results = results(candidate, &windows, held.scored, run)?;
         let mut kl = divergences((&source, &base), (candidate, &results), run)?.into_iter();
@@ -186,7 +225,7 @@ pub fn judge(source: Stored, pairs: &[(&dyn Layers, &dyn Layers)], held: &HeldOu
         Ok(held.sets.iter().map(Vec::len).map(mean).collect())
     };
     let verdict = |(made, rival): &(&dyn Layers, &dyn Layers)| {
-        Ok(Verdict { kl: by_set(*made)?, rival: by_set(*rival)?, tokens: held.tokens() })
+        Ok(Verdict { kl: by_set(*made)?, rival: by_set(*rival)?, tokens: held.tokens(), blind })
     };
     pairs.iter().map(verdict).collect()
 }
@@ -197,13 +236,24 @@ mod tests {
 
     #[test]
     fn an_output_is_kept_where_it_is_worse_on_no_set() {
-        let verdict = |kl: &[f64], rival: &[f64]| Verdict { kl: kl.to_vec(), rival: rival.to_vec(), tokens: 1 };
+        let verdict =
+            |kl: &[f64], rival: &[f64]| Verdict { kl: kl.to_vec(), rival: rival.to_vec(), tokens: 1, blind: 2.0 };
         assert!(verdict(&[1.0, 0.5], &[1.0, 0.6]).keeps());
         assert!(!verdict(&[1.0, 0.7], &[1.0, 0.6]).keeps());
         assert!(!verdict(&[f64::NAN], &[1.0]).keeps());
         let row = verdict(&[0.1, 0.7], &[0.2, 0.6]).ledger_row("Q4_K", "error feedback", "ggml's search").unwrap();
         assert_eq!(row.reason, "on held-out text its KL divergence is 0.7000, that of ggml's search 0.6000");
         assert_eq!(verdict(&[0.1], &[0.2]).ledger_row("", "", ""), None);
+    }
+
+    #[test]
+    fn a_loss_that_no_rounding_explains_is_refused() {
+        let verdict = |kl: f64, rival| Verdict { kl: vec![0.1, kl], rival: vec![0.1, rival], tokens: 1, blind: 3.9 };
+        verdict(0.2, 4.7).check("Q4_K_M", 4.8).unwrap();
+        verdict(4.73, 4.7).check("IQ1_S", 1.6).unwrap();
+        let error = verdict(4.73, 4.7).check("Q4_K_M", 4.8).unwrap_err().to_string();
+        assert!(error.contains("4.70") && error.contains("3.90"), "{error}");
+        assert!(verdict(f64::NAN, f64::NAN).check("Q4_K_M", 4.8).is_err());
     }
 
     #[test]

@@ -47,19 +47,25 @@ mod sorting;
 #[doc(hidden)]
 pub mod stream;
 
-pub use crate::calibration::imatrix::Imatrix;
-pub use calibrate::{Calibrated, Calibration, calibrate};
+pub use crate::calibration::data::{DataReport, Overlap, Source, SourceReport};
+pub use crate::calibration::imatrix::{Imatrix, UnseenExperts, Weights};
+pub use crate::calibration::stats::ExpertUse;
+pub use crate::packed::{Format, Spec};
+pub use crate::quant::presets::{Choice, Preset, Why};
+pub use allocation::{AllocatedTensor, Allocation};
+pub use calibrate::{Calibrated, Calibration, Checkpoints, calibrate};
 pub use importance::{Importance, overlap_text};
 pub use ledger::LedgerRow;
 pub use outcome::{Made, MadeFile, Outcome};
-pub use plan::Plan;
-pub use recipe::{Data, Recipe};
+pub use plan::{AssumedImportance, Decided, FilePlan, OutputPlan, Plan};
+pub use recipe::{Data, ImportanceFile, Limit, Override, OverrideValue, Recipe, Split, Target, TypeRule, TypeRules};
+pub use rounding::{Rounding, Search};
+pub use sizes::{FileSizes, TensorRow};
 
 use crate::Result;
 use crate::control::{Control, Notice, Report, Run};
 use crate::model::SourceModel;
 use data::Drawing;
-use plan::{AssumedImportance, Decided, FilePlan};
 use std::time::Instant;
 
 /// Decides everything. Nothing is written, no weight is read. Outputs go to the current folder, under the names that

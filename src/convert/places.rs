@@ -82,10 +82,7 @@ impl Plan {
     /// Whatever may be replaced, the inputs are not.
     pub(super) fn refuse_input(&self, target: &Path) -> Result<()> {
         let ckpt = &self.source.ckpt;
-        let data = self.recipe.data.iter().flat_map(|d| &d.sources).filter_map(|s| match s {
-            Source::File(path) | Source::Fetched { path, .. } => Some(path.as_path()),
-            _ => None,
-        });
+        let data = self.recipe.data.iter().flat_map(|d| &d.sources).filter_map(Source::path);
         let importance = self.recipe.importance.iter().map(|i| Path::new(&i.file));
         let weights = ckpt.files().iter().map(|f| f.path.as_path());
         Inputs::new(weights.chain(data).chain(importance)).refuse(target)?;

@@ -261,6 +261,28 @@ impl Recipe {
     /// assert_eq!(recipe.outputs[0].name(), "Q4_K_M");
     /// # Ok::<(), quantize::Error>(())
     /// ```
+    ///
+    /// With a type of its own for some tensors, and error feedback over one's own text:
+    ///
+    /// ```
+    /// use quantize::convert::{self, Data, Recipe, Search, Source, TypeRule};
+    /// use quantize::{Control, matrix::GgmlType, model::SourceModel};
+    ///
+    /// let mut recipe = Recipe::to(["q4_0"])?;
+    /// recipe.types.tensors = vec![TypeRule { pattern: "ffn_down".into(), ty: GgmlType::Q6_K }];
+    /// recipe.rounding.search = Some(Search::Feedback);
+    /// let sources = vec![Source::File("calibration/dialogue.txt".into())];
+    /// recipe.data = Some(Data { sources, tokens: 2048, window: 64, ..Data::default() });
+    ///
+    /// let source = SourceModel::open("tests/fixtures/tiny-llama".as_ref())?;
+    /// let mut plan = convert::plan(&source, &recipe)?;
+    /// let folder = tempfile::tempdir().unwrap();
+    /// plan.place(folder.path())?;
+    /// let made = convert::run(&plan, &Control::default(), &())?;
+    /// let verdict = made.outputs[0].verdict.as_ref().unwrap();
+    /// assert!(verdict.kl[0] <= verdict.rival[0] || !made.outputs[0].ledger.is_empty());
+    /// # Ok::<(), quantize::Error>(())
+    /// ```
     pub fn to<'a>(targets: impl IntoIterator<Item = &'a str>) -> Result<Self> {
         let outputs = targets.into_iter().map(Target::parse).collect::<Result<Vec<_>>>()?;
         let recipe = Self { outputs, ..Self::default() };
@@ -361,7 +383,7 @@ impl Recipe {
             hash_sources,
         } = self.clone();
         let target = outputs[output].clone();
-        let alone = Recipe { outputs: vec![target.clone()], ..Recipe::default() };
+        let alone = vec![target.clone()];
         match &target {
             Target::Folder { format, .. } => {
                 let given = self.data.is_some();
@@ -378,7 +400,20 @@ impl Recipe {
                     smooth: smooth.filter(|_| given).unwrap_or(usual.smooth),
                     sort_channels: false,
                 };
-                Recipe { data, rounding, split, devices, hash_sources, ..alone }
+                Recipe {
+                    outputs: alone,
+                    types: TypeRules::default(),
+                    metadata: Vec::new(),
+                    pretokenizer: None,
+                    requantize: false,
+                    importance: None,
+                    unseen_experts: UnseenExperts::default(),
+                    data,
+                    rounding,
+                    split,
+                    devices,
+                    hash_sources,
+                }
             }
             _ => {
                 let rounding = match self.file_feedback() {
@@ -386,12 +421,13 @@ impl Recipe {
                         search: Some(Search::Feedback),
                         sequential: Some(self.sequential_files()),
                         static_groups: false,
-                        smooth: alone.rounding.smooth,
+                        smooth: Rounding::default().smooth,
                         ..rounding
                     },
                     false => Rounding { search: Some(Search::Nearest), ..Rounding::default() },
                 };
                 Recipe {
+                    outputs: alone,
                     types,
                     metadata,
                     pretokenizer,
@@ -401,8 +437,8 @@ impl Recipe {
                     data,
                     rounding,
                     split,
+                    devices: 1,
                     hash_sources,
-                    ..alone
                 }
             }
         }
@@ -489,7 +525,7 @@ mod source_names {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<Source>, D::Error> {
         // Whoever runs the recipe fetches what is on the Hub.
-        let unfetched = |_: &str| Ok(Default::default());
+        let unfetched = |_: &str| Ok(None);
         let names = Vec::<String>::deserialize(d)?;
         names.iter().map(|name| Source::parse(name, unfetched).map_err(D::Error::custom)).collect()
     }

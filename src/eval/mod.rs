@@ -25,11 +25,12 @@ use std::ops::Range;
 
 use crate::Result;
 
+pub use crate::infer::{Cache, Engine, Observer, Sampling};
 pub use artifact::{Ablation, Artifact, TensorDamage};
 pub use compare::{Base, Candidate, Comparison, Options, Progress, compare, compare_in_turns};
 pub use gate::{GateOutcome, Gates};
 pub use runnable::Runnable;
-pub use stats::{Estimate, Record, Statistics};
+pub use stats::{Estimate, Percentiles, Record, Statistics};
 pub use windows::{Method, Window, Windows};
 
 /// Takes rows of logits `[n, vocab]` from a position on.

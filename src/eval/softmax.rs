@@ -154,6 +154,19 @@ pub fn kl_of_rows(base: &[f32], logits: &[f32], vocab: usize) -> Vec<f64> {
     kl.collect()
 }
 
+/// Adds the probabilities of a row of logits to `sum`; returns their entropy in nats.
+pub fn add_probabilities(logits: &[f32], sum: &mut [f64]) -> f64 {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total: f64 = logits.iter().map(|x| f64::from(x - largest).exp()).sum();
+    let mut entropy = 0.0;
+    for (x, sum) in logits.iter().zip(sum) {
+        let log = f64::from(x - largest) - total.ln();
+        *sum += log.exp();
+        entropy -= if log.is_finite() { log.exp() * log } else { 0.0 };
+    }
+    entropy
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

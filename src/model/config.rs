@@ -22,6 +22,34 @@ pub struct Rope {
     pub scaling: RopeScaling,
 }
 
+impl Rope {
+    /// Divisors of the rotary frequencies after Llama 3's rule (transformers' `_compute_llama3_parameters`), `[dims / 2]`: 1
+    /// for short wavelengths, `factor` for long ones, a blend between. Empty under another scaling.
+    pub fn llama3_factors(&self) -> Vec<f32> {
+        let RopeScaling::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original_context } =
+            self.scaling
+        else {
+            return Vec::new();
+        };
+        let dims = self.dims as f32;
+        let context = original_context as f32;
+        (0..self.dims / 2)
+            .map(|i| {
+                let frequency = 1.0 / self.theta.powf((2 * i) as f32 / dims);
+                let wavelength = 2.0 * std::f32::consts::PI / frequency;
+                if wavelength < context / high {
+                    1.0
+                } else if wavelength > context / low {
+                    factor
+                } else {
+                    let smooth = (context / wavelength - low) / (high - low);
+                    1.0 / ((1.0 - smooth) / factor + smooth)
+                }
+            })
+            .collect()
+    }
+}
+
 /// How a block mixes tokens.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]

@@ -2,11 +2,12 @@
 //! reason, and everything the configuration promises is there in the right shape. How rows are read
 //! through the mapping is in `tensor`. It does not quantize and writes nothing.
 
-use super::config::{Config, LayerConfig, Rope, RopeScaling};
+use super::config::{Config, LayerConfig, RopeScaling};
 use super::family::{Family, Map, Row, Source, When};
 use super::hf_config::family_of;
 use super::opaque;
 use super::role::Role;
+use super::source_names::{TOWER, drop_reason_of_any, sort_like_llama_cpp, text_name};
 use super::tensor::{MappedTensor, RowOrder, ValueMap};
 use super::understood::{Generated, Model};
 use crate::gguf::Metadata;
@@ -245,11 +246,6 @@ impl Names<'_> {
     }
 }
 
-/// The name without the part that says which half of an image-and-text model it belongs to.
-pub(super) fn text_name(name: &str) -> String {
-    name.replacen("language_model.", "", 1).replacen("model.text_model.", "model.", 1)
-}
-
 type Mapped = (Vec<MappedTensor>, Vec<(String, String)>);
 
 fn map_hf(ckpt: &Checkpoint, family: &'static Family, config: &Config) -> Result<Mapped> {
@@ -376,132 +372,18 @@ fn drop_reason(t: &TensorMeta, family: &Family, config: &Config) -> Option<&'sta
     drop_reason_of_any(t, name)
 }
 
-const TOWER: &str = "belongs to an image or sound encoder; a text model has no use for it";
-
-/// Why a tensor may be left out of a text model of any family, by its name without `language_model.`.
-pub(super) fn drop_reason_of_any(t: &TensorMeta, name: &str) -> Option<&'static str> {
-    if t.elements() == 0 {
-        return Some("it has no elements");
-    }
-    if matches!(t.dtype, Dtype::Bool | Dtype::Ggml(GgmlType::I64 | GgmlType::I32)) {
-        return Some("a buffer: it holds no weights");
-    }
-    if matches!(t.shape.as_slice(), [1, 1, n, m] if n == m) && name.ends_with(".bias") {
-        return Some("a mask that is computed from the configuration");
-    }
-    if t.elements() == 1 && name.ends_with("_scale") && !name.contains("hc_") {
-        return Some("a scale of the key-value cache or of activations, which GGUF and other formats do not take over");
-    }
-    if [".rotary_emb.inv_freq", ".masked_bias", ".attention.bias"].iter().any(|s| name.ends_with(s)) {
-        return Some("a buffer that is computed from the configuration");
-    }
-    const TOWERS: [&str; 6] = [
-        "vision_tower.",
-        "multi_modal_projector.",
-        "model.vision_tower.",
-        "model.multi_modal_projector.",
-        "vision_model.",
-        "model.vision_model.",
-    ];
-    if TOWERS.iter().any(|p| name.starts_with(p)) || of_another_sense(name) {
-        return Some(TOWER);
-    }
-    None
-}
-
-/// Whether a tensor belongs to the image or sound part of a model, by the names that such parts have.
-fn of_another_sense(name: &str) -> bool {
-    const BEGINS: [&str; 10] = [
-        "vit.",
-        "vpm.",
-        "siglip2.",
-        "conformer.",
-        "merger.",
-        "resampler.",
-        "sound_encoder.",
-        "sound_projection.",
-        "speech_embeddings.",
-        "mlp",
-    ];
-    const HOLDS: [&str; 19] = [
-        "visual.",
-        "vision.",
-        "audio.",
-        "talker.",
-        "vision_",
-        "audio_",
-        "token2wav.",
-        "code2wav.",
-        "projector.",
-        "pre_mm_projector_norm",
-        "image_newline",
-        "view_seperator",
-        "patch_embed",
-        "patch_embedding",
-        "patch_merger.",
-        "patch_merge_mlp.",
-        "model.connector.",
-        "multi_modal_projector",
-        "embed_vision.",
-    ];
-    BEGINS.iter().any(|begin| name.starts_with(begin)) || HOLDS.iter().any(|part| name.contains(part))
-}
-
-/// llama.cpp's converter walks the files in order and each file by name, and writes a tensor when its last part has
-/// come by; all expert tensors of a layer wait for the layer's last expert.
-pub(super) fn sort_like_llama_cpp(ckpt: &Checkpoint, tensors: &mut [MappedTensor]) {
-    let mut order: Vec<usize> = (0..ckpt.tensors().len()).collect();
-    order.sort_by_key(|i| (ckpt.tensors()[*i].file, &ckpt.tensors()[*i].name));
-    let mut rank = vec![0; order.len()];
-    for (place, i) in order.into_iter().enumerate() {
-        rank[i] = place;
-    }
-    let last_part = |t: &MappedTensor| t.parts.iter().map(|p| rank[*p]).max().unwrap_or(0);
-    let mut experts_done: HashMap<Option<usize>, usize> = HashMap::new();
-    for t in tensors.iter().filter(|t| t.parts.len() > 1) {
-        let done = experts_done.entry(t.layer).or_default();
-        *done = (*done).max(last_part(t));
-    }
-    tensors.sort_by_key(|t| if t.parts.len() > 1 { experts_done[&t.layer] } else { last_part(t) });
-}
-
 /// Rotary factors that GGUF keeps as tensors: the wavelength-dependent ones of Llama 3, as one factor per pair of
 /// rotary dimensions, and the two lists of long-rope.
 fn generated(family: &Family, config: &Config) -> Vec<Generated> {
     let Some(rope) = config.rope() else { return Vec::new() };
     let tensor = |name: &str, values: Vec<f32>| Generated { name: name.into(), shape: vec![values.len()], values };
     match &rope.scaling {
-        RopeScaling::Llama3 { .. } => vec![tensor("rope_freqs.weight", llama3_factors(rope))],
+        RopeScaling::Llama3 { .. } => vec![tensor("rope_freqs.weight", rope.llama3_factors())],
         RopeScaling::LongRope { short, long, .. } if family.long_rope => {
             vec![tensor("rope_factors_long.weight", long.clone()), tensor("rope_factors_short.weight", short.clone())]
         }
         _ => Vec::new(),
     }
-}
-
-/// Divisors of the rotary frequencies after Llama 3's rule (transformers' `_compute_llama3_parameters`), `[dims / 2]`:
-/// 1 for short wavelengths, `factor` for long ones, a blend between.
-pub(super) fn llama3_factors(rope: &Rope) -> Vec<f32> {
-    let RopeScaling::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original_context } = rope.scaling
-    else {
-        return Vec::new();
-    };
-    let dims = rope.dims as f32;
-    let context = original_context as f32;
-    (0..rope.dims / 2)
-        .map(|i| {
-            let frequency = 1.0 / rope.theta.powf((2 * i) as f32 / dims);
-            let wavelength = 2.0 * std::f32::consts::PI / frequency;
-            if wavelength < context / high {
-                1.0
-            } else if wavelength > context / low {
-                factor
-            } else {
-                let smooth = (context / wavelength - low) / (high - low);
-                1.0 / ((1.0 - smooth) / factor + smooth)
-            }
-        })
-        .collect()
 }
 
 /// A family's model where the file is one; otherwise its tensors as they are.

@@ -21,6 +21,7 @@ pub(crate) mod naming;
 mod opaque;
 mod role;
 mod source_model;
+mod source_names;
 mod tensor;
 #[doc(hidden)]
 pub mod tokenizer;

@@ -3,13 +3,14 @@
 //! nothing about formats.
 //!
 //! Rows are in the source's order here. GGUF (and so the engine) interleaves the rotary rows of queries and keys in some
-//! families; [`Module::engine_rows`] gives that order. Experts that the source stacks into one tensor (transformers 5's
+//! families; [`Module::engine_row`] gives that order. Experts that the source stacks into one tensor (transformers 5's
 //! `experts.gate_up_proj`) become one module each, under the names of the unstacked layout, which vLLM, transformers and
 //! mlx-lm all load; their router moves to that layout's name too.
 
 use super::family::Source;
-use super::mapping::{named, text_name};
+use super::mapping::named;
 use super::role::Role;
+use super::source_names::text_name;
 use super::tensor::{MappedTensor, RowOrder};
 use super::understood::Model;
 use crate::quant::GgmlType;
@@ -200,18 +201,6 @@ impl Module {
         let inner = row % head;
         row - inner + inner % 2 * (head / 2) + inner / 2
     }
-
-    /// `[rows, cols]` brought into the engine's order of rows.
-    pub fn engine_rows(&self, weights: Vec<f32>) -> Vec<f32> {
-        if self.rope.is_none() {
-            return weights;
-        }
-        let mut out = Vec::with_capacity(weights.len());
-        for row in 0..self.rows {
-            out.extend_from_slice(&weights[self.engine_row(row) * self.cols..][..self.cols]);
-        }
-        out
-    }
 }
 
 #[cfg(test)]
@@ -240,7 +229,15 @@ mod tests {
                 let mut want = vec![0.0; m.rows * m.cols];
                 let first = m.expert.unwrap_or(0) * m.rows;
                 t.read_rows(&ckpt, first..first + m.rows, &mut Vec::new(), &mut want).unwrap();
-                assert_eq!(m.engine_rows(m.read(&ckpt).unwrap()), want, "{} {}", dir.display(), m.path);
+                let weights = m.read(&ckpt).unwrap();
+                let row = |row: usize| &weights[m.engine_row(row) * m.cols..][..m.cols];
+                assert_eq!(
+                    (0..m.rows).flat_map(row).copied().collect::<Vec<_>>(),
+                    want,
+                    "{} {}",
+                    dir.display(),
+                    m.path
+                );
             }
             let mut names: Vec<String> = contents.kept.iter().map(|k| k.name.clone()).collect();
             names.extend(contents.modules.iter().map(|m| format!("{}.weight", m.path)));

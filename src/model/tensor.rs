@@ -124,11 +124,6 @@ impl MappedTensor {
         }
     }
 
-    /// Whether the stored rows are the rows: same order, nothing added, nothing left out.
-    pub fn is_verbatim(&self) -> bool {
-        self.half.is_none() && self.rows == RowOrder::Same && self.values == ValueMap::Same
-    }
-
     /// Whether every row is a stored row as it is, so that it can be copied whatever its type.
     pub fn keeps_rows(&self) -> bool {
         let ordered = match &self.rows {

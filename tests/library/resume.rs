@@ -113,26 +113,29 @@ fn calibrated(target: &str) -> Recipe {
 #[test]
 fn every_field_of_a_files_recipe_counts() {
     // A finished matrix excludes calibration data; without feedback nothing is continued.
-    every_field_counts("llama", calibrated("q4_0"), &["/importance", "/rounding/search"]);
+    let of_folders = ["/rounding/static_groups", "/rounding/smooth", "/devices"];
+    every_field_counts("llama", calibrated("q4_0"), &[&["/importance", "/rounding/search"], &of_folders[..]].concat());
 }
+
+/// What a folder's recipe does not depend on.
+const OF_FILES: [&str; 11] = [
+    "/types/tensors",
+    "/types/output",
+    "/types/embedding",
+    "/types/keep_output",
+    "/types/pure",
+    "/metadata",
+    "/pretokenizer",
+    "/requantize",
+    "/importance",
+    "/unseen_experts",
+    "/rounding/sort_channels",
+];
 
 #[test]
 fn every_field_of_a_folders_recipe_counts() {
-    let fields_of_files = [
-        "/types/tensors",
-        "/types/output",
-        "/types/embedding",
-        "/types/keep_output",
-        "/types/pure",
-        "/metadata",
-        "/pretokenizer",
-        "/requantize",
-        "/importance",
-        "/unseen_experts",
-        "/rounding/sort_channels",
-        // Of other formats.
-        "/rounding/static_groups",
-        "/rounding/smooth",
-    ];
-    every_field_counts("llama", calibrated("gptq-4bit-32g"), &fields_of_files);
+    let of_other_formats = ["/rounding/static_groups", "/rounding/smooth"];
+    every_field_counts("llama", calibrated("gptq-4bit-32g"), &[&OF_FILES[..], &of_other_formats].concat());
+    // With groups in the order of the activations.
+    every_field_counts("llama", calibrated("gptq-4bit-32g-desc"), &[&OF_FILES[..], &["/rounding/smooth"]].concat());
 }

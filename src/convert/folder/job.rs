@@ -94,7 +94,7 @@ impl<'a> Job<'a> {
         let layout = crate::writer::safetensors::layout(&plan.entries, format, max_shard)?;
         let layout = layout.shards.iter().map(|shard| sha256(&shard.header)).collect();
         let name = recipe.outputs.first().map_or_else(String::new, |t| t.name().to_string());
-        let key = Identity::new(ckpt, windows, layout, &run.control.cancel)?.key(recipe);
+        let key = Identity::new(ckpt, windows, layout, &run.control.cancel)?.key(std::slice::from_ref(recipe));
         let mut journal = Self::left(target, &key, run)?;
         // By its journal an unfinished folder is known as this program's, so that comes first.
         let born = || {

@@ -28,7 +28,9 @@ pub fn run(job: &Job, method: &Layered, held: &HeldOut) -> Result<()> {
         let made = FolderLayers { job, nearest: false };
         let rival = FolderLayers { job, nearest: true };
         let verdicts = judge::judge(source, &[(&made, &rival)], held, job.run.unheard())?;
-        Ok(verdicts.first().map_or(Value::Null, |verdict| record(job, verdict)))
+        let Some(verdict) = verdicts.first() else { return Ok(Value::Null) };
+        verdict.check(&job.name, job.plan.quantized(job.ckpt).1)?;
+        Ok(record(job, verdict))
     })?;
     let Some(record) = job.finished(VERDICT) else { return Ok(()) };
     if let Some(text) = in_words(&record) {
@@ -60,6 +62,7 @@ fn record(job: &Job, verdict: &Verdict) -> Value {
         "tokens": verdict.tokens,
         "kl_divergence": verdict.kl.first(),
         "kl_divergence_of_nearest": verdict.rival.first(),
+        "kl_divergence_without_context": verdict.blind,
         "chosen": if verdict.keeps() { "calibrated" } else { "nearest" },
         "ledger": ledger,
     })
@@ -69,7 +72,12 @@ fn record(job: &Job, verdict: &Verdict) -> Value {
 pub fn verdict(record: &Value) -> Option<Verdict> {
     let kl = |key: &str| record[key].as_f64().map(|kl| vec![kl]);
     let tokens = record["tokens"].as_u64()? as usize;
-    Some(Verdict { kl: kl("kl_divergence")?, rival: kl("kl_divergence_of_nearest")?, tokens })
+    Some(Verdict {
+        kl: kl("kl_divergence")?,
+        rival: kl("kl_divergence_of_nearest")?,
+        tokens,
+        blind: record["kl_divergence_without_context"].as_f64()?,
+    })
 }
 
 fn in_words(record: &Value) -> Option<String> {

@@ -16,7 +16,7 @@ pub mod scaled;
 
 pub use plan::{Departure, FolderPlan};
 
-use super::data::{Drawing, hold_out_for_folders};
+use super::data::{Drawing, HoldOut, hold_out_for_folders};
 use super::hashes;
 use super::judge::{HeldOut, Scored};
 use super::outcome::Made;
@@ -71,16 +71,12 @@ fn one(
     // What is folded into norms cannot be taken back module by module, and scales of inputs need data anyway.
     let judged = feedback && scaling.is_none() && !spec.needs_inputs();
     let none = || HeldOut { sets: Vec::new(), scored: Scored::All };
-    let (seen, held) = match drawing {
-        Some(drawing) if judged => {
-            let split = hold_out_for_folders(&drawing.windows);
-            (split.seen, split.held)
-        }
-        Some(drawing) => (drawing.windows.clone(), none()),
-        None => (Vec::new(), none()),
+    let split = match drawing {
+        Some(drawing) if judged => hold_out_for_folders(&drawing.windows),
+        Some(drawing) => HoldOut { seen: drawing.windows.clone(), held: none() },
+        None => HoldOut { seen: Vec::new(), held: none() },
     };
-    let sets: Vec<usize> = std::iter::repeat_n(0, seen.len()).chain(held.sets.iter().flatten().map(|_| 1)).collect();
-    let all: Vec<Vec<u32>> = seen.iter().chain(held.sets.iter().flatten()).cloned().collect();
+    let (all, sets) = split.all();
     let windows = drawing.map(|_| (all.as_slice(), sets.as_slice()));
     let total: u64 = source.ckpt.tensors().iter().map(|t| t.bytes()).sum();
     let phase = run.phase(output.target.name(), total, Unit::Bytes);
@@ -101,7 +97,7 @@ fn one(
                     scaling,
                     sequential: rounding.sequential.unwrap_or(true),
                 };
-                judged::run(job, &Layered { windows: &seen, options }, &held)
+                judged::run(job, &Layered { windows: &split.seen, options }, &split.held)
             }
         },
         &provenance,

@@ -1,7 +1,6 @@
 //! The tokenizer's JSON files of a Hugging Face folder, read once and handed to the parts that interpret them. It
 //! interprets nothing itself.
 
-use super::restated;
 use crate::{Error, Result};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -11,6 +10,12 @@ const MAX_FILE: u64 = 64 << 20;
 
 /// SentencePiece models, which need no `tokenizer.json`.
 pub(super) const MODELS: [&str; 3] = ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model"];
+
+/// The score of an added token, and of a row that no token belongs to, as the converter writes them.
+pub(super) const ADDED_SCORE: f32 = -1000.0;
+pub(super) const PADDING_SCORE: f32 = -10000.0;
+/// Rows of an embedding beyond this are a fault of the input, not a vocabulary.
+pub(super) const MAX_ROWS: usize = 1 << 24;
 
 /// What lies in a folder, each file as parsed JSON or `None` where it is absent.
 pub(super) struct HfFiles {
@@ -26,31 +31,14 @@ pub(super) struct HfFiles {
 impl HfFiles {
     pub fn open(dir: &Path) -> Result<Self> {
         let json = |name| read_json(&dir.join(name));
-        let mut files = Self {
+        Ok(Self {
             dir: dir.to_path_buf(),
             tokenizer: json("tokenizer.json")?,
             restated: false,
             tokenizer_config: json("tokenizer_config.json")?,
             config: json("config.json")?,
             added_tokens: json("added_tokens.json")?,
-        };
-        if files.tokenizer.is_none() && !MODELS.iter().any(|name| dir.join(name).is_file()) {
-            files.restate()?;
-        }
-        Ok(files)
-    }
-
-    /// Makes a `tokenizer.json` of other files, where they are there.
-    fn restate(&mut self) -> Result<()> {
-        self.tokenizer = restated::from_vocab_and_merges(&self.dir, self.tokenizer_config.as_ref())?;
-        if self.tokenizer.is_none()
-            && let Some((tokenizer, config)) = restated::from_tekken(&self.dir)?
-        {
-            self.tokenizer = Some(tokenizer);
-            self.tokenizer_config = self.tokenizer_config.take().or(Some(config));
-        }
-        self.restated = self.tokenizer.is_some();
-        Ok(())
+        })
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -131,6 +119,16 @@ impl AddedToken {
             special: flag("special"),
             strips: (flag("lstrip"), flag("rstrip")),
         })
+    }
+
+    /// Whether it is a control token: some models forget to mark theirs as special (the converter's list).
+    pub fn is_control(&self) -> bool {
+        let token = self.content.as_str();
+        self.special
+            || matches!(token, "<pad>" | "<mask>" | "<2mass>" | "[@BOS@]")
+            || (token.starts_with("<|") && token.ends_with("|>"))
+            || (token.starts_with("<｜") && token.ends_with("｜>"))
+            || (token.starts_with("<unused") && token.ends_with('>'))
     }
 }
 

@@ -2,7 +2,7 @@
 //! converter: byte-level BPE from `tokenizer.json`, SentencePiece from `tokenizer.model`, or from a `tokenizer.json` that
 //! restates a SentencePiece model. Special tokens are decided in `special`, the pre-tokenizer's name in `pre`.
 
-use super::files::{AddedToken, HfFiles, read_optional};
+use super::files::{ADDED_SCORE, AddedToken, HfFiles, MAX_ROWS, PADDING_SCORE, read_optional};
 use super::pieces::{self, Unigram};
 use super::sentencepiece::{self, Piece, TokenType};
 use super::special::{ADD_KEYS, Special};
@@ -12,12 +12,6 @@ use crate::model::families::{ByteLevel, TokenizerFacts, TokenizerKind};
 use crate::{Error, Result};
 use serde_json::Value;
 use std::collections::HashMap;
-
-/// The score of an added token, and of a row that no token belongs to, as the converter writes them.
-pub(super) const ADDED_SCORE: f32 = -1000.0;
-pub(super) const PADDING_SCORE: f32 = -10000.0;
-/// Rows of an embedding beyond this are a fault of the input, not a vocabulary.
-pub(super) const MAX_ROWS: usize = 1 << 24;
 
 /// See [`GgufVocab::from_hf_dir`].
 pub(super) fn build(
@@ -301,7 +295,7 @@ impl Vocab {
                 let ty = if token.special { TokenType::Control } else { TokenType::UserDefined };
                 vocab.set(token.id, token.content, ADDED_SCORE, ty);
             } else {
-                let control = token.special || looks_special(&token.content);
+                let control = token.is_control();
                 vocab.set_added(token, control);
             }
         }
@@ -319,7 +313,7 @@ impl Vocab {
         }
         for token in added {
             check_row(files, &token.content, token.id, rows)?;
-            let control = token.special || looks_special(&token.content);
+            let control = token.is_control();
             vocab.set_added(token, control);
         }
         Ok(vocab)
@@ -354,7 +348,7 @@ impl Vocab {
             }
         }
         for token in added {
-            let control = token.special || looks_special(&token.content);
+            let control = token.is_control();
             vocab.set_added(token, control);
         }
         Ok(vocab)
@@ -419,12 +413,4 @@ fn merged_pieces(json: &Value) -> HashMap<String, usize> {
 /// `<0xXX>`.
 fn is_byte_token(token: &str) -> bool {
     super::byte_of(token).is_some()
-}
-
-/// Tokens that some models forget to mark as special, by the converter's list.
-pub(super) fn looks_special(token: &str) -> bool {
-    matches!(token, "<pad>" | "<mask>" | "<2mass>" | "[@BOS@]")
-        || (token.starts_with("<|") && token.ends_with("|>"))
-        || (token.starts_with("<｜") && token.ends_with("｜>"))
-        || (token.starts_with("<unused") && token.ends_with('>'))
 }

@@ -47,7 +47,7 @@ pub fn check_pre_tokenizer(name: &str) -> Result<()> {
 /// # Errors
 /// [`Error::BadInput`] naming the file.
 pub fn check_files(dir: &Path) -> Result<()> {
-    files::HfFiles::open(dir).map(|_| ())
+    restated::open(dir).map(|_| ())
 }
 
 impl GgufVocab {
@@ -59,7 +59,7 @@ impl GgufVocab {
     /// [`Error::BadInput`] for missing, corrupt or contradictory files, [`Error::Unsupported`] for a tokenizer that
     /// llama.cpp has no name for.
     pub fn from_hf_dir(dir: &Path, rows: usize, facts: &TokenizerFacts, pre: Option<&str>) -> Result<Self> {
-        hf::build(&files::HfFiles::open(dir)?, rows, facts, pre)
+        hf::build(&restated::open(dir)?, rows, facts, pre)
     }
 
     /// The vocabulary in the metadata of a GGUF file.

@@ -1,7 +1,7 @@
 //! Vocabularies that are neither byte-level BPE nor SentencePiece's merges: unigram models, WordPiece, and Gemma 4's. Keys,
 //! types and order are those of llama.cpp's converter.
 
-use super::files::{HfFiles, MODELS, read_optional};
+use super::files::{ADDED_SCORE, HfFiles, MAX_ROWS, MODELS, PADDING_SCORE, read_optional};
 use super::sentencepiece::{self, Model, Piece, TokenType};
 use super::special::Special;
 use crate::gguf::{Array, Metadata, Value as Stored};
@@ -57,7 +57,7 @@ impl Unigram {
     fn pad(&mut self, rows: usize) {
         for id in self.pieces.len()..rows {
             let text = format!("[PAD{id}]");
-            self.pieces.push(Piece { text, score: super::hf::PADDING_SCORE, ty: TokenType::Unused });
+            self.pieces.push(Piece { text, score: PADDING_SCORE, ty: TokenType::Unused });
         }
     }
 
@@ -102,7 +102,7 @@ impl Unigram {
         if let Some(added) = files.added_tokens.as_ref().and_then(Value::as_object) {
             for (token, id) in added.iter().filter_map(|(token, id)| Some((token, usize::try_from(id.as_u64()?).ok()?)))
             {
-                let piece = Piece { text: token.clone(), score: super::hf::ADDED_SCORE, ty: TokenType::UserDefined };
+                let piece = Piece { text: token.clone(), score: ADDED_SCORE, ty: TokenType::UserDefined };
                 vocab.get_mut(id).into_iter().for_each(|p| *p = piece.clone());
             }
         }
@@ -152,7 +152,7 @@ pub(super) fn write_word_pieces(
         tokens[id] = (token.clone(), TokenType::Normal);
     }
     for token in files.merged_added_tokens()? {
-        let control = token.special || super::hf::looks_special(&token.content);
+        let control = token.is_control();
         let ty = if control { TokenType::Control } else { TokenType::UserDefined };
         tokens.get_mut(token.id).into_iter().for_each(|t| *t = (token.content.clone(), ty));
     }
@@ -180,8 +180,8 @@ pub(super) fn write_gemma4(files: &HfFiles, json: &Value, meta: &mut Metadata) -
     let map = json.get("model").and_then(|m| m.get("vocab")?.as_object()).ok_or_else(bad)?;
     let added = files.merged_added_tokens()?;
     let last = map.values().filter_map(Value::as_u64).chain(added.iter().map(|t| t.id as u64)).max().ok_or_else(bad)?;
-    let rows = usize::try_from(last).ok().filter(|n| *n < super::hf::MAX_ROWS).ok_or_else(bad)? + 1;
-    let blank = |i: usize| Piece { text: format!("[PAD{i}]"), score: super::hf::ADDED_SCORE, ty: TokenType::Unused };
+    let rows = usize::try_from(last).ok().filter(|n| *n < MAX_ROWS).ok_or_else(bad)? + 1;
+    let blank = |i: usize| Piece { text: format!("[PAD{i}]"), score: ADDED_SCORE, ty: TokenType::Unused };
     let mut pieces: Vec<Piece> = (0..rows).map(blank).collect();
     for (token, id) in map {
         let id = id.as_u64().ok_or_else(bad)? as usize;

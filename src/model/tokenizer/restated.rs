@@ -2,9 +2,10 @@
 //! them, or of Mistral's `tekken.json`.
 
 use super::bpe::byte_spelling;
-use super::files::{read_json, read_text};
+use super::files::{HfFiles, MAX_ROWS, MODELS, read_json, read_text};
 use super::pieces::decode_base64;
 use super::pre;
+
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeSet, HashMap};
@@ -14,11 +15,28 @@ use std::path::Path;
 const GPT2: [&str; 5] =
     ["GPT2Tokenizer", "CodeGenTokenizer", "RobertaTokenizer", "BartTokenizer", "LongformerTokenizer"];
 
-/// What `vocab.json` and `merges.txt` say, or `None` when one of them is missing.
+/// The tokenizer's files of a folder, with a `tokenizer.json` made of others where it is missing and they are there.
 ///
 /// # Errors
 /// `BadInput` for malformed files, `Unsupported` for a class whose words this program does not know.
-pub(super) fn from_vocab_and_merges(dir: &Path, config: Option<&Value>) -> Result<Option<Value>> {
+pub(super) fn open(dir: &Path) -> Result<HfFiles> {
+    let mut files = HfFiles::open(dir)?;
+    if files.tokenizer.is_some() || MODELS.iter().any(|name| dir.join(name).is_file()) {
+        return Ok(files);
+    }
+    files.tokenizer = from_vocab_and_merges(dir, files.tokenizer_config.as_ref())?;
+    if files.tokenizer.is_none()
+        && let Some((tokenizer, config)) = from_tekken(dir)?
+    {
+        files.tokenizer = Some(tokenizer);
+        files.tokenizer_config = files.tokenizer_config.take().or(Some(config));
+    }
+    files.restated = files.tokenizer.is_some();
+    Ok(files)
+}
+
+/// What `vocab.json` and `merges.txt` say, or `None` when one of them is missing.
+fn from_vocab_and_merges(dir: &Path, config: Option<&Value>) -> Result<Option<Value>> {
     let Some(vocab) = read_json(&dir.join("vocab.json"))? else { return Ok(None) };
     let Some(merges) = read_text(&dir.join("merges.txt"))? else { return Ok(None) };
     let map = vocab.as_object().ok_or_else(|| Error::bad_file(dir.join("vocab.json"), "not a map of tokens to ids"))?;
@@ -79,17 +97,14 @@ fn split(pattern: &str, respell: Value) -> Value {
 
 /// `tokenizer.json` and `tokenizer_config.json` of a folder with a `tekken.json`: special tokens first, then the ranked
 /// pieces. A piece's merges are all its divisions into two others, as transformers derives them.
-///
-/// # Errors
-/// `BadInput` for a malformed file.
-pub(super) fn from_tekken(dir: &Path) -> Result<Option<(Value, Value)>> {
+fn from_tekken(dir: &Path) -> Result<Option<(Value, Value)>> {
     let path = dir.join("tekken.json");
     let Some(tekken) = read_json(&path)? else { return Ok(None) };
     let bad = |what: &str| Error::bad_file(&path, what.to_string());
     let config = tekken.get("config").ok_or_else(|| bad("'config' is missing"))?;
     let size = |key: &str| {
         let size = config.get(key).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
-        size.filter(|n| *n < super::hf::MAX_ROWS).ok_or_else(|| bad(&format!("'config.{key}' is not a size")))
+        size.filter(|n| *n < MAX_ROWS).ok_or_else(|| bad(&format!("'config.{key}' is not a size")))
     };
     let (all, specials) = (size("default_vocab_size")?, size("default_num_special_tokens")?);
     let pattern = config.get("pattern").and_then(Value::as_str).ok_or_else(|| bad("'config.pattern' is missing"))?;

@@ -4,6 +4,7 @@
 use super::bpe::{Bpe, byte_spelling};
 use super::files::HfFiles;
 use super::library;
+use super::restated;
 use super::sentencepiece::TokenType;
 use super::special::Special;
 use super::spm::Spm;
@@ -54,7 +55,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::BadInput`] for missing or corrupt files, [`Error::Unsupported`] for kinds that this crate cannot run.
     pub fn from_hf_dir(dir: &Path) -> Result<Self> {
-        let files = HfFiles::open(dir)?;
+        let files = restated::open(dir)?;
         let config = files.config.as_ref();
         let field = |key: &str| config.and_then(|c| c.get(key).or_else(|| c.get("text_config")?.get(key)));
         let rows = field("vocab_size").and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());

@@ -120,7 +120,7 @@ fn llama3_factors(h: &Hparams) -> Result<Vec<Generated>> {
             original_context: number("original_max_position_embeddings", 8192.0) as usize,
         },
     };
-    let values = crate::model::mapping::llama3_factors(&rope);
+    let values = rope.llama3_factors();
     Ok(vec![Generated { name: "rope_freqs.weight".into(), shape: vec![values.len()], values }])
 }
 
