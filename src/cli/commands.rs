@@ -287,3 +287,10 @@ pub struct PullArgs {
     #[command(flatten)]
     pub common: CommonArgs,
 }
+
+#[derive(Debug, Args)]
+pub struct FamiliesArgs {
+    /// How the list is printed
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: Format,
+}

@@ -11,6 +11,7 @@ mod calibrate;
 mod commands;
 mod convert;
 mod eval;
+mod families;
 mod generate;
 mod idle;
 mod inspect;
@@ -83,6 +84,8 @@ enum Command {
     Report(ReportArgs),
     /// Continue a prompt, or answer it with --chat
     Generate(GenerateArgs),
+    /// List the model architectures that are known, and what works with each
+    Families(FamiliesArgs),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
     /// Print the manual page (roff)
@@ -119,6 +122,7 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<()> {
         Some(Command::Compare(args)) => eval::compare(args),
         Some(Command::Report(args)) => eval::render(args),
         Some(Command::Generate(args)) => generate::run(args),
+        Some(Command::Families(args)) => families::run(args),
         Some(Command::Completions { shell }) => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "quantize", &mut script);

@@ -13,6 +13,7 @@ mod hf_json;
 #[doc(hidden)]
 pub mod keys;
 mod layers;
+mod known;
 pub(crate) mod mapping;
 #[doc(hidden)]
 pub mod metadata;
@@ -30,6 +31,7 @@ mod understood;
 pub use config::{Config, LayerConfig};
 pub use families::{Family, Role, tokenizer_of};
 pub use fault::fault;
+pub use known::{Known, known};
 pub use mapping::expected_tensors;
 pub use metadata::{gguf_metadata, keeps_f32};
 pub use opaque::preset_facts;

@@ -310,7 +310,7 @@ impl Job<'_> {
             "quantize_version": env!("CARGO_PKG_VERSION"),
             "source": { "name": provenance.name, "files": files },
             "format": self.plan.spec.to_string(),
-            "recipe": self.key["recipe"],
+            "recipe": self.key["recipes"][0],
             "calibration": provenance.calibration,
             "quantized_weights": weights,
             "bits_per_weight": bits,

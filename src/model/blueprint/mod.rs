@@ -69,7 +69,7 @@ pub(super) fn find(json: &serde_json::Value) -> Option<&'static Blueprint> {
     classes.iter().flatten().find_map(|class| all().find(|b| b.classes.contains(&class.as_str()) && (b.only)(json)))
 }
 
-fn all() -> impl Iterator<Item = &'static Blueprint> {
+pub(super) fn all() -> impl Iterator<Item = &'static Blueprint> {
     lineages::ALL.iter().flat_map(|lineage| lineage.iter())
 }
 
