@@ -354,8 +354,13 @@ fn keep_stored(
     for ((choice, kept), (name, shape)) in choices.iter_mut().zip(kept).zip(tensors) {
         let packed = !kept.is_plain() && !requantize && choice.why != Why::Asked;
         let f32 = preset.default.is_plain() && choice.why == Why::Default && keeps_f32(name, shape);
+        // What llama-quantize never touches has the type of the file all the same.
+        let floats = [GgmlType::F32, GgmlType::F16, GgmlType::BF16];
+        let plain = preset.default.is_plain() && choice.why == Why::Kept && floats.contains(kept);
         if packed || f32 {
             *choice = Choice { wanted: *kept, got: *kept, why: Why::Kept };
+        } else if plain && !keeps_f32(name, shape) {
+            *choice = Choice { wanted: preset.default, got: preset.default, why: Why::Default };
         }
     }
 }

@@ -40,6 +40,8 @@ pub enum ValueMap {
     Same,
     /// 1 is added.
     PlusOne,
+    /// This is added.
+    Plus(f32),
     /// `-exp(x)`.
     NegExp,
     /// `exp(x)`.
@@ -68,6 +70,7 @@ impl ValueMap {
         match self {
             ValueMap::Same => {}
             ValueMap::PlusOne => values.iter_mut().for_each(|w| *w = round(*w + 1.0)),
+            ValueMap::Plus(x) => values.iter_mut().for_each(|w| *w = round(*w + x)),
             ValueMap::NegExp => values.iter_mut().for_each(|w| *w = round(-f64::from(*w).exp() as f32)),
             ValueMap::Exp => values.iter_mut().for_each(|w| *w = round(f64::from(*w).exp() as f32)),
             ValueMap::Times([a, b]) => values.iter_mut().for_each(|w| *w = round(round(*w * a) * b)),
@@ -134,6 +137,7 @@ impl MappedTensor {
         let ordered = match &self.rows {
             RowOrder::Same => self.parts.len() == 1,
             RowOrder::Rope { .. } => false,
+            RowOrder::Gather(_) if self.shape.len() == 1 && self.parts.len() > 1 => false,
             RowOrder::Gather(gather) => !gather.turned && gather.cols.is_none(),
         };
         ordered && self.half.is_none() && self.values == ValueMap::Same
@@ -175,6 +179,9 @@ impl MappedTensor {
             return Err(Error::Internal(what));
         }
         match &self.rows {
+            RowOrder::Gather(_) if self.shape.len() == 1 && self.parts.len() > 1 => {
+                self.read_joined(ckpt, scratch, out)?
+            }
             RowOrder::Gather(gather) => self.read_gathered(gather, ckpt, rows, scratch, out)?,
             RowOrder::Same => self.read_runs(ckpt, rows, scratch, out)?,
             // The rows of a bias are its elements.
@@ -191,6 +198,15 @@ impl MappedTensor {
                 true => self.values.apply_rows(out, first, cols, |x| half::f16::from_f32(x).to_f32()),
                 false => self.values.apply_rows(out, first, cols, |x| x),
             }
+        }
+        Ok(())
+    }
+
+    /// A vector whose parts are vectors, one behind the other.
+    fn read_joined(&self, ckpt: &Checkpoint, scratch: &mut Vec<u8>, out: &mut [f32]) -> Result<()> {
+        let each = (out.len() / self.parts.len()).max(1);
+        for (part, out) in self.parts.iter().zip(out.chunks_mut(each)) {
+            ckpt.read_f32(&ckpt.tensors()[*part], 0..out.len(), scratch, out)?;
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ mod chat;
 mod files;
 mod growth;
 mod hf;
+mod listed;
 mod pieces;
 pub mod pre;
 mod runtime;

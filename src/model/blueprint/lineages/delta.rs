@@ -36,39 +36,22 @@ pub(super) static ALL: &[Blueprint] = &[
         keys: kimi,
         ..PLAIN
     },
+    Blueprint { classes: &["BailingMoeV3ForCausalLM"], ..LING },
     Blueprint {
-        gguf: "bailingmoe3",
-        classes: &["BailingMoeV3ForCausalLM"],
-        tensors: "token_embd output output_norm attn_norm attn_q attn_k attn_v attn_output attn_gate ffn_norm \
-            ffn_gate_inp exp_probs_b ffn_up ffn_up_exps ffn_up_shexp ffn_gate ffn_gate_exps ffn_gate_shexp \
-            ffn_down ffn_down_exps ffn_down_shexp layer_output_norm ssm_dt ssm_a ssm_norm ssm_conv1d_q \
-            ssm_conv1d_k ssm_conv1d_v ssm_f_a ssm_beta ssm_g_a attn_q_a attn_q_b attn_kv_a_mqa attn_kv_b attn_k_b \
-            attn_v_b attn_q_a_norm attn_kv_a_norm nextn.eh_proj nextn.enorm nextn.hnorm",
-        names: &[("model.layers.{}.attention.dt_bias", "blk.{}.ssm_dt.bias")],
-        rename: |h, name| {
-            let full = super::layer_of(name).is_some_and(|layer| attends(h, layer));
-            let name = match full {
-                true => name.replace(".attention.g_proj.", ".attention.full_g_proj."),
-                false => name.to_string(),
-            };
-            super::with_suffix(&name, &[(".expert_bias", ".bias")])
+        classes: &["BailingMoeV3VLForConditionalGeneration"],
+        rename: |h, name| match name.starts_with("linear_proj") {
+            true => Named::Drop("belongs to the image encoder; a text model has no use for it"),
+            false => (LING.rename)(h, name),
         },
-        changes: &[
-            ("ssm_conv1d_q.weight", Change::View(conv)),
-            ("ssm_conv1d_k.weight", Change::View(conv)),
-            ("ssm_conv1d_v.weight", Change::View(conv)),
-            ("ssm_a", Change::View(|_, s| Ok(View::same(&[s.shape.iter().product(), 1]).with(ValueMap::Exp)))),
-        ],
-        splits: &[
-            ("kv_b_proj.weight", KV_B),
-            ("attention.full_g_proj.weight", &[("attn_gate.weight", Change::Same)]),
-            ("attention.g_proj.weight", &[("ssm_g_a.weight", Change::Same)]),
-            ("attention.f_proj.weight", &[("ssm_f_a.weight", Change::Same)]),
-        ],
-        more_blocks: nextn,
-        defaults: r#"{"rms_norm_eps": 1e-6}"#,
-        keys: ling,
-        ..PLAIN
+        keys: |k| {
+            ling(k)?;
+            let sections = k.h.list("mrope_section").into_iter().flatten().filter_map(|v| v.as_u64());
+            let mut sections: Vec<usize> = sections.take(3).map(|n| n as usize).collect();
+            sections.resize(4, 0);
+            k.sizes("rope.dimension_sections", &sections);
+            Ok(())
+        },
+        ..LING
     },
     Blueprint {
         gguf: "minimax-01",
@@ -110,6 +93,40 @@ pub(super) static ALL: &[Blueprint] = &[
                 "index_kpool_compress_ape",
                 "index_kpool_compress_gate",
             ];
+
+            const LING: Blueprint = Blueprint {
+                gguf: "bailingmoe3",
+                tensors: "token_embd output output_norm attn_norm attn_q attn_k attn_v attn_output attn_gate ffn_norm \
+            ffn_gate_inp exp_probs_b ffn_up ffn_up_exps ffn_up_shexp ffn_gate ffn_gate_exps ffn_gate_shexp \
+            ffn_down ffn_down_exps ffn_down_shexp layer_output_norm ssm_dt ssm_a ssm_norm ssm_conv1d_q \
+            ssm_conv1d_k ssm_conv1d_v ssm_f_a ssm_beta ssm_g_a attn_q_a attn_q_b attn_kv_a_mqa attn_kv_b attn_k_b \
+            attn_v_b attn_q_a_norm attn_kv_a_norm nextn.eh_proj nextn.enorm nextn.hnorm",
+                names: &[("model.layers.{}.attention.dt_bias", "blk.{}.ssm_dt.bias")],
+                rename: |h, name| {
+                    let full = super::layer_of(name).is_some_and(|layer| attends(h, layer));
+                    let name = match full {
+                        true => name.replace(".attention.g_proj.", ".attention.full_g_proj."),
+                        false => name.to_string(),
+                    };
+                    super::with_suffix(&name, &[(".expert_bias", ".bias")])
+                },
+                changes: &[
+                    ("ssm_conv1d_q.weight", Change::View(conv)),
+                    ("ssm_conv1d_k.weight", Change::View(conv)),
+                    ("ssm_conv1d_v.weight", Change::View(conv)),
+                    ("ssm_a", Change::View(|_, s| Ok(View::same(&[s.shape.iter().product(), 1]).with(ValueMap::Exp)))),
+                ],
+                splits: &[
+                    ("kv_b_proj.weight", KV_B),
+                    ("attention.full_g_proj.weight", &[("attn_gate.weight", Change::Same)]),
+                    ("attention.g_proj.weight", &[("ssm_g_a.weight", Change::Same)]),
+                    ("attention.f_proj.weight", &[("ssm_f_a.weight", Change::Same)]),
+                ],
+                more_blocks: nextn,
+                defaults: r#"{"rms_norm_eps": 1e-6}"#,
+                keys: ling,
+                ..PLAIN
+            };
             match BARE.iter().any(|end| name.ends_with(end)) {
                 true => Named::Keep(format!("{name}.weight")),
                 false => super::dense::without_tied_head(h, name),
