@@ -6,7 +6,7 @@ use crate::quant::GgmlType;
 use crate::source::{Checkpoint, Dtype};
 use crate::{Error, Result};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// How GGUF rows follow from source rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +52,10 @@ pub enum ValueMap {
     RowTimes(Arc<[[f32; 2]]>),
     /// The mean over the whole tensor, a vector, is taken away.
     ZeroMean,
+    /// Two vectors, a part each, multiplied.
+    Product,
+    /// Rounded to minus one, nothing and one times the mean magnitude of the whole tensor, which is found when it is needed.
+    Ternary(Arc<OnceLock<f32>>),
 }
 
 impl ValueMap {
@@ -78,6 +82,12 @@ impl ValueMap {
                 for (row, [a, b]) in values.chunks_mut(cols.max(1)).zip(&factors[first.min(factors.len())..]) {
                     row.iter_mut().for_each(|w| *w = round(round(*w * a) * b));
                 }
+            }
+            // It was read so.
+            ValueMap::Product => {}
+            ValueMap::Ternary(scale) => {
+                let inverse = 1.0 / scale.get().copied().unwrap_or(1.0);
+                values.iter_mut().for_each(|w| *w = round((*w * inverse).round_ties_even().clamp(-1.0, 1.0) / inverse));
             }
             ValueMap::ZeroMean => {
                 let mean = values.iter().sum::<f32>() / values.len().max(1) as f32;
@@ -178,7 +188,14 @@ impl MappedTensor {
             let what = format!("rows {rows:?} of {} into {} values", self.name, out.len());
             return Err(Error::Internal(what));
         }
+        if let ValueMap::Ternary(scale) = &self.values
+            && scale.get().is_none()
+        {
+            // Of several threads all find the same.
+            let _ = scale.set(self.mean_magnitude(ckpt, scratch)?);
+        }
         match &self.rows {
+            _ if self.values == ValueMap::Product => self.read_product(ckpt, scratch, out)?,
             RowOrder::Gather(_) if self.shape.len() == 1 && self.parts.len() > 1 => {
                 self.read_joined(ckpt, scratch, out)?
             }
@@ -198,6 +215,27 @@ impl MappedTensor {
                 true => self.values.apply_rows(out, first, cols, |x| half::f16::from_f32(x).to_f32()),
                 false => self.values.apply_rows(out, first, cols, |x| x),
             }
+        }
+        Ok(())
+    }
+
+    fn mean_magnitude(&self, ckpt: &Checkpoint, scratch: &mut Vec<u8>) -> Result<f32> {
+        let plain = MappedTensor { values: ValueMap::Same, ..self.clone() };
+        let mut row = vec![0.0; self.cols()];
+        let mut sum = 0.0;
+        for i in 0..self.row_count() {
+            plain.read_rows(ckpt, i..i + 1, scratch, &mut row)?;
+            sum += row.iter().map(|w| f64::from(w.abs())).sum::<f64>();
+        }
+        Ok(((sum / self.elements().max(1) as f64) as f32).max(1e-5))
+    }
+
+    fn read_product(&self, ckpt: &Checkpoint, scratch: &mut Vec<u8>, out: &mut [f32]) -> Result<()> {
+        let mut factors = vec![0.0; out.len()];
+        out.fill(1.0);
+        for part in &self.parts {
+            ckpt.read_f32(&ckpt.tensors()[*part], 0..out.len(), scratch, &mut factors)?;
+            out.iter_mut().zip(&factors).for_each(|(w, factor)| *w *= factor);
         }
         Ok(())
     }

@@ -16,7 +16,10 @@ pub(super) static ALL: &[Blueprint] = &[
             time_mix_lerp_x time_mix_first time_mix_decay time_mix_decay_w1 time_mix_decay_w2 time_mix_key \
             time_mix_value time_mix_receptance time_mix_gate time_mix_ln time_mix_output channel_mix_lerp_k \
             channel_mix_lerp_r channel_mix_key channel_mix_receptance channel_mix_value",
-        names: &[("rwkv.blocks.{}.attention.experts.time_maa", "blk.{}.time_mix_lerp_fused")],
+        names: &[
+            ("rwkv.blocks.{}.pre_ln", "token_embd_norm"),
+            ("rwkv.blocks.{}.attention.experts.time_maa", "blk.{}.time_mix_lerp_fused"),
+        ],
         rename: |_, name| {
             // These lie one behind the other, as experts do.
             let parts =
@@ -71,6 +74,7 @@ pub(super) static ALL: &[Blueprint] = &[
 
 const SEVENTH: Blueprint = Blueprint {
     names: &[
+        ("model.layers.{}.pre_norm", "token_embd_norm"),
         ("model.layers.{}.attention.experts.x", "blk.{}.time_mix_lerp_fused"),
         ("model.layers.{}.attention.x_x", "blk.{}.time_mix_lerp_fused"),
     ],

@@ -65,6 +65,32 @@ pub(super) static ALL: &[Blueprint] = &[
         ..PLAIN
     },
     Blueprint {
+        gguf: "bitnet",
+        classes: &["BitnetForCausalLM", "BitNetForCausalLM"],
+        tensors: "token_embd output_norm attn_norm attn_q attn_k attn_v attn_output ffn_norm ffn_up ffn_gate ffn_down \
+            attn_sub_norm ffn_sub_norm",
+        names: &[
+            ("model.layers.{}.self_attn.attn_sub_norm", "blk.{}.attn_sub_norm"),
+            ("model.layers.{}.mlp.ffn_sub_norm", "blk.{}.ffn_sub_norm"),
+        ],
+        rename: super::dense::without_tied_head,
+        changes: &[
+            ("attn_q.weight", TERNARY),
+            ("attn_k.weight", TERNARY),
+            ("attn_v.weight", TERNARY),
+            ("attn_output.weight", TERNARY),
+            ("ffn_up.weight", TERNARY),
+            ("ffn_gate.weight", TERNARY),
+            ("ffn_down.weight", TERNARY),
+        ],
+        keys: |k| {
+            k.text("rope.scaling.type", "linear");
+            k.float("rope.scaling.factor", 1.0);
+            Ok(())
+        },
+        ..PLAIN
+    },
+    Blueprint {
         gguf: "plm",
         classes: &["PLMForCausalLM"],
         tensors: "token_embd output output_norm attn_norm attn_q attn_output ffn_norm ffn_up ffn_down attn_kv_a_mqa \
@@ -216,6 +242,9 @@ pub(super) static ALL: &[Blueprint] = &[
 
 pub(super) const GATE_UP: &[(&str, Change)] =
     &[("ffn_gate.weight", Change::Half(0)), ("ffn_up.weight", Change::Half(1))];
+
+/// Every matrix has three values.
+const TERNARY: Change = Change::View(|_, s| Ok(View::same(s.shape).with(ValueMap::Ternary(Default::default()))));
 
 /// Without causal mask, and with the id of the token that stands for what is not known yet.
 fn reads_both_ways(k: &mut Keys) -> Result<()> {
