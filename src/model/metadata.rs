@@ -48,6 +48,11 @@ pub fn keeps_f32(name: &str, shape: &[usize]) -> bool {
     shape.len() <= 1 || !name.ends_with(".weight") || F32_ENDS.iter().any(|end| name.ends_with(end))
 }
 
+/// What stays F32 in one architecture only.
+pub fn keeps_f32_in(arch: &str, name: &str) -> bool {
+    arch == "minimax-m3" && name.contains(".indexer.")
+}
+
 /// All metadata but the tokenizer's for a Hugging Face source; for a GGUF source its own metadata, tokenizer included,
 /// with the new file type (`llama_ftype`).
 ///

@@ -30,7 +30,7 @@ pub use config::{Config, LayerConfig};
 pub use families::{Family, Role, tokenizer_of};
 pub use fault::fault;
 pub use mapping::expected_tensors;
-pub use metadata::{gguf_metadata, keeps_f32};
+pub use metadata::{gguf_metadata, keeps_f32, keeps_f32_in};
 pub use opaque::preset_facts;
 pub use source_model::{SourceModel, name_of};
 pub use tensor::{MappedTensor, RowOrder, ValueMap};
