@@ -56,6 +56,8 @@ pub enum ValueMap {
     Product,
     /// Rounded to minus one, nothing and one times the mean magnitude of the whole tensor, which is found when it is needed.
     Ternary(Arc<OnceLock<f32>>),
+    /// Every column of the whole tensor has length 1 then; their lengths are found when they are needed.
+    UnitColumns(Arc<OnceLock<Vec<f32>>>),
 }
 
 impl ValueMap {
@@ -88,6 +90,12 @@ impl ValueMap {
             ValueMap::Ternary(scale) => {
                 let inverse = 1.0 / scale.get().copied().unwrap_or(1.0);
                 values.iter_mut().for_each(|w| *w = round((*w * inverse).round_ties_even().clamp(-1.0, 1.0) / inverse));
+            }
+            ValueMap::UnitColumns(lengths) => {
+                let lengths = lengths.get().map_or(&[][..], Vec::as_slice);
+                for row in values.chunks_mut(cols.max(1)) {
+                    row.iter_mut().zip(lengths).for_each(|(w, length)| *w /= length);
+                }
             }
             ValueMap::ZeroMean => {
                 let mean = values.iter().sum::<f32>() / values.len().max(1) as f32;
@@ -188,11 +196,15 @@ impl MappedTensor {
             let what = format!("rows {rows:?} of {} into {} values", self.name, out.len());
             return Err(Error::Internal(what));
         }
-        if let ValueMap::Ternary(scale) = &self.values
-            && scale.get().is_none()
-        {
-            // Of several threads all find the same.
-            let _ = scale.set(self.mean_magnitude(ckpt, scratch)?);
+        // Of several threads all find the same.
+        match &self.values {
+            ValueMap::Ternary(scale) if scale.get().is_none() => {
+                let _ = scale.set(self.mean_magnitude(ckpt, scratch)?);
+            }
+            ValueMap::UnitColumns(lengths) if lengths.get().is_none() => {
+                let _ = lengths.set(self.column_lengths(ckpt, scratch)?);
+            }
+            _ => {}
         }
         match &self.rows {
             _ if self.values == ValueMap::Product => self.read_product(ckpt, scratch, out)?,
@@ -219,15 +231,29 @@ impl MappedTensor {
         Ok(())
     }
 
-    fn mean_magnitude(&self, ckpt: &Checkpoint, scratch: &mut Vec<u8>) -> Result<f32> {
+    /// Every row as it is without its map of values.
+    fn plain_rows(&self, ckpt: &Checkpoint, scratch: &mut Vec<u8>, mut each: impl FnMut(&[f32])) -> Result<()> {
         let plain = MappedTensor { values: ValueMap::Same, ..self.clone() };
         let mut row = vec![0.0; self.cols()];
-        let mut sum = 0.0;
         for i in 0..self.row_count() {
             plain.read_rows(ckpt, i..i + 1, scratch, &mut row)?;
-            sum += row.iter().map(|w| f64::from(w.abs())).sum::<f64>();
+            each(&row);
         }
+        Ok(())
+    }
+
+    fn mean_magnitude(&self, ckpt: &Checkpoint, scratch: &mut Vec<u8>) -> Result<f32> {
+        let mut sum = 0.0;
+        self.plain_rows(ckpt, scratch, |row| sum += row.iter().map(|w| f64::from(w.abs())).sum::<f64>())?;
         Ok(((sum / self.elements().max(1) as f64) as f32).max(1e-5))
+    }
+
+    fn column_lengths(&self, ckpt: &Checkpoint, scratch: &mut Vec<u8>) -> Result<Vec<f32>> {
+        let mut squares = vec![0.0; self.cols()];
+        self.plain_rows(ckpt, scratch, |row| {
+            squares.iter_mut().zip(row).for_each(|(sum, w)| *sum += f64::from(*w) * f64::from(*w));
+        })?;
+        Ok(squares.into_iter().map(|sum| sum.sqrt() as f32 + 1e-7).collect())
     }
 
     fn read_product(&self, ckpt: &Checkpoint, scratch: &mut Vec<u8>, out: &mut [f32]) -> Result<()> {

@@ -4,7 +4,8 @@ use super::super::base::Gating;
 use super::super::view::{Stored, View, pairs, range};
 use super::small::fused_rows;
 use super::{Blueprint, Change, Hparams, Keys, Named, PAIRS, PLAIN};
-use crate::{Error, Result};
+use crate::Result;
+use crate::model::tensor::ValueMap;
 
 pub(super) static ALL: &[Blueprint] = &[
     Blueprint {
@@ -48,6 +49,13 @@ pub(super) static ALL: &[Blueprint] = &[
         classes: &["BailingMoeForCausalLM"],
         tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm ffn_gate_inp \
             ffn_up_exps ffn_up_shexp ffn_gate_exps ffn_gate_shexp ffn_down_exps ffn_down_shexp rope_freqs",
+        changes: &[(
+            "output.weight",
+            Change::View(|h, s| match h.flag("norm_head") {
+                true => Ok(View::same(s.shape).with(ValueMap::UnitColumns(Default::default()))),
+                false => Ok(View::same(s.shape)),
+            }),
+        )],
         names: &[("model.layers.{}.attention.dense", "blk.{}.attn_output")],
         splits: &[(
             "attention.query_key_value.weight",
@@ -58,11 +66,6 @@ pub(super) static ALL: &[Blueprint] = &[
             ],
         )],
         keys: |k| {
-            if k.h.flag("norm_head") {
-                let what =
-                    "config.json: norm_head asks for an output matrix with columns of length 1, which is not supported";
-                return Err(Error::unsupported(what));
-            }
             k.llama()?;
             k.needed_size("leading_dense_block_count", "first_k_dense_replace")?;
             k.needed_size("expert_feed_forward_length", "moe_intermediate_size")?;
