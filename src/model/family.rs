@@ -295,6 +295,10 @@ pub enum TokenizerKind {
     Encoder,
     /// SentencePiece's spelling with merges, under a name of its own.
     Gemma4,
+    /// A list of Python literals.
+    RwkvWorld,
+    /// A list of JSON arrays.
+    Plamo,
 }
 
 /// What llama.cpp's converter does differently about the tokenizers of a family.
@@ -310,6 +314,10 @@ pub struct TokenizerFacts {
     pub states_space_prefix: bool,
     /// A `tokenizer.model` puts no space in front of a text.
     pub no_space_prefix: bool,
+    /// Whether a `tokenizer.model` puts a space in front of a text is written as it says.
+    pub tells_dummy_prefix: bool,
+    /// This token ends a text, where the vocabulary has it.
+    pub chat_end: Option<&'static str>,
     /// Added tokens go by their flags alone and keep their spelling, and those of `tokenizer.json` count too.
     pub added_by_flags: bool,
     /// Some models are known by the size of their vocabulary (CodeLlama, Granite).
@@ -328,6 +336,8 @@ pub(super) const PLAIN_TOKENIZER: TokenizerFacts = TokenizerFacts {
     byte_level: ByteLevel::SentencePieceFirst,
     states_space_prefix: false,
     no_space_prefix: false,
+    tells_dummy_prefix: false,
+    chat_end: None,
     added_by_flags: false,
     by_vocabulary_size: false,
     fixed_ids: &[],

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 pub const QUANTIZATION_VERSION: u32 = 2;
 
 /// Ends of names that stay F32 whatever their shape.
-const F32_ENDS: [&str; 27] = [
+const F32_ENDS: [&str; 28] = [
     "_norm.weight",
     ".ffn_gate_inp.weight",
     ".ffn_gate_inp_shexp.weight",
@@ -25,6 +25,7 @@ const F32_ENDS: [&str; 27] = [
     ".time_mix_first.weight",
     ".time_mix_w1.weight",
     ".time_mix_w2.weight",
+    ".time_mix_lerp_fused.weight",
     ".time_mix_decay_w1.weight",
     ".time_mix_decay_w2.weight",
     ".altup_correct_coef.weight",
@@ -45,6 +46,11 @@ const F32_ENDS: [&str; 27] = [
 /// and small tensors of some architectures. `name` is the GGUF name.
 pub fn keeps_f32(name: &str, shape: &[usize]) -> bool {
     shape.len() <= 1 || !name.ends_with(".weight") || F32_ENDS.iter().any(|end| name.ends_with(end))
+}
+
+/// What stays F32 in one architecture only.
+pub fn keeps_f32_in(arch: &str, name: &str) -> bool {
+    arch == "minimax-m3" && name.contains(".indexer.")
 }
 
 /// All metadata but the tokenizer's for a Hugging Face source; for a GGUF source its own metadata, tokenizer included,

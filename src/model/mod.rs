@@ -12,8 +12,8 @@ mod hf_config;
 mod hf_json;
 #[doc(hidden)]
 pub mod keys;
-mod layers;
 mod known;
+mod layers;
 pub(crate) mod mapping;
 #[doc(hidden)]
 pub mod metadata;
@@ -33,7 +33,7 @@ pub use families::{Family, Role, tokenizer_of};
 pub use fault::fault;
 pub use known::{Known, known};
 pub use mapping::expected_tensors;
-pub use metadata::{gguf_metadata, keeps_f32};
+pub use metadata::{gguf_metadata, keeps_f32, keeps_f32_in};
 pub use opaque::preset_facts;
 pub use source_model::{SourceModel, name_of};
 pub use tensor::{MappedTensor, RowOrder, ValueMap};

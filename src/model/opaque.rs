@@ -86,7 +86,8 @@ pub(super) fn as_gguf(ckpt: &Checkpoint, model: &Model) -> Result<Model> {
     let mut meta = drawn.keys.clone();
     meta.set("general.architecture", drawn.arch);
     let rows = drawn.tensors.iter().find(|t| t.name == "token_embd.weight").map_or(0, MappedTensor::row_count);
-    let stated = json.get("text_config").and_then(|t| t.get("vocab_size")).or(json.get("vocab_size"));
+    let nested = ["text_config", "transformer_layer_config"].iter().find_map(|part| json.get(*part)?.get("vocab_size"));
+    let stated = nested.or(json.get("vocab_size"));
     let vocab = stated.and_then(serde_json::Value::as_u64).map_or(rows, |n| n as usize);
     Ok(Model {
         config: Config { vocab, ..sizes(&meta, drawn.arch) },

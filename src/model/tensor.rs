@@ -6,7 +6,7 @@ use crate::quant::GgmlType;
 use crate::source::{Checkpoint, Dtype};
 use crate::{Error, Result};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// How GGUF rows follow from source rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub enum ValueMap {
     Same,
     /// 1 is added.
     PlusOne,
+    /// This is added.
+    Plus(f32),
     /// `-exp(x)`.
     NegExp,
     /// `exp(x)`.
@@ -50,6 +52,12 @@ pub enum ValueMap {
     RowTimes(Arc<[[f32; 2]]>),
     /// The mean over the whole tensor, a vector, is taken away.
     ZeroMean,
+    /// Two vectors, a part each, multiplied.
+    Product,
+    /// Rounded to minus one, nothing and one times the mean magnitude of the whole tensor, which is found when it is needed.
+    Ternary(Arc<OnceLock<f32>>),
+    /// Every column of the whole tensor has length 1 then; their lengths are found when they are needed.
+    UnitColumns(Arc<OnceLock<Vec<f32>>>),
 }
 
 impl ValueMap {
@@ -68,12 +76,25 @@ impl ValueMap {
         match self {
             ValueMap::Same => {}
             ValueMap::PlusOne => values.iter_mut().for_each(|w| *w = round(*w + 1.0)),
+            ValueMap::Plus(x) => values.iter_mut().for_each(|w| *w = round(*w + x)),
             ValueMap::NegExp => values.iter_mut().for_each(|w| *w = round(-f64::from(*w).exp() as f32)),
             ValueMap::Exp => values.iter_mut().for_each(|w| *w = round(f64::from(*w).exp() as f32)),
             ValueMap::Times([a, b]) => values.iter_mut().for_each(|w| *w = round(round(*w * a) * b)),
             ValueMap::RowTimes(factors) => {
                 for (row, [a, b]) in values.chunks_mut(cols.max(1)).zip(&factors[first.min(factors.len())..]) {
                     row.iter_mut().for_each(|w| *w = round(round(*w * a) * b));
+                }
+            }
+            // It was read so.
+            ValueMap::Product => {}
+            ValueMap::Ternary(scale) => {
+                let inverse = 1.0 / scale.get().copied().unwrap_or(1.0);
+                values.iter_mut().for_each(|w| *w = round((*w * inverse).round_ties_even().clamp(-1.0, 1.0) / inverse));
+            }
+            ValueMap::UnitColumns(lengths) => {
+                let lengths = lengths.get().map_or(&[][..], Vec::as_slice);
+                for row in values.chunks_mut(cols.max(1)) {
+                    row.iter_mut().zip(lengths).for_each(|(w, length)| *w /= length);
                 }
             }
             ValueMap::ZeroMean => {
@@ -129,6 +150,7 @@ impl MappedTensor {
         let ordered = match &self.rows {
             RowOrder::Same => self.parts.len() == 1,
             RowOrder::Rope { .. } => false,
+            RowOrder::Gather(_) if self.shape.len() == 1 && self.parts.len() > 1 => false,
             RowOrder::Gather(gather) => !gather.turned && gather.cols.is_none(),
         };
         ordered && self.half.is_none() && self.values == ValueMap::Same
@@ -169,7 +191,21 @@ impl MappedTensor {
             let what = format!("rows {rows:?} of {} into {} values", self.name, out.len());
             return Err(Error::Internal(what));
         }
+        // Of several threads all find the same.
+        match &self.values {
+            ValueMap::Ternary(scale) if scale.get().is_none() => {
+                let _ = scale.set(self.mean_magnitude(ckpt, scratch)?);
+            }
+            ValueMap::UnitColumns(lengths) if lengths.get().is_none() => {
+                let _ = lengths.set(self.column_lengths(ckpt, scratch)?);
+            }
+            _ => {}
+        }
         match &self.rows {
+            _ if self.values == ValueMap::Product => self.read_product(ckpt, scratch, out)?,
+            RowOrder::Gather(_) if self.shape.len() == 1 && self.parts.len() > 1 => {
+                self.read_joined(ckpt, scratch, out)?
+            }
             RowOrder::Gather(gather) => self.read_gathered(gather, ckpt, rows, scratch, out)?,
             RowOrder::Same => self.read_runs(ckpt, rows, scratch, out)?,
             // The rows of a bias are its elements.
@@ -186,6 +222,50 @@ impl MappedTensor {
                 true => self.values.apply_rows(out, first, cols, |x| half::f16::from_f32(x).to_f32()),
                 false => self.values.apply_rows(out, first, cols, |x| x),
             }
+        }
+        Ok(())
+    }
+
+    /// Every row as it is without its map of values.
+    fn plain_rows(&self, ckpt: &Checkpoint, scratch: &mut Vec<u8>, mut each: impl FnMut(&[f32])) -> Result<()> {
+        let plain = MappedTensor { values: ValueMap::Same, ..self.clone() };
+        let mut row = vec![0.0; self.cols()];
+        for i in 0..self.row_count() {
+            plain.read_rows(ckpt, i..i + 1, scratch, &mut row)?;
+            each(&row);
+        }
+        Ok(())
+    }
+
+    fn mean_magnitude(&self, ckpt: &Checkpoint, scratch: &mut Vec<u8>) -> Result<f32> {
+        let mut sum = 0.0;
+        self.plain_rows(ckpt, scratch, |row| sum += row.iter().map(|w| f64::from(w.abs())).sum::<f64>())?;
+        Ok(((sum / self.elements().max(1) as f64) as f32).max(1e-5))
+    }
+
+    fn column_lengths(&self, ckpt: &Checkpoint, scratch: &mut Vec<u8>) -> Result<Vec<f32>> {
+        let mut squares = vec![0.0; self.cols()];
+        self.plain_rows(ckpt, scratch, |row| {
+            squares.iter_mut().zip(row).for_each(|(sum, w)| *sum += f64::from(*w) * f64::from(*w));
+        })?;
+        Ok(squares.into_iter().map(|sum| sum.sqrt() as f32 + 1e-7).collect())
+    }
+
+    fn read_product(&self, ckpt: &Checkpoint, scratch: &mut Vec<u8>, out: &mut [f32]) -> Result<()> {
+        let mut factors = vec![0.0; out.len()];
+        out.fill(1.0);
+        for part in &self.parts {
+            ckpt.read_f32(&ckpt.tensors()[*part], 0..out.len(), scratch, &mut factors)?;
+            out.iter_mut().zip(&factors).for_each(|(w, factor)| *w *= factor);
+        }
+        Ok(())
+    }
+
+    /// A vector whose parts are vectors, one behind the other.
+    fn read_joined(&self, ckpt: &Checkpoint, scratch: &mut Vec<u8>, out: &mut [f32]) -> Result<()> {
+        let each = (out.len() / self.parts.len()).max(1);
+        for (part, out) in self.parts.iter().zip(out.chunks_mut(each)) {
+            ckpt.read_f32(&ckpt.tensors()[*part], 0..out.len(), scratch, out)?;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use super::base::{self, Keys};
 use super::names::Names;
-use super::view::{Change, Stored, View};
+use super::view::{Change, Stored, View, squeezed};
 use super::{Blueprint, Hparams, Named};
 use crate::gguf::Metadata;
 use crate::model::role::Role;
@@ -137,7 +137,7 @@ fn mapped(
         let file = ckpt.files().get(first.file).map_or(ckpt.dir(), |f| &f.path);
         Error::bad_file(file, what).tensor(&first.name).hint("does config.json belong to these weights?")
     };
-    if parts.iter().any(|p| ckpt.tensors()[*p].shape != first.shape) {
+    if parts.iter().any(|p| squeezed(&ckpt.tensors()[*p].shape) != squeezed(&first.shape)) {
         return Err(fault("the experts of this layer differ in shape".into()));
     }
     if group.parts.keys().enumerate().any(|(i, expert)| i != *expert) {

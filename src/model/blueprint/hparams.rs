@@ -12,13 +12,15 @@ pub(in crate::model) struct Hparams {
 }
 
 /// Sub-configurations that stand for the text model.
-const TEXT: [&str; 5] = ["text_config", "llm_config", "lm_config", "language_config", "lfm"];
+const TEXT: [&str; 6] =
+    ["text_config", "llm_config", "lm_config", "language_config", "lfm", "transformer_layer_config"];
 
 impl Hparams {
     /// As a blueprint reads it.
     pub fn new(json: &Value, blueprint: &Blueprint) -> Self {
         let mut map = json.as_object().cloned().unwrap_or_default();
-        if let Some(text) = TEXT.iter().find_map(|key| json.get(key)?.as_object()) {
+        let thinker = || json.get("thinker_config")?.get("text_config")?.as_object();
+        if let Some(text) = TEXT.iter().find_map(|key| json.get(key)?.as_object()).or_else(thinker) {
             map.extend(text.iter().map(|(key, value)| (key.clone(), value.clone())));
         }
         if let Ok(Value::Object(defaults)) = serde_json::from_str(blueprint.defaults) {
@@ -86,7 +88,7 @@ impl Hparams {
 
     /// Blocks that the configuration counts.
     pub fn blocks(&self) -> Result<usize> {
-        let keys = ["n_layers", "num_hidden_layers", "n_layer", "num_layers"];
+        let keys = ["n_layers", "num_hidden_layers", "n_layer", "num_layers", "num_transformer_layers"];
         self.size_of(&keys)?.ok_or_else(|| missing("num_hidden_layers"))
     }
 

@@ -6,7 +6,7 @@ use super::files::{ADDED_SCORE, AddedToken, HfFiles, MAX_ROWS, PADDING_SCORE, re
 use super::pieces::{self, Unigram};
 use super::sentencepiece::{self, Piece, TokenType};
 use super::special::{ADD_KEYS, Special};
-use super::{GgufVocab, pre};
+use super::{GgufVocab, listed, pre};
 use crate::gguf::Metadata;
 use crate::model::families::{ByteLevel, TokenizerFacts, TokenizerKind};
 use crate::{Error, Result};
@@ -36,15 +36,23 @@ pub(super) fn build(
             meta.set(*key, *add);
         }
     }
+    match facts.kind {
+        TokenizerKind::RwkvWorld => listed::write_world(files, rows, &mut meta)?,
+        TokenizerKind::Plamo => listed::write_plamo(files, rows, &mut meta)?,
+        _ => {}
+    }
+    if matches!(facts.kind, TokenizerKind::RwkvWorld | TokenizerKind::Plamo) {
+        return GgufVocab::from_metadata(&meta);
+    }
     let types = files.config.as_ref().and_then(|c| c.get("type_vocab_size")?.as_u64()).unwrap_or(1) as u32;
     let is_encoder = facts.kind == TokenizerKind::Encoder;
     let (mut space_prefix, mut remarks) = (None, Vec::new());
     match source(files, facts, rows, &mut remarks)? {
-        Source::SentencePiece(pieces) => {
+        Source::SentencePiece(pieces, dummy_prefix) => {
             let vocab = Vocab::from_pieces(files, pieces, rows, facts)?;
             remarks.extend(vocab.beyond.iter().cloned());
             vocab.write_spm(files, &mut meta, &mut remarks)?;
-            space_prefix = facts.no_space_prefix.then_some(false);
+            space_prefix = facts.no_space_prefix.then_some(false).or(facts.tells_dummy_prefix.then_some(dummy_prefix));
         }
         Source::Unigram(unigram) => unigram.write(files, rows, is_encoder.then_some(types), &mut meta)?,
         Source::WordPiece(json) => pieces::write_word_pieces(files, json, rows, types, pre_override, &mut meta)?,
@@ -85,6 +93,12 @@ pub(super) fn build(
     let eod = files.config.as_ref().and_then(|c| c.get("eod_token_id")?.as_u64());
     if let Some(id) = eod.filter(|_| facts.ends_by_eod) {
         meta.set("tokenizer.ggml.eos_token_id", id as u32);
+    }
+    if let Some(text) = facts.chat_end {
+        let added = files.merged_added_tokens()?;
+        if let Some(token) = added.iter().find(|t| t.content == text && t.id < rows) {
+            meta.set("tokenizer.ggml.eos_token_id", token.id as u32);
+        }
     }
     for (ty, id) in facts.fixed_ids {
         meta.set(format!("tokenizer.ggml.{ty}_token_id"), *id);
@@ -132,7 +146,8 @@ fn by_vocabulary_size(rows: usize, meta: &mut Metadata) {
 }
 
 enum Source<'a> {
-    SentencePiece(Vec<Piece>),
+    /// With what the model file says of the space before a text.
+    SentencePiece(Vec<Piece>, bool),
     /// `tokenizer.json` in SentencePiece's spelling: BPE over characters with `<0xXX>` bytes to fall back on.
     JsonSpm(&'a Value),
     JsonBpe(&'a Value),
@@ -161,9 +176,9 @@ fn source<'a>(
         if model.is_unigram {
             return Ok(Source::Unigram(Unigram::of_model(model)));
         }
-        let pieces = model.pieces;
+        let (pieces, dummy_prefix) = (model.pieces, model.add_dummy_prefix);
         if !json.is_some_and(|json| is_another(&pieces, json)) {
-            return Ok(Source::SentencePiece(pieces));
+            return Ok(Source::SentencePiece(pieces, dummy_prefix));
         }
         remarks.push(
             "tokenizer.model is another tokenizer than tokenizer.json, which transformers loads; it is left aside"

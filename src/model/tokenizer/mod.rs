@@ -7,6 +7,7 @@ mod files;
 mod growth;
 mod hf;
 mod library;
+mod listed;
 mod pieces;
 pub mod pre;
 mod restated;

@@ -37,6 +37,17 @@ pub(super) static ALL: &[Blueprint] = &[
         ..LATENT
     },
     Blueprint {
+        gguf: "deepseek2-ocr",
+        classes: &["DeepseekOCRForCausalLM", "UnlimitedOCRForCausalLM"],
+        rename: |h, name| match name.contains("sam_model") || name.contains("qwen2_model") {
+            true => Named::Drop("belongs to the image encoder; a text model has no use for it"),
+            false => without_mtp(h, name),
+        },
+        splits: &[],
+        keys: ocr,
+        ..LATENT
+    },
+    Blueprint {
         gguf: "mistral4",
         classes: &["Mistral3ForConditionalGeneration", "Mistral4ForCausalLM"],
         only: |json| json.get("text_config").unwrap_or(json).get("model_type") == Some(&"mistral4".into()),
@@ -100,16 +111,27 @@ fn parts(h: &Hparams, s: &Stored) -> Result<(View, View)> {
     latent_parts(s, h.need("qk_nope_head_dim")?, h.need("v_head_dim")?)
 }
 
+/// Ordinary attention, with the experts of the others.
+fn ocr(k: &mut Keys) -> Result<()> {
+    let h = k.h;
+    k.size("leading_dense_block_count", leading(h)?)?;
+    k.needed_size("vocab_size", "vocab_size")?;
+    k.stated_size("attention.q_lora_rank", &["q_lora_rank"])?;
+    k.size("rope.dimension_count", h.need("qk_rope_head_dim")?)?;
+    experts(k)?;
+    let window = h.size("sliding_window_size")?.filter(|n| *n > 0).or(h.size("sliding_window")?);
+    if let Some(window) = window.filter(|n| *n > 0) {
+        k.size("attention.sliding_window", window)?;
+    }
+    k.meta.set("tokenizer.chat_template", "{% for m in messages %}{{m['content']}}{% endfor %}");
+    Ok(())
+}
+
 /// Metadata of latent attention and its experts.
 pub(super) fn latent(k: &mut Keys) -> Result<()> {
     let h = k.h;
     k.size("attention.head_count_kv", 1)?;
-    let dense = match h.size("first_k_dense_replace")? {
-        Some(n) => n,
-        None if h.get("n_routed_experts").is_none() => h.need("num_hidden_layers")?,
-        None => 0,
-    };
-    k.size("leading_dense_block_count", dense)?;
+    k.size("leading_dense_block_count", leading(h)?)?;
     k.needed_size("vocab_size", "vocab_size")?;
     k.stated_size("attention.q_lora_rank", &["q_lora_rank"])?;
     let (rank, rotary) = (h.size("kv_lora_rank")?.unwrap_or(512), h.need("qk_rope_head_dim")?);
@@ -117,16 +139,31 @@ pub(super) fn latent(k: &mut Keys) -> Result<()> {
     k.head_lengths(rank + rotary, rank)?;
     k.size("attention.key_length_mla", h.need("qk_nope_head_dim")? + rotary)?;
     k.needed_size("attention.value_length_mla", "v_head_dim")?;
+    experts(k)?;
+    k.size("rope.dimension_count", rotary)?;
+    if let Some(mscale) = h.rope().get("mscale_all_dim").and_then(|v| v.as_f64()) {
+        k.float("rope.scaling.yarn_log_multiplier", (0.1 * mscale) as f32);
+    }
+    Ok(())
+}
+
+/// Blocks without experts at the beginning.
+fn leading(h: &Hparams) -> Result<usize> {
+    match h.size("first_k_dense_replace")? {
+        Some(n) => Ok(n),
+        None if h.get("n_routed_experts").is_none() => h.need("num_hidden_layers"),
+        None => Ok(0),
+    }
+}
+
+fn experts(k: &mut Keys) -> Result<()> {
+    let h = k.h;
     k.stated_size("expert_feed_forward_length", &["moe_intermediate_size", "intermediate_size"])?;
     k.stated_size("expert_count", &["n_routed_experts"])?;
     k.size("expert_shared_count", h.size("n_shared_experts")?.unwrap_or(0))?;
     k.stated_float("expert_weights_scale", "routed_scaling_factor")?;
     if h.flag("norm_topk_prob") {
         k.flag("expert_weights_norm", true);
-    }
-    k.size("rope.dimension_count", rotary)?;
-    if let Some(mscale) = h.rope().get("mscale_all_dim").and_then(|v| v.as_f64()) {
-        k.float("rope.scaling.yarn_log_multiplier", (0.1 * mscale) as f32);
     }
     Ok(())
 }

@@ -37,38 +37,72 @@ pub(super) static ALL: &[Blueprint] = &[
         ..PLAIN
     },
     Blueprint {
-        gguf: "bailingmoe3",
-        classes: &["BailingMoeV3ForCausalLM"],
+        gguf: "kimi-k3",
+        classes: &["KimiK3ForConditionalGeneration"],
         tensors: "token_embd output output_norm attn_norm attn_q attn_k attn_v attn_output attn_gate ffn_norm \
-            ffn_gate_inp exp_probs_b ffn_up ffn_up_exps ffn_up_shexp ffn_gate ffn_gate_exps ffn_gate_shexp \
-            ffn_down ffn_down_exps ffn_down_shexp layer_output_norm ssm_dt ssm_a ssm_norm ssm_conv1d_q \
-            ssm_conv1d_k ssm_conv1d_v ssm_f_a ssm_beta ssm_g_a attn_q_a attn_q_b attn_kv_a_mqa attn_kv_b attn_k_b \
-            attn_v_b attn_q_a_norm attn_kv_a_norm nextn.eh_proj nextn.enorm nextn.hnorm",
-        names: &[("model.layers.{}.attention.dt_bias", "blk.{}.ssm_dt.bias")],
+            ffn_gate_inp exp_probs_b ffn_up ffn_up_exps ffn_up_shexp ffn_gate ffn_gate_exps ffn_gate_shexp ffn_down \
+            ffn_down_exps ffn_down_shexp ssm_dt ssm_a ssm_norm ssm_conv1d_q ssm_conv1d_k ssm_conv1d_v ssm_f_a ssm_f_b \
+            ssm_beta ffn_routed_down ffn_routed_up ffn_routed_norm attn_q_a attn_q_b attn_kv_a_mqa attn_kv_b attn_k_b \
+            attn_v_b attn_q_a_norm attn_kv_a_norm",
+        names: &[
+            ("model.layers.{}.self_attn.dt_bias", "blk.{}.ssm_dt.bias"),
+            ("model.layers.{}.block_sparse_moe.experts.w1", "blk.{}.ffn_gate_exps"),
+            ("model.layers.{}.block_sparse_moe.experts.w2", "blk.{}.ffn_down_exps"),
+            ("model.layers.{}.block_sparse_moe.experts.w3", "blk.{}.ffn_up_exps"),
+            ("model.layers.{}.self_attn.full_g_proj", "blk.{}.attn_gate"),
+            ("model.layers.{}.self_attn.g_proj", "blk.{}.ssm_g"),
+            ("model.layers.{}.experts.self_attention_res", "blk.{}.attn_res_score"),
+            ("model.layers.{}.experts.mlp_res", "blk.{}.ffn_res_score"),
+            ("model.experts.output_attn_res", "output_res_score"),
+        ],
         rename: |h, name| {
-            let full = super::layer_of(name).is_some_and(|layer| attends(h, layer));
-            let name = match full {
-                true => name.replace(".attention.g_proj.", ".attention.full_g_proj."),
-                false => name.to_string(),
-            };
-            super::with_suffix(&name, &[(".expert_bias", ".bias")])
+            if name.starts_with("mm_projector.") {
+                return Named::Drop("belongs to the image encoder; a text model has no use for it");
+            }
+            // Norm and projection of a residual become one vector: two parts, as experts are.
+            let residual = name.strip_suffix(".weight").and_then(|stem| {
+                let (stem, part) =
+                    stem.strip_suffix("_norm").map(|s| (s, 0)).or(stem.strip_suffix("_proj").map(|s| (s, 1)))?;
+                let (before, last) = stem.rsplit_once('.').filter(|(_, last)| last.ends_with("_res"))?;
+                Some(format!("{before}.experts.{part}.{last}.weight"))
+            });
+            let full = super::layer_of(name).is_some_and(|layer| attends_fully(h, layer));
+            match residual {
+                Some(name) => Named::Keep(name),
+                None if full => super::renamed(name, ".self_attn.g_proj.", ".self_attn.full_g_proj."),
+                None => Named::Keep(name.into()),
+            }
         },
         changes: &[
             ("ssm_conv1d_q.weight", Change::View(conv)),
             ("ssm_conv1d_k.weight", Change::View(conv)),
             ("ssm_conv1d_v.weight", Change::View(conv)),
-            ("ssm_a", Change::View(|_, s| Ok(View::same(&[s.shape.iter().product(), 1]).with(ValueMap::Exp)))),
+            ("ssm_a", Change::View(|_, s| Ok(View::same(&[s.shape.iter().product()]).with(ValueMap::NegExp)))),
+            ("attn_res_score.weight", PRODUCT),
+            ("ffn_res_score.weight", PRODUCT),
+            ("output_res_score.weight", PRODUCT),
         ],
-        splits: &[
-            ("kv_b_proj.weight", KV_B),
-            ("attention.full_g_proj.weight", &[("attn_gate.weight", Change::Same)]),
-            ("attention.g_proj.weight", &[("ssm_g_a.weight", Change::Same)]),
-            ("attention.f_proj.weight", &[("ssm_f_a.weight", Change::Same)]),
-        ],
-        more_blocks: nextn,
-        defaults: r#"{"rms_norm_eps": 1e-6}"#,
-        keys: ling,
+        splits: &[("kv_b_proj.weight", KV_B)],
+        defaults: r#"{"rms_norm_eps": 1e-5}"#,
+        keys: kimi3,
         ..PLAIN
+    },
+    Blueprint { classes: &["BailingMoeV3ForCausalLM"], ..LING },
+    Blueprint {
+        classes: &["BailingMoeV3VLForConditionalGeneration"],
+        rename: |h, name| match name.starts_with("linear_proj") {
+            true => Named::Drop("belongs to the image encoder; a text model has no use for it"),
+            false => (LING.rename)(h, name),
+        },
+        keys: |k| {
+            ling(k)?;
+            let sections = k.h.list("mrope_section").into_iter().flatten().filter_map(|v| v.as_u64());
+            let mut sections: Vec<usize> = sections.take(3).map(|n| n as usize).collect();
+            sections.resize(4, 0);
+            k.sizes("rope.dimension_sections", &sections);
+            Ok(())
+        },
+        ..LING
     },
     Blueprint {
         gguf: "minimax-01",
@@ -110,6 +144,7 @@ pub(super) static ALL: &[Blueprint] = &[
                 "index_kpool_compress_ape",
                 "index_kpool_compress_gate",
             ];
+
             match BARE.iter().any(|end| name.ends_with(end)) {
                 true => Named::Keep(format!("{name}.weight")),
                 false => super::dense::without_tied_head(h, name),
@@ -219,9 +254,69 @@ pub(super) static ALL: &[Blueprint] = &[
     },
 ];
 
+const LING: Blueprint = Blueprint {
+    gguf: "bailingmoe3",
+    tensors: "token_embd output output_norm attn_norm attn_q attn_k attn_v attn_output attn_gate ffn_norm \
+            ffn_gate_inp exp_probs_b ffn_up ffn_up_exps ffn_up_shexp ffn_gate ffn_gate_exps ffn_gate_shexp \
+            ffn_down ffn_down_exps ffn_down_shexp layer_output_norm ssm_dt ssm_a ssm_norm ssm_conv1d_q \
+            ssm_conv1d_k ssm_conv1d_v ssm_f_a ssm_beta ssm_g_a attn_q_a attn_q_b attn_kv_a_mqa attn_kv_b attn_k_b \
+            attn_v_b attn_q_a_norm attn_kv_a_norm nextn.eh_proj nextn.enorm nextn.hnorm",
+    names: &[("model.layers.{}.attention.dt_bias", "blk.{}.ssm_dt.bias")],
+    rename: |h, name| {
+        let full = super::layer_of(name).is_some_and(|layer| attends(h, layer));
+        let name = match full {
+            true => name.replace(".attention.g_proj.", ".attention.full_g_proj."),
+            false => name.to_string(),
+        };
+        super::with_suffix(&name, &[(".expert_bias", ".bias")])
+    },
+    changes: &[
+        ("ssm_conv1d_q.weight", Change::View(conv)),
+        ("ssm_conv1d_k.weight", Change::View(conv)),
+        ("ssm_conv1d_v.weight", Change::View(conv)),
+        ("ssm_a", Change::View(|_, s| Ok(View::same(&[s.shape.iter().product(), 1]).with(ValueMap::Exp)))),
+    ],
+    splits: &[
+        ("kv_b_proj.weight", KV_B),
+        ("attention.full_g_proj.weight", &[("attn_gate.weight", Change::Same)]),
+        ("attention.g_proj.weight", &[("ssm_g_a.weight", Change::Same)]),
+        ("attention.f_proj.weight", &[("ssm_f_a.weight", Change::Same)]),
+    ],
+    more_blocks: nextn,
+    defaults: r#"{"rms_norm_eps": 1e-6}"#,
+    keys: ling,
+    ..PLAIN
+};
+
 /// `[inner, kernel]`, with or without a dimension of 1 between, as `[1, inner, 1, kernel]`.
 fn conv(_: &Hparams, s: &Stored) -> Result<View> {
     Ok(View::same(&[1, s.shape[0], 1, s.shape.last().copied().unwrap_or(1)]))
+}
+
+const PRODUCT: Change = Change::View(|_, s| Ok(View::same(&s.shape[s.shape.len() - 1..]).with(ValueMap::Product)));
+
+/// Whether a block of Kimi attends; they are counted from 1.
+fn attends_fully(h: &Hparams, layer: usize) -> bool {
+    let full = h.get("linear_attn_config").and_then(|linear| linear.get("full_attn_layers")?.as_array());
+    full.is_some_and(|full| full.iter().any(|v| v.as_u64() == Some(layer as u64 + 1)))
+}
+
+/// The third Kimi: latent experts, gates on all attention, and residuals that are chosen among.
+fn kimi3(k: &mut Keys) -> Result<()> {
+    kimi(k)?;
+    let h = k.h;
+    let linear = h.get("linear_attn_config").cloned().unwrap_or_default();
+    if let Some(bound) = linear.get("gate_lower_bound").and_then(|v| v.as_f64()) {
+        k.float("kda.gate_lower_bound", bound as f32);
+    }
+    let (rank, rotary) = (h.need("kv_lora_rank")?, h.need("qk_rope_head_dim")?);
+    k.head_lengths(rank + rotary, rank)?;
+    k.stated_flag("expert_weights_norm", "moe_renormalize");
+    k.gating(Gating::Sigmoid);
+    k.stated_size("expert_latent_length", &["routed_expert_hidden_size"])?;
+    k.stated_float("activation.situ_beta", "activation_situ_beta")?;
+    k.stated_float("activation.situ_linear_beta", "activation_situ_linear_beta")?;
+    k.needed_size("attn_res.block_size", "attn_res_block_size")
 }
 
 fn kimi(k: &mut Keys) -> Result<()> {
@@ -229,10 +324,7 @@ fn kimi(k: &mut Keys) -> Result<()> {
     k.needed_size("vocab_size", "vocab_size")?;
     let linear = h.get("linear_attn_config").cloned().unwrap_or_default();
     let number = |key: &str| linear.get(key).and_then(|v| v.as_u64()).map(|n| n as usize);
-    let full = linear.get("full_attn_layers").and_then(|v| v.as_array()).cloned().unwrap_or_default();
-    // Layers are counted from 1 there.
-    let heads: Vec<usize> =
-        (0..h.blocks()?).map(|i| usize::from(full.iter().any(|v| v.as_u64() == Some(i as u64 + 1)))).collect();
+    let heads: Vec<usize> = (0..h.blocks()?).map(|layer| usize::from(attends_fully(h, layer))).collect();
     k.sizes("attention.head_count_kv", &heads);
     if let Some(n) = number("short_conv_kernel_size") {
         k.size("ssm.conv_kernel", n)?;

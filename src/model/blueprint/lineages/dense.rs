@@ -9,7 +9,7 @@ use crate::model::family::{ByteLevel, PLAIN_TOKENIZER, TokenizerFacts};
 pub(super) const PHI_TOKENIZER: TokenizerFacts =
     TokenizerFacts { byte_level: ByteLevel::OfClass("GPT2Tokenizer"), added_by_flags: true, ..PLAIN_TOKENIZER };
 
-const LLAMA_TOKENIZER: TokenizerFacts =
+pub(super) const LLAMA_TOKENIZER: TokenizerFacts =
     TokenizerFacts { states_space_prefix: true, by_vocabulary_size: true, ..PLAIN_TOKENIZER };
 
 pub(super) static ALL: &[Blueprint] = &[
@@ -223,6 +223,21 @@ pub(super) static ALL: &[Blueprint] = &[
             k.needed_size("rope.dimension_count", "qk_rope_head_dim")
         },
         defaults: r#"{"rms_norm_eps": 1e-6}"#,
+        ..PLAIN
+    },
+    Blueprint {
+        gguf: "phi3",
+        classes: &["Phi4ForCausalLMV"],
+        tensors: "token_embd output output_norm rope_factors_long rope_factors_short attn_norm attn_qkv attn_q attn_k attn_v \
+            attn_output ffn_norm ffn_up ffn_down",
+        rename: |_, name| match name.starts_with("model.mm_projector.") {
+            true => Named::Drop("belongs to the image encoder; a text model has no use for it"),
+            false => Named::Keep(name.into()),
+        },
+        base: false,
+        generated: long_rope_factors,
+        keys: phi3,
+        tokenizer: PHI_TOKENIZER,
         ..PLAIN
     },
     Blueprint {

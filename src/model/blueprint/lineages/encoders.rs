@@ -87,6 +87,30 @@ pub(super) static ALL: &[Blueprint] = &[
         ..BERT
     },
     Blueprint {
+        gguf: "neo-bert",
+        classes: &["NeoBERT", "NeoBERTLMHead", "NeoBERTForSequenceClassification"],
+        tensors: "token_embd attn_norm attn_qkv attn_output ffn_norm ffn_up ffn_down enc.output_norm cls cls.output",
+        rename: |h, name| bert(h, name.strip_prefix("model.").unwrap_or(name)),
+        defaults: r#"{"norm_eps": 1e-6}"#,
+        keys: |k| {
+            encoder(k)?;
+            k.size("feed_forward_length", 2 * k.h.need("intermediate_size")? / 3)?;
+            k.float("rope.freq_base", 10_000.0);
+            k.text("rope.scaling.type", "none");
+            k.size("pooling_type", 2)
+        },
+        tokenizer: ENCODER,
+        ..BERT
+    },
+    Blueprint {
+        gguf: "jina-bert-v2",
+        classes: &["JinaBertModel", "JinaBertForMaskedLM"],
+        tensors: "token_embd token_types token_embd_norm attn_norm_2 attn_qkv attn_q attn_k attn_v attn_output \
+            attn_output_norm ffn_up ffn_gate ffn_down attn_q_norm attn_k_norm layer_output_norm cls",
+        tokenizer: ENCODER,
+        ..BERT
+    },
+    Blueprint {
         gguf: "eurobert",
         classes: &["EuroBertModel", "JinaEmbeddingsV5Model"],
         tensors: "token_embd output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm ffn_up ffn_gate \

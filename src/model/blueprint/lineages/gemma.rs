@@ -7,30 +7,25 @@ use crate::model::understood::Generated;
 
 pub(super) static ALL: &[Blueprint] = &[
     Blueprint {
-        gguf: "gemma4",
         classes: &["Gemma4ForConditionalGeneration", "Gemma4ForCausalLM", "Gemma4UnifiedForConditionalGeneration"],
-        tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output post_attention_norm \
-            ffn_norm+pre pre_ffw_norm_2 post_ffw_norm post_ffw_norm_1 post_ffw_norm_2 ffn_gate_inp ffn_up \
-            ffn_up_exps ffn_gate ffn_gate_exps ffn_gate_up_exps ffn_down ffn_down_exps attn_q_norm attn_k_norm \
-            rope_freqs layer_output_scale per_layer_token_embd per_layer_model_proj per_layer_proj_norm inp_gate \
-            proj post_norm",
-        names: &[
-            ("model.layers.{}.router.scale", "blk.{}.ffn_gate_inp.scale"),
-            ("model.layers.{}.router.per_expert_scale", "blk.{}.ffn_down_exps.scale"),
-        ],
-        rename: |_, name| {
-            let fused = name.contains(".experts.") && !name.ends_with(".weight");
-            match fused || name.ends_with("per_dim_scale") || name.ends_with("layer_scalar") {
-                true => Named::Keep(format!("{name}.weight")),
-                false => Named::Keep(name.into()),
-            }
+        ..GEMMA4
+    },
+    // Drafts for a target of the fourth generation.
+    Blueprint {
+        gguf: "gemma4-assistant",
+        classes: &["Gemma4AssistantForCausalLM", "Gemma4UnifiedAssistantForCausalLM"],
+        tensors: "token_embd output_norm attn_norm attn_q attn_output post_attention_norm ffn_norm+pre post_ffw_norm ffn_up \
+            ffn_gate ffn_down attn_q_norm rope_freqs layer_output_scale nextn.pre_projection nextn.post_projection",
+        rename: |h, name| match name.contains("masked_embedding") {
+            true => Named::Drop("llama.cpp computes with the whole embedding"),
+            false => (GEMMA4.rename)(h, name),
         },
-        defaults: r#"{"rms_norm_eps": 1e-6, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0,
-            "final_logit_softcapping": null}"#,
-        keys: gemma4,
-        generated: proportional,
-        tokenizer: TokenizerFacts { kind: TokenizerKind::Gemma4, ..PLAIN_TOKENIZER },
-        ..PLAIN
+        keys: |k| {
+            gemma4(k)?;
+            k.needed_size("embedding_length_out", "backbone_hidden_size")?;
+            k.size("nextn_predict_layers", k.blocks)
+        },
+        ..GEMMA4
     },
     Blueprint {
         gguf: "gemma3n",
@@ -87,6 +82,32 @@ pub(super) static ALL: &[Blueprint] = &[
         ..PLAIN
     },
 ];
+
+const GEMMA4: Blueprint = Blueprint {
+    gguf: "gemma4",
+    tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output post_attention_norm \
+            ffn_norm+pre pre_ffw_norm_2 post_ffw_norm post_ffw_norm_1 post_ffw_norm_2 ffn_gate_inp ffn_up \
+            ffn_up_exps ffn_gate ffn_gate_exps ffn_gate_up_exps ffn_down ffn_down_exps attn_q_norm attn_k_norm \
+            rope_freqs layer_output_scale per_layer_token_embd per_layer_model_proj per_layer_proj_norm inp_gate \
+            proj post_norm",
+    names: &[
+        ("model.layers.{}.router.scale", "blk.{}.ffn_gate_inp.scale"),
+        ("model.layers.{}.router.per_expert_scale", "blk.{}.ffn_down_exps.scale"),
+    ],
+    rename: |_, name| {
+        let fused = name.contains(".experts.") && !name.ends_with(".weight");
+        match fused || name.ends_with("per_dim_scale") || name.ends_with("layer_scalar") {
+            true => Named::Keep(format!("{name}.weight")),
+            false => Named::Keep(name.into()),
+        }
+    },
+    defaults: r#"{"rms_norm_eps": 1e-6, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0,
+            "final_logit_softcapping": null}"#,
+    keys: gemma4,
+    generated: proportional,
+    tokenizer: TokenizerFacts { kind: TokenizerKind::Gemma4, ..PLAIN_TOKENIZER },
+    ..PLAIN
+};
 
 /// What llama.cpp's converter writes for every Gemma since the third.
 fn gemma3(k: &mut Keys) -> Result<()> {

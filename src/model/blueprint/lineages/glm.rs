@@ -4,7 +4,7 @@
 use super::super::base::Gating;
 use super::super::view::{Stored, View};
 use super::deepseek::{LATENT, indexer, latent};
-use super::{Blueprint, Change, Hparams, Keys, PLAIN, nextn};
+use super::{Blueprint, Change, Hparams, Keys, Named, PLAIN, nextn};
 use crate::Result;
 use crate::model::family::{PLAIN_TOKENIZER, TokenizerFacts};
 
@@ -26,6 +26,20 @@ pub(super) static ALL: &[Blueprint] = &[
         classes: &["GlmForCausalLM"],
         tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm ffn_up \
             ffn_down rope_freqs",
+        base: false,
+        keys: chatglm,
+        tokenizer: TOKENIZER,
+        ..PLAIN
+    },
+    Blueprint {
+        gguf: "chatglm",
+        classes: &["ChatGLMModel", "ChatGLMForConditionalGeneration"],
+        tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm ffn_up \
+            ffn_down rope_freqs",
+        rename: |_, name| match name.ends_with("rotary_pos_emb.inv_freq") {
+            true => Named::Drop("a buffer that is computed from the configuration"),
+            false => Named::Keep(name.strip_prefix("transformer.").unwrap_or(name).into()),
+        },
         base: false,
         keys: chatglm,
         tokenizer: TOKENIZER,

@@ -3,6 +3,7 @@
 use super::super::view::{Stored, View, range};
 use super::{Blueprint, Change, Hparams, Keys, Named, PLAIN};
 use crate::Result;
+use crate::model::tensor::{Gather, ValueMap};
 
 pub(super) static ALL: &[Blueprint] = &[
     Blueprint {
@@ -24,6 +25,94 @@ pub(super) static ALL: &[Blueprint] = &[
             k.size("feed_forward_length", 4 * k.h.need("n_embd")?)?;
             k.needed_size("attention.head_count", "n_head")?;
             k.stated_float("attention.layer_norm_epsilon", "layer_norm_epsilon")?;
+            k.file_type();
+            Ok(())
+        },
+        ..PLAIN
+    },
+    Blueprint {
+        gguf: "gpt2",
+        classes: &["RuGPT3XLForCausalLM"],
+        tensors: "token_embd position_embd output output_norm attn_norm attn_qkv attn_output ffn_norm ffn_up ffn_down",
+        names: &[("model.layers.{}.self_attn.experts.qkv_proj", "blk.{}.attn_qkv")],
+        rename: |_, name| {
+            // One below the other, as experts lie.
+            let parts = ["q_proj", "k_proj", "v_proj"].iter().enumerate();
+            let found = parts.map(|(i, part)| (i, format!(".self_attn.{part}."))).find(|(_, part)| name.contains(part));
+            match found {
+                Some((i, part)) => super::renamed(name, &part, &format!(".self_attn.experts.{i}.qkv_proj.")),
+                None => Named::Keep(name.into()),
+            }
+        },
+        changes: &[("attn_qkv.weight", Change::View(stacked)), ("attn_qkv.bias", Change::View(stacked))],
+        ..PLAIN
+    },
+    Blueprint {
+        gguf: "codeshell",
+        classes: &["CodeShellForCausalLM"],
+        tensors: "token_embd position_embd output output_norm attn_norm attn_qkv attn_output attn_rot_embd ffn_norm ffn_up \
+            ffn_down",
+        base: false,
+        keys: |k| {
+            k.needed_size("context_length", "n_positions")?;
+            k.needed_size("embedding_length", "n_embd")?;
+            k.size("feed_forward_length", 4 * k.h.need("n_embd")?)?;
+            k.size("block_count", k.blocks)?;
+            k.needed_size("attention.head_count", "n_head")?;
+            k.needed_size("attention.head_count_kv", "num_query_groups")?;
+            k.stated_float("attention.layer_norm_epsilon", "layer_norm_epsilon")?;
+            k.file_type();
+            k.float("rope.freq_base", 10_000.0);
+            k.text("rope.scaling.type", "linear");
+            k.float("rope.scaling.factor", 1.0);
+            Ok(())
+        },
+        ..PLAIN
+    },
+    Blueprint {
+        gguf: "jais",
+        classes: &["JAISLMHeadModel"],
+        tensors: "token_embd output output_norm attn_norm attn_qkv attn_output ffn_norm ffn_up ffn_gate ffn_down",
+        rename: |_, name| match name.ends_with("relative_pe.slopes") {
+            true => Named::Drop("a number, which goes to the metadata"),
+            false => Named::Keep(name.into()),
+        },
+        changes: &[
+            ("attn_qkv.weight", Change::Turned),
+            ("attn_output.weight", Change::Turned),
+            ("ffn_up.weight", Change::Turned),
+            ("ffn_gate.weight", Change::Turned),
+            ("ffn_down.weight", Change::Turned),
+            (
+                "token_embd.weight",
+                Change::View(|h, s| scaled(s, h.float_of(&["mup_embeddings_scale", "embeddings_scale"])?)),
+            ),
+            ("output.weight", Change::View(|h, s| scaled(s, jais_output(h)?))),
+        ],
+        base: false,
+        keys: jais,
+        ..PLAIN
+    },
+    Blueprint {
+        gguf: "refact",
+        classes: &["GPTRefactForCausalLM"],
+        tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm ffn_up ffn_gate \
+            ffn_down",
+        names: &[("transformer.h.{}.attn.q", "blk.{}.attn_q")],
+        splits: &[
+            ("attn.kv.weight", &[("attn_k.weight", Change::Half(0)), ("attn_v.weight", Change::Half(1))]),
+            ("mlp.gate_up_proj.weight", super::small::GATE_UP),
+        ],
+        base: false,
+        keys: |k| {
+            let width = k.h.need("n_embd")?;
+            k.needed_size("context_length", "n_positions")?;
+            k.size("embedding_length", width)?;
+            k.size("feed_forward_length", (8 * width / 3).next_multiple_of(256))?;
+            k.size("block_count", k.blocks)?;
+            k.needed_size("attention.head_count", "n_head")?;
+            k.size("attention.head_count_kv", 1)?;
+            k.stated_float("attention.layer_norm_rms_epsilon", "layer_norm_epsilon")?;
             k.file_type();
             Ok(())
         },
@@ -247,5 +336,47 @@ fn mpt(k: &mut Keys) -> Result<()> {
     }
     let alibi = attention.get("alibi").and_then(|v| v.as_bool()).unwrap_or(true);
     k.float("attention.max_alibi_bias", if alibi { number("alibi_bias_max").unwrap_or(8.0) as f32 } else { 0.0 });
+    Ok(())
+}
+
+/// `[3, rows, columns]` as one matrix, `[3, n]` as one vector.
+fn stacked(_: &Hparams, s: &Stored) -> Result<View> {
+    let &[n, rows, ref rest @ ..] = s.shape else { return Ok(View::same(s.shape)) };
+    let shape: Vec<usize> = [&[n * rows], rest].concat();
+    let stored = if rest.is_empty() { [1, rows] } else { [rows, rest[0]] };
+    Ok(View {
+        gather: Some(Gather { matrices: n, stored, turned: false, rows: None, cols: None }),
+        ..View::same(&shape)
+    })
+}
+
+fn scaled(s: &Stored, factor: Option<f32>) -> Result<View> {
+    Ok(View::same(s.shape).with(ValueMap::Times([factor.unwrap_or(1.0), 1.0])))
+}
+
+/// What logits are multiplied by.
+fn jais_output(h: &Hparams) -> Result<Option<f32>> {
+    let number = |key: &str| h.get(key).and_then(|v| v.as_f64());
+    match (number("mup_output_alpha"), number("mup_width_scale")) {
+        (Some(alpha), Some(width)) => Ok(Some((alpha * width) as f32)),
+        _ => h.float("width_scale"),
+    }
+}
+
+fn jais(k: &mut Keys) -> Result<()> {
+    k.size("block_count", k.blocks)?;
+    k.needed_size("context_length", "n_positions")?;
+    k.needed_size("embedding_length", "n_embd")?;
+    k.needed_size("feed_forward_length", "n_inner")?;
+    k.needed_size("attention.head_count", "n_head")?;
+    k.stated_float("attention.layer_norm_epsilon", "layer_norm_epsilon")?;
+    k.file_type();
+    // The slope of the first head tells the largest bias, from which llama.cpp computes all slopes.
+    let heads = k.h.need("n_head")?.max(1).ilog2();
+    let largest = match k.scalars("relative_pe.slopes")?.first() {
+        Some(slope) => -(slope.log2() * 2.0_f32.powi(heads as i32)).round(),
+        None => 8.0,
+    };
+    k.float("attention.max_alibi_bias", largest);
     Ok(())
 }

@@ -116,13 +116,20 @@ pub(super) static ALL: &[Blueprint] = &[
         only: |json| !has_experts(json),
         ..NEMOTRON
     },
+    Blueprint { gguf: "nemotron_h_moe", tensors: NEMOTRON_MIXTURE, only: has_experts, ..NEMOTRON },
     Blueprint {
         gguf: "nemotron_h_moe",
-        tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output post_attention_norm \
-        ffn_gate_inp exp_probs_b ffn_up ffn_up_exps ffn_up_shexp ffn_latent_down ffn_latent_up ffn_down \
-        ffn_down_exps ffn_down_shexp ssm_in ssm_conv1d ssm_dt ssm_a ssm_d ssm_norm ssm_out nextn.eh_proj \
-        nextn.enorm nextn.hnorm nextn.shared_head_norm",
-        only: has_experts,
+        classes: &["NemotronHPuzzleForCausalLM"],
+        tensors: NEMOTRON_MIXTURE,
+        rename: |h, name| match name {
+            name if name.starts_with("mtp.") => Named::Drop("multi-token prediction, which llama.cpp leaves out here"),
+            name => match name.strip_prefix("model.") {
+                Some(rest) => Named::Keep(format!("backbone.{rest}")),
+                None => nemotron_names(h, name),
+            },
+        },
+        more_blocks: super::none,
+        keys: puzzle,
         ..NEMOTRON
     },
     Blueprint {
@@ -193,6 +200,11 @@ pub(super) static ALL: &[Blueprint] = &[
         ..PLAIN
     },
 ];
+
+const NEMOTRON_MIXTURE: &str = "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output post_attention_norm \
+        ffn_gate_inp exp_probs_b ffn_up ffn_up_exps ffn_up_shexp ffn_latent_down ffn_latent_up ffn_down \
+        ffn_down_exps ffn_down_shexp ssm_in ssm_conv1d ssm_dt ssm_a ssm_d ssm_norm ssm_out nextn.eh_proj \
+        nextn.enorm nextn.hnorm nextn.shared_head_norm";
 
 const DENSE_HALVES: &[(&str, Change)] = &[("ffn_gate.weight", Change::Half(0)), ("ffn_up.weight", Change::Half(1))];
 
@@ -482,6 +494,41 @@ fn nemotron(k: &mut Keys) -> Result<()> {
         k.needed_size("nextn_predict_layers", "num_nextn_predict_layers")?;
     }
     Ok(())
+}
+
+/// Nemotron H with another mixture of experts in every block.
+fn puzzle(k: &mut Keys) -> Result<()> {
+    let h = k.h;
+    let blocks = h.list("block_configs").ok_or_else(|| crate::model::hf_json::missing("block_configs"))?;
+    let sizes = |key: &str| -> Vec<usize> {
+        blocks.iter().map(|block| block.get(key).and_then(|v| v.as_u64()).unwrap_or(0) as usize).collect()
+    };
+    let attends = |block: &serde_json::Value| {
+        matches!(block.get("block_type").and_then(|v| v.as_str()), Some("attention" | "full_attention"))
+    };
+    k.llama()?;
+    ssm(k)?;
+    let kv = h.kv_heads()?;
+    let heads: Vec<usize> = blocks.iter().map(|block| if attends(block) { kv } else { 0 }).collect();
+    k.sizes("attention.head_count_kv", &heads);
+    k.flag("rope.scaling.finetuned", false);
+    k.size("context_length", 1 << 20)?;
+    let head = h.size_of(&["head_dim", "attention_head_dim"])?.map_or_else(|| h.head_dim(), Ok)?;
+    k.head_lengths(head, head)?;
+    k.sizes("feed_forward_length", &sizes("moe_intermediate_size"));
+    k.sizes("expert_feed_forward_length", &sizes("moe_intermediate_size"));
+    k.sizes("expert_used_count", &sizes("num_experts_per_tok"));
+    for (key, from) in [
+        ("expert_shared_feed_forward_length", "moe_shared_expert_intermediate_size"),
+        ("expert_count", "n_routed_experts"),
+        ("expert_shared_count", "n_shared_experts"),
+        ("expert_group_count", "n_group"),
+        ("moe_latent_size", "moe_latent_size"),
+    ] {
+        k.needed_size(key, from)?;
+    }
+    k.stated_flag("expert_weights_norm", "norm_topk_prob");
+    k.stated_float("expert_weights_scale", "routed_scaling_factor")
 }
 
 /// Key-value heads by layer: none where the type is this.

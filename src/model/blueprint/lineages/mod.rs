@@ -3,13 +3,19 @@
 mod deepseek;
 mod delta;
 mod dense;
+mod drafts;
 mod encoders;
+mod experts;
 mod gemma;
 mod glm;
 mod gpt;
 mod hybrid;
+mod llama;
 mod moe;
+mod plamo;
 mod qwen;
+mod rwkv;
+mod small;
 
 use super::base::Keys;
 use super::view::Change;
@@ -22,13 +28,19 @@ pub(super) static ALL: &[&[Blueprint]] = &[
     deepseek::ALL,
     delta::ALL,
     dense::ALL,
+    drafts::ALL,
     encoders::ALL,
+    experts::ALL,
     gemma::ALL,
     glm::ALL,
     gpt::ALL,
     hybrid::ALL,
+    llama::ALL,
     moe::ALL,
+    plamo::ALL,
     qwen::ALL,
+    rwkv::ALL,
+    small::ALL,
 ];
 
 /// The usual; blueprints name what differs.

@@ -3,9 +3,43 @@
 use super::super::view::{Stored, View, range, squeezed};
 use super::{Blueprint, Change, HALVES, Hparams, Keys, Named, PLAIN, TURNED_HALVES};
 use crate::Result;
+use crate::model::family::{PLAIN_TOKENIZER, TokenizerFacts};
 use crate::model::tensor::{Gather, ValueMap};
 
 pub(super) static ALL: &[Blueprint] = &[
+    Blueprint {
+        gguf: "qwen2",
+        classes: &[
+            "AudioFlamingo3ForConditionalGeneration",
+            "DotsOCRForCausalLM",
+            "KORMoForCausalLM",
+            "Qwen2AudioForConditionalGeneration",
+        ],
+        tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm ffn_up ffn_gate \
+            ffn_down",
+        keys: |k| k.pooling(),
+        ..PLAIN
+    },
+    Blueprint {
+        gguf: "qwen",
+        classes: &["QWenLMHeadModel"],
+        tensors: "token_embd output output_norm attn_norm attn_qkv attn_output attn_rot_embd ffn_norm ffn_up ffn_gate \
+            ffn_down rope_freqs",
+        ..PLAIN
+    },
+    Blueprint {
+        gguf: "qwen3vl",
+        classes: &["Qwen3ASRForConditionalGeneration"],
+        tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm ffn_up ffn_gate \
+            ffn_down attn_q_norm attn_k_norm rope_freqs",
+        rename: thinker,
+        keys: |k| {
+            k.meta.set("tokenizer.chat_template", CHATML);
+            k.size("n_deepstack_layers", 0)
+        },
+        tokenizer: TokenizerFacts { chat_end: Some("<|im_end|>"), ..PLAIN_TOKENIZER },
+        ..PLAIN
+    },
     Blueprint {
         gguf: "qwen2vl",
         classes: &[
@@ -72,6 +106,26 @@ pub(super) static ALL: &[Blueprint] = &[
             attn_gate ffn_up ffn_gate ffn_down attn_q_norm attn_k_norm ssm_conv1d ssm_dt ssm_a ssm_norm ssm_out \
             ssm_alpha ssm_beta nextn.eh_proj nextn.embed_tokens nextn.enorm nextn.hnorm nextn.shared_head_head \
             nextn.shared_head_norm",
+        keys: |k| {
+            hybrid(k)?;
+            sections(k)
+        },
+        ..DELTA
+    },
+    Blueprint {
+        gguf: "qwen35",
+        classes: &["MiniCPMV4_6ForConditionalGeneration"],
+        tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output post_attention_norm \
+            attn_gate ffn_up ffn_gate ffn_down attn_q_norm attn_k_norm ssm_conv1d ssm_dt ssm_a ssm_norm ssm_out \
+            ssm_alpha ssm_beta",
+        rename: |_, name| match name.strip_prefix("model.").unwrap_or(name) {
+            own if own.starts_with("merger.") => {
+                Named::Drop("belongs to the image encoder; a text model has no use for it")
+            }
+            own if own.starts_with("mtp") => Named::Drop("multi-token prediction, which llama.cpp leaves out here"),
+            _ => Named::Keep(name.into()),
+        },
+        more_blocks: super::none,
         keys: |k| {
             hybrid(k)?;
             sections(k)
@@ -284,6 +338,10 @@ fn thinker(_: &Hparams, name: &str) -> Named {
     Named::Keep(name.replace("thinker.", ""))
 }
 
+/// The template that Qwen's sound models are meant to have.
+const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + \
+    '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+
 /// `mtp.*` becomes the blocks behind the last.
 fn mtp(h: &Hparams, name: &str) -> Named {
     let name = name.strip_prefix("model.").filter(|rest| rest.starts_with("mtp.")).unwrap_or(name);
@@ -308,7 +366,7 @@ fn deepstack(k: &mut Keys) -> Result<()> {
     k.size("n_deepstack_layers", vision.map_or(0, Vec::len))
 }
 
-fn expert_widths(k: &mut Keys) -> Result<()> {
+pub(super) fn expert_widths(k: &mut Keys) -> Result<()> {
     k.stated_size("expert_feed_forward_length", &["moe_intermediate_size"])?;
     k.stated_size("expert_shared_feed_forward_length", &["shared_expert_intermediate_size"])
 }
