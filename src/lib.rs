@@ -109,5 +109,5 @@ cfg_if::cfg_if! {
 }
 
 pub use control::{Cancel, Control, Notice, Phase, Report, Run, Unit};
-pub use error::{Error, Result};
+pub use error::{Error, Finding, Hint, Result, Unfinished};
 pub use source::Checkpoint;

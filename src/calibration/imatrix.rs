@@ -212,7 +212,7 @@ impl Imatrix {
 
     /// Writes llama.cpp's GGUF form, or the older one when the name ends in `.dat`. `extra` keys are added to the former.
     ///
-    /// Errors: `Usage` when the file exists and `force` is not set; `Io`.
+    /// Errors: `Exists` when the file is there and `force` is not set; `Io`.
     pub fn write(&self, path: &Path, extra: &Metadata, force: bool) -> Result<()> {
         let file = PartialFile::create(path, force)?;
         if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("dat")) {

@@ -9,9 +9,11 @@ use super::interrupt::{CANCEL, catch_interrupt};
 use super::options::threads;
 use super::output::{print, print_json};
 use super::progress::Terminal;
+use super::words;
 use crate::control::{Control, Run, Unit};
 use crate::convert::folder::engines::{Engine, Objection, objections};
 use crate::convert::{Importance, loadable, record, stream};
+use crate::error::Hint;
 use crate::model::{Model, SourceModel, gguf_metadata};
 use crate::quant::GgmlType;
 use crate::source::{Checkpoint, Dtype, TensorMeta};
@@ -59,7 +61,7 @@ pub fn run(args: VerifyArgs) -> Result<()> {
     } else {
         if args.source.is_some() {
             let hint = "convert the source again with the recipe in quantize-manifest.json, and compare the folders";
-            return Err(Error::Usage(format!("--source is for GGUF files\n  hint: {hint}")));
+            return Err(Error::request("--source is for GGUF files").hint(hint));
         }
         let packed = check_tensors(&file, threads, args.common.quiet)?;
         json["packed_modules"] = json!(packed);
@@ -83,7 +85,7 @@ pub fn run(args: VerifyArgs) -> Result<()> {
             rows.push(json!({
                 "engine": engine.name(), "release": engine.release(), "tp": args.tp, "loads": loads,
                 "objections": found.iter().map(|o| json!({
-                    "refused": o.refused, "modules": o.modules, "what": o.what,
+                    "refused": o.refused, "modules": o.modules, "what": words::objection(o),
                 })).collect::<Vec<_>>(),
             }));
         }
@@ -108,14 +110,14 @@ pub fn run(args: VerifyArgs) -> Result<()> {
 fn about_gguf(engine: Engine, file: &Checkpoint) -> Vec<Objection> {
     let (refused, what) = match engine {
         Engine::LlamaCpp => {
-            let refused = |what| Objection { modules: Vec::new(), what, refused: true };
-            return loadable::refusals(file).into_iter().map(refused).collect();
+            return loadable::refusals(file).into_iter().map(|what| Objection::to_all(what, true)).collect();
         }
         Engine::Vllm => (false, "needs the GGUF plugin, which has no kernels for CPUs"),
         Engine::Transformers => (false, "is turned back into 16 or 32 bits: from_pretrained(DIR, gguf_file=FILE)"),
-        Engine::Mlx => (true, "mlx-lm loads folders; make one of the original with: quantize --to mlx-4bit"),
+        Engine::Mlx => (true, "mlx-lm loads folders"),
     };
-    vec![Objection { modules: Vec::new(), what: what.into(), refused }]
+    let hint = (engine == Engine::Mlx).then(|| Hint::OfOriginal("mlx-4bit".into()));
+    vec![Objection { hint, ..Objection::to_all(what, refused) }]
 }
 
 /// An engine's verdict, a line for it and one per objection.
@@ -125,10 +127,11 @@ fn in_words(engine: Engine, tp: u32, found: &[Objection]) -> String {
     let mut text = format!("{}{split}: {verdict}\n", engine.release());
     for o in found {
         let mark = if o.refused { "✗" } else { "·" };
+        let what = words::objection(o);
         text += &match o.modules.as_slice() {
-            [] => format!("  {mark} {}\n", o.what),
-            [one] => format!("  {mark} {one}: {}\n", o.what),
-            [first, rest @ ..] => format!("  {mark} {first} and {} more: {}\n", rest.len(), o.what),
+            [] => format!("  {mark} {what}\n"),
+            [one] => format!("  {mark} {one}: {what}\n"),
+            [first, rest @ ..] => format!("  {mark} {first} and {} more: {what}\n", rest.len()),
         };
     }
     text
@@ -212,7 +215,7 @@ fn derive(
     }
     if recorded && importance.is_none() {
         let what = "was made with an importance matrix, without which its tensors cannot be derived";
-        return Err(Error::bad_file(&file.files()[0].path, what).hint("name it with --imatrix FILE"));
+        return Err(Error::bad_file(&file.files()[0].path, what).hint(Hint::NameImportance));
     }
     let mut stored = Vec::new();
     for (name, shape) in stream::outputs(&model) {
