@@ -113,6 +113,7 @@ fn what_cannot_be_measured_is_said_clearly() {
         let common = ["compare", str(&model), str(&model), "--text", str(&text), "--ctx", "64"];
         quantize(dir.path(), &[&common[..], args].concat())
     };
+    fails(&compare(&["--max-memory", "1M"]), 2, &["1000000 bytes of memory are too little", "hint: --max-memory "]);
     fails(&compare(&["--min-top1", "95"]), 2, &["min_top1", "out of range"]);
     let gate = ["--text", str(&text), "--ctx", "128", "--chunks", "2", "--max-kld", "1"];
     let out = quantize(dir.path(), &[&["compare", str(&model), str(&model)], &gate[..]].concat());
