@@ -120,6 +120,10 @@ pub enum Hint {
     Devices(usize),
     /// The importance matrix that a file was made with.
     NameImportance,
+    /// Another importance matrix; whether this one is sound, and of another model.
+    ImportanceOfModel { is_of_another: bool },
+    /// The file's blocks and numbers should be looked at.
+    Verify,
     /// What is missing is on the Hub, in this repository where that is known, and may not be fetched.
     Online { id: Option<String> },
     /// The download goes on where it stopped; the cache can do without the network.
@@ -175,6 +179,11 @@ impl fmt::Display for Hint {
             Hint::Groups { of, format } => write!(f, "groups of {of} divide every row: {format}"),
             Hint::Devices(n) => write!(f, "quantize again for {n} devices"),
             Hint::NameImportance => f.write_str("name the importance matrix"),
+            Hint::ImportanceOfModel { is_of_another } => {
+                let why = if *is_of_another { "it was made of another model; " } else { "" };
+                write!(f, "{why}calibrate this model to make one")
+            }
+            Hint::Verify => f.write_str("the file is damaged or its weights overflow: verify it"),
             Hint::Online { id: Some(id) } => write!(f, "fetch {id} once with the network allowed"),
             Hint::Online { id: None } => f.write_str("run once with the network allowed"),
             Hint::DownloadAgain => f.write_str("try again, it goes on where it stopped; or use what is in the cache"),

@@ -60,6 +60,11 @@ fn flags(hint: &Hint) -> String {
         Hint::Groups { of, format } => format!("groups of {of} divide every row: --to {format}"),
         Hint::Devices(n) => format!("quantize again with --tp {n}"),
         Hint::NameImportance => "name it with --imatrix FILE".into(),
+        Hint::ImportanceOfModel { is_of_another } => {
+            let why = if *is_of_another { "it was made of another model; " } else { "" };
+            format!("{why}make one with: quantize calibrate MODEL -o imatrix.gguf")
+        }
+        Hint::Verify => "the file is damaged or its weights overflow: check it with `quantize verify`".into(),
         Hint::Online { id: Some(id) } => format!("run `quantize pull {id}` once without --offline and HF_HUB_OFFLINE"),
         Hint::Online { id: None } => "run once without --offline and HF_HUB_OFFLINE".into(),
         Hint::DownloadAgain => {
