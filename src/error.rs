@@ -27,9 +27,9 @@ pub enum Error {
         /// Whether it may be replaced on request.
         replaceable: bool,
     },
-    /// An earlier run left unfinished work at the place of this one. Exit code 2.
-    #[error("{} {}", escape::line(&path.to_string_lossy()), escape::message(what))]
-    Unfinished { path: PathBuf, what: String },
+    /// Unfinished work of another run is at the place of this one. Exit code 2.
+    #[error("{} {why}", escape::line(&path.to_string_lossy()))]
+    Unfinished { path: PathBuf, why: Unfinished },
     /// The input is corrupt, contradictory or hostile. Exit code 3.
     #[error("{0}")]
     BadInput(Box<Finding>),
@@ -40,8 +40,8 @@ pub enum Error {
     #[error("{}: {source}", escape::line(&path.to_string_lossy()))]
     Io { path: PathBuf, source: std::io::Error },
     /// Like `Io`, where no single path is at fault (a download, too little space). Exit code 5.
-    #[error("{}", escape::message(.0))]
-    Storage(String),
+    #[error("{0}")]
+    Storage(Box<Finding>),
     /// A quality gate failed; the artifact stays. Exit code 6.
     #[error("{}", escape::message(.0))]
     Gate(String),
@@ -50,7 +50,35 @@ pub enum Error {
     Interrupted,
 }
 
-/// A fault in the input: where it is, what it is, and what to do about it.
+/// What the unfinished work at a place is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unfinished {
+    /// Another run has it open.
+    InUse,
+    /// Another run writes there.
+    BeingWritten,
+    /// So many parts of a run that was cut short, which can be continued.
+    Parts(usize),
+    /// That of a run with another recipe, source or version, which cannot be continued by this one: what differs, as it
+    /// was and as it is.
+    OfAnotherRun { name: String, was: String, is: String },
+}
+
+impl fmt::Display for Unfinished {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unfinished::InUse => f.write_str("is in use by another run"),
+            Unfinished::BeingWritten => f.write_str("is being written by another run"),
+            Unfinished::Parts(n) => write!(f, "holds {n} finished parts of a run that was cut short"),
+            Unfinished::OfAnotherRun { name, was, is } => {
+                let what = format!("is of another run: its {name} was {was}, and is {is} here");
+                f.write_str(&escape::message(&what))
+            }
+        }
+    }
+}
+
+/// What is wrong: where it is, what it is, and what to do about it.
 #[derive(Debug, Default)]
 pub struct Finding {
     pub file: Option<PathBuf>,
@@ -60,7 +88,7 @@ pub struct Finding {
 }
 
 /// What to try next. The library speaks of values; the command line names the flags that set them.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hint {
     /// A tensor's weights are too large for its type.
     WiderType { tensor: String },
@@ -80,6 +108,46 @@ pub enum Hint {
     MoreTokensOrNoFeedback,
     /// Some experts saw no token.
     UnseenExperts,
+    /// Formats of folders that need to know nothing of the model.
+    FormatsOfAnyModel,
+    /// A pre-tokenizer that may be the right one.
+    Pretokenizer(String),
+    /// A type or format of this name, made of the checkpoint that this one was made from.
+    OfOriginal(String),
+    /// Integers in groups of so many columns: a format of this name.
+    Groups { of: usize, format: String },
+    /// Layers are to be split over so many devices.
+    Devices(usize),
+    /// The importance matrix that a file was made with.
+    NameImportance,
+    /// Another importance matrix; whether this one is sound, and of another model.
+    ImportanceOfModel { is_of_another: bool },
+    /// The file's blocks and numbers should be looked at.
+    Verify,
+    /// What is missing is on the Hub, in this repository where that is known, and may not be fetched.
+    Online { id: Option<String> },
+    /// The download goes on where it stopped; the cache can do without the network.
+    DownloadAgain,
+    /// Another revision on the Hub.
+    Revision,
+    /// What an unfinished calibration left at this place is to be ignored.
+    BeginAgain(PathBuf),
+    /// Bytes of memory.
+    Memory(u64),
+    /// A text to evaluate on.
+    EvaluationText,
+    /// Windows of at least so many tokens.
+    ContextFrom(usize),
+    /// Windows of at most so many tokens.
+    ContextUpTo(usize),
+    /// More text, or windows of at most so many tokens.
+    TextOrContext(usize),
+    /// Windows that do not overlap.
+    NoStride,
+    /// More text for a gate.
+    TextForGate,
+    /// A report as JSON, which a comparison writes.
+    CompareFirst,
     /// Anything else, in words.
     Text(String),
 }
@@ -100,6 +168,37 @@ impl fmt::Display for Hint {
             Hint::UnseenExperts => {
                 f.write_str("calibrate on more tokens, or give unseen experts the mean of the others or equal weights")
             }
+            Hint::FormatsOfAnyModel => f.write_str(
+                "of any architecture, folders can be made in formats that need no calibration (FP8, NF4, MLX in 4 bits, \
+                 or GPTQ rounded to nearest); GGUF files, and running the model, need a known one",
+            ),
+            Hint::Pretokenizer(name) => {
+                write!(f, "if you know that it splits text the same way, name the pre-tokenizer {name}")
+            }
+            Hint::OfOriginal(name) => write!(f, "make one of the original: {name}"),
+            Hint::Groups { of, format } => write!(f, "groups of {of} divide every row: {format}"),
+            Hint::Devices(n) => write!(f, "quantize again for {n} devices"),
+            Hint::NameImportance => f.write_str("name the importance matrix"),
+            Hint::ImportanceOfModel { is_of_another } => {
+                let why = if *is_of_another { "it was made of another model; " } else { "" };
+                write!(f, "{why}calibrate this model to make one")
+            }
+            Hint::Verify => f.write_str("the file is damaged or its weights overflow: verify it"),
+            Hint::Online { id: Some(id) } => write!(f, "fetch {id} once with the network allowed"),
+            Hint::Online { id: None } => f.write_str("run once with the network allowed"),
+            Hint::DownloadAgain => f.write_str("try again, it goes on where it stopped; or use what is in the cache"),
+            Hint::Revision => f.write_str("choose another revision"),
+            Hint::BeginAgain(path) => {
+                write!(f, "calibrate without resuming to begin again, or delete {}", path.display())
+            }
+            Hint::Memory(bytes) => write!(f, "allow {bytes} bytes"),
+            Hint::EvaluationText => f.write_str("give an evaluation text"),
+            Hint::ContextFrom(n) => write!(f, "take {n} tokens or more"),
+            Hint::ContextUpTo(n) => write!(f, "take {n} tokens or fewer"),
+            Hint::TextOrContext(n) => write!(f, "give a longer text, or take a smaller context of {n} tokens"),
+            Hint::NoStride => f.write_str("cut the text without a stride"),
+            Hint::TextForGate => f.write_str("give a longer text, use more of it, or loosen the gate"),
+            Hint::CompareFirst => f.write_str("write one with a comparison"),
             Hint::Text(text) => f.write_str(text),
         }
     }
@@ -117,15 +216,23 @@ impl From<String> for Hint {
     }
 }
 
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Finding {
+    /// All but the hint.
+    pub fn fault(&self) -> String {
+        let mut text = String::new();
         if let Some(file) = &self.file {
-            write!(f, "{}: ", escape::line(&file.to_string_lossy()))?;
+            text += &format!("{}: ", escape::line(&file.to_string_lossy()));
         }
         if let Some(tensor) = &self.tensor {
-            write!(f, "tensor '{}': ", escape::line(tensor))?;
+            text += &format!("tensor '{}': ", escape::line(tensor));
         }
-        f.write_str(&escape::message(&self.what))?;
+        text + &escape::message(&self.what)
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.fault())?;
         if let Some(hint) = &self.hint {
             write!(f, "\n  hint: {}", escape::message(&hint.to_string()))?;
         }
@@ -159,17 +266,28 @@ impl Error {
         Error::Unsupported(Box::new(Finding { what: what.into(), ..Finding::default() }))
     }
 
-    /// The details of a fault in the input or in what was asked for.
+    /// A fault of the disk or the network.
+    pub fn storage(what: impl Into<String>) -> Self {
+        Error::Storage(Box::new(Finding { what: what.into(), ..Finding::default() }))
+    }
+
+    /// The details, of classes that have any.
     pub fn finding(&self) -> Option<&Finding> {
         match self {
-            Error::BadInput(finding) | Error::Request(finding) | Error::Unsupported(finding) => Some(finding),
+            Error::BadInput(finding)
+            | Error::Request(finding)
+            | Error::Unsupported(finding)
+            | Error::Storage(finding) => Some(finding),
             _ => None,
         }
     }
 
     fn finding_mut(&mut self) -> Option<&mut Finding> {
         match self {
-            Error::BadInput(finding) | Error::Request(finding) | Error::Unsupported(finding) => Some(finding),
+            Error::BadInput(finding)
+            | Error::Request(finding)
+            | Error::Unsupported(finding)
+            | Error::Storage(finding) => Some(finding),
             _ => None,
         }
     }

@@ -34,6 +34,8 @@
 //! # Ok::<(), quantize::Error>(())
 //! ```
 //!
+//! [`check::compare`] makes the whole report of such a measurement, and [`check::verify`] says whether a file is sound.
+//!
 //! An importance matrix from the bundled texts, and one matrix quantized with it:
 //!
 //! ```
@@ -54,12 +56,13 @@
 //! ```
 //!
 //! Data flows one way: `source` (bytes on disk) → [`model`] (what the tensors mean) → `quant` and `packed` (blocks and
-//! formats) → `writer` (a finished file) → `infer` and [`eval`] (what it is worth) → `report`; [`convert`] drives it, and
+//! formats) → `writer` (a finished file) → `infer` and [`eval`] (what it is worth) → [`report`]; [`convert`] and [`check`] drive it, and
 //! `cli` alone reads flags and the environment. docs/architecture.md has the walks.
 
 // What only the command line uses.
 #![cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports))]
 
+pub mod check;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
@@ -71,6 +74,7 @@ pub mod eval;
 pub mod gguf;
 pub mod matrix;
 pub mod model;
+pub mod report;
 mod simd;
 
 // Private, but for this repository's tests and benches.
@@ -87,7 +91,6 @@ cfg_if::cfg_if! {
         pub mod kernel;
         pub mod packed;
         pub mod quant;
-        pub mod report;
         pub mod source;
         pub mod writer;
     } else {
@@ -102,12 +105,11 @@ cfg_if::cfg_if! {
         mod kernel;
         mod packed;
         mod quant;
-        mod report;
         mod source;
         mod writer;
     }
 }
 
 pub use control::{Cancel, Control, Notice, Phase, Report, Run, Unit};
-pub use error::{Error, Finding, Hint, Result};
+pub use error::{Error, Finding, Hint, Result, Unfinished};
 pub use source::Checkpoint;

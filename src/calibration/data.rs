@@ -230,7 +230,7 @@ pub fn check(sources: &[Source]) -> Result<()> {
 
 /// Draws windows from all sources. `step` is called once per sampled token and may stop the run.
 ///
-/// Errors: `Usage` for an amount that makes no window; `BadInput` for a source that is empty, not UTF-8, malformed, or
+/// Errors: `Request` for an amount that makes no window; `BadInput` for a source that is empty, not UTF-8, malformed, or
 /// shorter than one window; `Io`; and those of the tokenizer.
 pub fn draw(
     sources: &[Source],

@@ -38,7 +38,7 @@ pub struct HessianWriter {
 impl HessianWriter {
     /// A file for `model` calibrated on `data`, whose space is reserved.
     ///
-    /// Errors: `Usage` when it exists and `force` is not set; `Io`.
+    /// Errors: `Exists` when it is there and `force` is not set; `Io`.
     pub fn create(path: &Path, force: bool, model: &Model, data: &DataReport, extra: &Metadata) -> Result<Self> {
         let statistics = Statistics::new(model);
         let blank = Imatrix { entries: blank(model), ..of(data) };

@@ -212,7 +212,7 @@ impl Imatrix {
 
     /// Writes llama.cpp's GGUF form, or the older one when the name ends in `.dat`. `extra` keys are added to the former.
     ///
-    /// Errors: `Usage` when the file exists and `force` is not set; `Io`.
+    /// Errors: `Exists` when the file is there and `force` is not set; `Io`.
     pub fn write(&self, path: &Path, extra: &Metadata, force: bool) -> Result<()> {
         let file = PartialFile::create(path, force)?;
         if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("dat")) {
@@ -296,7 +296,7 @@ impl Imatrix {
     ///
     /// Errors: `BadInput` naming `path` and the first tensor that has another size, or that the model does not have.
     pub fn check(&self, model: &Model, path: &Path) -> Result<()> {
-        let hint = "it was made of another model; make one with: quantize calibrate MODEL -o imatrix.gguf";
+        let hint = Hint::ImportanceOfModel { is_of_another: true };
         let mut known = 0;
         for (name, entry) in &self.entries {
             let Some(tensor) = model.tensors.iter().find(|t| t.name == *name) else {
@@ -361,9 +361,8 @@ fn mean(entry: &Entry) -> Vec<f32> {
 fn read_gguf(path: &Path) -> Result<Imatrix> {
     let file = Checkpoint::open(path)?;
     let meta = file.gguf().ok_or_else(|| Error::bad_file(path, "is no GGUF file"))?;
-    let not_one = |what: &str| {
-        Error::bad_file(path, what.to_string()).hint("make one with: quantize calibrate MODEL -o imatrix.gguf")
-    };
+    let not_one =
+        |what: &str| Error::bad_file(path, what.to_string()).hint(Hint::ImportanceOfModel { is_of_another: false });
     if meta.str("general.type") != Some("imatrix") {
         return Err(not_one("is a GGUF file, but no importance matrix"));
     }
@@ -424,9 +423,8 @@ fn read_gguf(path: &Path) -> Result<Imatrix> {
 
 fn read_dat(path: &Path) -> Result<Imatrix> {
     let bytes = crate::input::read(path)?;
-    let bad = || {
-        Error::bad_file(path, "is no importance matrix").hint("make one with: quantize calibrate MODEL -o imatrix.gguf")
-    };
+    let bad =
+        || Error::bad_file(path, "is no importance matrix").hint(Hint::ImportanceOfModel { is_of_another: false });
     let mut rest = bytes.as_slice();
     let count = int(&mut rest).filter(|n| (1..1_000_000).contains(n)).ok_or_else(bad)?;
     let mut imatrix = Imatrix::default();

@@ -15,10 +15,9 @@ pub struct Table {
 /// Errors: `Unsupported` when this program cannot read Parquet.
 #[cfg(not(feature = "parquet"))]
 pub fn available(source: &str) -> Result<()> {
-    Err(Error::unsupported(format!(
-        "calibration source '{source}': this build reads no Parquet\n  hint: build with `cargo install quantize-cli \
-         --features parquet`, or export the rows as JSONL with a \"text\" field"
-    )))
+    Err(Error::unsupported(format!("calibration source '{source}': this build reads no Parquet")).hint(
+        "build with `cargo install quantize-cli --features parquet`, or export the rows as JSONL with a \"text\" field",
+    ))
 }
 
 #[cfg(not(feature = "parquet"))]

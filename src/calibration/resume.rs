@@ -4,6 +4,7 @@
 
 use super::streams::Streams;
 use super::totals::{Total, Totals};
+use crate::error::Hint;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -130,7 +131,7 @@ pub fn open(path: &Path, key: &Key) -> Result<Option<Saved>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io(path, e)),
     };
-    let hint = format!("calibrate without --resume to begin again, or delete {}", path.display());
+    let hint = Hint::BeginAgain(path.to_path_buf());
     let saved = Saved::read(file).map_err(|e| Error::io(path, e))?;
     let damaged = || Error::bad_file(path, "is no whole checkpoint of a calibration").hint(hint.clone());
     let saved = saved.ok_or_else(damaged)?;

@@ -44,7 +44,7 @@ impl Streams {
         };
         if let Some(free) = free_space(&spill.join("spill")).filter(|free| *free < spilled) {
             let (need, dir, free) = (human(spilled), spill.display(), human(free));
-            return Err(Error::Storage(format!("activations need {need} in the folder {dir}, which has {free} free")));
+            return Err(Error::storage(format!("activations need {need} in the folder {dir}, which has {free} free")));
         }
         Ok(Streams { slots, file, bytes: used + spilled })
     }
@@ -103,5 +103,5 @@ impl Streams {
 }
 
 fn spill_error(error: std::io::Error) -> Error {
-    Error::Storage(format!("the file of activations cannot be used: {error}"))
+    Error::storage(format!("the file of activations cannot be used: {error}"))
 }

@@ -114,7 +114,7 @@ fn check(args: &CalibrateArgs) -> Result<()> {
         let folder = folder_of(file);
         if !folder.is_dir() {
             let what = format!("{}: the folder {} does not exist", file.display(), folder.display());
-            return Err(Error::Storage(what));
+            return Err(Error::storage(what));
         }
     }
     super::places::of_calibration(args, None)?;

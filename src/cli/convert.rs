@@ -1,14 +1,17 @@
 //! The main job: `quantize --to TYPE[,TYPE...] MODEL`. Flags become a recipe, the recipe a plan, the plan's outcome words;
 //! then, where a text is given, the source and what was made of it are compared.
 
-use super::args::{Format, TextArgs};
+use super::args::Format;
 use super::commands::ConvertArgs;
 use super::interrupt;
 use super::output::{print, print_json};
 use super::progress::Terminal;
 use super::{eval, idle, options, plan, recipe, words};
+use crate::check::Measurement;
+use crate::control::Control;
 use crate::convert::{self, Made, Outcome, Plan, stream};
-use crate::eval::gate;
+use crate::eval::Method;
+use crate::eval::gate::{self, Gates};
 use crate::model::SourceModel;
 use crate::quant::presets;
 use crate::report::LedgerRow;
@@ -77,7 +80,7 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
     let Some(text) = args.text.clone() else { return Ok(()) };
     // Then the source and what was just made of it, over one token stream.
     drop((plan, source));
-    compare(&args, path, outcome, json, text, &gates, control.threads)
+    compare(&args, path, outcome, json, text, gates, &control)
 }
 
 fn compare(
@@ -86,19 +89,14 @@ fn compare(
     outcome: Outcome,
     mut json: Value,
     text: PathBuf,
-    gates: &gate::Gates,
-    threads: usize,
+    gates: Gates,
+    control: &Control,
 ) -> Result<()> {
     let models: Vec<PathBuf> =
         std::iter::once(source).chain(outcome.outputs.iter().map(|made| made.paths[0].clone())).collect();
-    let text = TextArgs {
-        text: Some(text),
-        ctx: args.ctx,
-        stride: None,
-        chunks: args.chunks,
-        activations: Default::default(),
-    };
-    let mut report = eval::measure(&models, &text, gates, None, args.control.max_memory, threads, args.common.quiet)?;
+    let method = Method::LlamaCpp { ctx: args.ctx };
+    let how = Measurement { method, windows: args.chunks, gates, ..Measurement::on(text) };
+    let mut report = eval::measure(&models, &how, control, args.common.quiet)?;
     for (made, candidate) in outcome.outputs.into_iter().zip(&report.candidates) {
         let name = &candidate.artifact.name;
         report.ledger.extend(made.ledger.into_iter().map(|row| LedgerRow { candidate: name.clone(), ..row }));

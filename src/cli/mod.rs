@@ -24,7 +24,6 @@ mod plan_text;
 mod progress;
 mod pull;
 mod recipe;
-mod turns;
 mod values;
 mod verify;
 mod words;

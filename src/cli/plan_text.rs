@@ -1,67 +1,23 @@
 //! A plan for people and for machines: GGUF files with the devices that they fit, folders with what it takes to make them.
 
 use super::words;
-use crate::convert::Plan;
-use crate::convert::cost::{self, Cost, Pass};
-use crate::convert::devices::{self, Device};
-use crate::convert::folder::{FolderPlan, files::ledger, nearest};
+use crate::convert::cost::{Cost, Pass};
+use crate::convert::devices::{Device, Fit};
+use crate::convert::folder::{FolderPlan, files::ledger};
+use crate::convert::forecast::{Files, Forecast};
 use crate::convert::plan::OutputPlan;
-use crate::convert::rounding::{has_feedback, needs_data};
-use crate::convert::sizes;
 use crate::convert::sizes::{FileSizes, TensorRow};
-use crate::convert::stream;
-use crate::model::Model;
-use crate::packed::ChannelScaling;
 use crate::quant::GgmlType;
 use crate::quant::presets::Why;
 use crate::writer::gguf::human;
 use crate::{Error, Result};
-use serde::Serialize;
 use serde_json::{Value, json};
 use std::fmt::Write;
-
-/// Everything that is known of the GGUF files of a run.
-#[derive(Serialize)]
-pub struct Files {
-    pub weights: u64,
-    /// `None` when planned from config.json alone.
-    pub source_bytes: Option<u64>,
-    /// Memory of the conversion itself.
-    pub peak_memory: u64,
-    pub disk: u64,
-    /// Bytes of keys and values per token of context, in 16 bits. `None` for a model of an unknown family.
-    pub kv_bytes_per_token: Option<u64>,
-    pub targets: Vec<FileSizes>,
-}
-
-impl Files {
-    pub fn new(model: &Model, targets: Vec<FileSizes>, source_bytes: Option<u64>, threads: usize) -> Self {
-        let config = &model.config;
-        let rows = targets.first().map_or(&[][..], |t| &t.rows);
-        let tensors: Vec<_> = rows.iter().map(|r| (r.name.clone(), r.shape.clone())).collect();
-        Self {
-            weights: tensors.iter().map(|(_, s)| s.iter().map(|d| *d as u64).product::<u64>()).sum(),
-            source_bytes,
-            peak_memory: sizes::conversion_memory(config, &tensors, threads),
-            disk: targets.iter().map(|t| t.file_bytes).sum(),
-            kv_bytes_per_token: model.family.is_ok().then(|| sizes::kv_bytes_per_token(config)),
-            targets,
-        }
-    }
-
-    /// The files of a plan; `None` when it has none.
-    pub fn of(plan: &Plan, threads: usize) -> Option<Self> {
-        let targets: Vec<FileSizes> = plan.files().map(|(_, file)| file.sizes.clone()).collect();
-        let source = &plan.source;
-        let bytes = stream::source_bytes(&source.ckpt, &source.model);
-        (!targets.is_empty()).then(|| Self::new(&source.model, targets, Some(bytes), threads))
-    }
-}
 
 /// What of a plan is shown.
 pub struct Shown<'a> {
     /// With folders; its files may be known by their sizes alone.
-    pub plan: &'a Plan,
+    pub work: Forecast<'a>,
     pub files: Option<&'a Files>,
     /// Devices to fit; an empty list stands for a built-in table, `None` for the same in text and none in JSON.
     pub devices: Option<&'a [Device]>,
@@ -69,26 +25,15 @@ pub struct Shown<'a> {
     pub context: usize,
     /// One row per tensor.
     pub all: bool,
-    pub calibration_tokens: u64,
-    pub threads: usize,
 }
 
 impl Shown<'_> {
     fn longest(&self) -> usize {
-        self.plan.source.model.config.context
+        self.work.plan.source.model.config.context
     }
 
-    fn fits(&self, files: &Files, target: &FileSizes) -> Option<Vec<devices::Fit>> {
-        let kv = files.kv_bytes_per_token?;
-        let table = devices::table();
-        let devices = self.devices.filter(|d| !d.is_empty()).unwrap_or(&table);
-        let bytes = target.tensor_bytes;
-        let fits = devices.iter().map(|d| devices::fit(d, bytes, kv, self.context as u64, self.longest() as u64));
-        Some(fits.collect())
-    }
-
-    fn cost(&self, pass: Pass) -> Cost {
-        cost::of(&self.plan.source.model, pass, self.calibration_tokens, self.threads)
+    fn fits(&self, files: &Files, target: &FileSizes) -> Option<Vec<Fit>> {
+        files.fits(target, self.devices.unwrap_or_default(), self.context, self.longest())
     }
 
     pub fn json(&self) -> Result<Value> {
@@ -100,27 +45,28 @@ impl Shown<'_> {
             for (i, target) in files.targets.iter().enumerate() {
                 value["targets"][i]["devices"] = json!(self.fits(files, target));
             }
-            if self.plan.source.model.family.is_ok() {
+            if self.work.plan.source.model.family.is_ok() {
                 value["calibration"] =
-                    json!({ "importance": self.cost(Pass::Importance), "feedback": self.cost(Pass::Blocks) });
+                    json!({ "importance": self.work.cost(Pass::Importance), "feedback": self.work.cost(Pass::Blocks) });
             }
         }
-        if self.plan.folders().next().is_some() {
-            value["folders"] = self.plan.folders().map(|(output, folder)| self.folder_json(output, folder)).collect();
+        if self.work.plan.folders().next().is_some() {
+            value["folders"] =
+                self.work.plan.folders().map(|(output, folder)| self.folder_json(output, folder)).collect();
         }
         Ok(value)
     }
 
     pub fn text(&self) -> String {
         let mut out = self.files.map_or_else(String::new, |files| self.files_text(files));
-        for (output, folder) in self.plan.folders() {
+        for (output, folder) in self.work.plan.folders() {
             out += &self.folder_text(output, folder);
         }
         out
     }
 
     fn files_text(&self, files: &Files) -> String {
-        let config = &self.plan.source.model.config;
+        let config = &self.work.plan.source.model.config;
         let mut out = String::new();
         let _ = writeln!(out, "{} weights, {}", files.weights, config.arch);
         if let Some(bytes) = files.source_bytes {
@@ -146,10 +92,10 @@ impl Shown<'_> {
         }
         let memory = human(files.peak_memory);
         let _ = writeln!(out, "\nto convert: about {memory} of memory, {} of disk", human(files.disk));
-        if self.plan.source.model.family.is_err() {
+        if self.work.plan.source.model.family.is_err() {
             return out;
         }
-        let (importance, feedback) = (self.cost(Pass::Importance), self.cost(Pass::Blocks));
+        let (importance, feedback) = (self.work.cost(Pass::Importance), self.work.cost(Pass::Blocks));
         let _ = writeln!(
             out,
             "with --calibration: about {} of memory, {} per file; with --rounding nearest {}, {}",
@@ -161,37 +107,18 @@ impl Shown<'_> {
         out
     }
 
-    /// What the calibration of a folder takes; `None` where there is none.
-    fn folder_cost(&self, folder: &FolderPlan) -> Option<Cost> {
-        let (spec, rounding) = (&folder.spec, &self.plan.recipe.rounding);
-        let pass = match (has_feedback(spec, rounding, false), spec.scaling()) {
-            (true, ChannelScaling::Awq) => Pass::Awq,
-            (true, ChannelScaling::None | ChannelScaling::SmoothQuant) => Pass::Gptq,
-            (false, _) if needs_data(spec, rounding, false) => Pass::Statistics,
-            (false, _) => return None,
-        };
-        Some(self.cost(pass))
-    }
-
-    /// Bytes that the work holds at once: a batch of modules as numbers, packed and read back; or the calibration.
-    fn folder_memory(&self, folder: &FolderPlan) -> u64 {
-        let largest = folder.contents.modules.iter().map(|m| m.rows * m.cols).max().unwrap_or(0);
-        let packing = 40_000_000 + 8 * nearest::at_once(largest) as u64 + (self.threads as u64) * 1_000_000;
-        packing.max(self.folder_cost(folder).map_or(0, |c| c.peak_memory))
-    }
-
     fn folder_json(&self, output: &OutputPlan, folder: &FolderPlan) -> Value {
-        let (weights, bits) = folder.quantized(&self.plan.source.ckpt);
+        let (weights, bits) = folder.quantized(&self.work.plan.source.ckpt);
         json!({
             "type": output.target.name(), "format": folder.spec.to_string(), "tensor_bytes": folder.tensor_bytes(),
             "quantized_weights": weights, "bits_per_weight": bits, "quantization_config": folder.config,
-            "peak_memory": self.folder_memory(folder), "calibration": self.folder_cost(folder),
+            "peak_memory": self.work.folder_memory(folder), "calibration": self.work.folder_cost(folder),
             "ledger": ledger(&folder.departures),
         })
     }
 
     fn folder_text(&self, output: &OutputPlan, folder: &FolderPlan) -> String {
-        let ckpt = &self.plan.source.ckpt;
+        let ckpt = &self.work.plan.source.ckpt;
         let (weights, bits) = folder.quantized(ckpt);
         let all: u64 = ckpt.tensors().iter().map(|t| t.elements() as u64).sum();
         let size = human(folder.tensor_bytes());
@@ -201,8 +128,8 @@ impl Shown<'_> {
         for line in words::departures(&output.ledger()) {
             out += &format!("  {line}\n");
         }
-        out += &format!("  to make it: about {} of memory, {size} of disk", human(self.folder_memory(folder)));
-        match self.folder_cost(folder) {
+        out += &format!("  to make it: about {} of memory, {size} of disk", human(self.work.folder_memory(folder)));
+        match self.work.folder_cost(folder) {
             Some(cost) => out + &format!("; {}\n", in_words(&cost)),
             None => out + "\n",
         }
@@ -283,7 +210,7 @@ fn tensor_table(out: &mut String, target: &FileSizes, all: bool) {
     }
 }
 
-fn device_table(out: &mut String, fits: &[devices::Fit], context: usize) {
+fn device_table(out: &mut String, fits: &[Fit], context: usize) {
     let _ = writeln!(out, "  room for the weights and {context} tokens of context:");
     for fit in fits {
         let answer = match (fit.fits, fit.context) {

@@ -14,10 +14,8 @@ pub fn run(args: PullArgs) -> Result<()> {
 /// Errors: always `Unsupported`: this build has no Hub.
 #[cfg(not(feature = "hub"))]
 pub fn fetch(id: &str, _hub: &HubArgs, _local_dir: Option<&Path>, _quiet: bool) -> Result<PathBuf> {
-    Err(crate::Error::unsupported(format!(
-        "{id}: this build cannot fetch from the Hub\n  hint: download the repository another way and name its folder, or \
-         build with `--features hub`"
-    )))
+    Err(crate::Error::unsupported(format!("{id}: this build cannot fetch from the Hub"))
+        .hint("download the repository another way and name its folder, or build with `--features hub`"))
 }
 
 /// Errors: always `Unsupported`: this build has no Hub.
@@ -29,10 +27,8 @@ pub fn fetch_config(id: &str, hub: &HubArgs, quiet: bool) -> Result<PathBuf> {
 /// Errors: always `Unsupported`: this build has no Hub.
 #[cfg(not(feature = "hub"))]
 pub fn fetch_dataset_file(address: &str, _hub: &HubArgs, _quiet: bool) -> Result<PathBuf> {
-    Err(crate::Error::unsupported(format!(
-        "{address}: this build cannot fetch from the Hub\n  hint: download the file another way and name it, or build \
-         with `--features hub`"
-    )))
+    Err(crate::Error::unsupported(format!("{address}: this build cannot fetch from the Hub"))
+        .hint("download the file another way and name it, or build with `--features hub`"))
 }
 
 #[cfg(feature = "hub")]
@@ -126,12 +122,9 @@ mod with_hub {
         let terminal = Terminal::new(quiet);
         let begin = |bytes: u64| {
             if let Some(free) = free_space(&existing(&options.cache).join("x")).filter(|&free| free < bytes) {
-                return Err(Error::Storage(format!(
-                    "{}: needs {} of disk, {} free\n  hint: make room, or set HF_HOME to a folder on another disk",
-                    options.cache.display(),
-                    human(bytes),
-                    human(free)
-                )));
+                let (cache, needed, free) = (options.cache.display(), human(bytes), human(free));
+                return Err(Error::storage(format!("{cache}: needs {needed} of disk, {free} free"))
+                    .hint("make room, or set HF_HOME to a folder on another disk"));
             }
             terminal.begin(&Phase { name: "downloading".into(), unit: Unit::Bytes, total: bytes });
             Ok(())

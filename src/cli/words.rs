@@ -1,26 +1,25 @@
 //! Errors, hints and notices in the words of the command line: the library speaks of values, and here they become flags.
 
-use crate::Error;
 use crate::control::Notice;
 use crate::convert::LedgerRow;
 use crate::convert::allocation::Allocation;
-use crate::error::{Finding, Hint};
+use crate::convert::folder::engines::Objection;
+use crate::error::{Finding, Hint, Unfinished};
+use crate::{Error, escape};
 
 /// An error, with the flags that help.
 pub fn explained(error: &Error) -> String {
     match error {
         Error::Exists { replaceable: true, .. } => format!("{error}; use --force to replace it"),
-        Error::Unfinished { what, .. } if what.starts_with("holds") => {
+        Error::Unfinished { why: Unfinished::Parts(_), .. } => {
             format!("{error}; add --resume to continue it, or --force to begin anew")
         }
-        Error::Unfinished { what, .. } if what.starts_with("is of another run") => {
+        Error::Unfinished { why: Unfinished::OfAnotherRun { .. }, .. } => {
             format!("{error}\n  hint: repeat the command as it was, or leave --resume away to begin again")
         }
         _ => match error.finding() {
-            Some(Finding { hint: Some(hint), .. }) => {
-                let text = error.to_string();
-                let own = format!("\n  hint: {hint}");
-                format!("{}\n  hint: {}", text.strip_suffix(&own).unwrap_or(&text), flags(hint))
+            Some(finding @ Finding { hint: Some(hint), .. }) => {
+                format!("{}\n  hint: {}", finding.fault(), escape::message(&flags(hint)))
             }
             _ => error.to_string(),
         },
@@ -50,7 +49,48 @@ fn flags(hint: &Hint) -> String {
             "calibrate on more tokens (--calibration-tokens, --seq-len), or take --rounding nearest".into()
         }
         Hint::UnseenExperts => "calibrate on more tokens, or choose --unseen-experts layer-mean or plain".into(),
+        Hint::FormatsOfAnyModel => "of any architecture, folders can be made in formats that need no calibration (--to fp8, \
+                                    nf4, mlx-4bit, or gptq with --rounding nearest); GGUF files, and running the model, \
+                                    need a known one"
+            .into(),
+        Hint::Pretokenizer(name) => {
+            format!("if you know that it splits text the same way, pass --pretokenizer {name}")
+        }
+        Hint::OfOriginal(name) => format!("make one of the original with: quantize --to {name}"),
+        Hint::Groups { of, format } => format!("groups of {of} divide every row: --to {format}"),
+        Hint::Devices(n) => format!("quantize again with --tp {n}"),
+        Hint::NameImportance => "name it with --imatrix FILE".into(),
+        Hint::ImportanceOfModel { is_of_another } => {
+            let why = if *is_of_another { "it was made of another model; " } else { "" };
+            format!("{why}make one with: quantize calibrate MODEL -o imatrix.gguf")
+        }
+        Hint::Verify => "the file is damaged or its weights overflow: check it with `quantize verify`".into(),
+        Hint::Online { id: Some(id) } => format!("run `quantize pull {id}` once without --offline and HF_HUB_OFFLINE"),
+        Hint::Online { id: None } => "run once without --offline and HF_HUB_OFFLINE".into(),
+        Hint::DownloadAgain => {
+            "run the command again, it goes on where it stopped; --offline uses only what is in the cache".into()
+        }
+        Hint::Revision => "choose another revision with --revision".into(),
+        Hint::BeginAgain(path) => {
+            format!("calibrate without --resume to begin again, or delete {}", path.display())
+        }
+        Hint::Memory(bytes) => format!("--max-memory {bytes}"),
+        Hint::EvaluationText => "give a text with --text FILE".into(),
+        Hint::ContextFrom(n) => format!("--ctx {n} or more"),
+        Hint::ContextUpTo(n) => format!("--ctx {n} or less"),
+        Hint::TextOrContext(n) => format!("give a longer text, or a smaller context with --ctx {n}"),
+        Hint::NoStride => "leave out --stride".into(),
+        Hint::TextForGate => "give a longer --text, raise --chunks, or loosen the gate".into(),
+        Hint::CompareFirst => "write one with `quantize compare ... --report out.json`".into(),
         Hint::Text(text) => text.clone(),
+    }
+}
+
+/// What an engine has against a folder or file, with the flags that help.
+pub fn objection(objection: &Objection) -> String {
+    match &objection.hint {
+        Some(hint) => format!("{}; {}", objection.what, flags(hint)),
+        None => objection.what.clone(),
     }
 }
 

@@ -3,6 +3,7 @@
 //! does not count; a journal of another run is refused and left alone, naming what differs.
 
 use super::identity::difference;
+use crate::error::Unfinished;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -80,10 +81,10 @@ impl Journal {
         let Some((head, mut journal)) = Self::open(path)? else { return Ok(None) };
         if head.key != *key {
             let (name, was, is) = difference(&head.key, key).unwrap_or_default();
-            let what = format!("is of another run: its {name} was {was}, and is {is} here");
             // It is not this run's to remove.
             journal.keep = true;
-            return Err(Error::Unfinished { path: path.to_path_buf(), what });
+            let why = Unfinished::OfAnotherRun { name, was, is };
+            return Err(Error::Unfinished { path: path.to_path_buf(), why });
         }
         Ok(Some(Left { journal, files: head.files }))
     }
@@ -171,9 +172,7 @@ impl Drop for Journal {
 
 fn lock(file: &File, path: &Path) -> Result<()> {
     match file.try_lock() {
-        Err(TryLockError::WouldBlock) => {
-            Err(Error::Unfinished { path: path.to_path_buf(), what: "is in use by another run".into() })
-        }
+        Err(TryLockError::WouldBlock) => Err(Error::Unfinished { path: path.to_path_buf(), why: Unfinished::InUse }),
         // A file system without locks.
         Ok(()) | Err(TryLockError::Error(_)) => Ok(()),
     }
@@ -203,7 +202,7 @@ mod tests {
         let mut journal = Journal::create(&path, &key, vec!["x".into()]).unwrap();
         journal.finish("layer 0", json!({ "sum": (0.1f64 + 0.2).to_bits() })).unwrap();
         journal.finish("layer 1", json!([])).unwrap();
-        assert!(matches!(Journal::resume(&path, &key), Err(Error::Unfinished { what, .. }) if what.contains("in use")));
+        assert!(matches!(Journal::resume(&path, &key), Err(Error::Unfinished { why: Unfinished::InUse, .. })));
         journal.keep_on_drop(true);
         drop(journal);
         let whole = std::fs::read(&path).unwrap();

@@ -26,6 +26,7 @@ pub(crate) mod devices;
 mod files;
 #[doc(hidden)]
 pub mod folder;
+pub(crate) mod forecast;
 mod hashes;
 pub(crate) mod identity;
 mod importance;

@@ -141,6 +141,20 @@ impl Plan {
         self.outputs.iter().flat_map(OutputPlan::ledger).collect()
     }
 
+    /// Refuses a plan that departs from what was asked.
+    ///
+    /// # Errors
+    /// `Unsupported` for the first departure.
+    pub fn refuse_departures(&self) -> Result<()> {
+        let Some(row) = self.ledger().into_iter().next() else { return Ok(()) };
+        let what = format!("{}: cannot be {}: {}", row.candidate, row.asked, row.reason);
+        let error = Error::unsupported(what).hint(Hint::AllowFallback { instead: row.done });
+        Err(match row.tensor {
+            Some(tensor) => error.tensor(tensor),
+            None => error,
+        })
+    }
+
     /// The GGUF file of a preset, whatever the outputs are.
     pub(super) fn preset_file(&self, preset: &'static Preset) -> Result<FilePlan> {
         self.decided(preset.name, preset, AssumedImportance::Given)

@@ -10,6 +10,7 @@ use super::softmax::{self, NotFinite, Row};
 use super::stats::Record;
 use super::windows::{Method, Window, Windows};
 use super::{Logits, bootstrap};
+use crate::error::Hint;
 use crate::{Error, Result};
 
 /// Tokens that a model runs at once: enough that decoding its weights is a small part of the work.
@@ -375,7 +376,7 @@ fn not_finite(name: &str, chunk: usize, window: Window, position: usize, fault: 
         chunk + 1,
         window.start + position
     ))
-    .hint("the file is damaged or its weights overflow: check it with `quantize verify`")
+    .hint(Hint::Verify)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::stats::{Estimate, Statistics};
+use crate::error::Hint;
 use crate::{Error, Result};
 
 /// Fewest scored positions for any gate.
@@ -86,13 +87,13 @@ impl Gates {
         if self.is_empty() {
             return Ok(());
         }
-        for (flag, limit, low, high) in [
-            ("--max-kld", self.max_kld, 0.0, f64::MAX),
-            ("--max-ppl-increase", self.max_ppl_increase, 0.0, f64::MAX),
-            ("--min-top1", self.min_top1, 0.0, 1.0),
+        for (gate, limit, low, high) in [
+            ("max_kld", self.max_kld, 0.0, f64::MAX),
+            ("max_ppl_increase", self.max_ppl_increase, 0.0, f64::MAX),
+            ("min_top1", self.min_top1, 0.0, 1.0),
         ] {
             if let Some(limit) = limit.filter(|l| !(low..=high).contains(l)) {
-                return Err(Error::Usage(format!("{flag}: {limit} is out of range")));
+                return Err(Error::request(format!("the limit {limit} of {gate} is out of range")));
             }
         }
         let for_top1 = match self.min_top1 {
@@ -105,7 +106,7 @@ impl Gates {
                 "too few tokens for the asked gate: {tokens} scored positions in {chunks} chunks, \
                  needed {needed} in at least {MIN_CHUNKS}"
             ))
-            .hint("give a longer --text, raise --chunks, or loosen the gate"));
+            .hint(Hint::TextForGate));
         }
         Ok(())
     }
@@ -129,7 +130,7 @@ impl Gates {
                     significant(ci95[0]),
                     significant(ci95[1])
                 ))
-                .hint("give a longer --text, raise --chunks, or loosen the gate"));
+                .hint(Hint::TextForGate));
             }
             let (gate, candidate) = (gate.to_string(), candidate.to_string());
             outcomes.push(GateOutcome { gate, candidate, limit, value: e.value, ci95, pass: passes(e.value), certain });

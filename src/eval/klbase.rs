@@ -10,6 +10,7 @@ use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::windows::{Method, Windows};
+use crate::error::Hint;
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"_logits_";
@@ -46,7 +47,7 @@ impl KlBaseReader {
         let (magic, numbers) = head.split_at(8);
         if magic != MAGIC {
             return Err(Error::bad_file(path, "is not a KL divergence base file (it does not start with _logits_)")
-                .hint("write one with --kl-divergence-base FILE on the base model"));
+                .hint("write one with llama-perplexity's --kl-divergence-base FILE on the base model"));
         }
         let [ctx, vocab, chunks] = [0, 4, 8].map(|at| i32::from_le_bytes(std::array::from_fn(|i| numbers[at + i])));
         let plausible = (4..=1 << 24).contains(&ctx) && (1..=1 << 24).contains(&vocab) && chunks > 0;
@@ -127,9 +128,8 @@ impl KlBaseWriter {
     /// Fails if the windows are not llama-perplexity's: the format has no room for a stride.
     pub fn create(path: &Path, windows: &Windows, vocab: usize, stream: &[u32]) -> Result<KlBaseWriter> {
         let Method::LlamaCpp { ctx } = windows.method else {
-            return Err(Error::Usage(
-                "a KL divergence base file cannot hold strided windows: leave out --stride".into(),
-            ));
+            let what = "a KL divergence base file cannot hold strided windows";
+            return Err(Error::request(what).hint(Hint::NoStride));
         };
         let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         // The name says whose file it is, should a kill leave it behind.

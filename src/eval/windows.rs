@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::error::Hint;
 use crate::{Error, Result};
 
 /// How the token stream is cut.
@@ -46,18 +47,21 @@ impl Method {
 
     fn check(self) -> Result<()> {
         match self {
-            Method::LlamaCpp { ctx } if ctx < 4 => {
-                Err(Error::Usage(format!("a context of {ctx} tokens leaves nothing to score: --ctx must be 4 or more")))
-            }
-            Method::Strided { ctx, .. } if ctx < 2 => {
-                Err(Error::Usage(format!("a context of {ctx} tokens leaves nothing to score: --ctx must be 2 or more")))
-            }
+            Method::LlamaCpp { ctx } if ctx < 4 => Err(nothing_to_score(ctx).hint(Hint::ContextFrom(4))),
+            Method::Strided { ctx, .. } if ctx < 2 => Err(nothing_to_score(ctx).hint(Hint::ContextFrom(2))),
             Method::Strided { ctx, stride } if stride == 0 || stride >= ctx => {
-                Err(Error::Usage(format!("--stride {stride} must lie between 1 and {} (below --ctx {ctx})", ctx - 1)))
+                let most = ctx - 1;
+                Err(Error::request(format!(
+                    "the stride {stride} must lie between 1 and {most}, below the context of {ctx}"
+                )))
             }
             _ => Ok(()),
         }
     }
+}
+
+fn nothing_to_score(ctx: usize) -> Error {
+    Error::request(format!("a context of {ctx} tokens leaves nothing to score"))
 }
 
 /// One window: where it starts in the stream.
@@ -83,16 +87,16 @@ impl Windows {
         method.check()?;
         let ctx = method.ctx();
         if tokens == 0 {
-            return Err(Error::bad_input("the evaluation text is empty").hint("give a text with --text FILE"));
+            return Err(Error::bad_input("the evaluation text is empty").hint(Hint::EvaluationText));
         }
         if tokens < ctx {
             return Err(Error::bad_input(format!(
                 "the evaluation text has {tokens} tokens, fewer than one chunk of {ctx}"
             ))
-            .hint(format!("give a longer text, or a smaller context with --ctx {tokens}")));
+            .hint(Hint::TextOrContext(tokens)));
         }
         if chunks == Some(0) {
-            return Err(Error::Usage("--chunks 0 leaves nothing to evaluate".into()));
+            return Err(Error::request("0 chunks leave nothing to evaluate"));
         }
         let fit = (tokens - ctx) / method.stride() + 1;
         Ok(Windows { method, bos, count: chunks.unwrap_or(fit).min(fit) })
@@ -163,9 +167,9 @@ mod tests {
         let text = |m, n, c| Windows::plan(m, n, c, None).unwrap_err().to_string();
         assert!(text(llama, 0, None).contains("empty"));
         assert!(text(llama, 300, None).contains("300 tokens, fewer than one chunk of 512"));
-        assert!(text(llama, 600, Some(0)).contains("--chunks 0"));
-        assert!(text(Method::LlamaCpp { ctx: 3 }, 600, None).contains("--ctx"));
-        assert!(text(Method::Strided { ctx: 8, stride: 8 }, 600, None).contains("--stride 8"));
-        assert!(text(Method::Strided { ctx: 8, stride: 0 }, 600, None).contains("--stride 0"));
+        assert!(text(llama, 600, Some(0)).contains("0 chunks"));
+        assert!(text(Method::LlamaCpp { ctx: 3 }, 600, None).contains("nothing to score\n  hint: take 4 tokens"));
+        assert!(text(Method::Strided { ctx: 8, stride: 8 }, 600, None).contains("stride 8"));
+        assert!(text(Method::Strided { ctx: 8, stride: 0 }, 600, None).contains("stride 0"));
     }
 }

@@ -6,6 +6,7 @@ use super::families::tokenizer_of;
 use super::family::{Family, TokenizerFacts};
 use super::role::Role;
 use super::tensor::MappedTensor;
+use crate::error::Hint;
 use crate::gguf::Metadata;
 use crate::{Error, Result};
 
@@ -79,10 +80,7 @@ impl Opaque {
         };
         let error = Error::unsupported(format!("{}{nearest}", self.reason));
         if self.is_folder {
-            return error.hint(
-                "of any architecture, folders can be made in formats that need no calibration (--to fp8, nf4, mlx-4bit, or \
-                 gptq with --rounding nearest); GGUF files, and running the model, need a known one",
-            );
+            return error.hint(Hint::FormatsOfAnyModel);
         }
         error.hint(
             "this model can be quantized from GGUF to GGUF, with an importance matrix and type rules, planned, and \

@@ -68,6 +68,8 @@ pub struct Verdict {
     pub checks: &'static [Check],
     /// Whether there is no use in looking further.
     pub is_final: bool,
+    /// A type or format that the engine takes instead.
+    pub instead: Option<&'static str>,
 }
 
 impl Verdict {
@@ -78,6 +80,11 @@ impl Verdict {
     /// A refusal of everything in the format.
     pub(super) fn refusal(what: impl Into<String>) -> Self {
         Verdict { is_final: true, ..Verdict::default() }.refuse(true, what)
+    }
+
+    /// A refusal that this type or format would not meet.
+    pub(super) fn or(self, instead: &'static str) -> Self {
+        Verdict { instead: Some(instead), ..self }
     }
 
     pub(super) fn refuse(mut self, when: bool, what: impl Into<String>) -> Self {
@@ -113,9 +120,7 @@ impl Engines {
         match engine {
             Engine::Vllm => (self.vllm)(config, tp),
             Engine::Transformers => (self.transformers)(config),
-            Engine::LlamaCpp => {
-                Verdict::refusal("it runs GGUF files, not folders; make one of the original with: quantize --to q4_k_m")
-            }
+            Engine::LlamaCpp => Verdict::refusal("it runs GGUF files, not folders").or("q4_k_m"),
             Engine::Mlx => (self.mlx)(config),
         }
     }
@@ -123,7 +128,7 @@ impl Engines {
 
 /// MLX's refusal of a tool's checkpoints.
 pub(super) fn no_mlx(tool: &str) -> Verdict {
-    Verdict::refusal(format!("it reads no {tool} checkpoints; use --to mlx-4bit"))
+    Verdict::refusal(format!("it reads no {tool} checkpoints")).or("mlx-4bit")
 }
 
 /// MLX's verdict on GPTQ and AWQ.

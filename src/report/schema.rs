@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 pub use crate::convert::LedgerRow;
+use crate::error::Hint;
 use crate::eval::bootstrap::{Bootstrap, Pair};
 use crate::eval::gate::GateOutcome;
 use crate::eval::stats::{Estimate, Statistics};
@@ -142,8 +143,9 @@ impl Report {
                     .hint("render it with the version of the tool that wrote it"));
             }
             None => {
-                return Err(Error::bad_input("is not a report of this tool: it has no \"schema\"")
-                    .hint("write one with `quantize compare ... --report out.json`"));
+                return Err(
+                    Error::bad_input("is not a report of this tool: it has no \"schema\"").hint(Hint::CompareFirst)
+                );
             }
         }
         let report: Report =

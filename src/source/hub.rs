@@ -7,6 +7,7 @@ mod cache;
 mod choose;
 mod client;
 
+use crate::error::Hint;
 use crate::{Error, Result};
 use cache::Folder;
 use client::Client;
@@ -57,7 +58,7 @@ pub struct Snapshot {
 /// An interrupted download goes on where it stopped, also one of another run. Sizes are always checked, contents by the
 /// hash that the Hub states (SHA-256 of large files, git's of small ones).
 ///
-/// Errors: `Usage` for an impossible id or revision; `BadInput` when the Hub knows no such repository, when contents do
+/// Errors: `Request` for an impossible id or revision; `BadInput` when the Hub knows no such repository, when contents do
 /// not match their hash, and when files are missing in offline mode; `Unsupported` for a repository without safetensors;
 /// `Storage` when access is denied, the network fails or the disk is full; `Interrupted`.
 pub fn fetch(id: &str, options: &HubOptions, watch: &Watch) -> Result<Snapshot> {
@@ -78,7 +79,7 @@ pub fn fetch(id: &str, options: &HubOptions, watch: &Watch) -> Result<Snapshot> 
             let shards = choose::shards(&folder.snapshot(&listing.commit).join(&index))?;
             if let Some(absent) = shards.iter().find(|s| !listing.names.contains(*s)) {
                 let what = format!("{id}: {index} names '{absent}', which is not in the repository");
-                return Err(Error::bad_input(what).hint("choose another revision with --revision"));
+                return Err(Error::bad_input(what).hint(Hint::Revision));
             }
             files.push(index);
             shards
@@ -120,7 +121,7 @@ pub fn fetch_config(id: &str, options: &HubOptions, watch: &Watch) -> Result<Pat
 pub fn fetch_dataset_file(id: &str, file: &str, options: &HubOptions, watch: &Watch) -> Result<PathBuf> {
     check_names(id, &options.revision)?;
     if !choose::nested(file) {
-        return Err(Error::Usage(format!("'{file}' is not the path of a file in a data set")));
+        return Err(Error::request(format!("'{file}' is not the path of a file in a data set")));
     }
     let repo = Repo::with_revision(id.to_string(), RepoType::Dataset, options.revision.clone());
     let folder = Folder::new(&options.cache, &repo);
@@ -128,8 +129,7 @@ pub fn fetch_dataset_file(id: &str, file: &str, options: &HubOptions, watch: &Wa
         let commit = folder.commit(&options.revision).filter(|commit| folder.has(commit, file));
         commit.ok_or_else(|| {
             let what = format!("{id}: offline mode, and {file} at revision '{}' is not", options.revision);
-            Error::bad_input(format!("{what} in the cache {}", options.cache.display()))
-                .hint("run once without --offline and HF_HUB_OFFLINE")
+            Error::bad_input(format!("{what} in the cache {}", options.cache.display())).hint(Hint::Online { id: None })
         })?
     } else {
         let client = Client::new(id, "datasets/", options, watch.cancel)?;
@@ -207,12 +207,12 @@ fn check_names(id: &str, revision: &str) -> Result<()> {
         !p.is_empty() && !p.starts_with('.') && p.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
     };
     if !matches!(id.split('/').collect::<Vec<_>>()[..], [org, name] if part(org) && part(name)) {
-        return Err(Error::Usage(format!("'{id}' is not a Hub id; write org/name")));
+        return Err(Error::request(format!("'{id}' is not a Hub id; write org/name")));
     }
     // What git allows in a name, less what could leave the folder of refs.
     let odd = |c: char| c.is_whitespace() || c.is_control() || "\\?*[~^:%#\"'<>|".contains(c);
     if revision.split('/').any(|p| p.is_empty() || p.starts_with('.')) || revision.contains(odd) {
-        return Err(Error::Usage(format!("'{revision}' is not a branch, tag or commit")));
+        return Err(Error::request(format!("'{revision}' is not a branch, tag or commit")));
     }
     Ok(())
 }

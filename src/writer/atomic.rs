@@ -1,6 +1,7 @@
 //! One output file under a temporary name in its final folder: positioned writes from any thread, then sync and rename.
 //! Dropping it without [`PartialFile::finish`] removes it. A killed process leaves at most a hidden `.partial` file.
 
+use crate::error::Unfinished;
 use crate::{Error, Result};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -112,7 +113,7 @@ fn open_locked(path: &Path, target: &Path) -> Result<File> {
     let fault = |e: std::io::Error| match e.kind() {
         std::io::ErrorKind::NotFound => {
             let folder = folder_of(target).display();
-            Error::Storage(format!("{}: the folder {folder} does not exist", target.display()))
+            Error::storage(format!("{}: the folder {folder} does not exist", target.display()))
         }
         kind => Error::io(target, kind.into()),
     };
@@ -126,10 +127,7 @@ fn open_locked(path: &Path, target: &Path) -> Result<File> {
     loop {
         let file = options.open(path).map_err(fault)?;
         if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {
-            return Err(Error::Unfinished {
-                path: target.to_path_buf(),
-                what: "is being written by another run".into(),
-            });
+            return Err(Error::Unfinished { path: target.to_path_buf(), why: Unfinished::BeingWritten });
         }
         // Between the two calls the other run may have finished, and given what was opened its final name.
         #[cfg(unix)]

@@ -12,7 +12,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// The provenance of a folder that this program made. Its presence is what lets `--force` replace the folder.
+/// The provenance of a folder that this program made. Its presence is what lets a run that may replace outputs replace the folder.
 pub const MANIFEST: &str = "quantize-manifest.json";
 const JOURNAL: &str = ".quantize-journal";
 
@@ -32,7 +32,7 @@ pub struct Folder {
 /// `Exists` when `target` cannot become a new folder.
 pub fn refuse_existing(target: &Path, force: bool) -> Result<()> {
     if target.to_str().is_none() {
-        return Err(Error::Usage(format!("{}: the name is not UTF-8; choose another", target.display())));
+        return Err(Error::request(format!("{}: the name is not UTF-8; choose another", target.display())));
     }
     if target.symlink_metadata().is_err() {
         return Ok(());
@@ -83,11 +83,11 @@ impl Folder {
         if !partial.is_dir() {
             if let Some(free) = free_space(target).filter(|free| *free < total) {
                 let (need, free) = (human(total), human(free));
-                return Err(Error::Storage(format!("{}: needs {need} of disk, {free} free", target.display())));
+                return Err(Error::storage(format!("{}: needs {need} of disk, {free} free", target.display())));
             }
             std::fs::create_dir(&partial).map_err(|e| match e.kind() {
                 std::io::ErrorKind::NotFound => {
-                    Error::Storage(format!("{}: the folder it should lie in does not exist", target.display()))
+                    Error::storage(format!("{}: the folder it should lie in does not exist", target.display()))
                 }
                 _ => Error::io(&partial, e),
             })?;
@@ -260,7 +260,7 @@ impl Folder {
     /// What was written must be sound shards with exactly these tensors.
     fn check(&self) -> Result<()> {
         let fault =
-            |what: String| Error::Storage(format!("{}: re-reading what was written: {what}", self.partial.display()));
+            |what: String| Error::storage(format!("{}: re-reading what was written: {what}", self.partial.display()));
         let mut count = 0;
         for shard in &self.layout.shards {
             let path = self.partial.join(&shard.name);

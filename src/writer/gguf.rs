@@ -93,7 +93,7 @@ impl Artifact {
                 None => {
                     if let Some(free) = free_space(target).filter(|free| no == 0 && *free < total) {
                         let (need, free) = (human(total), human(free));
-                        return Err(Error::Storage(format!("{}: needs {need} of disk, {free} free", target.display())));
+                        return Err(Error::storage(format!("{}: needs {need} of disk, {free} free", target.display())));
                     }
                     PartialFile::create_as(&path, kind, force)?
                 }
@@ -184,7 +184,7 @@ impl super::Sink for Artifact {
 /// Re-reads a finished temporary file: the header must say what was meant, every block's scales must be finite.
 fn check_file(shard: &Shard, threads: usize, cancel: &Cancel) -> Result<()> {
     let (temp, target) = (shard.file.temp_path(), shard.file.target());
-    let fault = |what: String| Error::Storage(format!("{}: re-reading what was written: {what}", target.display()));
+    let fault = |what: String| Error::storage(format!("{}: re-reading what was written: {what}", target.display()));
     let header = gguf::read_header(temp).map_err(|e| fault(e.to_string()))?;
     // Encoded, so that a NaN that the metadata of a source held equals itself.
     let encoded = |m: &Metadata, t: &[TensorInfo]| gguf::encode_header(m, t, DEFAULT_ALIGNMENT);

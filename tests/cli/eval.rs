@@ -104,6 +104,17 @@ fn what_cannot_be_measured_is_said_clearly() {
     fails(&eval(&["--text", "none.txt"]), 3, &["none.txt"]);
     fails(&eval(&[]), 2, &["--text"]);
     fails(&eval(&["--text", str(&text), "--ctx", "4096"]), 2, &["--ctx", "context of 512"]);
+    fails(&eval(&["--text", str(&text), "--ctx", "3"]), 2, &["nothing to score", "--ctx 4 or more"]);
+    fails(&eval(&["--text", str(&text), "--ctx", "64", "--stride", "64"]), 2, &["stride 64", "between 1 and 63"]);
+    fails(&eval(&["--text", str(&text), "--ctx", "64", "--chunks", "0"]), 2, &["0 chunks"]);
+    let strided = ["--text", str(&text), "--ctx", "64", "--stride", "32", "--save-logits", "x"];
+    fails(&eval(&strided), 2, &["cannot hold strided windows", "leave out --stride"]);
+    let compare = |args: &[&str]| {
+        let common = ["compare", str(&model), str(&model), "--text", str(&text), "--ctx", "64"];
+        quantize(dir.path(), &[&common[..], args].concat())
+    };
+    fails(&compare(&["--max-memory", "1M"]), 2, &["1000000 bytes of memory are too little", "hint: --max-memory "]);
+    fails(&compare(&["--min-top1", "95"]), 2, &["min_top1", "out of range"]);
     let gate = ["--text", str(&text), "--ctx", "128", "--chunks", "2", "--max-kld", "1"];
     let out = quantize(dir.path(), &[&["compare", str(&model), str(&model)], &gate[..]].concat());
     fails(&out, 3, &["too few tokens for the asked gate"]);

@@ -5,7 +5,7 @@ use crate::common::model;
 use quantize::convert::recipe::Data;
 use quantize::convert::{self, Recipe};
 use quantize::model::SourceModel;
-use quantize::{Cancel, Control, Error, Phase, Report, Unit};
+use quantize::{Cancel, Control, Error, Phase, Report, Unfinished, Unit};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -94,7 +94,9 @@ fn every_field_counts(source: &str, recipe: Recipe, passed_over: &[&str]) {
         *value = other(place, value, text.to_str().unwrap());
         let changed = Recipe::from_json(&changed.to_string()).unwrap();
         match run(&source, &changed, &output, &control(true), &()) {
-            Some(Error::Unfinished { what, .. }) => assert!(what.contains("another run"), "{place}: {what}"),
+            Some(Error::Unfinished { why, .. }) => {
+                assert!(matches!(why, Unfinished::OfAnotherRun { .. }), "{place}: {why}")
+            }
             other => panic!("{place} was changed, and the run went on: {other:?}"),
         }
         refused += 1;

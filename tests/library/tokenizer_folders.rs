@@ -94,7 +94,7 @@ fn an_unknown_structure_is_refused_with_the_closest_name() {
     let error = GgufVocab::from_hf_dir(dir.path(), 8, tokenizer_of("qwen2"), None).unwrap_err();
     assert_eq!(error.exit_code(), 4);
     let text = error.to_string();
-    assert!(text.contains("tokenizer.json") && text.contains("--pretokenizer qwen2"), "{text}");
+    assert!(text.contains("tokenizer.json") && text.contains("the pre-tokenizer qwen2"), "{text}");
     let vocab = GgufVocab::from_hf_dir(dir.path(), 8, tokenizer_of("qwen2"), Some("stablelm2")).unwrap();
     assert_eq!(vocab.pre(), Some("stablelm2"));
 

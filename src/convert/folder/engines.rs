@@ -3,6 +3,7 @@
 //! where `docs/formats.md` says so, seen at work. Whether the bytes are sound is checked elsewhere.
 
 use crate::Result;
+use crate::error::Hint;
 use crate::model::graph::{Shard, Stage, shards, shares_scale, stored_alike};
 use crate::model::{Model, Role};
 pub use crate::packed::Engine;
@@ -19,6 +20,27 @@ pub struct Objection {
     pub what: String,
     /// Whether the engine refuses to load it; the others are good to know.
     pub refused: bool,
+    /// What helps.
+    pub hint: Option<Hint>,
+}
+
+impl Objection {
+    /// One to the whole, without a hint.
+    pub fn to_all(what: impl Into<String>, refused: bool) -> Self {
+        Self { modules: Vec::new(), what: what.into(), refused, hint: None }
+    }
+}
+
+/// What is said of a layer, and what helps.
+struct Said {
+    what: String,
+    hint: Option<Hint>,
+}
+
+impl From<String> for Said {
+    fn from(what: String) -> Self {
+        Said { what, hint: None }
+    }
 }
 
 /// A linear layer as it is stored.
@@ -119,27 +141,31 @@ pub fn objections(engine: Engine, ckpt: &Checkpoint, model: &Model, tp: usize) -
 
 impl<'a> View<'a> {
     fn refuse(&mut self, what: impl Into<String>) {
-        self.found.push(Objection { modules: Vec::new(), what: what.into(), refused: true });
+        self.found.push(Objection::to_all(what, true));
     }
 
     fn note(&mut self, what: impl Into<String>) {
-        self.found.push(Objection { modules: Vec::new(), what: what.into(), refused: false });
+        self.found.push(Objection::to_all(what, false));
     }
 
     /// An objection per layer; alike ones become one.
-    fn each(&mut self, refused: bool, why: impl Fn(&Linear) -> Option<String>) {
+    fn each<S: Into<Said>>(&mut self, refused: bool, why: impl Fn(&Linear) -> Option<S>) {
         for linear in &self.linears {
-            let Some(what) = why(linear) else { continue };
+            let Some(Said { what, hint }) = why(linear).map(Into::into) else { continue };
             match self.found.iter_mut().find(|o| o.what == what && !o.modules.is_empty()) {
                 Some(same) => same.modules.push(linear.path.to_string()),
-                None => self.found.push(Objection { modules: vec![linear.path.to_string()], what, refused }),
+                None => self.found.push(Objection { modules: vec![linear.path.to_string()], what, refused, hint }),
             }
         }
     }
 
     /// What the engine says of the format, and the looks at shapes that it calls for.
     fn hold(&mut self, verdict: Verdict, tp: usize) -> Result<()> {
-        let said = |(what, refused)| Objection { modules: Vec::new(), what, refused };
+        let instead = verdict.instead.map(|name| Hint::OfOriginal(name.into()));
+        let said = |(what, refused)| Objection {
+            hint: instead.clone().filter(|_| refused),
+            ..Objection::to_all(what, refused)
+        };
         self.found.extend(verdict.says.into_iter().map(said));
         for check in verdict.checks {
             match check {
@@ -275,7 +301,7 @@ impl<'a> View<'a> {
         }
         if !differing.is_empty() {
             let what = "has another global scale than the layers it is fused with; one of them is used for all, which costs quality";
-            self.found.push(Objection { modules: differing, what: what.into(), refused: false });
+            self.found.push(Objection { modules: differing, ..Objection::to_all(what, false) });
         }
         Ok(())
     }
@@ -323,12 +349,13 @@ impl<'a> View<'a> {
             };
             if !n.is_multiple_of(tp) {
                 // Heads were spoken of.
-                return (!attention).then(|| format!("{n} {what} cannot be split over {tp} devices"));
+                return (!attention).then(|| format!("{n} {what} cannot be split over {tp} devices").into());
             }
             let group = l.group(groups).filter(|_| shards(l.role) == Shard::Columns && tp > 1)?;
             let part = n / tp;
-            (!part.is_multiple_of(group)).then(|| {
-                format!("groups of {group} do not divide the {part} input channels on each of {tp} devices (quantize again with --tp {tp})")
+            (!part.is_multiple_of(group)).then(|| Said {
+                what: format!("groups of {group} do not divide the {part} input channels on each of {tp} devices"),
+                hint: Some(Hint::Devices(tp)),
             })
         });
     }
@@ -347,7 +374,7 @@ impl<'a> View<'a> {
                     (false, None) => "with a scale per row".to_string(),
                 };
                 let what = format!("is {}, but {}, with which it is fused, is {}", kind(l), first.path, kind(first));
-                found.push(Objection { modules: vec![l.path.to_string()], what, refused: true });
+                found.push(Objection { modules: vec![l.path.to_string()], ..Objection::to_all(what, true) });
             }
         }
         self.found.extend(found);

@@ -9,6 +9,7 @@ use crate::convert::identity::Identity;
 use crate::convert::journal::{Journal, Left};
 use crate::convert::recipe::Recipe;
 use crate::digest::sha256;
+use crate::error::Unfinished;
 use crate::kernel::RowSource;
 use crate::model::{Model, SourceModel};
 use crate::packed::{self, Packed, Piece, Scheme, StoredPiece};
@@ -122,8 +123,8 @@ impl<'a> Job<'a> {
             }
             let parts = journal.parts().len();
             if parts > 0 && !run.control.force {
-                let what = format!("holds {parts} finished parts of a run that was cut short");
-                return Err(Error::Unfinished { path: folder::partial_path(target), what });
+                let why = Unfinished::Parts(parts);
+                return Err(Error::Unfinished { path: folder::partial_path(target), why });
             }
         }
         folder::forget(target)?;

@@ -2,6 +2,7 @@
 //! stored, where that departs from what was asked and why, and every tensor's type and shape. No weight is read.
 
 use crate::convert::ledger::LedgerRow;
+use crate::error::Hint;
 use crate::model::graph::{Shard, shards, stored_alike};
 use crate::model::modules::{Contents, Module};
 use crate::model::{Model, Role, SourceModel};
@@ -165,10 +166,10 @@ fn settle_group(request: &Request, modules: &[Module], departures: &mut Vec<Depa
     let reason = undivided(first, asked, request.devices);
     if spec.group_given {
         let hint = match best {
-            Some(group) => format!("groups of {group} divide every row: {}", Spec { group: best, ..spec }.named(group)),
-            None => "a format without groups takes it: fp8, int8, nf4".to_string(),
+            Some(of) => Hint::Groups { of, format: Spec { group: best, ..spec }.to_string() },
+            None => "a format without groups takes it: fp8, int8, nf4".into(),
         };
-        return Err(Error::unsupported(format!("{spec}: {reason}\n  hint: {hint}")));
+        return Err(Error::unsupported(format!("{spec}: {reason}")).hint(hint));
     }
     // Where no group divides all, the smallest leaves the fewest modules out.
     let group = best.unwrap_or(32.min(asked));
@@ -180,13 +181,6 @@ fn settle_group(request: &Request, modules: &[Module], departures: &mut Vec<Depa
         reason,
     });
     Ok(spec)
-}
-
-impl Spec {
-    /// How to ask for this group.
-    fn named(&self, group: usize) -> String {
-        format!("--to {}", Spec { group: Some(group), ..*self })
-    }
 }
 
 fn undivided(module: &Module, group: usize, tp: usize) -> String {

@@ -3,6 +3,7 @@
 //! llama.cpp's own recognition, by hashing the ids of a test string, needs a known vocabulary and is not used.
 
 use super::files::HfFiles;
+use crate::error::Hint;
 use crate::{Error, Result};
 use serde_json::Value;
 
@@ -317,10 +318,10 @@ pub(super) fn recognise(files: &HfFiles, tokenizer: &Value, chosen: Option<&str>
     };
     let closest = closest(&signature(&steps), shapes().map(|s| (s.name, signature(s.steps))));
     Err(Error::unsupported(format!(
-        "{}: the pre-tokenizer was not recognised: {why}; the closest known one is '{closest}'\n  \
-         hint: if you know that it splits text the same way, pass --pretokenizer {closest}",
+        "{}: the pre-tokenizer was not recognised: {why}; the closest known one is '{closest}'",
         files.path("tokenizer.json").display()
-    )))
+    ))
+    .hint(Hint::Pretokenizer(closest.to_string())))
 }
 
 /// The name itself, if llama.cpp knows it.
@@ -334,10 +335,8 @@ pub fn check_name(name: &str) -> Result<&'static str> {
 fn unknown_name(name: &str) -> Error {
     let closest = closest(name, PRE_TOKENIZERS.iter().map(|p| (p.name, p.name.to_string())));
     let names: Vec<&str> = PRE_TOKENIZERS.iter().map(|p| p.name).collect();
-    Error::unsupported(format!(
-        "'{name}' is no pre-tokenizer that llama.cpp knows (closest: '{closest}')\n  hint: one of {}",
-        names.join(", ")
-    ))
+    Error::unsupported(format!("'{name}' is no pre-tokenizer that llama.cpp knows (closest: '{closest}')"))
+        .hint(format!("one of {}", names.join(", ")))
 }
 
 fn signature(steps: &[Step]) -> String {

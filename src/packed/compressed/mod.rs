@@ -341,7 +341,7 @@ fn needs_package(_: &Value) -> Verdict {
 }
 
 fn not_in_mlx(_: &Value) -> Verdict {
-    Verdict::refusal("it reads compressed-tensors for a few other families only; use --to mlx-4bit")
+    Verdict::refusal("it reads compressed-tensors for a few other families only").or("mlx-4bit")
 }
 
 /// Nothing but what is to be said of all.

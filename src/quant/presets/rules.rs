@@ -40,7 +40,7 @@ pub(super) fn category(name: &str) -> Category {
     }
 }
 
-/// An embedding beside the usual one, which `--token-embedding-type` means too unless `--tensor-type` names it.
+/// An embedding beside the usual one, which the type of the token embedding is for too, unless a rule names it.
 pub(super) const PER_LAYER_EMBEDDING: &str = "per_layer_token_embd.weight";
 
 /// The layer of `blk.7.ffn_down.weight`.

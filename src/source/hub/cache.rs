@@ -4,6 +4,7 @@
 
 use super::client::RemoteFile;
 use super::{Snapshot, choose, is_hex};
+use crate::error::Hint;
 use crate::{Error, Result};
 use hf_hub::{Cache, Repo};
 use std::collections::BTreeSet;
@@ -111,7 +112,7 @@ impl Folder {
         let missing = |what: &str| {
             let revised = if revision == "main" { String::new() } else { format!("@{revision}") };
             Error::bad_input(format!("{id}: offline mode, and {what} in the cache {}", self.cache.display()))
-                .hint(format!("run `quantize pull {id}{revised}` once without --offline and HF_HUB_OFFLINE"))
+                .hint(Hint::Online { id: Some(format!("{id}{revised}")) })
         };
         let commit = self.commit(revision).ok_or_else(|| missing(&format!("revision '{revision}' is not")))?;
         let path = self.snapshot(&commit);

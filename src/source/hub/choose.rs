@@ -71,11 +71,11 @@ pub(super) fn weights(id: &str, names: &BTreeSet<String>) -> Result<Weights> {
         } else {
             ("holds no safetensors at its top level", "check the id; adapters and datasets cannot be converted")
         };
-        return Err(Error::unsupported(format!("{id}: the repository {what}\n  hint: {hint}")));
+        return Err(Error::unsupported(format!("{id}: the repository {what}")).hint(hint));
     }
     if !names.contains(CONFIG) {
         let hint = "look for the repository of the model in the transformers layout";
-        return Err(Error::unsupported(format!("{id}: the repository has no {CONFIG}\n  hint: {hint}")));
+        return Err(Error::unsupported(format!("{id}: the repository has no {CONFIG}")).hint(hint));
     }
     Ok(Weights::Files(files))
 }

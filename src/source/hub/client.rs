@@ -3,6 +3,7 @@
 
 use super::{HubOptions, choose, is_hex};
 use crate::digest::hex;
+use crate::error::Hint;
 use crate::{Error, Result};
 use hf_hub::{Repo, api::RepoInfo};
 use sha1::Sha1;
@@ -121,7 +122,7 @@ impl<'a> Client<'a> {
                 .redirects(0);
             let Some(proxy) = &options.proxy else { return Ok(builder) };
             // The text may hold a password.
-            let proxy = ureq::Proxy::new(proxy).map_err(|_| Error::Usage("the proxy's address is not valid".into()))?;
+            let proxy = ureq::Proxy::new(proxy).map_err(|_| Error::request("the proxy's address is not valid"))?;
             Ok(builder.proxy(proxy))
         };
         Ok(Self { id, kind, options, cancel, agent: build()?.build() })
@@ -281,11 +282,8 @@ impl<'a> Client<'a> {
             };
             failed = if received >= ENOUGH { 1 } else { failed + 1 };
             if failed == TRIES {
-                return Err(Error::Storage(format!(
-                    "{}: the download failed {TRIES} times: {why}\n  hint: run the command again, it goes on where it \
-                     stopped; --offline uses only what is in the cache",
-                    self.id
-                )));
+                let what = format!("{}: the download failed {TRIES} times: {why}", self.id);
+                return Err(Error::storage(what).hint(Hint::DownloadAgain));
             }
             self.pause(wait.unwrap_or(FIRST_WAIT * (1 << (failed - 1))).min(LONGEST_WAIT));
         }
@@ -350,7 +348,7 @@ impl<'a> Client<'a> {
         let id = self.id;
         let said = header(response, &["x-error-message"]).filter(|s| s.len() <= 300);
         let said = said.map(|s| format!(" (the server says: {})", s.escape_debug())).unwrap_or_default();
-        let denied = |what: &str, hint: &str| Error::Storage(format!("{id}: {what}{said}\n  hint: {hint}"));
+        let denied = |what: &str, hint: &str| Error::storage(format!("{id}: {what}{said}")).hint(hint);
         match (status, &self.options.token) {
             (401, None) => denied(
                 "access is denied: it needs a token, or there is no such repository",
@@ -424,11 +422,11 @@ impl<'a> Partial<'a> {
 
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).map_err(|e| match e.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Error::Storage(format!(
-                "{}: the disk is full\n  hint: make room, or set HF_HOME to a folder on another disk; the download goes \
-                 on where it stopped",
-                self.path.display()
-            )),
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                Error::storage(format!("{}: the disk is full", self.path.display())).hint(
+                    "make room, or set HF_HOME to a folder on another disk; the download goes on where it stopped",
+                )
+            }
             _ => Error::io(self.path, e),
         })?;
         self.hash.update(bytes);

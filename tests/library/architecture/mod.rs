@@ -30,13 +30,14 @@ const STOREYS: &[&[&str]] = &[
     &["awq"],
     &["convert"],
     &["report"],
+    &["check"],
     &["cli"],
     &["lib", "main"],
 ];
 
 /// Folders whose files must not import each other in a circle.
 const WITHOUT_CIRCLES: &[&str] =
-    &["awq", "calibration", "cli", "convert", "eval", "feedback", "gguf", "kernel", "report", "writer"];
+    &["awq", "calibration", "check", "cli", "convert", "eval", "feedback", "gguf", "kernel", "report", "writer"];
 
 /// The module of the crate's root that a file belongs to.
 fn top(file: &str) -> &str {
@@ -109,6 +110,23 @@ fn imports_go_down() {
     let gone: Vec<&str> = allowed.iter().copied().filter(|line| !found.contains_key(*line)).collect();
     assert!(new.is_empty(), "imports that the storeys forbid:\n{}", new.join("\n"));
     assert!(gone.is_empty(), "mended; remove from tests/library/architecture/allowed.txt:\n{}", gone.join("\n"));
+}
+
+#[test]
+fn only_the_command_line_names_its_flags() {
+    // Cargo's and llama-perplexity's.
+    let foreign = ["--features", "--kl-divergence-base"];
+    for (file, text) in scan::files(&repo("src")).iter().filter(|(file, _)| top(file) != "cli") {
+        for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
+            let words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+            let flag = |word: &&str| {
+                let name = word.strip_prefix("--");
+                name.is_some_and(|n| n.starts_with(|c: char| c.is_ascii_lowercase())) && !foreign.contains(word)
+            };
+            let found: Vec<&str> = words.filter(flag).collect();
+            assert!(found.is_empty(), "src/{file}:{} names {found:?}; use a Hint and src/cli/words.rs", i + 1);
+        }
+    }
 }
 
 fn sources(files: &[(&str, &str)]) -> Files {

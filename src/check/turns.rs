@@ -1,11 +1,11 @@
 //! Which candidates of a comparison are in memory when. All of them where they fit, as long as that takes no more than
 //! the alternative: one after the other, each over as many chunks as there is room for the base's logits.
 
-use super::args::Activations;
-use super::interrupt::CANCEL;
+use super::machine::{available, resident};
+use crate::control::{Notice, Run};
+use crate::error::Hint;
 use crate::eval::compare::BATCH;
-use crate::eval::{Artifact, Runnable};
-use crate::eval::{EachRows, Logits, Windows};
+use crate::eval::{Artifact, EachRows, Logits, Runnable, Windows};
 use crate::{Error, Result};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -17,51 +17,51 @@ const WORK: u64 = 24;
 /// The share of the free memory that is used where no limit was given.
 const SHARE: f64 = 0.8;
 
-/// Loads a model.
-pub fn open(path: &Path, activations: Activations, quiet: bool) -> Result<Runnable> {
-    CANCEL.check()?;
-    if !quiet {
-        say!("loading {}", path.display());
-    }
+/// Loads a model; `rounded`: its activations are rounded to 8 bits.
+pub fn open(path: &Path, rounded: bool, run: Run) -> Result<Runnable> {
+    run.check()?;
+    run.notice(Notice::Loading(path.to_path_buf()));
     let mut model = Runnable::open(path)?;
-    model.engine.round_activations(activations == Activations::Q8);
+    model.engine.round_activations(rounded);
     Ok(model)
 }
 
 /// A candidate, in memory or not.
-pub struct Entrant {
+pub struct Entrant<'a> {
     pub path: PathBuf,
     pub artifact: Artifact,
-    activations: Activations,
+    rounded: bool,
     vocab: usize,
     loaded: Option<Runnable>,
     stays: bool,
+    run: Run<'a>,
 }
 
-impl Entrant {
+impl<'a> Entrant<'a> {
     /// One that stays in memory.
-    pub fn loaded(path: &Path, model: Runnable, activations: Activations) -> Self {
-        let mut entrant = Self::idle(path, &model, activations);
+    pub fn loaded(path: &Path, model: Runnable, rounded: bool, run: Run<'a>) -> Self {
+        let mut entrant = Self::idle(path, &model, rounded, run);
         (entrant.loaded, entrant.stays) = (Some(model), true);
         entrant
     }
 
     /// One that is loaded for its turn; `model` need not be able to run.
-    pub fn idle(path: &Path, model: &Runnable, activations: Activations) -> Self {
+    pub fn idle(path: &Path, model: &Runnable, rounded: bool, run: Run<'a>) -> Self {
         Self {
             path: path.to_path_buf(),
             artifact: model.artifact.clone(),
-            activations,
+            rounded,
             vocab: model.engine.config.vocab,
             loaded: None,
             stays: false,
+            run,
         }
     }
 
     /// The model itself, loaded if it is not.
     pub fn model(&mut self) -> Result<&mut Runnable> {
         if self.loaded.is_none() {
-            let model = open(&self.path, self.activations, true)?;
+            let model = open(&self.path, self.rounded, self.run.unheard())?;
             // Known of the layers alone.
             self.artifact.activations = model.artifact.activations.clone();
             self.loaded = Some(model);
@@ -70,7 +70,7 @@ impl Entrant {
     }
 }
 
-impl Logits for Entrant {
+impl Logits for Entrant<'_> {
     fn vocab(&self) -> usize {
         self.vocab
     }
@@ -90,11 +90,21 @@ impl Logits for Entrant {
     }
 }
 
+/// Candidates of one type are told apart by their files' names, and these by as much of their paths as it takes.
+pub fn unique_names(candidates: &mut [Entrant]) {
+    let known: Vec<(String, String)> =
+        candidates.iter().map(|c| (c.artifact.name.clone(), c.artifact.path.clone())).collect();
+    for (candidate, name) in candidates.iter_mut().zip(told_apart(&known)) {
+        candidate.artifact.name = name;
+    }
+}
+
 /// How many chunks a candidate's turn has; `None` to keep all candidates in memory.
 ///
 /// `limit`: bytes for the whole process, of which the base has its share already. `vocab` and `hidden`: of the base.
 ///
-/// Errors: `Usage` when not even one candidate fits.
+/// # Errors
+/// `Request` when not even one candidate fits.
 pub fn plan(
     candidates: &[PathBuf],
     windows: &Windows,
@@ -111,7 +121,8 @@ pub fn plan(
     if let Some(limit) = limit.filter(|_| largest.saturating_add(chunk) > room) {
         let needed = (limit - room).saturating_add(largest).saturating_add(chunk).max(limit);
         let what = "the base, one candidate and the logits of one chunk take about";
-        return Err(Error::Usage(format!("--max-memory {limit} is too little: {what} {needed} bytes")));
+        let what = format!("{limit} bytes of memory are too little: {what} {needed}");
+        return Err(Error::request(what).hint(Hint::Memory(needed)));
     }
     let ctx = windows.method.ctx() as u64;
     let tokens = ctx.max(BATCH as u64).min(ctx.saturating_mul(windows.count as u64));
@@ -145,26 +156,27 @@ fn weights(path: &Path) -> u64 {
     files.filter(|f| f.file_name().to_str().is_some_and(keep)).map(|f| len(&f.path())).sum()
 }
 
-/// The memory of this process, where the system tells.
-fn resident() -> u64 {
-    kibibytes("/proc/self/status", "VmRSS:").unwrap_or(0)
-}
-
-/// Memory that programs can still have.
-fn available() -> Option<u64> {
-    kibibytes("/proc/meminfo", "MemAvailable:")
-}
-
-/// A figure in kB from a table of the system, in bytes.
-pub fn kibibytes(file: &str, field: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let line = text.lines().find(|l| l.starts_with(field))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+/// A name for each `(name, path)`: its own, or the last parts of the path, as many as make all different.
+fn told_apart(known: &[(String, String)]) -> Vec<String> {
+    let tail = |path: &str, parts: usize| -> String {
+        let all: Vec<_> = Path::new(path).components().map(|c| c.as_os_str().to_string_lossy()).collect();
+        all[all.len().saturating_sub(parts)..].join("/")
+    };
+    let longest = known.iter().map(|(_, path)| Path::new(path).components().count()).max().unwrap_or(0);
+    let named = |(name, path): &(String, String)| {
+        let alike = || known.iter().filter(|(n, p)| n == name && p != path);
+        if alike().next().is_none() {
+            return name.clone();
+        }
+        let parts = (1..longest).find(|n| alike().all(|(_, p)| tail(p, *n) != tail(path, *n)));
+        tail(path, parts.unwrap_or(longest))
+    };
+    known.iter().map(named).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::turn;
+    use super::{told_apart, turn};
 
     #[test]
     fn candidates_take_turns_where_that_takes_less_or_must_be() {
@@ -175,5 +187,17 @@ mod tests {
         assert_eq!(turn(100, 800, 10, 500, 1000), None);
         assert_eq!(turn(100, 800, 10, 500, 400), Some(30));
         assert_eq!(turn(100, 800, 10, 500, 50), Some(1));
+    }
+
+    #[test]
+    fn candidates_of_one_name_are_told_apart() {
+        let names = |all: &[(&str, &str)]| {
+            told_apart(&all.iter().map(|(n, p)| (n.to_string(), p.to_string())).collect::<Vec<_>>())
+        };
+        assert_eq!(names(&[("Q4_K_M", "a/x.gguf"), ("Q6_K", "a/y.gguf")]), ["Q4_K_M", "Q6_K"]);
+        assert_eq!(names(&[("Q4_K_M", "a/x.gguf"), ("Q4_K_M", "a/y.gguf")]), ["x.gguf", "y.gguf"]);
+        let same = [("Q4_K_M", "m/a/x.gguf"), ("Q4_K_M", "m/b/x.gguf"), ("Q4_K_M", "m/b/y.gguf"), ("F16", "z")];
+        assert_eq!(names(&same), ["a/x.gguf", "b/x.gguf", "y.gguf", "F16"]);
+        assert_eq!(names(&[("Q8_0", "x.gguf"), ("Q8_0", "x.gguf")]), ["Q8_0", "Q8_0"]);
     }
 }

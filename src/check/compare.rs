@@ -1,0 +1,257 @@
+//! The measurement itself: opens base and candidates, runs them over one token stream, and gathers what a report shows.
+
+use super::machine;
+use super::measurement::Measurement;
+use super::text::Prepared;
+use super::turns::{self, Entrant};
+use crate::calibration::{stats, totals};
+use crate::control::{self, Control, Notice, Run, Unit};
+use crate::eval::ablation::ablate;
+use crate::eval::bootstrap::{self, Bootstrap};
+use crate::eval::klbase::{KlBaseReader, KlBaseWriter};
+use crate::eval::{self, Base, Candidate, Logits, Runnable, Windows};
+use crate::infer::Cache;
+use crate::model::{Model, name_of};
+use crate::report::{self, Artifact, Report};
+use crate::source::Checkpoint;
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Windows whose activations weigh the errors of the damage report.
+const DAMAGE_WINDOWS: usize = 4;
+
+/// The perplexity of one model. With `save_logits`, its logits go to a file of that name, in the form of llama-perplexity's
+/// `--kl-divergence-base`, which [`compare`] takes in place of the model.
+///
+/// The report has a base and no candidates; its `command` is empty, for the caller to fill. Gates and ablation have no
+/// meaning here.
+///
+/// # Errors
+/// `Request` for a method that scores nothing or windows longer than the model's context; `BadInput` for a text that is
+/// too short, and for what is wrong with the model; `Unsupported`; `Io`; `Interrupted`.
+pub fn perplexity(
+    model: &Path,
+    how: &Measurement,
+    save_logits: Option<&Path>,
+    control: &Control,
+    report: &dyn control::Report,
+) -> Result<Report> {
+    let (begin, run) = (Instant::now(), Run::new(control, report));
+    let mut base = turns::open(model, how.rounded_activations, run)?;
+    let text = Prepared::new(&base, how)?;
+    let save = save_logits.map(|path| KlBaseWriter::create(path, &text.windows, base.vocab(), &text.stream));
+    let save = save.transpose()?;
+    let artifact = base.artifact.clone();
+    let comparison = {
+        let _phase = run.phase("evaluating", text.windows.covered_tokens() as u64, Unit::Tokens);
+        let model = Candidate { name: artifact.name.clone(), model: &mut base };
+        text.compare(Base::Model(model), &mut [], save, None, run)?
+    };
+    let mut report = text.report();
+    report.source = Some(Artifact { name: name_of(model), ..artifact.clone() });
+    report.base = Some(measured_base(artifact, &comparison));
+    report.environment = machine::environment(run.threads(), begin);
+    Ok(report)
+}
+
+/// Everything that is said about each candidate against the base: KL divergence, perplexity and agreement with their
+/// intervals, the damage of every tensor, and the verdicts of the gates. `base` is a model, or a file of its logits. A gate
+/// that fails is a verdict in the report, and no error.
+///
+/// Candidates that do not fit into memory together are loaded in turn; [`Control::max_memory`] is what the whole process
+/// may take, in bytes. The report's `command` is empty, for the caller to fill.
+///
+/// # Errors
+/// As [`perplexity`]; also `Request` for too little memory, gates out of range, and an ablation of stored logits;
+/// `BadInput` for models that read the text as other tokens than the base, and for a text too short to judge the gates.
+///
+/// ```
+/// use quantize::check::{self, Measurement};
+/// use quantize::{Control, convert::{self, Recipe}, eval::Method, model::SourceModel};
+///
+/// let folder = tempfile::tempdir().unwrap();
+/// let base = std::path::Path::new("tests/fixtures/tiny-llama");
+/// let mut plan = convert::plan(&SourceModel::open(base)?, &Recipe::to(["q4_k_m"])?)?;
+/// plan.place(folder.path())?;
+/// let made = convert::run(&plan, &Control::default(), &())?.outputs[0].paths.clone();
+///
+/// let text = folder.path().join("text.txt");
+/// std::fs::write(&text, "It was a bright cold day in April. ".repeat(4)).unwrap();
+/// let how = Measurement { method: Method::LlamaCpp { ctx: 16 }, ..Measurement::on(&text) };
+/// let report = check::compare(base, &made, &how, &Control::default(), &())?;
+/// assert!(report.candidates[0].stats.as_ref().unwrap().kld.value < 0.1);
+/// # Ok::<(), quantize::Error>(())
+/// ```
+pub fn compare(
+    base: &Path,
+    candidates: &[PathBuf],
+    how: &Measurement,
+    control: &Control,
+    report: &dyn control::Report,
+) -> Result<Report> {
+    let (begin, run) = (Instant::now(), Run::new(control, report));
+    let mut field = Field::open(base, candidates, how, run)?;
+    let comparison = field.run(run)?;
+    let (statistics, pairs) = comparison.summarize(Bootstrap::default());
+    let mut report = field.text.report();
+    let artifact = match &field.base {
+        Origin::Model(model) => model.artifact.clone(),
+        Origin::Logits(_) => Artifact {
+            name: "base".into(),
+            path: base.display().to_string(),
+            format: "logits".into(),
+            ..Artifact::default()
+        },
+    };
+    if let Origin::Model(_) = &field.base {
+        report.source = Some(Artifact { name: name_of(base), ..artifact.clone() });
+    }
+    report.base = Some(measured_base(artifact, &comparison));
+    report.pairs = pairs;
+    for (candidate, stats) in field.candidates.iter().zip(statistics) {
+        let artifact = candidate.artifact.clone();
+        report.gates.extend(how.gates.judge(&artifact.name, &stats, field.text.windows.count)?);
+        report.candidates.push(report::Candidate { artifact, stats: Some(stats), ..report::Candidate::default() });
+    }
+    field.damage(&mut report.candidates, how, run)?;
+    report.environment = machine::environment(run.threads(), begin);
+    Ok(report)
+}
+
+fn measured_base(artifact: Artifact, comparison: &eval::Comparison) -> report::Base {
+    let ppl = bootstrap::perplexity(&comparison.base, comparison.chunks, Bootstrap::default());
+    report::Base { artifact, ppl: Some(ppl) }
+}
+
+/// What candidates are compared with.
+enum Origin {
+    Model(Box<Runnable>),
+    /// Its logits alone; taken out when they are read.
+    Logits(Option<Box<KlBaseReader>>),
+}
+
+/// All that takes part in a comparison.
+struct Field<'a> {
+    path: &'a Path,
+    base: Origin,
+    candidates: Vec<Entrant<'a>>,
+    text: Prepared,
+    /// As of [`eval::compare_in_turns`].
+    turn: Option<usize>,
+}
+
+impl<'a> Field<'a> {
+    /// Opens everything, and refuses what cannot be compared or judged.
+    fn open(path: &'a Path, candidates: &[PathBuf], how: &Measurement, run: Run<'a>) -> Result<Self> {
+        let Some(first) = candidates.first() else {
+            return Err(Error::request("a comparison needs a base and at least one candidate"));
+        };
+        let rounded = how.rounded_activations;
+        // A stored base has its own tokens; otherwise the base's tokenizer makes them.
+        let (base, text, sizes) = match is_base_file(path) {
+            true if how.ablation.is_some() => {
+                return Err(Error::request("an ablation needs the base model itself, not its stored logits"));
+            }
+            true => {
+                let (stored, model) = (KlBaseReader::open(path)?, Runnable::open_idle(first)?);
+                let (text, vocab) = (Prepared::stored(&stored, &model, how), stored.vocab());
+                (Origin::Logits(Some(Box::new(stored))), text, (vocab, model.engine.config.hidden))
+            }
+            false => {
+                let model = turns::open(path, rounded, run)?;
+                let (text, config) = (Prepared::new(&model, how)?, &model.engine.config);
+                let sizes = (config.vocab, config.hidden);
+                (Origin::Model(Box::new(model)), text, sizes)
+            }
+        };
+        let turn = turns::plan(candidates, &text.windows, sizes, run.control.max_memory)?;
+        let mut entrants: Vec<Entrant> = Vec::with_capacity(candidates.len());
+        for path in candidates {
+            let model = match turn {
+                None => turns::open(path, rounded, run)?,
+                Some(_) => Runnable::open_idle(path)?,
+            };
+            if let Origin::Model(base) = &base {
+                text.same_tokens(base, &model)?;
+            }
+            entrants.push(match turn {
+                None => Entrant::loaded(path, model, rounded, run),
+                Some(_) => Entrant::idle(path, &model, rounded, run),
+            });
+        }
+        turns::unique_names(&mut entrants);
+        how.gates.check_size(text.windows.scored_tokens(), text.windows.count)?;
+        Ok(Self { path, base, candidates: entrants, text, turn })
+    }
+
+    /// Runs all of them over the text.
+    fn run(&mut self, run: Run) -> Result<eval::Comparison> {
+        // The base counts as a run even where its logits are read from a file.
+        let total = (self.text.windows.covered_tokens() * (self.candidates.len() + 1)) as u64;
+        let _phase = run.phase("comparing", total, Unit::Tokens);
+        let rows = self.candidates.iter_mut();
+        let mut rows: Vec<Candidate> = rows
+            .map(|model| Candidate { name: model.artifact.name.clone(), model: model as &mut dyn Logits })
+            .collect();
+        let base = match &mut self.base {
+            Origin::Model(base) => Base::Model(Candidate { name: base.artifact.name.clone(), model: &mut **base }),
+            Origin::Logits(stored) => {
+                Base::File(stored.take().ok_or_else(|| Error::Internal("logits are read once".into()))?)
+            }
+        };
+        self.text.compare(base, &mut rows, None, self.turn, run)
+    }
+
+    /// How far every tensor is from the base's, and the ablation where one is asked for. Stored logits have no tensors.
+    fn damage(&mut self, rows: &mut [report::Candidate], how: &Measurement, run: Run) -> Result<()> {
+        let Origin::Model(base) = &mut self.base else { return Ok(()) };
+        let (cancel, text) = (&run.control.cancel, &self.text);
+        let seen = activations(base, text)?;
+        let mut twin = match how.ablation {
+            Some(_) => Some(turns::open(self.path, how.rounded_activations, run)?),
+            None => None,
+        };
+        for (candidate, row) in self.candidates.iter_mut().zip(rows) {
+            // The damage is read from the file.
+            let ckpt = Checkpoint::open(&candidate.path)?;
+            let model = Model::open(&ckpt)?;
+            let (from, to) = ((&*base.ckpt, &*base.model), (&ckpt, &model));
+            let power = |name: &str| seen.get(name).map(Vec::as_slice);
+            row.tensors = eval::damage::measure(from, to, &power, cancel)?;
+            let (Some(twin), Some(windows)) = (&mut twin, how.ablation) else { continue };
+            if eval::damage::transform(from, to)?.is_some() {
+                let text = "its channels are scaled or sorted, so no group of its tensors fits the base alone";
+                run.notice(Notice::About { output: row.artifact.name.clone(), text: text.into() });
+                continue;
+            }
+            let count = windows.clamp(1, text.windows.count);
+            let windows = Windows { count, ..text.windows.clone() };
+            row.ablation = ablate(base, twin, candidate.model()?, &text.stream, &windows, cancel)?;
+            candidate.release();
+        }
+        Ok(())
+    }
+}
+
+/// What the base's linear layers see in the first windows of the text: the weights of the damage report.
+fn activations(base: &Runnable, text: &Prepared) -> Result<BTreeMap<String, Vec<f64>>> {
+    let mut seen = stats::Statistics::new(&base.model);
+    for window in text.windows.iter().take(DAMAGE_WINDOWS) {
+        let tokens = text.windows.input(&text.stream, window);
+        let hidden = base.engine.hidden(&tokens, &mut Cache::one_batch(tokens.len()), &mut seen)?;
+        base.engine.head(&hidden[..base.engine.config.hidden], &mut seen);
+        seen.check()?;
+    }
+    let sums = seen.totals().0.into_iter();
+    Ok(sums.map(|(name, total)| (name, total.sums.into_iter().map(totals::double).collect())).collect())
+}
+
+/// A file of llama-perplexity's `--kl-divergence-base`, by its first bytes.
+fn is_base_file(path: &Path) -> bool {
+    use std::io::Read;
+    let mut magic = [0u8; 8];
+    let read = crate::input::open(path).map(|mut f| f.read_exact(&mut magic).is_ok());
+    matches!(read, Ok(true)) && &magic == b"_logits_"
+}

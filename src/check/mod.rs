@@ -1,0 +1,18 @@
+//! What can be said of a finished artifact: what it is worth beside the model it was made from ([`compare`],
+//! [`perplexity`]), whether it is sound and really made from that model ([`verify`]), and which engines would refuse it
+//! ([`objections`]). It measures and judges; how artifacts are made and how reports are drawn is known elsewhere.
+
+mod compare;
+mod derive;
+mod machine;
+mod measurement;
+mod text;
+mod turns;
+mod verify;
+
+pub use crate::calibration::imatrix::UnseenExperts;
+pub use crate::convert::folder::engines::{Engine, Objection};
+pub use compare::{compare, perplexity};
+pub use derive::{Derived, Origin};
+pub use measurement::Measurement;
+pub use verify::{Verified, objections, verify};

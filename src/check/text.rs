@@ -1,0 +1,111 @@
+//! A text as the models under comparison read it: one token stream, and the windows over it.
+
+use super::machine;
+use super::measurement::Measurement;
+use crate::control::Run;
+use crate::error::Hint;
+use crate::eval::bootstrap::Bootstrap;
+use crate::eval::klbase::{FLOOR, KlBaseReader, KlBaseWriter};
+use crate::eval::text::{Corpus, Encoder};
+use crate::eval::{self, Base, Candidate, Method, Options, Runnable, Windows};
+use crate::report::{MethodInfo, Report};
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+
+pub struct Prepared {
+    corpus: Corpus,
+    path: PathBuf,
+    pub stream: Vec<u32>,
+    pub windows: Windows,
+    rounded_activations: bool,
+}
+
+impl Prepared {
+    /// The text of `how`, in the tokens of `model`.
+    ///
+    /// # Errors
+    /// `Request` when there is no text, and for windows that the model has no room for; those of reading and cutting it.
+    pub fn new(model: &Runnable, how: &Measurement) -> Result<Self> {
+        let Some(path) = how.text.clone() else {
+            return Err(Error::request("no text to evaluate on").hint(Hint::EvaluationText));
+        };
+        let corpus = Corpus::open(&path)?;
+        let stream = corpus.tokens(model)?;
+        let windows = Windows::plan(how.method, stream.len(), how.windows, Encoder::bos(model))?;
+        let (asked, most) = (how.method.ctx(), model.engine.config.context);
+        if asked > most {
+            let what = format!("windows of {asked} tokens are longer than the model's context of {most}");
+            return Err(Error::request(what).hint(Hint::ContextUpTo(most)));
+        }
+        Ok(Self { corpus, path, stream, windows, rounded_activations: how.rounded_activations })
+    }
+
+    /// The tokens of a file of logits; `model` knows what stands in front of every window.
+    pub fn stored(base: &KlBaseReader, model: &Runnable, how: &Measurement) -> Self {
+        Self {
+            corpus: Corpus { format: "tokens", documents: Vec::new(), sha256: String::new() },
+            path: base.path().to_path_buf(),
+            stream: base.tokens().to_vec(),
+            windows: base.windows(Encoder::bos(model)),
+            rounded_activations: how.rounded_activations,
+        }
+    }
+
+    /// A candidate must read the text as the base does, or the comparison means nothing.
+    ///
+    /// # Errors
+    /// `BadInput` where it does not.
+    pub fn same_tokens(&self, base: &Runnable, candidate: &Runnable) -> Result<()> {
+        let path = Path::new(&candidate.artifact.path);
+        let (theirs, ours) = (candidate.engine.config.vocab, base.engine.config.vocab);
+        if theirs != ours {
+            let what = format!("its vocabulary has {theirs} tokens, the base's {ours}: it is another model");
+            return Err(Error::bad_file(path, what).hint("compare a model with quantizations of itself"));
+        }
+        if self.corpus.tokens(candidate)? != self.stream {
+            return Err(Error::bad_file(path, "its tokenizer reads the text as other tokens than the base's")
+                .hint("the file was converted with another tokenizer or pre-tokenizer; convert it again"));
+        }
+        Ok(())
+    }
+
+    /// Runs the models; `turn` as of [`eval::compare_in_turns`].
+    pub fn compare(
+        &self,
+        base: Base,
+        candidates: &mut [Candidate],
+        save_base: Option<KlBaseWriter>,
+        turn: Option<usize>,
+        run: Run,
+    ) -> Result<eval::Comparison> {
+        let per_chunk = (self.windows.covered_tokens() / self.windows.count.max(1)) as u64;
+        let mut on_progress = |_: &eval::Progress| {
+            run.advance(per_chunk);
+            run.check()
+        };
+        let options = Options { save_base, progress: Some(&mut on_progress) };
+        eval::compare_in_turns(base, candidates, &self.stream, &self.windows, options, turn)
+    }
+
+    /// A report that says how it was measured, and nothing of results yet.
+    pub fn report(&self) -> Report {
+        let mut report = Report::new("");
+        report.created = machine::now();
+        let method = self.windows.method;
+        report.method = Some(MethodInfo {
+            name: method.name().into(),
+            ctx: method.ctx(),
+            stride: method.stride(),
+            chunks: self.windows.count,
+            tokens: self.windows.scored_tokens(),
+            text: self.path.display().to_string(),
+            text_sha256: self.corpus.sha256.clone(),
+            text_format: self.corpus.format.into(),
+            bos: self.windows.bos,
+            activations: if self.rounded_activations { "q8" } else { "f32" }.into(),
+            kl_floor: matches!(method, Method::LlamaCpp { .. }).then_some(f64::from(FLOOR)),
+            bootstrap: Bootstrap::default(),
+        });
+        report
+    }
+}
