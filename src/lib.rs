@@ -45,7 +45,7 @@
 //! let data = Data { tokens: 512, window: 64, ..Data::default() };
 //! let calibration = Calibration { data, ..Calibration::default() };
 //! let made = calibrate(&source, &calibration, None, None, &Control::default(), &())?;
-//! let weights = made.imatrix.weights(UnseenExperts::Mean)?;
+//! let weights = made.imatrix.weights(UnseenExperts::LayerMean)?;
 //!
 //! let name = "blk.0.attn_q.weight";
 //! let matrix = matrix::read(&source, name)?;

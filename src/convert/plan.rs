@@ -12,7 +12,7 @@ use crate::error::Hint;
 use crate::gguf::{self, Metadata};
 use crate::model::keys::lost;
 use crate::model::tokenizer::GgufVocab;
-use crate::model::{Config, SourceModel, gguf_metadata, keeps_f32, keeps_f32_in, preset_facts};
+use crate::model::{Config, Model, SourceModel, gguf_metadata, preset_facts};
 use crate::quant::presets::{self, Candidate, Choice, ModelFacts, Preset, Request, Why};
 use crate::quant::{GgmlType, codec};
 use crate::source::Dtype;
@@ -191,8 +191,7 @@ impl Plan {
         let metadata = self.metadata.as_ref().ok_or_else(|| Error::Internal("no metadata".into()))?;
         let mut choices = decide(&request, preset_facts(metadata), &tensors, &kept, importance)?;
         if self.source.ckpt.gguf().is_none() {
-            let arch = &self.source.model.config.arch;
-            keep_stored(&mut choices, &kept, preset, self.recipe.requantize, arch, &tensors);
+            keep_stored(&mut choices, &kept, preset, self.recipe.requantize, &self.source.model, &tensors);
         }
         if !self.recipe.requantize {
             refuse_requantizing(&self.source, &choices)?;
@@ -318,7 +317,7 @@ fn tensors_and_kept(source: &SourceModel) -> (Vec<(String, Vec<usize>)>, Vec<Ggm
     let outputs = stream::outputs(&source.model);
     let kept = outputs.iter().zip(source_types(source)).map(|((name, shape), ty)| match ty {
         Some(ty) if source.ckpt.gguf().is_some() => ty,
-        _ if keeps_f32_in(&source.model.config.arch, name) => GgmlType::F32,
+        _ if source.model.keeps_f32(name, shape) => GgmlType::F32,
         ty => sizes::kept_type(name, shape, ty),
     });
     let kept = kept.collect();
@@ -365,19 +364,19 @@ fn keep_stored(
     kept: &[GgmlType],
     preset: &Preset,
     requantize: bool,
-    arch: &str,
+    model: &Model,
     tensors: &[(String, Vec<usize>)],
 ) {
     for ((choice, kept), (name, shape)) in choices.iter_mut().zip(kept).zip(tensors) {
         let packed = !kept.is_plain() && !requantize && choice.why != Why::Asked;
-        let f32 = preset.default.is_plain() && choice.why == Why::Default && keeps_f32(name, shape);
+        let f32 = preset.default.is_plain() && choice.why == Why::Default && model.keeps_f32(name, shape);
         // What llama-quantize never touches has the type of the file all the same; ends are kept only when asked for.
         let floats = [GgmlType::F32, GgmlType::F16, GgmlType::BF16].contains(kept);
         let is_end = ["output.weight", "token_embd.weight"].contains(&name.as_str());
         let plain = preset.default.is_plain() && choice.why == Why::Kept && floats && !is_end;
         if packed || f32 {
             *choice = Choice { wanted: *kept, got: *kept, why: Why::Kept };
-        } else if plain && !keeps_f32(name, shape) && !keeps_f32_in(arch, name) {
+        } else if plain && !model.keeps_f32(name, shape) {
             *choice = Choice { wanted: preset.default, got: preset.default, why: Why::Default };
         }
     }

@@ -120,7 +120,7 @@ pub fn conversion_memory(config: &Config, tensors: &[(String, Vec<usize>)], thre
 
 /// The types a 16-bit conversion gives tensors that are not quantized.
 pub fn kept_type(name: &str, shape: &[usize], source: Option<GgmlType>) -> GgmlType {
-    if crate::model::metadata::keeps_f32(name, shape) {
+    if crate::model::keeps_f32(name, shape) {
         return GgmlType::F32;
     }
     match source {

@@ -5,6 +5,7 @@
 use super::config::{Config, LayerConfig, RopeScaling};
 use super::family::{Family, Map, Row, Source, When};
 use super::hf_config::family_of;
+use super::mistral;
 use super::opaque;
 use super::role::Role;
 use super::source_names::{TOWER, drop_reason_of_any, sort_like_llama_cpp, text_name};
@@ -136,14 +137,14 @@ fn open_hf(ckpt: &Checkpoint) -> Result<Model> {
                 Error::bad_file(ckpt.dir(), what).hint("merge it into its base model first (merge_and_unload in peft)")
             );
         }
+        let params = ckpt.dir().join("params.json");
+        if params.is_file() {
+            let json = mistral::restated(&crate::input::read_json(&params)?)?;
+            let why = "it has Mistral's own layout (params.json), which is converted to GGUF only";
+            return opaque::open_folder(ckpt, json, why.into()).map_err(|e| in_file(e, &params));
+        }
         let what = "config.json is missing, so the tensors have no meaning";
-        let hint = match there("params.json") {
-            true => {
-                "params.json is Mistral's own layout, which is not read; fetch config.json and the weights in transformers' layout"
-            }
-            false => "copy it from the model's page beside the weights",
-        };
-        return Err(Error::bad_file(ckpt.dir(), what).hint(hint));
+        return Err(Error::bad_file(ckpt.dir(), what).hint("copy it from the model's page beside the weights"));
     }
     let json = crate::input::read_json(&path)?;
     if let Some(why) = ckpt.unknown_quantization() {

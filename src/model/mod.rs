@@ -10,6 +10,7 @@ mod fault;
 pub(crate) mod graph;
 mod hf_config;
 mod hf_json;
+mod kept;
 #[doc(hidden)]
 pub mod keys;
 mod known;
@@ -17,6 +18,7 @@ mod layers;
 pub(crate) mod mapping;
 #[doc(hidden)]
 pub mod metadata;
+mod mistral;
 pub(crate) mod modules;
 pub(crate) mod naming;
 mod opaque;
@@ -31,9 +33,10 @@ mod understood;
 pub use config::{Config, LayerConfig};
 pub use families::{Family, Role, tokenizer_of};
 pub use fault::fault;
+pub use kept::keeps_f32;
 pub use known::{Known, known};
 pub use mapping::expected_tensors;
-pub use metadata::{gguf_metadata, keeps_f32, keeps_f32_in};
+pub use metadata::gguf_metadata;
 pub use opaque::preset_facts;
 pub use source_model::{SourceModel, name_of};
 pub use tensor::{MappedTensor, RowOrder, ValueMap};

@@ -6,7 +6,7 @@ use super::blueprint;
 use super::config::{Config, Ffn, Heads, LayerConfig, Mixer, Norm, Wiring};
 use super::families::{self, Role};
 use super::tensor::{MappedTensor, RowOrder, ValueMap};
-use super::understood::{Model, Opaque};
+use super::understood::{Model, OfBlueprint, Opaque};
 use crate::gguf::{Array, Metadata, Value};
 use crate::quant::presets::ModelFacts;
 use crate::source::{Checkpoint, Dtype, TensorMeta};
@@ -96,7 +96,7 @@ pub(super) fn as_gguf(ckpt: &Checkpoint, model: &Model) -> Result<Model> {
         generated: drawn.generated,
         dropped: drawn.dropped,
         hf_config: Some(json.clone()),
-        drawn: Some((drawn.keys, &blueprint.tokenizer)),
+        drawn: Some(OfBlueprint { keys: drawn.keys, tokenizer: &blueprint.tokenizer, in_f32: blueprint.in_f32 }),
     })
 }
 

@@ -4,6 +4,7 @@
 use super::config::Config;
 use super::families::tokenizer_of;
 use super::family::{Family, TokenizerFacts};
+use super::kept::keeps_f32;
 use super::role::Role;
 use super::tensor::MappedTensor;
 use crate::error::Hint;
@@ -24,8 +25,18 @@ pub struct Model {
     pub dropped: Vec<(String, String)>,
     /// The parsed `config.json`; `None` for a GGUF source.
     pub hf_config: Option<serde_json::Value>,
-    /// Metadata of the architecture and facts about the tokenizer, of a model that only a blueprint makes a GGUF file of.
-    pub(super) drawn: Option<(Metadata, &'static TokenizerFacts)>,
+    /// What a blueprint says, of a model that only a blueprint makes a GGUF file of.
+    pub(super) drawn: Option<OfBlueprint>,
+}
+
+/// What a blueprint says of a GGUF file beside its tensors.
+#[derive(Clone, Debug)]
+pub(super) struct OfBlueprint {
+    /// Metadata of the architecture.
+    pub keys: Metadata,
+    pub tokenizer: &'static TokenizerFacts,
+    /// Parts of the names of tensors that stay F32.
+    pub in_f32: &'static [&'static str],
 }
 
 /// A small tensor that follows from the configuration. Goes to the file as F32, before all others.
@@ -52,7 +63,13 @@ impl Model {
 
     /// What its tokenizer does differently on the way to GGUF.
     pub fn tokenizer_facts(&self) -> &'static TokenizerFacts {
-        self.drawn.as_ref().map_or_else(|| tokenizer_of(&self.config.arch), |(_, facts)| facts)
+        self.drawn.as_ref().map_or_else(|| tokenizer_of(&self.config.arch), |drawn| drawn.tokenizer)
+    }
+
+    /// Whether a tensor stays F32 in a file of any type, as llama.cpp's converter and loader demand. `name` is the GGUF name.
+    pub fn keeps_f32(&self, name: &str, shape: &[usize]) -> bool {
+        let drawn = self.drawn.as_ref().is_some_and(|drawn| drawn.in_f32.iter().any(|part| name.contains(part)));
+        drawn || keeps_f32(name, shape)
     }
 
     /// The mapped tensor of a role in a layer (`None` for embeddings, output norm and output).

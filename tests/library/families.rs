@@ -12,7 +12,7 @@ use std::fs;
 use std::path::Path;
 
 /// What differs from llama.cpp's conversion, and why.
-const DIFFERENT: [(&str, &str, &str); 13] = [
+const DIFFERENT: &[(&str, &str, &str)] = &[
     ("dbrx", "tensor blk.0.ffn_gate_inp.weight", "a router keeps F32"),
     ("dbrx", "tensor blk.1.ffn_gate_inp.weight", "a router keeps F32"),
     ("nemotron-h-moe", "tensor blk.4.ffn_gate_inp.weight", "a router keeps F32"),
@@ -21,11 +21,15 @@ const DIFFERENT: [(&str, &str, &str); 13] = [
     ("mistral-window", "llama.attention.sliding_window", "stated where the model has one"),
     ("minimax-01", "tokenizer.chat_template", "the converter brings a template of its own"),
     ("xlm-roberta-reranker", "tokenizer.ggml.remove_extra_whitespaces", "its tokenizer.json splits at white space"),
+    ("deci", "tokenizer.ggml.scores", "in the order of the merges"),
+    ("xverse", "tokenizer.ggml.scores", "in the order of the merges"),
+    ("qwen3-asr", "tokenizer.ggml.bos_token_id", "the end of a turn begins no text"),
+    ("puzzle", "tensor blk.0.ssm_a", "torch's exp is not rounded correctly everywhere"),
+    ("bailing-norm-head", "tensor output.weight", "torch adds up the squares of a column in another order"),
     ("embedding-gemma", "", "the converter wants a flag for the dense layers"),
     ("qwen3-reranker", "", "the converter goes by words in a README"),
     ("deepseek-v4", "", "not yet"),
-    ("bitnet", "", "not yet"),
-    ("stablelm-qknorm", "", "not yet"),
+    ("rwkv6qwen2", "", "not yet"),
 ];
 
 /// As `words` and `values` of the script.
@@ -175,7 +179,7 @@ fn differences(golden: &Value, name: &str) -> quantize::Result<Vec<String>> {
 fn every_family_converts_as_llama_cpp_converts_it() {
     let goldens = names(&repo("tests/golden/families"));
     let goldens: Vec<&str> = goldens.iter().filter_map(|file| file.strip_suffix(".json")).collect();
-    assert!(goldens.len() > 150, "{}", goldens.len());
+    assert!(goldens.len() > 220, "{}", goldens.len());
     let mut wrong = Vec::new();
     for name in goldens {
         if DIFFERENT.iter().any(|(of, what, _)| *of == name && what.is_empty()) {

@@ -56,6 +56,8 @@ pub(super) struct Blueprint {
     pub defaults: &'static str,
     /// Blocks behind those that `config.json` counts (multi-token prediction), when the checkpoint's names are these.
     pub more_blocks: fn(&Hparams, &mut dyn Iterator<Item = &str>) -> usize,
+    /// Parts of the names of tensors that stay F32 in this architecture, beside those that do in all.
+    pub in_f32: &'static [&'static str],
     /// Metadata behind the usual.
     pub keys: fn(&mut Keys) -> Result<()>,
     pub generated: fn(&Hparams) -> Result<Vec<Generated>>,

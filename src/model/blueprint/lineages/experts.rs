@@ -10,6 +10,7 @@ use crate::model::tensor::ValueMap;
 pub(super) static ALL: &[Blueprint] = &[
     Blueprint {
         gguf: "minimax-m3",
+        in_f32: &[".indexer."],
         classes: &["MiniMaxM3SparseForCausalLM", "MiniMaxM3SparseForConditionalGeneration"],
         tensors: "token_embd output output_norm attn_norm attn_q attn_k attn_v attn_output ffn_norm ffn_gate_inp \
             exp_probs_b ffn_up ffn_up_exps ffn_up_shexp ffn_gate ffn_gate_exps ffn_gate_shexp ffn_down ffn_down_exps \

@@ -5,6 +5,7 @@ use super::dense::LLAMA_TOKENIZER;
 use super::{Blueprint, Change, Hparams, Keys, Named, PAIRS, PLAIN, llama3_factors, long_rope_factors};
 use crate::Result;
 use crate::model::family::{PLAIN_TOKENIZER, TokenizerFacts};
+use crate::model::mistral::CLASS;
 
 const ROTARY: &str = "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output attn_rot_embd \
     ffn_norm ffn_gate_inp ffn_up ffn_up_exps ffn_gate ffn_gate_exps ffn_down ffn_down_exps rope_freqs";
@@ -21,6 +22,7 @@ const LLAMA: Blueprint = Blueprint {
 
 pub(super) static ALL: &[Blueprint] = &[
     Blueprint { classes: &["IQuestCoderForCausalLM", "LLaMAForCausalLM", "VLlama3ForCausalLM"], ..LLAMA },
+    Blueprint { classes: &[CLASS], changes: &[], ..LLAMA },
     Blueprint {
         classes: &["InternLM3ForCausalLM"],
         generated: super::no_tensors,

@@ -55,6 +55,7 @@ const PLAIN: Blueprint = Blueprint {
     defaults: "{}",
     beside: &[],
     only: |_| true,
+    in_f32: &[],
     without: &[],
     base: true,
     more_blocks: none,
