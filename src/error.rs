@@ -110,6 +110,8 @@ pub enum Hint {
     UnseenExperts,
     /// Formats of folders that need to know nothing of the model.
     FormatsOfAnyModel,
+    /// A blueprint makes a GGUF file of the model, but its graph is not known.
+    ConvertedOnly,
     /// A pre-tokenizer that may be the right one.
     Pretokenizer(String),
     /// A type or format of this name, made of the checkpoint that this one was made from.
@@ -168,6 +170,10 @@ impl fmt::Display for Hint {
             Hint::UnseenExperts => {
                 f.write_str("calibrate on more tokens, or give unseen experts the mean of the others or equal weights")
             }
+            Hint::ConvertedOnly => f.write_str(
+                "make a GGUF file without calibration data (an importance matrix made elsewhere works), or a folder in a \
+                 format that needs none (FP8, NF4, MLX in 4 bits, or GPTQ rounded to nearest)",
+            ),
             Hint::FormatsOfAnyModel => f.write_str(
                 "of any architecture, folders can be made in formats that need no calibration (FP8, NF4, MLX in 4 bits, \
                  or GPTQ rounded to nearest); GGUF files, and running the model, need a known one",

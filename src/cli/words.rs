@@ -49,6 +49,10 @@ fn flags(hint: &Hint) -> String {
             "calibrate on more tokens (--calibration-tokens, --seq-len), or take --rounding nearest".into()
         }
         Hint::UnseenExperts => "calibrate on more tokens, or choose --unseen-experts layer-mean or plain".into(),
+        Hint::ConvertedOnly => "make a GGUF file without --calibration (--imatrix works), or a folder in a format that needs no \
+                                calibration (--to fp8, nf4, mlx-4bit, or gptq with --rounding nearest); `quantize families` \
+                                lists the models that run"
+            .into(),
         Hint::FormatsOfAnyModel => "of any architecture, folders can be made in formats that need no calibration (--to fp8, \
                                     nf4, mlx-4bit, or gptq with --rounding nearest); GGUF files, and running the model, \
                                     need a known one"

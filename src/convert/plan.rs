@@ -110,12 +110,21 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
     for (index, target) in recipe.outputs.iter().enumerate() {
         let what = match target {
             Target::Folder { format, .. } => {
+                if source.ckpt.gguf().is_none() && !source.ckpt.dir().join("config.json").is_file() {
+                    let what = "there is no config.json, which every program that loads a folder reads";
+                    return Err(Error::unsupported(format!("{}: {what}", source.ckpt.dir().display())));
+                }
                 Decided::Folder(Box::new(FolderPlan::new(source, *format, recipe.devices)?))
             }
             _ => Decided::File(Box::new(plan.file(index, target, importance)?)),
         };
         let place = PathBuf::from(target.usual_name(&source.name()));
         plan.outputs.push(OutputPlan { index, target: target.clone(), place, what });
+    }
+    let is_packed = |row: &sizes::TensorRow| row.choice.why == Why::Kept && !row.choice.got.is_plain();
+    let packed = plan.files().map(|(_, file)| file.sizes.rows.iter().filter(|row| is_packed(row)).count()).max();
+    if let Some(n) = packed.filter(|n| *n > 0 && source.ckpt.gguf().is_none()) {
+        plan.remarks.push(format!("{n} tensors of experts are stored in MXFP4 and stay so, bit for bit"));
     }
     Ok(plan)
 }

@@ -8,6 +8,7 @@ use super::config::{Config, Rope, RopeScaling, Sizes};
 use super::families;
 use super::family::{Family, HfName, Reading};
 use super::hf_json::{HfJson, as_size, hf_number, missing, number, wrong};
+use crate::error::Hint;
 use crate::{Error, Result};
 use serde_json::Value;
 
@@ -33,6 +34,10 @@ pub fn family_of(json: &Value) -> Result<(&'static Family, &'static HfName)> {
     let found = if blueprint::find(json).is_some() { None } else { known.or_else(text).or_else(base) };
     found.ok_or_else(|| {
         let name = architecture.or(model_type).unwrap_or("(config.json names no architecture)");
+        if blueprint::find(json).is_some() {
+            let what = format!("{name} models are converted only: they cannot be run or calibrated here");
+            return Error::unsupported(what).hint(Hint::ConvertedOnly);
+        }
         Error::unsupported(format!("model architecture {name} is not supported; supported: {}", families::supported()))
     })
 }

@@ -34,7 +34,7 @@ pub(super) fn open(ckpt: &Checkpoint, meta: &Metadata, reason: String) -> Result
         return Err(Error::bad_input("the file holds no tensor").hint("is this a vocabulary without a model?"));
     }
     let nearest = nearest(tensors.iter().map(|t| t.name.as_str()));
-    let family = Err(Opaque { arch: arch.to_string(), reason, nearest, is_folder: false });
+    let family = Err(Opaque { arch: arch.to_string(), reason, nearest, is_folder: false, is_convertible: false });
     let config = sizes(meta, arch);
     Ok(Model { config, family, tensors, generated: Vec::new(), dropped: Vec::new(), hf_config: None, drawn: None })
 }
@@ -61,7 +61,8 @@ pub(super) fn open_folder(ckpt: &Checkpoint, json: serde_json::Value, reason: St
         return Err(Error::bad_input("the checkpoint holds no tensor"));
     }
     let config = sizes(&Metadata::new(), &arch);
-    let family = Err(Opaque { arch, reason, nearest: None, is_folder: true });
+    let is_convertible = blueprint::find(&json).is_some();
+    let family = Err(Opaque { arch, reason, nearest: None, is_folder: true, is_convertible });
     Ok(Model {
         config,
         family,

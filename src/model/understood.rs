@@ -86,6 +86,8 @@ pub struct Opaque {
     /// GGUF's name of the family whose tensors are most like this model's.
     pub(super) nearest: Option<&'static str>,
     pub(super) is_folder: bool,
+    /// Whether there is a blueprint of it.
+    pub(super) is_convertible: bool,
 }
 
 impl Opaque {
@@ -96,6 +98,9 @@ impl Opaque {
             _ => String::new(),
         };
         let error = Error::unsupported(format!("{}{nearest}", self.reason));
+        if self.is_convertible {
+            return error.hint(Hint::ConvertedOnly);
+        }
         if self.is_folder {
             return error.hint(Hint::FormatsOfAnyModel);
         }
