@@ -66,6 +66,7 @@ pub mod check;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
+mod clock;
 mod control;
 pub mod convert;
 mod digest;
@@ -112,4 +113,3 @@ cfg_if::cfg_if! {
 
 pub use control::{Cancel, Control, Notice, Phase, Report, Run, Unit};
 pub use error::{Error, Finding, Hint, Result, Unfinished};
-pub use source::Checkpoint;

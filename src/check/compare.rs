@@ -97,15 +97,15 @@ pub fn compare(
     let (statistics, pairs) = comparison.summarize(Bootstrap::default());
     let mut report = field.text.report();
     let artifact = match &field.base {
-        Origin::Model(model) => model.artifact.clone(),
-        Origin::Logits(_) => Artifact {
+        Reference::Model(model) => model.artifact.clone(),
+        Reference::Logits(_) => Artifact {
             name: "base".into(),
             path: base.display().to_string(),
             format: "logits".into(),
             ..Artifact::default()
         },
     };
-    if let Origin::Model(_) = &field.base {
+    if let Reference::Model(_) = &field.base {
         report.source = Some(Artifact { name: name_of(base), ..artifact.clone() });
     }
     report.base = Some(measured_base(artifact, &comparison));
@@ -126,7 +126,7 @@ fn measured_base(artifact: Artifact, comparison: &eval::Comparison) -> report::B
 }
 
 /// What candidates are compared with.
-enum Origin {
+enum Reference {
     Model(Box<Runnable>),
     /// Its logits alone; taken out when they are read.
     Logits(Option<Box<KlBaseReader>>),
@@ -135,7 +135,7 @@ enum Origin {
 /// All that takes part in a comparison.
 struct Field<'a> {
     path: &'a Path,
-    base: Origin,
+    base: Reference,
     candidates: Vec<Entrant<'a>>,
     text: Prepared,
     /// As of [`eval::compare_in_turns`].
@@ -157,13 +157,13 @@ impl<'a> Field<'a> {
             true => {
                 let (stored, model) = (KlBaseReader::open(path)?, Runnable::open_idle(first)?);
                 let (text, vocab) = (Prepared::stored(&stored, &model, how), stored.vocab());
-                (Origin::Logits(Some(Box::new(stored))), text, (vocab, model.engine.config.hidden))
+                (Reference::Logits(Some(Box::new(stored))), text, (vocab, model.engine.config.hidden))
             }
             false => {
                 let model = turns::open(path, rounded, run)?;
                 let (text, config) = (Prepared::new(&model, how)?, &model.engine.config);
                 let sizes = (config.vocab, config.hidden);
-                (Origin::Model(Box::new(model)), text, sizes)
+                (Reference::Model(Box::new(model)), text, sizes)
             }
         };
         let turn = turns::plan(candidates, &text.windows, sizes, run.control.max_memory)?;
@@ -173,7 +173,7 @@ impl<'a> Field<'a> {
                 None => turns::open(path, rounded, run)?,
                 Some(_) => Runnable::open_idle(path)?,
             };
-            if let Origin::Model(base) = &base {
+            if let Reference::Model(base) = &base {
                 text.same_tokens(base, &model)?;
             }
             entrants.push(match turn {
@@ -196,8 +196,8 @@ impl<'a> Field<'a> {
             .map(|model| Candidate { name: model.artifact.name.clone(), model: model as &mut dyn Logits })
             .collect();
         let base = match &mut self.base {
-            Origin::Model(base) => Base::Model(Candidate { name: base.artifact.name.clone(), model: &mut **base }),
-            Origin::Logits(stored) => {
+            Reference::Model(base) => Base::Model(Candidate { name: base.artifact.name.clone(), model: &mut **base }),
+            Reference::Logits(stored) => {
                 Base::File(stored.take().ok_or_else(|| Error::Internal("logits are read once".into()))?)
             }
         };
@@ -206,7 +206,7 @@ impl<'a> Field<'a> {
 
     /// How far every tensor is from the base's, and the ablation where one is asked for. Stored logits have no tensors.
     fn damage(&mut self, rows: &mut [report::Candidate], how: &Measurement, run: Run) -> Result<()> {
-        let Origin::Model(base) = &mut self.base else { return Ok(()) };
+        let Reference::Model(base) = &mut self.base else { return Ok(()) };
         let (cancel, text) = (&run.control.cancel, &self.text);
         let seen = activations(base, text)?;
         let mut twin = match how.ablation {

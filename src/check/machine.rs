@@ -1,7 +1,7 @@
-//! What the system tells of this machine, this process and the time. It decides nothing.
+//! What the system tells of this machine and this process. It decides nothing.
 
 use crate::report::Environment;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 /// Where a measurement ran that began at `begin`.
 pub fn environment(threads: usize, begin: Instant) -> Environment {
@@ -22,21 +22,6 @@ pub fn resident() -> u64 {
 /// Bytes of memory that programs can still have.
 pub fn available() -> Option<u64> {
     kibibytes("/proc/meminfo", "MemAvailable:")
-}
-
-/// UTC, RFC 3339, from the seconds since 1970 (days to a civil date after Howard Hinnant).
-pub fn now() -> String {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    let z = days + 719_468;
-    let (era, day_of_era) = (z / 146_097, z % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest % 3600 / 60, rest % 60)
 }
 
 fn cpu_name() -> String {

@@ -1,7 +1,7 @@
 //! A text as the models under comparison read it: one token stream, and the windows over it.
 
-use super::machine;
 use super::measurement::Measurement;
+use crate::clock::{now, strftime};
 use crate::control::Run;
 use crate::error::Hint;
 use crate::eval::bootstrap::Bootstrap;
@@ -90,7 +90,7 @@ impl Prepared {
     /// A report that says how it was measured, and nothing of results yet.
     pub fn report(&self) -> Report {
         let mut report = Report::new("");
-        report.created = machine::now();
+        report.created = strftime("%Y-%m-%dT%H:%M:%SZ", now());
         let method = self.windows.method;
         report.method = Some(MethodInfo {
             name: method.name().into(),

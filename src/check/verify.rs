@@ -31,7 +31,7 @@ pub struct Verified {
 /// `BadInput` for what is not sound, or cannot be of that origin; `Request` for the origin of a folder; `Interrupted`.
 ///
 /// ```
-/// use quantize::{Checkpoint, Control, check::{self, Origin}, convert::{self, Recipe}, model::SourceModel};
+/// use quantize::{Control, check::{self, Origin}, convert::{self, Recipe}, model::{Checkpoint, SourceModel}};
 ///
 /// let folder = tempfile::tempdir().unwrap();
 /// let source = std::path::PathBuf::from("tests/fixtures/tiny-llama");

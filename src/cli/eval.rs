@@ -101,33 +101,39 @@ fn finish(report: &Report, files: &[PathBuf], format: Format, force: bool) -> Re
     }
 }
 
+/// How a report is written to a file.
+type Form = fn(&Report) -> Result<String>;
+
+/// The form that a file's name asks for.
+///
+/// # Errors
+/// `Usage` for a name without a known ending.
+fn form(path: &Path) -> Result<Form> {
+    match path.extension().and_then(|e| e.to_str()) {
+        Some("html" | "htm") => Ok(|report| Ok(report::render_html(report))),
+        Some("md" | "markdown") => Ok(|report| Ok(report::render_markdown(report))),
+        Some("json") => Ok(Report::to_json),
+        Some("txt") => Ok(|report| Ok(report::render_text(report))),
+        _ => {
+            let what = format!("{}: a report's name ends in .html, .md, .json or .txt", path.display());
+            Err(Error::Usage(what))
+        }
+    }
+}
+
 /// That a report can be written to `path`, before anything is measured.
 ///
 /// # Errors
 /// `Usage` for a name without a known ending; `Exists`.
 pub fn check_report(path: &Path, force: bool) -> Result<()> {
-    let known = ["html", "htm", "md", "markdown", "json", "txt"];
-    if !path.extension().and_then(|e| e.to_str()).is_some_and(|e| known.contains(&e)) {
-        let what = format!("{}: a report's name ends in .html, .md, .json or .txt", path.display());
-        return Err(Error::Usage(what));
-    }
+    form(path)?;
     refuse_existing(path, force)
 }
 
 /// Writes the report in every form asked for.
 pub fn save(report: &Report, files: &[PathBuf], force: bool) -> Result<()> {
     for path in files {
-        let text = match path.extension().and_then(|e| e.to_str()) {
-            Some("html" | "htm") => report::render_html(report),
-            Some("md" | "markdown") => report::render_markdown(report),
-            Some("json") => report.to_json()?,
-            Some("txt") => report::render_text(report),
-            _ => {
-                let what = format!("{}: a report's name ends in .html, .md, .json or .txt", path.display());
-                return Err(Error::Usage(what));
-            }
-        };
-        write_text(path, &text, force)?;
+        write_text(path, &form(path)?(report)?, force)?;
         say!("wrote {}", path.display());
     }
     Ok(())

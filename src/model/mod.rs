@@ -30,6 +30,7 @@ mod tensor;
 pub mod tokenizer;
 mod understood;
 
+pub use crate::source::Checkpoint;
 pub use config::{Config, LayerConfig};
 pub use families::{Family, Role, tokenizer_of};
 pub use fault::fault;

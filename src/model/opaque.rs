@@ -5,6 +5,7 @@
 use super::blueprint;
 use super::config::{Config, Ffn, Heads, LayerConfig, Mixer, Norm, Wiring};
 use super::families::{self, Role};
+use super::source_names::layer_of;
 use super::tensor::{MappedTensor, RowOrder, ValueMap};
 use super::understood::{Model, OfBlueprint, Opaque};
 use crate::gguf::{Array, Metadata, Value};
@@ -54,7 +55,7 @@ pub(super) fn open_folder(ckpt: &Checkpoint, json: serde_json::Value, reason: St
         rows: RowOrder::Same,
         values: ValueMap::Same,
         role: role_by_name(t),
-        layer: t.name.split('.').find_map(|part| part.parse().ok()),
+        layer: layer_of(&t.name),
     };
     let tensors: Vec<MappedTensor> = ckpt.tensors().iter().enumerate().map(tensor).collect();
     if tensors.is_empty() {

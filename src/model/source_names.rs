@@ -6,6 +6,11 @@ use crate::quant::GgmlType;
 use crate::source::{Checkpoint, Dtype, TensorMeta};
 use std::collections::HashMap;
 
+/// The layer that a tensor belongs to: the first number in its name.
+pub(super) fn layer_of(name: &str) -> Option<usize> {
+    name.split('.').find_map(|part| part.parse().ok())
+}
+
 /// The name without the part that says which half of an image-and-text model it belongs to.
 pub(super) fn text_name(name: &str) -> String {
     name.replacen("language_model.", "", 1).replacen("model.text_model.", "model.", 1)

@@ -6,7 +6,7 @@ use super::view::{Change, Stored, View, squeezed};
 use super::{Blueprint, Hparams, Named};
 use crate::gguf::Metadata;
 use crate::model::role::Role;
-use crate::model::source_names::{drop_reason_of_any, sort_like_llama_cpp, text_name};
+use crate::model::source_names::{drop_reason_of_any, layer_of, sort_like_llama_cpp, text_name};
 use crate::model::tensor::{MappedTensor, RowOrder};
 use crate::model::understood::Generated;
 use crate::quant::GgmlType;
@@ -147,7 +147,7 @@ fn mapped(
     if group.are_experts {
         shape.insert(0, parts.len());
     }
-    let layer = name.split('.').find_map(|part| part.parse::<usize>().ok());
+    let layer = layer_of(name);
     let made = |gguf: String, view: View| MappedTensor {
         name: gguf,
         shape: view.shape,

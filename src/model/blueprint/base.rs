@@ -4,6 +4,7 @@
 use super::Hparams;
 use crate::gguf::{Array, Metadata, Value};
 use crate::model::hf_json::{as_size, missing, wrong};
+use crate::model::source_names::layer_of;
 use crate::quant::GgmlType;
 use crate::source::{Checkpoint, Dtype};
 use crate::{Error, Result};
@@ -140,9 +141,8 @@ impl Keys<'_> {
 
     /// The one number that each tensor of such a name holds, layer by layer.
     pub fn scalars(&self, end: &str) -> Result<Vec<f32>> {
-        let layer = |name: &str| name.split('.').find_map(|part| part.parse::<usize>().ok());
         let mut tensors: Vec<_> = self.ckpt.tensors().iter().filter(|t| t.name.ends_with(end)).collect();
-        tensors.sort_by_key(|t| layer(&t.name));
+        tensors.sort_by_key(|t| layer_of(&t.name));
         let mut values = vec![0.0; tensors.len()];
         for (t, value) in tensors.into_iter().zip(&mut values) {
             self.ckpt.read_f32(t, 0..1, &mut Vec::new(), std::slice::from_mut(value))?;

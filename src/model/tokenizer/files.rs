@@ -41,6 +41,12 @@ impl HfFiles {
         })
     }
 
+    /// What is said of a folder without any.
+    pub fn none(&self) -> Error {
+        let what = "no tokenizer: neither tokenizer.json nor tokenizer.model is here";
+        Error::bad_file(&self.dir, what).hint("download the tokenizer files of the model into this folder")
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }

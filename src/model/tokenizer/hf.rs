@@ -189,10 +189,7 @@ fn source<'a>(
         return Ok(Source::Unigram(unigram));
     }
     let Some(json) = json else {
-        let what = "no tokenizer: neither tokenizer.json nor tokenizer.model is here";
-        return Err(
-            Error::bad_file(&files.dir, what).hint("download the tokenizer files of the model into this folder")
-        );
+        return Err(files.none());
     };
     let file = files.path("tokenizer.json");
     let model = json.get("model").ok_or_else(|| Error::bad_file(&file, "'model' is missing"))?;

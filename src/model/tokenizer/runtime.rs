@@ -209,9 +209,7 @@ fn with_eos(mut end: Vec<u32>, eos: Option<u32>) -> Vec<u32> {
 
 fn sentencepiece_len(files: &HfFiles) -> Result<usize> {
     let path = files.path("tokenizer.model");
-    let bytes = super::files::read_optional(&path)?.ok_or_else(|| {
-        Error::bad_file(&files.dir, "no tokenizer: neither tokenizer.json nor tokenizer.model is here")
-    })?;
+    let bytes = super::files::read_optional(&path)?.ok_or_else(|| files.none())?;
     Ok(super::sentencepiece::parse(&path, &bytes)?.len())
 }
 

@@ -13,7 +13,7 @@ const STOREYS: &[&[&str]] = &[
     &["error"],
     &["control"],
     &["input"],
-    &["isa", "dtype", "digest"],
+    &["isa", "dtype", "digest", "clock"],
     &["simd"],
     &["quant"],
     &["kernel"],

@@ -332,6 +332,15 @@ fn kimi(k: &mut Keys) -> Result<()> {
     if let Some(n) = number("head_dim") {
         k.size("kda.head_dim", n)?;
     }
+    latent_heads(k)?;
+    k.needed_size("expert_shared_count", "num_shared_experts")?;
+    k.needed_size("leading_dense_block_count", "first_k_dense_replace")?;
+    k.stated_float("expert_weights_scale", "routed_scaling_factor")
+}
+
+/// Latent attention in every so many blocks, and the width of an expert.
+fn latent_heads(k: &mut Keys) -> Result<()> {
+    let h = k.h;
     k.stated_size("attention.q_lora_rank", &["q_lora_rank"])?;
     let (rank, rotary) = (h.need("kv_lora_rank")?, h.need("qk_rope_head_dim")?);
     k.size("attention.kv_lora_rank", rank)?;
@@ -339,10 +348,7 @@ fn kimi(k: &mut Keys) -> Result<()> {
     k.size("attention.key_length", rank + rotary)?;
     k.size("attention.key_length_mla", h.need("qk_nope_head_dim")? + rotary)?;
     k.needed_size("attention.value_length_mla", "v_head_dim")?;
-    k.needed_size("expert_feed_forward_length", "moe_intermediate_size")?;
-    k.needed_size("expert_shared_count", "num_shared_experts")?;
-    k.needed_size("leading_dense_block_count", "first_k_dense_replace")?;
-    k.stated_float("expert_weights_scale", "routed_scaling_factor")
+    k.needed_size("expert_feed_forward_length", "moe_intermediate_size")
 }
 
 /// Whether a block of Ling 3 attends: the last of each group, and those that fill none.
@@ -360,14 +366,7 @@ fn ling(k: &mut Keys) -> Result<()> {
     k.needed_size("kda.head_dim", "head_dim")?;
     k.stated_flag("kda.safe_gate", "kda_safe_gate");
     k.stated_float("kda.gate_lower_bound", "kda_lower_bound")?;
-    k.stated_size("attention.q_lora_rank", &["q_lora_rank"])?;
-    let (rank, rotary) = (h.need("kv_lora_rank")?, h.need("qk_rope_head_dim")?);
-    k.size("attention.kv_lora_rank", rank)?;
-    k.size("rope.dimension_count", rotary)?;
-    k.size("attention.key_length", rank + rotary)?;
-    k.size("attention.key_length_mla", h.need("qk_nope_head_dim")? + rotary)?;
-    k.needed_size("attention.value_length_mla", "v_head_dim")?;
-    k.needed_size("expert_feed_forward_length", "moe_intermediate_size")?;
+    latent_heads(k)?;
     k.needed_size("expert_shared_feed_forward_length", "moe_shared_expert_intermediate_size")?;
     k.size("expert_shared_count", h.size("num_shared_experts")?.unwrap_or(1))?;
     k.needed_size("leading_dense_block_count", "first_k_dense_replace")?;

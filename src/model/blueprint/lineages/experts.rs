@@ -1,11 +1,11 @@
-//! More mixtures of experts: MiniMax M3, DeepSeek's first, Ling's first, Grove, Maple, SmallThinker, Arctic, Grok.
+//! More mixtures of experts: MiniMax M3, DeepSeek's first, Ling's first, Grove, Maple, SmallThinker, Arctic, Grok, DBRX.
 
 use super::super::base::Gating;
 use super::super::view::{Stored, View, pairs, range};
 use super::small::fused_rows;
 use super::{Blueprint, Change, Hparams, Keys, Named, PAIRS, PLAIN};
 use crate::Result;
-use crate::model::tensor::ValueMap;
+use crate::model::tensor::{Gather, ValueMap};
 
 pub(super) static ALL: &[Blueprint] = &[
     Blueprint {
@@ -168,6 +168,25 @@ pub(super) static ALL: &[Blueprint] = &[
         keys: grok,
         ..PLAIN
     },
+    Blueprint {
+        gguf: "dbrx",
+        classes: &["DbrxForCausalLM"],
+        tensors: "token_embd output output_norm attn_norm attn_qkv attn_output attn_output_norm ffn_gate_inp ffn_up_exps \
+            ffn_gate_exps ffn_down_exps",
+        names: &[
+            ("transformer.blocks.{}.ffn.experts.mlp.w1", "blk.{}.ffn_gate_exps.weight"),
+            ("transformer.blocks.{}.ffn.experts.mlp.v1", "blk.{}.ffn_up_exps.weight"),
+            ("transformer.blocks.{}.ffn.experts.mlp.w2", "blk.{}.ffn_down_exps.weight"),
+        ],
+        changes: &[
+            ("ffn_gate_exps.weight", Change::View(dbrx_experts)),
+            ("ffn_up_exps.weight", Change::View(dbrx_experts)),
+            ("ffn_down_exps.weight", Change::View(dbrx_turned_experts)),
+        ],
+        base: false,
+        keys: dbrx,
+        ..PLAIN
+    },
 ];
 
 /// Rows of queries (0) or keys (1) of a fused matrix, in pairs.
@@ -238,4 +257,42 @@ fn grok(k: &mut Keys) -> Result<()> {
     k.float("attention.output_scale", h.float("attn_output_multiplier")?.unwrap_or(scale));
     k.stated_float("embedding_scale", "embedding_multiplier_scale")?;
     k.stated_float("logit_scale", "output_multiplier_scale")
+}
+
+/// `[experts * ffn, hidden]` as `[experts, ffn, hidden]`.
+fn dbrx_experts(h: &Hparams, s: &Stored) -> Result<View> {
+    let [experts, width] = dbrx_sizes(h);
+    Ok(View::same(s.shape).shaped(vec![experts, width, s.shape[1]]))
+}
+
+/// The same, every expert turned.
+fn dbrx_turned_experts(h: &Hparams, s: &Stored) -> Result<View> {
+    let [experts, width] = dbrx_sizes(h);
+    let gather = Gather { matrices: experts, stored: [width, s.shape[1]], turned: true, rows: None, cols: None };
+    Ok(View { shape: vec![experts, s.shape[1], width], gather: Some(gather), values: ValueMap::Same })
+}
+
+fn dbrx_sizes(h: &Hparams) -> [usize; 2] {
+    ["moe_num_experts", "ffn_hidden_size"]
+        .map(|key| h.get("ffn_config").and_then(|c| c.get(key)?.as_u64()).unwrap_or(0) as usize)
+}
+
+fn dbrx(k: &mut Keys) -> Result<()> {
+    let (attention, ffn) = (k.h.get("attn_config").cloned(), k.h.get("ffn_config").cloned());
+    let number = |table: &Option<serde_json::Value>, key: &str| table.as_ref().and_then(|t| t.get(key)?.as_f64());
+    k.size("block_count", k.blocks)?;
+    k.needed_size("context_length", "max_seq_len")?;
+    k.needed_size("embedding_length", "d_model")?;
+    k.size("feed_forward_length", number(&ffn, "ffn_hidden_size").unwrap_or(0.0) as usize)?;
+    k.needed_size("attention.head_count", "n_heads")?;
+    k.size("attention.head_count_kv", number(&attention, "kv_n_heads").unwrap_or(1.0) as usize)?;
+    k.float("rope.freq_base", number(&attention, "rope_theta").unwrap_or(10_000.0) as f32);
+    if let Some(clip) = number(&attention, "clip_qkv") {
+        k.float("attention.clamp_kqv", clip as f32);
+    }
+    k.size("expert_count", number(&ffn, "moe_num_experts").unwrap_or(0.0) as usize)?;
+    k.size("expert_used_count", number(&ffn, "moe_top_k").unwrap_or(0.0) as usize)?;
+    k.float("attention.layer_norm_epsilon", 1e-5);
+    k.file_type();
+    Ok(())
 }

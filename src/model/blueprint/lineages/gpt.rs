@@ -105,16 +105,8 @@ pub(super) static ALL: &[Blueprint] = &[
         ],
         base: false,
         keys: |k| {
-            let width = k.h.need("n_embd")?;
-            k.needed_size("context_length", "n_positions")?;
-            k.size("embedding_length", width)?;
-            k.size("feed_forward_length", (8 * width / 3).next_multiple_of(256))?;
-            k.size("block_count", k.blocks)?;
-            k.needed_size("attention.head_count", "n_head")?;
-            k.size("attention.head_count_kv", 1)?;
-            k.stated_float("attention.layer_norm_rms_epsilon", "layer_norm_epsilon")?;
-            k.file_type();
-            Ok(())
+            let width = (8 * k.h.need("n_embd")? / 3).next_multiple_of(256);
+            one_key_head(k, width, "attention.layer_norm_rms_epsilon")
         },
         ..PLAIN
     },
@@ -124,17 +116,7 @@ pub(super) static ALL: &[Blueprint] = &[
         tensors: "token_embd position_embd output output_norm attn_norm attn_qkv attn_output ffn_norm ffn_up ffn_down",
         defaults: r#"{"n_positions": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12, "layer_norm_epsilon": 1e-5}"#,
         base: false,
-        keys: |k| {
-            k.needed_size("context_length", "n_positions")?;
-            k.needed_size("embedding_length", "n_embd")?;
-            k.size("feed_forward_length", 4 * k.h.need("n_embd")?)?;
-            k.size("block_count", k.blocks)?;
-            k.needed_size("attention.head_count", "n_head")?;
-            k.size("attention.head_count_kv", 1)?;
-            k.stated_float("attention.layer_norm_epsilon", "layer_norm_epsilon")?;
-            k.file_type();
-            Ok(())
-        },
+        keys: |k| one_key_head(k, 4 * k.h.need("n_embd")?, "attention.layer_norm_epsilon"),
         ..PLAIN
     },
     Blueprint {
@@ -293,6 +275,19 @@ pub(super) static ALL: &[Blueprint] = &[
         ..PLAIN
     },
 ];
+
+/// GPT-2's keys with one head of keys and values for all, and a feed-forward block of this width.
+fn one_key_head(k: &mut Keys, width: usize, epsilon: &str) -> Result<()> {
+    k.needed_size("context_length", "n_positions")?;
+    k.needed_size("embedding_length", "n_embd")?;
+    k.size("feed_forward_length", width)?;
+    k.size("block_count", k.blocks)?;
+    k.needed_size("attention.head_count", "n_head")?;
+    k.size("attention.head_count_kv", 1)?;
+    k.stated_float(epsilon, "layer_norm_epsilon")?;
+    k.file_type();
+    Ok(())
+}
 
 fn every_other(s: &Stored, from: usize) -> Vec<u32> {
     (from as u32..s.shape.last().copied().unwrap_or(0) as u32).step_by(2).collect()

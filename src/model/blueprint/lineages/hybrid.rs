@@ -132,34 +132,14 @@ pub(super) static ALL: &[Blueprint] = &[
         keys: puzzle,
         ..NEMOTRON
     },
+    Blueprint { classes: &["Lfm2ForCausalLM", "LFM2ForCausalLM"], ..LFM2 },
     Blueprint {
-        gguf: "lfm2",
-        classes: &["Lfm2ForCausalLM", "LFM2ForCausalLM"],
-        tensors: "token_embd token_embd_norm output dense_2 attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm \
-            ffn_up ffn_gate ffn_down attn_q_norm attn_k_norm shortconv.conv shortconv.in_proj shortconv.out_proj",
-        changes: &[(
-            "shortconv.conv.weight",
-            Change::View(|_, s| Ok(View::same(&[s.shape[0], s.shape[s.shape.len() - 1]]))),
-        )],
-        defaults: r#"{"norm_eps": 1e-5}"#,
-        keys: lfm2,
-        ..PLAIN
-    },
-    Blueprint {
-        gguf: "lfm2",
         classes: &["Lfm2Model", "Lfm2BidirectionalModel"],
-        tensors: "token_embd token_embd_norm output dense_2 attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm \
-            ffn_up ffn_gate ffn_down attn_q_norm attn_k_norm shortconv.conv shortconv.in_proj shortconv.out_proj",
         rename: |_, name| match name.starts_with("model.") {
             true => Named::Keep(name.into()),
             false => Named::Keep(format!("model.{name}")),
         },
-        changes: &[(
-            "shortconv.conv.weight",
-            Change::View(|_, s| Ok(View::same(&[s.shape[0], s.shape[s.shape.len() - 1]]))),
-        )],
         beside: &[("1_Dense", "dense_2.weight")],
-        defaults: r#"{"norm_eps": 1e-5}"#,
         keys: |k| {
             if let Some(rows) = k.beside_rows("1_Dense")? {
                 k.size("embedding_length_out", rows)?;
@@ -170,7 +150,7 @@ pub(super) static ALL: &[Blueprint] = &[
             }
             k.pooling()
         },
-        ..PLAIN
+        ..LFM2
     },
     Blueprint {
         gguf: "lfm2moe",
@@ -184,10 +164,7 @@ pub(super) static ALL: &[Blueprint] = &[
             ("model.layers.{}.feed_forward.experts.w2", "blk.{}.ffn_down_exps"),
             ("model.layers.{}.feed_forward.experts.w3", "blk.{}.ffn_up_exps"),
         ],
-        changes: &[(
-            "shortconv.conv.weight",
-            Change::View(|_, s| Ok(View::same(&[s.shape[0], s.shape[s.shape.len() - 1]]))),
-        )],
+        changes: SHORT_CONVOLUTION,
         defaults: r#"{"norm_eps": 1e-5}"#,
         keys: |k| {
             attention_only(k, "conv")?;
@@ -200,6 +177,19 @@ pub(super) static ALL: &[Blueprint] = &[
         ..PLAIN
     },
 ];
+
+const LFM2: Blueprint = Blueprint {
+    gguf: "lfm2",
+    tensors: "token_embd token_embd_norm output dense_2 attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm \
+        ffn_up ffn_gate ffn_down attn_q_norm attn_k_norm shortconv.conv shortconv.in_proj shortconv.out_proj",
+    changes: SHORT_CONVOLUTION,
+    defaults: r#"{"norm_eps": 1e-5}"#,
+    keys: lfm2,
+    ..PLAIN
+};
+
+const SHORT_CONVOLUTION: &[(&str, Change)] =
+    &[("shortconv.conv.weight", Change::View(|_, s| Ok(View::same(&[s.shape[0], s.shape[s.shape.len() - 1]]))))];
 
 const NEMOTRON_MIXTURE: &str = "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output post_attention_norm \
         ffn_gate_inp exp_probs_b ffn_up ffn_up_exps ffn_up_shexp ffn_latent_down ffn_latent_up ffn_down \

@@ -231,36 +231,35 @@ const DELTA: Blueprint = Blueprint {
     ..PLAIN
 };
 
-const TILED: &[(&str, Change)] = &[
-    ("attn_qkv.weight", Change::View(|h, s| value_rows_behind(h, s, s.shape[0]))),
-    ("attn_gate.weight", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?)))),
-    ("ssm_alpha.weight", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?)))),
-    ("ssm_beta.weight", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?)))),
-    ("ssm_a", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?).with(ValueMap::NegExp)))),
-    ("ssm_dt.bias", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?)))),
-    ("ssm_conv1d.weight", Change::View(conv)),
-    ("ssm_out.weight", Change::View(|h, s| Ok(View::cols(s, tiled(h, s.shape[1], 0)?)))),
+/// The changes of gated delta nets with tiled value heads and norms of queries and keys, and more.
+macro_rules! tiled_and {
+    ($($more:expr,)*) => {
+        &[
+            ("attn_qkv.weight", Change::View(|h, s| value_rows_behind(h, s, s.shape[0]))),
+            ("attn_gate.weight", Change::View(tiled_rows)),
+            ("ssm_alpha.weight", Change::View(tiled_rows)),
+            ("ssm_beta.weight", Change::View(tiled_rows)),
+            ("ssm_a", Change::View(|h, s| Ok(tiled_rows(h, s)?.with(ValueMap::NegExp)))),
+            ("ssm_dt.bias", Change::View(tiled_rows)),
+            ("ssm_conv1d.weight", Change::View(conv)),
+            ("ssm_out.weight", Change::View(|h, s| Ok(View::cols(s, tiled(h, s.shape[1], 0)?)))),
+            ("attn_q_norm.weight", Change::PlusOne),
+            ("attn_k_norm.weight", Change::PlusOne),
+            $($more,)*
+        ]
+    };
+}
+
+const TILED: &[(&str, Change)] = tiled_and![
     ("attn_norm.weight", Change::PlusOne),
     ("post_attention_norm.weight", Change::PlusOne),
-    ("attn_q_norm.weight", Change::PlusOne),
-    ("attn_k_norm.weight", Change::PlusOne),
     ("nextn.enorm.weight", Change::PlusOne),
     ("nextn.hnorm.weight", Change::PlusOne),
     ("nextn.shared_head_norm.weight", Change::PlusOne),
     ("output_norm.weight", Change::PlusOne),
 ];
 
-const QWEN4: &[(&str, Change)] = &[
-    ("attn_qkv.weight", Change::View(|h, s| value_rows_behind(h, s, s.shape[0]))),
-    ("attn_gate.weight", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?)))),
-    ("ssm_alpha.weight", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?)))),
-    ("ssm_beta.weight", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?)))),
-    ("ssm_a", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?).with(ValueMap::NegExp)))),
-    ("ssm_dt.bias", Change::View(|h, s| Ok(View::rows(s, tiled(h, s.shape[0], 0)?)))),
-    ("ssm_conv1d.weight", Change::View(conv)),
-    ("ssm_out.weight", Change::View(|h, s| Ok(View::cols(s, tiled(h, s.shape[1], 0)?)))),
-    ("attn_q_norm.weight", Change::PlusOne),
-    ("attn_k_norm.weight", Change::PlusOne),
+const QWEN4: &[(&str, Change)] = tiled_and![
     ("hc_attn_norm.weight", Change::PlusOne),
     ("hc_ffn_norm.weight", Change::PlusOne),
     ("output_hc_norm.weight", Change::PlusOne),
@@ -411,6 +410,11 @@ fn tiled(h: &Hparams, len: usize, skip: usize) -> Result<Vec<u32>> {
         }
     }
     Ok(order)
+}
+
+/// All rows, in tiled order.
+fn tiled_rows(h: &Hparams, s: &Stored) -> Result<View> {
+    Ok(View::rows(s, tiled(h, s.shape[0], 0)?))
 }
 
 /// Rows of queries and keys, then those of values.
