@@ -34,6 +34,24 @@ pub struct Gather {
     pub cols: Option<Arc<[u32]>>,
 }
 
+impl Gather {
+    /// Whether it takes nothing from outside of a tensor of so many elements, and gives so many.
+    pub fn fits(&self, stored: usize, given: usize) -> bool {
+        let [rows, cols] = if self.turned { [self.stored[1], self.stored[0]] } else { self.stored };
+        let inside = |list: &Option<Arc<[u32]>>, n: usize| match list {
+            Some(list) => list.iter().all(|i| (*i as usize) < n).then_some(list.len()),
+            None => Some(n),
+        };
+        let product = |parts: [usize; 3]| parts.iter().try_fold(1usize, |all, n| all.checked_mul(*n));
+        match (inside(&self.rows, rows), inside(&self.cols, cols)) {
+            (Some(r), Some(c)) => {
+                product([self.matrices, rows, cols]) == Some(stored) && product([self.matrices, r, c]) == Some(given)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// How GGUF's values follow from the source's, one by one.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ValueMap {

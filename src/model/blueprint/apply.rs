@@ -80,6 +80,10 @@ pub(in crate::model) fn draw(
     for (folder, name) in blueprint.beside {
         generated.extend(beside(ckpt, folder, name)?);
     }
+    if let Some(wrong) = generated.iter().find(|g| g.values.is_empty() || g.values.iter().any(|x| !x.is_finite())) {
+        let what = format!("the configuration gives no finite values for {}", wrong.name);
+        return Err(Error::bad_file(ckpt.dir(), what));
+    }
     let mut keys = Metadata::new();
     let mut k = Keys { h: &h, arch: blueprint.gguf, blocks, ckpt, meta: &mut keys };
     if blueprint.base {
@@ -148,6 +152,18 @@ fn mapped(
         shape.insert(0, parts.len());
     }
     let layer = layer_of(name);
+    // Nothing is lost and nothing made up, whatever the configuration says of sizes. Of several tensors some may be copies.
+    let elements = |shape: &[usize]| shape.iter().product::<usize>();
+    let all = elements(&shape);
+    let kept = |views: &[View]| {
+        let fits = |v: &View| v.gather.as_ref().is_none_or(|g| g.fits(all, elements(&v.shape)));
+        let given: usize = views.iter().map(|v| elements(&v.shape) + v.left_out).sum();
+        let whole = if views.len() == 1 { given == all } else { given >= all };
+        match whole && views.iter().all(|v| fits(v) && (1..=all).contains(&elements(&v.shape))) {
+            true => Ok(()),
+            false => Err(fault(format!("its shape {shape:?} is not what the configuration gives"))),
+        }
+    };
     let made = |gguf: String, view: View| MappedTensor {
         name: gguf,
         shape: view.shape,
@@ -164,7 +180,9 @@ fn mapped(
         None => stem.to_string(),
     };
     if let Some((_, split)) = blueprint.splits.iter().find(|(end, _)| name.ends_with(end)) {
-        return split.iter().map(|(gguf, change)| Ok(made(block(gguf), change.view(h, &stored)?))).collect();
+        let views = split.iter().map(|(_, change)| change.view(h, &stored)).collect::<Result<Vec<_>>>()?;
+        kept(&views)?;
+        return Ok(split.iter().zip(views).map(|((gguf, _), view)| made(block(gguf), view)).collect());
     }
     let gguf = table
         .find(name, layer)
@@ -175,5 +193,6 @@ fn mapped(
     let stem = gguf.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or(gguf.as_str(), |(_, stem)| stem);
     let change = blueprint.changes.iter().find(|(of, _)| *of == stem).map_or(Change::Same, |(_, change)| *change);
     let view = change.view(h, &stored)?;
+    kept(std::slice::from_ref(&view))?;
     Ok(vec![made(gguf, view)])
 }

@@ -11,6 +11,9 @@ pub(in crate::model) struct Hparams {
     rope: Map<String, Value>,
 }
 
+/// No size, count or length of a model is larger.
+const LARGEST: usize = 1 << 27;
+
 /// Sub-configurations that stand for the text model.
 const TEXT: [&str; 6] =
     ["text_config", "llm_config", "lm_config", "language_config", "lfm", "transformer_layer_config"];
@@ -43,7 +46,10 @@ impl Hparams {
     }
 
     pub fn size_of(&self, keys: &[&str]) -> Result<Option<usize>> {
-        let size = |v: &Value| as_size(v).ok_or_else(|| wrong(keys[0], v, "a whole number that is not negative"));
+        let size = |v: &Value| {
+            let plausible = as_size(v).filter(|n| *n <= LARGEST);
+            plausible.ok_or_else(|| wrong(keys[0], v, "a plausible size"))
+        };
         self.find(keys).map(size).transpose()
     }
 
@@ -89,7 +95,7 @@ impl Hparams {
     /// Blocks that the configuration counts.
     pub fn blocks(&self) -> Result<usize> {
         let keys = ["n_layers", "num_hidden_layers", "n_layer", "num_layers", "num_transformer_layers"];
-        self.size_of(&keys)?.ok_or_else(|| missing("num_hidden_layers"))
+        self.size_of(&keys)?.filter(|n| *n > 0).ok_or_else(|| missing("num_hidden_layers"))
     }
 
     pub fn heads(&self) -> Result<usize> {

@@ -10,6 +10,8 @@ pub(in crate::model) struct View {
     pub shape: Vec<usize>,
     pub gather: Option<Gather>,
     pub values: ValueMap,
+    /// Stored values that have no place in the file.
+    pub left_out: usize,
 }
 
 /// A source tensor (all experts of a kind count as one), before anything happens to it.
@@ -47,7 +49,16 @@ pub(in crate::model) enum Change {
 
 impl View {
     pub fn same(shape: &[usize]) -> Self {
-        View { shape: shape.to_vec(), gather: None, values: ValueMap::Same }
+        View { shape: shape.to_vec(), gather: None, values: ValueMap::Same, left_out: 0 }
+    }
+
+    pub fn gathered(shape: &[usize], gather: Gather) -> Self {
+        View { gather: Some(gather), ..View::same(shape) }
+    }
+
+    /// So many stored values have no place in the file.
+    pub fn without(self, left_out: usize) -> Self {
+        View { left_out, ..self }
     }
 
     pub fn with(self, values: ValueMap) -> Self {
@@ -67,12 +78,12 @@ impl View {
             1 => {
                 shape[0] = rows.len();
                 let gather = Gather { matrices: 1, stored: [1, r], turned: false, rows: None, cols: Some(rows.into()) };
-                return View { shape, gather: Some(gather), values: ValueMap::Same };
+                return View::gathered(&shape, gather);
             }
             n => shape[n - 2] = rows.len(),
         }
         let gather = Gather { matrices, stored: [r, c], turned: false, rows: Some(rows.into()), cols: None };
-        View { shape, gather: Some(gather), values: ValueMap::Same }
+        View::gathered(&shape, gather)
     }
 
     /// Columns in the order of the tensor.
@@ -81,7 +92,7 @@ impl View {
         let mut shape = stored.shape.to_vec();
         shape.last_mut().into_iter().for_each(|n| *n = cols.len());
         let gather = Gather { matrices, stored: size, turned: false, rows: None, cols: Some(cols.into()) };
-        View { shape, gather: Some(gather), values: ValueMap::Same }
+        View::gathered(&shape, gather)
     }
 
     /// Rows are stored columns.
@@ -92,7 +103,7 @@ impl View {
         (shape[n - 2], shape[n - 1]) = (rows.as_ref().map_or(c, Vec::len), r);
         let rows = rows.map(Arc::from);
         let gather = Gather { matrices, stored: [r, c], turned: true, rows, cols: None };
-        View { shape, gather: Some(gather), values: ValueMap::Same }
+        View::gathered(&shape, gather)
     }
 }
 
@@ -105,10 +116,16 @@ fn matrices(shape: &[usize]) -> (usize, [usize; 2]) {
     }
 }
 
-/// Rows `from..to`, as [`View::rows`] takes them.
+/// Rows `from..to`, as [`View::rows`] takes them; none where there cannot be so many.
 pub(in crate::model) fn range(from: usize, to: usize) -> Vec<u32> {
-    (from as u32..to as u32).collect()
+    match (u32::try_from(from), u32::try_from(to)) {
+        (Ok(from), Ok(to)) if to.saturating_sub(from) <= MOST_ROWS => (from..to).collect(),
+        _ => Vec::new(),
+    }
 }
+
+/// No matrix has more.
+const MOST_ROWS: u32 = 1 << 24;
 
 /// Of `heads` heads over `rows` rows, row `2 i + k` of a head is stored as row `k * head / 2 + i`.
 pub(in crate::model) fn pairs(rows: usize, heads: usize) -> Vec<u32> {
@@ -123,12 +140,17 @@ impl Change {
     pub fn view(self, h: &Hparams, stored: &Stored) -> Result<View> {
         let shape = stored.shape;
         let (_, [rows, cols]) = matrices(shape);
-        let needs = |dims: usize, even: usize| {
-            if shape.len() < dims || !even.is_multiple_of(2) {
-                let what = format!("shape is {shape:?}, which is not one of this architecture");
-                return Err(Error::bad_input(what).tensor(stored.name));
-            }
-            Ok(())
+        let misshapen = || {
+            let what = format!("shape is {shape:?}, which is not one of this architecture");
+            Error::bad_input(what).tensor(stored.name)
+        };
+        let needs = |dims: usize, even: usize| match shape.len() >= dims && even.is_multiple_of(2) {
+            true => Ok(()),
+            false => Err(misshapen()),
+        };
+        let paired = |heads: usize| match heads > 0 && rows.is_multiple_of(2 * heads) {
+            true => Ok(View::rows(stored, pairs(rows, heads))),
+            false => Err(misshapen()),
         };
         Ok(match self {
             Change::Same => View::same(shape),
@@ -140,14 +162,8 @@ impl Change {
                 needs(2, 0)?;
                 View::turned(stored, None)
             }
-            Change::QueryPairs => {
-                needs(1, rows / h.heads()?.max(1))?;
-                View::rows(stored, pairs(rows, h.heads()?))
-            }
-            Change::KeyPairs => {
-                needs(1, rows / h.kv_heads()?.max(1))?;
-                View::rows(stored, pairs(rows, h.kv_heads()?))
-            }
+            Change::QueryPairs => paired(h.heads()?)?,
+            Change::KeyPairs => paired(h.kv_heads()?)?,
             Change::Half(i) => {
                 needs(1, rows)?;
                 View::rows(stored, range(i * rows / 2, (i + 1) * rows / 2))

@@ -1,10 +1,10 @@
 //! Multi-head latent attention: DeepSeek 2 to 3.2, Kimi K2, Youtu, Mistral Small 4. llama.cpp absorbs the up-projection of
 //! keys and values, which therefore comes apart and partly turned.
 
-use super::super::view::{Stored, View};
+use super::super::view::{Stored, View, range};
 use super::{Blueprint, Change, Hparams, Keys, Named, PLAIN, layer_of, nextn};
 use crate::Result;
-use crate::model::tensor::{Gather, ValueMap};
+use crate::model::tensor::Gather;
 use std::sync::Arc;
 
 pub(super) static ALL: &[Blueprint] = &[
@@ -99,12 +99,11 @@ fn without_mtp(h: &Hparams, name: &str) -> Named {
 pub(super) fn latent_parts(s: &Stored, nope: usize, value: usize) -> Result<(View, View)> {
     let both = (nope + value).max(1);
     let (heads, rank) = (s.shape[0] / both, s.shape[1]);
-    let cols: Arc<[u32]> = (0..nope as u32).collect();
-    let rows: Arc<[u32]> = (nope as u32..(nope + value) as u32).collect();
+    let cols: Arc<[u32]> = range(0, nope).into();
+    let rows: Arc<[u32]> = range(nope, nope + value).into();
     let keys = Gather { matrices: heads, stored: [both, rank], turned: true, rows: None, cols: Some(cols) };
     let values = Gather { matrices: heads, stored: [both, rank], turned: false, rows: Some(rows), cols: None };
-    let view = |shape: [usize; 3], gather| View { shape: shape.to_vec(), gather: Some(gather), values: ValueMap::Same };
-    Ok((view([heads, rank, nope], keys), view([heads, value, rank], values)))
+    Ok((View::gathered(&[heads, rank, nope], keys), View::gathered(&[heads, value, rank], values)))
 }
 
 fn parts(h: &Hparams, s: &Stored) -> Result<(View, View)> {

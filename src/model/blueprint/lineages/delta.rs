@@ -293,7 +293,10 @@ fn conv(_: &Hparams, s: &Stored) -> Result<View> {
     Ok(View::same(&[1, s.shape[0], 1, s.shape.last().copied().unwrap_or(1)]))
 }
 
-const PRODUCT: Change = Change::View(|_, s| Ok(View::same(&s.shape[s.shape.len() - 1..]).with(ValueMap::Product)));
+const PRODUCT: Change = Change::View(|_, s| {
+    let width = s.shape[s.shape.len() - 1];
+    Ok(View::same(&[width]).with(ValueMap::Product).without(width))
+});
 
 /// Whether a block of Kimi attends; they are counted from 1.
 fn attends_fully(h: &Hparams, layer: usize) -> bool {

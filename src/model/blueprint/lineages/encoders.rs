@@ -222,7 +222,7 @@ fn encoder(k: &mut Keys) -> Result<()> {
 /// Position 0 lies behind the padding's row.
 fn behind_padding(h: &Hparams, s: &super::super::view::Stored) -> Result<View> {
     let skip = h.size("pad_token_id")?.map_or(0, |padding| padding + 1);
-    Ok(View::rows(s, range(skip.min(s.shape[0]), s.shape[0])))
+    Ok(View::rows(s, range(skip, s.shape[0])).without(skip * s.shape[1]))
 }
 
 /// T5 stores its one embedding under up to three names.

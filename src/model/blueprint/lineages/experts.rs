@@ -269,7 +269,7 @@ fn dbrx_experts(h: &Hparams, s: &Stored) -> Result<View> {
 fn dbrx_turned_experts(h: &Hparams, s: &Stored) -> Result<View> {
     let [experts, width] = dbrx_sizes(h);
     let gather = Gather { matrices: experts, stored: [width, s.shape[1]], turned: true, rows: None, cols: None };
-    Ok(View { shape: vec![experts, s.shape[1], width], gather: Some(gather), values: ValueMap::Same })
+    Ok(View::gathered(&[experts, s.shape[1], width], gather))
 }
 
 fn dbrx_sizes(h: &Hparams) -> [usize; 2] {

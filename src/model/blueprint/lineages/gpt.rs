@@ -339,10 +339,7 @@ fn stacked(_: &Hparams, s: &Stored) -> Result<View> {
     let &[n, rows, ref rest @ ..] = s.shape else { return Ok(View::same(s.shape)) };
     let shape: Vec<usize> = [&[n * rows], rest].concat();
     let stored = if rest.is_empty() { [1, rows] } else { [rows, rest[0]] };
-    Ok(View {
-        gather: Some(Gather { matrices: n, stored, turned: false, rows: None, cols: None }),
-        ..View::same(&shape)
-    })
+    Ok(View::gathered(&shape, Gather { matrices: n, stored, turned: false, rows: None, cols: None }))
 }
 
 fn scaled(s: &Stored, factor: Option<f32>) -> Result<View> {

@@ -276,7 +276,7 @@ const QWEN4: &[(&str, Change)] = tiled_and![
 fn one_below_the_other(_: &Hparams, s: &Stored) -> Result<View> {
     let [parts, rows, cols] = s.shape else { return Ok(View::same(s.shape)) };
     let gather = Gather { matrices: *parts, stored: [*rows, *cols], turned: false, rows: None, cols: None };
-    Ok(View { shape: vec![parts * rows, *cols], gather: Some(gather), values: ValueMap::Same })
+    Ok(View::gathered(&[parts * rows, *cols], gather))
 }
 
 fn index_queries(h: &Hparams) -> Result<usize> {
