@@ -122,6 +122,8 @@ pub enum Hint {
     Devices(usize),
     /// The importance matrix that a file was made with.
     NameImportance,
+    /// What was named is an adapter; the model is its base.
+    NameBase,
     /// Another importance matrix; whether this one is sound, and of another model.
     ImportanceOfModel { is_of_another: bool },
     /// The file's blocks and numbers should be looked at.
@@ -184,6 +186,7 @@ impl fmt::Display for Hint {
             Hint::OfOriginal(name) => write!(f, "make one of the original: {name}"),
             Hint::Groups { of, format } => write!(f, "groups of {of} divide every row: {format}"),
             Hint::Devices(n) => write!(f, "quantize again for {n} devices"),
+            Hint::NameBase => f.write_str("name the base model, and this adapter as what is merged into it"),
             Hint::NameImportance => f.write_str("name the importance matrix"),
             Hint::ImportanceOfModel { is_of_another } => {
                 let why = if *is_of_another { "it was made of another model; " } else { "" };

@@ -39,7 +39,7 @@ pub fn perplexity(
     report: &dyn control::Report,
 ) -> Result<Report> {
     let (begin, run) = (Instant::now(), Run::new(control, report));
-    let mut base = turns::open(model, how.rounded_activations, run)?;
+    let mut base = turns::open(model, how.adapter.as_deref(), how.rounded_activations, run)?;
     let text = Prepared::new(&base, how)?;
     let save = save_logits.map(|path| KlBaseWriter::create(path, &text.windows, base.vocab(), &text.stream));
     let save = save.transpose()?;
@@ -154,13 +154,16 @@ impl<'a> Field<'a> {
             true if how.ablation.is_some() => {
                 return Err(Error::request("an ablation needs the base model itself, not its stored logits"));
             }
+            true if how.adapter.is_some() => {
+                return Err(Error::request("an adapter is merged into the base model, not into its stored logits"));
+            }
             true => {
                 let (stored, model) = (KlBaseReader::open(path)?, Runnable::open_idle(first)?);
                 let (text, vocab) = (Prepared::stored(&stored, &model, how), stored.vocab());
                 (Reference::Logits(Some(Box::new(stored))), text, (vocab, model.engine.config.hidden))
             }
             false => {
-                let model = turns::open(path, rounded, run)?;
+                let model = turns::open(path, how.adapter.as_deref(), rounded, run)?;
                 let (text, config) = (Prepared::new(&model, how)?, &model.engine.config);
                 let sizes = (config.vocab, config.hidden);
                 (Reference::Model(Box::new(model)), text, sizes)
@@ -170,7 +173,7 @@ impl<'a> Field<'a> {
         let mut entrants: Vec<Entrant> = Vec::with_capacity(candidates.len());
         for path in candidates {
             let model = match turn {
-                None => turns::open(path, rounded, run)?,
+                None => turns::open(path, None, rounded, run)?,
                 Some(_) => Runnable::open_idle(path)?,
             };
             if let Reference::Model(base) = &base {
@@ -210,7 +213,7 @@ impl<'a> Field<'a> {
         let (cancel, text) = (&run.control.cancel, &self.text);
         let seen = activations(base, text)?;
         let mut twin = match how.ablation {
-            Some(_) => Some(turns::open(self.path, how.rounded_activations, run)?),
+            Some(_) => Some(turns::open(self.path, how.adapter.as_deref(), how.rounded_activations, run)?),
             None => None,
         };
         for (candidate, row) in self.candidates.iter_mut().zip(rows) {

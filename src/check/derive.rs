@@ -18,6 +18,8 @@ use std::sync::Mutex;
 pub struct Origin {
     /// The checkpoint.
     pub source: PathBuf,
+    /// The LoRA adapter that was merged into it.
+    pub adapter: Option<PathBuf>,
     /// The importance matrix, which a file that was made with one cannot be derived without.
     pub imatrix: Option<PathBuf>,
     /// What experts that saw no token got.
@@ -39,7 +41,8 @@ pub struct Derived {
 /// `BadInput` for a file that has other tensors than the source gives, or other sizes in its metadata, or that cannot be
 /// derived from what was named; `Interrupted`.
 pub fn derive(file: &Checkpoint, origin: &Origin, run: Run) -> Result<Derived> {
-    let SourceModel { ckpt, model, .. } = SourceModel::open(&origin.source)?.for_files()?;
+    let SourceModel { ckpt, model, .. } =
+        SourceModel::open_merged(&origin.source, origin.adapter.as_deref())?.for_files()?;
     same_configuration(file, &ckpt, &model)?;
     let open = |file| Importance::open(file, origin.unseen_experts, &model);
     let importance = origin.imatrix.as_deref().map(open).transpose()?;

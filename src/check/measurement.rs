@@ -6,6 +6,8 @@ use std::path::PathBuf;
 /// How models are measured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measurement {
+    /// A LoRA adapter that is merged into the base; see [`crate::model::SourceModel::open_merged`].
+    pub adapter: Option<PathBuf>,
     /// The evaluation text: plain, or conversations as `.jsonl`. It is not read where the base is a file of logits,
     /// which holds its own tokens.
     pub text: Option<PathBuf>,
@@ -27,6 +29,7 @@ impl Default for Measurement {
     /// Disjoint windows of 512 tokens, as many as there are; no text, no limits.
     fn default() -> Self {
         Self {
+            adapter: None,
             text: None,
             method: Method::LlamaCpp { ctx: 512 },
             windows: None,

@@ -6,6 +6,7 @@ use crate::control::{Notice, Run};
 use crate::error::Hint;
 use crate::eval::compare::BATCH;
 use crate::eval::{Artifact, EachRows, Logits, Runnable, Windows};
+use crate::model::SourceModel;
 use crate::{Error, Result};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -17,11 +18,11 @@ const WORK: u64 = 24;
 /// The share of the free memory that is used where no limit was given.
 const SHARE: f64 = 0.8;
 
-/// Loads a model; `rounded`: its activations are rounded to 8 bits.
-pub fn open(path: &Path, rounded: bool, run: Run) -> Result<Runnable> {
+/// Loads a model with an adapter merged into it; `rounded`: its activations are rounded to 8 bits.
+pub fn open(path: &Path, adapter: Option<&Path>, rounded: bool, run: Run) -> Result<Runnable> {
     run.check()?;
     run.notice(Notice::Loading(path.to_path_buf()));
-    let mut model = Runnable::open(path)?;
+    let mut model = Runnable::load(&SourceModel::open_merged(path, adapter)?)?;
     model.engine.round_activations(rounded);
     Ok(model)
 }
@@ -61,7 +62,7 @@ impl<'a> Entrant<'a> {
     /// The model itself, loaded if it is not.
     pub fn model(&mut self) -> Result<&mut Runnable> {
         if self.loaded.is_none() {
-            let model = open(&self.path, self.rounded, self.run.unheard())?;
+            let model = open(&self.path, None, self.rounded, self.run.unheard())?;
             // Known of the layers alone.
             self.artifact.activations = model.artifact.activations.clone();
             self.loaded = Some(model);

@@ -29,7 +29,7 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
         Some(model) => {
             let path = options::resolve_model(model, &args.hub, args.common.quiet)?;
             super::places::of_calibration(&args, Some(&path))?;
-            let source = SourceModel::open(&path)?;
+            let source = SourceModel::open_merged(&path, args.lora.as_deref())?;
             earlier.iter().zip(&args.merge).try_for_each(|(earlier, file)| earlier.check(&source.model, file))?;
             let calibration = Calibration {
                 data: recipe::data(&args.data, &args.hub, args.common.quiet)?,

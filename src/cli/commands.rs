@@ -13,6 +13,9 @@ pub struct ConvertArgs {
     /// `IN.gguf [OUT.gguf] TYPE [THREADS]` works too
     #[arg(value_name = "MODEL", num_args = 1..=4)]
     pub model: Vec<String>,
+    /// Merge this LoRA adapter (PEFT's folder) into the weights as they are read
+    #[arg(long, value_name = "ADAPTER")]
+    pub lora: Option<PathBuf>,
     #[command(flatten)]
     pub types: TypeArgs,
     #[command(flatten)]
@@ -126,6 +129,9 @@ pub struct VerifyArgs {
     /// GGUF: the checkpoint it was made from; every tensor is derived again and compared
     #[arg(long, value_name = "MODEL")]
     pub source: Option<PathBuf>,
+    /// The LoRA adapter that was merged into the source
+    #[arg(long, value_name = "ADAPTER", requires = "source")]
+    pub lora: Option<PathBuf>,
     /// Say what this engine would refuse, and why (repeatable)
     #[arg(long = "for", value_enum, value_name = "ENGINE", value_delimiter = ',')]
     pub engines: Vec<EngineName>,
@@ -143,6 +149,9 @@ pub struct CalibrateArgs {
     /// A checkpoint folder, a GGUF file or a Hub id; none to merge or show importance matrices
     #[arg(value_name = "MODEL")]
     pub model: Option<String>,
+    /// Merge this LoRA adapter (PEFT's folder) into the weights as they are read
+    #[arg(long, value_name = "ADAPTER", requires = "model")]
+    pub lora: Option<PathBuf>,
     #[command(flatten)]
     pub data: CalibrationArgs,
     /// Where the importance matrix goes; a name in .dat gets llama.cpp's older form
@@ -181,6 +190,9 @@ pub struct CalibrateArgs {
 pub struct EvalArgs {
     /// A checkpoint folder or a GGUF file
     pub model: PathBuf,
+    /// Merge this LoRA adapter (PEFT's folder) into the weights as they are read
+    #[arg(long, value_name = "ADAPTER")]
+    pub lora: Option<PathBuf>,
     #[command(flatten)]
     pub text: TextArgs,
     /// Store the logits in llama-perplexity's --kl-divergence-base format
@@ -201,6 +213,9 @@ pub struct CompareArgs {
     /// The base, then its quantizations: folders or GGUF files. The base may be a --kl-divergence-base file
     #[arg(value_name = "MODEL", num_args = 2.., required = true)]
     pub models: Vec<PathBuf>,
+    /// Merge this LoRA adapter (PEFT's folder) into the base
+    #[arg(long, value_name = "ADAPTER")]
+    pub lora: Option<PathBuf>,
     #[command(flatten)]
     pub text: TextArgs,
     /// Also measure the loss of each group of tensors quantized alone (loads the base twice)

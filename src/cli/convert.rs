@@ -35,7 +35,7 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
     idle::refuse(given, &recipe, args.text.is_some())?;
     let model = args.model.first().cloned().unwrap_or_default();
     let path = options::resolve_model(&model, &args.hub, args.common.quiet)?;
-    let source = SourceModel::open(&path)?;
+    let source = SourceModel::open_merged(&path, args.lora.as_deref())?;
     if args.text.is_some() {
         source.model.known()?;
     }
@@ -95,7 +95,8 @@ fn compare(
     let models: Vec<PathBuf> =
         std::iter::once(source).chain(outcome.outputs.iter().map(|made| made.paths[0].clone())).collect();
     let method = Method::LlamaCpp { ctx: args.ctx };
-    let how = Measurement { method, windows: args.chunks, gates, ..Measurement::on(text) };
+    let adapter = args.lora.clone();
+    let how = Measurement { adapter, method, windows: args.chunks, gates, ..Measurement::on(text) };
     let mut report = eval::measure(&models, &how, control, args.common.quiet)?;
     for (made, candidate) in outcome.outputs.into_iter().zip(&report.candidates) {
         let name = &candidate.artifact.name;

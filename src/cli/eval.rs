@@ -22,7 +22,8 @@ pub fn eval(args: EvalArgs) -> Result<()> {
     let control = start(&args.common, None)?;
     let outputs = args.save_logits.iter().chain(&args.report).map(PathBuf::as_path);
     places::check(inputs(std::slice::from_ref(&args.model), &args.text), outputs, args.force)?;
-    let (how, terminal) = (measurement(&args.text), Terminal::new(args.common.quiet));
+    let how = Measurement { adapter: args.lora.clone(), ..measurement(&args.text) };
+    let terminal = Terminal::new(args.common.quiet);
     let report = check::perplexity(&args.model, &how, args.save_logits.as_deref(), &control, &terminal)?;
     finish(&named(report), &args.report, args.common.format, args.force)
 }
@@ -33,7 +34,7 @@ pub fn compare(args: CompareArgs) -> Result<()> {
     let gates = gates(&args.gates)?;
     places::check(inputs(&args.models, &args.text), args.report.iter().map(PathBuf::as_path), args.force)?;
     let ablation = args.ablate.then_some(args.ablate_chunks);
-    let how = Measurement { gates, ablation, ..measurement(&args.text) };
+    let how = Measurement { gates, ablation, adapter: args.lora.clone(), ..measurement(&args.text) };
     let report = measure(&args.models, &how, &control, args.common.quiet)?;
     let outcome = gate::verdict(&report.gates);
     finish(&report, &args.report, args.common.format, args.force)?;

@@ -120,6 +120,7 @@ const RULES: &[Rule] = rules! {
 #[cfg(test)]
 const ALWAYS: &[&str] = &[
     "model",
+    "lora",
     "to",
     "on_fallback",
     "target_bpw",

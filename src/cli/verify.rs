@@ -31,6 +31,7 @@ pub fn run(args: VerifyArgs) -> Result<()> {
     let file = Checkpoint::open(&args.file)?;
     let origin = args.source.as_ref().map(|source| Origin {
         source: source.clone(),
+        adapter: args.lora.clone(),
         imatrix: args.imatrix.imatrix.clone(),
         unseen_experts: args.imatrix.unseen_experts.unwrap_or_default(),
     });

@@ -63,6 +63,7 @@ fn flags(hint: &Hint) -> String {
         Hint::OfOriginal(name) => format!("make one of the original with: quantize --to {name}"),
         Hint::Groups { of, format } => format!("groups of {of} divide every row: --to {format}"),
         Hint::Devices(n) => format!("quantize again with --tp {n}"),
+        Hint::NameBase => "give the base model's folder, and this one with --lora".into(),
         Hint::NameImportance => "name it with --imatrix FILE".into(),
         Hint::ImportanceOfModel { is_of_another } => {
             let why = if *is_of_another { "it was made of another model; " } else { "" };

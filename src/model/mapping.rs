@@ -11,6 +11,7 @@ use super::role::Role;
 use super::source_names::{TOWER, drop_reason_of_any, sort_like_llama_cpp, text_name};
 use super::tensor::{MappedTensor, RowOrder, ValueMap};
 use super::understood::{Generated, Model};
+use crate::error::Hint;
 use crate::gguf::Metadata;
 use crate::quant::GgmlType;
 use crate::source::{Checkpoint, Dtype, TensorMeta};
@@ -133,9 +134,7 @@ fn open_hf(ckpt: &Checkpoint) -> Result<Model> {
             let base =
                 adapter.get("base_model_name_or_path").and_then(serde_json::Value::as_str).unwrap_or("its base model");
             let what = format!("holds a LoRA adapter of {base} (adapter_config.json), not a model");
-            return Err(
-                Error::bad_file(ckpt.dir(), what).hint("merge it into its base model first (merge_and_unload in peft)")
-            );
+            return Err(Error::bad_file(ckpt.dir(), what).hint(Hint::NameBase));
         }
         let params = ckpt.dir().join("params.json");
         if params.is_file() {

@@ -26,7 +26,15 @@ impl SourceModel {
     /// # Errors
     /// Those of [`Checkpoint::open`] and [`Model::open`].
     pub fn open(path: &Path) -> Result<Self> {
-        let ckpt = Checkpoint::open(path)?;
+        Self::open_merged(path, None)
+    }
+
+    /// Opens a checkpoint with a LoRA adapter merged into it as it is read; see [`Checkpoint::open_merged`].
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::open_merged`] and [`Model::open`].
+    pub fn open_merged(path: &Path, adapter: Option<&Path>) -> Result<Self> {
+        let ckpt = Checkpoint::open_merged(path, adapter)?;
         let model = Model::open(&ckpt)?;
         Ok(Self::new(path, ckpt, model))
     }

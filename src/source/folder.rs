@@ -163,7 +163,7 @@ fn is_pytorch(name: &str) -> bool {
     [".bin", ".pt", ".pth", ".ckpt"].iter().any(|e| name.ends_with(e))
 }
 
-fn pytorch(path: &Path) -> Error {
+pub(super) fn pytorch(path: &Path) -> Error {
     Error::bad_file(path, "the weights are PyTorch pickles, which can run code when loaded and are not read").hint(
         "use the repository's safetensors, or save the model with `save_pretrained(..., safe_serialization=True)`",
     )

@@ -8,6 +8,7 @@ mod folder;
 mod gguf;
 #[cfg(feature = "hub")]
 pub mod hub;
+mod lora;
 mod mxfp4;
 mod safetensors;
 
@@ -57,6 +58,8 @@ pub struct Checkpoint {
     index: HashMap<String, usize>,
     gguf: Option<Metadata>,
     quantization: compressed::Quantization,
+    /// Of an adapter, what it adds to tensors as they are read.
+    deltas: lora::Deltas,
     /// What was odd about the files, and what was made of it.
     remarks: Vec<String>,
 }
@@ -69,6 +72,17 @@ impl Checkpoint {
     /// contradictory; `Io` when the disk fails.
     pub fn open(path: &Path) -> Result<Self> {
         folder::open(path)
+    }
+
+    /// Opens a checkpoint with the LoRA adapter at `adapter` (a folder of PEFT's, or its safetensors file) merged into it.
+    ///
+    /// Errors: as [`Self::open`]; `Unsupported` for adapters that are merged in another way.
+    pub fn open_merged(path: &Path, adapter: Option<&Path>) -> Result<Self> {
+        let base = Self::open(path)?;
+        match adapter {
+            Some(adapter) => lora::merged(base, adapter),
+            None => Ok(base),
+        }
     }
 
     /// Opens a GGUF model whose file, or shards in order, may have any names yet.
@@ -99,6 +113,7 @@ impl Checkpoint {
             index,
             gguf,
             quantization: compressed::Quantization::None,
+            deltas: HashMap::new(),
             remarks: Vec::new(),
         })
     }
@@ -166,6 +181,9 @@ impl Checkpoint {
         let end = start.and_then(|start| start.checked_add(out.len() as u64));
         match (start, end, self.files.get(t.file)) {
             (Some(start), Some(end), Some(file)) if end <= t.range.end && !matches!(t.dtype, Dtype::Packed(_)) => {
+                if let Some(delta) = self.deltas.get(&t.name) {
+                    return delta.read(t, file, offset, out);
+                }
                 file.read_at(start, out).map_err(|e| e.tensor(t.name.as_str()))
             }
             _ => Err(Error::Internal(format!("{} bytes at {offset} are not in tensor '{}'", out.len(), t.name))),

@@ -5,11 +5,13 @@ mod common;
 
 mod architecture;
 mod awq;
+mod configurations;
 mod containers;
 mod eval;
 mod families;
 mod infer;
 mod layerwise;
+mod lora;
 mod model;
 mod model_variants;
 mod report;

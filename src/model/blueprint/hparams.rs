@@ -14,6 +14,11 @@ pub(in crate::model) struct Hparams {
 /// No size, count or length of a model is larger.
 const LARGEST: usize = 1 << 27;
 
+/// A size that a model can have.
+pub(super) fn plausible(value: &Value) -> Option<usize> {
+    as_size(value).filter(|n| *n <= LARGEST)
+}
+
 /// Sub-configurations that stand for the text model.
 const TEXT: [&str; 6] =
     ["text_config", "llm_config", "lm_config", "language_config", "lfm", "transformer_layer_config"];
@@ -46,10 +51,7 @@ impl Hparams {
     }
 
     pub fn size_of(&self, keys: &[&str]) -> Result<Option<usize>> {
-        let size = |v: &Value| {
-            let plausible = as_size(v).filter(|n| *n <= LARGEST);
-            plausible.ok_or_else(|| wrong(keys[0], v, "a plausible size"))
-        };
+        let size = |v: &Value| plausible(v).ok_or_else(|| wrong(keys[0], v, "a plausible size"));
         self.find(keys).map(size).transpose()
     }
 
@@ -100,7 +102,7 @@ impl Hparams {
 
     pub fn heads(&self) -> Result<usize> {
         let keys = ["num_attention_heads", "n_head", "n_heads"];
-        self.size_of(&keys)?.ok_or_else(|| missing("num_attention_heads"))
+        self.size_of(&keys)?.filter(|n| *n > 0).ok_or_else(|| missing("num_attention_heads"))
     }
 
     /// `num_attention_heads` where it is absent.

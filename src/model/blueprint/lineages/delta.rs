@@ -2,6 +2,7 @@
 //! GLM 5.3, Hunyuan 4, dots 3, Muse Glimmer.
 
 use super::super::base::Gating;
+use super::super::hparams::plausible;
 use super::super::view::{Stored, View, pairs};
 use super::deepseek::{KV_B, LATENT, indexer, latent, latent_parts};
 use super::{Blueprint, Change, HALVES, Hparams, Keys, Named, PLAIN, nextn};
@@ -326,7 +327,7 @@ fn kimi(k: &mut Keys) -> Result<()> {
     let h = k.h;
     k.needed_size("vocab_size", "vocab_size")?;
     let linear = h.get("linear_attn_config").cloned().unwrap_or_default();
-    let number = |key: &str| linear.get(key).and_then(|v| v.as_u64()).map(|n| n as usize);
+    let number = |key: &str| linear.get(key).and_then(plausible);
     let heads: Vec<usize> = (0..h.blocks()?).map(|layer| usize::from(attends_fully(h, layer))).collect();
     k.sizes("attention.head_count_kv", &heads);
     if let Some(n) = number("short_conv_kernel_size") {

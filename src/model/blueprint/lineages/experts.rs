@@ -1,6 +1,7 @@
 //! More mixtures of experts: MiniMax M3, DeepSeek's first, Ling's first, Grove, Maple, SmallThinker, Arctic, Grok, DBRX.
 
 use super::super::base::Gating;
+use super::super::hparams::plausible;
 use super::super::view::{Stored, View, pairs, range};
 use super::small::fused_rows;
 use super::{Blueprint, Change, Hparams, Keys, Named, PAIRS, PLAIN};
@@ -149,7 +150,7 @@ pub(super) static ALL: &[Blueprint] = &[
         changes: PAIRS,
         keys: |k| {
             k.needed_size("vocab_size", "vocab_size")?;
-            k.size("rope.dimension_count", k.h.hidden()? / k.h.heads()?.max(1))
+            k.size("rope.dimension_count", k.h.hidden()? / k.h.heads()?)
         },
         ..PLAIN
     },
@@ -274,7 +275,7 @@ fn dbrx_turned_experts(h: &Hparams, s: &Stored) -> Result<View> {
 
 fn dbrx_sizes(h: &Hparams) -> [usize; 2] {
     ["moe_num_experts", "ffn_hidden_size"]
-        .map(|key| h.get("ffn_config").and_then(|c| c.get(key)?.as_u64()).unwrap_or(0) as usize)
+        .map(|key| h.get("ffn_config").and_then(|c| c.get(key).and_then(plausible)).unwrap_or(0))
 }
 
 fn dbrx(k: &mut Keys) -> Result<()> {

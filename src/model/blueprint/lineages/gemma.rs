@@ -1,5 +1,6 @@
 //! Gemma 3n and 4, and the embedding model made of Gemma 3.
 
+use super::super::hparams::plausible;
 use super::{Blueprint, Change, Hparams, Keys, Named, PLAIN};
 use crate::Result;
 use crate::model::family::{PLAIN_TOKENIZER, TokenizerFacts, TokenizerKind};
@@ -136,10 +137,10 @@ fn full_head(h: &Hparams) -> Result<usize> {
 fn of_full_layers(h: &Hparams, key: &str) -> Option<usize> {
     let own = h.get("per_layer_config")?.as_object()?;
     let full = h.layers_of_type("full_attention")?;
-    let mut layers: Vec<(usize, u64)> =
-        own.iter().filter_map(|(layer, c)| Some((layer.parse().ok()?, c.get(key)?.as_u64()?))).collect();
+    let mut layers: Vec<(usize, usize)> =
+        own.iter().filter_map(|(layer, c)| Some((layer.parse().ok()?, plausible(c.get(key)?)?))).collect();
     layers.sort();
-    layers.into_iter().find(|(layer, _)| full.get(*layer) == Some(&true)).map(|(_, n)| n as usize)
+    layers.into_iter().find(|(layer, _)| full.get(*layer) == Some(&true)).map(|(_, n)| n)
 }
 
 fn gemma4(k: &mut Keys) -> Result<()> {

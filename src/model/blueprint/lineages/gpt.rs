@@ -295,7 +295,7 @@ fn every_other(s: &Stored, from: usize) -> Vec<u32> {
 
 /// Stored head by head, each query, key, value: all queries, all keys, all values.
 fn by_kind(h: &Hparams, s: &Stored) -> Result<View> {
-    let heads = h.heads()?.max(1);
+    let heads = h.heads()?;
     let head = s.shape[0] / (3 * heads);
     let rows =
         (0..3).flat_map(|kind| (0..heads).flat_map(move |i| range((3 * i + kind) * head, (3 * i + kind + 1) * head)));
@@ -304,7 +304,7 @@ fn by_kind(h: &Hparams, s: &Stored) -> Result<View> {
 
 /// Stored group by group, each its queries, its key and its value: all queries, all keys, all values.
 fn by_group(h: &Hparams, s: &Stored) -> Result<View> {
-    let (heads, groups) = (h.heads()?.max(1), h.size_of(&["num_kv_heads", "n_head_kv"])?.unwrap_or(1).max(1));
+    let (heads, groups) = (h.heads()?, h.size_of(&["num_kv_heads", "n_head_kv"])?.unwrap_or(1).max(1));
     let (per_group, head) = (heads / groups, s.shape[0] / (heads + 2 * groups));
     let all = (per_group + 2) * head;
     let part =

@@ -1,6 +1,7 @@
 //! State-space models, short convolutions, and their hybrids with attention.
 
 use super::super::base::Gating;
+use super::super::hparams::plausible;
 use super::super::view::{Stored, View};
 use super::moe::{GRANITE_DEFAULTS, SHARED_HALVES, granite};
 use super::{Blueprint, Change, HALVES, Hparams, Keys, Named, PLAIN};
@@ -491,7 +492,7 @@ fn puzzle(k: &mut Keys) -> Result<()> {
     let h = k.h;
     let blocks = h.list("block_configs").ok_or_else(|| crate::model::hf_json::missing("block_configs"))?;
     let sizes = |key: &str| -> Vec<usize> {
-        blocks.iter().map(|block| block.get(key).and_then(|v| v.as_u64()).unwrap_or(0) as usize).collect()
+        blocks.iter().map(|block| block.get(key).and_then(plausible).unwrap_or(0)).collect()
     };
     let attends = |block: &serde_json::Value| {
         matches!(block.get("block_type").and_then(|v| v.as_str()), Some("attention" | "full_attention"))

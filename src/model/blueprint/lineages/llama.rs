@@ -1,5 +1,6 @@
 //! Llama's line: what differs from it in names, in fused matrices, or in a few numbers, and image models around it.
 
+use super::super::hparams::plausible;
 use super::super::view::{Stored, View, pairs, range};
 use super::dense::LLAMA_TOKENIZER;
 use super::{Blueprint, Change, Hparams, Keys, Named, PAIRS, PLAIN, llama3_factors, long_rope_factors};
@@ -193,7 +194,7 @@ const DECI_PAIRS: &[(&str, Change)] = &[
 
 fn meta_layout(k: &mut Keys) -> Result<()> {
     k.text("tensor_data_layout", "Meta AI original pth");
-    k.size("rope.dimension_count", k.h.hidden()? / k.h.heads()?.max(1))
+    k.size("rope.dimension_count", k.h.hidden()? / k.h.heads()?)
 }
 
 /// The second third, in pairs.
@@ -233,15 +234,15 @@ fn of_groups(h: &Hparams, s: &Stored, part: Part) -> Result<View> {
 /// Heads of queries and of keys in a block. Those without attention have none; linear ones only the first.
 fn deci_heads(h: &Hparams, layer: usize) -> Result<(usize, usize)> {
     let heads = h.heads()?;
-    if let Some(kv) = h.list("num_key_value_heads_per_layer").and_then(|list| list.get(layer)?.as_u64()) {
-        return Ok((heads, kv as usize));
+    if let Some(kv) = h.list("num_key_value_heads_per_layer").and_then(|list| plausible(list.get(layer)?)) {
+        return Ok((heads, kv));
     }
     let Some(block) = h.list("block_configs").and_then(|blocks| blocks.get(layer)?.get("attention")) else {
         return Ok((heads, h.kv_heads()?));
     };
-    let number = |key: &str| block.get(key).and_then(|v| v.as_u64());
+    let number = |key: &str| block.get(key).and_then(plausible);
     Ok(match number("n_heads_in_group") {
-        Some(group) => (heads, heads / (group as usize).max(1)),
+        Some(group) => (heads, heads / group.max(1)),
         None if block.get("replace_with_linear").and_then(|v| v.as_bool()) == Some(true) => (heads, 0),
         None => (0, 0),
     })
@@ -251,7 +252,7 @@ fn deci_heads(h: &Hparams, layer: usize) -> Result<(usize, usize)> {
 fn deci_blocks(k: &mut Keys) -> Result<()> {
     let h = k.h;
     let heads = (0..k.blocks).map(|layer| deci_heads(h, layer)).collect::<Result<Vec<_>>>()?;
-    let (hidden, head) = (h.hidden()?, h.hidden()? / h.heads()?.max(1));
+    let (hidden, head) = (h.hidden()?, h.hidden()? / h.heads()?);
     let widths: Vec<usize> = (0..k.blocks)
         .map(|layer| {
             h.list("block_configs").and_then(|blocks| blocks.get(layer)?.get("ffn")?.get("ffn_mult")?.as_f64())

@@ -1,6 +1,7 @@
 //! Mixtures of experts with ordinary attention.
 
 use super::super::base::Gating;
+use super::super::hparams::plausible;
 use super::super::view::{Stored, View};
 use super::{Blueprint, Change, HALVES, Hparams, Keys, Named, PAIRS, PLAIN, TURNED_HALVES, long_rope_factors, nextn};
 use crate::model::tensor::ValueMap;
@@ -414,7 +415,7 @@ fn laguna(k: &mut Keys) -> Result<()> {
     let h = k.h;
     k.needed_size("vocab_size", "vocab_size")?;
     let heads = match h.list("num_attention_heads_per_layer") {
-        Some(list) => list.iter().map(|v| v.as_u64().unwrap_or(0) as usize).collect(),
+        Some(list) => list.iter().map(|v| plausible(v).unwrap_or(0)).collect(),
         None => vec![h.heads()?; h.blocks()?],
     };
     k.sizes("attention.head_count", &heads);
@@ -513,7 +514,7 @@ fn step(k: &mut Keys) -> Result<()> {
     let mut slides = h.layers_of_type("sliding_attention").unwrap_or_default();
     slides.resize(k.blocks, false);
     let other = h.get("attention_other_setting").cloned().unwrap_or_default();
-    let own = |key: &str, base: usize| other.get(key).and_then(|v| v.as_u64()).map_or(base, |n| n as usize);
+    let own = |key: &str, base: usize| other.get(key).and_then(plausible).unwrap_or(base);
     let (heads, groups) = (h.need("num_attention_heads")?, h.need("num_attention_groups")?);
     let of = |base: usize, local: usize| slides.iter().map(|s| if *s { local } else { base }).collect::<Vec<_>>();
     k.sizes("attention.head_count", &of(heads, own("num_attention_heads", heads)));

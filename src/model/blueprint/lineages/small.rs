@@ -192,7 +192,7 @@ pub(super) static ALL: &[Blueprint] = &[
             k.pooling()?;
             k.needed_size("vocab_size", "vocab_size")?;
             let width = h.size_of(&["hidden_size", "d_model"])?.unwrap_or(0);
-            k.size("rope.dimension_count", h.size("head_dim")?.unwrap_or(width / h.heads()?.max(1)))?;
+            k.size("rope.dimension_count", h.size("head_dim")?.unwrap_or(width / h.heads()?))?;
             k.size("context_length", h.size("max_sequence_length")?.unwrap_or(4096))?;
             k.size("embedding_length", h.size("d_model")?.unwrap_or(4096))?;
             k.size("feed_forward_length", h.size("mlp_hidden_size")?.unwrap_or(12288))?;
@@ -310,8 +310,12 @@ fn openelm(k: &mut Keys) -> Result<()> {
         let nearest = ((x + divisor as f64 / 2.0) as usize / divisor * divisor).max(divisor);
         if (nearest as f64) < 0.9 * x { nearest + divisor } else { nearest }
     };
-    let factors = h.list("ffn_multipliers").into_iter().flatten().filter_map(|v| v.as_f64());
-    let widths: Vec<usize> = factors.map(|factor| divisible(factor * width)).collect();
+    let factors = h.list("ffn_multipliers").into_iter().flatten();
+    let of_factor = |v: &serde_json::Value| match v.as_f64() {
+        Some(factor) if (0.0..1e4).contains(&factor) => Ok(divisible(factor * width)),
+        _ => Err(crate::model::hf_json::wrong("ffn_multipliers", v, "factors of the width")),
+    };
+    let widths: Vec<usize> = factors.map(of_factor).collect::<Result<_>>()?;
     let head = h.need("head_dim")?;
     k.size("block_count", k.blocks)?;
     k.needed_size("context_length", "max_context_length")?;

@@ -1,0 +1,210 @@
+//! LoRA adapters that are merged as the weights are read: what comes out is what the merged checkpoint gives.
+
+use crate::common::{copy_model, model};
+use half::f16;
+use quantize::convert::{self, Recipe};
+use quantize::model::SourceModel;
+use quantize::source::Checkpoint;
+use quantize::{Control, Error};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// Small multiples of a power of two, of which sums of products are exact in `f32`.
+fn exact(shape: &[usize], seed: usize) -> (Vec<usize>, Vec<f32>) {
+    let value = |i: usize| ((i * 7 + seed * 13 + i / 5) % 17) as f32 / 256.0 - 8.0 / 256.0;
+    (shape.to_vec(), (0..shape.iter().product()).map(value).collect())
+}
+
+fn write_adapter(dir: &Path, settings: Value, tensors: &Tensors) -> PathBuf {
+    fs::create_dir_all(dir).unwrap();
+    fs::write(dir.join("adapter_config.json"), settings.to_string()).unwrap();
+    let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, (shape, values))| {
+            let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            (format!("base_model.model.{name}"), shape.clone(), bytes)
+        })
+        .collect();
+    let views = bytes.iter().map(|(name, shape, b)| (name, TensorView::new(Dtype::F32, shape.clone(), b).unwrap()));
+    fs::write(dir.join("adapter_model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    dir.to_path_buf()
+}
+
+/// A copy of the small model with changed weights.
+fn changed(dir: &Path, change: impl Fn(&str, &[usize], &mut [f32])) -> PathBuf {
+    copy_model("tiny-llama", dir);
+    let bytes = fs::read(dir.join("model.safetensors")).unwrap();
+    let stored = SafeTensors::deserialize(&bytes).unwrap();
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = stored
+        .iter()
+        .map(|(name, t)| {
+            assert_eq!(t.dtype(), Dtype::F16);
+            let read = |b: &[u8]| f16::from_le_bytes([b[0], b[1]]).to_f32();
+            let mut values: Vec<f32> = t.data().chunks_exact(2).map(read).collect();
+            change(name, t.shape(), &mut values);
+            let bytes = values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
+            (name.to_string(), t.shape().to_vec(), bytes)
+        })
+        .collect();
+    let views = tensors.iter().map(|(n, shape, b)| (n, TensorView::new(Dtype::F16, shape.clone(), b).unwrap()));
+    fs::write(dir.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    dir.to_path_buf()
+}
+
+fn add(w: &mut [f32], (b, a): (&[f32], &[f32]), rank: usize, scale: f32) {
+    let cols = a.len() / rank;
+    for (i, w) in w.iter_mut().enumerate() {
+        let (row, col) = (i / cols, i % cols);
+        let sum: f64 = (0..rank).map(|k| f64::from(b[row * rank + k]) * f64::from(a[k * cols + col])).sum();
+        *w += sum as f32 * scale;
+    }
+}
+
+fn turned(values: &[f32], cols: usize) -> Vec<f32> {
+    (0..cols).flat_map(|c| values.iter().skip(c).step_by(cols).copied().collect::<Vec<_>>()).collect()
+}
+
+/// The files that a recipe makes of a model: tensors only.
+fn converted(source: &SourceModel, to: &Path, targets: [&str; 2]) -> Vec<Vec<u8>> {
+    fs::create_dir_all(to).unwrap();
+    let recipe = Recipe { hash_sources: false, ..Recipe::to(targets).unwrap() };
+    let mut plan = convert::plan(source, &recipe).unwrap();
+    plan.place(to).unwrap();
+    let made = convert::run(&plan, &Control::default(), &()).unwrap();
+    let data = |path: &PathBuf| {
+        let start = quantize::gguf::read_header(path).unwrap().data_start as usize;
+        fs::read(path).unwrap().split_off(start)
+    };
+    made.outputs.iter().map(|output| data(&output.paths[0])).collect()
+}
+
+const Q: &str = "model.layers.0.self_attn.q_proj";
+const DOWN: &str = "model.layers.1.mlp.down_proj";
+const EMBEDDING: &str = "model.embed_tokens";
+const NORM: &str = "model.norm.weight";
+
+fn plain_adapter() -> Tensors {
+    Tensors::from([
+        (format!("{Q}.lora_A.weight"), exact(&[2, 256], 1)),
+        (format!("{Q}.lora_B.weight"), exact(&[256, 2], 2)),
+        (format!("{DOWN}.lora_A.weight"), exact(&[3, 768], 3)),
+        (format!("{DOWN}.lora_B.weight"), exact(&[256, 3], 4)),
+        (format!("{EMBEDDING}.lora_embedding_A"), exact(&[2, 2048], 5)),
+        (format!("{EMBEDDING}.lora_embedding_B"), exact(&[256, 2], 6)),
+        (NORM.into(), exact(&[256], 7)),
+    ])
+}
+
+#[test]
+fn an_adapter_is_merged_as_the_weights_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let tensors = plain_adapter();
+    // 2 of 2, and of the second module 6 of 3.
+    let settings = json!({ "peft_type": "LORA", "r": 2, "lora_alpha": 2, "alpha_pattern": { "mlp.down_proj": 6 },
+                           "rank_pattern": { "mlp.down_proj": 3 } });
+    let adapter = write_adapter(&dir.path().join("adapter"), settings, &tensors);
+    let of = |name: String| tensors[&name].1.as_slice();
+    let expected = changed(&dir.path().join("merged"), |name, _, w| match name.strip_suffix(".weight") {
+        Some(Q) => add(w, (of(format!("{Q}.lora_B.weight")), of(format!("{Q}.lora_A.weight"))), 2, 1.0),
+        Some(DOWN) => add(w, (of(format!("{DOWN}.lora_B.weight")), of(format!("{DOWN}.lora_A.weight"))), 3, 2.0),
+        Some(EMBEDDING) => {
+            let a = turned(of(format!("{EMBEDDING}.lora_embedding_A")), 2048);
+            let b = turned(of(format!("{EMBEDDING}.lora_embedding_B")), 2);
+            add(w, (&a, &b), 2, 1.0);
+        }
+        _ if name == NORM => w.copy_from_slice(of(NORM.into())),
+        _ => {}
+    });
+    let base = SourceModel::open_merged(&model("tiny-llama"), Some(&adapter)).unwrap();
+    let targets = ["f16", "q4_k_m"];
+    let ours = converted(&base, &dir.path().join("ours"), targets);
+    let merged = converted(&SourceModel::open(&expected).unwrap(), &dir.path().join("theirs"), targets);
+    let plain = converted(&SourceModel::open(&model("tiny-llama")).unwrap(), &dir.path().join("plain"), targets);
+    for ((ours, merged), plain) in ours.iter().zip(&merged).zip(&plain) {
+        assert!(ours == merged);
+        assert!(ours != plain);
+    }
+    // A piece from the middle of a row on.
+    let t = &base.ckpt.tensors()[base.ckpt.find(&format!("{Q}.weight")).unwrap()];
+    let (mut whole, mut part) = (vec![0; t.bytes() as usize], vec![0; 1000]);
+    base.ckpt.read(t, 0, &mut whole).unwrap();
+    base.ckpt.read(t, 302, &mut part).unwrap();
+    assert_eq!(part, whole[302..1302]);
+}
+
+#[test]
+fn rank_stabilised_and_weight_decomposed_adapters_are_merged() {
+    let dir = tempfile::tempdir().unwrap();
+    let lengths: Vec<f32> = (0..256).map(|i| 1.0 + i as f32 / 64.0).collect();
+    let mut tensors = plain_adapter();
+    tensors.retain(|name, _| name.starts_with(Q));
+    let read = |adapter: &Path| {
+        let ckpt = Checkpoint::open_merged(&model("tiny-llama"), Some(adapter)).unwrap();
+        let t = &ckpt.tensors()[ckpt.find(&format!("{Q}.weight")).unwrap()];
+        let mut values = vec![0.0; t.elements()];
+        ckpt.read_f32(t, 0..values.len(), &mut Vec::new(), &mut values).unwrap();
+        values
+    };
+    let ckpt = Checkpoint::open(&model("tiny-llama")).unwrap();
+    let mut base = vec![0.0; 256 * 256];
+    ckpt.read_f32(&ckpt.tensors()[ckpt.find(&format!("{Q}.weight")).unwrap()], 0..base.len(), &mut vec![], &mut base)
+        .unwrap();
+    let parts = [&tensors[&format!("{Q}.lora_B.weight")].1, &tensors[&format!("{Q}.lora_A.weight")].1];
+    add(&mut base, (parts[0], parts[1]), 2, (8.0 / 2_f64.sqrt()) as f32);
+    let settings = json!({ "lora_alpha": 8, "use_rslora": true });
+    let merged = read(&write_adapter(&dir.path().join("rs"), settings.clone(), &tensors));
+    assert_eq!(merged, base.iter().map(|w| f16::from_f32(*w).to_f32()).collect::<Vec<_>>());
+
+    tensors.insert(format!("{Q}.lora_magnitude_vector"), (vec![256], lengths.clone()));
+    let merged = read(&write_adapter(&dir.path().join("dora"), settings, &tensors));
+    for ((row, base), length) in merged.chunks(256).zip(base.chunks(256)).zip(lengths) {
+        let norm = |row: &[f32]| row.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
+        assert!((norm(row) / f64::from(length) - 1.0).abs() < 1e-3);
+        let factor = f64::from(length) / norm(base);
+        assert!(row.iter().zip(base).all(|(w, b)| (f64::from(*w) - f64::from(*b) * factor).abs() < 1e-3));
+    }
+}
+
+#[test]
+fn what_does_not_fit_or_is_merged_otherwise_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = model("tiny-llama");
+    let refused = |name: &str, settings: Value, change: &dyn Fn(&mut Tensors)| {
+        let mut tensors = plain_adapter();
+        change(&mut tensors);
+        let adapter = write_adapter(&dir.path().join(name), settings, &tensors);
+        Checkpoint::open_merged(&base, Some(&adapter)).unwrap_err()
+    };
+    let plain = json!({ "lora_alpha": 2 });
+    let bad = |error: Error, what: &str| {
+        assert!(matches!(error, Error::BadInput(_)) && error.to_string().contains(what), "{error}");
+    };
+    let shape = |t: &mut Tensors| drop(t.insert(format!("{Q}.lora_A.weight"), exact(&[2, 128], 1)));
+    bad(refused("shape", plain.clone(), &shape), "was the adapter trained on this model?");
+    let unknown = |t: &mut Tensors| {
+        for part in ["lora_A", "lora_B"] {
+            let moved = t.remove(&format!("{Q}.{part}.weight")).unwrap();
+            t.insert(format!("model.layers.99.self_attn.q_proj.{part}.weight"), moved);
+        }
+    };
+    bad(refused("unknown", plain.clone(), &unknown), "no tensor model.layers.99.self_attn.q_proj.weight");
+    let lonely = |t: &mut Tensors| drop(t.remove(&format!("{Q}.lora_B.weight")));
+    bad(refused("lonely", plain.clone(), &lonely), "has not both of its matrices");
+    let infinite = |t: &mut Tensors| t.get_mut(&format!("{Q}.lora_B.weight")).unwrap().1[3] = f32::INFINITY;
+    bad(refused("infinite", plain.clone(), &infinite), "not finite");
+    bad(refused("alpha", json!({}), &|_| {}), "'lora_alpha'");
+    for settings in [
+        json!({ "peft_type": "LOHA", "lora_alpha": 2 }),
+        json!({ "lora_alpha": 2, "init_lora_weights": "pissa_niter_4" }),
+        json!({ "lora_alpha": 2, "target_parameters": ["mlp.experts.down_proj"] }),
+    ] {
+        let error = refused("kind", settings, &|_| {});
+        assert!(matches!(error, Error::Unsupported(_)), "{error}");
+    }
+}
