@@ -121,7 +121,7 @@ const MERGE_FIRST: &str = "merge it with PEFT (merge_and_unload, save_pretrained
 /// Without what PEFT puts around a module's name.
 fn plain_name(name: &str) -> String {
     let name = name.strip_prefix("base_model.model.").unwrap_or(name);
-    let name = name.replace(".default.", ".").replace(".modules_to_save.", ".");
+    let name = name.replace(".default.", ".").replace(".modules_to_save.", ".").replace(".base_layer.", ".");
     let name = name.strip_suffix(".default").unwrap_or(&name);
     match name.strip_suffix(".lora_magnitude_vector.weight") {
         Some(module) => format!("{module}{MAGNITUDE}"),

@@ -97,6 +97,7 @@ fn plain_adapter() -> Tensors {
         (format!("{DOWN}.lora_B.weight"), exact(&[256, 3], 4)),
         (format!("{EMBEDDING}.lora_embedding_A"), exact(&[2, 2048], 5)),
         (format!("{EMBEDDING}.lora_embedding_B"), exact(&[256, 2], 6)),
+        (format!("{EMBEDDING}.base_layer.weight"), exact(&[2048, 256], 8)),
         (NORM.into(), exact(&[256], 7)),
     ])
 }
@@ -116,6 +117,7 @@ fn an_adapter_is_merged_as_the_weights_are_read() {
         Some(EMBEDDING) => {
             let a = turned(of(format!("{EMBEDDING}.lora_embedding_A")), 2048);
             let b = turned(of(format!("{EMBEDDING}.lora_embedding_B")), 2);
+            w.copy_from_slice(of(format!("{EMBEDDING}.base_layer.weight")));
             add(w, (&a, &b), 2, 1.0);
         }
         _ if name == NORM => w.copy_from_slice(of(NORM.into())),
