@@ -41,8 +41,9 @@ pub struct Derived {
 /// `BadInput` for a file that has other tensors than the source gives, or other sizes in its metadata, or that cannot be
 /// derived from what was named; `Interrupted`.
 pub fn derive(file: &Checkpoint, origin: &Origin, run: Run) -> Result<Derived> {
-    let SourceModel { ckpt, model, .. } =
-        SourceModel::open_merged(&origin.source, origin.adapter.as_deref())?.for_files()?;
+    let recipe = file.gguf().and_then(record::read).unwrap_or_default();
+    let source = SourceModel::open_merged(&origin.source, origin.adapter.as_deref())?;
+    let SourceModel { ckpt, model, .. } = source.for_files(recipe.part, recipe.mtp)?;
     same_configuration(file, &ckpt, &model)?;
     let open = |file| Importance::open(file, origin.unseen_experts, &model);
     let importance = origin.imatrix.as_deref().map(open).transpose()?;

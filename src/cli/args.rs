@@ -23,6 +23,15 @@ pub enum OnFallback {
     Allow,
 }
 
+/// What `--mtp` takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum MtpLayers {
+    #[default]
+    Keep,
+    Drop,
+    Only,
+}
+
 /// What every command understands.
 #[derive(Clone, Debug, Args)]
 pub struct CommonArgs {
@@ -43,6 +52,12 @@ pub struct TypeArgs {
     /// Target types, comma-separated: q4_k_m, q8_0, f16, ... (any case; llama.cpp's file-type numbers work too)
     #[arg(long = "to", visible_alias = "outtype", short = 'q', value_name = "TYPE", value_delimiter = ',')]
     pub to: Vec<String>,
+    /// Write the projector of a model that sees or hears, llama.cpp's mmproj file, in these types: f16, bf16, q8_0, f32
+    #[arg(long, value_name = "TYPE", value_delimiter = ',', conflicts_with = "to")]
+    pub mmproj: Vec<String>,
+    /// Layers that predict more than the next token: keep them, drop them, or write a draft model of them alone
+    #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
+    pub mtp: MtpLayers,
     /// Type for the tensors whose name matches: REGEX=TYPE (repeatable; the first rule that matches wins)
     #[arg(long, value_name = "REGEX=TYPE")]
     pub tensor_type: Vec<String>,

@@ -27,6 +27,9 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
     if args.text.is_none() && !gates.is_empty() {
         return Err(Error::Usage("a quality gate needs a text to measure on: add --text FILE".into()));
     }
+    if args.text.is_some() && !args.types.mmproj.is_empty() {
+        return Err(Error::Usage("a projector is no text model: --mmproj and --text exclude each other".into()));
+    }
     args.report.iter().try_for_each(|path| eval::check_report(path, args.control.force))?;
     let control = recipe::control(&args.control, args.common.threads)?;
     interrupt::catch_interrupt()?;
@@ -121,6 +124,7 @@ fn positionals(args: &mut ConvertArgs) -> Result<()> {
     let mut rest = args.model.split_off(1);
     let budget = &args.budget;
     if args.types.to.is_empty()
+        && args.types.mmproj.is_empty()
         && budget.target_bpw.is_empty()
         && budget.target_size.is_empty()
         && budget.like.is_empty()
@@ -198,6 +202,22 @@ fn summary_json(plan: &Plan, outcome: &Outcome) -> Value {
     json
 }
 
+/// A line for each dropped tensor, or for all of a reason where they are many.
+fn dropped_by_reason(dropped: &[(String, String)]) -> Vec<String> {
+    let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (name, why) in dropped {
+        match reasons.iter_mut().find(|(reason, _)| reason == why) {
+            Some((_, names)) => names.push(name),
+            None => reasons.push((why, vec![name])),
+        }
+    }
+    let lines = reasons.into_iter().flat_map(|(why, names)| match names[..] {
+        [first, .., last] if names.len() > 4 => vec![format!("{} tensors, {first} to {last}: {why}", names.len())],
+        _ => names.iter().map(|name| format!("{name}: {why}")).collect(),
+    });
+    lines.collect()
+}
+
 /// The last word: what was written, how large it is, what was not as asked. Paths go to standard output, the rest is
 /// for the person at the terminal.
 fn summary(plan: &Plan, outcome: &Outcome, quiet: bool) -> Result<()> {
@@ -241,9 +261,7 @@ fn summary(plan: &Plan, outcome: &Outcome, quiet: bool) -> Result<()> {
     match plan.files().next() {
         Some(_) => {
             say!("  {total} source tensors: {written} written, {dropped_count} dropped, in {seconds:.1} s");
-            for (name, why) in dropped {
-                say!("    dropped {name}: {why}");
-            }
+            dropped_by_reason(dropped).iter().for_each(|line| say!("    dropped {line}"));
         }
         None => say!("  in {seconds:.1} s"),
     }

@@ -87,6 +87,7 @@ const RULES: &[Rule] = rules! {
     allow_requantize     "--allow-requantize"     |e| e.files, FILES;
     override_kv          "--override-kv"          |e| e.files, FILES;
     pretokenizer         "--pretokenizer"         |e| e.files, FILES;
+    mtp                  "--mtp"                  |e| e.files, FILES;
     imatrix              "--imatrix"              |e| e.files, FILES;
     unseen_experts       "--unseen-experts"       |e| e.files && (e.importance || e.data), "is for GGUF files with an importance matrix";
     save_imatrix         "--save-imatrix"         |e| e.files && e.data, "is for GGUF files that are calibrated";
@@ -122,6 +123,7 @@ const ALWAYS: &[&str] = &[
     "model",
     "lora",
     "to",
+    "mmproj",
     "on_fallback",
     "target_bpw",
     "target_size",

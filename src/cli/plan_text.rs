@@ -72,6 +72,9 @@ impl Shown<'_> {
         if let Some(bytes) = files.source_bytes {
             let _ = writeln!(out, "source {}", human(bytes));
         }
+        if let (Some(kv), Some(states)) = (files.kv_bytes_per_token, files.state_bytes.filter(|n| *n > 0)) {
+            let _ = writeln!(out, "a sequence takes {kv} bytes per token, and {} whatever its length", human(states));
+        }
         for target in &files.targets {
             let bits = target.bits_per_weight;
             let _ = writeln!(out, "\n{}: {}, {bits:.2} bits per weight", target.name, human(target.file_bytes));

@@ -1,7 +1,9 @@
 //! From flags to what a run is of ([`Recipe`]) and how it behaves ([`Control`]). The only place where the flags of a
 //! conversion are given their meaning.
 
-use super::args::{BudgetArgs, CalibrationArgs, ControlArgs, FolderArgs, HubArgs, Layout, Rounding, TypeArgs};
+use super::args::{
+    BudgetArgs, CalibrationArgs, ControlArgs, FolderArgs, HubArgs, Layout, MtpLayers, Rounding, TypeArgs,
+};
 use super::commands::{ConvertArgs, PlanArgs};
 use super::interrupt::CANCEL;
 use super::options;
@@ -12,6 +14,7 @@ use crate::convert::Recipe;
 use crate::convert::recipe::{
     Data, ImportanceFile, Limit, Override, OverrideValue, Search, Split, Target, TypeRule, TypeRules,
 };
+use crate::model::{Mtp, Part};
 use crate::packed::{self, Spec};
 use crate::quant::{GgmlType, codec, presets};
 use crate::source::sha256_file;
@@ -75,6 +78,12 @@ fn search(rounding: Rounding) -> Search {
 fn of_types(types: &TypeArgs, budget: &BudgetArgs, folder: &FolderArgs) -> Result<Recipe> {
     Ok(Recipe {
         outputs: targets(types, budget, folder)?,
+        mtp: match types.mtp {
+            MtpLayers::Keep => Mtp::Keep,
+            MtpLayers::Drop => Mtp::Drop,
+            MtpLayers::Only => Mtp::Only,
+        },
+        part: if types.mmproj.is_empty() { Part::Text } else { Part::Projector },
         types: type_rules(types)?,
         metadata: types.override_kv.iter().map(|rule| metadata_override(rule)).collect::<Result<_>>()?,
         pretokenizer: types.pretokenizer.clone(),
@@ -87,7 +96,7 @@ fn of_types(types: &TypeArgs, budget: &BudgetArgs, folder: &FolderArgs) -> Resul
 /// Presets and folder formats in the order in which they were named, then budgets.
 fn targets(types: &TypeArgs, budget: &BudgetArgs, folder: &FolderArgs) -> Result<Vec<Target>> {
     let mut targets = Vec::new();
-    for name in &types.to {
+    for name in types.to.iter().chain(&types.mmproj) {
         targets.push(match packed::parse(name) {
             Some(_) => Target::Folder { name: name.to_ascii_lowercase(), format: with_flags(name, folder)? },
             None => Target::parse(name)?,

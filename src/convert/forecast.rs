@@ -3,12 +3,12 @@
 use super::cost::{self, Cost, Pass};
 use super::devices::{self, Device, Fit};
 use super::folder::{FolderPlan, nearest};
-use super::plan::{AssumedImportance, Plan, sizes_of_config};
+use super::plan::{AssumedImportance, Plan, sizes_of_model};
 use super::recipe::Recipe;
 use super::rounding::{has_feedback, needs_data};
 use super::sizes::{self, FileSizes};
 use super::stream;
-use crate::model::{Model, SourceModel};
+use crate::model::{Cache, Model, SourceModel};
 use crate::packed::ChannelScaling;
 use crate::{Error, Result};
 use serde::Serialize;
@@ -25,12 +25,16 @@ pub struct Files {
     pub disk: u64,
     /// Bytes of keys and values per token of context, in 16 bits. `None` for a model of an unknown family.
     pub kv_bytes_per_token: Option<u64>,
+    /// Bytes that a sequence takes whatever its length: recurrent states, and keys and values of layers with a window.
+    pub state_bytes: Option<u64>,
     pub targets: Vec<FileSizes>,
 }
 
 impl Files {
     pub fn new(model: &Model, targets: Vec<FileSizes>, source_bytes: Option<u64>, threads: usize) -> Self {
         let config = &model.config;
+        let of_family = || Cache { per_token: sizes::kv_bytes_per_token(config), fixed: 0 };
+        let cache = model.drawn_cache().cloned().or_else(|| model.family.is_ok().then(of_family));
         let rows = targets.first().map_or(&[][..], |t| &t.rows);
         let tensors: Vec<_> = rows.iter().map(|r| (r.name.clone(), r.shape.clone())).collect();
         Self {
@@ -38,7 +42,8 @@ impl Files {
             source_bytes,
             peak_memory: sizes::conversion_memory(config, &tensors, threads),
             disk: targets.iter().map(|t| t.file_bytes).sum(),
-            kv_bytes_per_token: model.family.is_ok().then(|| sizes::kv_bytes_per_token(config)),
+            kv_bytes_per_token: cache.as_ref().map(|cache| cache.per_token),
+            state_bytes: cache.map(|cache| cache.fixed),
             targets,
         }
     }
@@ -54,10 +59,10 @@ impl Files {
     /// Whether a file fits devices, the built-in table of them where none is named, with `context` tokens of context.
     /// `None` where the room for keys and values is not known.
     pub fn fits(&self, file: &FileSizes, devices: &[Device], context: usize, longest: usize) -> Option<Vec<Fit>> {
-        let kv = self.kv_bytes_per_token?;
+        let (kv, states) = (self.kv_bytes_per_token?, self.state_bytes.unwrap_or(0));
         let table = devices::table();
         let devices = if devices.is_empty() { &table } else { devices };
-        let fit = |d| devices::fit(d, file.tensor_bytes, kv, context as u64, longest as u64);
+        let fit = |d| devices::fit(d, file.tensor_bytes + states, kv, context as u64, longest as u64);
         Some(devices.iter().map(fit).collect())
     }
 }
@@ -73,9 +78,9 @@ pub fn plan(path: &Path, recipe: &Recipe, threads: usize) -> Result<(Plan, Optio
         let files = Files::of(&plan, threads);
         return Ok((plan, files));
     };
-    let (ckpt, model) = Model::imagined(json)?;
+    let (ckpt, model) = Model::imagined(json, recipe.mtp)?;
     let source = SourceModel::new(path, ckpt, model);
-    let sizes = sizes_of_config(&source.model.config, recipe)?;
+    let sizes = sizes_of_model(&source.model, recipe)?;
     let files = (!sizes.is_empty()).then(|| Files::new(&source.model, sizes, None, threads));
     let outputs = recipe.outputs.iter().filter(|t| !t.is_file()).cloned().collect();
     Ok((super::plan(&source, &Recipe { outputs, ..recipe.clone() })?, files))

@@ -12,7 +12,7 @@ use crate::error::Hint;
 use crate::gguf::{self, Metadata};
 use crate::model::keys::lost;
 use crate::model::tokenizer::GgufVocab;
-use crate::model::{Config, Model, SourceModel, gguf_metadata, preset_facts};
+use crate::model::{Config, Model, Mtp, Part, SourceModel, TOWER, WITHOUT_MTP, gguf_metadata, preset_facts};
 use crate::quant::presets::{self, Candidate, Choice, ModelFacts, Preset, Request, Why};
 use crate::quant::{GgmlType, codec};
 use crate::source::Dtype;
@@ -66,6 +66,15 @@ pub struct FilePlan {
     pub limit: Option<Limit>,
     /// How a budget was spent.
     pub allocation: Option<Allocation>,
+    /// Parts of the model that have no place in it, and where they have one.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// A part of a model that a file does not hold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LeftOut {
+    what: &'static str,
+    reason: &'static str,
 }
 
 /// What is taken for granted about importance while types are decided.
@@ -82,7 +91,7 @@ pub enum AssumedImportance {
 /// Decides everything but the reach of budgets.
 pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: AssumedImportance) -> Result<Plan> {
     recipe.check()?;
-    let drawn = recipe.files().next().map(|_| source.for_files()).transpose()?;
+    let drawn = recipe.files().next().map(|_| source.for_files(recipe.part, recipe.mtp)).transpose()?;
     let source = drawn.as_ref().unwrap_or(source);
     if source.model.is_drawn() && recipe.folders().next().is_some() {
         let what = "of this model, GGUF files and folders take a run each: what its tensors mean is not known";
@@ -93,7 +102,9 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
         Some(_) => {
             let (metadata, told) = metadata(source, recipe)?;
             remarks.extend(told);
-            remarks.extend(lost(&source.model)?.iter().map(ToString::to_string));
+            if source.model.part() == Part::Text {
+                remarks.extend(lost(&source.model)?.iter().map(ToString::to_string));
+            }
             Some(metadata)
         }
         None => None,
@@ -120,7 +131,8 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
             }
             _ => Decided::File(Box::new(plan.file(index, target, importance)?)),
         };
-        let place = PathBuf::from(target.usual_name(&source.name()));
+        let place =
+            PathBuf::from(recipe.part.prefix().to_string() + recipe.mtp.prefix() + &target.usual_name(&source.name()));
         plan.outputs.push(OutputPlan { index, target: target.clone(), place, what });
     }
     let is_packed = |row: &sizes::TensorRow| row.choice.why == Why::Kept && !row.choice.got.is_plain();
@@ -157,7 +169,7 @@ impl Plan {
     /// # Errors
     /// `Unsupported` for the first departure.
     pub fn refuse_departures(&self) -> Result<()> {
-        let Some(row) = self.ledger().into_iter().next() else { return Ok(()) };
+        let Some(row) = self.ledger().into_iter().find(|row| row.kind != LEFT_OUT) else { return Ok(()) };
         let what = format!("{}: cannot be {}: {}", row.candidate, row.asked, row.reason);
         let error = Error::unsupported(what).hint(Hint::AllowFallback { instead: row.done });
         Err(match row.tensor {
@@ -202,7 +214,12 @@ impl Plan {
         let metadata = self.metadata.as_ref().ok_or_else(|| Error::Internal("no metadata".into()))?;
         let mut choices = decide(&request, preset_facts(metadata), &tensors, &kept, importance)?;
         if self.source.ckpt.gguf().is_none() {
-            keep_stored(&mut choices, &kept, preset, self.recipe.requantize, &self.source.model, &tensors);
+            match self.recipe.part {
+                Part::Text => {
+                    keep_stored(&mut choices, &kept, preset, self.recipe.requantize, &self.source.model, &tensors);
+                }
+                Part::Projector => choose_of_projector(&mut choices, preset, &self.source.model, &tensors),
+            }
         }
         if !self.recipe.requantize {
             refuse_requantizing(&self.source, &choices)?;
@@ -211,7 +228,14 @@ impl Plan {
         // As llama.cpp's converter marks 16-bit files with packed experts.
         let packed = preset.default.is_plain() && choices.iter().any(|c| c.got == GgmlType::MXFP4);
         let marked = presets::find("mxfp4_moe").filter(|_| packed).unwrap_or(preset);
-        Ok(FilePlan { sizes, file_type: marked.file_type, preset, limit: None, allocation: None })
+        Ok(FilePlan {
+            sizes,
+            file_type: marked.file_type,
+            preset,
+            limit: None,
+            allocation: None,
+            left_out: left_out(&self.source.model, &self.recipe),
+        })
     }
 
     /// The metadata of a file: the model's, the file type, the record of the run, and what the recipe overrides.
@@ -264,7 +288,15 @@ impl FilePlan {
                 r.choice.wanted.block()
             ),
         };
-        self.sizes.fallbacks().map(row).collect()
+        let left_out = self.left_out.iter().map(|left| LedgerRow {
+            candidate: candidate.to_string(),
+            kind: LEFT_OUT.into(),
+            tensor: None,
+            asked: left.what.into(),
+            done: "left out".into(),
+            reason: left.reason.into(),
+        });
+        self.sizes.fallbacks().map(row).chain(left_out).collect()
     }
 
     /// Takes other types; the bytes before the tensors stay as they are.
@@ -273,6 +305,23 @@ impl FilePlan {
         let before = self.sizes.file_bytes.saturating_sub(self.sizes.padded_bytes);
         self.sizes = sizes::of_file(&self.sizes.name, self.preset, &tensors, &choices, before);
     }
+}
+
+/// The kind of a row of the ledger about a part of the model that the file does not hold. It departs from no request.
+const LEFT_OUT: &str = "left-out";
+
+/// The parts of the source that a text model has no place for.
+fn left_out(model: &Model, recipe: &Recipe) -> Vec<LeftOut> {
+    if recipe.part == Part::Projector || recipe.mtp == Mtp::Only {
+        return Vec::new();
+    }
+    let has = |reason: &str| model.dropped.iter().any(|(_, why)| why == reason);
+    let encoder = LeftOut {
+        what: "encoder of images or sound",
+        reason: "a GGUF file of a text model has no place for it; a projector file of its own (mmproj) holds it",
+    };
+    let mtp = LeftOut { what: "multi-token prediction", reason: "llama.cpp has no place for it in this architecture" };
+    [(encoder, has(TOWER)), (mtp, has(WITHOUT_MTP))].into_iter().filter(|(_, has)| *has).map(|(left, _)| left).collect()
 }
 
 pub(super) fn f16() -> Result<&'static Preset> {
@@ -289,6 +338,9 @@ fn metadata(source: &SourceModel, recipe: &Recipe) -> Result<(Metadata, Vec<Stri
         metadata.remove(&key);
     }
     let (pre, mut told) = (recipe.pretokenizer.as_deref(), Vec::new());
+    if model.part() == Part::Projector {
+        return Ok((metadata, told));
+    }
     if ckpt.gguf().is_none() {
         let vocab = GgufVocab::from_hf_dir(ckpt.dir(), model.config.vocab, model.tokenizer_facts(), pre)?;
         vocab.write(&mut metadata);
@@ -393,6 +445,19 @@ fn keep_stored(
     }
 }
 
+/// What llama.cpp's converter makes of a projector's tensors, but for those that were asked for otherwise.
+fn choose_of_projector(choices: &mut [Choice], preset: &Preset, model: &Model, tensors: &[(String, Vec<usize>)]) {
+    for (choice, (name, shape)) in choices.iter_mut().zip(tensors).filter(|(choice, _)| choice.why != Why::Asked) {
+        let wanted = model.projector_type(name, shape, preset.default);
+        let fits = shape.last().is_some_and(|cols| cols.is_multiple_of(wanted.block()));
+        *choice = match (fits, wanted == preset.default) {
+            (false, _) => Choice { wanted, got: GgmlType::F16, why: Why::Fallback },
+            (true, true) => Choice { wanted, got: wanted, why: Why::Default },
+            (true, false) => Choice { wanted, got: wanted, why: Why::Kept },
+        };
+    }
+}
+
 fn decide(
     request: &Request,
     facts: ModelFacts,
@@ -450,9 +515,14 @@ fn facts_of(config: &Config) -> ModelFacts<'_> {
 ///
 /// # Errors
 /// As [`super::plan()`].
-pub fn sizes_of_config(config: &Config, recipe: &Recipe) -> Result<Vec<FileSizes>> {
+pub fn sizes_of_model(model: &Model, recipe: &Recipe) -> Result<Vec<FileSizes>> {
     recipe.check()?;
-    let tensors = sizes::tensors_of(config);
+    if let Some(keys) = model.drawn_keys() {
+        return sizes_of_drawn(model, &keys, recipe);
+    }
+    let config = &model.config;
+    let mut tensors = sizes::tensors_of(config);
+    tensors.extend(model.generated.iter().map(|g| (g.name.clone(), g.shape.clone())));
     let kept: Vec<GgmlType> = tensors.iter().map(|(n, s)| sizes::kept_type(n, s, None)).collect();
     let header = sizes::header_estimate(config, &tensors);
     let known = if recipe.importance.is_some() { Known::Given } else { Known::WhereNeeded };
@@ -460,6 +530,33 @@ pub fn sizes_of_config(config: &Config, recipe: &Recipe) -> Result<Vec<FileSizes
     presets
         .map(|preset| {
             let choices = decide(&request(preset, recipe)?, facts_of(config), &tensors, &kept, known)?;
+            Ok(sizes::of_file(preset.name, preset, &tensors, &choices, header))
+        })
+        .collect()
+}
+
+/// The same of a model whose tensors a blueprint promises.
+fn sizes_of_drawn(model: &Model, keys: &Metadata, recipe: &Recipe) -> Result<Vec<FileSizes>> {
+    if recipe.part == Part::Projector {
+        return Err(Error::unsupported("a projector is not planned from a configuration alone"));
+    }
+    let method = model.hf_config.as_ref().and_then(|json| json.pointer("/quantization_config/quant_method")?.as_str());
+    let is_packed = |name: &str| method == Some("mxfp4") && name.ends_with("_exps.weight");
+    let tensors: Vec<(String, Vec<usize>)> =
+        stream::outputs(model).iter().map(|(name, shape)| (name.to_string(), shape.to_vec())).collect();
+    let kept = tensors.iter().map(|(name, shape)| match () {
+        () if is_packed(name) => GgmlType::MXFP4,
+        () if model.keeps_f32(name, shape) => GgmlType::F32,
+        () => GgmlType::F16,
+    });
+    let kept: Vec<GgmlType> = kept.collect();
+    let header = sizes::header_estimate(&model.config, &tensors);
+    let known = if recipe.importance.is_some() { Known::Given } else { Known::WhereNeeded };
+    let presets = recipe.files().filter_map(|t| if let Target::Preset(preset) = t { Some(*preset) } else { None });
+    presets
+        .map(|preset| {
+            let mut choices = decide(&request(preset, recipe)?, preset_facts(keys), &tensors, &kept, known)?;
+            keep_stored(&mut choices, &kept, preset, recipe.requantize, model, &tensors);
             Ok(sizes::of_file(preset.name, preset, &tensors, &choices, header))
         })
         .collect()

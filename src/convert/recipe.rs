@@ -9,6 +9,7 @@ use super::rounding::{has_feedback, needs_data, smoothing};
 use crate::calibration::data::{self, Source};
 use crate::calibration::imatrix::UnseenExperts;
 use crate::error::Hint;
+use crate::model::{Mtp, Part};
 use crate::packed::{self, Spec};
 use crate::quant::GgmlType;
 use crate::quant::presets::{self, Preset};
@@ -27,6 +28,12 @@ const MAX_SHARD: u64 = 5_000_000_000;
 pub struct Recipe {
     /// What is made, in this order.
     pub outputs: Vec<Target>,
+    /// Which part of the model GGUF files hold.
+    #[serde(default)]
+    pub part: Part,
+    /// What becomes of layers that predict more than the next token (GGUF).
+    #[serde(default)]
+    pub mtp: Mtp,
     /// Types of single tensors (GGUF).
     pub types: TypeRules,
     /// Metadata that is set whatever the source says (GGUF).
@@ -233,6 +240,8 @@ impl Default for Recipe {
     fn default() -> Self {
         Self {
             outputs: Vec::new(),
+            part: Part::Text,
+            mtp: Mtp::Keep,
             types: TypeRules::default(),
             metadata: Vec::new(),
             pretokenizer: None,
@@ -305,6 +314,9 @@ impl Recipe {
                 return Err(Error::request(format!("{} is asked for twice", target.name())));
             }
         }
+        if self.part == Part::Projector {
+            self.check_projector()?;
+        }
         let share = |name: &str, value: f32, zero: bool| match value <= 1.0 && (value > 0.0 || zero && value == 0.0) {
             true => Ok(()),
             false => Err(Error::request(format!("{name} of {value}: not a share between 0 and 1"))),
@@ -341,6 +353,28 @@ impl Recipe {
         Ok(())
     }
 
+    /// That a projector is asked for in a type that it can have.
+    fn check_projector(&self) -> Result<()> {
+        let plain = |t: &Target| match t {
+            Target::Preset(preset) => {
+                [GgmlType::F32, GgmlType::F16, GgmlType::BF16, GgmlType::Q8_0].contains(&preset.default)
+            }
+            _ => false,
+        };
+        if let Some(other) = self.outputs.iter().find(|t| !plain(t)) {
+            let what = format!("a projector in {}: it is written in F16, BF16, Q8_0 or F32", other.name());
+            return Err(Error::request(what));
+        }
+        if self.mtp != Mtp::Keep {
+            return Err(Error::request("a projector has no layers that predict tokens"));
+        }
+        if self.data.is_some() || self.importance.is_some() || self.pretokenizer.is_some() {
+            let what = "a projector has no text to be calibrated on, and no tokenizer";
+            return Err(Error::request(what));
+        }
+        Ok(())
+    }
+
     /// The GGUF files among the outputs.
     pub fn files(&self) -> impl Iterator<Item = &Target> {
         self.outputs.iter().filter(|t| t.is_file())
@@ -370,6 +404,8 @@ impl Recipe {
         // Every field is named, so that a new one asks for a decision here.
         let Recipe {
             outputs,
+            part,
+            mtp,
             types,
             metadata,
             pretokenizer,
@@ -402,6 +438,8 @@ impl Recipe {
                 };
                 Recipe {
                     outputs: alone,
+                    part: Part::Text,
+                    mtp: Mtp::Keep,
                     types: TypeRules::default(),
                     metadata: Vec::new(),
                     pretokenizer: None,
@@ -428,6 +466,8 @@ impl Recipe {
                 };
                 Recipe {
                     outputs: alone,
+                    part,
+                    mtp,
                     types,
                     metadata,
                     pretokenizer,

@@ -2,6 +2,7 @@
 //! reason, and everything the configuration promises is there in the right shape. How rows are read
 //! through the mapping is in `tensor`. It does not quantize and writes nothing.
 
+use super::blueprint::Mtp;
 use super::config::{Config, LayerConfig, RopeScaling};
 use super::family::{Family, Map, Row, Source, When};
 use super::hf_config::family_of;
@@ -77,8 +78,13 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::open`].
-    pub fn imagined(json: serde_json::Value) -> Result<(Checkpoint, Model)> {
-        let config = Config::from_hf(&json)?;
+    pub fn imagined(json: serde_json::Value, mtp: Mtp) -> Result<(Checkpoint, Model)> {
+        let config = match Config::from_hf(&json) {
+            Err(Error::Unsupported(why)) if family_of(&json).is_err() => {
+                return opaque::imagined(json, mtp, why.what.clone());
+            }
+            config => config?,
+        };
         let (family, _) = family_of(&json)?;
         let text = json.get("text_config").unwrap_or(&json);
         let named_type = ["torch_dtype", "dtype"].iter().find_map(|key| text.get(key).or(json.get(key))?.as_str());

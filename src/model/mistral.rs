@@ -41,6 +41,10 @@ pub(super) fn restated(params: &Value) -> Result<Value> {
             config.insert(key.into(), value.clone());
         }
     }
+    // Of a model that sees images, as it is: the projector's blueprint reads it.
+    if let Some(vision) = params.get("vision_encoder").filter(|v| v.is_object()) {
+        config.insert("vision_encoder".into(), vision.clone());
+    }
     config.entry("max_position_embeddings").or_insert(json!(128_000));
     config.entry("tie_word_embeddings").or_insert(json!(false));
     Ok(Value::Object(config))

@@ -31,6 +31,8 @@ pub mod tokenizer;
 mod understood;
 
 pub use crate::source::Checkpoint;
+pub(crate) use blueprint::WITHOUT_MTP;
+pub use blueprint::{Cache, Mtp, Part};
 pub use config::{Config, LayerConfig};
 pub use families::{Family, Role, tokenizer_of};
 pub use fault::fault;
@@ -40,5 +42,6 @@ pub use mapping::expected_tensors;
 pub use metadata::gguf_metadata;
 pub use opaque::preset_facts;
 pub use source_model::{SourceModel, name_of};
+pub(crate) use source_names::TOWER;
 pub use tensor::{MappedTensor, RowOrder, ValueMap};
 pub use understood::{Generated, Model, Opaque};

@@ -2,7 +2,7 @@
 //! the metadata as it is. That is enough to quantize it, and to derive such a file again; what needs to know the meaning
 //! of a tensor refuses with the reason. Also what the presets want to know of a model, from metadata alone.
 
-use super::blueprint;
+use super::blueprint::{self, Mtp, Part};
 use super::config::{Config, Ffn, Heads, LayerConfig, Mixer, Norm, Wiring};
 use super::families::{self, Role};
 use super::source_names::layer_of;
@@ -75,31 +75,91 @@ pub(super) fn open_folder(ckpt: &Checkpoint, json: serde_json::Value, reason: St
     })
 }
 
-/// A checkpoint folder whose meaning is not known as a GGUF file holds it, where there is a blueprint of its class.
+/// A checkpoint folder, or a part of it, as a GGUF file holds it by the blueprint of its class.
 ///
 /// # Errors
-/// `Unsupported` with what is known of the model otherwise; those of [`blueprint::draw`].
-pub(super) fn as_gguf(ckpt: &Checkpoint, model: &Model) -> Result<Model> {
-    let (Err(opaque), Some(json)) = (&model.family, &model.hf_config) else {
-        return Err(Error::Internal("a model that needs no blueprint".into()));
+/// `Unsupported` where there is none; those of [`blueprint::draw`].
+pub(super) fn as_gguf(ckpt: &Checkpoint, model: &Model, part: Part, mtp: Mtp) -> Result<Model> {
+    let Some(json) = &model.hf_config else {
+        let what = "projector files are made of checkpoint folders; a GGUF file of a text model holds none";
+        return Err(Error::unsupported(what));
     };
-    let Some(blueprint) = blueprint::find(json) else { return Err(opaque.error()) };
-    let drawn = blueprint::draw(ckpt, blueprint, json)?;
+    let blueprint = match part {
+        Part::Text => blueprint::find(json),
+        Part::Projector => blueprint::find_projector(json),
+    };
+    let Some(blueprint) = blueprint else {
+        return Err(match (&model.family, part) {
+            (Err(opaque), Part::Text) => opaque.error(),
+            _ => no_projector(json),
+        });
+    };
+    let drawn = blueprint::draw(ckpt, blueprint, json, mtp)?;
     let mut meta = drawn.keys.clone();
     meta.set("general.architecture", drawn.arch);
     let rows = drawn.tensors.iter().find(|t| t.name == "token_embd.weight").map_or(0, MappedTensor::row_count);
     let nested = ["text_config", "transformer_layer_config"].iter().find_map(|part| json.get(*part)?.get("vocab_size"));
     let stated = nested.or(json.get("vocab_size"));
     let vocab = stated.and_then(serde_json::Value::as_u64).map_or(rows, |n| n as usize);
+    let reason = || "a projector is no text model".to_string();
+    let opaque = match &model.family {
+        Err(opaque) => Opaque { arch: drawn.arch.to_string(), ..opaque.clone() },
+        Ok(_) => {
+            let arch = drawn.arch.to_string();
+            Opaque { arch, reason: reason(), nearest: None, is_folder: true, is_convertible: true }
+        }
+    };
     Ok(Model {
         config: Config { vocab, ..sizes(&meta, drawn.arch) },
-        family: Err(Opaque { arch: drawn.arch.to_string(), ..opaque.clone() }),
+        family: Err(opaque),
         tensors: drawn.tensors,
         generated: drawn.generated,
         dropped: drawn.dropped,
         hf_config: Some(json.clone()),
-        drawn: Some(OfBlueprint { keys: drawn.keys, tokenizer: &blueprint.tokenizer, in_f32: blueprint.in_f32 }),
+        drawn: Some(OfBlueprint { keys: drawn.keys, blueprint, cache: drawn.cache }),
     })
+}
+
+/// The model that a configuration promises, of an architecture that is converted only.
+///
+/// # Errors
+/// `Unsupported` with `reason` where there is no blueprint of it, or tensors do not follow from a configuration alone.
+pub(super) fn imagined(json: serde_json::Value, mtp: Mtp, reason: String) -> Result<(Checkpoint, Model)> {
+    let Some(blueprint) = blueprint::find(&json) else { return Err(Error::unsupported(reason)) };
+    let ckpt = Checkpoint::imagined(Vec::new())?;
+    let Some(drawn) = blueprint::imagine(&ckpt, blueprint, &json, mtp)? else {
+        let what = format!("a {} model is not planned from its configuration alone", blueprint.gguf);
+        return Err(Error::unsupported(what).hint("name the folder with its weights"));
+    };
+    let mut meta = drawn.keys.clone();
+    meta.set("general.architecture", drawn.arch);
+    let vocab = json.get("text_config").and_then(|text| text.get("vocab_size")).or(json.get("vocab_size"));
+    let vocab = vocab.and_then(serde_json::Value::as_u64).map_or(0, |n| n as usize);
+    let arch = drawn.arch.to_string();
+    let family = Err(Opaque { arch, reason, nearest: None, is_folder: true, is_convertible: true });
+    let model = Model {
+        config: Config { vocab, ..sizes(&meta, drawn.arch) },
+        family,
+        tensors: drawn.tensors,
+        generated: drawn.generated,
+        dropped: drawn.dropped,
+        hf_config: Some(json),
+        drawn: Some(OfBlueprint { keys: drawn.keys, blueprint, cache: drawn.cache }),
+    };
+    Ok((ckpt, model))
+}
+
+fn no_projector(json: &serde_json::Value) -> Error {
+    let class = json.get("architectures").and_then(|list| list.get(0)?.as_str()).unwrap_or("this model");
+    match ["vision_config", "vision_encoder", "audio_config"]
+        .iter()
+        .any(|part| json.get(*part).is_some_and(|v| !v.is_null()))
+    {
+        true => Error::unsupported(format!("no projector file is known to be made of the encoder of {class}")),
+        false => {
+            Error::unsupported(format!("{class} has no encoder of images or sound that a projector file could hold"))
+        }
+    }
 }
 
 /// What a tensor is by its name and shape alone. Whatever might be an embedding, a router, a norm, a convolution or part of

@@ -2,10 +2,11 @@
 //! judges it. It holds no weights.
 
 use super::Model;
+use super::blueprint::{Mtp, Part};
 use super::opaque::as_gguf;
 use super::tokenizer::Tokenizer;
-use crate::Result;
 use crate::source::Checkpoint;
+use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -44,13 +45,20 @@ impl SourceModel {
         Self { path: path.to_path_buf(), ckpt, model, tokenizer: OnceLock::new() }
     }
 
-    /// The model as GGUF files hold it: the same where its meaning is known, or it is one; else by a blueprint.
+    /// A part of the model as GGUF files hold it: the text model is the same where its meaning is known, or it is one;
+    /// everything else follows a blueprint.
     ///
     /// # Errors
-    /// `Unsupported` for a folder of an architecture without one.
-    pub fn for_files(&self) -> Result<Self> {
-        match self.model.family.is_err() && self.ckpt.gguf().is_none() {
-            true => Ok(Self { model: Arc::new(as_gguf(&self.ckpt, &self.model)?), ..self.clone() }),
+    /// `Unsupported` for a folder of an architecture without one, and for a draft model of what has none.
+    pub fn for_files(&self, part: Part, mtp: Mtp) -> Result<Self> {
+        let by_blueprint = self.model.family.is_err() && self.ckpt.gguf().is_none();
+        if mtp == Mtp::Only && !by_blueprint {
+            return Err(Error::unsupported(
+                "the model has no layers that predict more than the next token, or is a GGUF file",
+            ));
+        }
+        match part == Part::Projector || by_blueprint {
+            true => Ok(Self { model: Arc::new(as_gguf(&self.ckpt, &self.model, part, mtp)?), ..self.clone() }),
             false => Ok(self.clone()),
         }
     }

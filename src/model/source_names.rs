@@ -16,24 +16,18 @@ pub(super) fn text_name(name: &str) -> String {
     name.replacen("language_model.", "", 1).replacen("model.text_model.", "model.", 1)
 }
 
-pub(super) const TOWER: &str = "belongs to an image or sound encoder; a text model has no use for it";
+pub(crate) const TOWER: &str = "belongs to an image or sound encoder; a text model has no use for it";
 
 /// Why a tensor may be left out of a text model of any family, by its name without `language_model.`.
 pub(super) fn drop_reason_of_any(t: &TensorMeta, name: &str) -> Option<&'static str> {
-    if t.elements() == 0 {
-        return Some("it has no elements");
-    }
-    if matches!(t.dtype, Dtype::Bool | Dtype::Ggml(GgmlType::I64 | GgmlType::I32)) {
-        return Some("a buffer: it holds no weights");
+    if let Some(reason) = drop_reason_of_buffer(t, name) {
+        return Some(reason);
     }
     if matches!(t.shape.as_slice(), [1, 1, n, m] if n == m) && name.ends_with(".bias") {
         return Some("a mask that is computed from the configuration");
     }
     if t.elements() == 1 && name.ends_with("_scale") && !name.contains("hc_") {
         return Some("a scale of the key-value cache or of activations, which GGUF and other formats do not take over");
-    }
-    if [".rotary_emb.inv_freq", ".masked_bias", ".attention.bias"].iter().any(|s| name.ends_with(s)) {
-        return Some("a buffer that is computed from the configuration");
     }
     const TOWERS: [&str; 6] = [
         "vision_tower.",
@@ -47,6 +41,18 @@ pub(super) fn drop_reason_of_any(t: &TensorMeta, name: &str) -> Option<&'static 
         return Some(TOWER);
     }
     None
+}
+
+/// Why a tensor is no weight of any part of a model.
+pub(super) fn drop_reason_of_buffer(t: &TensorMeta, name: &str) -> Option<&'static str> {
+    if t.elements() == 0 {
+        return Some("it has no elements");
+    }
+    if matches!(t.dtype, Dtype::Bool | Dtype::Ggml(GgmlType::I64 | GgmlType::I32)) {
+        return Some("a buffer: it holds no weights");
+    }
+    const ENDS: [&str; 3] = [".rotary_emb.inv_freq", ".masked_bias", ".attention.bias"];
+    ENDS.iter().any(|end| name.ends_with(end)).then_some("a buffer that is computed from the configuration")
 }
 
 /// Whether a tensor belongs to the image or sound part of a model, by the names that such parts have.

@@ -64,6 +64,10 @@ pub enum ValueMap {
     NegExp,
     /// `exp(x)`.
     Exp,
+    /// `log(1 + exp(x))`.
+    Softplus,
+    /// The sum of so many slabs, which lie one behind the other in each of the outermost entries.
+    SumOf(usize),
     /// Multiplied by two constants of the model, one after the other.
     Times([f32; 2]),
     /// The same with constants of each row.
@@ -103,8 +107,12 @@ impl ValueMap {
                     row.iter_mut().for_each(|w| *w = round(round(*w * a) * b));
                 }
             }
+            ValueMap::Softplus => {
+                values.iter_mut().for_each(|w| *w = round(f64::from(*w).exp().ln_1p() as f32));
+            }
             // It was read so.
             ValueMap::Product => {}
+            ValueMap::SumOf(_) => values.iter_mut().for_each(|w| *w = round(*w)),
             ValueMap::Ternary(scale) => {
                 let inverse = 1.0 / scale.get().copied().unwrap_or(1.0);
                 values.iter_mut().for_each(|w| *w = round((*w * inverse).round_ties_even().clamp(-1.0, 1.0) / inverse));
@@ -221,6 +229,7 @@ impl MappedTensor {
         }
         match &self.rows {
             _ if self.values == ValueMap::Product => self.read_product(ckpt, scratch, out)?,
+            _ if let ValueMap::SumOf(slabs) = self.values => self.read_sum(slabs, ckpt, rows, scratch, out)?,
             RowOrder::Gather(_) if self.shape.len() == 1 && self.parts.len() > 1 => {
                 self.read_joined(ckpt, scratch, out)?
             }
@@ -279,6 +288,29 @@ impl MappedTensor {
         Ok(())
     }
 
+    fn read_sum(
+        &self,
+        slabs: usize,
+        ckpt: &Checkpoint,
+        rows: Range<usize>,
+        scratch: &mut Vec<u8>,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let (cols, part) = (self.cols(), &ckpt.tensors()[self.parts[0]]);
+        let per = (self.row_count() / self.shape[0].max(1)).max(1);
+        let mut slab = vec![0.0; cols];
+        out.fill(0.0);
+        for (row, out) in rows.zip(out.chunks_exact_mut(cols.max(1))) {
+            let (outer, inner) = (row / per, row % per);
+            for i in 0..slabs {
+                let at = ((outer * slabs + i) * per + inner) * cols;
+                ckpt.read_f32(part, at..at + cols, scratch, &mut slab)?;
+                out.iter_mut().zip(&slab).for_each(|(sum, w)| *sum += w);
+            }
+        }
+        Ok(())
+    }
+
     /// A vector whose parts are vectors, one behind the other.
     fn read_joined(&self, ckpt: &Checkpoint, scratch: &mut Vec<u8>, out: &mut [f32]) -> Result<()> {
         let each = (out.len() / self.parts.len()).max(1);
@@ -319,6 +351,15 @@ impl MappedTensor {
         out: &mut [f32],
     ) -> Result<()> {
         let (cols, [stored_rows, stored_cols]) = (self.cols(), gather.stored);
+        if let Some(width) = gather.cols.as_ref().map(|list| list.len()).filter(|n| *n > cols) {
+            // Each of the gather's rows holds several of the tensor.
+            let (wide, each) = (Self { shape: vec![self.elements() / width, width], ..self.clone() }, width / cols);
+            let whole = rows.start / each..rows.end.div_ceil(each);
+            let mut buffer = vec![0.0; whole.len() * width];
+            wide.read_gathered(gather, ckpt, whole.clone(), scratch, &mut buffer)?;
+            out.copy_from_slice(&buffer[(rows.start - whole.start * each) * cols..][..out.len()]);
+            return Ok(());
+        }
         let per_matrix = (self.row_count() / gather.matrices.max(1)).max(1);
         let apart = self.parts.len() > 1;
         let mut read = |matrix: usize, from: usize, to: &mut [f32]| {

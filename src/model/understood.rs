@@ -1,6 +1,7 @@
 //! A checkpoint's tensors with their meaning, or the reason why it is not known. How they are found is in `mapping` and
 //! `opaque`.
 
+use super::blueprint::{Blueprint, Cache, Part};
 use super::config::Config;
 use super::families::tokenizer_of;
 use super::family::{Family, TokenizerFacts};
@@ -9,6 +10,7 @@ use super::role::Role;
 use super::tensor::MappedTensor;
 use crate::error::Hint;
 use crate::gguf::Metadata;
+use crate::quant::GgmlType;
 use crate::{Error, Result};
 
 /// A checkpoint whose tensors are understood.
@@ -30,13 +32,19 @@ pub struct Model {
 }
 
 /// What a blueprint says of a GGUF file beside its tensors.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct OfBlueprint {
     /// Metadata of the architecture.
     pub keys: Metadata,
-    pub tokenizer: &'static TokenizerFacts,
-    /// Parts of the names of tensors that stay F32.
-    pub in_f32: &'static [&'static str],
+    pub blueprint: &'static Blueprint,
+    /// What a sequence takes, where that is known.
+    pub cache: Option<Cache>,
+}
+
+impl std::fmt::Debug for OfBlueprint {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.debug_struct("OfBlueprint").field("keys", &self.keys).finish_non_exhaustive()
+    }
 }
 
 /// A small tensor that follows from the configuration. Goes to the file as F32, before all others.
@@ -45,6 +53,10 @@ pub struct Generated {
     pub name: String,
     pub shape: Vec<usize>,
     pub values: Vec<f32>,
+}
+
+fn holds(parts: &[&str], name: &str) -> bool {
+    parts.iter().any(|part| name.contains(part))
 }
 
 impl Model {
@@ -61,15 +73,47 @@ impl Model {
         self.drawn.is_some()
     }
 
+    /// What a sequence takes beside the weights, of a model that only a blueprint describes.
+    pub fn drawn_cache(&self) -> Option<&Cache> {
+        self.drawn.as_ref()?.cache.as_ref()
+    }
+
+    /// Metadata of the architecture, of such a model.
+    pub fn drawn_keys(&self) -> Option<Metadata> {
+        let mut keys = self.drawn.as_ref()?.keys.clone();
+        keys.set("general.architecture", self.config.arch.as_str());
+        Some(keys)
+    }
+
     /// What its tokenizer does differently on the way to GGUF.
     pub fn tokenizer_facts(&self) -> &'static TokenizerFacts {
-        self.drawn.as_ref().map_or_else(|| tokenizer_of(&self.config.arch), |drawn| drawn.tokenizer)
+        self.drawn.as_ref().map_or_else(|| tokenizer_of(&self.config.arch), |drawn| &drawn.blueprint.tokenizer)
     }
 
     /// Whether a tensor stays F32 in a file of any type, as llama.cpp's converter and loader demand. `name` is the GGUF name.
     pub fn keeps_f32(&self, name: &str, shape: &[usize]) -> bool {
-        let drawn = self.drawn.as_ref().is_some_and(|drawn| drawn.in_f32.iter().any(|part| name.contains(part)));
+        let drawn = self.drawn.as_ref().is_some_and(|drawn| holds(drawn.blueprint.in_f32, name));
         drawn || keeps_f32(name, shape)
+    }
+
+    /// Which part of a checkpoint it is.
+    pub fn part(&self) -> Part {
+        self.drawn.as_ref().map_or(Part::Text, |drawn| drawn.blueprint.part)
+    }
+
+    /// The type of a projector's tensor in a file of this type, as llama.cpp's converter has it, before rows are found too
+    /// short for it.
+    pub fn projector_type(&self, name: &str, shape: &[usize], file: GgmlType) -> GgmlType {
+        let Some(blueprint) = self.drawn.as_ref().map(|drawn| drawn.blueprint) else { return file };
+        if shape.len() <= 1 || name.ends_with("_norm.weight") || holds(blueprint.in_f32, name) {
+            return GgmlType::F32;
+        }
+        match () {
+            () if holds(blueprint.in_f16, name) => GgmlType::F16,
+            () if holds(blueprint.plain, name) && file == GgmlType::F16 => GgmlType::F16,
+            () if holds(blueprint.plain, name) || keeps_f32(name, shape) => GgmlType::F32,
+            () => file,
+        }
     }
 
     /// The mapped tensor of a role in a layer (`None` for embeddings, output norm and output).

@@ -469,7 +469,11 @@ fn plans_without_a_model_to_plan_are_refused() {
     std::fs::write(dir.path().join("other.json"), text.replace("LlamaForCausalLM", "UnheardForCausalLM")).unwrap();
     fails(&quantize(dir.path(), &["plan", "other.json"]), 4, &["UnheardForCausalLM", "LlamaForCausalLM"]);
     std::fs::write(dir.path().join("other.json"), text.replace("LlamaForCausalLM", "MambaForCausalLM")).unwrap();
-    fails(&quantize(dir.path(), &["plan", "other.json"]), 4, &["MambaForCausalLM", "converted only"]);
+    fails(
+        &quantize(dir.path(), &["plan", "other.json"]),
+        4,
+        &["a mamba model is not planned from its configuration alone", "name the folder"],
+    );
     std::fs::write(dir.path().join("other.json"), text.replace("2048", "\"many\"")).unwrap();
     fails(&quantize(dir.path(), &["plan", "other.json"]), 3, &["vocab_size"]);
 }

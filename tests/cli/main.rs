@@ -17,5 +17,6 @@ mod hub;
 mod inputs;
 mod instruction_sets;
 mod packed_source;
+mod plan_blueprints;
 mod plan_sizes;
 mod verify;

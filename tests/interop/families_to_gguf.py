@@ -79,17 +79,21 @@ def compare(expected, path):
     return sorted(wrong)
 
 
-binary, root, names = sys.argv[1], sys.argv[2], sys.argv[3:]
-good, folders = 0, [n for n in names or sorted(os.listdir(root)) if os.path.isfile(os.path.join(root, n, "expected_gguf.json"))]
-with tempfile.TemporaryDirectory() as out:
-    for name in folders:
-        folder, made = os.path.join(root, name), os.path.join(out, "made.gguf")
-        with open(os.path.join(folder, "expected_gguf.json")) as f: expected = json.load(f)
-        pre = expected["metadata"].get("tokenizer.ggml.pre", {}).get("value")
-        pre = ["--pretokenizer", pre] if pre not in (None, "default") else []
-        run = subprocess.run([binary, "--to", "f16", folder, "-o", made, "--force", "--quiet", *pre], capture_output=True, text=True)
-        if run.returncode: wrong = [f"exit {run.returncode}: {run.stderr.strip().splitlines()[0][:300] if run.stderr.strip() else ''}"]
-        else: wrong = compare(expected, made)
-        good += not wrong
-        print(f"{name}: {'equal' if not wrong else f'{len(wrong)} differences'}", *wrong[:12], sep="\n  ", flush=True)
-print(f"{good} of {len(folders)} equal")
+def main():
+    binary, root, names = sys.argv[1], sys.argv[2], sys.argv[3:]
+    good, folders = 0, [n for n in names or sorted(os.listdir(root)) if os.path.isfile(os.path.join(root, n, "expected_gguf.json"))]
+    with tempfile.TemporaryDirectory() as out:
+        for name in folders:
+            folder, made = os.path.join(root, name), os.path.join(out, "made.gguf")
+            with open(os.path.join(folder, "expected_gguf.json")) as f: expected = json.load(f)
+            pre = expected["metadata"].get("tokenizer.ggml.pre", {}).get("value")
+            pre = ["--pretokenizer", pre] if pre not in (None, "default") else []
+            run = subprocess.run([binary, "--to", "f16", folder, "-o", made, "--force", "--quiet", *pre], capture_output=True, text=True)
+            if run.returncode: wrong = [f"exit {run.returncode}: {run.stderr.strip().splitlines()[0][:300] if run.stderr.strip() else ''}"]
+            else: wrong = compare(expected, made)
+            good += not wrong
+            print(f"{name}: {'equal' if not wrong else f'{len(wrong)} differences'}", *wrong[:12], sep="\n  ", flush=True)
+    print(f"{good} of {len(folders)} equal")
+
+
+if __name__ == "__main__": main()

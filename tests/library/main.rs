@@ -14,6 +14,8 @@ mod layerwise;
 mod lora;
 mod model;
 mod model_variants;
+mod mtp;
+mod projectors;
 mod report;
 mod resume;
 mod tokenizer;

@@ -66,6 +66,8 @@ fn other(place: &str, value: &Value, text: &str) -> Value {
         ("/data/sources/0", _) => json!(text),
         ("/rounding/search", Value::String(s)) => json!(if s == "feedback" { "nearest" } else { "feedback" }),
         ("/rounding/sequential", _) => json!(true),
+        ("/mtp", _) => json!("drop"),
+        ("/part", _) => json!("projector"),
         ("/split", _) => json!({ "max-bytes": 1_000_000 }),
         _ => panic!("how is {place} changed? It is {value}"),
     }

@@ -2,12 +2,13 @@
 
 use super::base::{self, Keys};
 use super::names::Names;
+use super::shapes::{Cache, promised};
 use super::view::{Change, Stored, View, squeezed};
-use super::{Blueprint, Hparams, Named};
+use super::{Blueprint, Hparams, Mtp, Named, Part};
 use crate::gguf::Metadata;
 use crate::model::role::Role;
-use crate::model::source_names::{drop_reason_of_any, layer_of, sort_like_llama_cpp, text_name};
-use crate::model::tensor::{MappedTensor, RowOrder};
+use crate::model::source_names::{drop_reason_of_any, drop_reason_of_buffer, layer_of, sort_like_llama_cpp, text_name};
+use crate::model::tensor::{MappedTensor, RowOrder, ValueMap};
 use crate::model::understood::Generated;
 use crate::quant::GgmlType;
 use crate::source::{Checkpoint, Dtype, TensorMeta};
@@ -24,6 +25,8 @@ pub(in crate::model) struct Drawn {
     pub dropped: Vec<(String, String)>,
     /// Of the architecture, with `general.file_type` in its place.
     pub keys: Metadata,
+    /// What a sequence takes, where that is known.
+    pub cache: Option<Cache>,
 }
 
 /// Experts of one kind, or a tensor that stands alone.
@@ -41,13 +44,21 @@ pub(in crate::model) fn draw(
     ckpt: &Checkpoint,
     blueprint: &'static Blueprint,
     json: &serde_json::Value,
+    mtp: Mtp,
 ) -> Result<Drawn> {
     let h = Hparams::new(json, blueprint);
     let (mut groups, mut dropped) = (BTreeMap::<String, Group>::new(), Vec::new());
     let mut names = Vec::new();
     for (part, t) in ckpt.tensors().iter().enumerate() {
-        let name = text_name(&t.name).replace("e_score_correction_bias", "e_score_correction.bias");
-        if let Some(reason) = drop_reason_of_any(t, &name) {
+        let (name, dropped_of_any) = match blueprint.part {
+            Part::Text => {
+                let name = text_name(&t.name).replace("e_score_correction_bias", "e_score_correction.bias");
+                let reason = drop_reason_of_any(t, &name);
+                (name, reason)
+            }
+            Part::Projector => (t.name.clone(), drop_reason_of_buffer(t, &t.name)),
+        };
+        if let Some(reason) = dropped_of_any {
             dropped.push((t.name.clone(), reason.to_string()));
             continue;
         }
@@ -69,12 +80,20 @@ pub(in crate::model) fn draw(
         names.push(name);
     }
     let more = (blueprint.more_blocks)(&h, &mut names.iter().map(String::as_str));
-    let blocks = h.blocks()? + more;
+    let (own, blocks) = match blueprint.part {
+        Part::Text => (h.blocks()?, h.blocks()? + more),
+        // Names with other numbers than those of blocks, too.
+        Part::Projector => (usize::MAX, usize::MAX),
+    };
     let table = Names::of(blueprint);
     let mut tensors = Vec::new();
     for (name, group) in &groups {
         tensors.extend(mapped(ckpt, &h, blueprint, &table, name, group, blocks)?);
     }
+    if blueprint.part == Part::Text && mtp != Mtp::Keep {
+        split_off(ckpt, mtp, own, &mut tensors, &mut dropped)?;
+    }
+    let blocks = if mtp == Mtp::Drop { own } else { blocks };
     sort_like_llama_cpp(ckpt, &mut tensors);
     let mut generated = (blueprint.generated)(&h)?;
     for (folder, name) in blueprint.beside {
@@ -90,7 +109,85 @@ pub(in crate::model) fn draw(
         base::write(&mut k)?;
     }
     (blueprint.keys)(&mut k)?;
-    Ok(Drawn { arch: blueprint.gguf, tensors, generated, dropped, keys })
+    if mtp == Mtp::Drop {
+        keys.remove(&format!("{}.nextn_predict_layers", blueprint.gguf));
+    }
+    let cache = promised(blueprint, &h).ok().flatten().map(|(_, cache)| cache);
+    Ok(Drawn { arch: blueprint.gguf, tensors, generated, dropped, keys, cache })
+}
+
+/// The file that a configuration promises. `ckpt` holds nothing. `None` where tensors do not follow from it alone.
+///
+/// # Errors
+/// `BadInput` for a configuration that lacks a size.
+pub(in crate::model) fn imagine(
+    ckpt: &Checkpoint,
+    blueprint: &'static Blueprint,
+    json: &serde_json::Value,
+    mtp: Mtp,
+) -> Result<Option<Drawn>> {
+    let h = Hparams::new(json, blueprint);
+    let Some((promised, cache)) = promised(blueprint, &h)? else { return Ok(None) };
+    let block = |name: &str| name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+    let made = |(name, shape): (String, Vec<usize>)| MappedTensor {
+        layer: block(&name),
+        name,
+        shape,
+        parts: Vec::new(),
+        half: None,
+        rows: RowOrder::Same,
+        values: ValueMap::Same,
+        role: Role::Unknown,
+    };
+    let mut tensors: Vec<MappedTensor> = promised.into_iter().map(made).collect();
+    let mut dropped = Vec::new();
+    if mtp != Mtp::Keep {
+        split_off(ckpt, mtp, h.blocks()?, &mut tensors, &mut dropped)?;
+    }
+    let blocks = tensors.iter().filter_map(|t| t.layer).max().map_or(0, |last| last + 1);
+    let mut keys = Metadata::new();
+    let mut k = Keys { h: &h, arch: blueprint.gguf, blocks, ckpt, meta: &mut keys };
+    if blueprint.base {
+        base::write(&mut k)?;
+    }
+    (blueprint.keys)(&mut k)?;
+    let generated = (blueprint.generated)(&h)?;
+    Ok(Some(Drawn { arch: blueprint.gguf, tensors, generated, dropped, keys, cache: Some(cache) }))
+}
+
+/// Takes out the layers that predict more than the next token, blocks from `own` on, or everything that a draft model of
+/// them does not need.
+///
+/// # Errors
+/// `Unsupported` for a draft model of a checkpoint that has none.
+fn split_off(
+    ckpt: &Checkpoint,
+    mtp: Mtp,
+    own: usize,
+    tensors: &mut Vec<MappedTensor>,
+    dropped: &mut Vec<(String, String)>,
+) -> Result<()> {
+    let predicts = |t: &MappedTensor| {
+        let block = t.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+        block.is_some_and(|block| block >= own)
+    };
+    if mtp == Mtp::Only && !tensors.iter().any(predicts) {
+        let what = "the checkpoint has no layers that predict more than the next token, or none that llama.cpp has a place for";
+        return Err(Error::unsupported(format!("{}: {what}", ckpt.dir().display())));
+    }
+    const SHARED: [&str; 3] = ["token_embd.weight", "output_norm.weight", "output.weight"];
+    let (kept, left): (Vec<_>, Vec<_>) = std::mem::take(tensors).into_iter().partition(|t| match mtp {
+        Mtp::Only => predicts(t) || SHARED.contains(&t.name.as_str()),
+        _ => !predicts(t),
+    });
+    let why =
+        if mtp == Mtp::Only { "no part of a draft model" } else { "multi-token prediction, which was not wanted" };
+    let mut parts: Vec<usize> = left.iter().flat_map(|t| t.parts.iter().copied()).collect();
+    parts.sort_unstable();
+    parts.dedup();
+    dropped.extend(parts.into_iter().map(|part| (ckpt.tensors()[part].name.clone(), why.to_string())));
+    *tensors = kept;
+    Ok(())
 }
 
 /// The one matrix of a folder beside the checkpoint, where it is there.
@@ -151,6 +248,9 @@ fn mapped(
     if group.are_experts {
         shape.insert(0, parts.len());
     }
+    if shape.is_empty() {
+        shape.push(1);
+    }
     let layer = layer_of(name);
     // Nothing is lost and nothing made up, whatever the configuration says of sizes. Of several tensors some may be copies.
     let elements = |shape: &[usize]| shape.iter().product::<usize>();
@@ -176,6 +276,8 @@ fn mapped(
     };
     let stored = Stored { name: &first.name, shape: &shape, layer: layer.unwrap_or(0) };
     let block = |stem: &str| match layer {
+        Some(layer) if stem.contains("{}") => stem.replace("{}", &layer.to_string()),
+        Some(_) if blueprint.part == Part::Projector => stem.to_string(),
         Some(layer) => format!("blk.{layer}.{stem}"),
         None => stem.to_string(),
     };
@@ -190,7 +292,11 @@ fn mapped(
     if layer.is_some_and(|layer| layer >= blocks && gguf.starts_with("blk.")) {
         return Err(fault(format!("lies in a block beyond the {blocks} that the configuration counts")));
     }
-    let stem = gguf.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or(gguf.as_str(), |(_, stem)| stem);
+    let stem = ["blk.", "v.blk.", "a.blk."]
+        .iter()
+        .find_map(|begin| gguf.strip_prefix(begin))
+        .and_then(|rest| rest.split_once('.'))
+        .map_or(gguf.as_str(), |(_, stem)| stem);
     let change = blueprint.changes.iter().find(|(of, _)| *of == stem).map_or(Change::Same, |(_, change)| *change);
     let view = change.view(h, &stored)?;
     kept(std::slice::from_ref(&view))?;

@@ -171,12 +171,13 @@ impl Keys<'_> {
         Ok(())
     }
 
-    /// Rows of the matrix in a folder beside the checkpoint.
-    pub fn beside_rows(&self, folder: &str) -> Result<Option<usize>> {
+    /// The shape of the matrix in a folder beside the checkpoint.
+    pub fn beside_shape(&self, folder: &str) -> Result<Option<Vec<usize>>> {
         let path = self.ckpt.dir().join(folder).join("model.safetensors");
-        let open =
-            |path| -> Result<Option<usize>> { Ok(Checkpoint::open(path)?.tensors().first().map(|t| t.shape[0])) };
-        if path.is_file() { open(&path) } else { Ok(None) }
+        if !path.is_file() {
+            return Ok(None);
+        }
+        Ok(Checkpoint::open(&path)?.tensors().first().map(|t| t.shape.clone()))
     }
 
     /// How an embedding model pools its tokens, as sentence-transformers' files beside it say.

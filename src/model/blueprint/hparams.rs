@@ -1,6 +1,6 @@
 //! `config.json` as llama.cpp's converter sees it: the text model's keys over the outer ones, transformers' defaults below.
 
-use super::Blueprint;
+use super::{Blueprint, Part};
 use crate::Result;
 use crate::model::hf_json::{as_size, missing, wrong};
 use serde_json::{Map, Value};
@@ -9,6 +9,8 @@ use serde_json::{Map, Value};
 pub(in crate::model) struct Hparams {
     map: Map<String, Value>,
     rope: Map<String, Value>,
+    /// All of `config.json`, for the projectors of a model.
+    outer: Value,
 }
 
 /// No size, count or length of a model is larger.
@@ -28,7 +30,10 @@ impl Hparams {
     pub fn new(json: &Value, blueprint: &Blueprint) -> Self {
         let mut map = json.as_object().cloned().unwrap_or_default();
         let thinker = || json.get("thinker_config")?.get("text_config")?.as_object();
-        if let Some(text) = TEXT.iter().find_map(|key| json.get(key)?.as_object()).or_else(thinker) {
+        if blueprint.part == Part::Projector {
+            let own = ["vision_config", "vision_encoder"].iter().find_map(|key| json.get(*key)?.as_object());
+            map = own.cloned().unwrap_or_default();
+        } else if let Some(text) = TEXT.iter().find_map(|key| json.get(key)?.as_object()).or_else(thinker) {
             map.extend(text.iter().map(|(key, value)| (key.clone(), value.clone())));
         }
         if let Ok(Value::Object(defaults)) = serde_json::from_str(blueprint.defaults) {
@@ -38,7 +43,18 @@ impl Hparams {
         }
         blueprint.without.iter().for_each(|key| drop(map.remove(*key)));
         let rope = rope(&map);
-        Self { map, rope }
+        let outer = if blueprint.part == Part::Projector { json.clone() } else { Value::Null };
+        Self { map, rope, outer }
+    }
+
+    /// Of the whole `config.json` (of a projector only).
+    pub fn outer(&self, key: &str) -> Option<&Value> {
+        self.outer.get(key).filter(|v| !v.is_null())
+    }
+
+    /// The whole `config.json` (of a projector only).
+    pub fn whole(&self) -> &Value {
+        &self.outer
     }
 
     pub fn get(&self, key: &str) -> Option<&Value> {
@@ -120,6 +136,24 @@ impl Hparams {
             Some(n) => Ok(n),
             None => Ok(self.hidden()? / self.heads()?.max(1)),
         }
+    }
+
+    /// `head_dim` of layers with full attention, where those with a window have another.
+    pub fn full_head(&self) -> Result<usize> {
+        match self.size("global_head_dim")?.or_else(|| self.of_full_layers("head_dim")) {
+            Some(dim) => Ok(dim),
+            None => self.head_dim(),
+        }
+    }
+
+    /// What the first layer with full attention has of its own.
+    pub fn of_full_layers(&self, key: &str) -> Option<usize> {
+        let own = self.get("per_layer_config")?.as_object()?;
+        let full = self.layers_of_type("full_attention")?;
+        let mut layers: Vec<(usize, usize)> =
+            own.iter().filter_map(|(layer, c)| Some((layer.parse().ok()?, plausible(c.get(key)?)?))).collect();
+        layers.sort();
+        layers.into_iter().find(|(layer, _)| full.get(*layer) == Some(&true)).map(|(_, n)| n)
     }
 
     /// The rotary parameters, those of full attention where kinds of layers differ.

@@ -5,19 +5,26 @@
 
 mod apply;
 mod base;
+mod clip;
 mod hparams;
 mod lineages;
 mod names;
+mod shapes;
+mod tower_names;
 mod view;
 
-pub(super) use apply::draw;
+pub(super) use apply::{draw, imagine};
 pub(super) use base::pooling;
 pub(super) use hparams::Hparams;
+pub(crate) use lineages::WITHOUT_MTP;
+pub use shapes::Cache;
 
 use super::family::TokenizerFacts;
 use super::understood::Generated;
 use crate::Result;
 use base::Keys;
+use serde::{Deserialize, Serialize};
+use shapes::Shapes;
 use view::Change;
 
 /// What becomes of a source tensor's name before it is looked up.
@@ -29,8 +36,51 @@ pub(super) enum Named {
     Alias(&'static str, &'static str),
 }
 
+/// What of a checkpoint a GGUF file holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Part {
+    /// The language model.
+    #[default]
+    Text,
+    /// The encoder of images or sound, with what takes its vectors to the language model's: llama.cpp's `mmproj`.
+    Projector,
+}
+
+/// What becomes of layers that predict more than the next token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mtp {
+    /// They follow the others, where llama.cpp has a place for them.
+    #[default]
+    Keep,
+    /// They are left out.
+    Drop,
+    /// Nothing else goes to the file but embeddings and output: a draft model.
+    Only,
+}
+
+impl Mtp {
+    /// What its files' names begin with.
+    pub fn prefix(self) -> &'static str {
+        if self == Mtp::Only { "mtp-" } else { "" }
+    }
+}
+
+impl Part {
+    /// What its files' names begin with.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Part::Text => "",
+            Part::Projector => "mmproj-",
+        }
+    }
+}
+
 /// One GGUF architecture, or a variant of it that needs other rules.
 pub(super) struct Blueprint {
+    /// Which part of a checkpoint it is of.
+    pub part: Part,
     /// `general.architecture`.
     pub gguf: &'static str,
     /// `architectures` of `config.json`.
@@ -58,8 +108,14 @@ pub(super) struct Blueprint {
     pub more_blocks: fn(&Hparams, &mut dyn Iterator<Item = &str>) -> usize,
     /// Parts of the names of tensors that stay F32 in this architecture, beside those that do in all.
     pub in_f32: &'static [&'static str],
+    /// Parts of the names of tensors that are F16 in every file.
+    pub in_f16: &'static [&'static str],
+    /// Parts of the names of tensors that are F16 in an F16 file, and F32 in any other.
+    pub plain: &'static [&'static str],
     /// Metadata behind the usual.
     pub keys: fn(&mut Keys) -> Result<()>,
+    /// The tensors that a configuration promises, and the cache, where they follow from it alone.
+    pub shapes: Option<fn(&mut Shapes) -> Result<()>>,
     pub generated: fn(&Hparams) -> Result<Vec<Generated>>,
     pub tokenizer: TokenizerFacts,
 }
@@ -69,6 +125,15 @@ pub(super) fn find(json: &serde_json::Value) -> Option<&'static Blueprint> {
     let class = |json: &serde_json::Value| json.get("architectures")?.get(0)?.as_str().map(String::from);
     let classes = [json.get("text_config").and_then(class), class(json)];
     classes.iter().flatten().find_map(|class| all().find(|b| b.classes.contains(&class.as_str()) && (b.only)(json)))
+}
+
+/// The blueprint of the projector file of a `config.json`, as llama.cpp's converter chooses it: by the class of the image
+/// encoder, where that has one, or the model's.
+pub(super) fn find_projector(json: &serde_json::Value) -> Option<&'static Blueprint> {
+    let class = |json: &serde_json::Value| json.get("architectures")?.get(0)?.as_str().map(String::from);
+    let classes = [json.get("vision_config").and_then(class), class(json)];
+    let of = |class: &String| lineages::TOWERS.iter().find(|b| b.classes.contains(&class.as_str()) && (b.only)(json));
+    classes.iter().flatten().find_map(of)
 }
 
 pub(super) fn all() -> impl Iterator<Item = &'static Blueprint> {

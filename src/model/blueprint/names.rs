@@ -1,7 +1,8 @@
 //! The names that tensors have in checkpoints, by GGUF's name: facts of many publishers, as gguf-py's `tensor_mapping.py`
 //! collects them. Which of them an architecture has, its blueprint says.
 
-use super::Blueprint;
+use super::tower_names::TOWER;
+use super::{Blueprint, Part};
 use std::collections::HashMap;
 
 /// GGUF's stem, and the stems that checkpoints use for it; `{}` is the layer. `+pre` marks a second list of names for
@@ -517,6 +518,9 @@ const COMMON: &[(&str, &[&str])] = &[
     ("blk.{}.nextn.shared_head_norm", &["model.layers.{}.shared_head.norm"]),
 ];
 
+/// What follows a stem. The last four are limits of Gemma 4's clipped layers.
+const SUFFIXES: [&str; 6] = [".weight", ".bias", ".input_max", ".input_min", ".output_max", ".output_min"];
+
 /// GGUF's stem without its block.
 fn short(gguf: &str) -> &str {
     gguf.strip_prefix("blk.{}.").unwrap_or(gguf)
@@ -538,6 +542,9 @@ pub(super) struct Names {
 impl Names {
     pub fn of(blueprint: &Blueprint) -> Self {
         let mut stems = HashMap::new();
+        if blueprint.part == Part::Projector {
+            stems.extend(TOWER.iter().flat_map(|(gguf, sources)| sources.iter().map(|source| (*source, *gguf))));
+        }
         for stem in blueprint.tensors.split_whitespace() {
             for (gguf, sources) in COMMON.iter().filter(|(gguf, _)| short(gguf) == stem) {
                 let gguf = gguf.strip_suffix("+pre").unwrap_or(gguf);
@@ -563,7 +570,7 @@ impl Names {
         if let Some(gguf) = self.whole.get(pattern.as_str()).or_else(|| self.stems.get(pattern.as_str())) {
             return Some(placed(gguf));
         }
-        [".weight", ".bias"].into_iter().find_map(|suffix| {
+        SUFFIXES.into_iter().find_map(|suffix| {
             let gguf = self.stems.get(pattern.strip_suffix(suffix)?)?;
             Some(placed(gguf) + suffix)
         })

@@ -30,6 +30,8 @@ pub(in crate::model) enum Change {
     PlusOne,
     /// `-exp(x)`.
     NegExp,
+    /// `log(1 + exp(x))`.
+    Softplus,
     /// Dimensions of 1 go away.
     Squeeze,
     /// `[n]` becomes `[n, 1]`.
@@ -42,6 +44,8 @@ pub(in crate::model) enum Change {
     KeyPairs,
     /// The first or the second half of the rows of every matrix.
     Half(usize),
+    /// One of three equal parts of the rows.
+    Third(usize),
     /// The first or the second half of the columns of every matrix, as rows.
     TurnedHalf(usize),
     View(fn(&Hparams, &Stored) -> Result<View>),
@@ -156,6 +160,7 @@ impl Change {
             Change::Same => View::same(shape),
             Change::PlusOne => View::same(shape).with(ValueMap::PlusOne),
             Change::NegExp => View::same(shape).with(ValueMap::NegExp),
+            Change::Softplus => View::same(shape).with(ValueMap::Softplus),
             Change::Squeeze => View::same(&squeezed(shape)),
             Change::Column => View::same(&[shape, &[1]].concat()),
             Change::Turned => {
@@ -168,6 +173,8 @@ impl Change {
                 needs(1, rows)?;
                 View::rows(stored, range(i * rows / 2, (i + 1) * rows / 2))
             }
+            Change::Third(_) if !rows.is_multiple_of(3) => return Err(misshapen()),
+            Change::Third(i) => View::rows(stored, range(i * rows / 3, (i + 1) * rows / 3)),
             Change::TurnedHalf(i) => {
                 needs(2, cols)?;
                 View::turned(stored, Some(range(i * cols / 2, (i + 1) * cols / 2)))

@@ -1,6 +1,7 @@
 //! Byte-level BPE at work: a text becomes words, a word becomes byte symbols, and the merges of lowest rank join them
 //! (as llama.cpp's `llm_tokenizer_bpe`). Special tokens are cut out before (see `runtime`).
 
+use super::pre::Spelling;
 use super::split::Splitter;
 use super::{GgufVocab, pre};
 use crate::{Error, Result};
@@ -19,18 +20,15 @@ pub(super) struct Bpe {
     symbols: HashMap<String, u32>,
     /// Rank and result of joining two symbols.
     merges: HashMap<(u32, u32), (u32, u32)>,
-    spelling: [char; 256],
+    bytes: [char; 256],
+    spelling: Spelling,
 }
 
 impl Bpe {
     pub fn new(vocab: &GgufVocab) -> Result<Self> {
         let name = vocab.pre().unwrap_or("default");
         pre::check_name(name)?;
-        let pre = pre::by_name(name).filter(|p| !p.split.is_empty()).ok_or_else(|| {
-            Error::unsupported(format!(
-                "text cannot be tokenized with the pre-tokenizer '{name}' here; converting works"
-            ))
-        })?;
+        let pre = pre::by_name(name).ok_or_else(|| Error::Internal(format!("the pre-tokenizer {name}")))?;
         let tokens = vocab.tokens().len();
         let mut symbols: HashMap<String, u32> = HashMap::with_capacity(tokens);
         for (id, token) in (0u32..).zip(vocab.tokens()) {
@@ -53,14 +51,26 @@ impl Bpe {
             merges.entry((left, right)).or_insert((rank, whole));
         }
         let splitter = Splitter::new(pre.split)?;
-        Ok(Self { splitter, ignore_merges: pre.ignore_merges, tokens, symbols, merges, spelling: byte_spelling() })
+        let (ignore_merges, spelling) = (pre.ignore_merges, pre.spelling);
+        Ok(Self { splitter, ignore_merges, tokens, symbols, merges, bytes: byte_spelling(), spelling })
+    }
+
+    /// Whether tokens are spelled byte by byte.
+    pub fn spells_bytes(&self) -> bool {
+        self.spelling == Spelling::Bytes
     }
 
     pub fn encode(&self, text: &str, out: &mut Vec<u32>) {
+        if self.spelling != Spelling::Bytes {
+            let escaped = text.replace(' ', "▁");
+            let text = if self.spelling == Spelling::Text { text } else { &escaped };
+            self.splitter.words(text).into_iter().for_each(|word| self.text_word(&text[word], out));
+            return;
+        }
         let mut spelled = String::new();
         for word in self.splitter.words(text) {
             spelled.clear();
-            spelled.extend(text[word].bytes().map(|b| self.spelling[usize::from(b)]));
+            spelled.extend(text[word].bytes().map(|b| self.bytes[usize::from(b)]));
             self.word(&spelled, out);
         }
     }
@@ -73,7 +83,33 @@ impl Bpe {
         }
         let mut buffer = [0; 4];
         let symbol = |c: char| self.symbols.get(&*c.encode_utf8(&mut buffer)).copied().unwrap_or(UNKNOWN);
-        let mut chain = Chain::new(word.chars().map(symbol).collect());
+        self.merge(word.chars().map(symbol).collect(), out);
+    }
+
+    /// A word whose characters stand for themselves; of one that is no symbol, every byte is a token.
+    fn text_word(&self, word: &str, out: &mut Vec<u32>) {
+        let lines = self.spelling == Spelling::EscapedLines && word.chars().all(|c| c == '\n');
+        if let Some(&id) = self.symbols.get(word).filter(|&&id| lines && (id as usize) < self.tokens) {
+            out.push(id);
+            return;
+        }
+        let mut symbols = Vec::with_capacity(word.len());
+        for c in word.chars() {
+            let mut buffer = [0; 4];
+            let text = c.encode_utf8(&mut buffer);
+            match self.symbols.get(&*text) {
+                Some(&id) => symbols.push(id),
+                None => {
+                    let byte = |b: u8| self.symbols.get(&format!("<0x{b:02X}>")).copied().unwrap_or(UNKNOWN);
+                    symbols.extend(text.bytes().map(byte));
+                }
+            }
+        }
+        self.merge(symbols, out);
+    }
+
+    fn merge(&self, symbols: Vec<u32>, out: &mut Vec<u32>) {
+        let mut chain = Chain::new(symbols);
         let mut queue = BinaryHeap::new();
         for left in 0..chain.symbols.len().saturating_sub(1) {
             self.queue(&chain, left, left + 1, &mut queue);
@@ -201,6 +237,13 @@ mod tests {
         let tokens = ["a", "b", "ab"];
         assert_eq!(encode(&bpe(&tokens, &[], "llama-bpe"), "ab"), [2]);
         assert_eq!(encode(&bpe(&tokens, &[], "gpt-2"), "ab"), [0, 1]);
+    }
+
+    #[test]
+    fn characters_that_are_no_token_are_their_bytes() {
+        let b = bpe(&["▁", "a", "▁a", "<0xC3>", "<0xA9>", "\n\n"], &["▁ a"], "gemma4");
+        assert_eq!(encode(&b, " aé\n\na"), [2, 3, 4, 5, 1]);
+        assert_eq!(encode(&bpe(&["a", "b", "ab"], &["a b"], "whitespace"), "ab  ab"), [2, 2]);
     }
 
     #[test]

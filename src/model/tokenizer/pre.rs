@@ -3,6 +3,7 @@
 //! llama.cpp's own recognition, by hashing the ids of a test string, needs a known vocabulary and is not used.
 
 use super::files::HfFiles;
+use super::split::THREES;
 use crate::error::Hint;
 use crate::{Error, Result};
 use serde_json::Value;
@@ -11,26 +12,45 @@ use serde_json::Value;
 #[derive(Debug)]
 pub struct PreTokenizer {
     pub name: &'static str,
-    /// Split patterns in order of application; empty where only llama.cpp runs it (the name may still be written).
+    /// Split patterns in order of application.
     pub split: &'static [&'static str],
     /// A word that is a token is that token, whatever the merges say.
     pub ignore_merges: bool,
     /// Whether BOS is added when the metadata does not say.
     pub add_bos: bool,
+    pub spelling: Spelling,
+}
+
+/// How the merges see a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spelling {
+    /// Every byte as a printable character, as GPT-2 did.
+    Bytes,
+    /// As it is; a character that is no token is the tokens of its bytes (`<0x0A>`).
+    Text,
+    /// The same with `▁` for spaces.
+    Escaped,
+    /// The same again, and a run of newlines that is a token is that token.
+    EscapedLines,
 }
 
 const fn pre(name: &'static str, split: &'static [&'static str]) -> PreTokenizer {
-    PreTokenizer { name, split, ignore_merges: false, add_bos: false }
+    PreTokenizer { name, split, ignore_merges: false, add_bos: false, spelling: Spelling::Bytes }
+}
+
+/// Over characters in place of bytes.
+const fn text(name: &'static str, split: &'static [&'static str], spelling: Spelling) -> PreTokenizer {
+    PreTokenizer { name, split, ignore_merges: false, add_bos: false, spelling }
 }
 
 /// A word that is in the vocabulary skips the merges.
 const fn whole(name: &'static str, split: &'static [&'static str]) -> PreTokenizer {
-    PreTokenizer { name, split, ignore_merges: true, add_bos: false }
+    PreTokenizer { name, split, ignore_merges: true, add_bos: false, spelling: Spelling::Bytes }
 }
 
 /// As [`whole`], and BOS is added by default.
 const fn whole_bos(name: &'static str, split: &'static [&'static str]) -> PreTokenizer {
-    PreTokenizer { name, split, ignore_merges: true, add_bos: true }
+    PreTokenizer { name, split, ignore_merges: true, add_bos: true, spelling: Spelling::Bytes }
 }
 
 // Patterns of words, as they stand in the tokenizer.json files.
@@ -52,8 +72,18 @@ const UFAKZEKA: &str = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]
 const EXAONE_MOE: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+";
 const MINICPM5: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const KIMI: &str = r"[\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const YOUTU: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const YOUTU_ASIAN: &str = "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+";
+const SPARK: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+|[\r\n]|\s+(?!\S)|\s+"##;
+const JAIS2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}";
+const AFMOE_ASIAN: &str = "[一-鿿㐀-䶿豈-\u{faff}぀-ゟ゠-ヿ･-ﾟ⼀-\u{2fdf}เ-\u{e7f}\u{e80}-\u{eff}ក-\u{17ff}က-\u{109f}\u{aa60}-\u{aa7f}\u{a9e0}-\u{a9ff}가-\u{d7af}ᄀ-ᇿ]+";
 const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
 const BLOOM_JSON: &str = r" ?[^(\s|[.,!?…。，、।۔،])]+";
+
+/// Digits from the right in threes, where there are words or the end behind them; and where there is anything.
+const GROUPED_DIGITS: &str = r"\d{1,3}(?=(?:\d{3})*\b)";
+const BEFORE_THREES: &str = r"(?=(\d{3})+(?!\d))";
 
 // Patterns of parts of words, used in front of or after the above.
 const DIGIT: &str = r"\p{N}";
@@ -70,6 +100,14 @@ const DEEPSEEK_LETTERS: &str = r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳ
 const DEEPSEEK_LLM: &[&str] = &[NEWLINE, DEEPSEEK_LETTERS, DEEPSEEK_PUNCTUATION, r"\s+$", DEEPSEEK_CJK, DIGITS];
 const DEEPSEEK_CODER: &[&str] = &[NEWLINE, r"\s?\p{L}+", r"\s?\p{P}+", DEEPSEEK_CJK, DIGIT];
 const DEEPSEEK_V3: &[&str] = &[UP_TO_3_DIGITS, CJK, DEEPSEEK3];
+const CHAMELEON: &[&str] = &[
+    "<sentinel:[0-9]+>",
+    "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
+    r"([\t\n]|    |  )",
+    DIGIT,
+    r"[\p{P}!-/:-@\[-`{-~]",
+    GPT2,
+];
 const STARCODER: &[&str] = &[DIGIT, GPT2];
 
 /// Every name that llama.cpp accepts for a byte-level BPE vocabulary.
@@ -152,20 +190,19 @@ pub const PRE_TOKENIZERS: &[PreTokenizer] = &[
     pre("poro-chat", &[BLOOM]),
     pre("gpt3-finnish", &[BLOOM]),
     pre("viking", &[BLOOM, DIGIT]),
-    // Known to llama.cpp; their patterns need look-around or are not regexes at all.
-    pre("afmoe", &[]),
-    pre("chameleon", &[]),
-    pre("cohere2moe", &[]),
-    pre("gemma4", &[]),
-    pre("granite-embed-multi-311m", &[]),
-    pre("jais-2", &[]),
-    pre("kimi-k2", &[]),
-    pre("sarvam-moe", &[]),
-    pre("spark2_5", &[]),
-    pre("superbpe", &[]),
-    pre("tiny_aya", &[]),
-    pre("whitespace", &[]),
-    pre("youtu", &[]),
+    pre("kimi-k2", &[KIMI]),
+    whole("youtu", &[YOUTU_ASIAN, YOUTU]),
+    pre("spark2_5", &[UP_TO_3_DIGITS, CJK, SPARK, DIGIT]),
+    pre("jais-2", &[JAIS2]),
+    pre("afmoe", &[THREES, AFMOE_ASIAN, DEEPSEEK3]),
+    pre("tiny_aya", &[THREES, GPT4O]),
+    pre("cohere2moe", &[THREES, GPT4O]),
+    pre("superbpe", &[DIGITS, THREES]),
+    PreTokenizer { add_bos: true, ..pre("chameleon", CHAMELEON) },
+    text("whitespace", &[r"\S+"], Spelling::Text),
+    text("sarvam-moe", &[LINES], Spelling::Escaped),
+    text("gemma4", &[LINES], Spelling::EscapedLines),
+    text("granite-embed-multi-311m", &[LINES], Spelling::EscapedLines),
 ];
 
 /// The entry of that name.
@@ -225,6 +262,15 @@ const fn shape(name: &'static str, steps: &'static [Step<'static>], when: When) 
 const SHAPES: &[Shape] = &[
     shape("olmo", &[GPT2_STEP], When::NfcAndToken("|||IP_ADDRESS|||")),
     shape("mpt", &[GPT2_STEP], When::Nfc),
+    shape("tiny_aya", &[Step::Split(GROUPED_DIGITS), Step::Split(GPT4O), RESPELL], When::Always),
+    shape("superbpe", &[Step::Split(DIGITS), Step::Split(BEFORE_THREES), RESPELL], When::Always),
+    shape("youtu", &[Step::Split(YOUTU_ASIAN), Step::Split(YOUTU), RESPELL], When::Always),
+    shape(
+        "spark2_5",
+        &[Step::Split(UP_TO_3_DIGITS), Step::Split(CJK), Step::Split(SPARK), Step::Split(DIGIT), RESPELL],
+        When::Always,
+    ),
+    shape("jais-2", &[Step::Split(JAIS2), RESPELL], When::Always),
     shape("gpt-2", &[GPT2_STEP], When::Always),
     shape("gpt-2", &[Step::Split(GPT2), RESPELL], When::Always),
     shape("command-r", &[SINGLE_DIGITS, GPT2_STEP], When::Nfc),

@@ -313,7 +313,7 @@ impl Gguf {
         let piece = |(token, ty): (&String, &TokenType)| match ty {
             TokenType::Unused => Vec::new(),
             TokenType::Byte => byte_of(token).into_iter().collect(),
-            TokenType::Normal if matches!(kind, Kind::Bpe(_)) => unspell(token, &spelling),
+            TokenType::Normal if matches!(&kind, Kind::Bpe(bpe) if bpe.spells_bytes()) => unspell(token, &spelling),
             TokenType::Normal => token.replace('▁', " ").into_bytes(),
             _ => token.clone().into_bytes(),
         };

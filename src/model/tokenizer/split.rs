@@ -8,6 +8,13 @@ use std::ops::Range;
 /// What the patterns of most pre-tokenizers end with: a run of spaces leaves its last one to the word that follows.
 const TRAILING: &str = r"|\s+(?!\S)|\s+";
 
+/// In the place of a pattern: runs of digits in threes from the right.
+pub const THREES: &str = "threes from the right";
+
+/// What the pattern of one pre-tokenizer ends with: runs of spaces in powers of two, but for the last, which goes to the word
+/// that follows.
+const CASCADE: &str = r"|\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}";
+
 /// A compiled list of split patterns.
 #[derive(Debug)]
 pub struct Splitter {
@@ -17,11 +24,22 @@ pub struct Splitter {
 #[derive(Debug)]
 struct Step {
     regex: Regex,
-    /// The pattern ended with [`TRAILING`]: the look-ahead, which [`Regex`] lacks so as to stay linear in time, is done
-    /// by giving back the last space of a match.
-    gives_back: bool,
+    runs: Runs,
     /// Runs that end with a newline are matched by an alternative of their own, which gives nothing back.
     newlines: bool,
+}
+
+/// What becomes of a match of spaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Runs {
+    Keep,
+    /// The pattern ended with [`TRAILING`]: the look-ahead, which [`Regex`] lacks so as to stay linear in time, is done
+    /// by giving back the last space of a match.
+    GiveBack,
+    /// It ended with [`CASCADE`].
+    Cascade,
+    /// Not of spaces: it is [`THREES`].
+    Threes,
 }
 
 impl Splitter {
@@ -29,14 +47,16 @@ impl Splitter {
     /// [`Error::Internal`] when a pattern does not compile: patterns come from the table in `pre`.
     pub fn new(patterns: &[&str]) -> Result<Self> {
         let steps = patterns.iter().map(|&pattern| {
-            let gives_back = pattern.ends_with(TRAILING);
             let newlines = pattern.contains(r"\s*[\r\n]");
-            let linear = match pattern.strip_suffix(TRAILING) {
-                Some(head) => format!(r"{head}|\s+"),
-                None => pattern.to_string(),
+            let ends = |end: &str| pattern.strip_suffix(end).map(|head| format!(r"{head}|\s+"));
+            let (linear, runs) = match (ends(TRAILING), ends(CASCADE)) {
+                _ if pattern == THREES => (r"\p{N}+".to_string(), Runs::Threes),
+                (Some(linear), _) => (linear, Runs::GiveBack),
+                (None, Some(linear)) => (linear, Runs::Cascade),
+                (None, None) => (pattern.to_string(), Runs::Keep),
             };
             let regex = Regex::new(&linear).map_err(|e| Error::Internal(format!("split pattern: {e}")))?;
-            Ok(Step { regex, gives_back, newlines })
+            Ok(Step { regex, runs, newlines })
         });
         Ok(Self { steps: steps.collect::<Result<_>>()? })
     }
@@ -65,8 +85,11 @@ impl Step {
             if start == end {
                 break;
             }
-            if self.gives_back && end < text.len() {
-                end = start + keep(found.as_str(), self.newlines);
+            match self.runs {
+                Runs::GiveBack if end < text.len() => end = start + keep(found.as_str(), self.newlines),
+                Runs::Cascade => end = start + cascade(found.as_str(), end == text.len()),
+                Runs::Threes => end = start + first_digits(found.as_str()),
+                Runs::GiveBack | Runs::Keep => {}
             }
             if start > done {
                 out.push(base + done..base + start);
@@ -78,6 +101,23 @@ impl Step {
             out.push(base + done..base + text.len());
         }
     }
+}
+
+/// How many bytes of a match are its first piece, where runs of spaces come apart by [`CASCADE`]. `ends`: nothing follows.
+fn cascade(found: &str, ends: bool) -> usize {
+    if !found.chars().all(char::is_whitespace) || found.ends_with(['\r', '\n']) {
+        return found.len();
+    }
+    let run = found.chars().count();
+    let fits = |n: &usize| run > *n || (run == *n && ends);
+    let n = [512, 256, 128, 64, 32, 16, 8, 4, 2, 1].into_iter().find(fits).unwrap_or(1);
+    found.chars().take(n).map(char::len_utf8).sum()
+}
+
+/// How many bytes of a run of digits are those that groups of three leave over on the left, or the first three.
+fn first_digits(found: &str) -> usize {
+    let over = found.chars().count() % 3;
+    found.chars().take(if over == 0 { 3 } else { over }).map(char::len_utf8).sum()
 }
 
 /// How many bytes of a match that does not end the text remain with it (see [`TRAILING`]).
@@ -106,6 +146,22 @@ mod tests {
         let llama3 = r" ?\p{L}+|\s*[\r\n]+|\s+(?!\S)|\s+";
         assert_eq!(words(&[llama3], "a\n\n\nb \n  c"), ["a", "\n\n\n", "b", " \n", " ", " c"]);
         assert!(words(&[llama3], "").is_empty());
+    }
+
+    #[test]
+    fn digits_in_threes_from_the_right() {
+        assert_eq!(words(&[THREES], "a1234567b12"), ["a", "1", "234", "567", "b", "12"]);
+        assert_eq!(words(&[THREES], "123456"), ["123", "456"]);
+    }
+
+    #[test]
+    fn runs_of_spaces_in_powers_of_two() {
+        let pattern = format!(r" ?\p{{L}}+|\s*[\r\n]+{CASCADE}");
+        let lengths = |text: &str| words(&[&pattern], text).iter().map(|w| w.len()).collect::<Vec<_>>();
+        // Seven spaces of which the last is the word's.
+        assert_eq!(lengths("a       b"), [1, 4, 1, 1, 2]);
+        assert_eq!(lengths("a    "), [1, 4]);
+        assert_eq!(lengths("a  \n  b"), [1, 3, 1, 2]);
     }
 
     #[test]

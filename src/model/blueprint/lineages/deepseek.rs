@@ -2,8 +2,10 @@
 //! keys and values, which therefore comes apart and partly turned.
 
 use super::super::view::{Stored, View, range};
+use super::shapes;
 use super::{Blueprint, Change, Hparams, Keys, Named, PLAIN, layer_of, nextn};
 use crate::Result;
+use crate::model::source_names::TOWER;
 use crate::model::tensor::Gather;
 use std::sync::Arc;
 
@@ -17,6 +19,7 @@ pub(super) static ALL: &[Blueprint] = &[
             "YoutuForCausalLM",
             "YoutuVLForConditionalGeneration",
         ],
+        shapes: Some(shapes::latent),
         ..LATENT
     },
     Blueprint {
@@ -40,7 +43,7 @@ pub(super) static ALL: &[Blueprint] = &[
         gguf: "deepseek2-ocr",
         classes: &["DeepseekOCRForCausalLM", "UnlimitedOCRForCausalLM"],
         rename: |h, name| match name.contains("sam_model") || name.contains("qwen2_model") {
-            true => Named::Drop("belongs to the image encoder; a text model has no use for it"),
+            true => Named::Drop(TOWER),
             false => without_mtp(h, name),
         },
         splits: &[],
@@ -87,7 +90,7 @@ pub(super) const LATENT: Blueprint = Blueprint {
 fn without_mtp(h: &Hparams, name: &str) -> Named {
     let beyond = layer_of(name).is_some_and(|layer| h.blocks().is_ok_and(|blocks| layer >= blocks));
     if beyond {
-        return Named::Drop("multi-token prediction, which llama.cpp has no place for in this architecture");
+        return Named::Drop(super::WITHOUT_MTP);
     }
     if h.flag("tie_word_embeddings") && name.ends_with("lm_head.weight") {
         return Named::Drop("the configuration ties the output to the embedding");

@@ -8,6 +8,7 @@ use super::deepseek::{KV_B, LATENT, indexer, latent, latent_parts};
 use super::{Blueprint, Change, HALVES, Hparams, Keys, Named, PLAIN, nextn};
 use crate::Result;
 use crate::model::family::{PLAIN_TOKENIZER, TokenizerFacts};
+use crate::model::source_names::TOWER;
 use crate::model::tensor::ValueMap;
 use crate::model::understood::Generated;
 
@@ -58,7 +59,7 @@ pub(super) static ALL: &[Blueprint] = &[
         ],
         rename: |h, name| {
             if name.starts_with("mm_projector.") {
-                return Named::Drop("belongs to the image encoder; a text model has no use for it");
+                return Named::Drop(TOWER);
             }
             // Norm and projection of a residual become one vector: two parts, as experts are.
             let residual = name.strip_suffix(".weight").and_then(|stem| {
@@ -92,7 +93,7 @@ pub(super) static ALL: &[Blueprint] = &[
     Blueprint {
         classes: &["BailingMoeV3VLForConditionalGeneration"],
         rename: |h, name| match name.starts_with("linear_proj") {
-            true => Named::Drop("belongs to the image encoder; a text model has no use for it"),
+            true => Named::Drop(TOWER),
             false => (LING.rename)(h, name),
         },
         keys: |k| {
@@ -176,7 +177,7 @@ pub(super) static ALL: &[Blueprint] = &[
             output_hc_scale",
         rename: |_, name| {
             if name.starts_with("model.mtp_layers.") {
-                return Named::Drop("multi-token prediction, which llama.cpp has no place for in this architecture");
+                return Named::Drop(super::WITHOUT_MTP);
             }
             super::with_suffix(
                 name,

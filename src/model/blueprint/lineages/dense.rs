@@ -4,6 +4,7 @@ use super::{Blueprint, Change, Hparams, Keys, Named, PAIRS, PLAIN, llama3_factor
 use crate::Result;
 use crate::model::config::longrope_attention_factor;
 use crate::model::family::{ByteLevel, PLAIN_TOKENIZER, TokenizerFacts};
+use crate::model::source_names::TOWER;
 
 /// Tokenizers of Phi 3: added tokens go by their flags.
 pub(super) const PHI_TOKENIZER: TokenizerFacts =
@@ -231,7 +232,7 @@ pub(super) static ALL: &[Blueprint] = &[
         tensors: "token_embd output output_norm rope_factors_long rope_factors_short attn_norm attn_qkv attn_q attn_k attn_v \
             attn_output ffn_norm ffn_up ffn_down",
         rename: |_, name| match name.starts_with("model.mm_projector.") {
-            true => Named::Drop("belongs to the image encoder; a text model has no use for it"),
+            true => Named::Drop(TOWER),
             false => Named::Keep(name.into()),
         },
         base: false,
@@ -246,7 +247,7 @@ pub(super) static ALL: &[Blueprint] = &[
         tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm ffn_up \
             ffn_gate ffn_down",
         rename: |_, name| match name.starts_with("mlp_AR.") || name.starts_with("model.projector.") {
-            true => Named::Drop("belongs to the image encoder; a text model has no use for it"),
+            true => Named::Drop(TOWER),
             false => super::renamed(name, "ernie.", "model."),
         },
         tokenizer: TokenizerFacts { states_space_prefix: true, ..PLAIN_TOKENIZER },

@@ -1,6 +1,6 @@
 //! Gemma 3n and 4, and the embedding model made of Gemma 3.
 
-use super::super::hparams::plausible;
+use super::shapes;
 use super::{Blueprint, Change, Hparams, Keys, Named, PLAIN};
 use crate::Result;
 use crate::model::family::{PLAIN_TOKENIZER, TokenizerFacts, TokenizerKind};
@@ -15,6 +15,7 @@ pub(super) static ALL: &[Blueprint] = &[
     Blueprint {
         gguf: "gemma4-assistant",
         classes: &["Gemma4AssistantForCausalLM", "Gemma4UnifiedAssistantForCausalLM"],
+        shapes: None,
         tensors: "token_embd output_norm attn_norm attn_q attn_output post_attention_norm ffn_norm+pre post_ffw_norm ffn_up \
             ffn_gate ffn_down attn_q_norm rope_freqs layer_output_scale nextn.pre_projection nextn.post_projection",
         rename: |h, name| match name.contains("masked_embedding") {
@@ -75,8 +76,15 @@ pub(super) static ALL: &[Blueprint] = &[
             ("layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm"),
         ],
         defaults: r#"{"rms_norm_eps": 1e-6, "max_position_embeddings": 131072, "head_dim": 256}"#,
+        beside: &[("2_Dense", "dense_2.weight"), ("3_Dense", "dense_3.weight")],
         keys: |k| {
             gemma3(k)?;
+            for (folder, name) in [("2_Dense", "dense_2"), ("3_Dense", "dense_3")] {
+                if let Some([out, from]) = k.beside_shape(folder)?.as_deref() {
+                    k.size(&format!("{name}_feat_in"), *from)?;
+                    k.size(&format!("{name}_feat_out"), *out)?;
+                }
+            }
             k.pooling()
         },
         tokenizer: TokenizerFacts { no_space_prefix: true, ..PLAIN_TOKENIZER },
@@ -86,6 +94,7 @@ pub(super) static ALL: &[Blueprint] = &[
 
 const GEMMA4: Blueprint = Blueprint {
     gguf: "gemma4",
+    shapes: Some(shapes::gemma4),
     tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output post_attention_norm \
             ffn_norm+pre pre_ffw_norm_2 post_ffw_norm post_ffw_norm_1 post_ffw_norm_2 ffn_gate_inp ffn_up \
             ffn_up_exps ffn_gate ffn_gate_exps ffn_gate_up_exps ffn_down ffn_down_exps attn_q_norm attn_k_norm \
@@ -125,24 +134,6 @@ fn slides(h: &Hparams) -> Vec<bool> {
     h.layers_of_type("sliding_attention").unwrap_or_default()
 }
 
-/// Head size of full layers.
-fn full_head(h: &Hparams) -> Result<usize> {
-    match h.size("global_head_dim")?.or_else(|| of_full_layers(h, "head_dim")) {
-        Some(dim) => Ok(dim),
-        None => h.head_dim(),
-    }
-}
-
-/// What the first full layer has of its own.
-fn of_full_layers(h: &Hparams, key: &str) -> Option<usize> {
-    let own = h.get("per_layer_config")?.as_object()?;
-    let full = h.layers_of_type("full_attention")?;
-    let mut layers: Vec<(usize, usize)> =
-        own.iter().filter_map(|(layer, c)| Some((layer.parse().ok()?, plausible(c.get(key)?)?))).collect();
-    layers.sort();
-    layers.into_iter().find(|(layer, _)| full.get(*layer) == Some(&true)).map(|(_, n)| n)
-}
-
 fn gemma4(k: &mut Keys) -> Result<()> {
     gemma3(k)?;
     let h = k.h;
@@ -151,7 +142,7 @@ fn gemma4(k: &mut Keys) -> Result<()> {
     k.size("embedding_length_per_layer_input", h.size("hidden_size_per_layer_input")?.unwrap_or(0))?;
     let slides = slides(h);
     k.flags("attention.sliding_window_pattern", slides.clone());
-    let (full, local) = (full_head(h)?, h.head_dim()?);
+    let (full, local) = (h.full_head()?, h.head_dim()?);
     k.head_lengths(full, full)?;
     k.size("attention.key_length_swa", local)?;
     k.size("attention.value_length_swa", local)?;
@@ -161,7 +152,7 @@ fn gemma4(k: &mut Keys) -> Result<()> {
         let widths: Vec<usize> = (0..k.blocks).map(|i| if i < first { width } else { 2 * width }).collect();
         k.sizes("feed_forward_length", &widths);
     }
-    let full_heads = h.size("num_global_key_value_heads")?.or_else(|| of_full_layers(h, "num_key_value_heads"));
+    let full_heads = h.size("num_global_key_value_heads")?.or_else(|| h.of_full_layers("num_key_value_heads"));
     if let (Some(full), Some(local)) = (full_heads, h.size("num_key_value_heads")?) {
         let heads: Vec<usize> = slides.iter().map(|slides| if *slides { local } else { full }).collect();
         k.sizes("attention.head_count_kv", &heads);
@@ -172,7 +163,7 @@ fn gemma4(k: &mut Keys) -> Result<()> {
 
 /// Full layers rotate a part of each head in place; factors too large to turn stand for the rest.
 fn proportional(h: &Hparams) -> Result<Vec<Generated>> {
-    let (dims, part) = (full_head(h)?, h.rope_float("partial_rotary_factor").unwrap_or(0.25));
+    let (dims, part) = (h.full_head()?, h.rope_float("partial_rotary_factor").unwrap_or(0.25));
     let rotated = (dims as f32 * part / 2.0) as usize;
     let values = (0..dims / 2).map(|i| if i < rotated { 1.0 } else { 1e30 }).collect();
     Ok(vec![Generated { name: "rope_freqs.weight".into(), shape: vec![dims / 2], values }])

@@ -4,6 +4,7 @@
 use super::super::base::Gating;
 use super::super::view::{Stored, View};
 use super::deepseek::{LATENT, indexer, latent};
+use super::shapes;
 use super::{Blueprint, Change, Hparams, Keys, Named, PLAIN, nextn};
 use crate::Result;
 use crate::model::family::{PLAIN_TOKENIZER, TokenizerFacts};
@@ -76,6 +77,7 @@ pub(super) static ALL: &[Blueprint] = &[
     },
     Blueprint {
         classes: &["Glm4MoeLiteForCausalLM"],
+        shapes: Some(shapes::latent),
         more_blocks: nextn,
         keys: lite,
         tokenizer: MIXTURE_TOKENIZER,
@@ -110,6 +112,7 @@ pub(super) static ALL: &[Blueprint] = &[
 
 const MIXTURE: Blueprint = Blueprint {
     gguf: "glm4moe",
+    shapes: Some(shapes::glm_moe),
     tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output post_attention_norm \
         ffn_gate_inp exp_probs_b ffn_up ffn_up_exps ffn_up_shexp ffn_gate ffn_gate_exps ffn_gate_shexp ffn_down \
         ffn_down_exps ffn_down_shexp attn_q_norm attn_k_norm nextn.eh_proj nextn.embed_tokens nextn.enorm \

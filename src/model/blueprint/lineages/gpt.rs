@@ -1,6 +1,7 @@
 //! The GPT-2 line and its time: fused attention in several layouts, learned positions or ALiBi, LayerNorm; and GPT-OSS.
 
 use super::super::view::{Stored, View, range};
+use super::shapes;
 use super::{Blueprint, Change, Hparams, Keys, Named, PLAIN};
 use crate::Result;
 use crate::model::tensor::{Gather, ValueMap};
@@ -221,6 +222,7 @@ pub(super) static ALL: &[Blueprint] = &[
     },
     Blueprint {
         gguf: "gpt-oss",
+        shapes: Some(shapes::gpt_oss),
         classes: &["GptOssForCausalLM"],
         tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output post_attention_norm \
             attn_sinks ffn_gate_inp ffn_up_exps ffn_gate_exps ffn_down_exps",

@@ -123,7 +123,7 @@ pub(super) static ALL: &[Blueprint] = &[
         classes: &["NemotronHPuzzleForCausalLM"],
         tensors: NEMOTRON_MIXTURE,
         rename: |h, name| match name {
-            name if name.starts_with("mtp.") => Named::Drop("multi-token prediction, which llama.cpp leaves out here"),
+            name if name.starts_with("mtp.") => Named::Drop(super::WITHOUT_MTP),
             name => match name.strip_prefix("model.") {
                 Some(rest) => Named::Keep(format!("backbone.{rest}")),
                 None => nemotron_names(h, name),
@@ -142,7 +142,7 @@ pub(super) static ALL: &[Blueprint] = &[
         },
         beside: &[("1_Dense", "dense_2.weight")],
         keys: |k| {
-            if let Some(rows) = k.beside_rows("1_Dense")? {
+            if let Some(rows) = k.beside_shape("1_Dense")?.and_then(|shape| shape.first().copied()) {
                 k.size("embedding_length_out", rows)?;
             }
             lfm2(k)?;

@@ -7,6 +7,7 @@ use super::{Blueprint, Change, Hparams, Keys, Named, PAIRS, PLAIN, llama3_factor
 use crate::Result;
 use crate::model::family::{PLAIN_TOKENIZER, TokenizerFacts};
 use crate::model::mistral::CLASS;
+use crate::model::source_names::TOWER;
 
 const ROTARY: &str = "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output attn_rot_embd \
     ffn_norm ffn_gate_inp ffn_up ffn_up_exps ffn_gate ffn_gate_exps ffn_down ffn_down_exps rope_freqs";
@@ -46,7 +47,7 @@ pub(super) static ALL: &[Blueprint] = &[
     Blueprint {
         classes: &["Sarashina2VisionForCausalLM"],
         rename: |_, name| match name.starts_with("norm.") {
-            true => Named::Drop("belongs to the image encoder; a text model has no use for it"),
+            true => Named::Drop(TOWER),
             false => Named::Keep(name.strip_prefix("llm.").unwrap_or(name).into()),
         },
         ..LLAMA

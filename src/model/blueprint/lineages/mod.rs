@@ -16,10 +16,13 @@ mod plamo;
 mod qwen;
 mod rwkv;
 mod small;
+mod tower_keys;
+mod towers;
 
 use super::base::Keys;
+use super::shapes;
 use super::view::Change;
-use super::{Blueprint, Hparams, Named};
+use super::{Blueprint, Hparams, Named, Part};
 use crate::Result;
 use crate::model::family::PLAIN_TOKENIZER;
 use crate::model::understood::Generated;
@@ -43,8 +46,15 @@ pub(super) static ALL: &[&[Blueprint]] = &[
     small::ALL,
 ];
 
+/// Of projector files.
+pub(super) use towers::ALL as TOWERS;
+
+/// Why layers that predict more than the next token are left out.
+pub(crate) const WITHOUT_MTP: &str = "multi-token prediction, which llama.cpp has no place for in this architecture";
+
 /// The usual; blueprints name what differs.
 const PLAIN: Blueprint = Blueprint {
+    part: Part::Text,
     gguf: "",
     classes: &[],
     tensors: "",
@@ -56,10 +66,13 @@ const PLAIN: Blueprint = Blueprint {
     beside: &[],
     only: |_| true,
     in_f32: &[],
+    in_f16: &[],
+    plain: &[],
     without: &[],
     base: true,
     more_blocks: none,
     keys: nothing,
+    shapes: None,
     generated: no_tensors,
     tokenizer: PLAIN_TOKENIZER,
 };

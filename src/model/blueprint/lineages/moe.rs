@@ -3,6 +3,7 @@
 use super::super::base::Gating;
 use super::super::hparams::plausible;
 use super::super::view::{Stored, View};
+use super::shapes;
 use super::{Blueprint, Change, HALVES, Hparams, Keys, Named, PAIRS, PLAIN, TURNED_HALVES, long_rope_factors, nextn};
 use crate::model::tensor::ValueMap;
 use crate::{Error, Result};
@@ -70,7 +71,7 @@ pub(super) static ALL: &[Blueprint] = &[
             .iter()
             .any(|mtp| name.contains(mtp))
         {
-            true => Named::Drop("multi-token prediction, which llama.cpp has no place for in this architecture"),
+            true => Named::Drop(super::WITHOUT_MTP),
             false => super::renamed(name, "ernie.", "model."),
         },
         defaults: r#"{"rms_norm_eps": 1e-5, "moe_layer_interval": 1}"#,
@@ -219,6 +220,7 @@ pub(super) static ALL: &[Blueprint] = &[
     },
     Blueprint {
         gguf: "minimax-m2",
+        shapes: Some(shapes::minimax),
         classes: &["MiniMaxM2ForCausalLM"],
         tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm \
             ffn_gate_inp exp_probs_b ffn_up_exps ffn_gate_exps ffn_down_exps attn_q_norm attn_k_norm",
@@ -438,7 +440,7 @@ fn laguna(k: &mut Keys) -> Result<()> {
 fn mimo(k: &mut Keys) -> Result<()> {
     let h = k.h;
     let hybrid = h.list("hybrid_layer_pattern").into_iter().flatten().map(|v| v.as_u64().unwrap_or(0) as usize);
-    let hybrid: Vec<usize> = hybrid.chain([1; 3]).collect();
+    let hybrid: Vec<usize> = hybrid.chain([1; 3]).take(k.blocks).collect();
     let (full, local) = (h.need("num_key_value_heads")?, h.need("swa_num_key_value_heads")?);
     let heads: Vec<usize> = hybrid.iter().map(|slides| if *slides == 1 { local } else { full }).collect();
     k.sizes("attention.head_count_kv", &heads);

@@ -1,9 +1,11 @@
 //! Qwen's image models, and its hybrids of gated delta nets with full attention: Qwen3-Next, Qwen3.5 and their mixtures.
 
 use super::super::view::{Stored, View, range, squeezed};
+use super::shapes;
 use super::{Blueprint, Change, HALVES, Hparams, Keys, Named, PLAIN, TURNED_HALVES};
 use crate::Result;
 use crate::model::family::{PLAIN_TOKENIZER, TokenizerFacts};
+use crate::model::source_names::TOWER;
 use crate::model::tensor::{Gather, ValueMap};
 
 pub(super) static ALL: &[Blueprint] = &[
@@ -42,6 +44,7 @@ pub(super) static ALL: &[Blueprint] = &[
     },
     Blueprint {
         gguf: "qwen2vl",
+        shapes: Some(shapes::qwen2),
         classes: &[
             "Qwen2VLForConditionalGeneration",
             "Qwen2_5_VLForConditionalGeneration",
@@ -56,6 +59,7 @@ pub(super) static ALL: &[Blueprint] = &[
     Blueprint {
         gguf: "qwen3vl",
         classes: &["Qwen3VLForConditionalGeneration"],
+        shapes: Some(shapes::qwen3),
         tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm ffn_up \
             ffn_gate ffn_down attn_q_norm attn_k_norm rope_freqs",
         rename: thinker,
@@ -65,6 +69,7 @@ pub(super) static ALL: &[Blueprint] = &[
     Blueprint {
         gguf: "qwen3vlmoe",
         classes: &["Qwen3VLMoeForConditionalGeneration"],
+        shapes: Some(shapes::qwen3),
         tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm \
             ffn_gate_inp ffn_up_exps ffn_gate_exps ffn_down_exps attn_q_norm attn_k_norm",
         rename: thinker,
@@ -80,6 +85,7 @@ pub(super) static ALL: &[Blueprint] = &[
     Blueprint {
         gguf: "qwen3next",
         classes: &["Qwen3NextForCausalLM"],
+        shapes: Some(shapes::qwen3_next),
         tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output post_attention_norm \
             attn_gate ffn_gate_inp ffn_gate_inp_shexp ffn_up_exps ffn_up_shexp ffn_gate_exps ffn_gate_shexp \
             ffn_gate_up_exps ffn_down_exps ffn_down_shexp attn_q_norm attn_k_norm ssm_in ssm_conv1d ssm_dt ssm_a \
@@ -102,6 +108,7 @@ pub(super) static ALL: &[Blueprint] = &[
     Blueprint {
         gguf: "qwen35",
         classes: &["Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM"],
+        shapes: Some(shapes::qwen35),
         tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output post_attention_norm \
             attn_gate ffn_up ffn_gate ffn_down attn_q_norm attn_k_norm ssm_conv1d ssm_dt ssm_a ssm_norm ssm_out \
             ssm_alpha ssm_beta nextn.eh_proj nextn.embed_tokens nextn.enorm nextn.hnorm nextn.shared_head_head \
@@ -119,10 +126,8 @@ pub(super) static ALL: &[Blueprint] = &[
             attn_gate ffn_up ffn_gate ffn_down attn_q_norm attn_k_norm ssm_conv1d ssm_dt ssm_a ssm_norm ssm_out \
             ssm_alpha ssm_beta",
         rename: |_, name| match name.strip_prefix("model.").unwrap_or(name) {
-            own if own.starts_with("merger.") => {
-                Named::Drop("belongs to the image encoder; a text model has no use for it")
-            }
-            own if own.starts_with("mtp") => Named::Drop("multi-token prediction, which llama.cpp leaves out here"),
+            own if own.starts_with("merger.") => Named::Drop(TOWER),
+            own if own.starts_with("mtp") => Named::Drop(super::WITHOUT_MTP),
             _ => Named::Keep(name.into()),
         },
         more_blocks: super::none,
@@ -135,6 +140,7 @@ pub(super) static ALL: &[Blueprint] = &[
     Blueprint {
         gguf: "qwen35moe",
         classes: &["Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM"],
+        shapes: Some(shapes::qwen35),
         tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output post_attention_norm \
             attn_gate ffn_gate_inp ffn_gate_inp_shexp ffn_up_exps ffn_up_shexp ffn_gate_exps ffn_gate_shexp \
             ffn_gate_up_exps ffn_down_exps ffn_down_shexp attn_q_norm attn_k_norm ssm_conv1d ssm_dt ssm_a ssm_norm \
@@ -184,7 +190,7 @@ pub(super) static ALL: &[Blueprint] = &[
         ],
         rename: |h, name| {
             if name.starts_with("mtp.") || name.starts_with("model.mtp.") {
-                return Named::Drop("multi-token prediction, which llama.cpp has no place for in this architecture");
+                return Named::Drop(super::WITHOUT_MTP);
             }
             // The shards of the table lie one below the other.
             match name.split_once(".ngram_embedding.shard_").and_then(|(_, rest)| rest.split_once('.')) {
