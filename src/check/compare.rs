@@ -11,7 +11,7 @@ use crate::eval::bootstrap::{self, Bootstrap};
 use crate::eval::klbase::{KlBaseReader, KlBaseWriter};
 use crate::eval::{self, Base, Candidate, Logits, Runnable, Windows};
 use crate::infer::Cache;
-use crate::model::{Model, name_of};
+use crate::model::{Model, SourceModel, name_of};
 use crate::report::{self, Artifact, Report};
 use crate::source::Checkpoint;
 use crate::{Error, Result};
@@ -39,8 +39,10 @@ pub fn perplexity(
     report: &dyn control::Report,
 ) -> Result<Report> {
     let (begin, run) = (Instant::now(), Run::new(control, report));
-    let mut base = turns::open(model, how.rounded_activations, run)?;
-    let text = Prepared::new(&base, how)?;
+    let source = SourceModel::open(model)?;
+    source.model.known()?;
+    let text = Prepared::new(&source, how)?;
+    let mut base = turns::load(&source, how.rounded_activations, run)?;
     let save = save_logits.map(|path| KlBaseWriter::create(path, &text.windows, base.vocab(), &text.stream));
     let save = save.transpose()?;
     let artifact = base.artifact.clone();
@@ -120,6 +122,15 @@ pub fn compare(
     Ok(report)
 }
 
+/// That a text does for a measurement: it is there, long enough for its windows, and for the gates.
+///
+/// # Errors
+/// `Request` and `BadInput` as [`compare`] has them.
+pub fn text_suffices(source: &SourceModel, how: &Measurement) -> Result<()> {
+    let text = Prepared::new(source, how)?;
+    how.gates.check_size(text.windows.scored_tokens(), text.windows.count)
+}
+
 fn measured_base(artifact: Artifact, comparison: &eval::Comparison) -> report::Base {
     let ppl = bootstrap::perplexity(&comparison.base, comparison.chunks, Bootstrap::default());
     report::Base { artifact, ppl: Some(ppl) }
@@ -160,8 +171,13 @@ impl<'a> Field<'a> {
                 (Reference::Logits(Some(Box::new(stored))), text, (vocab, model.engine.config.hidden))
             }
             false => {
-                let model = turns::open(path, rounded, run)?;
-                let (text, config) = (Prepared::new(&model, how)?, &model.engine.config);
+                let source = SourceModel::open(path)?;
+                source.model.known()?;
+                // Whatever the text does not do for is said before a weight is read.
+                let text = Prepared::new(&source, how)?;
+                how.gates.check_size(text.windows.scored_tokens(), text.windows.count)?;
+                let model = turns::load(&source, rounded, run)?;
+                let config = &model.engine.config;
                 let sizes = (config.vocab, config.hidden);
                 (Reference::Model(Box::new(model)), text, sizes)
             }

@@ -6,6 +6,7 @@ use crate::control::{Notice, Run};
 use crate::error::Hint;
 use crate::eval::compare::BATCH;
 use crate::eval::{Artifact, EachRows, Logits, Runnable, Windows};
+use crate::model::SourceModel;
 use crate::{Error, Result};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -19,9 +20,14 @@ const SHARE: f64 = 0.8;
 
 /// Loads a model; `rounded`: its activations are rounded to 8 bits.
 pub fn open(path: &Path, rounded: bool, run: Run) -> Result<Runnable> {
+    load(&SourceModel::open(path)?, rounded, run)
+}
+
+/// The same of a model that is open.
+pub fn load(source: &SourceModel, rounded: bool, run: Run) -> Result<Runnable> {
     run.check()?;
-    run.notice(Notice::Loading(path.to_path_buf()));
-    let mut model = Runnable::open(path)?;
+    run.notice(Notice::Loading(source.path.clone()));
+    let mut model = Runnable::load(source)?;
     model.engine.round_activations(rounded);
     Ok(model)
 }

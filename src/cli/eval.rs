@@ -12,7 +12,7 @@ use crate::control::Control;
 use crate::eval::Method;
 use crate::eval::gate::{self, Gates};
 use crate::report::{self, Report};
-use crate::writer::atomic::{refuse_existing, write_text};
+use crate::writer::atomic::{folder_of, refuse_existing, write_text};
 use crate::writer::places;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 /// `quantize eval MODEL`: perplexity alone.
 pub fn eval(args: EvalArgs) -> Result<()> {
     let control = start(&args.common, None)?;
+    args.report.iter().try_for_each(|path| check_report(path, args.force))?;
     let outputs = args.save_logits.iter().chain(&args.report).map(PathBuf::as_path);
     places::check(inputs(std::slice::from_ref(&args.model), &args.text), outputs, args.force)?;
     let (how, terminal) = (measurement(&args.text), Terminal::new(args.common.quiet));
@@ -31,6 +32,8 @@ pub fn eval(args: EvalArgs) -> Result<()> {
 pub fn compare(args: CompareArgs) -> Result<()> {
     let control = start(&args.common, args.max_memory)?;
     let gates = gates(&args.gates)?;
+    gates.check_limits()?;
+    args.report.iter().try_for_each(|path| check_report(path, args.force))?;
     places::check(inputs(&args.models, &args.text), args.report.iter().map(PathBuf::as_path), args.force)?;
     let ablation = args.ablate.then_some(args.ablate_chunks);
     let how = Measurement { gates, ablation, ..measurement(&args.text) };
@@ -42,6 +45,7 @@ pub fn compare(args: CompareArgs) -> Result<()> {
 
 /// `quantize report saved.json`: the same report in another form.
 pub fn render(args: ReportArgs) -> Result<()> {
+    args.to.iter().try_for_each(|path| check_report(path, args.force))?;
     places::check([args.file.as_path()], args.to.iter().map(PathBuf::as_path), args.force)?;
     let text = crate::input::read_text(&args.file)?;
     let report = Report::from_json(&text).map_err(|e| e.in_file(&args.file))?;
@@ -94,11 +98,13 @@ pub fn gates(args: &GateArgs) -> Result<Gates> {
 
 /// Saves the report in every form asked for and prints it.
 fn finish(report: &Report, files: &[PathBuf], format: Format, force: bool) -> Result<()> {
-    save(report, files, force)?;
+    // What was computed is shown, whether it can be saved or not.
+    let saved = save(report, files, force);
     match format {
-        Format::Text => print(&report::render_text(report)),
-        Format::Json => print(&report.to_json()?),
+        Format::Text => print(&report::render_text(report))?,
+        Format::Json => print(&report.to_json()?)?,
     }
+    saved
 }
 
 /// How a report is written to a file.
@@ -127,6 +133,10 @@ fn form(path: &Path) -> Result<Form> {
 /// `Usage` for a name without a known ending; `Exists`.
 pub fn check_report(path: &Path, force: bool) -> Result<()> {
     form(path)?;
+    let folder = folder_of(path);
+    if !folder.is_dir() {
+        return Err(Error::Usage(format!("{}: there is no folder {}", path.display(), folder.display())));
+    }
     refuse_existing(path, force)
 }
 

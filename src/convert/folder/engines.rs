@@ -20,6 +20,8 @@ pub struct Objection {
     pub what: String,
     /// Whether the engine refuses to load it; the others are good to know.
     pub refused: bool,
+    /// Whether it says that the engine's answer is not known.
+    pub unknown: bool,
     /// What helps.
     pub hint: Option<Hint>,
 }
@@ -27,7 +29,7 @@ pub struct Objection {
 impl Objection {
     /// One to the whole, without a hint.
     pub fn to_all(what: impl Into<String>, refused: bool) -> Self {
-        Self { modules: Vec::new(), what: what.into(), refused, hint: None }
+        Self { modules: Vec::new(), what: what.into(), refused, unknown: false, hint: None }
     }
 }
 
@@ -154,7 +156,7 @@ impl<'a> View<'a> {
             let Some(Said { what, hint }) = why(linear).map(Into::into) else { continue };
             match self.found.iter_mut().find(|o| o.what == what && !o.modules.is_empty()) {
                 Some(same) => same.modules.push(linear.path.to_string()),
-                None => self.found.push(Objection { modules: vec![linear.path.to_string()], what, refused, hint }),
+                None => self.found.push(Objection { modules: vec![linear.path.to_string()], what, refused, unknown: false, hint }),
             }
         }
     }
