@@ -1,6 +1,6 @@
 //! The measurement itself: opens base and candidates, runs them over one token stream, and gathers what a report shows.
 
-use super::machine;
+use super::{machine, origin};
 use super::measurement::Measurement;
 use super::text::Prepared;
 use super::turns::{self, Entrant};
@@ -117,6 +117,7 @@ pub fn compare(
         report.gates.extend(how.gates.judge(&artifact.name, &stats, field.text.windows.count)?);
         report.candidates.push(report::Candidate { artifact, stats: Some(stats), ..report::Candidate::default() });
     }
+    field.origins(&mut report.candidates, run)?;
     field.damage(&mut report.candidates, how, run)?;
     report.environment = machine::environment(run.threads(), begin);
     Ok(report)
@@ -218,6 +219,19 @@ impl<'a> Field<'a> {
             }
         };
         self.text.compare(base, &mut rows, None, self.turn, run)
+    }
+
+    /// How each candidate was made, as far as it says.
+    fn origins(&self, rows: &mut [report::Candidate], run: Run) -> Result<()> {
+        let source = match &self.base {
+            Reference::Model(_) => Some(SourceModel::open(self.path)?),
+            Reference::Logits(_) => None,
+        };
+        for (candidate, row) in self.candidates.iter().zip(rows) {
+            let text = source.as_ref().map(|source| (source, self.text.stream.as_slice()));
+            row.made = origin::of(&Checkpoint::open(&candidate.path)?, text, run);
+        }
+        Ok(())
     }
 
     /// How far every tensor is from the base's, and the ablation where one is asked for. Stored logits have no tensors.

@@ -7,6 +7,7 @@ mod compare;
 mod derive;
 mod machine;
 mod measurement;
+mod origin;
 mod text;
 mod turns;
 mod verify;

@@ -251,9 +251,10 @@ pub enum Activations {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Text")]
 pub struct TextArgs {
-    /// Evaluation text: plain, or chat JSONL (rendered with the model's own template)
+    /// Evaluation text: plain, or chat JSONL (rendered with the model's own template). To compare, repeatable: each text gets
+    /// its row, and the worst decides
     #[arg(long, short = 'f', value_name = "FILE")]
-    pub text: Option<PathBuf>,
+    pub text: Vec<PathBuf>,
     /// Tokens per chunk; the second half of each is scored, as llama-perplexity does
     #[arg(long, short = 'c', value_name = "TOKENS", default_value_t = 512)]
     pub ctx: usize,

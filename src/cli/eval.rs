@@ -23,7 +23,10 @@ pub fn eval(args: EvalArgs) -> Result<()> {
     args.report.iter().try_for_each(|path| check_report(path, args.force))?;
     let outputs = args.save_logits.iter().chain(&args.report).map(PathBuf::as_path);
     places::check(inputs(std::slice::from_ref(&args.model), &args.text), outputs, args.force)?;
-    let (how, terminal) = (measurement(&args.text), Terminal::new(args.common.quiet));
+    if args.text.text.len() > 1 {
+        return Err(Error::Usage("eval takes one --text; compare takes several".into()));
+    }
+    let (how, terminal) = (measurement(&args.text, args.text.text.first()), Terminal::new(args.common.quiet));
     let report = check::perplexity(&args.model, &how, args.save_logits.as_deref(), &control, &terminal)?;
     finish(&named(report), &args.report, args.common.format, args.force)
 }
@@ -36,8 +39,14 @@ pub fn compare(args: CompareArgs) -> Result<()> {
     args.report.iter().try_for_each(|path| check_report(path, args.force))?;
     places::check(inputs(&args.models, &args.text), args.report.iter().map(PathBuf::as_path), args.force)?;
     let ablation = args.ablate.then_some(args.ablate_chunks);
-    let how = Measurement { gates, ablation, ..measurement(&args.text) };
-    let report = measure(&args.models, &how, &control, args.common.quiet)?;
+    let how = |text: Option<&PathBuf>| Measurement { gates, ablation, ..measurement(&args.text, text) };
+    let texts: Vec<Option<&PathBuf>> = match args.text.text.as_slice() {
+        [] => vec![None],
+        texts => texts.iter().map(Some).collect(),
+    };
+    let reports: Result<Vec<Report>> =
+        texts.into_iter().map(|text| measure(&args.models, &how(text), &control, args.common.quiet)).collect();
+    let report = report::worst_of(reports?).ok_or_else(|| Error::Internal("no text".into()))?;
     let outcome = gate::verdict(&report.gates);
     finish(&report, &args.report, args.common.format, args.force)?;
     outcome
@@ -58,9 +67,9 @@ fn inputs<'a>(models: &'a [PathBuf], text: &'a TextArgs) -> impl Iterator<Item =
 }
 
 /// How the flags have it measured, but for gates and ablation.
-fn measurement(args: &TextArgs) -> Measurement {
+fn measurement(args: &TextArgs, text: Option<&PathBuf>) -> Measurement {
     Measurement {
-        text: args.text.clone(),
+        text: text.cloned(),
         method: match args.stride {
             Some(stride) => Method::Strided { ctx: args.ctx, stride },
             None => Method::LlamaCpp { ctx: args.ctx },

@@ -74,8 +74,8 @@ def stem(name):
 
 def main():
     out_path, source, files = sys.argv[1], sys.argv[2], sys.argv[3:]
-    names = re.search(r"LLM_ARCH_NAMES = \{(.*?)\};", open(f"{source}/src/llama-arch.cpp").read(), re.S)[1]
-    names = sorted(set(re.findall(r'"([^"(]+)"', names)))
+    architectures = re.search(r"LLM_ARCH_NAMES = \{(.*?)\};", open(f"{source}/src/llama-arch.cpp").read(), re.S)[1]
+    architectures = sorted(set(re.findall(r'"([^"(]+)"', architectures)))
     folder = tempfile.mkdtemp()
     scratch = os.path.join(folder, "x.gguf")
     table = {}
@@ -132,7 +132,7 @@ def main():
                 now = []
             row["sizes"][part] = now
         print(path, arch, len(keys), "keys", len(ends), "ends", [len(b) for b in blocks], flush=True)
-    write(out_path, names, table)
+    write(out_path, architectures, table)
 
 
 def write(path, names, table):
@@ -151,4 +151,5 @@ def write(path, names, table):
         out.write(",\n".join(rows) + "\n}}\n")
 
 
-main()
+if __name__ == "__main__":
+    main()
