@@ -3,7 +3,7 @@
 
 use super::derive::same_configuration;
 use crate::control::{Control, Report, Run};
-use crate::convert::{Checked, loadable, proven};
+use crate::convert::{Checked, proven};
 use crate::gguf::Metadata;
 use crate::model::SourceModel;
 use crate::model::tokenizer::GgufVocab;
@@ -27,9 +27,6 @@ pub fn beside(file: &Path, source: &Path, control: &Control, report: &dyn Report
     };
     if artifact.ckpt.gguf().is_none() {
         return Err(Error::request("only GGUF files are run beside their source here; compare folders on a text"));
-    }
-    if let Some(what) = loadable::structure(&artifact.ckpt).into_iter().next() {
-        return Ok(suspicious(what));
     }
     match same_configuration(&artifact.ckpt, &source.ckpt, &source.model) {
         Err(e @ Error::BadInput(_)) => return Ok(suspicious(e.to_string())),

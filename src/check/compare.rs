@@ -1,9 +1,9 @@
 //! The measurement itself: opens base and candidates, runs them over one token stream, and gathers what a report shows.
 
-use super::{machine, origin};
 use super::measurement::Measurement;
 use super::text::Prepared;
 use super::turns::{self, Entrant};
+use super::{machine, origin};
 use crate::calibration::{stats, totals};
 use crate::control::{self, Control, Notice, Run, Unit};
 use crate::eval::ablation::ablate;

@@ -13,8 +13,8 @@ mod turns;
 mod verify;
 
 pub use crate::calibration::imatrix::UnseenExperts;
-pub use crate::convert::folder::engines::{Engine, Objection};
 pub use crate::convert::Checked;
+pub use crate::convert::folder::engines::{Engine, Objection};
 pub use beside::beside;
 pub use compare::{compare, perplexity, text_suffices};
 pub use derive::{Derived, Origin};

@@ -2,7 +2,7 @@
 
 use crate::calibration::data::{self, Source};
 use crate::control::Run;
-use crate::convert::{data as windows, record, recipe::Recipe};
+use crate::convert::{data as windows, recipe::Recipe, record};
 use crate::gguf::Metadata;
 use crate::model::SourceModel;
 use crate::report::Made;

@@ -53,7 +53,13 @@ pub fn uncalibrated(plan: &Plan, accepted: bool, quiet: bool) -> Result<()> {
 
 /// The figures of a preset, or of the one that is nearest in size.
 fn nearest(name: &str, bits: f64) -> (&'static str, f64, f64) {
-    let of_size = if bits < 3.0 { "Q2_K" } else if bits < 4.0 { "Q3_K_M" } else { "Q4_K_M" };
+    let of_size = if bits < 3.0 {
+        "Q2_K"
+    } else if bits < 4.0 {
+        "Q3_K_M"
+    } else {
+        "Q4_K_M"
+    };
     let find = |name: &str| MEASURED.into_iter().find(|row| row.0 == name);
     find(name).or_else(|| find(of_size)).unwrap_or(MEASURED[6])
 }

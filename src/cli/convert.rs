@@ -29,7 +29,13 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
     }
     args.report.iter().try_for_each(|path| eval::check_report(path, args.control.force))?;
     gates.check_limits()?;
-    let check = if args.check { Some(true) } else if args.no_check { Some(false) } else { None };
+    let check = if args.check {
+        Some(true)
+    } else if args.no_check {
+        Some(false)
+    } else {
+        None
+    };
     let control = Control { check, ..recipe::control(&args.control, args.common.threads)? };
     interrupt::catch_interrupt()?;
     let terminal = Terminal::new(args.common.quiet);

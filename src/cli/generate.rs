@@ -78,15 +78,15 @@ fn idle(args: &GenerateArgs) -> Result<()> {
     if args.temp > 0.0 {
         return Ok(());
     }
-    for (given, flag) in
-        [(args.top_k > 0, "--top-k"), (args.top_p < 1.0, "--top-p"), (args.seed.is_some(), "--seed")]
-    {
+    for (given, flag) in [(args.top_k > 0, "--top-k"), (args.top_p < 1.0, "--top-p"), (args.seed.is_some(), "--seed")] {
         if given {
             return Err(Error::Usage(format!("{flag} has no effect at --temp 0, which takes the most likely token")));
         }
     }
     if args.chat && args.special {
-        return Err(Error::Usage("--special has no effect with --chat, whose template has special tokens anyway".into()));
+        return Err(Error::Usage(
+            "--special has no effect with --chat, whose template has special tokens anyway".into(),
+        ));
     }
     Ok(())
 }

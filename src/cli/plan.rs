@@ -7,11 +7,11 @@ use super::output::{print, print_json};
 use super::plan_text::Shown;
 use super::values::size;
 use super::{idle, recipe};
-use crate::{Error, Result};
 use crate::convert::devices::Device;
 use crate::convert::forecast::{self, Files, Forecast};
 use crate::convert::recipe::ImportanceFile;
 use crate::convert::{Plan, Recipe};
+use crate::{Error, Result};
 use serde_json::json;
 
 pub fn run(args: PlanArgs, given: &[String]) -> Result<()> {

@@ -59,7 +59,8 @@ impl Shown<'_> {
             None => json!({}),
         };
         if let (Some(files), Some(_)) = (self.files, self.devices) {
-            value["check"] = json!({ "cpu_seconds": proven::seconds(self.work.plan), "unasked": proven::is_cheap(self.work.plan) });
+            value["check"] =
+                json!({ "cpu_seconds": proven::seconds(self.work.plan), "unasked": proven::is_cheap(self.work.plan) });
             for (i, target) in files.targets.iter().enumerate() {
                 value["targets"][i]["devices"] = json!(self.fits(files, target));
             }

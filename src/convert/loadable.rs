@@ -17,7 +17,8 @@ const WITHOUT_VOCABULARY: [&str; 2] = ["clip", "wavtokenizer-dec"];
 const VOCABULARIES: [&str; 11] =
     ["no_vocab", "none", "llama", "bert", "gpt2", "hybriddna", "whitespace", "t5", "rwkv", "plamo2", "gemma4"];
 /// Tensors that any architecture may have beside those of the table.
-const ANYWHERE: [&str; 5] = ["output.weight", "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight", "output.bias"];
+const ANYWHERE: [&str; 5] =
+    ["output.weight", "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight", "output.bias"];
 
 /// What it requires.
 #[derive(Deserialize)]
@@ -31,6 +32,8 @@ struct Table {
 struct Row {
     /// Required keys with the numbers of their types.
     keys: BTreeMap<String, u32>,
+    /// Those that it can do without, but reads.
+    optional: BTreeMap<String, u32>,
     ends: Vec<String>,
     /// One list for every kind of block: what it must hold.
     blocks: Vec<Vec<String>>,
@@ -81,6 +84,16 @@ pub fn structure(file: &Checkpoint) -> Vec<String> {
     {
         found.push(format!("{arch}.rope.dimension_count is {dims}, but heads have {head} channels"));
     }
+    for (dims, width) in
+        ["", "_swa"].map(|end| (format!("rope.dimension_count{end}"), format!("attention.key_length{end}")))
+    {
+        let width = uint(&width).or(head.filter(|_| width == "attention.key_length"));
+        if let (Some(n), Some(width)) = (uint(&dims), width)
+            && n > width
+        {
+            found.push(format!("{arch}.{dims} is {n}, more than the {width} channels of a head"));
+        }
+    }
     if let Some(row) = table.architectures.get(arch) {
         keys(row, meta, arch, &mut found);
         tensors(row, file, meta, arch, &mut found);
@@ -96,9 +109,10 @@ fn is_waived(arch: &str, key: &str, meta: &Metadata) -> bool {
 }
 
 fn keys(row: &Row, meta: &Metadata, arch: &str, found: &mut Vec<String>) {
-    for (key, ty) in &row.keys {
+    let required = row.keys.iter().map(|(key, ty)| (key, ty, true));
+    for (key, ty, required) in required.chain(row.optional.iter().map(|(key, ty)| (key, ty, false))) {
         match meta.get(&format!("{arch}.{key}")) {
-            None if is_waived(arch, key, meta) => {}
+            None if !required || is_waived(arch, key, meta) => {}
             None => found.push(format!("{arch}.{key} is missing")),
             Some(value) => {
                 let is = type_number(value);
@@ -221,9 +235,8 @@ fn value_of(term: &str, meta: &Metadata, arch: &str, block: Option<usize>) -> Op
         let (width, value) = (one("attention.key_length")?, one("attention.value_length")?);
         return Some(heads * width + kv * (width + value));
     }
-    term.split('*').try_fold(1usize, |product, factor| {
-        product.checked_mul(factor.parse().ok().or_else(|| one(factor))?)
-    })
+    term.split('*')
+        .try_fold(1usize, |product, factor| product.checked_mul(factor.parse().ok().or_else(|| one(factor))?))
 }
 
 /// A size of the file, with the defaults of the loader.

@@ -3,12 +3,15 @@
 //! it is, as a difference that no rounding of its types explains. Whether a calibration was worth it is another question,
 //! which [`super::judge`] answers.
 
-use super::judge::Layers;
+use super::judge::{Layers, Stored};
 use crate::calibration::data::{self, Amount, Source, TextOnly};
 use crate::control::{Run, Unit};
+use crate::eval::TensorDamage;
+use crate::eval::damage::{self, Transform};
 use crate::eval::softmax::{add_probabilities, kl_of_rows};
 use crate::infer::{Cache, Engine};
 use crate::model::SourceModel;
+use crate::quant::GgmlType;
 use crate::{Error, Result};
 use serde::Serialize;
 
@@ -65,10 +68,44 @@ pub fn windows(source: &SourceModel) -> Result<Vec<Vec<u32>>> {
     Ok(windows)
 }
 
-/// How far two results may be apart, by the bits of the smallest type that has a part in them: about eight times the error
-/// of rounding normal weights to so many, and never more than what a matrix of other numbers gives.
-fn bound(bits: f64) -> f64 {
-    (8.0 * (-bits).exp2()).clamp(0.02, 0.9)
+/// Bits per weight below which rounding may change a matrix as much as a fault does.
+const TELLING: f64 = 2.2;
+
+/// How far two results may be apart, by the bits of the smallest type that has a part in them: about ten times the error of
+/// rounding normal weights to so many, and hardly more than what a matrix of other numbers gives. Where experts are
+/// chosen, little differences choose others.
+fn bound(bits: f64, experts: bool) -> f64 {
+    let most = if bits < TELLING { 1.5 } else { 0.95 };
+    match experts {
+        true => (32.0 * (-bits).exp2()).clamp(0.3, most),
+        false => (16.0 * (-bits).exp2()).clamp(0.03, most),
+    }
+}
+
+/// How far a matrix may be from the source's: about four times the error of rounding normal weights to so many bits.
+fn bound_of_weights(bits: f64) -> f64 {
+    if bits < TELLING { f64::INFINITY } else { (8.0 * (-bits).exp2()).clamp(0.02, 0.8) }
+}
+
+/// The first matrix of a file that is further from the source's than its type explains, or norm that is another.
+///
+/// # Errors
+/// Those of reading; `BadInput` for other shapes.
+pub fn other_weights(source: Stored, artifact: Stored, run: Run) -> Result<Option<String>> {
+    let (from, to) = ((source.ckpt, source.model), (artifact.ckpt, artifact.model));
+    if damage::transform(from, to)? == Some(Transform::Scaled) {
+        return Ok(Some("its norms are not those of the source".into()));
+    }
+    let rows = damage::measure(from, to, &|_| None, &run.control.cancel)?;
+    let bits = |row: &TensorDamage| GgmlType::from_name(&row.ty).map_or(32.0, GgmlType::bits);
+    let far = rows.iter().find(|row| row.rel_error.is_nan() || row.rel_error > bound_of_weights(bits(row)));
+    Ok(far.map(|row| {
+        let (share, bound) = (row.rel_error, bound_of_weights(bits(row)));
+        format!(
+            "{} is {share:.2} times its own size apart from the source's, where {} explains {bound:.2}",
+            row.name, row.ty
+        )
+    }))
 }
 
 /// Differences of a part of the model, summed over tokens.
@@ -116,15 +153,16 @@ pub fn check(
     let layers = ours.config.layers.len();
     let total = (checked.tokens * layers) as u64;
     let _phase = run.phase("checking", total, Unit::TokensByLayer(layers as u64));
-    let mut judge = |part: String, apart: Apart, bits: f64| {
-        let (share, bound) = (apart.share(), bound(bits));
+    let mut judge = |part: String, apart: Apart, bits: f64, experts: bool| {
+        let (share, bound) = (apart.share(), bound(bits, experts));
         if share / bound > checked.worst {
             checked.worst = share / bound;
         }
         if share > bound && checked.suspicion.is_none() {
             let share = if share.is_finite() { format!("{share:.2}") } else { "infinitely".into() };
-            checked.suspicion =
-                Some(format!("{part} gives results {share} times their own size apart from the source's, where {bits:.1} bits explain {bound:.2}"));
+            checked.suspicion = Some(format!(
+                "{part} gives results {share} times their own size apart from the source's, where {bits:.1} bits explain {bound:.2}"
+            ));
         }
     };
     let mut streams: Vec<Vec<f32>> = Vec::new();
@@ -135,7 +173,7 @@ pub fn check(
         streams.push(a);
         own.push(b);
     }
-    judge("the embedding".into(), apart, bits(None));
+    judge("the embedding".into(), apart, bits(None), false);
     let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
     let mut caches = (Cache::one_batch(longest), Cache::one_batch(longest));
     let pass = |engine: &Engine, layer: usize, x: &mut Vec<f32>, cache: &mut Cache| -> Result<()> {
@@ -157,7 +195,8 @@ pub fn check(
             apart.add(x, &local, Some(&entered));
             run.advance((x.len() / ours.config.hidden.max(1)) as u64);
         }
-        judge(format!("layer {layer}"), apart, bits(Some(layer)));
+        let experts = ours.config.layers[layer].ffn.experts.is_some();
+        judge(format!("layer {layer}"), apart, bits(Some(layer)), experts);
         ours.unload_layer(layer);
         theirs.unload_layer(layer);
     }
@@ -183,7 +222,7 @@ pub fn check(
     if !entropy.is_finite() {
         return Err(Error::bad_input("the logits of the model that is quantized are not finite"));
     }
-    judge("the output".into(), apart, bits(None));
+    judge("the output".into(), apart, bits(None), false);
     let n = rows.max(1) as f64;
     let of_mean: f64 = mean.iter().map(|p| p / n).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
     checked.kl = if kl.is_nan() { f64::INFINITY } else { (kl / n).max(0.0) };
@@ -217,7 +256,9 @@ pub fn other_tokens(source: &SourceModel, artifact: &SourceModel) -> Result<Opti
     for (domain, _, text) in crate::calibration::bundled::TEXTS {
         let end = (0..=SAMPLE.min(text.len())).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
         if ours.encode(&text[..end], false)? != theirs.encode(&text[..end], false)? {
-            return Ok(Some(format!("its tokenizer reads the bundled text '{domain}' as other tokens than the source's")));
+            return Ok(Some(format!(
+                "its tokenizer reads the bundled text '{domain}' as other tokens than the source's"
+            )));
         }
     }
     Ok(None)
@@ -229,9 +270,9 @@ mod tests {
 
     #[test]
     fn bounds_follow_the_bits() {
-        assert_eq!(bound(16.0), 0.02);
-        assert!((0.3..0.4).contains(&bound(4.5)));
-        assert_eq!(bound(1.6), 0.9);
+        assert_eq!((bound(16.0, false), bound(16.0, true)), (0.03, 0.3));
+        assert!((0.6..0.8).contains(&bound(4.5, false)) && (0.3..0.4).contains(&bound_of_weights(4.5)));
+        assert_eq!((bound(2.6, false), bound(1.6, false)), (0.95, 1.5));
     }
 
     #[test]

@@ -43,19 +43,23 @@ pub fn is_run(plan: &Plan, run: Run) -> bool {
 /// Those of opening and running it.
 pub fn file(plan: &Plan, file: &FilePlan, name: &str, paths: &[PathBuf], run: Run) -> Result<Option<Checked>> {
     let ckpt = Checkpoint::open_gguf(paths)?;
-    for what in loadable::vocabulary(&ckpt) {
+    for what in loadable::examine(&ckpt).refusals {
         run.notice(Notice::About { output: name.into(), text: format!("llama.cpp does not load it: {what}") });
-    }
-    if let Some(what) = loadable::structure(&ckpt).into_iter().next() {
-        let suspicion = Some(format!("llama.cpp does not load it: {what}"));
-        return Ok(Some(Checked { suspicion, ..Checked::default() }));
     }
     if !is_run(plan, run) {
         return Ok(None);
     }
     let model = crate::model::Model::open(&ckpt)?;
     let artifact = SourceModel::new(&paths[0], ckpt, model);
-    beside(&plan.source, &artifact, &|layer| smallest(file, layer), run).map(Some)
+    if_it_runs(beside(&plan.source, &artifact, &|layer| smallest(file, layer), run))
+}
+
+/// `None` for what the engine does not run, of which conversion and rounding are all there is.
+fn if_it_runs(checked: Result<Checked>) -> Result<Option<Checked>> {
+    match checked {
+        Err(Error::Unsupported(_)) => Ok(None),
+        other => other.map(Some),
+    }
 }
 
 /// A finished file beside the model it was made of.
@@ -78,6 +82,9 @@ pub fn beside(
     let (ours, theirs) = (Stored { ckpt: &ours.0, model: &ours.1 }, Stored { ckpt: &theirs.0, model: &theirs.1 });
     let mut checked = proof::check(&ours, &theirs, &proof::windows(source)?, bits, run)?;
     if checked.suspicion.is_none() {
+        checked.suspicion = proof::other_weights(ours, theirs, run)?;
+    }
+    if checked.suspicion.is_none() {
         checked.suspicion = proof::other_tokens(source, artifact)?;
     }
     Ok(checked)
@@ -94,7 +101,9 @@ pub fn folder(plan: &Plan, folder: &FolderPlan, layers: &dyn Layers, run: Run) -
     let source = Stored { ckpt: &plan.source.ckpt, model: &plan.source.model };
     let bits = folder.quantized(&plan.source.ckpt).1;
     let of = |layer: Option<usize>| if layer.is_some() { bits } else { 16.0 };
-    proof::check(&source, layers, &proof::windows(&plan.source)?, &of, run.unheard()).map(Some)
+    if_it_runs(
+        proof::windows(&plan.source).and_then(|windows| proof::check(&source, layers, &windows, &of, run.unheard())),
+    )
 }
 
 /// Bits of the smallest type of a matrix in a layer, or of embedding and output.

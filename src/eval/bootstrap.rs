@@ -138,7 +138,12 @@ impl Difference {
         let n = draws.len() as f64 + 1.0;
         let below = draws.iter().filter(|&&d| d <= 0.0).count() as f64 + 1.0;
         let above = draws.iter().filter(|&&d| d >= 0.0).count() as f64 + 1.0;
-        Difference { value, ci95: interval(&mut draws), p_value: (2.0 * below.min(above) / n).min(1.0), p_corrected: None }
+        Difference {
+            value,
+            ci95: interval(&mut draws),
+            p_value: (2.0 * below.min(above) / n).min(1.0),
+            p_corrected: None,
+        }
     }
 
     /// Whether there is a difference at the 95 % level: by the corrected p-value where there is one, otherwise whether the
@@ -332,8 +337,7 @@ mod tests {
 
     #[test]
     fn many_pairs_are_corrected_after_holm() {
-        let difference =
-            |p_value| Difference { value: 1.0, ci95: [0.5, 1.5], p_value, p_corrected: None };
+        let difference = |p_value| Difference { value: 1.0, ci95: [0.5, 1.5], p_value, p_corrected: None };
         let pair = |p| Pair { first: 0, second: 1, kld: difference(p), ln_ppl: difference(p), same_top: difference(p) };
         let mut pairs = [0.04, 0.01, 0.03].map(pair);
         correct(&mut pairs);

@@ -102,7 +102,7 @@ pub fn scatter(report: &Report) -> Option<String> {
         .collect();
     Some(both(|narrow| {
         let (w, h) = if narrow { (360.0, 330.0) } else { (960.0, 430.0) };
-        let (x0, x1, y0, y1) = (if narrow { 44.0 } else { 58.0 }, w - 8.0, 34.0, h - 46.0);
+        let (x0, x1, y0, y1) = (if narrow { 56.0 } else { 58.0 }, w - 8.0, 34.0, h - 46.0);
         let x = |v: f64| x0 + (v - left) / (right - left) * (x1 - x0);
         let y = |v: f64| y1 - (v.max(1e-12).log10() - low) / (high - low) * (y1 - y0);
         let mut out = String::new();
@@ -194,12 +194,13 @@ pub fn scatter(report: &Report) -> Option<String> {
             ];
             let inside = |r: &Rect| r[0] >= x0 && r[2] <= x1 && r[1] >= y0 - 10.0 && r[3] <= y1;
             // Further away, level by level, with a line to the point.
-            let far = (1..12).flat_map(|level| [-1.0, 1.0].map(|side| (side, f64::from(level)))).flat_map(|(side, level)| {
-                let y = cy + side * (14.0 + 17.0 * level);
-                let right = (cx + 20.0, y, "", [cx + 19.0, y - 12.0, cx + 20.0 + width, y + 4.0]);
-                let left = (cx - 20.0, y, " end", [cx - 20.0 - width, y - 12.0, cx - 19.0, y + 4.0]);
-                [right, left]
-            });
+            let far =
+                (1..12).flat_map(|level| [-1.0, 1.0].map(|side| (side, f64::from(level)))).flat_map(|(side, level)| {
+                    let y = cy + side * (14.0 + 17.0 * level);
+                    let right = (cx + 20.0, y, "", [cx + 19.0, y - 12.0, cx + 20.0 + width, y + 4.0]);
+                    let left = (cx - 20.0, y, " end", [cx - 20.0 - width, y - 12.0, cx - 19.0, y + 4.0]);
+                    [right, left]
+                });
             let is_free = |p: &(f64, f64, &str, Rect)| inside(&p.3) && !taken.iter().any(|t| overlap(t, &p.3));
             let found = near.into_iter().find(&is_free).map(|p| (p, false));
             let found = found.or_else(|| far.into_iter().find(&is_free).map(|p| (p, true)));

@@ -39,7 +39,12 @@ pub fn render_html(report: &Report) -> String {
         charts::scatter(report),
     );
     section(&mut out, "Results", &["Small figures are 95 % intervals."], results(report));
-    section(&mut out, "By text", &["KL divergence on each text; all else on this page is of the first, the worst."], by_text(report));
+    section(
+        &mut out,
+        "By text",
+        &["KL divergence on each text; all else on this page is of the first, the worst."],
+        by_text(report),
+    );
     section(
         &mut out,
         "How single predictions move",
@@ -52,8 +57,10 @@ pub fn render_html(report: &Report) -> String {
     section(
         &mut out,
         "Which of two is better?",
-        &["Paired differences in KL divergence on the same chunks of text, which cancels the difficulty of the text; p-values \
-           are corrected for the number of pairs (Holm)."],
+        &[
+            "Paired differences in KL divergence on the same chunks of text, which cancels the difficulty of the text; p-values \
+           are corrected for the number of pairs (Holm).",
+        ],
         pairs(report),
     );
     let weighted = report.candidates.iter().flat_map(|c| &c.tensors).any(|t| t.rel_error_weighted.is_some());
@@ -72,7 +79,8 @@ pub fn render_html(report: &Report) -> String {
         &["KL divergence with only one group of tensors quantized and everything else as in the original."],
         ablations(report),
     );
-    let origins: Vec<String> = summary::origins(report).iter().map(|line| format!("<li>{}</li>", prose(line))).collect();
+    let origins: Vec<String> =
+        summary::origins(report).iter().map(|line| format!("<li>{}</li>", prose(line))).collect();
     let origins = (!origins.is_empty()).then(|| format!("<ul class=\"advice\">{}</ul>", origins.concat()));
     section(&mut out, "How they were made", &["As each file records it."], origins);
     section(&mut out, "Departures from what was asked", &[], ledger(report));
@@ -473,7 +481,11 @@ fn ledger(report: &Report) -> Option<String> {
             }
         }
         let kinds: Vec<String> = kinds.iter().map(|(kind, n)| format!("{} {}", count(*n), escape(kind))).collect();
-        out = format!("<details><summary>{} departures: {}</summary>{out}</details>", count(report.ledger.len()), kinds.join(", "));
+        out = format!(
+            "<details><summary>{} departures: {}</summary>{out}</details>",
+            count(report.ledger.len()),
+            kinds.join(", ")
+        );
     }
     Some(out)
 }

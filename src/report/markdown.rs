@@ -73,7 +73,8 @@ pub fn render_markdown(report: &Report) -> String {
     }
     if !report.pairs.is_empty() {
         let name = |i: usize| report.candidates.get(i).map_or("?", |c| c.artifact.name.as_str());
-        let mut rows = vec![["pair", "KL difference", "95 % interval", "p (Holm)", "better"].map(str::to_string).to_vec()];
+        let mut rows =
+            vec![["pair", "KL difference", "95 % interval", "p (Holm)", "better"].map(str::to_string).to_vec()];
         for p in &report.pairs {
             rows.push(vec![
                 format!("{} − {}", name(p.first), name(p.second)),

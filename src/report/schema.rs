@@ -127,7 +127,12 @@ pub fn worst_of(mut reports: Vec<Report>) -> Option<Report> {
     let of_text = |r: &Report| {
         let stats = || r.candidates.iter().filter_map(|c| c.stats.as_ref());
         let (text, tokens) = r.method.as_ref().map_or((String::new(), 0), |m| (m.text.clone(), m.tokens));
-        OfText { text, tokens, klds: stats().map(|s| s.kld).collect(), same_tops: stats().map(|s| s.same_top).collect() }
+        OfText {
+            text,
+            tokens,
+            klds: stats().map(|s| s.kld).collect(),
+            same_tops: stats().map(|s| s.same_top).collect(),
+        }
     };
     let texts: Vec<OfText> = reports.iter().map(of_text).collect();
     let largest = |t: &OfText| t.klds.iter().map(|k| k.value).fold(0.0, f64::max);
@@ -138,7 +143,8 @@ pub fn worst_of(mut reports: Vec<Report>) -> Option<Report> {
         match gates.iter_mut().find(same) {
             None => gates.push(outcome.clone()),
             Some(worst) => {
-                let is_worse = if worst.gate == "min_top1" { outcome.value < worst.value } else { outcome.value > worst.value };
+                let is_worse =
+                    if worst.gate == "min_top1" { outcome.value < worst.value } else { outcome.value > worst.value };
                 if is_worse {
                     *worst = outcome.clone();
                 }

@@ -170,22 +170,28 @@ pub fn details(report: &Report) -> Vec<String> {
 pub fn origins(report: &Report) -> Vec<String> {
     let one = |c: &Candidate| {
         let made = c.made.as_ref()?;
-        let mut line = format!("{}: {}", c.artifact.name, made.how);
-        if let Some(share) = made.overlap {
-            line += &match share {
-                share if share > 0.01 => format!(
-                    "; {} of the text's runs of 13 tokens are in what it was calibrated on, so its figures are too good",
-                    percent(share, 1)
-                ),
-                share if share > 0.0 => {
-                    format!("; {} of the text's runs of 13 tokens are in what it was calibrated on", percent(share, 2))
-                }
-                _ => "; it was calibrated on nothing of this text".to_string(),
-            };
-        }
-        Some(line + ".")
+        let seen = match made.overlap {
+            None => String::new(),
+            Some(share) if share > 0.01 => format!(
+                "; {} of the text's runs of 13 tokens are in what it was calibrated on, so its figures are too good",
+                percent(share, 1)
+            ),
+            Some(share) if share > 0.0 => {
+                format!("; {} of the text's runs of 13 tokens are in what it was calibrated on", percent(share, 2))
+            }
+            Some(_) => "; it was calibrated on nothing of this text".to_string(),
+        };
+        Some((c.artifact.name.as_str(), format!("{}{seen}.", made.how)))
     };
-    report.candidates.iter().filter_map(one).collect()
+    // Those that were made alike in one line.
+    let mut lines: Vec<(Vec<&str>, String)> = Vec::new();
+    for (name, how) in report.candidates.iter().filter_map(one) {
+        match lines.iter_mut().find(|(_, other)| *other == how) {
+            Some((names, _)) => names.push(name),
+            None => lines.push((vec![name], how)),
+        }
+    }
+    lines.into_iter().map(|(names, how)| format!("{}: {how}", names.join(", "))).collect()
 }
 
 /// `All 6 quality gates passed.` and the like; `None` without gates.

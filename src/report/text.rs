@@ -59,19 +59,20 @@ pub fn table(report: &Report) -> Vec<Vec<String>> {
     rows
 }
 
-/// The KL divergence of every candidate on each of several texts, the worst first; a header before. Empty for one text.
+/// The KL divergence of every candidate on each of several texts, the worst text first; a header before. Empty for one.
 pub fn texts(report: &Report) -> Vec<Vec<String>> {
     if report.texts.is_empty() {
         return Vec::new();
     }
-    let names = report.candidates.iter().filter(|c| c.stats.is_some()).map(|c| c.artifact.name.clone());
-    let mut rows = vec![std::iter::once("text".to_string()).chain(names).collect()];
     let mut texts: Vec<_> = report.texts.iter().collect();
     let largest = |t: &super::schema::OfText| t.klds.iter().map(|k| k.value).fold(0.0, f64::max);
     texts.sort_by(|a, b| largest(b).total_cmp(&largest(a)));
-    for t in texts {
-        let klds = t.klds.iter().map(|k| with_error(*k, decimals_for(*k)));
-        rows.push(std::iter::once(t.text.clone()).chain(klds).collect());
+    let name = |t: &&super::schema::OfText| t.text.rsplit('/').next().unwrap_or(&t.text).to_string();
+    let mut rows: Vec<Vec<String>> = vec![std::iter::once("model".into()).chain(texts.iter().map(name)).collect()];
+    let measured = report.candidates.iter().filter(|c| c.stats.is_some());
+    for (i, c) in measured.enumerate() {
+        let kl = |t: &&super::schema::OfText| t.klds.get(i).map_or("–".into(), |k| with_error(*k, decimals_for(*k)));
+        rows.push(std::iter::once(c.artifact.name.clone()).chain(texts.iter().map(kl)).collect());
     }
     rows
 }
@@ -87,7 +88,7 @@ pub fn render_text(report: &Report) -> String {
     let mut out = String::new();
     add(&mut out, &summary::title(report));
     add(&mut out, &summary::headline(report));
-    for line in summary::verdict(report).into_iter().chain(summary::details(report)).chain(summary::origins(report)) {
+    for line in summary::verdict(report).into_iter().chain(summary::details(report)) {
         add(&mut out, &line);
     }
     let mut rows = table(report);
@@ -127,6 +128,11 @@ pub fn render_text(report: &Report) -> String {
         for gate in &report.gates {
             add(&mut out, &format!("  {}  {}", if gate.pass { "pass" } else { "FAIL" }, gate.sentence()));
         }
+    }
+    let origins = summary::origins(report);
+    if !origins.is_empty() {
+        out.push('\n');
+        origins.iter().for_each(|line| add(&mut out, line));
     }
     let unclear: Vec<_> = report.pairs.iter().filter(|p| p.better().is_none()).collect();
     if !unclear.is_empty() {

@@ -5,7 +5,8 @@ usage: llama_requirements.py OUT.json LLAMA_CPP FILE.gguf [FILE.gguf ...]
 
 The files: small checkpoints in 16 bits. LLAMA_CPP: its source, for the names of architectures. Needs xllamacpp.
 
-Per architecture: metadata keys without which it refuses, with their types (`keys`, without the architecture's name), tensors
+Per architecture: metadata keys without which it refuses, with their types (`keys`, without the architecture's name), keys that it
+need not have and refuses in another type (`optional`), tensors
 outside of blocks (`ends`) and in blocks (`blocks`: one list for each kind of block that was seen) that it refuses to be
 without, all names of tensors that were seen (`known`), and of every tensor what its sizes are, slowest first, in terms of the
 metadata (`sizes`, by numbers of `terms`): several terms where several fit. What is not known of a size is left out.
@@ -17,7 +18,7 @@ import re
 import sys
 import tempfile
 
-from gguf_edit import ARRAY, Gguf, loads
+from gguf_edit import STRING, Gguf, loads
 
 
 
@@ -67,6 +68,31 @@ def terms(sizes, layer, dim):
     return found
 
 
+Q, K, V = "attention.head_count*attention.key_length", "attention.head_count_kv*attention.key_length", "attention.head_count_kv*attention.value_length"
+WIDTH, FFN, EXPERTS = ["embedding_length"], ["feed_forward_length"], ["expert_count"]
+# What a size is by its meaning, where several terms fit; by tensor, slowest dimension first.
+MEANT = [
+    (r"attn_q\.(weight|bias)", [Q], WIDTH), (r"attn_k\.(weight|bias)", [K], WIDTH), (r"attn_v\.(weight|bias)", [V], WIDTH),
+    (r"attn_qkv\.(weight|bias)", ["qkv"], WIDTH), (r"attn_output\.weight", WIDTH, ["attention.head_count*attention.value_length"]),
+    (r"attn_[qk]_norm\.weight", ["attention.key_length"]),
+    (r"ffn_(up|gate)\.(weight|bias)", FFN, WIDTH), (r"ffn_down\.weight", WIDTH, FFN),
+    (r"ffn_(up|gate)_exps\.weight", EXPERTS, ["expert_feed_forward_length"], WIDTH),
+    (r"ffn_down_exps\.weight", EXPERTS, WIDTH, ["expert_feed_forward_length"]), (r"ffn_gate_inp\.weight", EXPERTS, WIDTH),
+    (r"ffn_(up|gate)_shexp\.weight", ["expert_shared_feed_forward_length"], WIDTH), (r"ffn_down_shexp\.weight", WIDTH, ["expert_shared_feed_forward_length"]),
+    (r"token_embd\.weight|output\.weight", ["vocab"], WIDTH),
+    (r"(attn|ffn|output|token_embd|post_attention|post_ffw|attn_post|ffn_post)_norm\.(weight|bias)|(ffn_down|attn_output)\.bias", WIDTH),
+    (r"ssm_a|ssm_d", ["ssm.inner_size"]), (r"ssm_conv1d\.weight", [], ["ssm.conv_kernel"]),
+]
+
+
+def meant(name, dims):
+    """The terms of each dimension, only the one that is meant where it is among them."""
+    for pattern, *wanted in MEANT:
+        if re.fullmatch(r"((enc|dec)\.)?(" + pattern + ")", name):
+            return [[t for t in found if t in want] or found for found, want in zip(dims, wanted)] + dims[len(wanted):]
+    return dims
+
+
 def stem(name):
     found = re.fullmatch(r"(?:(enc|dec)\.)?blk\.(\d+)\.(.*)", name)
     return (None, name) if not found else (int(found[2]), (found[1] + "." if found[1] else "") + found[3])
@@ -95,6 +121,9 @@ def main():
         def without_key(name):
             return lambda g: g.keys.pop(name)
 
+        def as_text(name):
+            return lambda g: g.set(name, STRING, "text")
+
         def without(*names):
             def change(g):
                 g.tensors = [t for t in g.tensors if t[0] not in names]
@@ -102,6 +131,7 @@ def main():
 
         own = [k for k in whole.keys if k.startswith(arch + ".")]
         keys = {k[len(arch) + 1 :]: whole.keys[k][0] for k in own if refused(without_key(k))}
+        optional = {k[len(arch) + 1 :]: whole.keys[k][0] for k in own if k[len(arch) + 1 :] not in keys and refused(as_text(k))}
         sizes = integers(whole)
         by_layer, first = {}, {}
         for name, dims, _, _ in whole.tensors:
@@ -116,8 +146,9 @@ def main():
         names = {stem(t[0]): t[0] for t in whole.tensors}
         blocks = [sorted(p for p in parts if refused(without(names[layer, p]))) for parts, layer in kinds.items()]
         ends = sorted(p for p in by_layer.get(None, ()) if refused(without(p)))
-        row = table.setdefault(arch, {"keys": keys, "ends": None, "blocks": [], "known": [], "sizes": {}})
+        row = table.setdefault(arch, {"keys": keys, "optional": {}, "ends": None, "blocks": [], "known": [], "sizes": {}})
         row["keys"] = {k: row["keys"][k] for k in sorted(keys) if k in row["keys"]}
+        row["optional"].update(optional)
         row["ends"] = sorted(ends if row["ends"] is None else set(ends) & set(row["ends"]))
         row["blocks"] += [b for b in blocks if b not in row["blocks"]]
         row["known"] = sorted(set(row["known"]) | {stem(t[0])[1] for t in whole.tensors})
@@ -143,7 +174,7 @@ def write(path, names, table):
 
     numbers = {}
     for row in table.values():
-        row["sizes"] = {name: [[numbers.setdefault(t, len(numbers)) for t in plain(d)] for d in dims]
+        row["sizes"] = {name: [[numbers.setdefault(t, len(numbers)) for t in plain(d)] for d in meant(name, dims)]
                         for name, dims in sorted(row["sizes"].items()) if any(dims)}
     with open(path, "w") as out:
         out.write('{"names": ' + json.dumps(names) + ',\n"terms": ' + json.dumps(list(numbers)) + ',\n"architectures": {\n')

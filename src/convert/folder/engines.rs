@@ -173,7 +173,13 @@ impl<'a> View<'a> {
             let Some(Said { what, hint }) = why(linear).map(Into::into) else { continue };
             match self.found.iter_mut().find(|o| o.what == what && !o.modules.is_empty()) {
                 Some(same) => same.modules.push(linear.path.to_string()),
-                None => self.found.push(Objection { modules: vec![linear.path.to_string()], what, refused, unknown: false, hint }),
+                None => self.found.push(Objection {
+                    modules: vec![linear.path.to_string()],
+                    what,
+                    refused,
+                    unknown: false,
+                    hint,
+                }),
             }
         }
     }
