@@ -3,7 +3,7 @@
 
 use super::derive::same_configuration;
 use crate::control::{Control, Report, Run};
-use crate::convert::{Checked, proven};
+use crate::convert::{Checked, proof, proven};
 use crate::gguf::Metadata;
 use crate::model::SourceModel;
 use crate::model::tokenizer::GgufVocab;
@@ -36,9 +36,13 @@ pub fn beside(file: &Path, source: &Path, control: &Control, report: &dyn Report
         return Ok(suspicious(format!("{key} is not what the source's tokenizer gives")));
     }
     let ckpt = artifact.ckpt.clone();
-    match proven::beside(&source, &artifact, &|layer| proven::smallest_of(&ckpt, layer), run) {
-        Err(e @ Error::BadInput(_)) => Ok(suspicious(e.to_string())),
-        other => other,
+    let checked = match proven::beside(&source, &artifact, &|layer| proven::smallest_of(&ckpt, layer), run) {
+        Err(e @ Error::BadInput(_)) => return Ok(suspicious(e.to_string())),
+        other => other?,
+    };
+    match proof::other_tokens(&source, &artifact)? {
+        Some(what) if checked.suspicion.is_none() => Ok(Checked { suspicion: Some(what), ..checked }),
+        _ => Ok(checked),
     }
 }
 

@@ -9,6 +9,7 @@ use super::plan::{FilePlan, Plan};
 use super::proof::{self, Checked, TOKENS};
 use crate::control::{Notice, Run};
 use crate::model::SourceModel;
+use crate::model::keys::lost;
 use crate::source::Checkpoint;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -49,9 +50,25 @@ pub fn file(plan: &Plan, file: &FilePlan, name: &str, paths: &[PathBuf], run: Ru
     if !is_run(plan, run) {
         return Ok(None);
     }
+    // Without a tokenizer, or one that is read here, there is no text to run on.
+    if plan.source.tokenizer().is_err() {
+        return Ok(None);
+    }
     let model = crate::model::Model::open(&ckpt)?;
     let artifact = SourceModel::new(&paths[0], ckpt, model);
-    if_it_runs(beside(&plan.source, &artifact, &|layer| smallest(file, layer), run))
+    let checked = if_it_runs(beside(&plan.source, &artifact, &|layer| smallest(file, layer), run))?;
+    let Some(mut checked) = checked else { return Ok(None) };
+    let notice = |text: String| run.notice(Notice::About { output: name.into(), text });
+    // What GGUF cannot hold was told, and shows here.
+    if let Some(what) = checked.suspicion.take_if(|_| lost(&plan.source.model).is_ok_and(|lost| !lost.is_empty())) {
+        notice(format!("{what}: what GGUF cannot hold of the model"));
+    }
+    if checked.suspicion.is_none()
+        && let Some(what) = proof::other_tokens(&plan.source, &artifact)?
+    {
+        notice(what);
+    }
+    Ok(Some(checked))
 }
 
 /// `None` for what the engine does not run, of which conversion and rounding are all there is.
@@ -80,14 +97,20 @@ pub fn beside(
     let stored = |s: &SourceModel| (s.ckpt.clone(), s.model.clone());
     let (ours, theirs) = (stored(source), stored(artifact));
     let (ours, theirs) = (Stored { ckpt: &ours.0, model: &ours.1 }, Stored { ckpt: &theirs.0, model: &theirs.1 });
-    let mut checked = proof::check(&ours, &theirs, &proof::windows(source)?, bits, run)?;
+    let bits = |layer| bits(layer).min(of_source(&source.ckpt));
+    let mut checked = proof::check(&ours, &theirs, &proof::windows(source)?, &bits, run)?;
     if checked.suspicion.is_none() {
         checked.suspicion = proof::other_weights(ours, theirs, run)?;
     }
-    if checked.suspicion.is_none() {
-        checked.suspicion = proof::other_tokens(source, artifact)?;
-    }
     Ok(checked)
+}
+
+/// The bits that stand for a format which rounds activations, or has floats of eight bits.
+const ROUNDED: f64 = 5.0;
+
+/// The same of a source, which may be stored in such a format.
+fn of_source(ckpt: &Checkpoint) -> f64 {
+    if ckpt.scheme().is_some() { ROUNDED } else { 32.0 }
 }
 
 /// A finished folder, layer by layer as `layers` reads it back.
@@ -99,7 +122,10 @@ pub fn folder(plan: &Plan, folder: &FolderPlan, layers: &dyn Layers, run: Run) -
         return Ok(None);
     }
     let source = Stored { ckpt: &plan.source.ckpt, model: &plan.source.model };
-    let bits = folder.quantized(&plan.source.ckpt).1;
+    if plan.source.tokenizer().is_err() {
+        return Ok(None);
+    }
+    let bits = folder.quantized(&plan.source.ckpt).1.min(ROUNDED).min(of_source(&plan.source.ckpt));
     let of = |layer: Option<usize>| if layer.is_some() { bits } else { 16.0 };
     if_it_runs(
         proof::windows(&plan.source).and_then(|windows| proof::check(&source, layers, &windows, &of, run.unheard())),

@@ -168,7 +168,7 @@ pub fn details(report: &Report) -> Vec<String> {
 
 /// How each candidate was made, by its own record, and whether its calibration had seen the text.
 pub fn origins(report: &Report) -> Vec<String> {
-    let one = |c: &Candidate| {
+    fn one(c: &Candidate) -> Option<(&str, String)> {
         let made = c.made.as_ref()?;
         let seen = match made.overlap {
             None => String::new(),
@@ -182,7 +182,7 @@ pub fn origins(report: &Report) -> Vec<String> {
             Some(_) => "; it was calibrated on nothing of this text".to_string(),
         };
         Some((c.artifact.name.as_str(), format!("{}{seen}.", made.how)))
-    };
+    }
     // Those that were made alike in one line.
     let mut lines: Vec<(Vec<&str>, String)> = Vec::new();
     for (name, how) in report.candidates.iter().filter_map(one) {
