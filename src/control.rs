@@ -50,6 +50,9 @@ pub struct Control {
     pub resume: bool,
     /// Replace outputs that are there.
     pub force: bool,
+    /// Run what was made beside its source before it gets its name. `None`: where that costs less than the conversion, or
+    /// little.
+    pub check: Option<bool>,
     pub cancel: Cancel,
 }
 
@@ -57,7 +60,7 @@ impl Default for Control {
     /// As many threads as the machine has cores; nothing is replaced or resumed.
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        Self { threads, max_memory: None, spill: None, resume: false, force: false, cancel: Cancel::new() }
+        Self { threads, max_memory: None, spill: None, resume: false, force: false, check: None, cancel: Cancel::new() }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Calibration: the texts a model is shown ([`data`]), what its linear layers see meanwhile ([`stats`]), and importance
 //! matrices in llama.cpp's formats ([`imatrix`]). What a quantizer does with an importance is its own matter (`quant`).
 
-mod bundled;
+pub(crate) mod bundled;
 pub mod data;
 pub mod hessians;
 pub mod imatrix;

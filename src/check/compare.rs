@@ -1,9 +1,9 @@
 //! The measurement itself: opens base and candidates, runs them over one token stream, and gathers what a report shows.
 
-use super::machine;
 use super::measurement::Measurement;
 use super::text::Prepared;
 use super::turns::{self, Entrant};
+use super::{machine, origin};
 use crate::calibration::{stats, totals};
 use crate::control::{self, Control, Notice, Run, Unit};
 use crate::eval::ablation::ablate;
@@ -11,7 +11,7 @@ use crate::eval::bootstrap::{self, Bootstrap};
 use crate::eval::klbase::{KlBaseReader, KlBaseWriter};
 use crate::eval::{self, Base, Candidate, Logits, Runnable, Windows};
 use crate::infer::Cache;
-use crate::model::{Model, name_of};
+use crate::model::{Model, SourceModel, name_of};
 use crate::report::{self, Artifact, Report};
 use crate::source::Checkpoint;
 use crate::{Error, Result};
@@ -39,8 +39,10 @@ pub fn perplexity(
     report: &dyn control::Report,
 ) -> Result<Report> {
     let (begin, run) = (Instant::now(), Run::new(control, report));
-    let mut base = turns::open(model, how.adapter.as_deref(), how.rounded_activations, run)?;
-    let text = Prepared::new(&base, how)?;
+    let source = SourceModel::open_merged(model, how.adapter.as_deref())?;
+    source.model.known()?;
+    let text = Prepared::new(&source, how)?;
+    let mut base = turns::load(&source, how.rounded_activations, run)?;
     let save = save_logits.map(|path| KlBaseWriter::create(path, &text.windows, base.vocab(), &text.stream));
     let save = save.transpose()?;
     let artifact = base.artifact.clone();
@@ -115,9 +117,19 @@ pub fn compare(
         report.gates.extend(how.gates.judge(&artifact.name, &stats, field.text.windows.count)?);
         report.candidates.push(report::Candidate { artifact, stats: Some(stats), ..report::Candidate::default() });
     }
+    field.origins(&mut report.candidates, run)?;
     field.damage(&mut report.candidates, how, run)?;
     report.environment = machine::environment(run.threads(), begin);
     Ok(report)
+}
+
+/// That a text does for a measurement: it is there, long enough for its windows, and for the gates.
+///
+/// # Errors
+/// `Request` and `BadInput` as [`compare`] has them.
+pub fn text_suffices(source: &SourceModel, how: &Measurement) -> Result<()> {
+    let text = Prepared::new(source, how)?;
+    how.gates.check_size(text.windows.scored_tokens(), text.windows.count)
 }
 
 fn measured_base(artifact: Artifact, comparison: &eval::Comparison) -> report::Base {
@@ -163,8 +175,13 @@ impl<'a> Field<'a> {
                 (Reference::Logits(Some(Box::new(stored))), text, (vocab, model.engine.config.hidden))
             }
             false => {
-                let model = turns::open(path, how.adapter.as_deref(), rounded, run)?;
-                let (text, config) = (Prepared::new(&model, how)?, &model.engine.config);
+                let source = SourceModel::open_merged(path, how.adapter.as_deref())?;
+                source.model.known()?;
+                // Whatever the text does not do for is said before a weight is read.
+                let text = Prepared::new(&source, how)?;
+                how.gates.check_size(text.windows.scored_tokens(), text.windows.count)?;
+                let model = turns::load(&source, rounded, run)?;
+                let config = &model.engine.config;
                 let sizes = (config.vocab, config.hidden);
                 (Reference::Model(Box::new(model)), text, sizes)
             }
@@ -205,6 +222,19 @@ impl<'a> Field<'a> {
             }
         };
         self.text.compare(base, &mut rows, None, self.turn, run)
+    }
+
+    /// How each candidate was made, as far as it says.
+    fn origins(&self, rows: &mut [report::Candidate], run: Run) -> Result<()> {
+        let source = match &self.base {
+            Reference::Model(_) => Some(SourceModel::open(self.path)?),
+            Reference::Logits(_) => None,
+        };
+        for (candidate, row) in self.candidates.iter().zip(rows) {
+            let text = source.as_ref().map(|source| (source, self.text.stream.as_slice()));
+            row.made = origin::of(&Checkpoint::open(&candidate.path)?, text, run);
+        }
+        Ok(())
     }
 
     /// How far every tensor is from the base's, and the ablation where one is asked for. Stored logits have no tensors.

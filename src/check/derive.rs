@@ -89,7 +89,7 @@ pub fn derive(file: &Checkpoint, origin: &Origin, run: Run) -> Result<Derived> {
 }
 
 /// That the file says of the model's sizes what the source's configuration says, but for what its recipe sets.
-fn same_configuration(file: &Checkpoint, ckpt: &Checkpoint, model: &Model) -> Result<()> {
+pub fn same_configuration(file: &Checkpoint, ckpt: &Checkpoint, model: &Model) -> Result<()> {
     let Some(there) = file.gguf() else { return Ok(()) };
     let ours = gguf_metadata(model, ckpt, 0)?;
     let recipe = record::read(there);

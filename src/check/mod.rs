@@ -2,17 +2,21 @@
 //! [`perplexity`]), whether it is sound and really made from that model ([`verify`]), and which engines would refuse it
 //! ([`objections`]). It measures and judges; how artifacts are made and how reports are drawn is known elsewhere.
 
+mod beside;
 mod compare;
 mod derive;
 mod machine;
 mod measurement;
+mod origin;
 mod text;
 mod turns;
 mod verify;
 
 pub use crate::calibration::imatrix::UnseenExperts;
+pub use crate::convert::Checked;
 pub use crate::convert::folder::engines::{Engine, Objection};
-pub use compare::{compare, perplexity};
+pub use beside::beside;
+pub use compare::{compare, perplexity, text_suffices};
 pub use derive::{Derived, Origin};
 pub use measurement::Measurement;
 pub use verify::{Verified, objections, verify};

@@ -8,6 +8,7 @@ use crate::eval::bootstrap::Bootstrap;
 use crate::eval::klbase::{FLOOR, KlBaseReader, KlBaseWriter};
 use crate::eval::text::{Corpus, Encoder};
 use crate::eval::{self, Base, Candidate, Method, Options, Runnable, Windows};
+use crate::model::SourceModel;
 use crate::report::{MethodInfo, Report};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -21,18 +22,19 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// The text of `how`, in the tokens of `model`.
+    /// The text of `how`, in the tokens of a model whose weights need not be there yet.
     ///
     /// # Errors
     /// `Request` when there is no text, and for windows that the model has no room for; those of reading and cutting it.
-    pub fn new(model: &Runnable, how: &Measurement) -> Result<Self> {
+    pub fn new(source: &SourceModel, how: &Measurement) -> Result<Self> {
         let Some(path) = how.text.clone() else {
             return Err(Error::request("no text to evaluate on").hint(Hint::EvaluationText));
         };
         let corpus = Corpus::open(&path)?;
-        let stream = corpus.tokens(model)?;
-        let windows = Windows::plan(how.method, stream.len(), how.windows, Encoder::bos(model))?;
-        let (asked, most) = (how.method.ctx(), model.engine.config.context);
+        let tokenizer = source.tokenizer()?;
+        let stream = corpus.tokens(&*tokenizer).map_err(|e| e.in_file(&source.path))?;
+        let windows = Windows::plan(how.method, stream.len(), how.windows, Encoder::bos(&*tokenizer))?;
+        let (asked, most) = (how.method.ctx(), source.model.config.context);
         if asked > most {
             let what = format!("windows of {asked} tokens are longer than the model's context of {most}");
             return Err(Error::request(what).hint(Hint::ContextUpTo(most)));

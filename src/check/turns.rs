@@ -20,9 +20,14 @@ const SHARE: f64 = 0.8;
 
 /// Loads a model with an adapter merged into it; `rounded`: its activations are rounded to 8 bits.
 pub fn open(path: &Path, adapter: Option<&Path>, rounded: bool, run: Run) -> Result<Runnable> {
+    load(&SourceModel::open_merged(path, adapter)?, rounded, run)
+}
+
+/// The same of a model that is open.
+pub fn load(source: &SourceModel, rounded: bool, run: Run) -> Result<Runnable> {
     run.check()?;
-    run.notice(Notice::Loading(path.to_path_buf()));
-    let mut model = Runnable::load(&SourceModel::open_merged(path, adapter)?)?;
+    run.notice(Notice::Loading(source.path.clone()));
+    let mut model = Runnable::load(source)?;
     model.engine.round_activations(rounded);
     Ok(model)
 }

@@ -81,7 +81,9 @@ pub fn objections(engine: Engine, file: &Checkpoint, devices: usize) -> Result<V
 fn about_gguf(engine: Engine, file: &Checkpoint) -> Vec<Objection> {
     let (refused, what) = match engine {
         Engine::LlamaCpp => {
-            return loadable::refusals(file).into_iter().map(|what| Objection::to_all(what, true)).collect();
+            let found = loadable::examine(file);
+            let unknown = found.unknown.map(|what| Objection { unknown: true, ..Objection::to_all(what, false) });
+            return found.refusals.into_iter().map(|what| Objection::to_all(what, true)).chain(unknown).collect();
         }
         Engine::Vllm => (false, "needs the GGUF plugin, which has no kernels for CPUs"),
         Engine::Transformers => (false, "is turned back into 16 or 32 bits: from_pretrained(DIR, gguf_file=FILE)"),

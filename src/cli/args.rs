@@ -1,6 +1,6 @@
 //! Flags that several commands share.
 
-use super::values::size;
+use super::values::{size, yes_or_no};
 use crate::calibration::data;
 use crate::calibration::imatrix::UnseenExperts;
 use clap::builder::PossibleValue;
@@ -34,6 +34,7 @@ pub enum MtpLayers {
 
 /// What every command understands.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "General")]
 pub struct CommonArgs {
     /// Worker threads [default: all cores]
     #[arg(short = 't', long, value_name = "N", env = "QUANTIZE_THREADS")]
@@ -48,6 +49,7 @@ pub struct CommonArgs {
 
 /// Which types tensors get. Shared by converting and planning.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Types of tensors (GGUF)")]
 pub struct TypeArgs {
     /// Target types, comma-separated: q4_k_m, q8_0, f16, ... (any case; llama.cpp's file-type numbers work too)
     #[arg(long = "to", visible_alias = "outtype", short = 'q', value_name = "TYPE", value_delimiter = ',')]
@@ -92,6 +94,7 @@ pub struct TypeArgs {
 
 /// Which importance matrix weighs the quantization error.
 #[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Calibration")]
 pub struct ImatrixArgs {
     /// Importance matrix: llama.cpp's GGUF form or the older .dat
     #[arg(long, value_name = "FILE")]
@@ -103,6 +106,7 @@ pub struct ImatrixArgs {
 
 /// Which texts a model is calibrated on.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Calibration")]
 pub struct CalibrationArgs {
     /// Calibration data: default (bundled texts), a text, JSONL or Parquet file, such a file of a data set on the Hub
     /// (hf://datasets/org/name/path[@revision]), self (sampled from the model), tokens:random (repeatable; sources
@@ -134,6 +138,7 @@ pub enum Rounding {
 
 /// How scales and codes are chosen, in files and folders alike.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Rounding")]
 pub struct RoundingArgs {
     /// How codes are chosen [default: feedback where there is calibration data, and in folders where the format has
     /// integers in groups; else nearest]
@@ -159,6 +164,7 @@ pub struct RoundingArgs {
 
 /// What does not decide bytes, for runs that take long.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Output")]
 pub struct ControlArgs {
     /// Continue an interrupted run; the result is the same, byte for byte
     #[arg(long)]
@@ -173,6 +179,7 @@ pub struct ControlArgs {
 
 /// How large a GGUF file may be, with types chosen to fit.
 #[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Size")]
 pub struct BudgetArgs {
     /// Choose types so that the tensors take so many bits per weight: 4.2 (comma-separated; needs --calibration)
     #[arg(long, value_name = "BITS", value_delimiter = ',')]
@@ -234,19 +241,14 @@ pub struct FolderArgs {
 
 /// Where Hub ids are resolved.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Hugging Face Hub")]
 pub struct HubArgs {
     /// Branch, tag or commit on the Hub
     #[arg(long, value_name = "REV")]
     pub revision: Option<String>,
-    #[arg(long, env = "HF_TOKEN", hide_env_values = true, hide = true)]
-    pub hf_token: Option<String>,
-    #[arg(long, env = "HF_HOME", hide = true)]
-    pub hf_home: Option<PathBuf>,
-    #[arg(long, env = "HF_ENDPOINT", hide = true)]
-    pub hf_endpoint: Option<String>,
     /// Use only what is already in the cache
-    #[arg(long, env = "HF_HUB_OFFLINE", num_args = 0..=1, default_missing_value = "1", default_value = "0",
-          value_parser = clap::builder::FalseyValueParser::new())]
+    #[arg(long, env = "HF_HUB_OFFLINE", num_args = 0..=1, require_equals = true, default_missing_value = "1",
+          default_value = "0", value_name = "YES", hide_possible_values = true, value_parser = yes_or_no)]
     pub offline: bool,
 }
 
@@ -262,10 +264,12 @@ pub enum Activations {
 
 /// The text to measure on, and how it is cut.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Text")]
 pub struct TextArgs {
-    /// Evaluation text: plain, or chat JSONL (rendered with the model's own template)
+    /// Evaluation text: plain, or chat JSONL (rendered with the model's own template). To compare, repeatable: each text gets
+    /// its row, and the worst decides
     #[arg(long, short = 'f', value_name = "FILE")]
-    pub text: Option<PathBuf>,
+    pub text: Vec<PathBuf>,
     /// Tokens per chunk; the second half of each is scored, as llama-perplexity does
     #[arg(long, short = 'c', value_name = "TOKENS", default_value_t = 512)]
     pub ctx: usize,
@@ -282,6 +286,7 @@ pub struct TextArgs {
 
 /// Limits that end the run with exit code 6.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Quality gates (exit code 6)")]
 pub struct GateArgs {
     /// Fail when the mean KL divergence (nats per token) is above this
     #[arg(long, value_name = "KLD")]

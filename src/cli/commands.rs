@@ -29,40 +29,50 @@ pub struct ConvertArgs {
     #[command(flatten)]
     pub control: ControlArgs,
     /// Keep the importance matrix that --calibration makes
-    #[arg(long, value_name = "FILE", requires = "calibration")]
+    #[arg(help_heading = "Calibration", long, value_name = "FILE", requires = "calibration")]
     pub save_imatrix: Option<PathBuf>,
     /// Output file or folder [default: MODEL-TYPE.gguf in the current folder]
-    #[arg(short, long, visible_alias = "outfile", value_name = "PATH")]
+    #[arg(help_heading = "Output", short, long, visible_alias = "outfile", value_name = "PATH")]
     pub output: Option<PathBuf>,
     /// Print the plan and stop
-    #[arg(long)]
+    #[arg(help_heading = "Output", long)]
     pub dry_run: bool,
     /// Begin another file after so many bytes: 4G, 500M (decimal, as in llama.cpp) [default: GGUF never, folders 5G]
-    #[arg(long, alias = "max-shard-size", value_name = "SIZE", value_parser = size, conflicts_with = "keep_split")]
+    #[arg(help_heading = "Output", long, alias = "max-shard-size", value_name = "SIZE", value_parser = size, conflicts_with = "keep_split")]
     pub split_max_size: Option<u64>,
     /// GGUF: begin a new shard after so many tensors
-    #[arg(long, value_name = "N", conflicts_with_all = ["split_max_size", "keep_split"])]
+    #[arg(help_heading = "Output", long, value_name = "N", conflicts_with_all = ["split_max_size", "keep_split"])]
     pub split_max_tensors: Option<NonZeroUsize>,
     /// GGUF: as many shards as the source has files
-    #[arg(long)]
+    #[arg(help_heading = "Output", long)]
     pub keep_split: bool,
     /// Also write an Ollama Modelfile beside each GGUF file
-    #[arg(long)]
+    #[arg(help_heading = "Output", long)]
     pub modelfile: bool,
     /// Do not hash the source files (saves one more read of a checkpoint larger than the memory)
-    #[arg(long)]
+    #[arg(help_heading = "Output", long)]
     pub no_source_hash: bool,
+    /// Run each artifact beside the source before it gets its name [default: where that takes little, or less than the
+    /// conversion]
+    #[arg(help_heading = "Check before the name", long, overrides_with = "no_check")]
+    pub check: bool,
+    /// Do not run them
+    #[arg(help_heading = "Check before the name", long, overrides_with = "check")]
+    pub no_check: bool,
+    /// Accept i-quants below four bits without importance matrix or calibration, which lose nearly everything
+    #[arg(help_heading = "Calibration", long)]
+    pub uncalibrated: bool,
     /// After converting, compare the artifacts with the source on this text
-    #[arg(long, value_name = "FILE")]
+    #[arg(help_heading = "Comparison with the source", long, value_name = "FILE")]
     pub text: Option<PathBuf>,
     /// Chunks of the text to use [default: all]
-    #[arg(long, value_name = "N", requires = "text")]
+    #[arg(help_heading = "Comparison with the source", long, value_name = "N", requires = "text")]
     pub chunks: Option<usize>,
     /// Tokens per chunk
-    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
+    #[arg(help_heading = "Comparison with the source", long, value_name = "TOKENS", default_value_t = 512)]
     pub ctx: usize,
     /// Write the report of that comparison: .html, .md, .json or .txt (repeatable)
-    #[arg(long, value_name = "FILE", requires = "text")]
+    #[arg(help_heading = "Comparison with the source", long, value_name = "FILE", requires = "text")]
     pub report: Vec<PathBuf>,
     #[command(flatten)]
     pub gates: GateArgs,
@@ -91,6 +101,9 @@ pub struct PlanArgs {
     /// Memory of the device it should fit, e.g. 24GB (repeatable) [default: a built-in table]
     #[arg(long, value_name = "SIZE")]
     pub device: Vec<String>,
+    /// Fail (exit code 6) when an output does not fit one of the devices named with --device
+    #[arg(long, requires = "device")]
+    pub require_fit: bool,
     /// Tokens of context to leave room for
     #[arg(long, value_name = "TOKENS", default_value_t = 8192)]
     pub context: usize,
@@ -130,8 +143,11 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "MODEL")]
     pub source: Option<PathBuf>,
     /// The LoRA adapter that was merged into the source
-    #[arg(long, value_name = "ADAPTER", requires = "source")]
+    #[arg(long, value_name = "ADAPTER")]
     pub lora: Option<PathBuf>,
+    /// GGUF: run it beside the checkpoint it was made from, as a conversion does at its end
+    #[arg(long, value_name = "MODEL", conflicts_with = "source")]
+    pub check: Option<PathBuf>,
     /// Say what this engine would refuse, and why (repeatable)
     #[arg(long = "for", value_enum, value_name = "ENGINE", value_delimiter = ',')]
     pub engines: Vec<EngineName>,

@@ -6,8 +6,8 @@ use super::commands::ConvertArgs;
 use super::interrupt;
 use super::output::{print, print_json};
 use super::progress::Terminal;
-use super::{eval, idle, options, plan, recipe, words};
-use crate::check::Measurement;
+use super::{advice, eval, idle, options, plan, recipe, words};
+use crate::check::{self, Measurement};
 use crate::control::Control;
 use crate::convert::{self, Made, Outcome, Plan, stream};
 use crate::eval::Method;
@@ -31,7 +31,15 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
         return Err(Error::Usage("a projector is no text model: --mmproj and --text exclude each other".into()));
     }
     args.report.iter().try_for_each(|path| eval::check_report(path, args.control.force))?;
-    let control = recipe::control(&args.control, args.common.threads)?;
+    gates.check_limits()?;
+    let check = if args.check {
+        Some(true)
+    } else if args.no_check {
+        Some(false)
+    } else {
+        None
+    };
+    let control = Control { check, ..recipe::control(&args.control, args.common.threads)? };
     interrupt::catch_interrupt()?;
     let terminal = Terminal::new(args.common.quiet);
     let recipe = recipe::of_convert(&args)?;
@@ -39,14 +47,16 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
     let model = args.model.first().cloned().unwrap_or_default();
     let path = options::resolve_model(&model, &args.hub, args.common.quiet)?;
     let source = SourceModel::open_merged(&path, args.lora.as_deref())?;
-    if args.text.is_some() {
+    if let Some(text) = &args.text {
         source.model.known()?;
+        check::text_suffices(&source, &measurement(&args, text.clone(), gates))?;
     }
     let mut plan = convert::plan(&source, &recipe)?;
     if !args.common.quiet {
         plan.remarks.iter().for_each(|remark| say!("note: {remark}"));
     }
     plan::on_fallback(args.types.on_fallback, &plan)?;
+    advice::uncalibrated(&plan, args.uncalibrated, args.common.quiet)?;
     if args.dry_run {
         convert::spend_budgets(&mut plan, &control, &terminal)?;
         return plan::describe(&plan, &args, control.threads);
@@ -97,15 +107,14 @@ fn compare(
 ) -> Result<()> {
     let models: Vec<PathBuf> =
         std::iter::once(source).chain(outcome.outputs.iter().map(|made| made.paths[0].clone())).collect();
-    let method = Method::LlamaCpp { ctx: args.ctx };
-    let adapter = args.lora.clone();
-    let how = Measurement { adapter, method, windows: args.chunks, gates, ..Measurement::on(text) };
+    let how = measurement(args, text, gates);
     let mut report = eval::measure(&models, &how, control, args.common.quiet)?;
     for (made, candidate) in outcome.outputs.into_iter().zip(&report.candidates) {
         let name = &candidate.artifact.name;
         report.ledger.extend(made.ledger.into_iter().map(|row| LedgerRow { candidate: name.clone(), ..row }));
     }
-    eval::save(&report, &args.report, args.control.force)?;
+    // What was computed is shown, whether it can be saved or not.
+    let saved = eval::save(&report, &args.report, args.control.force);
     match args.common.format {
         Format::Text => print(&format!("\n{}", crate::report::render_text(&report)))?,
         Format::Json => {
@@ -113,7 +122,14 @@ fn compare(
             print_json(&json)?;
         }
     }
+    saved?;
     gate::verdict(&report.gates)
+}
+
+/// How the flags have the artifacts measured.
+fn measurement(args: &ConvertArgs, text: PathBuf, gates: Gates) -> Measurement {
+    let method = Method::LlamaCpp { ctx: args.ctx };
+    Measurement { adapter: args.lora.clone(), method, windows: args.chunks, gates, ..Measurement::on(text) }
 }
 
 /// llama-quantize's `IN [OUT] TYPE [THREADS]`, where `--to` was not given.
@@ -174,7 +190,7 @@ fn summary_json(plan: &Plan, outcome: &Outcome) -> Value {
         let ratio = made.bytes as f64 / source_bytes(plan, made).max(1) as f64;
         let mut row = json!({
             "type": made.name, "paths": made.paths.iter().map(|p| escape::path(p)).collect::<Vec<_>>(), "bytes": made.bytes, "bits_per_weight": made.bits_per_weight,
-            "ratio": ratio, "ledger": made.ledger,
+            "ratio": ratio, "ledger": made.ledger, "check": made.checked,
         });
         match &made.file {
             Some(file) => {
@@ -255,6 +271,13 @@ fn summary(plan: &Plan, outcome: &Outcome, quiet: bool) -> Result<()> {
             human(made.bytes),
             made.bits_per_weight,
         );
+        match &made.checked {
+            Some(checked) => say!("           checked: {checked}"),
+            None if plan.source.model.family.is_err() => {
+                say!("           not run: this model is converted only; its structure was checked")
+            }
+            None => {}
+        }
     }
     let (total, dropped) = (plan.source.ckpt.tensors().len(), &plan.source.model.dropped);
     let (written, dropped_count, seconds) = (total - dropped.len(), dropped.len(), outcome.seconds);

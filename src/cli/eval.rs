@@ -12,7 +12,7 @@ use crate::control::Control;
 use crate::eval::Method;
 use crate::eval::gate::{self, Gates};
 use crate::report::{self, Report};
-use crate::writer::atomic::{refuse_existing, write_text};
+use crate::writer::atomic::{folder_of, refuse_existing, write_text};
 use crate::writer::places;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -20,9 +20,13 @@ use std::path::{Path, PathBuf};
 /// `quantize eval MODEL`: perplexity alone.
 pub fn eval(args: EvalArgs) -> Result<()> {
     let control = start(&args.common, None)?;
+    args.report.iter().try_for_each(|path| check_report(path, args.force))?;
     let outputs = args.save_logits.iter().chain(&args.report).map(PathBuf::as_path);
     places::check(inputs(std::slice::from_ref(&args.model), &args.text), outputs, args.force)?;
-    let how = Measurement { adapter: args.lora.clone(), ..measurement(&args.text) };
+    if args.text.text.len() > 1 {
+        return Err(Error::Usage("eval takes one --text; compare takes several".into()));
+    }
+    let how = Measurement { adapter: args.lora.clone(), ..measurement(&args.text, args.text.text.first()) };
     let terminal = Terminal::new(args.common.quiet);
     let report = check::perplexity(&args.model, &how, args.save_logits.as_deref(), &control, &terminal)?;
     finish(&named(report), &args.report, args.common.format, args.force)
@@ -32,10 +36,21 @@ pub fn eval(args: EvalArgs) -> Result<()> {
 pub fn compare(args: CompareArgs) -> Result<()> {
     let control = start(&args.common, args.max_memory)?;
     let gates = gates(&args.gates)?;
+    gates.check_limits()?;
+    args.report.iter().try_for_each(|path| check_report(path, args.force))?;
     places::check(inputs(&args.models, &args.text), args.report.iter().map(PathBuf::as_path), args.force)?;
     let ablation = args.ablate.then_some(args.ablate_chunks);
-    let how = Measurement { gates, ablation, adapter: args.lora.clone(), ..measurement(&args.text) };
-    let report = measure(&args.models, &how, &control, args.common.quiet)?;
+    let how = |text: Option<&PathBuf>| {
+        let adapter = args.lora.clone();
+        Measurement { gates, ablation, adapter, ..measurement(&args.text, text) }
+    };
+    let texts: Vec<Option<&PathBuf>> = match args.text.text.as_slice() {
+        [] => vec![None],
+        texts => texts.iter().map(Some).collect(),
+    };
+    let reports: Result<Vec<Report>> =
+        texts.into_iter().map(|text| measure(&args.models, &how(text), &control, args.common.quiet)).collect();
+    let report = report::worst_of(reports?).ok_or_else(|| Error::Internal("no text".into()))?;
     let outcome = gate::verdict(&report.gates);
     finish(&report, &args.report, args.common.format, args.force)?;
     outcome
@@ -43,6 +58,7 @@ pub fn compare(args: CompareArgs) -> Result<()> {
 
 /// `quantize report saved.json`: the same report in another form.
 pub fn render(args: ReportArgs) -> Result<()> {
+    args.to.iter().try_for_each(|path| check_report(path, args.force))?;
     places::check([args.file.as_path()], args.to.iter().map(PathBuf::as_path), args.force)?;
     let text = crate::input::read_text(&args.file)?;
     let report = Report::from_json(&text).map_err(|e| e.in_file(&args.file))?;
@@ -55,9 +71,9 @@ fn inputs<'a>(models: &'a [PathBuf], text: &'a TextArgs) -> impl Iterator<Item =
 }
 
 /// How the flags have it measured, but for gates and ablation.
-fn measurement(args: &TextArgs) -> Measurement {
+fn measurement(args: &TextArgs, text: Option<&PathBuf>) -> Measurement {
     Measurement {
-        text: args.text.clone(),
+        text: text.cloned(),
         method: match args.stride {
             Some(stride) => Method::Strided { ctx: args.ctx, stride },
             None => Method::LlamaCpp { ctx: args.ctx },
@@ -95,11 +111,13 @@ pub fn gates(args: &GateArgs) -> Result<Gates> {
 
 /// Saves the report in every form asked for and prints it.
 fn finish(report: &Report, files: &[PathBuf], format: Format, force: bool) -> Result<()> {
-    save(report, files, force)?;
+    // What was computed is shown, whether it can be saved or not.
+    let saved = save(report, files, force);
     match format {
-        Format::Text => print(&report::render_text(report)),
-        Format::Json => print(&report.to_json()?),
+        Format::Text => print(&report::render_text(report))?,
+        Format::Json => print(&report.to_json()?)?,
     }
+    saved
 }
 
 /// How a report is written to a file.
@@ -128,6 +146,10 @@ fn form(path: &Path) -> Result<Form> {
 /// `Usage` for a name without a known ending; `Exists`.
 pub fn check_report(path: &Path, force: bool) -> Result<()> {
     form(path)?;
+    let folder = folder_of(path);
+    if !folder.is_dir() {
+        return Err(Error::Usage(format!("{}: there is no folder {}", path.display(), folder.display())));
+    }
     refuse_existing(path, force)
 }
 

@@ -1,5 +1,6 @@
 //! `quantize generate`: text from a model, through the reference inference. Text goes to standard output as it comes.
 
+use super::args::Format;
 use super::commands::GenerateArgs;
 use super::interrupt;
 use super::options;
@@ -7,10 +8,12 @@ use crate::eval::Runnable;
 use crate::infer::{Sampling, generate};
 use crate::model::tokenizer::Message;
 use crate::{Error, Result, escape};
+use serde_json::json;
 use std::io::{IsTerminal, Write};
 use std::time::Instant;
 
 pub fn run(args: GenerateArgs) -> Result<()> {
+    idle(&args)?;
     interrupt::catch_interrupt()?;
     options::threads(args.common.threads)?;
     let path = options::resolve_model(&args.model, &args.hub, args.common.quiet)?;
@@ -28,7 +31,13 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     let (start, mut failed) = (Instant::now(), None);
     // A file gets what the model says; a terminal is not to be driven by it.
     let terminal = out.is_terminal();
+    let json = args.common.format == Format::Json;
+    let mut whole = String::new();
     let mut show = |text: &str| {
+        if json {
+            whole.push_str(text);
+            return true;
+        }
         let text = if terminal { escape::block(text) } else { text.into() };
         let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
         if let Err(e) = written {
@@ -44,13 +53,40 @@ pub fn run(args: GenerateArgs) -> Result<()> {
         go_on && !interrupt::CANCEL.is_requested()
     })?;
     show(&stream.finish());
-    show("\n");
+    if !json {
+        show("\n");
+    }
+    drop(out);
     if let Some(e) = failed {
         return Err(Error::io("standard output", e));
+    }
+    if json {
+        let seconds = start.elapsed().as_secs_f64();
+        super::output::print_json(&json!({
+            "model": escape::path(&path), "prompt_tokens": prompt.len(), "tokens": made, "text": whole, "seconds": seconds,
+        }))?;
     }
     if !args.common.quiet {
         let seconds = start.elapsed().as_secs_f64();
         say!("{} tokens after {}, {:.1} tokens/s", made.len(), prompt.len(), made.len() as f64 / seconds);
+    }
+    Ok(())
+}
+
+/// Flags that would do nothing.
+fn idle(args: &GenerateArgs) -> Result<()> {
+    if args.temp > 0.0 {
+        return Ok(());
+    }
+    for (given, flag) in [(args.top_k > 0, "--top-k"), (args.top_p < 1.0, "--top-p"), (args.seed.is_some(), "--seed")] {
+        if given {
+            return Err(Error::Usage(format!("{flag} has no effect at --temp 0, which takes the most likely token")));
+        }
+    }
+    if args.chat && args.special {
+        return Err(Error::Usage(
+            "--special has no effect with --chat, whose template has special tokens anyway".into(),
+        ));
     }
     Ok(())
 }

@@ -30,6 +30,8 @@ struct Effects {
     smooth: bool,
     text: bool,
     sequential_files: bool,
+    /// Types that come out as garbage without importance, and none is given.
+    uncalibrated: bool,
 }
 
 impl Effects {
@@ -51,6 +53,7 @@ impl Effects {
             desc_act: recipe.folders().any(|spec| spec.desc_act),
             smooth: data && recipe.folders().any(|spec| spec.scaling() == ChannelScaling::SmoothQuant),
             text,
+            uncalibrated: recipe.ruinous().next().is_some(),
             sequential_files: file_feedback && recipe.sequential_files(),
         }
     }
@@ -113,6 +116,7 @@ const RULES: &[Rule] = rules! {
     checkpoint_format    "--checkpoint-format"    |e| e.folders, FOLDERS;
     tp                   "--tp"                   |e| e.folders, FOLDERS;
     static_groups        "--static-groups"        |e| e.desc_act, "is for GPTQ folders with --desc-act";
+    uncalibrated         "--uncalibrated"         |e| e.uncalibrated, "is for i-quants below four bits without importance matrix or calibration";
     smooth               "--smooth"               |e| e.smooth, "is for --to int8 with --calibration";
     ctx                  "--ctx"                  |e| e.text, TEXT;
 };
@@ -141,10 +145,9 @@ const ALWAYS: &[&str] = &[
     "max_ppl_increase",
     "min_top1",
     "revision",
-    "hf_token",
-    "hf_home",
-    "hf_endpoint",
     "offline",
+    "check",
+    "no_check",
     "threads",
     "format",
     "quiet",

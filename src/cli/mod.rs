@@ -6,11 +6,13 @@ macro_rules! say {
     ($($arg:tt)*) => { $crate::cli::output::say(&format!($($arg)*)) };
 }
 
+mod advice;
 mod args;
 mod calibrate;
 mod commands;
 mod convert;
 mod eval;
+mod failure;
 mod families;
 mod generate;
 mod idle;
@@ -93,16 +95,21 @@ enum Command {
 
 /// Parses the command line and runs it; returns the exit code.
 pub fn main() -> u8 {
-    let matches = Cli::command().get_matches();
-    let cli = match Cli::from_arg_matches(&matches) {
-        Ok(cli) => cli,
+    let parsed = Cli::command().try_get_matches();
+    let parsed = parsed.and_then(|matches| Cli::from_arg_matches(&matches).map(|cli| (cli, matches)));
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
+        Err(e) if e.use_stderr() && failure::wants_json(std::env::args_os()) => return failure::of_usage(&e),
         Err(e) => e.exit(),
     };
     match run(cli, &matches) {
         Ok(()) => 0,
         Err(e) => {
             progress::clear();
-            say!("error: {}", words::explained(&e));
+            match failure::wants_json(std::env::args_os()) {
+                true => failure::print(&e),
+                false => say!("error: {}", words::explained(&e)),
+            }
             e.exit_code()
         }
     }

@@ -7,11 +7,11 @@ use super::output::{print, print_json};
 use super::plan_text::Shown;
 use super::values::size;
 use super::{idle, recipe};
-use crate::Result;
 use crate::convert::devices::Device;
 use crate::convert::forecast::{self, Files, Forecast};
 use crate::convert::recipe::ImportanceFile;
 use crate::convert::{Plan, Recipe};
+use crate::{Error, Result};
 use serde_json::json;
 
 pub fn run(args: PlanArgs, given: &[String]) -> Result<()> {
@@ -38,8 +38,19 @@ pub fn run(args: PlanArgs, given: &[String]) -> Result<()> {
         all: args.all,
     };
     match args.common.format {
-        Format::Json => print_json(&shown.json()?),
-        Format::Text => print(&shown.text()),
+        Format::Json => print_json(&shown.json()?)?,
+        Format::Text => print(&shown.text())?,
+    }
+    if !args.require_fit {
+        return Ok(());
+    }
+    if files.as_ref().is_none_or(|files| files.kv_bytes_per_token.is_none()) {
+        let what = "whether it fits is told of GGUF files of models that run; nothing of that kind is planned here";
+        return Err(Error::unsupported(what));
+    }
+    match shown.misfits().as_slice() {
+        [] => Ok(()),
+        misfits => Err(Error::Gate(format!("does not fit: {}", misfits.join("; ")))),
     }
 }
 

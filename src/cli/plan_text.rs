@@ -6,6 +6,7 @@ use crate::convert::devices::{Device, Fit};
 use crate::convert::folder::{FolderPlan, files::ledger};
 use crate::convert::forecast::{Files, Forecast};
 use crate::convert::plan::OutputPlan;
+use crate::convert::proven;
 use crate::convert::sizes::{FileSizes, TensorRow};
 use crate::quant::GgmlType;
 use crate::quant::presets::Why;
@@ -36,12 +37,30 @@ impl Shown<'_> {
         files.fits(target, self.devices.unwrap_or_default(), self.context, self.longest())
     }
 
+    /// The outputs that do not fit every device that was named.
+    pub fn misfits(&self) -> Vec<String> {
+        let (Some(files), Some([_, ..])) = (self.files, self.devices) else { return Vec::new() };
+        let mut found = Vec::new();
+        for target in &files.targets {
+            for fit in self.fits(files, target).into_iter().flatten().filter(|fit| !fit.fits) {
+                let room = match fit.context {
+                    0 => "not at all".to_string(),
+                    n => format!("with {n} tokens of context only"),
+                };
+                found.push(format!("{} fits {} {room}", target.name, fit.device));
+            }
+        }
+        found
+    }
+
     pub fn json(&self) -> Result<Value> {
         let mut value = match self.files {
             Some(files) => serde_json::to_value(files).map_err(|e| Error::Internal(e.to_string()))?,
             None => json!({}),
         };
         if let (Some(files), Some(_)) = (self.files, self.devices) {
+            value["check"] =
+                json!({ "cpu_seconds": proven::seconds(self.work.plan), "unasked": proven::is_cheap(self.work.plan) });
             for (i, target) in files.targets.iter().enumerate() {
                 value["targets"][i]["devices"] = json!(self.fits(files, target));
             }
@@ -59,6 +78,9 @@ impl Shown<'_> {
 
     pub fn text(&self) -> String {
         let mut out = self.files.map_or_else(String::new, |files| self.files_text(files));
+        if self.files.is_some() && !self.work.plan.source.ckpt.files().is_empty() {
+            out += &format!("{}\n", proven::in_words(self.work.plan, None));
+        }
         for (output, folder) in self.work.plan.folders() {
             out += &self.folder_text(output, folder);
         }
@@ -139,13 +161,18 @@ impl Shown<'_> {
     }
 }
 
-/// `calibrated on 65536 tokens in about 12 min of one core`
-fn in_words(cost: &Cost) -> String {
-    let time = match cost.cpu_seconds {
+/// `12 s`, `40 min`, `3 h`.
+pub fn time(seconds: f64) -> String {
+    match seconds {
         s if s < 90.0 => format!("{s:.0} s"),
         s if s < 5400.0 => format!("{:.0} min", s / 60.0),
         s => format!("{:.0} h", s / 3600.0),
-    };
+    }
+}
+
+/// `calibrated on 65536 tokens in about 12 min of one core`
+fn in_words(cost: &Cost) -> String {
+    let time = time(cost.cpu_seconds);
     format!("calibrated on {} tokens in about {time} of one core", cost.calibration_tokens)
 }
 

@@ -137,19 +137,20 @@ mod with_hub {
 
     /// Flags, then the variables that huggingface_hub reads, then its defaults.
     fn options(revision: String, args: &HubArgs) -> Result<HubOptions> {
-        let home = match &args.hf_home {
-            Some(home) if !home.as_os_str().is_empty() => home.clone(),
-            _ => default_home().ok_or_else(|| Error::Usage("there is no home folder; set HF_HOME".into()))?,
+        let home = match std::env::var_os("HF_HOME").filter(|home| !home.is_empty()) {
+            Some(home) => PathBuf::from(home),
+            None => default_home().ok_or_else(|| Error::Usage("there is no home folder; set HF_HOME".into()))?,
         };
         let home = std::path::absolute(&home).map_err(|e| Error::io(&home, e))?;
         let cache = std::env::var_os("HF_HUB_CACHE").filter(|path| !path.is_empty()).map(PathBuf::from);
-        let endpoint = args.hf_endpoint.as_deref().unwrap_or_default().trim().trim_end_matches('/');
+        let endpoint = std::env::var("HF_ENDPOINT").unwrap_or_default();
+        let endpoint = endpoint.trim().trim_end_matches('/');
         let endpoint = if endpoint.is_empty() { ENDPOINT } else { endpoint };
         if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
             return Err(Error::Usage(format!("HF_ENDPOINT '{endpoint}' does not begin with https:// or http://")));
         }
         let stored = || std::fs::read_to_string(home.join("token")).ok();
-        let token = args.hf_token.clone().filter(|token| !token.trim().is_empty()).or_else(stored);
+        let token = std::env::var("HF_TOKEN").ok().filter(|token| !token.trim().is_empty()).or_else(stored);
         let token = token.map(|token| token.trim().to_string()).filter(|token| !token.is_empty());
         if token.as_ref().is_some_and(|token| !token.bytes().all(|b| b.is_ascii_graphic())) {
             return Err(Error::Usage("the token in HF_TOKEN or HF_HOME/token holds characters no token has".into()));

@@ -237,6 +237,7 @@ pub fn control(args: &ControlArgs, threads: Option<usize>) -> Result<Control> {
         spill: None,
         resume: args.resume,
         force: args.force,
+        check: None,
         cancel: CANCEL.clone(),
     })
 }

@@ -26,6 +26,15 @@ pub fn size(text: &str) -> Result<u64> {
     if bytes < 1.0 || bytes > u64::MAX as f64 / 2.0 { Err(bad()) } else { Ok(bytes as u64) }
 }
 
+/// A switch as environment variables have it: `1`, `true`, `yes`, `on`, and their opposites; empty is off.
+pub fn yes_or_no(text: &str) -> Result<bool, String> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "" | "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err("write 1, true, yes or on; or 0, false, no or off".into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -36,6 +45,7 @@ mod tests {
         assert_eq!(size("24GB").unwrap(), 24_000_000_000);
         assert_eq!(size("1.5GiB").unwrap(), 1_610_612_736);
         assert_eq!(size("500").unwrap(), 500);
+        assert!(yes_or_no("ON").unwrap() && !yes_or_no("").unwrap() && yes_or_no("banana").is_err());
         for bad in ["", "G", "4X", "-1", "0", "nan"] {
             assert!(size(bad).is_err(), "{bad}");
         }

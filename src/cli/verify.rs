@@ -10,6 +10,7 @@ use super::progress::Terminal;
 use super::words;
 use crate::check::{self, Engine, Objection, Origin};
 use crate::control::Control;
+use crate::model::SourceModel;
 use crate::source::Checkpoint;
 use crate::{Error, Result, escape};
 use serde_json::{Value, json};
@@ -28,6 +29,9 @@ impl EngineName {
 pub fn run(args: VerifyArgs) -> Result<()> {
     catch_interrupt()?;
     let control = Control { threads: threads(args.common.threads)?, cancel: CANCEL.clone(), ..Control::default() };
+    if args.lora.is_some() && args.source.is_none() && args.check.is_none() {
+        return Err(Error::Usage("--lora belongs to the model that --source or --check names".into()));
+    }
     let file = Checkpoint::open(&args.file)?;
     let origin = args.source.as_ref().map(|source| Origin {
         source: source.clone(),
@@ -52,12 +56,24 @@ pub fn run(args: VerifyArgs) -> Result<()> {
         let same = compared - differing.len();
         text += &format!("{same} of {compared} tensors are what {} gives, byte for byte\n", source.display());
     }
+    let mut suspicion = None;
+    if let Some(model) = &args.check {
+        let source = SourceModel::open_merged(model, args.lora.as_deref())?;
+        let checked = check::beside(&args.file, &source, &control, &Terminal::new(args.common.quiet))?;
+        json["check"] = json!(checked);
+        match &checked.suspicion {
+            None => text += &format!("beside {}: {checked}\n", model.display()),
+            Some(what) => text += &format!("beside {}: {what}\n", model.display()),
+        }
+        suspicion = checked.suspicion;
+    }
     let mut refusing = Vec::new();
     let mut rows: Vec<Value> = Vec::new();
     for engine in args.engines.iter().map(|e| e.engine()) {
         let found = check::objections(engine, &file, args.tp as usize)?;
-        let loads = found.iter().all(|o| !o.refused);
-        if !loads {
+        let refused = found.iter().any(|o| o.refused);
+        let loads = if found.iter().any(|o| o.unknown) { None } else { Some(!refused) };
+        if refused {
             refusing.push(engine.release());
         }
         text += &in_words(engine, args.tp, &found);
@@ -74,6 +90,9 @@ pub fn run(args: VerifyArgs) -> Result<()> {
         Format::Json => print_json(&json)?,
         Format::Text => print(&text)?,
     }
+    if let Some(what) = suspicion {
+        return Err(Error::Gate(format!("{}: {what}", args.file.display())));
+    }
     if let Some(first) = differing.first() {
         return Err(Error::bad_file(&args.file, format!("{} tensors differ from the source", differing.len()))
             .tensor(first)
@@ -88,7 +107,11 @@ pub fn run(args: VerifyArgs) -> Result<()> {
 /// An engine's verdict, a line for it and one per objection.
 fn in_words(engine: Engine, tp: u32, found: &[Objection]) -> String {
     let split = if tp > 1 && engine == Engine::Vllm { format!(" over {tp} devices") } else { String::new() };
-    let verdict = if found.iter().any(|o| o.refused) { "refused" } else { "loads" };
+    let verdict = match (found.iter().any(|o| o.refused), found.iter().any(|o| o.unknown)) {
+        (true, _) => "refused",
+        (_, true) => "not known",
+        _ => "loads",
+    };
     let mut text = format!("{}{split}: {verdict}\n", engine.release());
     for o in found {
         let mark = if o.refused { "✗" } else { "·" };

@@ -15,6 +15,8 @@ use super::judge::{self, Stored, Verdict};
 use super::ledger::LedgerRow;
 use super::outcome::{Made, MadeFile};
 use super::plan::{FilePlan, OutputPlan, Plan};
+use super::proof::Checked;
+use super::proven;
 use super::recipe::Recipe;
 use super::record::{Facts, SOURCE_HASHES};
 use super::stream;
@@ -372,11 +374,32 @@ fn judge(plan: &Plan, outputs: &mut [Output], held: &HoldOut, run: Run) -> Resul
     Ok(())
 }
 
+/// Runs the files beside the source. One that cannot be what was meant stays under the name of a suspect, and the run ends.
+fn prove(plan: &Plan, outputs: &mut [Output], run: Run) -> Result<Vec<Option<Checked>>> {
+    let mut all = Vec::new();
+    for output in outputs.iter_mut() {
+        let (name, paths) = (output.name().to_string(), output.artifact.temp_paths());
+        let checked = proven::file(plan, &output.file, &name, &paths, run)?;
+        if let Some(checked) = checked.as_ref().filter(|c| c.suspicion.is_some()) {
+            output.artifact.keep_on_drop(true);
+            let targets: Vec<PathBuf> = output.artifact.targets().map(PathBuf::from).collect();
+            for (from, target) in paths.iter().zip(&targets) {
+                proven::set_aside(from, target)?;
+            }
+            let kept = targets.first().map_or_else(PathBuf::new, |target| proven::suspect_name(target));
+            return Err(proven::suspicious(&name, checked, &kept));
+        }
+        all.push(checked);
+    }
+    Ok(all)
+}
+
 /// Gives the files their names. All are complete; none had its name until here.
-fn publish(plan: &Plan, outputs: Vec<Output>, importance: Option<&Importance>, run: Run) -> Result<Vec<Made>> {
+fn publish(plan: &Plan, mut outputs: Vec<Output>, importance: Option<&Importance>, run: Run) -> Result<Vec<Made>> {
+    let checked = prove(plan, &mut outputs, run)?;
     run.check()?;
     let (mut made, mut losers) = (Vec::new(), Vec::new());
-    for output in outputs {
+    for (output, checked) in outputs.into_iter().zip(checked) {
         let Output { plan: planned, file, artifact, rival, ledger, verdict, .. } = output;
         let name = planned.target.name().to_string();
         let of_importance = importance.map_or_else(Vec::new, |i| i.ledger(&name));
@@ -393,6 +416,7 @@ fn publish(plan: &Plan, outputs: Vec<Output>, importance: Option<&Importance>, r
             bits_per_weight: 8.0 * tensor_bytes as f64 / plan.weights().max(1) as f64,
             ledger: [planned.ledger(), of_importance, ledger].concat(),
             verdict,
+            checked,
             file: Some(MadeFile { fallbacks: file.sizes.fallbacks().count(), allocation }),
             name,
             manifest: serde_json::Value::Null,

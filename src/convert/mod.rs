@@ -9,7 +9,8 @@
 //!    error feedback, [`folder::layered`] the modules of folders. [`journal`] notes every layer that is on the disk.
 //! 6. The pass without reads every weight once: [`stream`] for GGUF files, [`folder::nearest`] for folders.
 //! 7. What was made is sealed and read back; [`judge`] compares it with its rival on the held-out text.
-//! 8. Outputs get their names. Until then nothing looks finished, and a killed run goes on from its journal, if the key
+//! 8. [`proof`] runs it beside its source over a few windows; what no rounding explains ends the run.
+//! 9. Outputs get their names. Until then nothing looks finished, and a killed run goes on from its journal, if the key
 //!    that derives from recipe and [`identity`] is the same.
 //!
 //! [`calibrate`] makes importance matrices as results of their own.
@@ -38,6 +39,8 @@ pub(crate) mod loadable;
 mod outcome;
 pub(crate) mod places;
 pub(crate) mod plan;
+pub(crate) mod proof;
+pub(crate) mod proven;
 #[doc(hidden)]
 pub mod recipe;
 pub(crate) mod record;
@@ -59,6 +62,7 @@ pub use importance::{Importance, overlap_text};
 pub use ledger::LedgerRow;
 pub use outcome::{Made, MadeFile, Outcome};
 pub use plan::{AssumedImportance, Decided, FilePlan, OutputPlan, Plan};
+pub use proof::Checked;
 pub use recipe::{Data, ImportanceFile, Limit, Override, OverrideValue, Recipe, Split, Target, TypeRule, TypeRules};
 pub use rounding::{Rounding, Search};
 pub use sizes::{FileSizes, TensorRow};

@@ -3,6 +3,7 @@
 use super::allocation::Allocation;
 use super::judge::Verdict;
 use super::ledger::LedgerRow;
+use super::proof::Checked;
 use crate::calibration::data::DataReport;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -39,6 +40,8 @@ pub struct Made {
     pub ledger: Vec<LedgerRow>,
     /// What held-out text says, where the output was judged.
     pub verdict: Option<Verdict>,
+    /// What was seen when it ran beside its source; `None` where it was not run.
+    pub checked: Option<Checked>,
     /// Of a GGUF file.
     pub file: Option<MadeFile>,
     /// Of a folder; null otherwise.

@@ -380,6 +380,13 @@ impl Recipe {
         self.outputs.iter().filter(|t| t.is_file())
     }
 
+    /// The presets that come out as garbage without importance (i-quants below four bits), where there is none.
+    pub fn ruinous(&self) -> impl Iterator<Item = &'static Preset> {
+        let blind = self.importance.is_none() && self.data.is_none();
+        let presets = self.outputs.iter().filter_map(|t| if let Target::Preset(p) = t { Some(*p) } else { None });
+        presets.filter(move |p| blind && p.name.starts_with("IQ") && p.default.bits() < 4.0)
+    }
+
     /// The formats of the folders among the outputs.
     pub fn folders(&self) -> impl Iterator<Item = &Spec> {
         self.outputs.iter().filter_map(|t| if let Target::Folder { format, .. } = t { Some(format) } else { None })

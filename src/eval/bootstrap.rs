@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::stats::{Record, Statistics, percentile};
+use super::stats::{Estimate, Record, Statistics, percentile};
 
 /// xoshiro256++ by Blackman and Vigna, seeded through splitmix64.
 #[derive(Clone, Debug)]
@@ -54,7 +54,8 @@ pub struct Bootstrap {
 
 impl Default for Bootstrap {
     fn default() -> Self {
-        Bootstrap { resamples: 2000, seed: 0x5eed }
+        // So many that the p-values of 66 pairs (twelve candidates) can still be told from chance.
+        Bootstrap { resamples: 10_000, seed: 0x5eed }
     }
 }
 
@@ -127,6 +128,9 @@ pub struct Difference {
     pub ci95: [f64; 2],
     /// Two-sided bootstrap p-value of "no difference", never below 1 / (resamples + 1).
     pub p_value: f64,
+    /// The same corrected for the number of pairs, after Holm (1979).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p_corrected: Option<f64>,
 }
 
 impl Difference {
@@ -134,12 +138,18 @@ impl Difference {
         let n = draws.len() as f64 + 1.0;
         let below = draws.iter().filter(|&&d| d <= 0.0).count() as f64 + 1.0;
         let above = draws.iter().filter(|&&d| d >= 0.0).count() as f64 + 1.0;
-        Difference { value, ci95: interval(&mut draws), p_value: (2.0 * below.min(above) / n).min(1.0) }
+        Difference {
+            value,
+            ci95: interval(&mut draws),
+            p_value: (2.0 * below.min(above) / n).min(1.0),
+            p_corrected: None,
+        }
     }
 
-    /// Whether the 95 % interval leaves out zero.
+    /// Whether there is a difference at the 95 % level: by the corrected p-value where there is one, otherwise whether the
+    /// interval leaves out zero.
     pub fn significant(&self) -> bool {
-        self.ci95[0] > 0.0 || self.ci95[1] < 0.0
+        self.p_corrected.map_or(self.ci95[0] > 0.0 || self.ci95[1] < 0.0, |p| p < 0.05)
     }
 }
 
@@ -163,12 +173,31 @@ impl Pair {
     }
 }
 
+/// Holm's correction of the p-values of all pairs' KL divergences: the smallest times their number, the next times one less,
+/// and none smaller than the one before.
+fn correct(pairs: &mut [Pair]) {
+    let mut order: Vec<usize> = (0..pairs.len()).collect();
+    order.sort_by(|a, b| pairs[*a].kld.p_value.total_cmp(&pairs[*b].kld.p_value));
+    let (all, mut before) = (pairs.len(), 0.0f64);
+    for (rank, i) in order.into_iter().enumerate() {
+        before = before.max(pairs[i].kld.p_value * (all - rank) as f64).min(1.0);
+        pairs[i].kld.p_corrected = Some(before);
+    }
+}
+
+/// The standard deviation of the resampled values: the standard error over chunks.
+fn deviation(draws: &[f64]) -> f64 {
+    let n = draws.len() as f64;
+    let mean = draws.iter().sum::<f64>() / n;
+    (draws.iter().map(|d| (d - mean) * (d - mean)).sum::<f64>() / (n - 1.0).max(1.0)).sqrt()
+}
+
 fn interval(draws: &mut [f64]) -> [f64; 2] {
     draws.sort_unstable_by(f64::total_cmp);
     [percentile(draws, 0.025), percentile(draws, 0.975)]
 }
 
-/// Statistics with confidence intervals for every candidate, and all pairs of candidates. `records[c]` holds `chunks`
+/// Statistics with standard errors and confidence intervals over chunks for every candidate, and all pairs of candidates. `records[c]` holds `chunks`
 /// equal runs of positions, chunk by chunk. With fewer than two chunks there is nothing to resample: no intervals, no
 /// pairs.
 pub fn summarize(records: &[Vec<Record>], chunks: usize, config: Bootstrap) -> (Vec<Statistics>, Vec<Pair>) {
@@ -191,16 +220,19 @@ pub fn summarize(records: &[Vec<Record>], chunks: usize, config: Bootstrap) -> (
     }
 
     for (s, draws) in stats.iter_mut().zip(&draws) {
-        let ci = |f: fn(&Draw) -> f64| Some(interval(&mut draws.iter().map(f).collect::<Vec<_>>()));
-        s.ppl.ci95 = ci(|d| d.ppl);
-        s.ppl_base.ci95 = ci(|d| d.ppl_base);
-        s.ln_ppl_ratio.ci95 = ci(|d| d.ln_ratio);
-        s.ppl_ratio.ci95 = ci(|d| d.ln_ratio.exp());
-        s.ppl_difference.ci95 = ci(|d| d.ppl - d.ppl_base);
-        s.kld.ci95 = ci(|d| d.kld);
-        s.dp.ci95 = ci(|d| d.dp);
-        s.dp_rms.ci95 = ci(|d| d.dp_rms);
-        s.same_top.ci95 = ci(|d| d.top);
+        let over_chunks = |e: &mut Estimate, f: fn(&Draw) -> f64| {
+            let mut values: Vec<f64> = draws.iter().map(f).collect();
+            (e.std_error, e.ci95) = (deviation(&values), Some(interval(&mut values)));
+        };
+        over_chunks(&mut s.ppl, |d| d.ppl);
+        over_chunks(&mut s.ppl_base, |d| d.ppl_base);
+        over_chunks(&mut s.ln_ppl_ratio, |d| d.ln_ratio);
+        over_chunks(&mut s.ppl_ratio, |d| d.ln_ratio.exp());
+        over_chunks(&mut s.ppl_difference, |d| d.ppl - d.ppl_base);
+        over_chunks(&mut s.kld, |d| d.kld);
+        over_chunks(&mut s.dp, |d| d.dp);
+        over_chunks(&mut s.dp_rms, |d| d.dp_rms);
+        over_chunks(&mut s.same_top, |d| d.top);
     }
     let mut pairs = Vec::new();
     for first in 0..stats.len() {
@@ -218,6 +250,7 @@ pub fn summarize(records: &[Vec<Record>], chunks: usize, config: Bootstrap) -> (
             });
         }
     }
+    correct(&mut pairs);
     (stats, pairs)
 }
 
@@ -290,6 +323,27 @@ mod tests {
         let run = |seed| summarize(&[sample(1, 10, 0.1)], 10, Bootstrap { resamples: 100, seed }).0[0].kld.ci95;
         assert_eq!(run(1), run(1));
         assert_ne!(run(1), run(2));
+    }
+
+    #[test]
+    fn standard_errors_are_those_of_chunks() {
+        let (stats, _) = summarize(&[sample(5, 200, 0.2)], 200, Bootstrap::default());
+        // The shift of a chunk is uniform over 1 and enters the divergence as a tenth: sigma / sqrt(chunks).
+        let wanted = 0.1 / 12f64.sqrt() / 200f64.sqrt();
+        assert!((stats[0].kld.std_error / wanted - 1.0).abs() < 0.15, "{} for {wanted}", stats[0].kld.std_error);
+        let [low, high] = stats[0].kld.ci95.unwrap();
+        assert!(((high - low) / 3.92 / stats[0].kld.std_error - 1.0).abs() < 0.1);
+    }
+
+    #[test]
+    fn many_pairs_are_corrected_after_holm() {
+        let difference = |p_value| Difference { value: 1.0, ci95: [0.5, 1.5], p_value, p_corrected: None };
+        let pair = |p| Pair { first: 0, second: 1, kld: difference(p), ln_ppl: difference(p), same_top: difference(p) };
+        let mut pairs = [0.04, 0.01, 0.03].map(pair);
+        correct(&mut pairs);
+        let corrected: Vec<f64> = pairs.iter().filter_map(|p| p.kld.p_corrected).collect();
+        assert_eq!(corrected, [0.06, 0.03, 0.06]);
+        assert_eq!(pairs.map(|p| p.better()), [None, Some(1), None]);
     }
 
     #[test]

@@ -84,17 +84,9 @@ impl Gates {
     /// The rule: at least [`MIN_CHUNKS`] chunks and [`MIN_TOKENS`] positions, and for `min_top1` enough positions that a
     /// candidate exactly at the limit would show ten disagreements (10,000 for 99.9 %).
     pub fn check_size(&self, tokens: usize, chunks: usize) -> Result<()> {
+        self.check_limits()?;
         if self.is_empty() {
             return Ok(());
-        }
-        for (gate, limit, low, high) in [
-            ("max_kld", self.max_kld, 0.0, f64::MAX),
-            ("max_ppl_increase", self.max_ppl_increase, 0.0, f64::MAX),
-            ("min_top1", self.min_top1, 0.0, 1.0),
-        ] {
-            if let Some(limit) = limit.filter(|l| !(low..=high).contains(l)) {
-                return Err(Error::request(format!("the limit {limit} of {gate} is out of range")));
-            }
         }
         let for_top1 = match self.min_top1 {
             Some(limit) if limit < 1.0 => (MIN_EVENTS / (1.0 - limit)).round() as usize,
@@ -107,6 +99,23 @@ impl Gates {
                  needed {needed} in at least {MIN_CHUNKS}"
             ))
             .hint(Hint::TextForGate));
+        }
+        Ok(())
+    }
+
+    /// That the limits are such as something can be held to.
+    ///
+    /// # Errors
+    /// `Request`.
+    pub fn check_limits(&self) -> Result<()> {
+        for (gate, limit, low, high) in [
+            ("max_kld", self.max_kld, 0.0, f64::MAX),
+            ("max_ppl_increase", self.max_ppl_increase, 0.0, f64::MAX),
+            ("min_top1", self.min_top1, 0.0, 1.0),
+        ] {
+            if let Some(limit) = limit.filter(|l| !(low..=high).contains(l)) {
+                return Err(Error::request(format!("the limit {limit} of {gate} is out of range")));
+            }
         }
         Ok(())
     }
@@ -162,6 +171,9 @@ pub fn parse_share(text: &str) -> Result<f64, String> {
         None => (trimmed, 1.0),
     };
     match number.parse::<f64>() {
+        Ok(v) if v >= 1.0 && unit == 1.0 && v.is_finite() => {
+            Err(format!("'{text}' reads as {text} % or as {} %; write {text}% or {}%", 100.0 * v, 100.0 * v))
+        }
         Ok(v) if v.is_finite() && v >= 0.0 => Ok(v / unit),
         _ => Err(format!("'{text}' is not a share: write it as 3% or 0.03")),
     }
@@ -219,6 +231,9 @@ mod tests {
         assert_eq!(parse_share("3%"), Ok(0.03));
         assert_eq!(parse_share(" 0.03 "), Ok(0.03));
         assert!(parse_share("-1%").is_err());
+        assert_eq!((parse_share("100%"), parse_share("300%")), (Ok(1.0), Ok(3.0)));
+        let bare = ["1", "3", "95"].map(|text| parse_share(text).unwrap_err());
+        assert_eq!(bare[1], "'3' reads as 3 % or as 300 %; write 3% or 300%");
         assert!(parse_share("x").unwrap_err().contains("3% or 0.03"));
         let out = Gates { min_top1: Some(95.0), ..Gates::default() };
         assert_eq!(out.check_size(10_000, 40).unwrap_err().exit_code(), 2);

@@ -28,7 +28,7 @@ impl Record {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
     pub value: f64,
-    /// Standard error, positions taken as independent (llama-perplexity's ±).
+    /// Standard error over chunks, by the same bootstrap; with fewer than two chunks that of positions taken as independent.
     pub std_error: f64,
     /// 95 % confidence interval by block bootstrap over chunks; absent with fewer than two chunks.
     #[serde(default, skip_serializing_if = "Option::is_none")]

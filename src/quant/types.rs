@@ -206,6 +206,11 @@ impl GgmlType {
         self.info().block
     }
 
+    /// Bits per weight, scales included.
+    pub fn bits(self) -> f64 {
+        8.0 * self.block_bytes() as f64 / self.block() as f64
+    }
+
     /// Bytes per block.
     pub fn block_bytes(self) -> usize {
         self.info().bytes

@@ -81,7 +81,8 @@ fn open(out: &mut String, narrow: bool, width: f64, height: f64, title: &str, de
 /// Size against mean KL divergence with 95 % intervals; the line joins the candidates that none beats in both.
 pub fn scatter(report: &Report) -> Option<String> {
     let points: Vec<_> = summary::measured(report).into_iter().filter(|(_, s)| s.kld.value > 0.0).collect();
-    if points.is_empty() {
+    // One point shows nothing that the figures do not say.
+    if points.len() < 2 {
         return None;
     }
     let limit = report.gates.iter().find(|g| g.gate == "max_kld").map(|g| g.limit).filter(|&l| l > 0.0);
@@ -101,7 +102,7 @@ pub fn scatter(report: &Report) -> Option<String> {
         .collect();
     Some(both(|narrow| {
         let (w, h) = if narrow { (360.0, 330.0) } else { (960.0, 430.0) };
-        let (x0, x1, y0, y1) = (if narrow { 44.0 } else { 58.0 }, w - 8.0, 34.0, h - 46.0);
+        let (x0, x1, y0, y1) = (if narrow { 56.0 } else { 58.0 }, w - 8.0, 34.0, h - 46.0);
         let x = |v: f64| x0 + (v - left) / (right - left) * (x1 - x0);
         let y = |v: f64| y1 - (v.max(1e-12).log10() - low) / (high - low) * (y1 - y0);
         let mut out = String::new();
@@ -132,14 +133,12 @@ pub fn scatter(report: &Report) -> Option<String> {
             let text = format!("limit {limit}");
             add!(out, "<text x=\"{x1}\" y=\"{:.1}\" class=\"limit-label end\">{text}</text>", y(limit) - 6.0);
         }
-        let mut best = f64::MAX;
+        let beaten = summary::beaten(&points);
         let frontier: Vec<String> = points
             .iter()
-            .filter(|(_, s)| {
-                let beats = s.kld.value < best;
-                best = best.min(s.kld.value);
-                beats
-            })
+            .zip(&beaten)
+            .filter(|(_, beaten)| !**beaten)
+            .map(|(point, _)| point)
             .map(|(c, s)| format!("{:.1},{:.1}", x(c.artifact.bytes as f64), y(s.kld.value)))
             .collect();
         add!(out, "<polyline points=\"{}\" class=\"frontier\"/>", frontier.join(" "));
@@ -186,7 +185,7 @@ pub fn scatter(report: &Report) -> Option<String> {
             }
             // Around the point, right first: the first place that is free, or the left, where the plot has room.
             let width = text_width(&a.name);
-            let places: [(f64, f64, &str, Rect); 5] = [
+            let near: [(f64, f64, &str, Rect); 5] = [
                 (cx + 11.0, cy - 4.0, "", [cx + 10.0, cy - 15.0, cx + 11.0 + width, cy]),
                 (cx - 11.0, cy + 13.0, " end", [cx - 11.0 - width, cy + 1.0, cx - 10.0, cy + 16.0]),
                 (cx + 11.0, top - 8.0, "", [cx + 11.0, top - 20.0, cx + 11.0 + width, top - 4.0]),
@@ -194,9 +193,26 @@ pub fn scatter(report: &Report) -> Option<String> {
                 (cx - 11.0, cy - 4.0, " end", [cx - 11.0 - width, cy - 15.0, cx - 10.0, cy]),
             ];
             let inside = |r: &Rect| r[0] >= x0 && r[2] <= x1 && r[1] >= y0 - 10.0 && r[3] <= y1;
-            let free = places.iter().find(|p| inside(&p.3) && !taken.iter().any(|t| overlap(t, &p.3)));
-            let (tx, ty, anchor, rect) = free.unwrap_or(&places[4]);
-            taken.push(*rect);
+            // Further away, level by level, with a line to the point.
+            let far =
+                (1..12).flat_map(|level| [-1.0, 1.0].map(|side| (side, f64::from(level)))).flat_map(|(side, level)| {
+                    let y = cy + side * (14.0 + 17.0 * level);
+                    let right = (cx + 20.0, y, "", [cx + 19.0, y - 12.0, cx + 20.0 + width, y + 4.0]);
+                    let left = (cx - 20.0, y, " end", [cx - 20.0 - width, y - 12.0, cx - 19.0, y + 4.0]);
+                    [right, left]
+                });
+            let is_free = |p: &(f64, f64, &str, Rect)| inside(&p.3) && !taken.iter().any(|t| overlap(t, &p.3));
+            let found = near.into_iter().find(&is_free).map(|p| (p, false));
+            let found = found.or_else(|| far.into_iter().find(&is_free).map(|p| (p, true)));
+            let Some(((tx, ty, anchor, rect), is_far)) = found else {
+                // The table has it; a label on another point would say something false.
+                out += "</g>";
+                continue;
+            };
+            taken.push(rect);
+            if is_far {
+                add!(out, "<path d=\"M{cx:.1} {cy:.1}L{tx:.1} {:.1}\" class=\"leader\"/>", ty - 4.0);
+            }
             add!(out, "<text x=\"{tx:.1}\" y=\"{ty:.1}\" class=\"name{anchor}\">{}</text></g>", escape(&a.name));
         }
         out + "</svg>"
@@ -298,18 +314,30 @@ pub fn shown_error(t: &TensorDamage) -> f64 {
     t.rel_error_weighted.unwrap_or(t.rel_error)
 }
 
-/// Error per layer and kind of tensor: a strip for every kind, a block of strips for every candidate. Each candidate has
-/// its own scale, for the question is where its error sits; how large it is stands beside its name.
+/// Error per layer and kind of tensor: a strip for every kind, a block of strips for every candidate, all in one scale and
+/// one order.
 pub fn strips(report: &Report) -> Option<String> {
     let shown = |t: &&TensorDamage| t.layer.is_some() && shown_error(t) > 0.0 && shown_error(t).is_finite();
     let mut candidates: Vec<&Candidate> =
         report.candidates.iter().filter(|c| c.tensors.iter().any(|t| shown(&t))).collect();
     candidates.sort_by_key(|c| std::cmp::Reverse(c.artifact.bytes));
     let mut out = String::new();
+    let all = || candidates.iter().flat_map(|c| c.tensors.iter().filter(shown));
+    let low = all().map(shown_error).fold(f64::MAX, f64::min);
+    let high = all().map(shown_error).fold(0.0, f64::max);
+    let layers = all().filter_map(|t| t.layer).max().unwrap_or(0).saturating_add(1);
+    // In the order of the first candidate's lowest layer that has each.
+    let mut roles: Vec<(usize, &str)> = Vec::new();
+    for t in all() {
+        let layer = t.layer.unwrap_or(0);
+        match roles.iter_mut().find(|(_, role)| *role == t.role) {
+            Some((first, _)) => *first = (*first).min(layer),
+            None => roles.push((layer, &t.role)),
+        }
+    }
+    roles.sort_by_key(|(layer, _)| *layer);
     for c in &candidates {
         let tensors: Vec<&TensorDamage> = c.tensors.iter().filter(shown).collect();
-        let low = tensors.iter().map(|t| shown_error(t)).fold(f64::MAX, f64::min);
-        let high = tensors.iter().map(|t| shown_error(t)).fold(0.0, f64::max);
         // Eight steps, even on a log scale; at least a factor of two from end to end, lest rounding look like structure.
         let (mid, span) = ((low * high).sqrt().ln(), (high / low).max(2.0).ln());
         let step = |e: f64| (((e.ln() - mid) / span + 0.5) * 8.0).floor().clamp(0.0, 7.0) as usize + 1;
@@ -325,14 +353,7 @@ pub fn strips(report: &Report) -> Option<String> {
             add!(out, "<rect x=\"{i}\" width=\"1.02\" height=\"1\" class=\"h{}\"/>", i + 1);
         }
         add!(out, "</svg><span>{}</span></h3><div class=\"strips\">", end(1.0));
-        let layers = tensors.iter().filter_map(|t| t.layer).max().unwrap_or(0).saturating_add(1);
-        let mut roles: Vec<&str> = Vec::new();
-        for t in &tensors {
-            if !roles.contains(&t.role.as_str()) {
-                roles.push(&t.role);
-            }
-        }
-        for role in roles {
+        for (_, role) in roles.iter().copied() {
             let of_role: Vec<_> = tensors.iter().filter(|t| t.role == role).collect();
             let mean = of_role.iter().map(|t| shown_error(t)).sum::<f64>() / of_role.len().max(1) as f64;
             let label = format!("{role}: mean relative error {}", percent(mean, 2));

@@ -41,6 +41,12 @@ pub fn render_html(report: &Report) -> String {
     section(&mut out, "Results", &["Small figures are 95 % intervals."], results(report));
     section(
         &mut out,
+        "By text",
+        &["KL divergence on each text; all else on this page is of the first, the worst."],
+        by_text(report),
+    );
+    section(
+        &mut out,
         "How single predictions move",
         &[
             "How much more (right) or less (left) probability each artifact gives to the token that really came next. A \
@@ -51,7 +57,10 @@ pub fn render_html(report: &Report) -> String {
     section(
         &mut out,
         "Which of two is better?",
-        &["Paired differences in KL divergence on the same chunks of text, which cancels the difficulty of the text."],
+        &[
+            "Paired differences in KL divergence on the same chunks of text, which cancels the difficulty of the text; p-values \
+           are corrected for the number of pairs (Holm).",
+        ],
         pairs(report),
     );
     let weighted = report.candidates.iter().flat_map(|c| &c.tensors).any(|t| t.rel_error_weighted.is_some());
@@ -61,7 +70,7 @@ pub fn render_html(report: &Report) -> String {
         "The error of every tensor"
     };
     let error = format!(
-        "{error}, layer by layer from the input (left) to the output (right). Each artifact has its own colour scale."
+        "{error}, layer by layer from the input (left) to the output (right). All artifacts share one colour scale."
     );
     section(&mut out, "Where the error sits", &[error.as_str()], damage(report));
     section(
@@ -70,6 +79,10 @@ pub fn render_html(report: &Report) -> String {
         &["KL divergence with only one group of tensors quantized and everything else as in the original."],
         ablations(report),
     );
+    let origins: Vec<String> =
+        summary::origins(report).iter().map(|line| format!("<li>{}</li>", prose(line))).collect();
+    let origins = (!origins.is_empty()).then(|| format!("<ul class=\"advice\">{}</ul>", origins.concat()));
+    section(&mut out, "How they were made", &["As each file records it."], origins);
     section(&mut out, "Departures from what was asked", &[], ledger(report));
     section(&mut out, "How it was measured", &[], Some(facts(report)));
     add!(
@@ -109,6 +122,11 @@ fn header(out: &mut String, report: &Report, title: &str) {
     };
     add!(out, "<header>\n<p class=\"eyebrow\">Quantization report{about}</p>\n<h1>{title}</h1>\n");
     add!(out, "<p class=\"lead\">{}</p>\n", prose(&summary::headline(report)));
+    let verdict_lines = summary::verdict(report);
+    if !verdict_lines.is_empty() {
+        let items: Vec<String> = verdict_lines.iter().map(|line| format!("<li>{}</li>", prose(line))).collect();
+        add!(out, "<ul class=\"advice\">{}</ul>\n", items.concat());
+    }
     for line in summary::details(report) {
         add!(out, "<p>{}</p>\n", prose(&line));
     }
@@ -192,7 +210,7 @@ fn results(report: &Report) -> Option<String> {
         return None;
     }
     let mut out = String::from(
-        "<div class=\"scroll\"><table class=\"sort\"><thead><tr><th>Model</th><th>Size</th><th>KL mean</th><th>KL 99 %</th>\
+        "<div class=\"scroll\"><table class=\"sort cards\"><thead><tr><th>Model</th><th>Size</th><th>KL mean</th><th>KL 99 %</th>\
          <th>Same top</th><th>Perplexity</th><th>Change</th><th>RMS Δp</th></tr></thead><tbody>",
     );
     let all = summary::measured(report);
@@ -335,7 +353,7 @@ fn pairs(report: &Report) -> Option<String> {
     }
     let name = |i: usize| escape(report.candidates.get(i).map_or("?", |c| c.artifact.name.as_str()));
     let mut out = String::from(
-        "<div class=\"scroll\"><table class=\"sort\"><thead><tr><th>Pair</th><th>KL difference</th><th>p</th>\
+        "<div class=\"scroll\"><table class=\"sort cards\"><thead><tr><th>Pair</th><th>KL difference</th><th>p (Holm)</th>\
          <th>Perplexity ratio</th><th>Same top difference</th><th class=\"text\">Closer to the original</th></tr></thead><tbody>",
     );
     for p in &report.pairs {
@@ -343,8 +361,9 @@ fn pairs(report: &Report) -> Option<String> {
         let d = decimals_for(Estimate::new(0.0, (p.kld.ci95[1] - p.kld.ci95[0]) / 4.0));
         let show = |v: f64| signed(v, d);
         cell(&mut out, p.kld.value, &show(p.kld.value), &format!("{} to {}", show(p.kld.ci95[0]), show(p.kld.ci95[1])));
-        let p_value = if p.kld.p_value < 0.001 { "&lt; 0.001".to_string() } else { significant(p.kld.p_value, 2) };
-        cell(&mut out, p.kld.p_value, &p_value, "");
+        let value = p.kld.p_corrected.unwrap_or(p.kld.p_value);
+        let p_value = if value < 0.001 { "&lt; 0.001".to_string() } else { significant(value, 2) };
+        cell(&mut out, value, &p_value, "");
         let ratio = |v: f64| fixed(v.exp(), 4);
         let ci = p.ln_ppl.ci95;
         cell(&mut out, p.ln_ppl.value, &ratio(p.ln_ppl.value), &format!("{} to {}", ratio(ci[0]), ratio(ci[1])));
@@ -413,12 +432,30 @@ fn ablations(report: &Report) -> Option<String> {
     (!out.is_empty()).then_some(out)
 }
 
+fn by_text(report: &Report) -> Option<String> {
+    let rows = super::text::texts(report);
+    let (head, rows) = rows.split_first()?;
+    let mut out = String::from("<div class=\"scroll\"><table class=\"cards sort\"><thead><tr>");
+    head.iter().for_each(|name| add!(out, "<th>{}</th>", escape(name)));
+    out += "</tr></thead><tbody>";
+    for row in rows {
+        out += "<tr>";
+        row.iter().for_each(|cell| add!(out, "<td>{}</td>", escape(cell)));
+        out += "</tr>";
+    }
+    out += "</tbody></table></div>";
+    Some(out)
+}
+
+/// More departures than this are folded away behind their number.
+const SHOWN_DEPARTURES: usize = 20;
+
 fn ledger(report: &Report) -> Option<String> {
     if report.ledger.is_empty() {
         return None;
     }
     let mut out = String::from(
-        "<div class=\"scroll\"><table class=\"sort\"><thead><tr><th>Model</th><th class=\"text\">What</th>\
+        "<div class=\"scroll\"><table class=\"sort cards\"><thead><tr><th>Model</th><th class=\"text\">What</th>\
          <th class=\"text\">Tensor</th><th class=\"text\">Asked</th><th class=\"text\">Done</th><th class=\"text\">Reason</th></tr></thead><tbody>",
     );
     for l in &report.ledger {
@@ -435,6 +472,21 @@ fn ledger(report: &Report) -> Option<String> {
         );
     }
     out += "</tbody></table></div>";
+    if report.ledger.len() > SHOWN_DEPARTURES {
+        let mut kinds: Vec<(&str, usize)> = Vec::new();
+        for row in &report.ledger {
+            match kinds.iter_mut().find(|(kind, _)| *kind == row.kind) {
+                Some((_, n)) => *n += 1,
+                None => kinds.push((&row.kind, 1)),
+            }
+        }
+        let kinds: Vec<String> = kinds.iter().map(|(kind, n)| format!("{} {}", count(*n), escape(kind))).collect();
+        out = format!(
+            "<details><summary>{} departures: {}</summary>{out}</details>",
+            count(report.ledger.len()),
+            kinds.join(", ")
+        );
+    }
     Some(out)
 }
 

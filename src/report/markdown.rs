@@ -46,6 +46,10 @@ fn fold(out: &mut String, title: &str, body: &str) {
 /// Renders for GitHub and Hugging Face.
 pub fn render_markdown(report: &Report) -> String {
     let mut out = format!("## {}\n\n**{}**\n\n", inert(&summary::title(report)), inert(&summary::headline(report)));
+    for line in summary::verdict(report) {
+        out += &format!("- {}\n", inert(&line));
+    }
+    out.push('\n');
     for line in summary::details(report) {
         out += &format!("{}\n", inert(&line));
     }
@@ -60,17 +64,23 @@ pub fn render_markdown(report: &Report) -> String {
     if rows.len() > 1 {
         table(&mut out, &rows);
         out += "<sub>KL: mean KL divergence from the base in nats per token. Δp: change in the probability of the actual \
-                token. Same top: share of positions where both put the same token first. ± is one standard error.</sub>\n\n";
+                token. Same top: share of positions where both put the same token first. ± is one standard error over chunks of the text.</sub>\n\n";
+    }
+    let texts = text::texts(report);
+    if !texts.is_empty() {
+        out += "KL divergence by text; all else here is of the first, the worst.\n\n";
+        table(&mut out, &texts);
     }
     if !report.pairs.is_empty() {
         let name = |i: usize| report.candidates.get(i).map_or("?", |c| c.artifact.name.as_str());
-        let mut rows = vec![["pair", "KL difference", "95 % interval", "p", "better"].map(str::to_string).to_vec()];
+        let mut rows =
+            vec![["pair", "KL difference", "95 % interval", "p (Holm)", "better"].map(str::to_string).to_vec()];
         for p in &report.pairs {
             rows.push(vec![
                 format!("{} − {}", name(p.first), name(p.second)),
                 significant(p.kld.value, 3),
                 format!("{} to {}", significant(p.kld.ci95[0], 3), significant(p.kld.ci95[1], 3)),
-                significant(p.kld.p_value, 2),
+                significant(p.kld.p_corrected.unwrap_or(p.kld.p_value), 2),
                 p.better().map_or("not significant".to_string(), |i| name(i).to_string()),
             ]);
         }
@@ -102,6 +112,11 @@ pub fn render_markdown(report: &Report) -> String {
         table(&mut body, &rows);
         fold(&mut out, &format!("What costs {} its quality", escape(&c.artifact.name)), &body);
     }
+    let origins = summary::origins(report);
+    if !origins.is_empty() {
+        let body: Vec<String> = origins.iter().map(|line| format!("- {}\n", inert(line))).collect();
+        fold(&mut out, "How they were made", &body.concat());
+    }
     if !report.ledger.is_empty() {
         let mut rows = vec![["model", "what", "tensor", "asked", "done", "reason"].map(str::to_string).to_vec()];
         for l in &report.ledger {
@@ -115,8 +130,17 @@ pub fn render_markdown(report: &Report) -> String {
                 l.reason.clone(),
             ]);
         }
-        out += "### Departures from what was asked\n\n";
-        table(&mut out, &rows);
+        match report.ledger.len() > 20 {
+            true => {
+                let mut body = String::new();
+                table(&mut body, &rows);
+                fold(&mut out, &format!("{} departures from what was asked", report.ledger.len()), &body);
+            }
+            false => {
+                out += "### Departures from what was asked\n\n";
+                table(&mut out, &rows);
+            }
+        }
     }
     let mut how = String::new();
     if let Some(method) = summary::method(report) {

@@ -1,6 +1,7 @@
-// Tables sort by a click on their heads; folded parts open for print.
+// Tables sort by a click on their heads, which narrow screens show beside each figure; folded parts open for print.
 for (const table of document.querySelectorAll("table.sort")) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
+  for (const row of body.rows) [...row.cells].forEach((cell, i) => i && (cell.dataset.l = heads[i].textContent));
   const key = (row, i) => { const c = row.cells[i], v = c.dataset.v ?? c.textContent; return v === "" || isNaN(v) ? v : +v; };
   heads.forEach((head, i) => {
     const button = document.createElement("button");

@@ -41,6 +41,10 @@ pub struct Report {
     pub pairs: Vec<Pair>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gates: Vec<GateOutcome>,
+    /// Where several texts were measured on: what each gave. All else is of the worst of them, and the gates are those that
+    /// came out worst.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub texts: Vec<OfText>,
     /// Every departure from what was asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ledger: Vec<LedgerRow>,
@@ -95,10 +99,75 @@ pub struct Candidate {
     /// Absent if it was converted but not run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stats: Option<Statistics>,
+    /// How it was made; absent where it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made: Option<Made>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tensors: Vec<TensorDamage>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ablation: Vec<Ablation>,
+}
+
+/// What one of several texts gave.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OfText {
+    pub text: String,
+    /// Positions scored.
+    pub tokens: usize,
+    /// Of each candidate, in their order.
+    pub klds: Vec<Estimate>,
+    pub same_tops: Vec<Estimate>,
+}
+
+/// One report of those on several texts: that on which a candidate diverges most, with a row for each text.
+pub fn worst_of(mut reports: Vec<Report>) -> Option<Report> {
+    if reports.len() < 2 {
+        return reports.pop();
+    }
+    let of_text = |r: &Report| {
+        let stats = || r.candidates.iter().filter_map(|c| c.stats.as_ref());
+        let (text, tokens) = r.method.as_ref().map_or((String::new(), 0), |m| (m.text.clone(), m.tokens));
+        OfText {
+            text,
+            tokens,
+            klds: stats().map(|s| s.kld).collect(),
+            same_tops: stats().map(|s| s.same_top).collect(),
+        }
+    };
+    let texts: Vec<OfText> = reports.iter().map(of_text).collect();
+    let largest = |t: &OfText| t.klds.iter().map(|k| k.value).fold(0.0, f64::max);
+    let at = (0..texts.len()).max_by(|a, b| largest(&texts[*a]).total_cmp(&largest(&texts[*b])))?;
+    let mut gates: Vec<GateOutcome> = Vec::new();
+    for outcome in reports.iter().flat_map(|r| &r.gates) {
+        let same = |g: &&mut GateOutcome| (&g.gate, &g.candidate) == (&outcome.gate, &outcome.candidate);
+        match gates.iter_mut().find(same) {
+            None => gates.push(outcome.clone()),
+            Some(worst) => {
+                let is_worse =
+                    if worst.gate == "min_top1" { outcome.value < worst.value } else { outcome.value > worst.value };
+                if is_worse {
+                    *worst = outcome.clone();
+                }
+            }
+        }
+    }
+    let seconds = reports.iter().map(|r| r.environment.seconds).sum();
+    let mut report = reports.swap_remove(at);
+    (report.texts, report.gates, report.environment.seconds) = (texts, gates, seconds);
+    Some(report)
+}
+
+/// How an artifact was made, by its own record.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Made {
+    /// In words: the program, how codes were chosen, what it was calibrated on.
+    pub how: String,
+    /// The recipe, where it is recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<serde_json::Value>,
+    /// Share of the evaluation text's runs of 13 tokens that are in the calibration data; absent where that cannot be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlap: Option<f64>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

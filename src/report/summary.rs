@@ -12,6 +12,64 @@ pub fn measured(report: &Report) -> Vec<(&Candidate, &Statistics)> {
     all
 }
 
+/// Sizes that differ by less are alike: half a hundredth.
+const ALIKE: f64 = 0.005;
+
+/// Which of the candidates, smallest first, are beaten: by one that is no larger, but for a little, and closer.
+pub fn beaten(points: &[(&Candidate, &Statistics)]) -> Vec<bool> {
+    let one = |(c, s): &(&Candidate, &Statistics)| {
+        points.iter().any(|(other, theirs)| {
+            let no_larger = other.artifact.bytes as f64 <= c.artifact.bytes as f64 * (1.0 + ALIKE);
+            let smaller = (other.artifact.bytes as f64) < c.artifact.bytes as f64 * (1.0 - ALIKE);
+            no_larger && (theirs.kld.value < s.kld.value || (smaller && theirs.kld.value == s.kld.value))
+        })
+    };
+    points.iter().map(one).collect()
+}
+
+/// What to take and what to leave, a sentence each: the smallest that passes the gates, the most for its bytes, and what
+/// others beat.
+pub fn verdict(report: &Report) -> Vec<String> {
+    let all = measured(report);
+    let mut lines = Vec::new();
+    if all.len() < 2 {
+        return lines;
+    }
+    if !report.gates.is_empty() {
+        let passes = |c: &Candidate| report.gates.iter().all(|g| g.candidate != c.artifact.name || g.pass);
+        lines.push(match all.iter().find(|(c, _)| passes(c)) {
+            Some((c, _)) => format!("Smallest that passes: {} ({}).", c.artifact.name, bytes(c.artifact.bytes)),
+            None => "None passes the gates.".into(),
+        });
+    }
+    let beaten = beaten(&all);
+    let kept: Vec<_> = all.iter().zip(&beaten).filter(|(_, beaten)| !**beaten).map(|(point, _)| *point).collect();
+    if let Some((c, s)) = best_per_byte(&kept) {
+        let kl = significant(s.kld.value, 2);
+        lines.push(format!("Best for its size: {} ({}, KL {kl}).", c.artifact.name, bytes(c.artifact.bytes)));
+    }
+    let avoid: Vec<&str> =
+        all.iter().zip(&beaten).filter(|(_, beaten)| **beaten).map(|((c, _), _)| c.artifact.name.as_str()).collect();
+    if !avoid.is_empty() {
+        lines.push(format!("Leave: {}; others here are no larger and closer to the original.", avoid.join(", ")));
+    }
+    lines
+}
+
+/// Where the curve of size against ln KL bends most: the point furthest below the line from its one end to the other.
+fn best_per_byte<'a>(kept: &[(&'a Candidate, &'a Statistics)]) -> Option<(&'a Candidate, &'a Statistics)> {
+    let at = |(c, s): &(&Candidate, &Statistics)| (c.artifact.bytes as f64, s.kld.value.max(1e-12).ln());
+    let (first, last) = (at(kept.first()?), at(kept.last()?));
+    if kept.len() < 3 || last.0 <= first.0 {
+        return None;
+    }
+    let below = |p: &(&Candidate, &Statistics)| {
+        let (x, y) = at(p);
+        first.1 + (last.1 - first.1) * (x - first.0) / (last.0 - first.0) - y
+    };
+    kept.iter().max_by(|a, b| below(a).total_cmp(&below(b))).filter(|p| below(p) > 0.0).copied()
+}
+
 /// Bytes of the base, or of the source if the base is unknown.
 pub fn base_bytes(report: &Report) -> Option<u64> {
     let base = report.base.as_ref().map(|b| b.artifact.bytes).filter(|&b| b > 0);
@@ -106,6 +164,34 @@ pub fn details(report: &Report) -> Vec<String> {
         ));
     }
     lines
+}
+
+/// How each candidate was made, by its own record, and whether its calibration had seen the text.
+pub fn origins(report: &Report) -> Vec<String> {
+    fn one(c: &Candidate) -> Option<(&str, String)> {
+        let made = c.made.as_ref()?;
+        let seen = match made.overlap {
+            None => String::new(),
+            Some(share) if share > 0.01 => format!(
+                "; {} of the text's runs of 13 tokens are in what it was calibrated on, so its figures are too good",
+                percent(share, 1)
+            ),
+            Some(share) if share > 0.0 => {
+                format!("; {} of the text's runs of 13 tokens are in what it was calibrated on", percent(share, 2))
+            }
+            Some(_) => "; it was calibrated on nothing of this text".to_string(),
+        };
+        Some((c.artifact.name.as_str(), format!("{}{seen}.", made.how)))
+    }
+    // Those that were made alike in one line.
+    let mut lines: Vec<(Vec<&str>, String)> = Vec::new();
+    for (name, how) in report.candidates.iter().filter_map(one) {
+        match lines.iter_mut().find(|(_, other)| *other == how) {
+            Some((names, _)) => names.push(name),
+            None => lines.push((vec![name], how)),
+        }
+    }
+    lines.into_iter().map(|(names, how)| format!("{}: {how}", names.join(", "))).collect()
 }
 
 /// `All 6 quality gates passed.` and the like; `None` without gates.

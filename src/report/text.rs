@@ -59,6 +59,24 @@ pub fn table(report: &Report) -> Vec<Vec<String>> {
     rows
 }
 
+/// The KL divergence of every candidate on each of several texts, the worst text first; a header before. Empty for one.
+pub fn texts(report: &Report) -> Vec<Vec<String>> {
+    if report.texts.is_empty() {
+        return Vec::new();
+    }
+    let mut texts: Vec<_> = report.texts.iter().collect();
+    let largest = |t: &super::schema::OfText| t.klds.iter().map(|k| k.value).fold(0.0, f64::max);
+    texts.sort_by(|a, b| largest(b).total_cmp(&largest(a)));
+    let name = |t: &&super::schema::OfText| t.text.rsplit('/').next().unwrap_or(&t.text).to_string();
+    let mut rows: Vec<Vec<String>> = vec![std::iter::once("model".into()).chain(texts.iter().map(name)).collect()];
+    let measured = report.candidates.iter().filter(|c| c.stats.is_some());
+    for (i, c) in measured.enumerate() {
+        let kl = |t: &&super::schema::OfText| t.klds.get(i).map_or("–".into(), |k| with_error(*k, decimals_for(*k)));
+        rows.push(std::iter::once(c.artifact.name.clone()).chain(texts.iter().map(kl)).collect());
+    }
+    rows
+}
+
 /// A line of it.
 fn add(out: &mut String, line: &str) {
     *out += &escape::line(line);
@@ -70,7 +88,7 @@ pub fn render_text(report: &Report) -> String {
     let mut out = String::new();
     add(&mut out, &summary::title(report));
     add(&mut out, &summary::headline(report));
-    for line in summary::details(report) {
+    for line in summary::verdict(report).into_iter().chain(summary::details(report)) {
         add(&mut out, &line);
     }
     let mut rows = table(report);
@@ -90,13 +108,31 @@ pub fn render_text(report: &Report) -> String {
                 .collect();
             add(&mut out, &line.join("  "));
         }
-        out += "\nKL in nats per token; ± is one standard error.\n";
+        out += "\nKL in nats per token; ± is one standard error over chunks of the text.\n";
+    }
+    let texts = texts(report);
+    if let Some(first) = texts.first() {
+        let widths: Vec<usize> =
+            (0..first.len()).map(|c| texts.iter().map(|r| r[c].chars().count()).max().unwrap_or(0)).collect();
+        out += "\nKL by text; all above is of the first, the worst:\n";
+        for row in &texts {
+            let cells = row.iter().zip(&widths).enumerate();
+            let line: Vec<String> = cells
+                .map(|(i, (cell, &w))| if i == 0 { format!("{cell:<w$}") } else { format!("{cell:>w$}") })
+                .collect();
+            add(&mut out, &line.join("  "));
+        }
     }
     if let Some((_, verdict)) = summary::gates(report) {
         out += &format!("\n{verdict}\n");
         for gate in &report.gates {
             add(&mut out, &format!("  {}  {}", if gate.pass { "pass" } else { "FAIL" }, gate.sentence()));
         }
+    }
+    let origins = summary::origins(report);
+    if !origins.is_empty() {
+        out.push('\n');
+        origins.iter().for_each(|line| add(&mut out, line));
     }
     let unclear: Vec<_> = report.pairs.iter().filter(|p| p.better().is_none()).collect();
     if !unclear.is_empty() {

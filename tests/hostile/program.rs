@@ -306,7 +306,7 @@ fn a_read_only_target_is_found_before_the_work() {
 fn stopped_by(signal: &str, dir: &Path) -> Option<i32> {
     let mut child = Command::new(env!("CARGO_BIN_EXE_quantize"))
         .current_dir(dir)
-        .args(["--to", "q4_k_m,q5_k_m,iq4_xs,iq3_s,iq3_m,q2_k,q3_k_m", "-t", "1"])
+        .args(["--to", "q4_k_m,q5_k_m,iq4_xs,iq3_s,iq3_m,q2_k,q3_k_m", "--uncalibrated", "-t", "1"])
         .arg(model("tiny-llama"))
         .stderr(Stdio::null())
         .spawn()

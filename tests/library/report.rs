@@ -63,6 +63,7 @@ fn sample(text: &str) -> Report {
         report.candidates.push(Candidate {
             artifact: artifact(name, bytes),
             stats: Some(*stats),
+            made: Some(Made { how: format!("by hand{text}"), recipe: None, overlap: Some(0.02) }),
             tensors: (0..4).map(tensor).collect(),
             ablation: vec![ablation],
         });

@@ -2,6 +2,7 @@
 //! copied it to a server. The rules are those of the releases named at [`Engine::release`], read in their sources and,
 //! where `docs/formats.md` says so, seen at work. Whether the bytes are sound is checked elsewhere.
 
+use super::files;
 use crate::Result;
 use crate::error::Hint;
 use crate::model::graph::{Shard, Stage, shards, shares_scale, stored_alike};
@@ -12,6 +13,19 @@ use crate::packed::engines::{Check, UNPACKED, Verdict};
 use crate::source::{Checkpoint, Dtype, TensorMeta};
 use serde_json::Value;
 
+/// JSON files that engines read where they are there.
+const SMALL_FILES: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "model.safetensors.index.json",
+];
+
 /// Something that an engine has against a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Objection {
@@ -20,6 +34,8 @@ pub struct Objection {
     pub what: String,
     /// Whether the engine refuses to load it; the others are good to know.
     pub refused: bool,
+    /// Whether it says that the engine's answer is not known.
+    pub unknown: bool,
     /// What helps.
     pub hint: Option<Hint>,
 }
@@ -27,7 +43,7 @@ pub struct Objection {
 impl Objection {
     /// One to the whole, without a hint.
     pub fn to_all(what: impl Into<String>, refused: bool) -> Self {
-        Self { modules: Vec::new(), what: what.into(), refused, hint: None }
+        Self { modules: Vec::new(), what: what.into(), refused, unknown: false, hint: None }
     }
 }
 
@@ -130,7 +146,10 @@ pub fn objections(engine: Engine, ckpt: &Checkpoint, model: &Model, tp: usize) -
                 view.only_blocks(ONLY_BLOCKS);
             }
         }
-        Engine::Mlx => view.experts_in_mlx(),
+        Engine::Mlx => {
+            view.experts_in_mlx();
+            view.keys_of_mlx();
+        }
         Engine::LlamaCpp => {}
     }
     if engine != Engine::LlamaCpp {
@@ -154,7 +173,13 @@ impl<'a> View<'a> {
             let Some(Said { what, hint }) = why(linear).map(Into::into) else { continue };
             match self.found.iter_mut().find(|o| o.what == what && !o.modules.is_empty()) {
                 Some(same) => same.modules.push(linear.path.to_string()),
-                None => self.found.push(Objection { modules: vec![linear.path.to_string()], what, refused, hint }),
+                None => self.found.push(Objection {
+                    modules: vec![linear.path.to_string()],
+                    what,
+                    refused,
+                    unknown: false,
+                    hint,
+                }),
             }
         }
     }
@@ -208,6 +233,17 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Keys that mlx-lm reads, where config.json has them under transformers 5's names alone.
+    fn keys_of_mlx(&mut self) {
+        let Some(config) = &self.model.hf_config else { return };
+        for (key, value) in files::keys_beside(config) {
+            self.found.push(Objection::to_all(
+                format!("config.json lacks {key} ({value}), which it reads; it knows no newer name of it"),
+                true,
+            ));
+        }
+    }
+
     fn experts_in_mlx(&mut self) {
         self.each(true, |l| {
             let single = l.role.is_expert() && l.path.contains(".experts.") && !l.pieces.is_empty();
@@ -246,6 +282,11 @@ impl<'a> View<'a> {
             self.refuse("there is no tokenizer in the folder (tokenizer.json, tokenizer.model or vocab.json)");
         } else if !has("tokenizer_config.json") {
             self.note("without tokenizer_config.json, special tokens and the chat template are guessed");
+        }
+        for name in SMALL_FILES.iter().filter(|name| has(name)) {
+            if let Err(e) = crate::input::read_json(&dir.join(name)) {
+                self.refuse(format!("{name} cannot be read: {e}"));
+            }
         }
         let tied = self.model.config.tied_embeddings;
         let heads = self.ckpt.tensors().iter().filter(|t| t.name.contains("lm_head."));

@@ -14,11 +14,34 @@ pub fn config(source: &Value, planned: &FolderPlan) -> String {
     let mut config = source.clone();
     if let Value::Object(map) = &mut config {
         if planned.spec.doubles_config() {
+            for (key, value) in keys_beside(source) {
+                map.insert(key.into(), value);
+            }
             map.insert("quantization".into(), planned.config.clone());
         }
         map.insert("quantization_config".into(), planned.config.clone());
     }
     pretty(&config)
+}
+
+/// What a configuration as transformers 5 saves it says under new names alone, under the old ones that other engines read.
+pub fn keys_beside(config: &Value) -> Vec<(&'static str, Value)> {
+    let mut found = Vec::new();
+    let lacks = |key: &str| config.get(key).is_none_or(Value::is_null);
+    if let Some(theta) = config["rope_parameters"].get("rope_theta").filter(|_| lacks("rope_theta")) {
+        found.push(("rope_theta", theta.clone()));
+    }
+    let kind = config["rope_parameters"].get("rope_type").and_then(Value::as_str);
+    if kind.is_some_and(|kind| kind != "default") && lacks("rope_scaling") {
+        found.push(("rope_scaling", config["rope_parameters"].clone()));
+    }
+    if let Some(experts) = config.get("num_local_experts").filter(|_| lacks("num_experts")) {
+        // Mixtral's own name is the new one.
+        if config.get("moe_intermediate_size").is_some() {
+            found.push(("num_experts", experts.clone()));
+        }
+    }
+    found
 }
 
 /// Indented by two, as transformers writes it, with a newline at the end.
@@ -98,4 +121,20 @@ pub fn departures(record: &Value) -> Vec<Departure> {
         reason: text(row, "reason"),
     };
     rows.iter().map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_names_stand_beside_new_ones() {
+        let new = json!({ "rope_parameters": { "rope_type": "default", "rope_theta": 1e6 }, "num_local_experts": 8,
+            "moe_intermediate_size": 64 });
+        assert_eq!(keys_beside(&new), [("rope_theta", json!(1e6)), ("num_experts", json!(8))]);
+        let old = json!({ "rope_theta": 1e4, "num_experts": 8, "moe_intermediate_size": 64 });
+        assert!(keys_beside(&old).is_empty());
+        let mixtral = json!({ "num_local_experts": 8, "rope_theta": 1e4 });
+        assert!(keys_beside(&mixtral).is_empty());
+    }
 }

@@ -7,6 +7,8 @@ use super::plan::{Departure, FolderPlan};
 use crate::control::{Notice, Run};
 use crate::convert::identity::Identity;
 use crate::convert::journal::{Journal, Left};
+use crate::convert::proof::Checked;
+use crate::convert::proven;
 use crate::convert::recipe::Recipe;
 use crate::digest::sha256;
 use crate::error::Unfinished;
@@ -52,6 +54,8 @@ pub struct Written {
     pub tensor_bytes: u64,
     /// Departures of the plan and of the run.
     pub departures: Vec<Departure>,
+    /// What was seen when it ran beside its source.
+    pub checked: Option<Checked>,
     pub manifest: Value,
 }
 
@@ -62,6 +66,11 @@ pub fn part(layer: Option<usize>) -> String {
 
 /// The part of the journal that holds the verdict.
 pub const VERDICT: &str = "held-out windows";
+
+/// So many significant digits.
+fn rounded_to(v: f64, digits: usize) -> f64 {
+    format!("{v:.*e}", digits.saturating_sub(1)).parse().unwrap_or(v)
+}
 
 /// The parts of a plan, in order.
 pub fn parts(plan: &FolderPlan) -> Vec<Option<usize>> {
@@ -132,7 +141,13 @@ impl<'a> Job<'a> {
     }
 
     /// Copies what is not quantized, lets `rounded` make the rest, and gives the folder its name.
-    pub fn make(mut self, rounded: impl FnOnce(&Self) -> Result<()>, provenance: &Provenance) -> Result<Written> {
+    /// `prove` runs it beside its source before.
+    pub fn make(
+        mut self,
+        rounded: impl FnOnce(&Self) -> Result<()>,
+        prove: impl FnOnce(&Self) -> Result<Option<Checked>>,
+        provenance: &Provenance,
+    ) -> Result<Written> {
         let done = self.unless_finished("kept", || self.copy_kept()).and_then(|()| rounded(&self));
         let worth_keeping = !self.journal()?.parts().is_empty();
         self.folder.keep_on_drop(worth_keeping);
@@ -145,6 +160,13 @@ impl<'a> Job<'a> {
                 self.run.notice(Notice::Kept(self.folder.partial().to_path_buf()));
             }
             return Err(e);
+        }
+        let checked = prove(&self)?;
+        if let Some(checked) = checked.as_ref().filter(|c| c.suspicion.is_some()) {
+            self.folder.keep_on_drop(true);
+            self.journal()?.keep_on_drop(false);
+            let kept = proven::set_aside(self.folder.partial(), self.folder.target())?;
+            return Err(proven::suspicious(&self.name, checked, &kept));
         }
         let mut departures = self.plan.departures.clone();
         let mut modules = Vec::new();
@@ -160,6 +182,11 @@ impl<'a> Job<'a> {
             held_out.as_object_mut().and_then(|record| record.remove("ledger"));
             manifest["held_out"] = held_out;
         }
+        if let Some(checked) = &checked {
+            // With as many digits as another processor gives too.
+            manifest["checked"] = json!({ "tokens": checked.tokens, "kl_divergence": rounded_to(checked.kl, 2),
+                "same_top": rounded_to(checked.same_top, 2) });
+        }
         let Some(config) = &self.model.hf_config else {
             return Err(Error::Internal("a folder is made of a source without config.json".into()));
         };
@@ -167,7 +194,7 @@ impl<'a> Job<'a> {
         let tensor_bytes = self.folder.tensor_bytes();
         let parameters = (self.plan.spec.metadata_format() == "mlx").then(|| parameters(self.ckpt));
         let path = self.folder.publish(&files::config(config, self.plan), parameters)?;
-        Ok(Written { path, tensor_bytes, departures, manifest })
+        Ok(Written { path, tensor_bytes, departures, checked, manifest })
     }
 
     fn journal(&self) -> Result<MutexGuard<'_, Journal>> {

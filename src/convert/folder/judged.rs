@@ -25,7 +25,7 @@ pub fn run(job: &Job, method: &Layered, held: &HeldOut) -> Result<()> {
     }
     job.unless_finished(VERDICT, || {
         let source = Stored { ckpt: job.ckpt, model: job.model };
-        let made = FolderLayers { job, nearest: false };
+        let made = FolderLayers::made(job);
         let rival = FolderLayers { job, nearest: true };
         let verdicts = judge::judge(source, &[(&made, &rival)], held, job.run.unheard())?;
         let Some(verdict) = verdicts.first() else { return Ok(Value::Null) };
@@ -87,9 +87,16 @@ fn in_words(record: &Value) -> Option<String> {
 }
 
 /// The layers of an unfinished folder, or of the source rounded to nearest.
-struct FolderLayers<'a, 'j> {
+pub struct FolderLayers<'a, 'j> {
     job: &'a Job<'j>,
     nearest: bool,
+}
+
+impl<'a, 'j> FolderLayers<'a, 'j> {
+    /// Those of the folder.
+    pub fn made(job: &'a Job<'j>) -> Self {
+        Self { job, nearest: false }
+    }
 }
 
 impl Layers for FolderLayers<'_, '_> {

@@ -21,12 +21,14 @@ use super::hashes;
 use super::judge::{HeldOut, Scored};
 use super::outcome::Made;
 use super::plan::{OutputPlan, Plan};
+use super::proven;
 use super::rounding::{Rounding, has_feedback, needs_data, smoothing};
 use crate::control::{Notice, Run, Unit};
 use crate::feedback::{Shrink, int};
 use crate::packed::{ChannelScaling, Spec};
 use crate::{Error, Result};
 use job::{Job, Provenance};
+use judged::FolderLayers;
 use layered::Layered;
 use scaled::Scaling;
 use serde_json::Value;
@@ -64,6 +66,7 @@ fn one(
     let given = plan.recipe.data.is_some();
     let recipe = plan.recipe.of_output(output.index);
     let (feedback, scaling) = (has_feedback(spec, rounding, given), scaling(spec, rounding));
+    let scaled = scaling.is_some() && drawing.is_some();
     let drawing = match needs_data(spec, rounding, given) {
         true => Some(drawing.ok_or_else(|| Error::Internal("no calibration data were drawn".into()))?),
         false => None,
@@ -100,6 +103,11 @@ fn one(
                 judged::run(job, &Layered { windows: &split.seen, options }, &split.held)
             }
         },
+        |job| match scaled {
+            // Norms take factors up, which the layers of an unfinished folder do not show.
+            true => Ok(None),
+            false => proven::folder(plan, folder, &FolderLayers::made(job), run),
+        },
         &provenance,
     )?;
     drop(phase);
@@ -118,6 +126,7 @@ fn one(
         quantized_weights,
         bits_per_weight,
         ledger: made.departures.iter().map(|d| d.of(output.target.name())).collect(),
+        checked: made.checked,
         verdict: judged::verdict(&made.manifest["held_out"]),
         file: None,
         manifest: made.manifest,

@@ -23,7 +23,7 @@ pub const EXACT: &[Case] = &[
     case(
         "presets",
         &["--to f32,f16,bf16,q4_0,q4_1,q8_0,q5_0,q5_1,q2_k,q3_k_s,q3_k_m,q3_k_l,q4_k_s,q4_k_m,q5_k_s,q5_k_m,q6_k,\
-           iq4_nl,iq4_xs,iq3_s,iq3_m,tq1_0,tq2_0,mxfp4_moe,q1_0,q2_0 {tiny}"],
+           iq4_nl,iq4_xs,iq3_s,iq3_m,tq1_0,tq2_0,mxfp4_moe,q1_0,q2_0 {tiny} --uncalibrated"],
     ),
     case(
         "weighted",

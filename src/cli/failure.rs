@@ -1,0 +1,82 @@
+//! Failures for machines: with `--format json`, one JSON object on one line of standard error, the last of it.
+
+use super::words;
+use crate::{Error, escape};
+use serde_json::{Value, json};
+use std::ffi::OsString;
+
+/// Whether the command line asks for JSON, told without parsing it, for it may be what is wrong.
+pub fn wants_json(args: impl IntoIterator<Item = OsString>) -> bool {
+    let args: Vec<OsString> = args.into_iter().take_while(|arg| arg != "--").collect();
+    let pairs = args.windows(2).any(|pair| pair[0] == "--format" && pair[1] == "json");
+    pairs || args.iter().any(|arg| arg == "--format=json")
+}
+
+/// The class of an error, by its exit code.
+fn class(code: u8) -> &'static str {
+    match code {
+        2 => "usage",
+        3 => "bad_input",
+        4 => "unsupported",
+        5 => "storage",
+        6 => "gate",
+        75 => "interrupted",
+        _ => "internal",
+    }
+}
+
+fn object(error: &Error) -> Value {
+    let code = error.exit_code();
+    let text = words::explained(error);
+    let (message, hint) = match text.split_once("\n  hint: ") {
+        Some((message, hint)) => (message, Some(hint)),
+        None => (text.as_str(), None),
+    };
+    let mut object = json!({ "class": class(code), "exit_code": code, "message": message });
+    if let Some(hint) = hint {
+        object["hint"] = json!(hint);
+    }
+    if let Some(finding) = error.finding() {
+        if let Some(file) = &finding.file {
+            object["file"] = json!(escape::path(file));
+        }
+        if let Some(tensor) = &finding.tensor {
+            object["tensor"] = json!(tensor);
+        }
+    }
+    json!({ "error": object })
+}
+
+/// Prints an error.
+pub fn print(error: &Error) {
+    say!("{}", object(error));
+}
+
+/// Prints what is wrong with the command line; returns the exit code.
+pub fn of_usage(error: &clap::Error) -> u8 {
+    let text = error.to_string();
+    let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+    print(&Error::Usage(message.to_string()));
+    Error::Usage(String::new()).exit_code()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_asked_for_in_either_spelling() {
+        let wants = |args: &[&str]| wants_json(args.iter().map(OsString::from));
+        assert!(wants(&["quantize", "--format", "json"]) && wants(&["quantize", "--format=json", "x"]));
+        assert!(!wants(&["quantize", "--format", "text"]) && !wants(&["quantize", "--", "--format=json"]));
+    }
+
+    #[test]
+    fn an_error_keeps_its_parts() {
+        let error = Error::bad_file("m.gguf", "is cut").tensor("a.weight").hint("fetch it again");
+        let object = object(&error);
+        assert_eq!(object["error"]["exit_code"], 3);
+        assert_eq!(object["error"]["hint"], "fetch it again");
+        assert_eq!(object["error"]["tensor"], "a.weight");
+    }
+}

@@ -1,0 +1,287 @@
+//! What an artifact does, seen before it gets its name: it runs beside its source over a few windows of the bundled texts,
+//! one layer of each in memory. Every layer is also given the source's own input, so that a fault shows in the layer where
+//! it is, as a difference that no rounding of its types explains. Whether a calibration was worth it is another question,
+//! which [`super::judge`] answers.
+
+use super::judge::{Layers, Stored};
+use crate::calibration::data::{self, Amount, Source, TextOnly};
+use crate::control::{Run, Unit};
+use crate::eval::TensorDamage;
+use crate::eval::damage::{self, Transform};
+use crate::eval::softmax::{add_probabilities, kl_of_rows};
+use crate::infer::{Cache, Engine};
+use crate::model::SourceModel;
+use crate::quant::GgmlType;
+use crate::{Error, Result};
+use serde::Serialize;
+
+/// Tokens that are looked at, and those of a window.
+pub const TOKENS: usize = 256;
+const WINDOW: usize = 128;
+/// Rows of logits in memory at once.
+const ROWS: usize = 64;
+
+/// What was seen of an artifact beside its source.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Checked {
+    /// Mean KL divergence from the source, nats per token.
+    pub kl: f64,
+    /// Share of positions where both have the same first choice.
+    pub same_top: f64,
+    pub tokens: usize,
+    /// Mean entropy of the source's predictions, nats.
+    pub entropy: f64,
+    /// The divergence of a model that knows how often the source expects each token and nothing of what came before: what
+    /// the source's context is worth.
+    pub blind: f64,
+    /// The largest difference of a part of the model in terms of what its types explain; above 1 it is a fault.
+    pub worst: f64,
+    /// Why the artifact cannot be what was meant; `None` for a sound one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suspicion: Option<String>,
+}
+
+impl std::fmt::Display for Checked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (kl, same) = (significant(self.kl), 100.0 * self.same_top);
+        write!(f, "KL {kl}, same top choice {same:.0} % over {} tokens", self.tokens)
+    }
+}
+
+/// Two digits of a small number.
+fn significant(v: f64) -> String {
+    let digits = if v > 0.0 && v.is_finite() { (1 - v.log10().floor() as i32).clamp(1, 6) } else { 1 };
+    format!("{v:.*}", digits as usize)
+}
+
+/// The windows, of the bundled texts.
+///
+/// # Errors
+/// Those of the tokenizer.
+pub fn windows(source: &SourceModel) -> Result<Vec<Vec<u32>>> {
+    let config = &source.model.config;
+    let amount = Amount { tokens: TOKENS, seq_len: WINDOW.min(config.context), seed: 0 };
+    let tokenizer = source.tokenizer()?;
+    let reader = TextOnly { tokenizer: &tokenizer, vocab: config.vocab };
+    let mut windows = data::draw(&[Source::Default], amount, &reader, &mut || Ok(()))?.windows;
+    windows.truncate(TOKENS.div_ceil(amount.seq_len.max(1)));
+    Ok(windows)
+}
+
+/// Bits per weight below which rounding may change a matrix as much as a fault does.
+const TELLING: f64 = 2.2;
+
+/// How far two results may be apart, by the bits of the smallest type that has a part in them: about ten times the error of
+/// rounding normal weights to so many, and hardly more than what a matrix of other numbers gives. Where experts are
+/// chosen, little differences choose others.
+fn bound(bits: f64, experts: bool) -> f64 {
+    let most = if bits < TELLING { 1.5 } else { 0.95 };
+    match experts {
+        true => (32.0 * (-bits).exp2()).clamp(0.3, most),
+        false => (16.0 * (-bits).exp2()).clamp(0.03, most),
+    }
+}
+
+/// How far a matrix may be from the source's: about four times the error of rounding normal weights to so many bits.
+fn bound_of_weights(bits: f64) -> f64 {
+    if bits < TELLING { f64::INFINITY } else { (8.0 * (-bits).exp2()).clamp(0.02, 0.8) }
+}
+
+/// The first matrix of a file that is further from the source's than its type explains, or norm that is another.
+///
+/// # Errors
+/// Those of reading; `BadInput` for other shapes.
+pub fn other_weights(source: Stored, artifact: Stored, run: Run) -> Result<Option<String>> {
+    let (from, to) = ((source.ckpt, source.model), (artifact.ckpt, artifact.model));
+    if damage::transform(from, to)? == Some(Transform::Scaled) {
+        return Ok(Some("its norms are not those of the source".into()));
+    }
+    let rows = damage::measure(from, to, &|_| None, &run.control.cancel)?;
+    let bits = |row: &TensorDamage| GgmlType::from_name(&row.ty).map_or(32.0, GgmlType::bits);
+    let far = rows.iter().find(|row| row.rel_error.is_nan() || row.rel_error > bound_of_weights(bits(row)));
+    Ok(far.map(|row| {
+        let (share, bound) = (row.rel_error, bound_of_weights(bits(row)));
+        format!(
+            "{} is {share:.2} times its own size apart from the source's, where {} explains {bound:.2}",
+            row.name, row.ty
+        )
+    }))
+}
+
+/// Differences of a part of the model, summed over tokens.
+#[derive(Clone, Copy, Default)]
+struct Apart {
+    error: f64,
+    norm: f64,
+}
+
+impl Apart {
+    /// `theirs` beside `ours`, both less what entered the part.
+    fn add(&mut self, ours: &[f32], theirs: &[f32], entered: Option<&[f32]>) {
+        for (i, (a, b)) in ours.iter().zip(theirs).enumerate() {
+            let before = entered.map_or(0.0, |x| f64::from(x[i]));
+            let (a, b) = (f64::from(*a), f64::from(*b));
+            self.error += (a - b) * (a - b);
+            self.norm += (a - before) * (a - before);
+        }
+    }
+
+    /// ‖theirs - ours‖ / ‖ours‖; what is no number is infinitely far.
+    fn share(self) -> f64 {
+        let share = (self.error / self.norm.max(f64::MIN_POSITIVE)).sqrt();
+        if share.is_nan() { f64::INFINITY } else { share }
+    }
+}
+
+/// Runs both. `bits` of the smallest type in a layer, and with `None` in embedding and output.
+///
+/// # Errors
+/// Those of loading and running; `BadInput` where the source's own logits are no numbers.
+pub fn check(
+    source: &dyn Layers,
+    artifact: &dyn Layers,
+    windows: &[Vec<u32>],
+    bits: &dyn Fn(Option<usize>) -> f64,
+    run: Run,
+) -> Result<Checked> {
+    let (mut ours, mut theirs) = (source.shell()?, artifact.shell()?);
+    let mut checked = Checked { tokens: windows.iter().map(Vec::len).sum(), ..Checked::default() };
+    if let Some(what) = other_shape(&ours, &theirs) {
+        checked.suspicion = Some(what);
+        return Ok(checked);
+    }
+    let layers = ours.config.layers.len();
+    let total = (checked.tokens * layers) as u64;
+    let _phase = run.phase("checking", total, Unit::TokensByLayer(layers as u64));
+    let mut judge = |part: String, apart: Apart, bits: f64, experts: bool| {
+        let (share, bound) = (apart.share(), bound(bits, experts));
+        if share / bound > checked.worst {
+            checked.worst = share / bound;
+        }
+        if share > bound && checked.suspicion.is_none() {
+            let share = if share.is_finite() { format!("{share:.2}") } else { "infinitely".into() };
+            checked.suspicion = Some(format!(
+                "{part} gives results {share} times their own size apart from the source's, where {bits:.1} bits explain {bound:.2}"
+            ));
+        }
+    };
+    let mut streams: Vec<Vec<f32>> = Vec::new();
+    let (mut own, mut apart) = (Vec::new(), Apart::default());
+    for window in windows {
+        let (a, b) = (ours.embed(window)?, theirs.embed(window)?);
+        apart.add(&a, &b, None);
+        streams.push(a);
+        own.push(b);
+    }
+    judge("the embedding".into(), apart, bits(None), false);
+    let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
+    let mut caches = (Cache::one_batch(longest), Cache::one_batch(longest));
+    let pass = |engine: &Engine, layer: usize, x: &mut Vec<f32>, cache: &mut Cache| -> Result<()> {
+        cache.truncate(0);
+        let _ = rayon::scope(|_| engine.layer(layer, x, cache, &mut ()))?;
+        Ok(())
+    };
+    for layer in 0..layers {
+        source.load(&mut ours, layer)?;
+        artifact.load(&mut theirs, layer)?;
+        let mut apart = Apart::default();
+        for (x, y) in streams.iter_mut().zip(&mut own) {
+            run.check()?;
+            let entered = x.clone();
+            let mut local = x.clone();
+            pass(&ours, layer, x, &mut caches.0)?;
+            pass(&theirs, layer, &mut local, &mut caches.1)?;
+            pass(&theirs, layer, y, &mut caches.1)?;
+            apart.add(x, &local, Some(&entered));
+            run.advance((x.len() / ours.config.hidden.max(1)) as u64);
+        }
+        let experts = ours.config.layers[layer].ffn.experts.is_some();
+        judge(format!("layer {layer}"), apart, bits(Some(layer)), experts);
+        ours.unload_layer(layer);
+        theirs.unload_layer(layer);
+    }
+    let (width, vocab) = (ours.config.hidden, ours.config.vocab);
+    let (mut a, mut b, mut apart) = (Vec::new(), Vec::new(), Apart::default());
+    let (mut kl, mut same, mut rows, mut entropy) = (0.0, 0usize, 0usize, 0.0);
+    let mut mean = vec![0.0; vocab];
+    for (x, y) in streams.iter().zip(&own) {
+        for (x, y) in x.chunks(ROWS * width).zip(y.chunks(ROWS * width)) {
+            run.check()?;
+            ours.head_into(x, &mut a, &mut ());
+            theirs.head_into(x, &mut b, &mut ());
+            apart.add(&a, &b, None);
+            theirs.head_into(y, &mut b, &mut ());
+            kl += kl_of_rows(&a, &b, vocab).iter().sum::<f64>();
+            for (a, b) in a.chunks(vocab).zip(b.chunks(vocab)) {
+                same += usize::from(first(a) == first(b));
+                entropy += add_probabilities(a, &mut mean);
+                rows += 1;
+            }
+        }
+    }
+    if !entropy.is_finite() {
+        return Err(Error::bad_input("the logits of the model that is quantized are not finite"));
+    }
+    judge("the output".into(), apart, bits(None), false);
+    let n = rows.max(1) as f64;
+    let of_mean: f64 = mean.iter().map(|p| p / n).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
+    checked.kl = if kl.is_nan() { f64::INFINITY } else { (kl / n).max(0.0) };
+    checked.same_top = same as f64 / n;
+    checked.entropy = entropy / n;
+    checked.blind = of_mean - entropy / n;
+    Ok(checked)
+}
+
+/// Why the two cannot be compared.
+fn other_shape(ours: &Engine, theirs: &Engine) -> Option<String> {
+    let sizes = |e: &Engine| (e.config.layers.len(), e.config.hidden, e.config.vocab);
+    let (a, b) = (sizes(ours), sizes(theirs));
+    (a != b).then(|| format!("it has {b:?} layers, channels and tokens, the source {a:?}"))
+}
+
+/// The place of the largest.
+fn first(row: &[f32]) -> usize {
+    row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(i, _)| i)
+}
+
+/// Samples of text that the tokenizers of source and file must read alike.
+const SAMPLE: usize = 1500;
+
+/// Whether the two tokenizers read the bundled texts alike; the beginning of the first that they do not.
+///
+/// # Errors
+/// Those of the tokenizers.
+pub fn other_tokens(source: &SourceModel, artifact: &SourceModel) -> Result<Option<String>> {
+    let (ours, theirs) = (source.tokenizer()?, artifact.tokenizer()?);
+    for (domain, _, text) in crate::calibration::bundled::TEXTS {
+        let end = (0..=SAMPLE.min(text.len())).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+        if ours.encode(&text[..end], false)? != theirs.encode(&text[..end], false)? {
+            return Ok(Some(format!(
+                "its tokenizer reads the bundled text '{domain}' as other tokens than the source's"
+            )));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_follow_the_bits() {
+        assert_eq!((bound(16.0, false), bound(16.0, true)), (0.03, 0.3));
+        assert!((0.6..0.8).contains(&bound(4.5, false)) && (0.3..0.4).contains(&bound_of_weights(4.5)));
+        assert_eq!((bound(2.6, false), bound(1.6, false)), (0.95, 1.5));
+    }
+
+    #[test]
+    fn what_is_no_number_is_infinitely_far() {
+        let mut apart = Apart::default();
+        apart.add(&[1.0, 2.0], &[1.0, f32::NAN], None);
+        assert_eq!(apart.share(), f64::INFINITY);
+        let mut apart = Apart::default();
+        apart.add(&[3.0, 5.0], &[3.0, 5.0], Some(&[1.0, 1.0]));
+        assert_eq!(apart.share(), 0.0);
+    }
+}

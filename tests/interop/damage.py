@@ -1,0 +1,172 @@
+"""How many damaged GGUF files the check beside the source catches, and how many good ones it stops.
+
+usage: damage.py QUANTIZE WORK SEED COUNT TYPES SOURCE [SOURCE ...]
+
+Every SOURCE (a checkpoint folder) is converted to all of TYPES (comma-separated); those files are the good ones. COUNT files
+are then damaged in one place each, drawn with SEED, and judged by `quantize verify FILE --check SOURCE`. Prints Markdown.
+"""
+import collections
+import random
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+from gguf_edit import ARRAY, F32, STRING, Gguf
+
+# Bytes of a block, and where its 16-bit scales lie: F16 is scaled value by value.
+BLOCKS = {1: (2, [0]), 2: (18, [0]), 3: (20, [0, 2]), 6: (22, [0]), 7: (24, [0, 2]), 8: (34, [0]), 12: (144, [0, 2]), 13: (176, [0, 2]),
+          14: (210, [208]), 11: (110, [108]), 10: (84, [80, 82]), 20: (18, [0]), 23: (136, [0]), 30: (2, [])}
+
+
+def matrices(g, *ends):
+    found = [t for t in g.tensors if len(t[1]) >= 2 and t[0].startswith("blk.")]
+    return [t for t in found if not ends or any(t[0].endswith(f".{e}.weight") for e in ends)]
+
+
+def swapped(g, r):
+    """Two tensors of the same shape and type exchanged."""
+    a = r.choice(matrices(g))
+    b = r.choice([t for t in matrices(g) if t is not a and (t[1], t[2]) == (a[1], a[2]) and t[3] != a[3]])
+    a[3], b[3] = b[3], a[3]
+
+
+def transposed(g, r):
+    """Rows and columns exchanged, in units of blocks."""
+    t = r.choice([t for t in matrices(g) if t[2] in BLOCKS])
+    size = BLOCKS[t[2]][0]
+    per_row = len(t[3]) // size // (t[1][1] * (t[1][2] if len(t[1]) > 2 else 1))
+    n = len(t[3]) // size
+    assert per_row > 1
+    blocks = [t[3][i * size : (i + 1) * size] for i in range(n)]
+    t[3] = b"".join(blocks[row * per_row + col] for col in range(per_row) for row in range(n // per_row))
+
+
+def offset(g, r):
+    """Data that begin a row too late."""
+    t = r.choice(matrices(g))
+    row = len(t[3]) // (t[1][1] * (t[1][2] if len(t[1]) > 2 else 1))
+    t[3] = t[3][row:] + t[3][:row]
+
+
+def wrong_rope(g, r):
+    arch = g.get("general.architecture")
+    name = f"{arch}.rope.freq_base"
+    g.set(name, F32, g.get(name) * r.choice([0.02, 50.0]))
+
+
+def wrong_rope_order(g, r):
+    """The channels of every query head in the other rotary order: pairs beside each other, or half a head apart."""
+    arch = g.get("general.architecture")
+    t = r.choice(matrices(g, "attn_q", "attn_k", "attn_qkv"))
+    width = g.get(f"{arch}.attention.key_length") or g.get(f"{arch}.embedding_length") // g.get(f"{arch}.attention.head_count")
+    rows, size = t[1][1], len(t[3]) // t[1][1]
+    row = [t[3][i * size : (i + 1) * size] for i in range(rows)]
+    out = []
+    for first in range(0, rows, width):
+        head = row[first : first + width]
+        out += [head[i // 2 + (i % 2) * (len(head) // 2)] for i in range(len(head))]
+    t[3] = b"".join(out)
+
+
+def wrong_norm(g, r):
+    """A norm that lost or gained one, or another's."""
+    t = r.choice([t for t in g.tensors if "norm" in t[0] and t[2] == 0 and len(t[1]) == 1])
+    values = struct.unpack(f"<{t[1][0]}f", t[3])
+    if r.random() < 0.5:
+        other = r.choice([o for o in g.tensors if "norm" in o[0] and o[1] == t[1] and o[3] != t[3]])
+        t[3] = other[3]
+    else:
+        one = r.choice([1.0, -1.0])
+        t[3] = struct.pack(f"<{len(values)}f", *[v + one for v in values])
+
+
+def wrong_tokenizer(g, r):
+    tokens = g.get("tokenizer.ggml.tokens")
+    what = r.randrange(3)
+    if what == 0:
+        a, b = r.sample(range(len(tokens)), 2)
+        tokens[a], tokens[b] = tokens[b], tokens[a]
+        g.set("tokenizer.ggml.tokens", ARRAY, tokens)
+    elif what == 1:
+        merges = g.get("tokenizer.ggml.merges")
+        assert merges
+        g.set("tokenizer.ggml.merges", ARRAY, merges[::-1])
+    else:
+        kind, raw = g.keys["tokenizer.ggml.token_type"]
+        g.keys["tokenizer.ggml.token_type"] = (kind, raw[:12] + raw[16:] + raw[12:16])
+        assert g.keys["tokenizer.ggml.token_type"] != (kind, raw)
+
+
+def permuted_heads(g, r):
+    """Two heads of one matrix exchanged, but not in the others."""
+    arch = g.get("general.architecture")
+    heads = g.get(f"{arch}.attention.head_count")
+    t = r.choice(matrices(g, "attn_q", "attn_qkv"))
+    width = g.get(f"{arch}.attention.key_length") or g.get(f"{arch}.embedding_length") // heads
+    size = len(t[3]) // t[1][1]
+    a, b = (h * width * size for h in r.sample(range(heads), 2))
+    data, n = bytearray(t[3]), width * size
+    data[a : a + n], data[b : b + n] = t[3][b : b + n], t[3][a : a + n]
+    t[3] = bytes(data)
+
+
+def wrong_scale(g, r):
+    """All scales of a tensor twice or half as large."""
+    t = r.choice([t for t in matrices(g) if t[2] in BLOCKS and BLOCKS[t[2]][1]])
+    size, places = BLOCKS[t[2]]
+    data, factor = bytearray(t[3]), r.choice([0.5, 2.0])
+    for at in range(0, len(data), size):
+        for place in places:
+            (v,) = struct.unpack_from("<e", data, at + place)
+            struct.pack_into("<e", data, at + place, v * factor)
+    t[3] = bytes(data)
+
+
+DAMAGES = [swapped, transposed, offset, wrong_rope, wrong_rope_order, wrong_norm, wrong_tokenizer, permuted_heads, wrong_scale]
+
+
+def main():
+    quantize, work, seed, count, types, sources = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5], sys.argv[6:]
+    work.mkdir(parents=True, exist_ok=True)
+    good, stopped = [], []
+    for source in sources:
+        folder = work / source.strip("/").replace("/", "_")
+        folder.mkdir(exist_ok=True)
+        for name in types.split(","):
+            path = folder / f"{name}.gguf"
+            more = ["--uncalibrated"] if name.startswith("iq3") else []
+            run = subprocess.run([quantize, "--to", name, source, "-o", path, "-f", "--quiet", "--no-source-hash", *more], capture_output=True, text=True)
+            (good if run.returncode == 0 else stopped).append((source, name, path))
+            if run.returncode:
+                print("stopped:", source, name, run.stderr.strip()[-300:])
+    print(f"{len(good) + len(stopped)} good files, {len(stopped)} stopped", flush=True)
+    r, scratch = random.Random(seed), work / "x.gguf"
+    by_damage, by_type, missed = collections.defaultdict(collections.Counter), collections.defaultdict(collections.Counter), []
+    while sum(sum(c.values()) for c in by_damage.values()) < count:
+        source, name, path = r.choice(good)
+        damage = r.choice(DAMAGES)
+        g = Gguf(path)
+        try:
+            damage(g, r)
+        except (AssertionError, IndexError, KeyError, TypeError, struct.error, OverflowError):
+            continue
+        g.write(scratch)
+        run = subprocess.run([quantize, "verify", scratch, "--check", source, "--quiet"], capture_output=True, text=True)
+        caught = run.returncode in (3, 6)
+        by_damage[damage.__name__][caught] += 1
+        by_type[name][caught] += 1
+        if not caught:
+            missed.append(f"{source} {name} {damage.__name__}: exit {run.returncode} {(run.stdout + run.stderr).strip()[-160:]}")
+    print("| damage | caught | of |\n|---|---|---|")
+    for table in (by_damage, by_type):
+        for name, c in table.items():
+            print(f"| {name} | {c[True]} | {c[True] + c[False]} |")
+    caught, all_ = (sum(c[k] for c in by_damage.values() for k in keys) for keys in ([True], [True, False]))
+    print(f"\ncaught {caught} of {all_}: {100 * caught / max(all_, 1):.1f} %")
+    for what in missed:
+        print("missed:", what)
+
+
+if __name__ == "__main__":
+    main()
