@@ -39,7 +39,7 @@ pub fn beside(file: &Path, source: &SourceModel, control: &Control, report: &dyn
         Err(e @ Error::BadInput(_)) => return Ok(suspicious(e.to_string())),
         other => other?,
     };
-    match proof::other_tokens(&source, &artifact)? {
+    match proof::other_tokens(source, &artifact)? {
         Some(what) if checked.suspicion.is_none() => Ok(Checked { suspicion: Some(what), ..checked }),
         _ => Ok(checked),
     }
