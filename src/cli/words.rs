@@ -4,6 +4,7 @@ use crate::control::Notice;
 use crate::convert::LedgerRow;
 use crate::convert::allocation::Allocation;
 use crate::convert::folder::engines::Objection;
+use crate::convert::plan::LEFT_OUT;
 use crate::error::{Finding, Hint, Unfinished};
 use crate::{Error, escape};
 
@@ -133,7 +134,10 @@ pub fn departures(rows: &[LedgerRow]) -> Vec<String> {
             (Some(tensor), 1) => format!("{tensor}: "),
             (Some(_), n) => format!("{part} ×{n}: "),
         };
-        format!("{what}{} instead of {}: {}", row.done, row.asked, row.reason)
+        match row.kind.as_str() {
+            LEFT_OUT => format!("{what}{} {}: {}", row.asked, row.done, row.reason),
+            _ => format!("{what}{} instead of {}: {}", row.done, row.asked, row.reason),
+        }
     };
     groups.into_iter().map(line).collect()
 }

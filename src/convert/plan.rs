@@ -308,7 +308,7 @@ impl FilePlan {
 }
 
 /// The kind of a row of the ledger about a part of the model that the file does not hold. It departs from no request.
-const LEFT_OUT: &str = "left-out";
+pub const LEFT_OUT: &str = "left-out";
 
 /// The parts of the source that a text model has no place for.
 fn left_out(model: &Model, recipe: &Recipe) -> Vec<LeftOut> {
@@ -318,7 +318,7 @@ fn left_out(model: &Model, recipe: &Recipe) -> Vec<LeftOut> {
     let has = |reason: &str| model.dropped.iter().any(|(_, why)| why == reason);
     let encoder = LeftOut {
         what: "encoder of images or sound",
-        reason: "a GGUF file of a text model has no place for it; a projector file of its own (mmproj) holds it",
+        reason: "a text model has no place for it; a projector file (mmproj) of its own holds it",
     };
     let mtp = LeftOut { what: "multi-token prediction", reason: "llama.cpp has no place for it in this architecture" };
     [(encoder, has(TOWER)), (mtp, has(WITHOUT_MTP))].into_iter().filter(|(_, has)| *has).map(|(left, _)| left).collect()

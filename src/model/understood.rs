@@ -55,8 +55,9 @@ pub struct Generated {
     pub values: Vec<f32>,
 }
 
+/// Whether one of the parts is in a name; of those that begin with `^`, at its beginning.
 fn holds(parts: &[&str], name: &str) -> bool {
-    parts.iter().any(|part| name.contains(part))
+    parts.iter().any(|part| part.strip_prefix('^').map_or_else(|| name.contains(part), |begin| name.starts_with(begin)))
 }
 
 impl Model {

@@ -116,13 +116,19 @@ fn calibrated(target: &str) -> Recipe {
 
 #[test]
 fn every_field_of_a_files_recipe_counts() {
-    // A finished matrix excludes calibration data; without feedback nothing is continued.
+    // A finished matrix and projectors exclude calibration data; without feedback nothing is continued.
     let of_folders = ["/rounding/static_groups", "/rounding/smooth", "/devices"];
-    every_field_counts("llama", calibrated("q4_0"), &[&["/importance", "/rounding/search"], &of_folders[..]].concat());
+    every_field_counts(
+        "llama",
+        calibrated("q4_0"),
+        &[&["/importance", "/part", "/rounding/search"], &of_folders[..]].concat(),
+    );
 }
 
 /// What a folder's recipe does not depend on.
-const OF_FILES: [&str; 11] = [
+const OF_FILES: [&str; 13] = [
+    "/part",
+    "/mtp",
     "/types/tensors",
     "/types/output",
     "/types/embedding",

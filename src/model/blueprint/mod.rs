@@ -106,7 +106,8 @@ pub(super) struct Blueprint {
     pub defaults: &'static str,
     /// Blocks behind those that `config.json` counts (multi-token prediction), when the checkpoint's names are these.
     pub more_blocks: fn(&Hparams, &mut dyn Iterator<Item = &str>) -> usize,
-    /// Parts of the names of tensors that stay F32 in this architecture, beside those that do in all.
+    /// Parts of the names of tensors that stay F32 in this architecture, beside those that do in all; `^` begins one that
+    /// stands at the beginning. So in the next two.
     pub in_f32: &'static [&'static str],
     /// Parts of the names of tensors that are F16 in every file.
     pub in_f16: &'static [&'static str],

@@ -114,7 +114,7 @@ pub(in crate::model::blueprint) static ALL: &[Blueprint] = &[
             ("conv_dw.weight", Change::Squeeze),
             ("per_dim_scale.weight", Change::Softplus),
         ],
-        in_f32: &["v.position_embd.", "a.input_projection.", "a.conv1d.", ".conv_dw.", ".norm_conv."],
+        in_f32: &["v.position_embd.", "^a.input_projection.", "a.conv1d.", ".conv_dw.", ".norm_conv."],
         keys: keys::gemma4,
         ..TOWER
     },
