@@ -94,6 +94,12 @@ pub fn structure(file: &Checkpoint) -> Vec<String> {
             found.push(format!("{arch}.{dims} is {n}, more than the {width} channels of a head"));
         }
     }
+    let rows = file.find("position_embd.weight").and_then(|i| file.tensors()[i].shape.first().copied());
+    if let (Some(rows), Some(context)) = (rows, uint("context_length"))
+        && context > rows as u64
+    {
+        found.push(format!("{arch}.context_length is {context}, but position_embd.weight has {rows} rows"));
+    }
     if let Some(row) = table.architectures.get(arch) {
         keys(row, meta, arch, &mut found);
         tensors(row, file, meta, arch, &mut found);
@@ -175,7 +181,9 @@ fn tensors(row: &Row, file: &Checkpoint, meta: &Metadata, arch: &str, found: &mu
         if !known || !is_read || block.is_some_and(|b| b as u64 >= blocks) {
             strange.get_or_insert(&t.name);
         }
-        let vector = t.shape.len() == 1 && !part.ends_with("scale");
+        // Drafts and classifiers are read, and not multiplied by.
+        let idle = part.ends_with("scale") || part.starts_with("nextn.") || part.starts_with("cls.");
+        let vector = t.shape.len() == 1 && !idle;
         if vector && t.dtype != Dtype::Ggml(crate::quant::GgmlType::F32) {
             narrow.get_or_insert((&t.name, t.dtype));
         }

@@ -2,7 +2,7 @@
 //! a name of its own, and the run fails.
 
 use super::cost::{self, Pass};
-use super::folder::FolderPlan;
+use super::folder::plan::FolderPlan;
 use super::judge::{Layers, Stored};
 use super::loadable;
 use super::plan::{FilePlan, Plan};

@@ -114,7 +114,7 @@ fn what_cannot_be_measured_is_said_clearly() {
         quantize(dir.path(), &[&common[..], args].concat())
     };
     fails(&compare(&["--max-memory", "1M"]), 2, &["1000000 bytes of memory are too little", "hint: --max-memory "]);
-    fails(&compare(&["--min-top1", "95"]), 2, &["min_top1", "out of range"]);
+    fails(&compare(&["--min-top1", "95"]), 2, &["--min-top1", "95 % or as 9500 %"]);
     let gate = ["--text", str(&text), "--ctx", "128", "--chunks", "2", "--max-kld", "1"];
     let out = quantize(dir.path(), &[&["compare", str(&model), str(&model)], &gate[..]].concat());
     fails(&out, 3, &["too few tokens for the asked gate"]);

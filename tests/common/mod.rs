@@ -95,7 +95,11 @@ pub fn ok(out: Output) -> String {
 pub fn fails(out: &Output, code: i32, parts: &[&str]) {
     let message = stderr(out);
     assert_eq!(out.status.code(), Some(code), "{message}");
-    assert_eq!(message.lines().filter(|line| line.starts_with("error:")).count(), 1, "{message}");
+    assert_eq!(
+        message.lines().filter(|line| line.starts_with("error:") || line.starts_with("{\"error\":")).count(),
+        1,
+        "{message}"
+    );
     assert!(!message.contains("panicked"), "{message}");
     for part in parts {
         assert!(message.contains(part), "no '{part}' in: {message}");
