@@ -37,7 +37,7 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
     let path = options::resolve_model(&model, &args.hub, args.common.quiet)?;
     let source = SourceModel::open(&path)?;
     if args.text.is_some() {
-        source.model.known()?;
+        source.for_files()?.model.runnable()?;
     }
     let mut plan = convert::plan(&source, &recipe)?;
     if !args.common.quiet {

@@ -67,7 +67,8 @@ pub fn calibrate(
     control: &Control,
     report: &dyn Report,
 ) -> Result<Calibrated> {
-    source.model.known()?;
+    let source = &source.for_files()?;
+    source.model.runnable()?;
     let run = Run::new(control, report);
     let drawing = data::draw(source, &calibration.data, evaluation, run)?;
     match (calibration.hessians, checkpoints) {

@@ -60,8 +60,9 @@ impl Runnable {
     }
 
     fn with(source: &SourceModel, engine: impl FnOnce(&Checkpoint, &Model) -> Result<Engine>) -> Result<Self> {
+        let source = &source.for_files()?;
         let SourceModel { path, ckpt, model, .. } = source;
-        model.known()?;
+        model.runnable()?;
         let tokenizer = source.tokenizer()?;
         let mut engine = engine(ckpt, model)?;
         let rounds = engine.rounded_by_format().map(String::from);

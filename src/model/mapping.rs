@@ -172,7 +172,16 @@ fn of_config(ckpt: &Checkpoint, mut config: Config, mut json: serde_json::Value)
     }
     let (tensors, dropped) = map_hf(ckpt, family, &config)?;
     let generated = generated(family, &config);
-    Ok(Model { config, family: Ok(family), tensors, generated, dropped, hf_config: Some(json), drawn: None })
+    Ok(Model {
+        config,
+        family: Ok(family),
+        tensors,
+        generated,
+        dropped,
+        hf_config: Some(json),
+        drawn: None,
+        runs: Ok(()),
+    })
 }
 
 /// Whether there is an output matrix that is not the embedding, bit for bit.
@@ -454,7 +463,16 @@ fn open_family(ckpt: &Checkpoint, meta: &Metadata) -> Result<Model> {
         return Err(Error::unsupported(format!("{path}: tensor '{name}' has no place in a known {arch} model")));
     }
     tensors.sort_by_key(|t| t.parts[0]);
-    Ok(Model { config, family: Ok(family), tensors, generated, dropped: Vec::new(), hf_config: None, drawn: None })
+    Ok(Model {
+        config,
+        family: Ok(family),
+        tensors,
+        generated,
+        dropped: Vec::new(),
+        hf_config: None,
+        drawn: None,
+        runs: Ok(()),
+    })
 }
 
 /// Rotary factors of a GGUF source. Long-rope factors go to the configuration too, which GGUF metadata cannot hold.

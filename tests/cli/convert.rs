@@ -468,8 +468,8 @@ fn plans_without_a_model_to_plan_are_refused() {
     assert!(ok(quantize(dir.path(), &["plan", "."])).contains("Q4_K_M: 3.3 MB"), "q4_k_m is the default");
     std::fs::write(dir.path().join("other.json"), text.replace("LlamaForCausalLM", "UnheardForCausalLM")).unwrap();
     fails(&quantize(dir.path(), &["plan", "other.json"]), 4, &["UnheardForCausalLM", "LlamaForCausalLM"]);
-    std::fs::write(dir.path().join("other.json"), text.replace("LlamaForCausalLM", "MambaForCausalLM")).unwrap();
-    fails(&quantize(dir.path(), &["plan", "other.json"]), 4, &["MambaForCausalLM", "converted only"]);
+    std::fs::write(dir.path().join("other.json"), text.replace("LlamaForCausalLM", "BertModel")).unwrap();
+    fails(&quantize(dir.path(), &["plan", "other.json"]), 4, &["BertModel", "converted only"]);
     std::fs::write(dir.path().join("other.json"), text.replace("2048", "\"many\"")).unwrap();
     fails(&quantize(dir.path(), &["plan", "other.json"]), 3, &["vocab_size"]);
 }
