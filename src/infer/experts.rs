@@ -153,6 +153,9 @@ impl Experts {
                 let weight = gate.as_ref().map_or(1.0, |g| 1.0 / (1.0 + (-vector::dot(g, x)).exp()));
                 vector::add_scaled(out, weight, row);
             }
+            if self.routing.averaged {
+                vector::scale(out, 0.5);
+            }
         }
         ControlFlow::Continue(())
     }

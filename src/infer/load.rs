@@ -71,7 +71,10 @@ impl Block<'_> {
             (true, false) => self.norm(stem, hidden),
             (false, _) => Ok(None),
         };
-        let after = |stem: &str| if wiring.post_norm { self.norm(stem, hidden) } else { Ok(None) };
+        let after = |stem: &str| -> Result<Option<Norm>> {
+            let norm = if wiring.post_norm { self.norm(stem, hidden)? } else { None };
+            Ok(norm.map(|norm| Norm { eps: c.post_norm_eps.unwrap_or(norm.eps), ..norm }))
+        };
         Ok(Layer {
             attn_norm: before(names.attn, wiring.pre_norm && !alone)?,
             mixer,

@@ -283,7 +283,7 @@ impl Mamba2 {
         attended: &mut Vec<f32>,
         observer: &mut dyn Observer,
     ) -> Result<ControlFlow<()>> {
-        let &config::Mamba2 { inner, state, heads, groups, norm_groups, .. } = own;
+        let &config::Mamba2 { inner, state, heads, groups, least_step, .. } = own;
         let n = call.n;
         let (channels, dim) = (inner + 2 * groups * state, inner / heads);
         let width = inner + channels + heads;
@@ -307,7 +307,8 @@ impl Mamba2 {
                     let mut y = vec![0.0; n * dim];
                     for (t, y) in y.chunks_exact_mut(dim).enumerate() {
                         let row = &x[t * channels..(t + 1) * channels];
-                        let step = softplus(all[t * width + inner + channels + head] + self.dt_bias[head]);
+                        let step =
+                            softplus(all[t * width + inner + channels + head] + self.dt_bias[head]).max(least_step);
                         let kept = (step * self.a[head]).exp();
                         let b = &row[inner + group * state..inner + (group + 1) * state];
                         let c = &row[inner + (groups + group) * state..inner + (groups + group + 1) * state];
@@ -328,7 +329,7 @@ impl Mamba2 {
                 }
                 out.iter_mut().zip(&all[t * width..t * width + inner]).for_each(|(out, z)| *out *= silu(*z));
                 if let Some(norm) = &self.norm {
-                    let part = inner / norm_groups;
+                    let part = inner / groups;
                     out.chunks_exact_mut(part).enumerate().for_each(|(i, out)| norm.apply(out, i));
                 }
             });

@@ -337,7 +337,10 @@ impl Engine {
         Ok(Engine {
             embedding: loader.linear("token_embd", vocab, c.hidden)?,
             positions: positions.map(|n| loader.linear("position_embd", n, c.hidden)).transpose()?,
-            embedding_norm: first.then(|| loader.norm(c, "token_embd_norm", c.hidden)).transpose()?,
+            embedding_norm: match c.embedding_unit_norm {
+                true => Some(loader.weightless(c)),
+                false => first.then(|| loader.norm(c, "token_embd_norm", c.hidden)).transpose()?,
+            },
             layers: c.layers.iter().map(|_| None).collect(),
             output_norm: match c.weightless_norms {
                 true => loader.weightless(c),

@@ -133,11 +133,11 @@ pub struct Mamba2 {
     pub inner: usize,
     pub state: usize,
     pub heads: usize,
-    /// Of inputs and outputs of the state.
+    /// Of inputs and outputs of the state, and parts of the result that are normalised apart.
     pub groups: usize,
     pub kernel: usize,
-    /// Parts of the inner width that are normalised apart.
-    pub norm_groups: usize,
+    /// No step is smaller.
+    pub least_step: f32,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -290,6 +290,8 @@ pub struct Routing {
     pub scale: Option<f32>,
     /// The weights multiply what enters the experts, not their results (Llama 4).
     pub weighs_input: bool,
+    /// The layer gives the mean of the chosen experts and the shared one, not their sum (Cohere 2).
+    pub averaged: bool,
 }
 
 /// Mixture-of-experts sizes.
@@ -405,6 +407,10 @@ pub struct Config {
     /// Logits are multiplied by this (cohere), or divided (granite, which states the divisor).
     pub logit_scale: f32,
     pub logit_scale_divides: bool,
+    /// Embeddings are normalised without weights.
+    pub embedding_unit_norm: bool,
+    /// The epsilon of norms on results, where it is another.
+    pub post_norm_eps: Option<f32>,
     /// Norms without weights (OLMo).
     pub weightless_norms: bool,
     pub norms: NormNames,
@@ -431,6 +437,8 @@ impl Default for Config {
             residual_scale: 1.0,
             logit_scale: 1.0,
             logit_scale_divides: false,
+            embedding_unit_norm: false,
+            post_norm_eps: None,
             weightless_norms: false,
             norms: NormNames::default(),
             pairs: false,
@@ -514,6 +522,14 @@ impl Config {
     /// Which layers see a window.
     pub fn slides(&self) -> Vec<bool> {
         self.layers.iter().map(|l| l.heads().is_some_and(|h| h.window.is_some())).collect()
+    }
+
+    /// In models with windows, layers that see everything have no positions (Cohere 2, EXAONE 4).
+    pub(super) fn without_full_rope(&mut self) {
+        if self.window().is_some() {
+            let full = self.layers.iter_mut().filter_map(LayerConfig::heads_mut).filter(|h| h.window.is_none());
+            full.for_each(|h| h.rope = None);
+        }
     }
 
     /// Everything that can be said without looking at tensors.

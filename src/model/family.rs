@@ -382,6 +382,8 @@ pub struct Family {
     pub layers: fn(&Reading) -> Result<Vec<LayerConfig>>,
     /// What is said of the whole model beside the usual.
     pub finish: fn(&Reading, &mut Config) -> Result<()>,
+    /// What readers of a GGUF file take for granted.
+    pub unstated: fn(&mut Config),
 }
 
 impl EmbeddingScale {
@@ -419,6 +421,12 @@ impl Family {
 
     pub fn entries(&self) -> impl Iterator<Item = &'static Entry> + use<> {
         self.keys.iter().flat_map(|k| k.iter())
+    }
+
+    /// Whether a GGUF file says something of its model that this family does not know.
+    pub(super) fn leaves_out(&self, meta: &Metadata) -> Option<String> {
+        let keys = ["attention.temperature_scale", "rope.dimension_sections"];
+        keys.iter().map(|key| format!("{}.{key}", self.gguf)).find(|key| meta.get(key).is_some())
     }
 
     /// How GGUF calls the norms of this family's blocks; nothing for those it has not.

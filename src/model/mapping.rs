@@ -419,6 +419,12 @@ fn open_family(ckpt: &Checkpoint, meta: &Metadata) -> Result<Model> {
     let Some(family) = super::families::by_gguf(&config.arch) else {
         return Err(Error::Internal(format!("no family for {}", config.arch)));
     };
+    if let Some(key) = family.leaves_out(meta) {
+        return Err(Error::unsupported(format!(
+            "the metadata key '{key}' has no meaning in a known {} model",
+            config.arch
+        )));
+    }
     let has = |role: Role, layer: usize| {
         family.row(role).is_some_and(|r| ckpt.find(&named(r.gguf, Some(layer), 0)).is_some())
     };

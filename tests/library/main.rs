@@ -10,6 +10,7 @@ mod eval;
 mod families;
 mod infer;
 mod layerwise;
+mod lineages;
 mod model;
 mod model_variants;
 mod report;

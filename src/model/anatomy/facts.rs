@@ -55,6 +55,14 @@ impl<'a> Facts<'a> {
         self.meta.f32(&format!("{}.{key}", self.arch)).filter(|x| x.is_finite())
     }
 
+    /// A number; of one for each layer, that of `layer`.
+    pub fn float_of(&self, key: &str, layer: usize) -> Option<f32> {
+        match self.value(key)? {
+            Value::Array(Array::F32(list)) => list.get(layer).copied(),
+            _ => self.float(key),
+        }
+    }
+
     pub fn flag(&self, key: &str) -> Option<bool> {
         self.meta.bool(&format!("{}.{key}", self.arch))
     }

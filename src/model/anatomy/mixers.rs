@@ -47,7 +47,7 @@ pub(super) fn of(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<M
             heads,
             groups,
             kernel: f.needed("ssm.conv_kernel", 0)?,
-            norm_groups: 1,
+            least_step: 0.0,
         }));
     }
     if has("attn_kv_a_mqa.weight") {

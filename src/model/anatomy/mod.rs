@@ -23,6 +23,8 @@ pub(super) struct Anatomy {
     pub gguf: &'static [&'static str],
     /// Rotary channels are neighbours, not half a head apart.
     pub pairs: bool,
+    /// But half a head apart where the head has sections for images.
+    pub halves_in_sections: bool,
     /// Attention has rotary positions.
     pub rope: bool,
     pub norm: Norm,
@@ -176,7 +178,8 @@ pub(super) fn config(
         logit_scale: f.float("logit_scale").unwrap_or(1.0),
         norms: row.norms,
         weightless_norms: !f.has(0, "attn_norm.weight") && !f.has(0, "post_attention_norm.weight"),
-        pairs: row.pairs,
+        // Sections of the head are rotated by positions in images too, and then as halves.
+        pairs: row.pairs && !(row.halves_in_sections && f.size("rope.dimension_sections", 0).is_some()),
         ..Config::default()
     };
     if config.hidden != embedding[1] {
@@ -233,7 +236,7 @@ fn layer(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<LayerConf
             groups: f.size("expert_group_count", 0).unwrap_or(0),
             groups_used: f.size("expert_group_used_count", 0).unwrap_or(0),
             scale: f.float("expert_weights_scale").filter(|x| *x != 0.0 && *x != 1.0),
-            weighs_input: false,
+            ..Routing::default()
         };
         if routing.groups > 1 && !count.is_multiple_of(routing.groups) {
             return Err(Error::bad_input(format!("{count} experts in {} groups", routing.groups)));

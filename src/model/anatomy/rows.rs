@@ -2,15 +2,16 @@
 
 use super::Anatomy;
 use super::facts::Facts;
-use crate::Result;
 use crate::model::config::{
     Activation, Config, Gate, Gating, Heads, LayerConfig, Mixer, Norm, NormNames, RopeScaling, Temperature,
 };
+use crate::{Error, Result};
 
 /// The usual: rotary halves, RMS norms, gated SiLU.
 const PLAIN: Anatomy = Anatomy {
     gguf: &[],
     pairs: false,
+    halves_in_sections: false,
     rope: true,
     norm: Norm::Rms,
     activation: Activation::Silu,
@@ -51,10 +52,7 @@ const GRANITE: Anatomy = Anatomy {
 
 pub(super) static ALL: &[Anatomy] = &[
     Anatomy { gguf: &["llama"], ..PAIRS },
-    Anatomy {
-        gguf: &["qwen2", "qwen2vl", "qwen3vl", "qwen3vlmoe", "paddleocr", "mellum"],
-        ..PLAIN
-    },
+    Anatomy { gguf: &["qwen2", "qwen2vl", "qwen3vl", "qwen3vlmoe", "paddleocr", "mellum"], ..PLAIN },
     Anatomy { gguf: &["gptneox"], activation: Activation::Gelu, finish: parallel_where_stated, ..GPT },
     Anatomy { gguf: &["gpt2", "starcoder"], rope: false, ..GPT },
     Anatomy { gguf: &["phi2"], parallel: true, ..GPT },
@@ -87,11 +85,22 @@ pub(super) static ALL: &[Anatomy] = &[
         ..PLAIN
     },
     Anatomy { gguf: &["command-r"], full_rope: true, all_but_every: None, ..COHERE },
+    Anatomy {
+        gguf: &["cohere2moe"],
+        gating: Gating::Sigmoid,
+        layer: |f, index, layer| {
+            layer.ffn.experts.iter_mut().for_each(|e| e.routing.averaged = e.shared_ffn.is_some());
+            // Those in front without experts have positions, whatever they see.
+            let leads = index < f.size("leading_dense_block_count", 0).unwrap_or(0);
+            on_heads(layer, |h| h.rope = h.rope.or(leads.then_some(0)))
+        },
+        ..COHERE
+    },
     Anatomy { gguf: &["stablelm"], norm: Norm::Layer, finish: parallel_where_stated, ..PLAIN },
     Anatomy { gguf: &["exaone", "glm4moe", "dots1", "bailingmoe2", "hy_v3"], ..PLAIN },
     Anatomy { gguf: &["exaone4", "exaone-moe"], full_rope: false, ..PLAIN },
     Anatomy { gguf: &["minimax-m2"], gating: Gating::Sigmoid, ..PLAIN },
-    Anatomy { gguf: &["chatglm"], ..PAIRS },
+    Anatomy { gguf: &["chatglm", "glm4"], halves_in_sections: true, ..PAIRS },
     Anatomy { gguf: &["ernie4_5-moe"], ..PAIRS },
     Anatomy {
         gguf: &["hunyuan-dense", "hunyuan-moe", "hunyuan_vl"],
@@ -102,6 +111,20 @@ pub(super) static ALL: &[Anatomy] = &[
                 let dims = rope.dims as f32;
                 rope.theta *= alpha.powf(dims / (dims - 2.0));
             }
+            Ok(())
+        },
+        ..PLAIN
+    },
+    Anatomy {
+        gguf: &["apertus"],
+        activation: Activation::Xielu { positive: 0.0, negative: 0.0, beta: 0.0, eps: 0.0 },
+        layer: |f, index, layer| {
+            let of = |key: &str| f.plain_float(key, index).unwrap_or(0.0);
+            let softplus = |x: f32| if x > 20.0 { x } else { x.exp().ln_1p() };
+            let beta = of("xielu.beta");
+            let (positive, negative) = (softplus(of("xielu.alpha_p")), beta + softplus(of("xielu.alpha_n")));
+            let activation = Activation::Xielu { positive, negative, beta, eps: of("xielu.eps") };
+            layer.ffn.dense.iter_mut().for_each(|d| d.activation = activation);
             Ok(())
         },
         ..PLAIN
@@ -136,11 +159,20 @@ pub(super) static ALL: &[Anatomy] = &[
         ..PLAIN
     },
     Anatomy { gguf: &["llama4"], gating: Gating::Sigmoid, norm_topk: false, layer: llama4, ..PAIRS },
+    Anatomy { gguf: &["mistral3"], layer: by_position, ..PAIRS },
     Anatomy { gguf: &["granitemoe"], ..GRANITE },
     Anatomy {
         gguf: &["granite_swa"],
         layer: |f, index, layer| {
             let rotates = f.flag_of("attention.rope_pattern", index).unwrap_or(true);
+            on_heads(layer, |h| h.rope = h.rope.filter(|_| rotates))
+        },
+        ..GRANITE
+    },
+    Anatomy {
+        gguf: &["granitehybrid"],
+        layer: |f, _, layer| {
+            let rotates = f.flag("rope.scaling.finetuned").unwrap_or(true);
             on_heads(layer, |h| h.rope = h.rope.filter(|_| rotates))
         },
         ..GRANITE
@@ -175,6 +207,31 @@ pub(super) static ALL: &[Anatomy] = &[
         },
         ..PLAIN
     },
+    Anatomy {
+        gguf: &["step35"],
+        gating: Gating::Sigmoid,
+        finish: |f, c| {
+            let limits = ["swiglu_clamp_exp", "swiglu_clamp_shexp"];
+            if limits.iter().any(|key| (0..c.layers.len()).any(|i| f.float_of(key, i).is_some_and(|x| x != 0.0))) {
+                return Err(Error::unsupported("their experts are cut off in a way that is not run here"));
+            }
+            // Where a layer sees everything, half of each head is rotated.
+            if let [full, local, ..] = &mut c.ropes[..] {
+                (local.dims, full.dims) = (full.dims, full.dims / 2);
+            }
+            Ok(())
+        },
+        ..PLAIN
+    },
+    Anatomy {
+        gguf: &["muse-glimmer"],
+        full_rope: false,
+        finish: |_, c| {
+            (c.embedding_unit_norm, c.post_norm_eps) = (true, Some(1e-8));
+            Ok(())
+        },
+        ..PAIRS
+    },
     Anatomy { gguf: &["deepseek2"], norm_topk: false, ..PAIRS },
     Anatomy { gguf: &["mistral4"], layer: by_position, ..PAIRS },
     Anatomy {
@@ -191,7 +248,20 @@ pub(super) static ALL: &[Anatomy] = &[
     },
     Anatomy { gguf: &["qwen3next", "qwen35", "qwen35moe"], ..PLAIN },
     Anatomy { gguf: &["lfm2", "lfm2moe"], gating: Gating::Sigmoid, ..PLAIN },
-    Anatomy { gguf: &["mamba", "jamba"], rope: false, norm_topk: false, ..PLAIN },
+    Anatomy { gguf: &["mamba", "mamba2", "jamba"], rope: false, norm_topk: false, ..PLAIN },
+    Anatomy {
+        gguf: &["nemotron_h", "nemotron_h_moe"],
+        rope: false,
+        gating: Gating::Sigmoid,
+        activation: Activation::SquaredRelu,
+        layer: |f, _, layer| {
+            if let Mixer::Mamba2(mixer) = &mut layer.mixer {
+                mixer.least_step = f.said_float("time_step_min").unwrap_or(0.001);
+            }
+            Ok(())
+        },
+        ..PLAIN
+    },
 ];
 
 fn on_heads(layer: &mut LayerConfig, change: impl FnOnce(&mut Heads)) -> Result<()> {

@@ -39,4 +39,5 @@ pub(super) const PLAIN: Family = Family {
     tokenizer: PLAIN_TOKENIZER,
     layers: standard_layers,
     finish: nothing,
+    unstated: |_| {},
 };

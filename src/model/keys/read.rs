@@ -80,6 +80,7 @@ impl Config {
             };
             heads.scale = 1.0 / (scale as f32).sqrt();
         }
+        (family.unstated)(&mut config);
         config.check()?;
         Ok(config)
     }
