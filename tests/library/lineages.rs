@@ -84,8 +84,8 @@ fn logits_agree_with_transformers() {
     }
 }
 
-/// Every matrix that the model multiplies with is in the importance matrix, with finite sums; a file made with feedback is
-/// nearer to its source than the loss of a bit would leave it, and a comparison says so.
+/// Every matrix that the model multiplies with is in the importance matrix, with finite sums; a file in 8 bits is near its
+/// source, and one in 4 bits, rounded with feedback, farther from it. Models of random weights are worth nothing in 4 bits.
 #[test]
 fn they_are_calibrated_rounded_with_feedback_and_compared() {
     let dir = tempfile::tempdir().unwrap();
@@ -119,6 +119,6 @@ fn they_are_calibrated_rounded_with_feedback_and_compared() {
         };
         let (near, far) = (kld(&mut base, &nearest), kld(&mut base, &rounded));
         eprintln!("{name}: {near:.2e} {far:.2e}");
-        assert!(near.is_finite() && near < far && far < 3.0, "{name}: {near} {far}");
+        assert!(near < 0.25 && near < far && far.is_finite(), "{name}: {near} {far}");
     }
 }
