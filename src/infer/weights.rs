@@ -98,11 +98,12 @@ impl<'a> Loader<'a> {
 
     /// The tensor's shape, where there is one.
     pub fn shape(&self, name: &str) -> Option<&'a [usize]> {
-        self.by_name.get(name).map(|t| t.shape.as_slice())
+        let made = || self.generated.iter().find(|g| g.name == name).map(|g| g.shape.as_slice());
+        self.by_name.get(name).map(|t| t.shape.as_slice()).or_else(made)
     }
 
     pub fn has(&self, name: &str) -> bool {
-        self.by_name.contains_key(name)
+        self.shape(name).is_some()
     }
 
     /// Norms of a model that has no weights for them.
@@ -133,6 +134,9 @@ impl<'a> Loader<'a> {
 
     /// All numbers of a tensor of `len`, whatever its shape.
     pub fn numbers(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        if let Some(made) = self.generated.iter().find(|g| g.name == name && g.values.len() == len) {
+            return Ok(made.values.clone());
+        }
         let t = self.find(name)?;
         if t.elements() != len {
             return Err(self.wrong_shape(t, &format!("{len} numbers")));

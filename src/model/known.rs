@@ -32,8 +32,7 @@ pub fn known() -> Vec<Known> {
         family.hf.iter().for_each(|name| add(family.gguf, name.architecture, true));
     }
     for blueprint in blueprint::all() {
-        let runs = anatomy::find(blueprint.gguf).is_some();
-        blueprint.classes.iter().for_each(|class| add(blueprint.gguf, class, runs));
+        blueprint.classes.iter().for_each(|class| add(blueprint.gguf, class, anatomy::runs(blueprint.gguf, class)));
     }
     found.into_values().collect()
 }

@@ -21,6 +21,8 @@ use facts::Facts;
 pub(super) struct Anatomy {
     /// `general.architecture`.
     pub gguf: &'static [&'static str],
+    /// Classes among its that do not run.
+    pub without: &'static [&'static str],
     /// Rotary channels are neighbours, not half a head apart.
     pub pairs: bool,
     /// But half a head apart where the head has sections for images.
@@ -46,6 +48,11 @@ pub(super) struct Anatomy {
 /// The row of an architecture.
 pub(super) fn find(arch: &str) -> Option<&'static Anatomy> {
     rows::ALL.iter().find(|row| row.gguf.contains(&arch))
+}
+
+/// Whether models of a class that becomes `arch` are run.
+pub(super) fn runs(arch: &str, class: &str) -> bool {
+    find(arch).is_some_and(|row| !row.without.contains(&class))
 }
 
 /// The tensors that a layer may have, without `blk.N.` and their last part.
@@ -136,6 +143,10 @@ pub(super) fn config(
     let no = |what: String| Error::unsupported(format!("{arch} models are not run here: {what}"));
     let row = find(arch).ok_or_else(|| no("their architecture has no forward pass".into()))?;
     let f = Facts::new(meta, arch, tensors, generated, json);
+    let class = json.and_then(|json| json.get("architectures")?.get(0)?.as_str());
+    if let Some(class) = class.filter(|class| row.without.contains(class)) {
+        return Err(no(format!("{class} computes something else")));
+    }
     if f.flag("attention.causal") == Some(false) {
         return Err(no("every token sees those behind it".into()));
     }

@@ -10,6 +10,7 @@ use crate::{Error, Result};
 /// The usual: rotary halves, RMS norms, gated SiLU.
 const PLAIN: Anatomy = Anatomy {
     gguf: &[],
+    without: &[],
     pairs: false,
     halves_in_sections: false,
     rope: true,
@@ -54,7 +55,7 @@ pub(super) static ALL: &[Anatomy] = &[
     Anatomy { gguf: &["llama"], ..PAIRS },
     Anatomy { gguf: &["qwen2", "qwen2vl", "qwen3vl", "qwen3vlmoe", "paddleocr", "mellum"], ..PLAIN },
     Anatomy { gguf: &["gptneox"], activation: Activation::Gelu, finish: parallel_where_stated, ..GPT },
-    Anatomy { gguf: &["gpt2", "starcoder"], rope: false, ..GPT },
+    Anatomy { gguf: &["gpt2", "starcoder"], without: &["RuGPT3XLForCausalLM"], rope: false, ..GPT },
     Anatomy { gguf: &["phi2"], parallel: true, ..GPT },
     Anatomy {
         gguf: &["falcon"],
@@ -171,8 +172,14 @@ pub(super) static ALL: &[Anatomy] = &[
     },
     Anatomy {
         gguf: &["granitehybrid"],
+        without: &["BambaForCausalLM"],
         layer: |f, _, layer| {
             let rotates = f.flag("rope.scaling.finetuned").unwrap_or(true);
+            let partly = |h: &Heads| f.size("rope.dimension_count", 0).is_some_and(|dims| dims < h.dim);
+            // llama.cpp's converter puts all rows of a head into pairs, also where a part of it is rotated (Bamba).
+            if rotates && layer.heads().is_some_and(partly) {
+                return Err(Error::unsupported("files of them hold the rotary rows in an order that no engine undoes"));
+            }
             on_heads(layer, |h| h.rope = h.rope.filter(|_| rotates))
         },
         ..GRANITE
@@ -247,7 +254,12 @@ pub(super) static ALL: &[Anatomy] = &[
         ..PLAIN
     },
     Anatomy { gguf: &["qwen3next", "qwen35", "qwen35moe"], ..PLAIN },
-    Anatomy { gguf: &["lfm2", "lfm2moe"], gating: Gating::Sigmoid, ..PLAIN },
+    Anatomy {
+        gguf: &["lfm2", "lfm2moe"],
+        without: &["Lfm2Model", "Lfm2BidirectionalModel"],
+        gating: Gating::Sigmoid,
+        ..PLAIN
+    },
     Anatomy { gguf: &["mamba", "mamba2", "jamba"], rope: false, norm_topk: false, ..PLAIN },
     Anatomy {
         gguf: &["nemotron_h", "nemotron_h_moe"],
