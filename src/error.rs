@@ -112,6 +112,8 @@ pub enum Hint {
     FormatsOfAnyModel,
     /// A blueprint makes a GGUF file of the model, but its graph is not known.
     ConvertedOnly,
+    /// What works with a model that runs only as the GGUF file made of it.
+    FilesAndNearestFolders,
     /// A pre-tokenizer that may be the right one.
     Pretokenizer(String),
     /// A type or format of this name, made of the checkpoint that this one was made from.
@@ -175,6 +177,10 @@ impl fmt::Display for Hint {
             Hint::ConvertedOnly => f.write_str(
                 "make a GGUF file without calibration data (an importance matrix made elsewhere works), or a folder in a \
                  format that needs none (FP8, NF4, MLX in 4 bits, or GPTQ rounded to nearest)",
+            ),
+            Hint::FilesAndNearestFolders => f.write_str(
+                "GGUF files with and without calibration, and evaluation, work; so do folders in formats that need no \
+                 calibration (FP8, NF4, MLX in 4 bits, or GPTQ rounded to nearest)",
             ),
             Hint::FormatsOfAnyModel => f.write_str(
                 "of any architecture, folders can be made in formats that need no calibration (FP8, NF4, MLX in 4 bits, \

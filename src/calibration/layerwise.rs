@@ -195,6 +195,12 @@ impl Pass<'_> {
                     let _ = engine.layer(self.layer, &mut x, cache, &mut both)?;
                     streams.put(i, x)?;
                 }
+                // Halves that lie side by side are run together, once for each stage.
+                Some(_) if !engine.has_halves(self.layer) => {
+                    let mut through = x.clone();
+                    let _ = engine.layer(self.layer, &mut through, cache, &mut seen)?;
+                    streams.keep(i, x);
+                }
                 Some(Stage::Qkv | Stage::AttnOutput) => {
                     seen.stop = true;
                     let _ = engine.attention(self.layer, &mut x, cache, &mut seen)?;
@@ -236,6 +242,9 @@ impl Pass<'_> {
 
     /// Takes the windows through the feed-forward half.
     fn finish(&self, engine: &Engine, streams: &mut Streams, inner: &mut Inner, cache: &mut Cache) -> Result<()> {
+        if !engine.has_halves(self.layer) {
+            return self.forward(engine, streams, cache);
+        }
         for i in 0..self.windows.len() {
             self.run.check()?;
             let mut x = streams.get(i)?;

@@ -54,6 +54,10 @@ fn flags(hint: &Hint) -> String {
                                 calibration (--to fp8, nf4, mlx-4bit, or gptq with --rounding nearest); `quantize families` \
                                 lists the models that run"
             .into(),
+        Hint::FilesAndNearestFolders => "GGUF files with and without --calibration, and evaluation, work; so do folders in \
+                                         formats that need no calibration (--to fp8, nf4, mlx-4bit, or gptq with --rounding \
+                                         nearest)"
+            .into(),
         Hint::FormatsOfAnyModel => "of any architecture, folders can be made in formats that need no calibration (--to fp8, \
                                     nf4, mlx-4bit, or gptq with --rounding nearest); GGUF files, and running the model, \
                                     need a known one"

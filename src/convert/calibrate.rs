@@ -16,7 +16,7 @@ use crate::calibration::totals::Totals;
 use crate::control::{Control, Report};
 use crate::control::{Notice, Run, Unit};
 use crate::gguf::Metadata;
-use crate::model::SourceModel;
+use crate::model::{Mtp, Part, SourceModel};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -67,7 +67,8 @@ pub fn calibrate(
     control: &Control,
     report: &dyn Report,
 ) -> Result<Calibrated> {
-    source.model.known()?;
+    let source = &source.for_files(Part::Text, Mtp::Keep)?;
+    source.model.runnable()?;
     let run = Run::new(control, report);
     let drawing = data::draw(source, &calibration.data, evaluation, run)?;
     match (calibration.hessians, checkpoints) {

@@ -90,7 +90,7 @@ pub fn plan(source: &SourceModel, recipe: &Recipe) -> Result<Plan> {
 pub fn plan_assuming(source: &SourceModel, recipe: &Recipe, importance: AssumedImportance) -> Result<Plan> {
     let plan = plan::decide_outputs(source, recipe, importance)?;
     if data_of(&plan).is_some() {
-        source.model.known()?;
+        plan.source.model.runnable()?;
     }
     plan.files().try_for_each(|(output, file)| budget::check(&plan, (output.index, &output.target), file))?;
     Ok(plan)
@@ -145,7 +145,7 @@ pub fn spend_budgets(plan: &mut Plan, control: &Control, report: &dyn Report) ->
 /// The calibration data, where some output needs any.
 fn draw(plan: &Plan, run: Run) -> Result<Option<Drawing>> {
     let Some((data, named)) = data_of(plan) else { return Ok(None) };
-    plan.source.model.known()?;
+    plan.source.model.runnable()?;
     if !named {
         run.notice(Notice::BundledTexts);
     }

@@ -7,6 +7,7 @@ use crate::isa::{Avx512, Isa};
 #[cfg(target_arch = "x86_64")]
 use crate::kernel::gemm;
 use crate::kernel::vector;
+use crate::{Error, Result};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
@@ -20,19 +21,32 @@ pub(super) struct KeyValues {
     pub values: Vec<f32>,
 }
 
-/// The keys and values of `len` positions, wherever they are: those of a position begin `step` after those of the one before.
+/// The keys and values of `len` positions, wherever they are: those of a position begin `step` (`value_step`) after those of
+/// the one before.
 #[derive(Clone, Copy)]
 pub(super) struct Seen<'a> {
     pub keys: &'a [f32],
     pub values: &'a [f32],
     pub step: usize,
+    pub value_step: usize,
     pub len: usize,
+}
+
+/// What a mixer that sums the past up has of it.
+#[derive(Default)]
+pub(super) struct Recurrent {
+    pub state: Vec<f32>,
+    /// The last inputs of its convolution, the oldest first.
+    pub recent: Vec<f32>,
+    /// Tokens that went into both.
+    len: usize,
 }
 
 /// What a sequence remembers, or several that grow together. Not tied to the engine that fills it beyond its sizes.
 pub struct Cache {
     /// Those of each sequence, layer by layer; nothing where sequences come whole.
     layers: Vec<KeyValues>,
+    recurrent: Vec<Recurrent>,
     sequences: usize,
     len: usize,
     capacity: usize,
@@ -49,6 +63,7 @@ impl Cache {
     pub fn together(layers: usize, sequences: usize, capacity: usize) -> Self {
         Cache {
             layers: (0..layers * sequences).map(|_| KeyValues::default()).collect(),
+            recurrent: (0..layers * sequences).map(|_| Recurrent::default()).collect(),
             sequences,
             len: 0,
             capacity,
@@ -87,11 +102,32 @@ impl Cache {
 
     /// The keys and values of `sequence` in `layer`, cut to the tokens held, to which those of the batch are to be
     /// appended.
-    pub(super) fn layer(&mut self, layer: usize, sequence: usize, width: usize) -> &mut KeyValues {
+    pub(super) fn layer(&mut self, layer: usize, sequence: usize, widths: [usize; 2]) -> &mut KeyValues {
         let kv = &mut self.layers[layer * self.sequences + sequence];
-        kv.keys.truncate(self.len * width);
-        kv.values.truncate(self.len * width);
+        kv.keys.truncate(self.len * widths[0]);
+        kv.values.truncate(self.len * widths[1]);
         kv
+    }
+
+    /// What `sequence` has summed up in `layer`, to be taken and put back with the `n` tokens of the batch; nothing at the
+    /// beginning.
+    ///
+    /// Errors: `Internal` when tokens were forgotten that are part of the sum.
+    pub(super) fn take_recurrent(&mut self, layer: usize, sequence: usize) -> Result<Recurrent> {
+        match self.recurrent.get_mut(layer * self.sequences + sequence) {
+            Some(kept) if self.len > 0 && kept.len != self.len => {
+                Err(Error::Internal("a recurrent layer cannot forget single tokens".into()))
+            }
+            Some(kept) if self.len > 0 => Ok(std::mem::take(kept)),
+            _ => Ok(Recurrent::default()),
+        }
+    }
+
+    pub(super) fn put_recurrent(&mut self, layer: usize, sequence: usize, n: usize, kept: Recurrent) {
+        let len = self.len + n;
+        if let Some(place) = self.recurrent.get_mut(layer * self.sequences + sequence) {
+            *place = Recurrent { len, ..kept };
+        }
     }
 
     /// Counts the `n` tokens that every layer has appended.
@@ -104,15 +140,35 @@ impl Cache {
 
 /// The shape and the choices of a layer's attention.
 #[derive(Clone, Copy)]
-pub(super) struct Heads {
+pub(super) struct Heads<'a> {
     pub heads: usize,
     pub kv_heads: usize,
     pub dim: usize,
+    pub value_dim: usize,
     /// Factor on the scores.
     pub scale: f32,
     pub softcap: Option<f32>,
     /// Each position sees itself and the `window - 1` before it.
     pub window: Option<usize>,
+    /// Those of its chunk of `window` positions instead.
+    pub chunked: bool,
+    /// A score of each head that nothing is read for.
+    pub sinks: Option<&'a [f32]>,
+    /// The largest slope of linear biases.
+    pub alibi: Option<f32>,
+}
+
+impl Heads<'_> {
+    /// What is taken from a head's score per position of distance (Press et al. 2021): powers of one base, and between them
+    /// where the heads are no power of two.
+    fn slope(&self, head: usize) -> Option<f32> {
+        let below = 1 << self.heads.max(1).ilog2();
+        let power = |of: usize, step: f32| 2f32.powf(-self.alibi.unwrap_or(0.0) * step / of as f32);
+        self.alibi.map(|_| match head < below {
+            true => power(below, (head + 1) as f32),
+            false => power(2 * below, (2 * (head - below) + 1) as f32),
+        })
+    }
 }
 
 /// Queries that are multiplied with the keys together: whole tiles of the product. Fixed, so that no result depends on
@@ -128,21 +184,24 @@ thread_local! {
 const FEW_QUERIES: usize = 4;
 
 /// Attends from the last `n` positions of `kv` to all before them. The queries are the first `heads * dim` columns of
-/// `q` (`[n, stride]`); the result goes to `out` (`[n, heads * dim]`). `packed` is working memory.
+/// `q` (`[n, stride]`); the result goes to `out` (`[n, heads * value_dim]`). `packed` is working memory.
 pub(super) fn attend(shape: Heads, q: &[f32], stride: usize, kv: Seen, packed: &mut Vec<f32>, out: &mut [f32]) {
-    let Heads { heads, dim, .. } = shape;
+    let Heads { heads, dim, value_dim, .. } = shape;
     let n = q.len() / stride;
     let first = kv.len - n;
     #[cfg(target_arch = "x86_64")]
-    let packed = Isa::active().avx512().filter(|_| n >= FEW_QUERIES && dim.is_multiple_of(gemm::PANEL)).map(|avx512| {
-        pack_keys(avx512, shape, kv, packed);
-        (avx512, packed.as_slice())
-    });
+    let packed = Isa::active()
+        .avx512()
+        .filter(|_| n >= FEW_QUERIES && [dim, value_dim].iter().all(|d| d.is_multiple_of(gemm::PANEL)))
+        .map(|avx512| {
+            pack_keys(avx512, shape, kv, packed);
+            (avx512, packed.as_slice())
+        });
     #[cfg(not(target_arch = "x86_64"))]
     let _ = packed;
     // Column-major [heads * dim, n], cut into one piece per head and block of queries.
-    let out = MatMut::from_column_major_slice_mut(out, heads * dim, n);
-    out.par_row_chunks_mut(dim).enumerate().for_each(|(head, rows)| {
+    let out = MatMut::from_column_major_slice_mut(out, heads * value_dim, n);
+    out.par_row_chunks_mut(value_dim).enumerate().for_each(|(head, rows)| {
         rows.par_col_chunks_mut(QUERY_BLOCK).enumerate().for_each(|(block, out)| {
             let queries = block * QUERY_BLOCK..((block + 1) * QUERY_BLOCK).min(n);
             let work = Block { shape, kv, head, queries, first };
@@ -177,7 +236,7 @@ fn pack_keys(avx512: Avx512, shape: Heads, kv: Seen, packed: &mut Vec<f32>) {
 
 /// One head's share of [`attend`] for some of the queries; position `first` is that of the first query of the batch.
 struct Block<'a> {
-    shape: Heads,
+    shape: Heads<'a>,
     kv: Seen<'a>,
     head: usize,
     queries: Range<usize>,
@@ -188,7 +247,10 @@ impl Block<'_> {
     /// The positions that a query sees.
     fn seen(&self, query: usize) -> Range<usize> {
         let end = self.first + query + 1;
-        self.shape.window.map_or(0, |w| end.saturating_sub(w))..end
+        match self.shape.window {
+            Some(chunk) if self.shape.chunked => (end - 1) / chunk * chunk..end,
+            window => window.map_or(0, |w| end.saturating_sub(w))..end,
+        }
     }
 
     /// The key/value head of this head.
@@ -198,14 +260,17 @@ impl Block<'_> {
 
     /// `q` and `out` begin at this head's columns of the first query; `out` is `[dim, queries]`, column-major.
     fn attend(&self, q: &[f32], stride: usize, scores: &mut Vec<f32>, out: MatMut<'_, f32>) {
-        let (dim, n) = (self.shape.dim, self.queries.len());
-        let step = self.kv.step;
+        let (dim, value_dim, n) = (self.shape.dim, self.shape.value_dim, self.queries.len());
+        let (step, value_step) = (self.kv.step, self.kv.value_step);
         let positions = self.seen(self.queries.start).start..self.seen(self.queries.end - 1).end;
         let len = positions.len();
-        let column = self.kv_head() * dim;
-        let stored = positions.start * step + column..(positions.end - 1) * step + column + dim;
-        let keys = MatRef::from_row_major_slice_with_stride(&self.kv.keys[stored.clone()], len, dim, step);
-        let values = MatRef::from_row_major_slice_with_stride(&self.kv.values[stored], len, dim, step);
+        let stored = |step: usize, dim: usize| {
+            let column = self.kv_head() * dim;
+            positions.start * step + column..(positions.end - 1) * step + column + dim
+        };
+        let keys = MatRef::from_row_major_slice_with_stride(&self.kv.keys[stored(step, dim)], len, dim, step);
+        let values = &self.kv.values[stored(value_step, value_dim)];
+        let values = MatRef::from_row_major_slice_with_stride(values, len, value_dim, value_step);
         let q = MatRef::from_column_major_slice_with_stride(q, dim, n, stride);
         // Row-major [queries, len], which is column-major [len, queries].
         scores.resize(n * len, 0.0);
@@ -227,8 +292,8 @@ impl Block<'_> {
         out: MatMut<'_, f32>,
     ) {
         use gemm::{PANEL, Panels, Rows, multiply};
-        let (dim, n) = (self.shape.dim, self.queries.len());
-        let step = self.kv.step;
+        let (dim, value_dim, n) = (self.shape.dim, self.shape.value_dim, self.queries.len());
+        let step = self.kv.value_step;
         // Panels begin at a multiple of their size.
         let start = self.seen(self.queries.start).start / PANEL * PANEL;
         let len = self.seen(self.queries.end - 1).end - start;
@@ -238,11 +303,11 @@ impl Block<'_> {
         // SAFETY: `scores` is `[n, len]`.
         unsafe { multiply(avx512, Rows { data: q, step: stride, n, cols: dim }, keys, len, scores.as_mut_ptr(), len) };
         self.weigh(scores, start, len);
-        let values = Panels::Plain { data: &self.kv.values[start * step + self.kv_head() * dim..], step };
+        let values = Panels::Plain { data: &self.kv.values[start * step + self.kv_head() * value_dim..], step };
         let weights = Rows { data: scores, step: len, n, cols: len };
         let stride = out.col_stride() as usize;
-        // SAFETY: each of the `n` columns of `out`, which is this task's alone, holds `dim` floats.
-        unsafe { multiply(avx512, weights, values, dim, out.as_ptr_mut(), stride) };
+        // SAFETY: each of the `n` columns of `out`, which is this task's alone, holds `value_dim` floats.
+        unsafe { multiply(avx512, weights, values, value_dim, out.as_ptr_mut(), stride) };
     }
 
     /// From products of queries and keys to attention weights, `[queries, len]`; the first column is position `start`.
@@ -256,7 +321,18 @@ impl Block<'_> {
             if let Some(cap) = self.shape.softcap {
                 vector::soft_cap(row, cap);
             }
-            vector::softmax(row);
+            if let Some(slope) = self.shape.slope(self.head) {
+                let n = row.len();
+                row.iter_mut().enumerate().for_each(|(i, score)| *score -= slope * (n - 1 - i) as f32);
+            }
+            match self.shape.sinks {
+                None => vector::softmax(row),
+                Some(sinks) => {
+                    let shift = vector::max(row).max(sinks[self.head]);
+                    let sum = vector::exp_sum(row, shift) + (sinks[self.head] - shift).exp();
+                    vector::scale(row, 1.0 / sum);
+                }
+            }
         }
     }
 }
@@ -273,14 +349,25 @@ mod tests {
         for ((window, softcap), (dim, n)) in
             choices.into_iter().flat_map(|c| [(8, 150), (32, 150), (64, 3)].map(|d| (c, d)))
         {
-            let shape = Heads { heads, kv_heads, dim, scale: 0.9, softcap, window };
+            let shape = Heads {
+                heads,
+                kv_heads,
+                dim,
+                value_dim: dim,
+                scale: 0.9,
+                softcap,
+                window,
+                chunked: false,
+                sinks: None,
+                alibi: None,
+            };
             // Keys and values as they lie behind the queries, and more than they need.
             let step = kv_heads * dim + 3;
             let kv = KeyValues { keys: numbers((past + n) * step, 1), values: numbers((past + n) * step, 2) };
             let stride = heads * dim + 5;
             let q = numbers(n * stride, 3);
             let mut out = vec![f32::NAN; n * heads * dim];
-            let seen = Seen { keys: &kv.keys, values: &kv.values, step, len: past + n };
+            let seen = Seen { keys: &kv.keys, values: &kv.values, step, value_step: step, len: past + n };
             attend(shape, &q, stride, seen, &mut Vec::new(), &mut out);
             for t in 0..n {
                 for h in 0..heads {
@@ -300,6 +387,51 @@ mod tests {
                         let got = out[(t * heads + h) * dim + d] as f64;
                         assert!((got - exact).abs() < 1e-5, "{window:?} {softcap:?} query {t} head {h}: {got} {exact}");
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sinks_slopes_and_chunks_equal_their_definition() {
+        let (heads, dim, value_dim, past, n) = (4, 8, 6, 5, 20);
+        let sinks = [0.5, -1.0, 0.0, 2.0];
+        for (window, sinks, alibi) in
+            [(None, Some(&sinks[..]), None), (None, None, Some(8.0)), (Some(6), Some(&sinks[..]), Some(4.0))]
+        {
+            let shape = Heads {
+                heads,
+                kv_heads: 2,
+                dim,
+                value_dim,
+                scale: 0.9,
+                softcap: None,
+                window,
+                chunked: true,
+                sinks,
+                alibi,
+            };
+            let kv = KeyValues { keys: numbers((past + n) * 16, 1), values: numbers((past + n) * 12, 2) };
+            let q = numbers(n * heads * dim, 3);
+            let mut out = vec![f32::NAN; n * heads * value_dim];
+            let seen = Seen { keys: &kv.keys, values: &kv.values, step: 16, value_step: 12, len: past + n };
+            attend(shape, &q, heads * dim, seen, &mut Vec::new(), &mut out);
+            for (t, h) in (0..n).flat_map(|t| (0..heads).map(move |h| (t, h))) {
+                let position = past + t;
+                let first = window.map_or(0, |w| position / w * w);
+                let score = |p: usize| {
+                    let query = &q[(t * heads + h) * dim..][..dim];
+                    let products = query.iter().zip(&kv.keys[p * 16 + h / 2 * dim..]).map(|(a, b)| f64::from(a * b));
+                    let slope = alibi.map_or(0.0, |a: f32| 2f64.powf(-f64::from(a) * (h + 1) as f64 / heads as f64));
+                    (products.sum::<f64>() * 0.9 - slope * (position - p) as f64).exp()
+                };
+                let sink = sinks.map_or(0.0, |s| f64::from(s[h]).exp());
+                let total = (first..=position).map(score).sum::<f64>() + sink;
+                for d in 0..value_dim {
+                    let value = |p: usize| f64::from(kv.values[p * 12 + h / 2 * value_dim + d]);
+                    let exact: f64 = (first..=position).map(|p| score(p) / total * value(p)).sum();
+                    let got = f64::from(out[(t * heads + h) * value_dim + d]);
+                    assert!((got - exact).abs() < 1e-5, "{window:?} {alibi:?} query {t} head {h}: {got} {exact}");
                 }
             }
         }

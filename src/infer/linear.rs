@@ -64,7 +64,13 @@ impl Linear {
         observer: &mut dyn Observer,
     ) -> ControlFlow<()> {
         observer.input(&self.name, Some(expert), x)?;
-        self.matmul(x, expert * out..(expert + 1) * out, y);
+        let (stride, at) = (y.stride, y.at);
+        self.matmul(x, expert * out..(expert + 1) * out, Output { data: &mut *y.data, stride, at });
+        if let Some(bias) = &self.bias {
+            for row in y.data.chunks_exact_mut(stride) {
+                vector::add_scaled(&mut row[at..at + out], 1.0, &bias[expert * out..(expert + 1) * out]);
+            }
+        }
         ControlFlow::Continue(())
     }
 }
@@ -85,16 +91,22 @@ pub(super) fn products(
     ControlFlow::Continue(())
 }
 
-/// `down(activation(gate(x)) · up(x))`.
+/// `down(activation(gate(x)) · up(x))`, or without gate `down(activation(up(x)))`.
 pub(super) struct FeedForward {
-    /// Gate and up, or one matrix with the rows of both in this order.
+    /// Gate and up, or one matrix with the rows of both in this order; without gate, up alone.
     pub gate_up: Vec<Linear>,
+    pub gated: bool,
     pub down: Linear,
     pub width: usize,
     pub activation: Activation,
 }
 
 impl FeedForward {
+    /// In the order of use.
+    pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.gate_up.iter_mut().chain([&mut self.down])
+    }
+
     /// `x` and `out` are `[n, hidden]`.
     pub fn forward(
         &self,
@@ -105,10 +117,11 @@ impl FeedForward {
         observer: &mut dyn Observer,
     ) -> ControlFlow<()> {
         let (n, width) = (x.len() / hidden, self.width);
-        let gate_up = sized(&mut inner.gate_up, n * 2 * width);
-        products(&self.gate_up, x, gate_up, 2 * width, observer)?;
+        let both = if self.gated { 2 * width } else { width };
+        let gate_up = sized(&mut inner.gate_up, n * both);
+        products(&self.gate_up, x, gate_up, both, observer)?;
         let activated = sized(&mut inner.activated, n * width);
-        activate(self.activation, gate_up, activated, width);
+        activate(self.activation, self.gated, gate_up, activated, width);
         self.down.product(activated, Output::whole(out, hidden), observer)
     }
 }
@@ -128,23 +141,95 @@ pub(super) fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     &mut buffer[..len]
 }
 
-/// `inner = activation(gate) · up` with gate and up side by side in `gate_up` (`[n, 2 * width]`).
-pub(super) fn activate(activation: Activation, gate_up: &[f32], inner: &mut [f32], width: usize) {
-    let rows = inner.par_chunks_exact_mut(width).zip(gate_up.par_chunks_exact(2 * width));
+/// `inner = activation(gate) · up` with gate and up side by side in `gate_up` (`[n, 2 * width]`), or `activation(up)` with
+/// up alone (`[n, width]`).
+pub(super) fn activate(activation: Activation, gated: bool, gate_up: &[f32], inner: &mut [f32], width: usize) {
+    let both = if gated { 2 * width } else { width };
+    let rows = inner.par_chunks_exact_mut(width).zip(gate_up.par_chunks_exact(both));
     rows.with_min_len(ROWS_PER_TASK).for_each(|(inner, row)| {
         let (gate, up) = row.split_at(width);
-        match activation {
-            Activation::Silu => vector::silu_times(inner, gate, up),
-            Activation::GeluTanh => vector::gelu_times(inner, gate, up),
-            Activation::SquaredRelu => {
+        match (activation, gated) {
+            (Activation::Silu, true) => vector::silu_times(inner, gate, up),
+            (Activation::GeluTanh, true) => vector::gelu_times(inner, gate, up),
+            (_, true) => {
                 for ((inner, gate), up) in inner.iter_mut().zip(gate).zip(up) {
-                    let positive = gate.max(0.0);
-                    *inner = positive * positive * up;
+                    *inner = times(activation, *gate, *up);
                 }
             }
+            (_, false) => inner.iter_mut().zip(gate).for_each(|(inner, x)| *inner = times(activation, *x, 1.0)),
         }
     });
 }
 
+/// `activation(gate) · up`.
+fn times(activation: Activation, gate: f32, up: f32) -> f32 {
+    let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+    match activation {
+        Activation::Silu => gate * sigmoid(gate) * up,
+        Activation::GeluTanh => {
+            let inner = 0.797_884_6 * (gate + 0.044_715 * gate * gate * gate);
+            0.5 * gate * (1.0 + inner.tanh()) * up
+        }
+        Activation::Gelu => 0.5 * gate * (1.0 + erf(gate * std::f32::consts::FRAC_1_SQRT_2)) * up,
+        Activation::Relu => gate.max(0.0) * up,
+        Activation::SquaredRelu => gate.max(0.0) * gate.max(0.0) * up,
+        Activation::Clamped { limit } => {
+            let gate = gate.min(limit);
+            gate * sigmoid(1.702 * gate) * (up.clamp(-limit, limit) + 1.0)
+        }
+        Activation::Capped { limit } => (gate * sigmoid(gate)).min(limit) * up.clamp(-limit, limit),
+        Activation::Xielu { positive, negative, beta, eps } => {
+            let value = match gate > 0.0 {
+                true => positive * gate * gate + beta * gate,
+                false => (gate.min(eps).exp_m1() - gate) * negative + beta * gate,
+            };
+            value * up
+        }
+    }
+}
+
+/// The error function, to about 1e-7 (Abramowitz and Stegun 7.1.5, and the continued fraction 7.1.14).
+fn erf(x: f32) -> f32 {
+    let x = f64::from(x);
+    let z = x.abs();
+    let value = if z < 2.0 {
+        let (mut term, mut sum) = (z, z);
+        for k in 1..40 {
+            term *= -z * z / k as f64;
+            sum += term / (2 * k + 1) as f64;
+        }
+        sum * std::f64::consts::FRAC_2_SQRT_PI
+    } else {
+        let fraction = (1..=24).rev().fold(0.0, |f, k| k as f64 / 2.0 / (z + f));
+        1.0 - (-z * z).exp() / ((z + fraction) * std::f64::consts::PI.sqrt())
+    };
+    value.copysign(x) as f32
+}
+
 /// Rows of activations that are worth handing to another thread.
 pub(super) const ROWS_PER_TASK: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn activations_are_right() {
+        let erfs = [(0.0, 0.0), (0.5, 0.520_499_9), (1.0, 0.842_700_8), (2.5, 0.999_593_1), (-1.0, -0.842_700_8)];
+        assert!(erfs.iter().all(|(x, y)| (erf(*x) - y).abs() < 2e-7));
+        let close = |activation, gate: f32, up: f32, y: f32| {
+            let got = times(activation, gate, up);
+            assert!((got - y).abs() < 2e-6, "{activation:?} of {gate} and {up} is {got}, not {y}");
+        };
+        close(Activation::Gelu, 1.0, 2.0, 1.682_689_5);
+        close(Activation::GeluTanh, 1.0, 1.0, 0.841_192);
+        close(Activation::SquaredRelu, -2.0, 1.0, 0.0);
+        close(Activation::SquaredRelu, 3.0, 1.0, 9.0);
+        // Beyond the limit both stand still.
+        close(Activation::Clamped { limit: 7.0 }, 9.0, -9.0, times(Activation::Clamped { limit: 7.0 }, 7.0, -7.0));
+        close(Activation::Clamped { limit: 7.0 }, 1.0, 1.0, 2.0 / (1.0 + (-1.702f32).exp()));
+        let xielu = Activation::Xielu { positive: 0.8, negative: 1.3, beta: 0.5, eps: -1e-6 };
+        close(xielu, 2.0, 1.0, 4.2);
+        close(xielu, -2.0, 1.0, ((-2f32).exp() - 1.0 + 2.0) * 1.3 - 1.0);
+    }
+}

@@ -5,7 +5,12 @@
 mod activations;
 mod attention;
 mod experts;
+mod heads;
+mod latent;
 mod linear;
+mod load;
+mod norm;
+mod recurrent;
 mod rope;
 mod sampling;
 mod weights;
@@ -16,12 +21,13 @@ pub use sampling::{Sampling, generate, sample_together};
 pub use weights::Stored;
 
 use crate::kernel::{Output, vector};
-use crate::model::{Config, LayerConfig};
+use crate::model::Config;
+use crate::model::config::Mixer as Mixes;
 use crate::{Error, Result};
 use activations::Rounding;
-use attention::{Heads, Seen, attend};
 use experts::Experts;
 use linear::{FeedForward, Inner, ROWS_PER_TASK, activate, sized};
+use norm::Norm;
 use rayon::prelude::*;
 use rope::Angles;
 use std::ops::{ControlFlow, Range};
@@ -49,42 +55,102 @@ struct Buffers {
     packed_keys: Vec<f32>,
     attended: Vec<f32>,
     result: Vec<f32>,
+    /// What enters the feed-forward half of a layer whose halves lie side by side.
+    beside: Vec<f32>,
     inner: Inner,
 }
 
 enum Mlp {
     Dense(FeedForward),
     Experts(Box<Experts>),
+    Both(Box<Both>),
+    None,
+}
+
+/// A dense block and experts side by side, each between norms of its own (Gemma 4).
+struct Both {
+    dense: FeedForward,
+    dense_post: Norm,
+    experts_pre: Norm,
+    experts: Experts,
+    experts_post: Norm,
+}
+
+enum Mixer {
+    Attention(heads::Attention),
+    Latent(Box<latent::Latent>),
+    Delta(Box<recurrent::Delta>),
+    Mamba(Box<recurrent::Mamba>),
+    Mamba2(Box<recurrent::Mamba2>),
+    ShortConv(recurrent::ShortConv),
+}
+
+/// A batch on its way through a mixer, and the working memory for it.
+struct Call<'a> {
+    index: usize,
+    batch: Batch,
+    /// Tokens of all sequences, and of each.
+    rows: usize,
+    n: usize,
+    /// `[rows, hidden]`.
+    normed: &'a [f32],
+    cache: &'a mut Cache,
+    qkv: &'a mut Vec<f32>,
+    packed_keys: &'a mut Vec<f32>,
+}
+
+impl Call<'_> {
+    /// Of `all` (`[rows, width]`) the rows that are wanted.
+    fn keep_wanted(&self, all: &[f32], width: usize, kept: &mut Vec<f32>) {
+        let left = self.n - self.batch.from;
+        let kept = sized(kept, self.batch.sequences * left * width);
+        let all = all.chunks_exact(width).enumerate().filter(|(row, _)| row % self.n >= self.batch.from);
+        kept.chunks_exact_mut(width).zip(all).for_each(|(kept, (_, row))| kept.copy_from_slice(row));
+    }
 }
 
 struct Layer {
-    attn_norm: Vec<f32>,
-    /// Query, key and value, or one matrix with the rows of all three in this order.
-    qkv: Vec<Linear>,
-    /// Norms over each head (qwen3, gemma3).
-    q_norm: Option<Vec<f32>>,
-    k_norm: Option<Vec<f32>>,
-    attn_output: Linear,
-    /// Norms on the results of attention and feed-forward (gemma2, gemma3).
-    post_attn_norm: Option<Vec<f32>>,
-    ffn_norm: Vec<f32>,
+    /// `None`: the part reads the stream as it is.
+    attn_norm: Option<Norm>,
+    mixer: Option<Mixer>,
+    /// The mixer's last matrix.
+    mixer_output: Option<Linear>,
+    /// Norms on the results of mixer and feed-forward (gemma2, gemma3).
+    post_attn_norm: Option<Norm>,
+    ffn_norm: Option<Norm>,
     mlp: Mlp,
-    post_ffn_norm: Option<Vec<f32>>,
-    window: Option<usize>,
+    post_ffn_norm: Option<Norm>,
+    /// Mixer and feed-forward read the same stream.
+    parallel: bool,
+    /// What leaves the layer is multiplied by this (Gemma 4).
+    scale: Option<f32>,
 }
 
 impl Layer {
     /// In the order of use.
     fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
-        let mlp: Vec<&mut Linear> = match &mut self.mlp {
-            Mlp::Dense(mlp) => mlp.gate_up.iter_mut().chain([&mut mlp.down]).collect(),
-            Mlp::Experts(e) => {
-                let shared = e.shared.iter_mut().map(|s| &mut s.expert);
-                let shared = shared.flat_map(|s| s.gate_up.iter_mut().chain([&mut s.down]));
-                [&mut e.router, &mut e.gate, &mut e.up, &mut e.down].into_iter().chain(shared).collect()
+        let mixer: Vec<&mut Linear> = match &mut self.mixer {
+            Some(Mixer::Attention(a)) => a.qkv.iter_mut().chain(&mut a.gate).collect(),
+            Some(Mixer::Latent(l)) => {
+                let b = match &mut l.b {
+                    latent::Expand::Absorbed { k, v } => vec![k, v],
+                    latent::Expand::Whole(b) => vec![b],
+                };
+                l.q.iter_mut().chain(&mut l.gate).chain([&mut l.kv_a]).chain(b).collect()
             }
+            Some(Mixer::Delta(d)) => [&mut d.qkv, &mut d.gate].into_iter().chain(&mut d.rates).collect(),
+            Some(Mixer::Mamba(m)) => vec![&mut m.into, &mut m.x, &mut m.dt],
+            Some(Mixer::Mamba2(m)) => vec![&mut m.into],
+            Some(Mixer::ShortConv(c)) => vec![&mut c.into],
+            None => Vec::new(),
         };
-        self.qkv.iter_mut().chain([&mut self.attn_output]).chain(mlp)
+        let mlp: Vec<&mut Linear> = match &mut self.mlp {
+            Mlp::Dense(mlp) => mlp.linears_mut().collect(),
+            Mlp::Experts(e) => e.linears_mut(),
+            Mlp::Both(both) => both.dense.linears_mut().chain(both.experts.linears_mut()).collect(),
+            Mlp::None => Vec::new(),
+        };
+        mixer.into_iter().chain(&mut self.mixer_output).chain(mlp)
     }
 }
 
@@ -99,14 +165,15 @@ struct Batch {
 pub struct Engine {
     pub config: Config,
     embedding: Linear,
+    /// What is added at every position (GPT-2).
+    positions: Option<Linear>,
+    embedding_norm: Option<Norm>,
     /// `None`: not in memory (now).
     layers: Vec<Option<Layer>>,
-    output_norm: Vec<f32>,
+    output_norm: Norm,
     /// `None`: the embedding (tied).
     output: Option<Linear>,
     rope_factors: rope::Factors,
-    /// Rotary pairs are neighbours, not halves.
-    interleaved_rope: bool,
 }
 
 impl Engine {
@@ -132,7 +199,7 @@ impl Engine {
     ///
     /// Errors: as [`Engine::forward`].
     pub fn hidden(&self, tokens: &[u32], cache: &mut Cache, observer: &mut dyn Observer) -> Result<Vec<f32>> {
-        let mut x = self.embed(tokens)?;
+        let mut x = self.embed_at(tokens, cache.len(), tokens.len())?;
         for layer in 0..self.layers.len() {
             if self.layer(layer, &mut x, cache, observer)?.is_break() {
                 break;
@@ -151,7 +218,7 @@ impl Engine {
         if sequences.iter().any(|s| s.len() != len) || from >= len.max(1) {
             return Err(Error::Internal("a batch needs sequences of one length, and positions inside them".into()));
         }
-        let mut x = self.embed(&sequences.concat())?;
+        let mut x = self.embed_at(&sequences.concat(), 0, len)?;
         // A worker that shares its work wakes nobody but the others; from outside, every product would.
         rayon::scope(|_| {
             for layer in 0..self.layers.len() {
@@ -169,7 +236,7 @@ impl Engine {
     ///
     /// Errors: as [`Engine::forward`].
     pub fn step(&self, tokens: &[u32], cache: &mut Cache) -> Result<Vec<f32>> {
-        let mut x = self.embed(tokens)?;
+        let mut x = self.embed_at(tokens, cache.len(), 1)?;
         let batch = Batch { sequences: tokens.len(), from: 0 };
         rayon::scope(|_| {
             for layer in 0..self.layers.len() {
@@ -181,10 +248,15 @@ impl Engine {
         })
     }
 
-    /// The embeddings `[n, hidden]` of `tokens`.
+    /// The embeddings `[n, hidden]` of `tokens` from the beginning of a text on.
     ///
-    /// Errors: `BadInput` for a token beyond the vocabulary.
+    /// Errors: `BadInput` for a token beyond the vocabulary, or for more tokens than there are positions.
     pub fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>> {
+        self.embed_at(tokens, 0, tokens.len())
+    }
+
+    /// The same of sequences of `n` tokens from position `first` on, one behind the other.
+    fn embed_at(&self, tokens: &[u32], first: usize, n: usize) -> Result<Vec<f32>> {
         let hidden = self.config.hidden;
         let mut x = vec![0.0; tokens.len() * hidden];
         for (row, token) in x.chunks_exact_mut(hidden).zip(tokens) {
@@ -198,7 +270,27 @@ impl Engine {
                 vector::scale(row, self.config.embedding_scale);
             }
         }
+        if let Some(positions) = &self.positions {
+            let mut own = vec![0.0; hidden];
+            for (i, row) in x.chunks_exact_mut(hidden).enumerate() {
+                let position = first + i % n.max(1);
+                if position >= positions.out() {
+                    let what = format!("{} tokens; the model has {} positions", position + 1, positions.out());
+                    return Err(Error::bad_input(what));
+                }
+                positions.weight.decode(position..position + 1, &mut own);
+                vector::add_scaled(row, 1.0, &own);
+            }
+        }
+        if let Some(norm) = &self.embedding_norm {
+            x.chunks_exact_mut(hidden).for_each(|row| norm.apply(row, 0));
+        }
         Ok(x)
+    }
+
+    /// Whether the two halves of a layer follow each other, so that each can be run alone.
+    pub fn has_halves(&self, index: usize) -> bool {
+        self.layers.get(index).and_then(Option::as_ref).is_some_and(|l| !l.parallel && l.scale.is_none())
     }
 
     /// Runs one layer in place on the residual stream `x` (`[n, hidden]`) of the tokens after those in `cache`. The
@@ -244,15 +336,27 @@ impl Engine {
         let layer = self.loaded(index)?;
         let hidden = self.config.hidden;
         let mut buffers = std::mem::take(&mut cache.buffers);
-        let Buffers { normed, result, inner, .. } = &mut buffers;
+        let Buffers { normed, result, inner, beside, .. } = &mut buffers;
         let (normed, result) = (sized(normed, x.len()), sized(result, x.len()));
-        self.norm(x, &layer.ffn_norm, normed);
-        let run = match &layer.mlp {
-            Mlp::Dense(mlp) => mlp.forward(normed, hidden, result, inner, observer),
-            Mlp::Experts(mlp) => mlp.forward(normed, hidden, result, inner, observer),
+        let into: &[f32] = match &layer.ffn_norm {
+            _ if layer.parallel => &beside[..x.len()],
+            Some(norm) => {
+                norm.rows(x, hidden, normed);
+                normed
+            }
+            None => x,
         };
-        if run.is_continue() {
-            self.add(x, result, layer.post_ffn_norm.as_deref());
+        let run = match &layer.mlp {
+            Mlp::Dense(mlp) => mlp.forward(into, hidden, result, inner, observer),
+            Mlp::Experts(mlp) => mlp.forward(into, into, hidden, result, inner, observer),
+            Mlp::Both(both) => both.forward(into, x, hidden, result, inner, observer),
+            Mlp::None => ControlFlow::Continue(()),
+        };
+        if run.is_continue() && !matches!(layer.mlp, Mlp::None) {
+            self.add(x, result, layer.post_ffn_norm.as_ref());
+        }
+        if let Some(scale) = layer.scale.filter(|_| run.is_continue()) {
+            vector::scale(x, scale);
         }
         cache.buffers = buffers;
         Ok(run)
@@ -264,7 +368,9 @@ impl Engine {
     /// Errors: `Internal` when the layer is not loaded.
     pub fn attention_end(&self, index: usize, attended: &[f32], x: &mut [f32], cache: &mut Cache) -> Result<()> {
         let layer = self.loaded(index)?;
-        self.end(&layer.attn_output, attended, x, layer.post_attn_norm.as_deref(), cache);
+        if let Some(output) = &layer.mixer_output {
+            self.end(output, attended, x, layer.post_attn_norm.as_ref(), cache);
+        }
         Ok(())
     }
 
@@ -276,11 +382,11 @@ impl Engine {
         let Mlp::Dense(mlp) = &layer.mlp else {
             return Err(Error::Internal(format!("layer {index} has experts")));
         };
-        self.end(&mlp.down, activated, x, layer.post_ffn_norm.as_deref(), cache);
+        self.end(&mlp.down, activated, x, layer.post_ffn_norm.as_ref(), cache);
         Ok(())
     }
 
-    fn end(&self, last: &Linear, inner: &[f32], x: &mut [f32], norm: Option<&[f32]>, cache: &mut Cache) {
+    fn end(&self, last: &Linear, inner: &[f32], x: &mut [f32], norm: Option<&Norm>, cache: &mut Cache) {
         let result = sized(&mut cache.buffers.result, x.len());
         let _ = last.product(inner, Output::whole(result, self.config.hidden), &mut ());
         self.add(x, result, norm);
@@ -297,8 +403,7 @@ impl Engine {
         observer: &mut dyn Observer,
     ) -> Result<ControlFlow<()>> {
         let layer = self.loaded(index)?;
-        let c = &self.config;
-        let (hidden, first) = (c.hidden, cache.len());
+        let (hidden, first) = (self.config.hidden, cache.len());
         let rows = x.len() / hidden;
         let n = rows / batch.sequences.max(1);
         if first + n > cache.capacity() {
@@ -306,93 +411,73 @@ impl Engine {
             return Err(Error::bad_input(what));
         }
         let mut buffers = std::mem::take(&mut cache.buffers);
-        let Buffers { normed, qkv, packed_keys, attended, result, .. } = &mut buffers;
-        let (normed, result) = (sized(normed, rows * hidden), sized(result, rows * hidden));
-        let own = c.layers.get(index).and_then(LayerConfig::heads);
-        let own = own.ok_or_else(|| Error::Internal(format!("no attention in layer {index}")))?;
-        let (q_width, kv_width) = (own.q_width(), own.k_width());
-        let stride = q_width + 2 * kv_width;
-
-        self.norm(x, &layer.attn_norm, normed);
-        let qkv = sized(qkv, rows * stride);
-        // Keys and values of all positions; queries only of those that are wanted, where they have a matrix of their own.
-        let (ahead, rest) = match &layer.qkv[..] {
-            [query, rest @ ..] if batch.from > 0 && !rest.is_empty() => (Some(query), rest),
-            all => (None, all),
-        };
-        let wanted = |row: usize| row % n >= batch.from;
-        let run = (|| {
-            if let Some(query) = ahead {
-                for row in (batch.from..rows).step_by(n) {
-                    let x = &normed[row * hidden..(row + n - batch.from) * hidden];
-                    query.product(x, Output { data: &mut qkv[row * stride..], stride, at: 0 }, observer)?;
-                }
-            }
-            let mut at = ahead.map_or(0, |query| query.out());
-            for linear in rest {
-                linear.product(normed, Output { data: &mut *qkv, stride, at }, observer)?;
-                at += linear.out();
-            }
-            ControlFlow::Continue(())
-        })();
-        if run.is_break() {
-            cache.buffers = buffers;
-            return Ok(run);
-        }
-        let rope = own.rope.and_then(|i| Some((i, c.ropes.get(i)?)));
-        let (which, rope) = rope.ok_or_else(|| Error::Internal(format!("no positions in layer {index}")))?;
-        let angles = match which {
-            0 => Angles::new(rope, &self.rope_factors, cache.capacity(), c.context, first, n),
-            _ => Angles::new(rope, &rope::Factors::default(), cache.capacity(), c.context, first, n),
-        };
-        qkv.par_chunks_exact_mut(stride).with_min_len(ROWS_PER_TASK).enumerate().for_each(|(i, row)| {
-            let (q, k) = row[..q_width + kv_width].split_at_mut(q_width);
-            for (part, norm) in [(if wanted(i) { q } else { &mut [] }, &layer.q_norm), (k, &layer.k_norm)] {
-                for head in part.chunks_exact_mut(own.dim) {
-                    if let Some(norm) = norm {
-                        vector::rms_norm(head, norm, c.norm_eps);
+        let Buffers { normed, qkv, packed_keys, attended, result, beside, .. } = &mut buffers;
+        let left = batch.sequences * (n - batch.from);
+        let run = match (&layer.mixer, &layer.mixer_output) {
+            (Some(mixer), Some(output)) => {
+                let normed = match &layer.attn_norm {
+                    Some(norm) => {
+                        let normed = sized(normed, rows * hidden);
+                        norm.rows(x, hidden, normed);
+                        normed
                     }
-                    self.rotate(head, rope.dims, &angles, i % n);
+                    None => x.as_slice(),
+                };
+                let mut call = Call { index, batch, rows, n, normed, cache, qkv, packed_keys };
+                let run = self.mix(mixer, &mut call, attended, observer)?;
+                let width = output.weight.cols();
+                match run {
+                    ControlFlow::Continue(()) => {
+                        let result = sized(result, left * hidden);
+                        output.product(&attended[..left * width], Output::whole(result, hidden), observer)
+                    }
+                    broken => broken,
                 }
             }
-        });
-        let shape = Heads {
-            heads: own.q,
-            kv_heads: own.kv,
-            dim: own.dim,
-            scale: own.scale,
-            softcap: own.softcap,
-            window: layer.window,
+            _ => ControlFlow::Continue(()),
         };
-        let left = n - batch.from;
-        let attended = sized(attended, batch.sequences * left * q_width);
-        let outs = attended.chunks_exact_mut(left * q_width);
-        for (i, (sequence, attended)) in qkv.chunks_exact(n * stride).zip(outs).enumerate() {
-            let (keys, values) = (&sequence[q_width..], &sequence[q_width + kv_width..]);
-            let mut seen = Seen { keys, values, step: stride, len: n };
-            if cache.keeps() {
-                let kv = cache.layer(index, i, kv_width);
-                for row in sequence.chunks_exact(stride) {
-                    kv.keys.extend_from_slice(&row[q_width..q_width + kv_width]);
-                    kv.values.extend_from_slice(&row[q_width + kv_width..]);
-                }
-                seen = Seen { keys: &kv.keys, values: &kv.values, step: kv_width, len: first + n };
-            }
-            attend(shape, &sequence[batch.from * stride..], stride, seen, packed_keys, attended);
-        }
-        let result = &mut result[..batch.sequences * left * hidden];
-        let run = layer.attn_output.product(attended, Output::whole(result, hidden), observer);
         if run.is_continue() {
             if batch.from > 0 {
-                for (i, row) in (0..rows).filter(|row| wanted(*row)).enumerate() {
+                for (i, row) in (0..rows).filter(|row| row % n >= batch.from).enumerate() {
                     x.copy_within(row * hidden..(row + 1) * hidden, i * hidden);
                 }
-                x.truncate(batch.sequences * left * hidden);
+                x.truncate(left * hidden);
             }
-            self.add(x, result, layer.post_attn_norm.as_deref());
+            if layer.parallel {
+                let beside = sized(beside, x.len());
+                match layer.ffn_norm.as_ref().or(layer.attn_norm.as_ref()) {
+                    Some(norm) => norm.rows(x, hidden, beside),
+                    None => beside.copy_from_slice(x),
+                }
+            }
+            if layer.mixer.is_some() {
+                self.add(x, &mut result[..left * hidden], layer.post_attn_norm.as_ref());
+            }
         }
         cache.buffers = buffers;
         Ok(run)
+    }
+
+    /// What enters the last matrix of the mixer, for the wanted rows.
+    fn mix(
+        &self,
+        mixer: &Mixer,
+        call: &mut Call,
+        attended: &mut Vec<f32>,
+        observer: &mut dyn Observer,
+    ) -> Result<ControlFlow<()>> {
+        let described = self.config.layers.get(call.index).map(|layer| &layer.mixer);
+        match (mixer, described) {
+            (Mixer::Attention(mixer), Some(Mixes::Attention(own))) => mixer.mix(self, own, call, attended, observer),
+            (Mixer::Latent(mixer), Some(Mixes::Latent(own))) => mixer.mix(self, own, call, attended, observer),
+            (Mixer::Delta(mixer), Some(Mixes::Delta(own))) => mixer.mix(own, call, attended, observer),
+            (Mixer::Mamba(mixer), Some(Mixes::Mamba(own))) => mixer.mix(self, own, call, attended, observer),
+            (Mixer::Mamba2(mixer), Some(Mixes::Mamba2(own))) => mixer.mix(own, call, attended, observer),
+            (Mixer::ShortConv(mixer), Some(Mixes::ShortConv(_))) => {
+                mixer.mix(self.config.hidden, call, attended, observer)
+            }
+            _ => Err(Error::Internal(format!("layer {} is loaded as another kind", call.index))),
+        }
     }
 
     fn loaded(&self, index: usize) -> Result<&Layer> {
@@ -410,7 +495,7 @@ impl Engine {
     /// What enters the output matrix: the last layer's results, normalised.
     pub fn head_input(&self, hidden: &[f32]) -> Vec<f32> {
         let mut normed = vec![0.0; hidden.len()];
-        self.norm(hidden, &self.output_norm, &mut normed);
+        self.output_norm.rows(hidden, self.config.hidden, &mut normed);
         normed
     }
 
@@ -423,7 +508,12 @@ impl Engine {
         if output.product(&normed, Output::whole(logits, vocab), observer).is_break() {
             return;
         }
-        if let Some(cap) = self.config.logit_softcap {
+        let c = &self.config;
+        if c.logit_scale != 1.0 {
+            let scale = if c.logit_scale_divides { 1.0 / c.logit_scale } else { c.logit_scale };
+            logits.par_chunks_mut(vocab).for_each(|row| vector::scale(row, scale));
+        }
+        if let Some(cap) = c.logit_softcap {
             logits.par_chunks_mut(vocab).for_each(|row| vector::soft_cap(row, cap));
         }
     }
@@ -460,7 +550,7 @@ impl Engine {
     fn rotate(&self, head: &mut [f32], dims: usize, angles: &Angles, i: usize) {
         let (cos, sin) = angles.row(i);
         let rotated = &mut head[..dims];
-        if self.interleaved_rope {
+        if self.config.pairs {
             vector::rotate_pairs(rotated, cos, sin);
         } else {
             let (low, high) = rotated.split_at_mut(cos.len());
@@ -468,25 +558,39 @@ impl Engine {
         }
     }
 
-    /// The rows of `x` (`[n, hidden]`), normalised, to `out`.
-    fn norm(&self, x: &[f32], weight: &[f32], out: &mut [f32]) {
-        let hidden = self.config.hidden;
-        let rows = out.par_chunks_exact_mut(hidden).zip(x.par_chunks_exact(hidden)).with_min_len(ROWS_PER_TASK);
-        rows.for_each(|(out, x)| {
-            out.copy_from_slice(x);
-            vector::rms_norm(out, weight, self.config.norm_eps);
-        });
-    }
-
-    /// `x += result`, which is normalised before where the family has a norm there.
-    fn add(&self, x: &mut [f32], result: &mut [f32], norm: Option<&[f32]>) {
+    /// `x += result`, which is normalised before where the family has a norm there, and scaled where it has a factor.
+    fn add(&self, x: &mut [f32], result: &mut [f32], norm: Option<&Norm>) {
         let hidden = self.config.hidden;
         let rows = x.par_chunks_exact_mut(hidden).zip(result.par_chunks_exact_mut(hidden));
         rows.with_min_len(ROWS_PER_TASK).for_each(|(x, result)| {
             if let Some(norm) = norm {
-                vector::rms_norm(result, norm, self.config.norm_eps);
+                norm.apply(result, 0);
             }
-            vector::add_scaled(x, 1.0, result);
+            vector::add_scaled(x, self.config.residual_scale, result);
         });
+    }
+}
+
+impl Both {
+    /// `x` is the stream normalised for the dense block, `stream` as it is.
+    fn forward(
+        &self,
+        x: &[f32],
+        stream: &[f32],
+        hidden: usize,
+        out: &mut [f32],
+        inner: &mut Inner,
+        observer: &mut dyn Observer,
+    ) -> ControlFlow<()> {
+        let run = self.dense.forward(x, hidden, out, inner, observer);
+        let (mut into, mut more) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        self.experts_pre.rows(stream, hidden, &mut into);
+        self.experts.forward(&into, stream, hidden, &mut more, inner, observer)?;
+        for (out, more) in out.chunks_exact_mut(hidden).zip(more.chunks_exact_mut(hidden)) {
+            self.dense_post.apply(out, 0);
+            self.experts_post.apply(more, 0);
+            vector::add_scaled(out, 1.0, more);
+        }
+        run
     }
 }

@@ -76,14 +76,15 @@ fn frequencies(rope: &Rope, factors: &Factors, context: usize, full_context: usi
                 }
             }
         }
-        RopeScaling::Yarn { factor, original_context, attention_factor, beta_fast, beta_slow } => {
+        RopeScaling::Yarn { factor, original_context, attention_factor, beta_fast, beta_slow, truncate } => {
             let dims = rope.dims as f32;
             // The dimension whose wavelength turns `rotations` times in the original context.
             let dimension = |rotations: f32| {
                 dims * (*original_context as f32 / (rotations * 2.0 * PI)).ln() / (2.0 * rope.theta.ln())
             };
-            let low = dimension(*beta_fast).floor().max(0.0);
-            let high = dimension(*beta_slow).ceil().min(dims - 1.0);
+            let (low, high) = (dimension(*beta_fast), dimension(*beta_slow));
+            let (low, high) = if *truncate { (low.floor(), high.ceil()) } else { (low, high) };
+            let (low, high) = (low.max(0.0), high.min(dims - 1.0));
             let high = if high == low { high + 0.001 } else { high };
             for (j, f) in f.iter_mut().enumerate() {
                 let interpolated = ((j as f32 - low) / (high - low)).clamp(0.0, 1.0);
@@ -129,6 +130,7 @@ mod tests {
             attention_factor: None,
             beta_fast: 32.0,
             beta_slow: 1.0,
+            truncate: true,
         };
         let (f, scale) = frequencies(&rope(yarn(64)), &Factors::default(), 256, 256);
         close(&f, &[1.0, 0.237_170_82, 0.05, 0.007_905_694, 0.0025, 7.905_694e-4, 2.5e-4, 7.905_694e-5]);

@@ -2,13 +2,11 @@
 //! product, so that a model needs little more memory than its file; norms, biases and rotary factors become `f32`.
 
 use super::activations::Rounding;
-use super::experts::{Experts, SharedExpert};
+use super::norm::Norm;
 use super::rope::Factors;
-use super::{Engine, FeedForward, Layer, Linear, Mlp};
+use super::{Engine, Linear};
 use crate::kernel::{Dense, RowSource, vector};
-use crate::model::config::{self, Activation, Config};
-use crate::model::families::Rotation;
-use crate::model::{LayerConfig, MappedTensor, Model, Role};
+use crate::model::{Config, Generated, MappedTensor, Model};
 use crate::model::{RowOrder, ValueMap};
 use crate::packed::{Input, Packed};
 use crate::quant::{GgmlType, dequantize_rows};
@@ -81,13 +79,46 @@ impl RowSource for Stored {
     }
 }
 
+/// Rows that are read together.
+const ROWS: usize = 256;
+
 /// Tensors of an open model by GGUF name.
-struct Loader<'a> {
+pub(super) struct Loader<'a> {
     ckpt: &'a Checkpoint,
     by_name: HashMap<&'a str, &'a MappedTensor>,
+    /// Those that the checkpoint does not hold.
+    generated: &'a [Generated],
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a> {
+    pub fn new(ckpt: &'a Checkpoint, model: &'a Model) -> Self {
+        let by_name = model.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+        Loader { ckpt, by_name, generated: &model.generated }
+    }
+
+    /// The tensor's shape, where there is one.
+    pub fn shape(&self, name: &str) -> Option<&'a [usize]> {
+        let made = || self.generated.iter().find(|g| g.name == name).map(|g| g.shape.as_slice());
+        self.by_name.get(name).map(|t| t.shape.as_slice()).or_else(made)
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.shape(name).is_some()
+    }
+
+    /// Norms of a model that has no weights for them.
+    pub fn weightless(&self, c: &Config) -> Norm {
+        Norm { kind: c.norm, weight: vec![1.0; c.hidden], by_head: false, bias: None, eps: c.norm_eps }
+    }
+
+    /// Rotary factors, from the checkpoint or beside it.
+    fn factors(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        match self.generated.iter().find(|g| g.name == name) {
+            Some(made) => Ok(Some(made.values.clone())),
+            None => self.shape(name).map(|shape| self.numbers(name, shape.iter().product())).transpose(),
+        }
+    }
+
     fn find(&self, name: &str) -> Result<&MappedTensor> {
         self.by_name.get(name).copied().ok_or_else(|| {
             let file = self.ckpt.files().first().map_or(self.ckpt.dir(), |f| &f.path);
@@ -101,32 +132,47 @@ impl Loader<'_> {
         Error::bad_file(file.map_or(self.ckpt.dir(), |f| &f.path), what).tensor(&*t.name)
     }
 
-    /// A vector of `len` numbers.
-    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+    /// All numbers of a tensor of `len`, whatever its shape.
+    pub fn numbers(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        if let Some(made) = self.generated.iter().find(|g| g.name == name && g.values.len() == len) {
+            return Ok(made.values.clone());
+        }
         let t = self.find(name)?;
-        if t.row_count() != 1 || t.cols() != len {
-            return Err(self.wrong_shape(t, &format!("[{len}]")));
+        if t.elements() != len {
+            return Err(self.wrong_shape(t, &format!("{len} numbers")));
         }
         let mut values = vec![0.0; len];
         // Computed in `f32`, as the model itself does, not in the type that a file will have.
+        let one_by_one = [ValueMap::PlusOne, ValueMap::NegExp, ValueMap::Exp].contains(&t.values);
+        if !one_by_one {
+            t.read_rows(self.ckpt, 0..t.row_count(), &mut Vec::new(), &mut values)?;
+            return Ok(values);
+        }
         let plain = MappedTensor { values: ValueMap::Same, ..t.clone() };
-        plain.read_rows(self.ckpt, 0..1, &mut Vec::new(), &mut values)?;
+        plain.read_rows(self.ckpt, 0..t.row_count(), &mut Vec::new(), &mut values)?;
         t.values.apply(&mut values);
         Ok(values)
     }
 
-    fn optional_vector(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>> {
-        self.by_name.contains_key(name).then(|| self.vector(name, len)).transpose()
+    pub fn optional(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>> {
+        self.has(name).then(|| self.numbers(name, len)).transpose()
+    }
+
+    /// The norm `{name}.weight` over rows of `len`, with its bias if there is one.
+    pub fn norm(&self, c: &Config, name: &str, len: usize) -> Result<Norm> {
+        let weight = self.numbers(&format!("{name}.weight"), len)?;
+        let bias = self.optional(&format!("{name}.bias"), len)?;
+        Ok(Norm { kind: c.norm, weight, by_head: false, bias, eps: c.norm_eps })
     }
 
     /// The linear layer `{name}.weight` of `rows` rows (of all experts together), with its bias if there is one.
-    fn linear(&self, name: &str, rows: usize, cols: usize) -> Result<Linear> {
+    pub fn linear(&self, name: &str, rows: usize, cols: usize) -> Result<Linear> {
         let weight_name = format!("{name}.weight");
         let t = self.find(&weight_name)?;
         if t.row_count() != rows || t.cols() != cols {
             return Err(self.wrong_shape(t, &format!("[{rows}, {cols}]")));
         }
-        let bias = self.optional_vector(&format!("{name}.bias"), rows)?;
+        let bias = self.optional(&format!("{name}.bias"), rows)?;
         let (weight, rounding) = match self.packed(t)? {
             Some((weight, input)) => (weight, Rounding::Format(input)),
             None => (self.matrix(t)?, Rounding::None),
@@ -140,17 +186,41 @@ impl Loader<'_> {
         let same = t.parts.iter().all(|p| self.ckpt.tensors()[*p].dtype == first);
         match first {
             Dtype::Ggml(ty) if same && t.values == ValueMap::Same => {
-                let kept = [GgmlType::F32, GgmlType::F16, GgmlType::BF16].contains(&ty) || !ty.is_plain();
-                kept.then_some(ty)
+                let floats = [GgmlType::F32, GgmlType::F16, GgmlType::BF16].contains(&ty);
+                let moved = matches!(t.rows, RowOrder::Gather(_)) && !t.keeps_rows();
+                (floats || !ty.is_plain() && !moved).then_some(ty)
             }
             _ => None,
         }
+    }
+
+    /// Rows that lie in another order, in the type in which they are stored, which holds them exactly.
+    fn gathered(&self, t: &MappedTensor, ty: GgmlType, row_bytes: usize, bytes: &mut [u8]) -> Result<()> {
+        if t.keeps_rows() {
+            return t.read_stored(self.ckpt, 0..t.row_count(), row_bytes, bytes);
+        }
+        let cols = t.cols();
+        let (mut scratch, mut values) = (Vec::new(), vec![0.0; ROWS * cols]);
+        for (i, bytes) in bytes.chunks_mut(ROWS * row_bytes).enumerate() {
+            let n = bytes.len() / row_bytes;
+            let values = &mut values[..n * cols];
+            t.read_rows(self.ckpt, i * ROWS..i * ROWS + n, &mut scratch, values)?;
+            let bytes_of = |out: &mut [u8], v: f32| match ty {
+                GgmlType::F16 => out.copy_from_slice(&half::f16::from_f32(v).to_le_bytes()),
+                GgmlType::BF16 => out.copy_from_slice(&half::bf16::from_f32(v).to_le_bytes()),
+                _ => out.copy_from_slice(&v.to_le_bytes()),
+            };
+            let size = row_bytes / cols;
+            bytes.chunks_exact_mut(size).zip(values).for_each(|(out, v)| bytes_of(out, *v));
+        }
+        Ok(())
     }
 
     /// The matrix as it is packed, where all of it is, and what its format does to the input.
     fn packed(&self, t: &MappedTensor) -> Result<Option<(Box<dyn RowSource>, Input)>> {
         let metas: Vec<_> = t.parts.iter().map(|p| &self.ckpt.tensors()[*p]).collect();
         let all = metas.iter().all(|m| matches!(m.dtype, Dtype::Packed(_)));
+        let all = all && !matches!(t.rows, RowOrder::Gather(_));
         if !all || metas.is_empty() || t.half.is_some() || t.values != ValueMap::Same {
             return Ok(None);
         }
@@ -173,6 +243,10 @@ impl Loader<'_> {
             return Ok(Box::new(Dense { data, cols }));
         };
         let mut bytes = vec![0; rows * row_bytes];
+        if let RowOrder::Gather(_) = t.rows {
+            self.gathered(t, ty, row_bytes, &mut bytes)?;
+            return Ok(Box::new(Stored::new(ty, bytes, cols)?));
+        }
         let block = if t.half.is_some() { t.shape[1] } else { rows / t.parts.len() } * row_bytes;
         for (i, block_bytes) in bytes.chunks_exact_mut(block).enumerate() {
             let (part, offset) = match t.half {
@@ -236,42 +310,6 @@ fn rope_source(row: usize, head: usize) -> usize {
     row % 2 * (head / 2) + row / 2
 }
 
-/// Whether the forward pass computes what this configuration says.
-fn runnable(c: &Config) -> Result<()> {
-    let no = |what: &str| {
-        let hint = "conversion and rounding without calibration work; calibration and evaluation do not";
-        Err(Error::unsupported(format!("{} models cannot be run here: {what} ({hint})", c.arch)))
-    };
-    if c.norm != config::Norm::Rms {
-        return no("LayerNorm");
-    }
-    if c.residual_scale != 1.0 || c.logit_scale != 1.0 {
-        return no("scaled residuals or logits");
-    }
-    for layer in &c.layers {
-        let Some(heads) = layer.heads() else { return no("layers without attention") };
-        if heads.rope.is_none() {
-            return no("attention without positions");
-        }
-        if heads.value_dim != heads.dim {
-            return no("value heads of another size than key heads");
-        }
-        if !layer.wiring.pre_norm || layer.wiring.parallel {
-            return no("parallel blocks, or blocks without norms before them");
-        }
-        let ffn = &layer.ffn;
-        let activation = match (&ffn.dense, &ffn.experts) {
-            (Some(dense), None) if dense.gated => dense.activation,
-            (None, Some(experts)) => experts.activation,
-            _ => return no("feed-forward blocks without a gate, or beside experts"),
-        };
-        if !matches!(activation, Activation::Silu | Activation::GeluTanh) {
-            return no("its activation function");
-        }
-    }
-    Ok(())
-}
-
 impl Engine {
     /// Reads every weight of `model` into memory.
     ///
@@ -290,22 +328,35 @@ impl Engine {
     /// Errors: as [`Engine::load`].
     pub fn shell(ckpt: &Checkpoint, model: &Model) -> Result<Engine> {
         let c = &model.config;
-        runnable(c)?;
+        model.runnable()?;
         let loader = Loader::new(ckpt, model);
-        let factors = |name: &str| model.generated.iter().find(|g| g.name == name).map(|g| g.values.clone());
-        let untied = loader.by_name.contains_key("output.weight");
+        let factors = |name: &str| loader.factors(name);
+        let untied = loader.has("output.weight");
+        // LFM2's last norm is called that of the embedding.
+        let last = if loader.has("output_norm.weight") { "output_norm" } else { "token_embd_norm" };
+        let first = loader.has("token_embd_norm.weight") && last == "output_norm";
+        // What a configuration says of the vocabulary counts tokens; the matrix may have more rows.
+        let vocab = loader.shape("token_embd.weight").map_or(c.vocab, |shape| shape[0]);
+        let positions = loader.shape("position_embd.weight").map(|shape| shape[0]);
         Ok(Engine {
-            embedding: loader.linear("token_embd", c.vocab, c.hidden)?,
-            layers: c.layers.iter().map(|_| None).collect(),
-            output_norm: loader.vector("output_norm.weight", c.hidden)?,
-            output: untied.then(|| loader.linear("output", c.vocab, c.hidden)).transpose()?,
-            rope_factors: Factors {
-                all: factors("rope_freqs.weight"),
-                short: factors("rope_factors_short.weight"),
-                long: factors("rope_factors_long.weight"),
+            embedding: loader.linear("token_embd", vocab, c.hidden)?,
+            positions: positions.map(|n| loader.linear("position_embd", n, c.hidden)).transpose()?,
+            embedding_norm: match c.embedding_unit_norm {
+                true => Some(loader.weightless(c)),
+                false => first.then(|| loader.norm(c, "token_embd_norm", c.hidden)).transpose()?,
             },
-            interleaved_rope: model.known()?.rotation == Rotation::Pairs,
-            config: c.clone(),
+            layers: c.layers.iter().map(|_| None).collect(),
+            output_norm: match c.weightless_norms {
+                true => loader.weightless(c),
+                false => loader.norm(c, last, c.hidden)?,
+            },
+            output: untied.then(|| loader.linear("output", vocab, c.hidden)).transpose()?,
+            rope_factors: Factors {
+                all: factors("rope_freqs.weight")?,
+                short: factors("rope_factors_short.weight")?,
+                long: factors("rope_factors_long.weight")?,
+            },
+            config: Config { vocab, ..c.clone() },
         })
     }
 
@@ -327,97 +378,5 @@ impl Engine {
     /// Frees the memory of layer `index`.
     pub fn unload_layer(&mut self, index: usize) {
         self.layers[index] = None;
-    }
-}
-
-impl<'a> Loader<'a> {
-    fn new(ckpt: &'a Checkpoint, model: &'a Model) -> Self {
-        Loader { ckpt, by_name: model.tensors.iter().map(|t| (t.name.as_str(), t)).collect() }
-    }
-}
-
-impl Loader<'_> {
-    fn layer(&self, model: &Model, index: usize) -> Result<Layer> {
-        let (c, family) = (&model.config, model.known()?);
-        let name = |tensor: &str| format!("blk.{index}.{tensor}");
-        let norm = |role: Role, len| match family.row(role) {
-            Some(row) if row.when.holds(c.layers.get(index), c) => self.vector(&row.name(index), len).map(Some),
-            _ => Ok(None),
-        };
-        let required =
-            |role: Role| norm(role, c.hidden)?.ok_or_else(|| Error::Internal(format!("no {role:?} in layer {index}")));
-        let (Some(block), Some(heads)) = (c.layers.get(index), c.layers.get(index).and_then(LayerConfig::heads)) else {
-            return Err(Error::Internal(format!("no attention in layer {index}")));
-        };
-        let (q, k, v) = (heads.q_width(), heads.k_width(), heads.v_width());
-        let qkv = if family.has(Role::AttnQkv) {
-            vec![self.linear(&name("attn_qkv"), q + k + v, c.hidden)?]
-        } else {
-            let part = |tensor, rows| self.linear(&name(tensor), rows, c.hidden);
-            vec![part("attn_q", q)?, part("attn_k", k)?, part("attn_v", v)?]
-        };
-        let mlp = match (&block.ffn.experts, &block.ffn.dense) {
-            (Some(experts), _) => Mlp::Experts(Box::new(self.experts(model, index, experts)?)),
-            (None, dense) => {
-                let dense =
-                    dense.as_ref().ok_or_else(|| Error::Internal(format!("no feed-forward in layer {index}")))?;
-                Mlp::Dense(self.feed_forward(model, index, "", dense.width, dense.activation)?)
-            }
-        };
-        Ok(Layer {
-            attn_norm: required(Role::AttnNorm)?,
-            qkv,
-            q_norm: norm(Role::AttnQNorm, heads.dim)?,
-            k_norm: norm(Role::AttnKNorm, heads.dim)?,
-            attn_output: self.linear(&name("attn_output"), c.hidden, heads.out_width())?,
-            post_attn_norm: norm(Role::PostAttnNorm, c.hidden)?,
-            ffn_norm: required(Role::FfnNorm)?,
-            mlp,
-            post_ffn_norm: norm(Role::PostFfnNorm, c.hidden)?,
-            window: heads.window.map(|w| w.max(1)),
-        })
-    }
-
-    /// The feed-forward block whose tensors are called `ffn_gate{suffix}` and so on.
-    fn feed_forward(
-        &self,
-        model: &Model,
-        index: usize,
-        suffix: &str,
-        width: usize,
-        activation: Activation,
-    ) -> Result<FeedForward> {
-        let c = &model.config;
-        let name = |tensor: &str| format!("blk.{index}.{tensor}{suffix}");
-        let gate_up = if model.known()?.has(Role::FfnGateUp) {
-            vec![self.linear(&name("ffn_up"), 2 * width, c.hidden)?]
-        } else {
-            vec![self.linear(&name("ffn_gate"), width, c.hidden)?, self.linear(&name("ffn_up"), width, c.hidden)?]
-        };
-        let down = self.linear(&name("ffn_down"), c.hidden, width)?;
-        Ok(FeedForward { gate_up, down, width, activation })
-    }
-
-    fn experts(&self, model: &Model, index: usize, sizes: &config::Experts) -> Result<Experts> {
-        let c = &model.config;
-        let name = |tensor: &str| format!("blk.{index}.{tensor}");
-        let (count, width) = (sizes.count, sizes.ffn);
-        let shared = sizes.shared_ffn.map(|width| {
-            let gate = name("ffn_gate_inp_shexp.weight");
-            let expert = self.feed_forward(model, index, "_shexp", width, sizes.activation)?;
-            Ok::<_, Error>(SharedExpert { gate: self.optional_vector(&gate, c.hidden)?, name: gate, expert })
-        });
-        Ok(Experts {
-            router: self.linear(&name("ffn_gate_inp"), count, c.hidden)?,
-            gate: self.linear(&name("ffn_gate_exps"), count * width, c.hidden)?,
-            up: self.linear(&name("ffn_up_exps"), count * width, c.hidden)?,
-            down: self.linear(&name("ffn_down_exps"), count * c.hidden, width)?,
-            count,
-            used: sizes.used,
-            width,
-            norm_topk: sizes.norm_topk,
-            activation: sizes.activation,
-            shared: shared.transpose()?,
-        })
     }
 }

@@ -8,10 +8,30 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     Default,
-    Linear { factor: f32 },
-    Llama3 { factor: f32, low_freq_factor: f32, high_freq_factor: f32, original_context: usize },
-    Yarn { factor: f32, original_context: usize, attention_factor: Option<f32>, beta_fast: f32, beta_slow: f32 },
-    LongRope { short: Vec<f32>, long: Vec<f32>, original_context: usize, attention_factor: Option<f32> },
+    Linear {
+        factor: f32,
+    },
+    Llama3 {
+        factor: f32,
+        low_freq_factor: f32,
+        high_freq_factor: f32,
+        original_context: usize,
+    },
+    Yarn {
+        factor: f32,
+        original_context: usize,
+        attention_factor: Option<f32>,
+        beta_fast: f32,
+        beta_slow: f32,
+        /// The dimensions between which frequencies are blended are whole numbers.
+        truncate: bool,
+    },
+    LongRope {
+        short: Vec<f32>,
+        long: Vec<f32>,
+        original_context: usize,
+        attention_factor: Option<f32>,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -55,10 +75,119 @@ impl Rope {
 #[non_exhaustive]
 pub enum Mixer {
     Attention(Heads),
+    /// Multi-head latent attention (DeepSeek-V2, section 2.1).
+    Latent(Latent),
+    /// The gated delta rule (Yang et al. 2024).
+    Delta(Delta),
+    /// Selective state spaces (Gu and Dao 2023).
+    Mamba(Mamba),
+    /// The same with one decay per head (Dao and Gu 2024).
+    Mamba2(Mamba2),
+    /// A convolution over few tokens between two gates (LFM2).
+    ShortConv(ShortConv),
+    /// The block mixes no tokens.
+    None,
+}
+
+/// Keys and values from one small vector per token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Latent {
+    pub heads: usize,
+    /// Channels of a query or key head without positions, and with.
+    pub nope: usize,
+    pub rotated: usize,
+    pub value_dim: usize,
+    /// Width of the vector that a token leaves behind.
+    pub rank: usize,
+    /// Which of [`Config::ropes`]; `None`: no positions.
+    pub rope: Option<usize>,
+    pub scale: f32,
+    pub temperature: Option<Temperature>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Delta {
+    pub key_heads: usize,
+    pub value_heads: usize,
+    pub key_dim: usize,
+    pub value_dim: usize,
+    /// Width of the convolution.
+    pub kernel: usize,
+    /// Value head `i` reads key head `i % key_heads`; otherwise those of a key head follow each other.
+    pub tiled: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mamba {
+    pub inner: usize,
+    pub state: usize,
+    /// Width of what the step sizes are made from.
+    pub rank: usize,
+    pub kernel: usize,
+    /// Step sizes, inputs and outputs of the state are normalised without weights (FalconMamba).
+    pub unit_norms: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mamba2 {
+    pub inner: usize,
+    pub state: usize,
+    pub heads: usize,
+    /// Of inputs and outputs of the state, and parts of the result that are normalised apart.
+    pub groups: usize,
+    pub kernel: usize,
+    /// No step is smaller.
+    pub least_step: f32,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ShortConv {
+    pub kernel: usize,
+}
+
+/// Queries at position `p` are multiplied by `1 + scale · ln(1 + floor(p / floor))` (Llama 4; `shifted`: `p + 1`).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Temperature {
+    pub scale: f32,
+    pub floor: f32,
+    pub shifted: bool,
+}
+
+/// Where attention's result meets a gate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gate {
+    #[default]
+    None,
+    /// `sigmoid` of as many rows as a query head has, behind each query head in one matrix (Qwen3-Next).
+    InQuery,
+    /// `sigmoid` of a matrix of its own, by channel or by head.
+    Sigmoid,
+    /// `softplus` of a matrix of its own.
+    Softplus,
+}
+
+/// What few families do in their attention.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Peculiar {
+    pub gate: Gate,
+    /// Queries and keys are normalised behind the rotation (Hunyuan).
+    pub norm_after_rope: bool,
+    /// Queries and keys are normalised without weights behind the rotation (Llama 4).
+    pub unit_norm: bool,
+    /// Values are normalised without weights (Gemma 4).
+    pub value_norm: bool,
+    pub value_scale: Option<f32>,
+    /// The largest slope of the linear biases (Press et al. 2021).
+    pub alibi: Option<f32>,
+    /// Queries, keys and values are clamped to this.
+    pub clamp: Option<f32>,
+    pub temperature: Option<Temperature>,
+    /// A window is a chunk of positions that see only each other (Llama 4).
+    pub chunked: bool,
 }
 
 /// The shape of one layer's attention.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Heads {
     pub q: usize,
     pub kv: usize,
@@ -76,6 +205,7 @@ pub struct Heads {
     pub softcap: Option<f32>,
     pub qkv_bias: bool,
     pub output_bias: bool,
+    pub peculiar: Peculiar,
 }
 
 impl Heads {
@@ -100,16 +230,35 @@ impl Heads {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Activation {
+    #[default]
     Silu,
     GeluTanh,
+    /// By the error function.
+    Gelu,
+    Relu,
     /// `max(x, 0)^2`.
     SquaredRelu,
+    /// `x · sigmoid(1.702 x)` times `up + 1`, both cut off at this (gpt-oss).
+    Clamped {
+        limit: f32,
+    },
+    /// `silu(gate)` and `up`, both cut off at this (Step 3.5).
+    Capped {
+        limit: f32,
+    },
+    /// xIELU (Huang and Schlag 2024) with its two slopes, after their softplus, and beta and epsilon.
+    Xielu {
+        positive: f32,
+        negative: f32,
+        beta: f32,
+        eps: f32,
+    },
 }
 
 /// A feed-forward block without experts.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Dense {
     pub width: usize,
     /// `down(act(gate(x)) * up(x))`; otherwise `down(act(up(x)))`.
@@ -119,8 +268,34 @@ pub struct Dense {
     pub bias: bool,
 }
 
+/// How scores of a router become weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gating {
+    #[default]
+    Softmax,
+    Sigmoid,
+    SqrtSoftplus,
+    /// A softmax over those that were chosen.
+    OfChosen,
+}
+
+/// What routers do beside choosing the largest.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Routing {
+    pub gating: Gating,
+    /// Groups of experts, of which only some are looked at; 0 and 1: none.
+    pub groups: usize,
+    pub groups_used: usize,
+    /// The weights of the chosen are multiplied by this.
+    pub scale: Option<f32>,
+    /// The weights multiply what enters the experts, not their results (Llama 4).
+    pub weighs_input: bool,
+    /// The layer gives the mean of the chosen experts and the shared one, not their sum (Cohere 2).
+    pub averaged: bool,
+}
+
 /// Mixture-of-experts sizes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Experts {
     pub count: usize,
     pub used: usize,
@@ -131,10 +306,11 @@ pub struct Experts {
     /// Whether the weights of the chosen experts are normalised to sum 1 (`norm_topk_prob`).
     pub norm_topk: bool,
     pub activation: Activation,
+    pub routing: Routing,
 }
 
 /// The feed-forward part of a block. Both at once run side by side on the same input; neither: the block has none.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ffn {
     pub dense: Option<Dense>,
     pub experts: Option<Experts>,
@@ -169,12 +345,14 @@ impl LayerConfig {
     pub fn heads(&self) -> Option<&Heads> {
         match &self.mixer {
             Mixer::Attention(heads) => Some(heads),
+            _ => None,
         }
     }
 
     pub fn heads_mut(&mut self) -> Option<&mut Heads> {
         match &mut self.mixer {
             Mixer::Attention(heads) => Some(heads),
+            _ => None,
         }
     }
 }
@@ -185,6 +363,21 @@ pub enum Norm {
     Rms,
     /// With the mean taken out (LayerNorm).
     Layer,
+}
+
+/// How GGUF calls the norms of a block, without `blk.N.`; a block need not have all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NormNames {
+    pub attn: &'static str,
+    pub post_attn: &'static str,
+    pub ffn: &'static str,
+    pub post_ffn: &'static str,
+}
+
+impl Default for NormNames {
+    fn default() -> Self {
+        NormNames { attn: "attn_norm", post_attn: "post_attention_norm", ffn: "ffn_norm", post_ffn: "post_ffw_norm" }
+    }
 }
 
 /// Everything the converter, the planner and the forward pass need to know about a model.
@@ -213,6 +406,44 @@ pub struct Config {
     pub residual_scale: f32,
     /// Logits are multiplied by this (cohere), or divided (granite, which states the divisor).
     pub logit_scale: f32,
+    pub logit_scale_divides: bool,
+    /// Embeddings are normalised without weights.
+    pub embedding_unit_norm: bool,
+    /// The epsilon of norms on results, where it is another.
+    pub post_norm_eps: Option<f32>,
+    /// Norms without weights (OLMo).
+    pub weightless_norms: bool,
+    pub norms: NormNames,
+    /// The runtime rotates channels that are neighbours, not those half a head apart.
+    pub pairs: bool,
+}
+
+impl Default for Config {
+    /// Nothing is scaled; no sizes.
+    fn default() -> Self {
+        Config {
+            arch: String::new(),
+            layers: Vec::new(),
+            hidden: 0,
+            ffn: 0,
+            vocab: 0,
+            context: 0,
+            norm: Norm::Rms,
+            norm_eps: 0.0,
+            ropes: Vec::new(),
+            tied_embeddings: false,
+            logit_softcap: None,
+            embedding_scale: 1.0,
+            residual_scale: 1.0,
+            logit_scale: 1.0,
+            logit_scale_divides: false,
+            embedding_unit_norm: false,
+            post_norm_eps: None,
+            weightless_norms: false,
+            norms: NormNames::default(),
+            pairs: false,
+        }
+    }
 }
 
 /// Limits far above any model, so that a hostile file cannot ask for absurd tables or overflow a product of sizes.
@@ -291,6 +522,14 @@ impl Config {
     /// Which layers see a window.
     pub fn slides(&self) -> Vec<bool> {
         self.layers.iter().map(|l| l.heads().is_some_and(|h| h.window.is_some())).collect()
+    }
+
+    /// In models with windows, layers that see everything have no positions (Cohere 2, EXAONE 4).
+    pub(super) fn without_full_rope(&mut self) {
+        if self.window().is_some() {
+            let full = self.layers.iter_mut().filter_map(LayerConfig::heads_mut).filter(|h| h.window.is_none());
+            full.for_each(|h| h.rope = None);
+        }
     }
 
     /// Everything that can be said without looking at tensors.

@@ -2,7 +2,7 @@
 //! each one means, how its values change on the way to GGUF, which metadata it gets, and what its tokenizer does
 //! differently. The families themselves are in `families`.
 
-use super::config::{Activation, Config, LayerConfig, Norm, Sizes, Wiring};
+use super::config::{Activation, Config, LayerConfig, Norm, NormNames, Sizes, Wiring};
 use super::hf_json::HfJson;
 use super::role::Role;
 use crate::Result;
@@ -365,6 +365,8 @@ pub struct Family {
     pub logit_softcap: Cap,
     pub attn_scale: AttnScale,
     pub embedding_scale: EmbeddingScale,
+    /// What is stated as the scale of logits is a divisor.
+    pub logit_scale_divides: bool,
     /// Query, key and value have biases whatever the configuration says (qwen2, qwen2_moe).
     pub qkv_bias: bool,
     /// Weights of the chosen experts sum to 1, where `config.json` has no say or GGUF does not store it.
@@ -380,6 +382,8 @@ pub struct Family {
     pub layers: fn(&Reading) -> Result<Vec<LayerConfig>>,
     /// What is said of the whole model beside the usual.
     pub finish: fn(&Reading, &mut Config) -> Result<()>,
+    /// What readers of a GGUF file take for granted.
+    pub unstated: fn(&mut Config),
 }
 
 impl EmbeddingScale {
@@ -417,6 +421,26 @@ impl Family {
 
     pub fn entries(&self) -> impl Iterator<Item = &'static Entry> + use<> {
         self.keys.iter().flat_map(|k| k.iter())
+    }
+
+    /// Whether a GGUF file says something of its model that this family does not know.
+    pub(super) fn leaves_out(&self, meta: &Metadata) -> Option<String> {
+        let keys = ["attention.temperature_scale", "rope.dimension_sections"];
+        keys.iter().map(|key| format!("{}.{key}", self.gguf)).find(|key| meta.get(key).is_some())
+    }
+
+    /// How GGUF calls the norms of this family's blocks; nothing for those it has not.
+    pub(super) fn norms(&self) -> NormNames {
+        let stem = |role: Role| {
+            let name = self.row(role).map_or("", |row| row.gguf);
+            name.strip_prefix("blk.{layer}.").and_then(|name| name.strip_suffix(".weight")).unwrap_or("")
+        };
+        NormNames {
+            attn: stem(Role::AttnNorm),
+            post_attn: stem(Role::PostAttnNorm),
+            ffn: stem(Role::FfnNorm),
+            post_ffn: stem(Role::PostFfnNorm),
+        }
     }
 
     /// Whether a second matrix gates the feed-forward blocks.

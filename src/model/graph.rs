@@ -70,7 +70,7 @@ pub static INPUTS: [Input; 8] = [
         stage: Stage::Qkv,
         part: Part::Dense,
         from: &[AttnNorm],
-        readers: &[AttnQ, AttnK, AttnV],
+        readers: &[AttnQ, AttnK, AttnV, MixerInput],
         whole: Some(AttnQkv),
         routers: &[],
     },
@@ -372,7 +372,7 @@ mod tests {
 
     #[test]
     fn feeds_are_in_the_order_of_the_data() {
-        let whole = feeds(|role| !matches!(role, AttnQkv | FfnGateUp));
+        let whole = feeds(|role| !matches!(role, AttnQkv | FfnGateUp | MixerInput));
         let expected: [(Role, &[Role]); 6] = [
             (AttnNorm, &[AttnQ, AttnK, AttnV]),
             (AttnV, &[AttnOutput]),

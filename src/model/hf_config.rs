@@ -3,10 +3,11 @@
 //! fills in. What a family does differently is a field or a function of its row in `families`. It reads the one JSON value
 //! it is given, no files.
 
+use super::anatomy;
 use super::blueprint;
 use super::config::{Config, Rope, RopeScaling, Sizes};
 use super::families;
-use super::family::{Family, HfName, Reading};
+use super::family::{Family, HfName, Reading, Rotation};
 use super::hf_json::{HfJson, as_size, hf_number, missing, number, wrong};
 use crate::error::Hint;
 use crate::{Error, Result};
@@ -34,7 +35,11 @@ pub fn family_of(json: &Value) -> Result<(&'static Family, &'static HfName)> {
     let found = if blueprint::find(json).is_some() { None } else { known.or_else(text).or_else(base) };
     found.ok_or_else(|| {
         let name = architecture.or(model_type).unwrap_or("(config.json names no architecture)");
-        if blueprint::find(json).is_some() {
+        if let Some(blueprint) = blueprint::find(json) {
+            if anatomy::find(blueprint.gguf).is_some() {
+                let what = format!("of {name} models no folders are made that need to know what each tensor means");
+                return Error::unsupported(what).hint(Hint::FilesAndNearestFolders);
+            }
             let what = format!("{name} models are converted only: they cannot be run or calibrated here");
             return Error::unsupported(what).hint(Hint::ConvertedOnly);
         }
@@ -96,8 +101,10 @@ impl Config {
             tied_embeddings: j.bool("tie_word_embeddings")?.unwrap_or(name.defaults.tied),
             logit_softcap: reading.cap("final_logit_softcapping", family.logit_softcap)?,
             embedding_scale: family.embedding_scale.of(sizes.hidden),
-            residual_scale: 1.0,
-            logit_scale: 1.0,
+            logit_scale_divides: family.logit_scale_divides,
+            norms: family.norms(),
+            pairs: family.rotation == Rotation::Pairs,
+            ..Config::default()
         };
         (family.finish)(&reading, &mut config)?;
         config.check()?;
@@ -200,6 +207,7 @@ fn scaling(table: &Value, original: Option<usize>, family: &Family, context: usi
             },
             beta_fast: positive("beta_fast", Some(32.0))?,
             beta_slow: positive("beta_slow", Some(1.0))?,
+            truncate: table.get("truncate").and_then(Value::as_bool).unwrap_or(true),
         }),
         "longrope" | "su" => Ok(RopeScaling::LongRope {
             short: factors(table, "short_factor")?,

@@ -1,6 +1,6 @@
 //! The architectures that are known by name, and what works with each.
 
-use super::{blueprint, families};
+use super::{anatomy, blueprint, families};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -32,7 +32,7 @@ pub fn known() -> Vec<Known> {
         family.hf.iter().for_each(|name| add(family.gguf, name.architecture, true));
     }
     for blueprint in blueprint::all() {
-        blueprint.classes.iter().for_each(|class| add(blueprint.gguf, class, false));
+        blueprint.classes.iter().for_each(|class| add(blueprint.gguf, class, anatomy::runs(blueprint.gguf, class)));
     }
     found.into_values().collect()
 }
@@ -46,7 +46,8 @@ mod tests {
         let all = known();
         let of = |gguf: &str| all.iter().find(|k| k.gguf == gguf).unwrap();
         assert!(of("llama").runs.contains(&"LlamaForCausalLM"));
-        assert!(of("mamba").runs.is_empty() && of("mamba").classes.contains(&"MambaForCausalLM"));
+        assert!(of("mamba").runs.contains(&"MambaForCausalLM"));
+        assert!(of("rwkv7").runs.is_empty() && of("rwkv7").classes.contains(&"RWKV7ForCausalLM"));
         assert!(all.iter().all(|k| !k.classes.is_empty()) && all.is_sorted_by_key(|k| k.gguf));
     }
 }

@@ -33,6 +33,7 @@ pub fn standard_layers(r: &Reading) -> Result<Vec<LayerConfig>> {
         softcap: r.cap("attn_logit_softcapping", family.attn_softcap)?,
         qkv_bias,
         output_bias: !family.qkv_bias && attention_bias,
+        ..Heads::default()
     };
     let activation = activation(j, family)?;
     let ffn = match experts(r, activation)? {
@@ -87,6 +88,7 @@ fn experts(r: &Reading, activation: Activation) -> Result<Option<Experts>> {
             None => true,
         },
         activation,
+        ..Experts::default()
     }))
 }
 

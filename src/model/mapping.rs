@@ -177,7 +177,16 @@ fn of_config(ckpt: &Checkpoint, mut config: Config, mut json: serde_json::Value)
     }
     let (tensors, dropped) = map_hf(ckpt, family, &config)?;
     let generated = generated(family, &config);
-    Ok(Model { config, family: Ok(family), tensors, generated, dropped, hf_config: Some(json), drawn: None })
+    Ok(Model {
+        config,
+        family: Ok(family),
+        tensors,
+        generated,
+        dropped,
+        hf_config: Some(json),
+        drawn: None,
+        runs: Ok(()),
+    })
 }
 
 /// Whether there is an output matrix that is not the embedding, bit for bit.
@@ -415,6 +424,12 @@ fn open_family(ckpt: &Checkpoint, meta: &Metadata) -> Result<Model> {
     let Some(family) = super::families::by_gguf(&config.arch) else {
         return Err(Error::Internal(format!("no family for {}", config.arch)));
     };
+    if let Some(key) = family.leaves_out(meta) {
+        return Err(Error::unsupported(format!(
+            "the metadata key '{key}' has no meaning in a known {} model",
+            config.arch
+        )));
+    }
     let has = |role: Role, layer: usize| {
         family.row(role).is_some_and(|r| ckpt.find(&named(r.gguf, Some(layer), 0)).is_some())
     };
@@ -459,7 +474,16 @@ fn open_family(ckpt: &Checkpoint, meta: &Metadata) -> Result<Model> {
         return Err(Error::unsupported(format!("{path}: tensor '{name}' has no place in a known {arch} model")));
     }
     tensors.sort_by_key(|t| t.parts[0]);
-    Ok(Model { config, family: Ok(family), tensors, generated, dropped: Vec::new(), hf_config: None, drawn: None })
+    Ok(Model {
+        config,
+        family: Ok(family),
+        tensors,
+        generated,
+        dropped: Vec::new(),
+        hf_config: None,
+        drawn: None,
+        runs: Ok(()),
+    })
 }
 
 /// Rotary factors of a GGUF source. Long-rope factors go to the configuration too, which GGUF metadata cannot hold.

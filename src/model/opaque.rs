@@ -2,12 +2,13 @@
 //! the metadata as it is. That is enough to quantize it, and to derive such a file again; what needs to know the meaning
 //! of a tensor refuses with the reason. Also what the presets want to know of a model, from metadata alone.
 
+use super::anatomy;
 use super::blueprint::{self, Mtp, Part};
-use super::config::{Config, Ffn, Heads, LayerConfig, Mixer, Norm, Wiring};
+use super::config::{Config, Ffn, Heads, LayerConfig, Mixer, Wiring};
 use super::families::{self, Role};
 use super::source_names::layer_of;
 use super::tensor::{MappedTensor, RowOrder, ValueMap};
-use super::understood::{Model, OfBlueprint, Opaque};
+use super::understood::{Generated, Model, OfBlueprint, Opaque};
 use crate::gguf::{Array, Metadata, Value};
 use crate::quant::presets::ModelFacts;
 use crate::source::{Checkpoint, Dtype, TensorMeta};
@@ -35,9 +36,44 @@ pub(super) fn open(ckpt: &Checkpoint, meta: &Metadata, reason: String) -> Result
         return Err(Error::bad_input("the file holds no tensor").hint("is this a vocabulary without a model?"));
     }
     let nearest = nearest(tensors.iter().map(|t| t.name.as_str()));
-    let family = Err(Opaque { arch: arch.to_string(), reason, nearest, is_folder: false, is_convertible: false });
-    let config = sizes(meta, arch);
-    Ok(Model { config, family, tensors, generated: Vec::new(), dropped: Vec::new(), hf_config: None, drawn: None })
+    let family = Err(Opaque {
+        arch: arch.to_string(),
+        reason,
+        nearest,
+        is_folder: false,
+        is_convertible: false,
+        runs_as_file: false,
+    });
+    let (config, runs) = anatomy(meta, arch, &tensors, &[], None);
+    let tensors = if runs.is_ok() { with_roles(tensors, config.layers.len()) } else { tensors };
+    let (generated, dropped) = (Vec::new(), Vec::new());
+    Ok(Model { config, family, tensors, generated, dropped, hf_config: None, drawn: None, runs })
+}
+
+/// The same tensors with what they do in the first `layers` blocks, by their names.
+fn with_roles(tensors: Vec<MappedTensor>, layers: usize) -> Vec<MappedTensor> {
+    let of = |t: MappedTensor| match t.layer {
+        Some(layer) if layer >= layers => t,
+        layer => {
+            let stem = layer.and_then(|_| t.name.splitn(3, '.').nth(2)).unwrap_or(&t.name);
+            MappedTensor { role: Role::of_gguf(stem), ..t }
+        }
+    };
+    tensors.into_iter().map(of).collect()
+}
+
+/// How the model is run, or its sizes alone and why it is not.
+fn anatomy(
+    meta: &Metadata,
+    arch: &str,
+    tensors: &[MappedTensor],
+    generated: &[Generated],
+    json: Option<&serde_json::Value>,
+) -> (Config, Result<(), String>) {
+    match anatomy::config(meta, arch, tensors, generated, json) {
+        Ok(config) => (config, Ok(())),
+        Err(why) => (sizes(meta, arch), Err(why.to_string())),
+    }
 }
 
 /// Takes the tensors of a checkpoint folder by their names and shapes: which are linear layers, and what stays as it is.
@@ -62,8 +98,10 @@ pub(super) fn open_folder(ckpt: &Checkpoint, json: serde_json::Value, reason: St
         return Err(Error::bad_input("the checkpoint holds no tensor"));
     }
     let config = sizes(&Metadata::new(), &arch);
-    let is_convertible = blueprint::find(&json).is_some();
-    let family = Err(Opaque { arch, reason, nearest: None, is_folder: true, is_convertible });
+    let blueprint = blueprint::find(&json);
+    let runs_as_file = blueprint.is_some_and(|b| anatomy::find(b.gguf).is_some());
+    let is_convertible = blueprint.is_some();
+    let family = Err(Opaque { arch, reason, nearest: None, is_folder: true, is_convertible, runs_as_file });
     Ok(Model {
         config,
         family,
@@ -72,6 +110,7 @@ pub(super) fn open_folder(ckpt: &Checkpoint, json: serde_json::Value, reason: St
         dropped: Vec::new(),
         hf_config: Some(json),
         drawn: None,
+        runs: Err("its tensors have the names of a folder".into()),
     })
 }
 
@@ -106,17 +145,19 @@ pub(super) fn as_gguf(ckpt: &Checkpoint, model: &Model, part: Part, mtp: Mtp) ->
         Err(opaque) => Opaque { arch: drawn.arch.to_string(), ..opaque.clone() },
         Ok(_) => {
             let arch = drawn.arch.to_string();
-            Opaque { arch, reason: reason(), nearest: None, is_folder: true, is_convertible: true }
+            Opaque { arch, reason: reason(), nearest: None, is_folder: true, is_convertible: true, runs_as_file: false }
         }
     };
+    let (config, runs) = anatomy(&meta, drawn.arch, &drawn.tensors, &drawn.generated, Some(json));
     Ok(Model {
-        config: Config { vocab, ..sizes(&meta, drawn.arch) },
+        tensors: if runs.is_ok() { with_roles(drawn.tensors, config.layers.len()) } else { drawn.tensors },
+        config: Config { vocab, ..config },
         family: Err(opaque),
-        tensors: drawn.tensors,
         generated: drawn.generated,
         dropped: drawn.dropped,
         hf_config: Some(json.clone()),
         drawn: Some(OfBlueprint { keys: drawn.keys, blueprint, cache: drawn.cache }),
+        runs,
     })
 }
 
@@ -136,7 +177,8 @@ pub(super) fn imagined(json: serde_json::Value, mtp: Mtp, reason: String) -> Res
     let vocab = json.get("text_config").and_then(|text| text.get("vocab_size")).or(json.get("vocab_size"));
     let vocab = vocab.and_then(serde_json::Value::as_u64).map_or(0, |n| n as usize);
     let arch = drawn.arch.to_string();
-    let family = Err(Opaque { arch, reason, nearest: None, is_folder: true, is_convertible: true });
+    let family =
+        Err(Opaque { arch, reason, nearest: None, is_folder: true, is_convertible: true, runs_as_file: false });
     let model = Model {
         config: Config { vocab, ..sizes(&meta, drawn.arch) },
         family,
@@ -145,6 +187,7 @@ pub(super) fn imagined(json: serde_json::Value, mtp: Mtp, reason: String) -> Res
         dropped: drawn.dropped,
         hf_config: Some(json),
         drawn: Some(OfBlueprint { keys: drawn.keys, blueprint, cache: drawn.cache }),
+        runs: Err("its weights are not here".into()),
     };
     Ok((ckpt, model))
 }
@@ -208,12 +251,8 @@ fn sizes(meta: &Metadata, arch: &str) -> Config {
             kv: facts.kv_heads,
             dim: size("attention.key_length"),
             value_dim: size("attention.value_length"),
-            window: None,
-            rope: None,
             scale: 1.0,
-            softcap: None,
-            qkv_bias: false,
-            output_bias: false,
+            ..Heads::default()
         }),
         ffn: Ffn { dense: None, experts: None },
         wiring: Wiring { pre_norm: true, post_norm: false, parallel: false },
@@ -225,14 +264,7 @@ fn sizes(meta: &Metadata, arch: &str) -> Config {
         ffn: size("feed_forward_length"),
         vocab,
         context: size("context_length"),
-        norm: Norm::Rms,
-        norm_eps: 0.0,
-        ropes: Vec::new(),
-        tied_embeddings: false,
-        logit_softcap: None,
-        embedding_scale: 1.0,
-        residual_scale: 1.0,
-        logit_scale: 1.0,
+        ..Config::default()
     }
 }
 

@@ -47,6 +47,8 @@ pub enum Role {
     SharedGate,
     SharedUp,
     SharedDown,
+    /// Any other linear layer that reads what a block's mixer reads: gates, rates, latent vectors, what goes into a state.
+    MixerInput,
     /// A linear layer of a model whose family is not known.
     OpaqueLinear,
     /// Any other tensor of such a model.
@@ -85,6 +87,41 @@ impl Role {
             FfnUp => Some(FfnUpBias),
             FfnDown => Some(FfnDownBias),
             _ => None,
+        }
+    }
+
+    /// What a tensor does that GGUF calls so, without `blk.N.`; of a model without a family that runs.
+    pub fn of_gguf(stem: &str) -> Role {
+        use Role::*;
+        match stem {
+            "token_embd.weight" => TokenEmbedding,
+            "output.weight" => Output,
+            "output_norm.weight" => OutputNorm,
+            "attn_q.weight" => AttnQ,
+            "attn_k.weight" => AttnK,
+            "attn_v.weight" => AttnV,
+            "attn_qkv.weight" => AttnQkv,
+            "attn_output.weight" | "ssm_out.weight" | "shortconv.out_proj.weight" => AttnOutput,
+            "attn_gate.weight"
+            | "attn_q_a.weight"
+            | "attn_kv_a_mqa.weight"
+            | "ssm_in.weight"
+            | "ssm_ba.weight"
+            | "ssm_alpha.weight"
+            | "ssm_beta.weight"
+            | "shortconv.in_proj.weight" => MixerInput,
+            "ffn_gate.weight" => FfnGate,
+            "ffn_up.weight" => FfnUp,
+            "ffn_down.weight" => FfnDown,
+            "ffn_gate_inp.weight" => Router,
+            "ffn_gate_inp_shexp.weight" => SharedRouter,
+            "ffn_gate_exps.weight" => ExpertGate,
+            "ffn_up_exps.weight" | "ffn_gate_up_exps.weight" => ExpertUp,
+            "ffn_down_exps.weight" => ExpertDown,
+            "ffn_gate_shexp.weight" => SharedGate,
+            "ffn_up_shexp.weight" => SharedUp,
+            "ffn_down_shexp.weight" => SharedDown,
+            _ => Unknown,
         }
     }
 

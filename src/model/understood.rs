@@ -29,6 +29,8 @@ pub struct Model {
     pub hf_config: Option<serde_json::Value>,
     /// What a blueprint says, of a model that only a blueprint makes a GGUF file of.
     pub(super) drawn: Option<OfBlueprint>,
+    /// Of a model without a family: whether the configuration says how it is run, or why it does not.
+    pub(super) runs: Result<(), String>,
 }
 
 /// What a blueprint says of a GGUF file beside its tensors.
@@ -67,6 +69,20 @@ impl Model {
     /// [`Error::Unsupported`] with the reason when it is not known, and what works without it.
     pub fn known(&self) -> Result<&'static Family> {
         self.family.clone().map_err(|opaque| opaque.error())
+    }
+
+    /// Whether the reference inference can run it.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] with the reason, and what works without.
+    pub fn runnable(&self) -> Result<()> {
+        match (&self.family, &self.runs) {
+            (Ok(_), _) | (_, Ok(())) => Ok(()),
+            (Err(opaque), Err(_)) if opaque.is_folder && self.drawn.is_none() => Err(opaque.error()),
+            (Err(opaque), Err(why)) => {
+                Err(Opaque { reason: why.clone(), nearest: None, runs_as_file: false, ..opaque.clone() }.error())
+            }
+        }
     }
 
     /// Whether only a blueprint makes a GGUF file of it.
@@ -133,6 +149,8 @@ pub struct Opaque {
     pub(super) is_folder: bool,
     /// Whether there is a blueprint of it.
     pub(super) is_convertible: bool,
+    /// Whether the reference inference runs what the blueprint makes of it.
+    pub(super) runs_as_file: bool,
 }
 
 impl Opaque {
@@ -143,6 +161,9 @@ impl Opaque {
             _ => String::new(),
         };
         let error = Error::unsupported(format!("{}{nearest}", self.reason));
+        if self.runs_as_file {
+            return error.hint(Hint::FilesAndNearestFolders);
+        }
         if self.is_convertible {
             return error.hint(Hint::ConvertedOnly);
         }

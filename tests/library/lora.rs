@@ -24,14 +24,18 @@ fn exact(shape: &[usize], seed: usize) -> (Vec<usize>, Vec<f32>) {
 fn write_adapter(dir: &Path, settings: Value, tensors: &Tensors) -> PathBuf {
     fs::create_dir_all(dir).unwrap();
     fs::write(dir.join("adapter_config.json"), settings.to_string()).unwrap();
-    let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
+    // What PEFT saves of the base keeps its type.
+    let bytes: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = tensors
         .iter()
         .map(|(name, (shape, values))| {
-            let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-            (format!("base_model.model.{name}"), shape.clone(), bytes)
+            let (dtype, bytes) = match name.contains("base_layer") {
+                true => (Dtype::F16, values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect()),
+                false => (Dtype::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+            };
+            (format!("base_model.model.{name}"), dtype, shape.clone(), bytes)
         })
         .collect();
-    let views = bytes.iter().map(|(name, shape, b)| (name, TensorView::new(Dtype::F32, shape.clone(), b).unwrap()));
+    let views = bytes.iter().map(|(name, ty, shape, b)| (name, TensorView::new(*ty, shape.clone(), b).unwrap()));
     fs::write(dir.join("adapter_model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
     dir.to_path_buf()
 }

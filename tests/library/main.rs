@@ -11,6 +11,7 @@ mod eval;
 mod families;
 mod infer;
 mod layerwise;
+mod lineages;
 mod lora;
 mod model;
 mod model_variants;

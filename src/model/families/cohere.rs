@@ -42,6 +42,7 @@ pub(super) static FAMILIES: &[Family] = &[
             experts: None,
         }],
         keys: &[TEXT_MODEL, COHERE2],
+        unstated: Config::without_full_rope,
         layers: cohere2,
         ..COHERE
     },

@@ -4,7 +4,7 @@
 use super::plain::PLAIN;
 use super::rows::{ATTENTION, ENDS, HEAD_NORMS, MLP, POST_NORMS};
 use crate::Result;
-use crate::model::config::{LayerConfig, Wiring};
+use crate::model::config::{Config, LayerConfig, Wiring};
 use crate::model::family::Reading;
 use crate::model::family::{DEFAULTS, Defaults, Family, HfName, WindowRule};
 use crate::model::keys::rows::{TEXT_MODEL, VOCAB, WINDOWS};
@@ -20,6 +20,7 @@ pub(super) static FAMILIES: &[Family] = &[Family {
     }],
     tables: &[ENDS, POST_NORMS, HEAD_NORMS, ATTENTION, MLP],
     keys: &[TEXT_MODEL, VOCAB, WINDOWS],
+    unstated: Config::without_full_rope,
     wiring: Wiring { pre_norm: false, post_norm: true, parallel: false },
     layers,
     ..PLAIN

@@ -21,6 +21,7 @@ pub(super) static FAMILIES: &[Family] = &[Family {
     maps: PAIRS,
     rotation: Rotation::Pairs,
     keys: &[TEXT_MODEL, VOCAB_AND_ROTATION, SCALES],
+    logit_scale_divides: true,
     layers,
     finish,
     ..PLAIN

@@ -129,6 +129,10 @@ const SMOLLM3: Family = Family {
     maps: PAIRS,
     rotation: Rotation::Pairs,
     keys: &[TEXT_MODEL, VOCAB_AND_ROTATION],
+    unstated: |config| {
+        let fourth = config.layers.iter_mut().skip(3).step_by(4);
+        fourth.filter_map(LayerConfig::heads_mut).for_each(|h| h.rope = None);
+    },
     layers: smollm3_layers,
     ..PLAIN
 };

@@ -30,6 +30,7 @@ pub(super) const PLAIN: Family = Family {
     logit_softcap: Cap::Never,
     attn_scale: AttnScale::HeadDim,
     embedding_scale: EmbeddingScale::One,
+    logit_scale_divides: false,
     qkv_bias: false,
     norm_topk: false,
     partial_rotary: false,
@@ -38,4 +39,5 @@ pub(super) const PLAIN: Family = Family {
     tokenizer: PLAIN_TOKENIZER,
     layers: standard_layers,
     finish: nothing,
+    unstated: |_| {},
 };

@@ -4,7 +4,7 @@ use super::rows::*;
 use crate::gguf::Metadata;
 use crate::model::config::{Config, LayerConfig, Rope, RopeScaling, Sizes};
 use crate::model::families;
-use crate::model::family::{AttnScale, Key, Stored};
+use crate::model::family::{AttnScale, Key, Rotation, Stored};
 use crate::{Error, Result};
 
 /// Every key in the order in which reading needs them: sizes first.
@@ -58,19 +58,13 @@ impl Config {
         let rope = |theta: f32| Rope { theta, dims: 0, scaling: RopeScaling::Default };
         let mut config = Config {
             arch: arch.to_string(),
-            layers: Vec::new(),
-            hidden: 0,
-            ffn: 0,
-            vocab: 0,
-            context: 0,
             norm: family.norm,
-            norm_eps: 0.0,
             ropes: std::iter::once(rope(10_000.0)).chain(defaults.theta_local.map(rope)).collect(),
             tied_embeddings: defaults.tied,
-            logit_softcap: None,
-            embedding_scale: 1.0,
-            residual_scale: 1.0,
-            logit_scale: 1.0,
+            logit_scale_divides: family.logit_scale_divides,
+            norms: family.norms(),
+            pairs: family.rotation == Rotation::Pairs,
+            ..Config::default()
         };
         for key in READ {
             (key.to)(&mut config, &Stored { meta, family, key: key.name })?;
@@ -86,6 +80,7 @@ impl Config {
             };
             heads.scale = 1.0 / (scale as f32).sqrt();
         }
+        (family.unstated)(&mut config);
         config.check()?;
         Ok(config)
     }

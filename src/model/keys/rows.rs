@@ -458,6 +458,7 @@ pub(super) static EXPERT_COUNT: Key = Key {
                 shared_ffn: s.family.has(Role::SharedDown).then_some(dense.width),
                 norm_topk: s.family.norm_topk,
                 activation: dense.activation,
+                ..Experts::default()
             });
         }
         Ok(())

@@ -7,18 +7,7 @@ use crate::{Error, Result};
 
 /// A layer of the family before anything is known of its sizes.
 pub(super) fn prototype(family: &Family) -> LayerConfig {
-    let heads = Heads {
-        q: 0,
-        kv: 0,
-        dim: 0,
-        value_dim: 0,
-        window: None,
-        rope: Some(0),
-        scale: 0.0,
-        softcap: None,
-        qkv_bias: family.qkv_bias,
-        output_bias: false,
-    };
+    let heads = Heads { rope: Some(0), qkv_bias: family.qkv_bias, ..Heads::default() };
     let activation = family.activations.default;
     let dense = Dense { width: 0, gated: family.is_gated(), activation, bias: false };
     let ffn = Ffn { dense: Some(dense), experts: None };
@@ -136,6 +125,7 @@ impl Stored<'_> {
                 attention_factor: self.float_of("rope.scaling.yarn_attn_factor"),
                 beta_fast: self.float_of("rope.scaling.yarn_beta_fast").unwrap_or(32.0),
                 beta_slow: self.float_of("rope.scaling.yarn_beta_slow").unwrap_or(1.0),
+                truncate: true,
             }),
             ("linear" | "yarn", None) => Err(self.missing_key("rope.scaling.factor")),
             ("none" | "longrope", _) => Ok(RopeScaling::Default),

@@ -1,0 +1,208 @@
+//! Attention as a mixer of tokens: projections, norms of heads, rotation, the cache, gates. What happens between queries,
+//! keys and values is in `attention`.
+
+use super::attention::{Heads, Seen, attend};
+use super::linear::{Linear, ROWS_PER_TASK, sized};
+use super::norm::{Norm, unit_norm};
+use super::rope::Angles;
+use super::{Call, Engine, Observer};
+use crate::kernel::{Output, vector};
+use crate::model::config::{self, Gate, Temperature};
+use crate::{Error, Result};
+use rayon::prelude::*;
+use std::ops::ControlFlow;
+
+/// The matrices of one layer's attention; the last is the layer's own.
+pub(super) struct Attention {
+    /// Query, key and value, or one matrix with the rows of all three in this order. Without values, keys are values too.
+    pub qkv: Vec<Linear>,
+    pub keys_are_values: bool,
+    /// What gates the result, where it has a matrix of its own.
+    pub gate: Option<Linear>,
+    /// Norms over each query and key head, or over all at once.
+    pub q_norm: Option<Norm>,
+    pub k_norm: Option<Norm>,
+    pub sinks: Option<Vec<f32>>,
+    pub window: Option<usize>,
+}
+
+/// The factor on queries at a position.
+pub(super) fn temperature(rule: Option<Temperature>, position: usize) -> f32 {
+    rule.map_or(1.0, |t| {
+        let position = if t.shifted { position + 1 } else { position };
+        1.0 + t.scale * (1.0 + (position as f32 / t.floor).floor()).ln()
+    })
+}
+
+impl Attention {
+    /// From the normalised stream to what enters the output matrix, `[wanted rows, q_width]`.
+    pub fn mix(
+        &self,
+        engine: &Engine,
+        own: &config::Heads,
+        call: &mut Call,
+        attended: &mut Vec<f32>,
+        observer: &mut dyn Observer,
+    ) -> Result<ControlFlow<()>> {
+        let (c, batch) = (&engine.config, call.batch);
+        let (hidden, first, rows, n) = (c.hidden, call.cache.len(), call.rows, call.n);
+        let (q_width, kv_width, v_width) = (own.q_width(), own.k_width(), own.v_width());
+        let stride = q_width + kv_width + v_width;
+        let normed = call.normed;
+        let in_query = own.peculiar.gate == Gate::InQuery;
+        let qkv = sized(call.qkv, rows * stride);
+        let mut gates = Vec::new();
+        // Keys and values of all positions; queries only of those that are wanted, where they have a matrix of their own.
+        let (ahead, rest) = match &self.qkv[..] {
+            [query, rest @ ..] if in_query || (batch.from > 0 && !rest.is_empty()) => (Some(query), rest),
+            all => (None, all),
+        };
+        let wanted = |row: usize| row % n >= batch.from;
+        let run = (|| {
+            if let Some(query) = ahead.filter(|_| in_query) {
+                gates.resize(rows * 2 * q_width, 0.0);
+                query.product(normed, Output::whole(&mut gates, 2 * q_width), observer)?;
+                for (row, both) in qkv.chunks_exact_mut(stride).zip(gates.chunks_exact(2 * q_width)) {
+                    for (q, both) in row.chunks_exact_mut(own.dim).zip(both.chunks_exact(2 * own.dim)) {
+                        q.copy_from_slice(&both[..own.dim]);
+                    }
+                }
+            } else if let Some(query) = ahead {
+                for row in (batch.from..rows).step_by(n) {
+                    let x = &normed[row * hidden..(row + n - batch.from) * hidden];
+                    query.product(x, Output { data: &mut qkv[row * stride..], stride, at: 0 }, observer)?;
+                }
+            }
+            let mut at = ahead.map_or(0, |_| q_width);
+            for linear in rest {
+                linear.product(normed, Output { data: &mut *qkv, stride, at }, observer)?;
+                at += linear.out();
+            }
+            if let Some(gate) = &self.gate {
+                gates.resize(rows * gate.out(), 0.0);
+                gate.product(normed, Output::whole(&mut gates, gate.out()), observer)?;
+            }
+            ControlFlow::Continue(())
+        })();
+        if run.is_break() {
+            return Ok(run);
+        }
+        let rope = own.rope.and_then(|i| Some((i, c.ropes.get(i)?)));
+        let angles = rope.map(|(which, rope)| match which {
+            0 => Angles::new(rope, &engine.rope_factors, call.cache.capacity(), c.context, first, n),
+            _ => Angles::new(rope, &Default::default(), call.cache.capacity(), c.context, first, n),
+        });
+        let rotated = angles.as_ref().zip(rope.map(|(_, rope)| rope.dims));
+        let few = &own.peculiar;
+        qkv.par_chunks_exact_mut(stride).with_min_len(ROWS_PER_TASK).enumerate().for_each(|(i, row)| {
+            if let Some(limit) = few.clamp {
+                row.iter_mut().for_each(|v| *v = v.clamp(-limit, limit));
+            }
+            let (qk, v) = row.split_at_mut(q_width + kv_width);
+            let (q, k) = qk.split_at_mut(q_width);
+            if self.keys_are_values {
+                v.copy_from_slice(k);
+            }
+            for (part, norm) in [(if wanted(i) { q } else { &mut [] }, &self.q_norm), (k, &self.k_norm)] {
+                let wide = norm.as_ref().filter(|norm| norm.weight.len() == part.len() && norm.is_wide(own.dim));
+                if let Some(norm) = wide {
+                    norm.apply(part, 0);
+                }
+                let norm = norm.as_ref().filter(|_| wide.is_none());
+                for (h, head) in part.chunks_exact_mut(own.dim).enumerate() {
+                    if let Some(norm) = norm.filter(|_| !few.norm_after_rope) {
+                        norm.apply(head, h);
+                    }
+                    if let Some((angles, dims)) = rotated {
+                        engine.rotate(head, dims, angles, i % n);
+                    }
+                    if let Some(norm) = norm.filter(|_| few.norm_after_rope) {
+                        norm.apply(head, h);
+                    }
+                    if few.unit_norm {
+                        unit_norm(head, c.norm_eps);
+                    }
+                }
+            }
+            if few.value_norm {
+                v.chunks_exact_mut(own.value_dim).for_each(|head| unit_norm(head, c.norm_eps));
+            }
+            if let Some(scale) = few.value_scale {
+                vector::scale(v, scale);
+            }
+            let factor = temperature(few.temperature, first + i % n);
+            if factor != 1.0 {
+                vector::scale(&mut row[..q_width], factor);
+            }
+        });
+        let shape = Heads {
+            heads: own.q,
+            kv_heads: own.kv,
+            dim: own.dim,
+            value_dim: own.value_dim,
+            scale: own.scale,
+            softcap: own.softcap,
+            window: self.window,
+            chunked: few.chunked,
+            sinks: self.sinks.as_deref(),
+            alibi: few.alibi,
+        };
+        let (left, out_width) = (n - batch.from, own.out_width());
+        let attended = sized(attended, batch.sequences * left * out_width);
+        let outs = attended.chunks_exact_mut(left * out_width);
+        for (i, (sequence, attended)) in qkv.chunks_exact(n * stride).zip(outs).enumerate() {
+            let (keys, values) = (&sequence[q_width..], &sequence[q_width + kv_width..]);
+            let mut seen = Seen { keys, values, step: stride, value_step: stride, len: n };
+            if call.cache.keeps() {
+                let kv = call.cache.layer(call.index, i, [kv_width, v_width]);
+                for row in sequence.chunks_exact(stride) {
+                    kv.keys.extend_from_slice(&row[q_width..q_width + kv_width]);
+                    kv.values.extend_from_slice(&row[q_width + kv_width..]);
+                }
+                let (keys, values) = (&kv.keys, &kv.values);
+                seen = Seen { keys, values, step: kv_width, value_step: v_width, len: first + n };
+            }
+            attend(shape, &sequence[batch.from * stride..], stride, seen, call.packed_keys, attended);
+        }
+        if !gates.is_empty() {
+            let width = gates.len() / rows;
+            let rows: Vec<&[f32]> =
+                gates.chunks_exact(width).enumerate().filter(|(i, _)| wanted(*i)).map(|(_, row)| row).collect();
+            for (out, gate) in attended.chunks_exact_mut(out_width).zip(rows) {
+                gated(few.gate, out, gate, own);
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+}
+
+impl Norm {
+    /// Whether all heads are normalised as one row: more weights than a head has, and none of them a head's alone.
+    fn is_wide(&self, dim: usize) -> bool {
+        self.weight.len() > dim && !self.by_head
+    }
+}
+
+/// One row of attention's result times its gate.
+fn gated(kind: Gate, out: &mut [f32], gate: &[f32], own: &config::Heads) {
+    let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+    let per_head = (out.len() / gate.len().max(1)).max(1);
+    match kind {
+        Gate::InQuery => {
+            for (out, both) in out.chunks_exact_mut(own.value_dim).zip(gate.chunks_exact(2 * own.dim)) {
+                out.iter_mut().zip(&both[own.dim..]).for_each(|(out, gate)| *out *= sigmoid(*gate));
+            }
+        }
+        Gate::Softplus => {
+            let softplus = |x: f32| if x > 20.0 { x } else { x.exp().ln_1p() };
+            out.chunks_mut(per_head).zip(gate).for_each(|(out, gate)| vector::scale(out, softplus(*gate)));
+        }
+        Gate::Sigmoid => out.chunks_mut(per_head).zip(gate).for_each(|(out, gate)| vector::scale(out, sigmoid(*gate))),
+        Gate::None => {}
+    }
+}
+
+/// What a layer must have for attention to be found in it.
+pub(super) fn needed(heads: Option<&config::Heads>, index: usize) -> Result<&config::Heads> {
+    heads.ok_or_else(|| Error::Internal(format!("no attention in layer {index}")))
+}

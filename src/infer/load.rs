@@ -1,0 +1,306 @@
+//! Layers out of a checkpoint: which matrices and norms a block has is told by its tensors, what is done with them by the
+//! configuration.
+
+use super::experts::{Experts, SharedExpert};
+use super::heads::{Attention, needed};
+use super::latent::{Expand, Latent};
+use super::norm::Norm;
+use super::recurrent::{Conv, Delta, Mamba, Mamba2, ShortConv};
+use super::weights::Loader;
+use super::{Both, FeedForward, Layer, Linear, Mixer, Mlp};
+use crate::model::Model;
+use crate::model::config::{self, Activation, Config, Gate, LayerConfig, Mixer as Mixes};
+use crate::{Error, Result};
+
+/// The tensors of one block.
+struct Block<'a> {
+    loader: &'a Loader<'a>,
+    c: &'a Config,
+    index: usize,
+}
+
+impl Loader<'_> {
+    pub(super) fn layer(&self, model: &Model, index: usize) -> Result<Layer> {
+        let c = &model.config;
+        let block = Block { loader: self, c, index };
+        let described = c.layers.get(index);
+        let described = described.ok_or_else(|| Error::Internal(format!("there is no layer {index}")))?;
+        block.layer(described)
+    }
+}
+
+impl Block<'_> {
+    fn name(&self, stem: &str) -> String {
+        format!("blk.{}.{stem}", self.index)
+    }
+
+    fn has(&self, stem: &str) -> bool {
+        self.loader.has(&self.name(stem))
+    }
+
+    fn shape(&self, stem: &str) -> Option<&[usize]> {
+        self.loader.shape(&self.name(stem))
+    }
+
+    fn linear(&self, stem: &str, rows: usize, cols: usize) -> Result<Linear> {
+        self.loader.linear(&self.name(stem), rows, cols)
+    }
+
+    fn numbers(&self, stem: &str, len: usize) -> Result<Vec<f32>> {
+        self.loader.numbers(&self.name(stem), len)
+    }
+
+    fn optional(&self, stem: &str, len: usize) -> Result<Option<Vec<f32>>> {
+        self.loader.optional(&self.name(stem), len)
+    }
+
+    /// A norm over rows of `len`, where the block has it.
+    fn norm(&self, stem: &str, len: usize) -> Result<Option<Norm>> {
+        let there = !stem.is_empty() && self.has(&format!("{stem}.weight"));
+        there.then(|| self.loader.norm(self.c, &self.name(stem), len)).transpose()
+    }
+
+    fn layer(&self, described: &LayerConfig) -> Result<Layer> {
+        let (c, hidden, names) = (self.c, self.c.hidden, self.c.norms);
+        let (mixer, output) = self.mixer(described)?;
+        let wiring = described.wiring;
+        // A block of one part has one norm.
+        let alone = mixer.is_none();
+        let before = |stem: &str, wanted: bool| match (wanted, c.weightless_norms) {
+            (true, true) => Ok(Some(self.loader.weightless(c))),
+            (true, false) => self.norm(stem, hidden),
+            (false, _) => Ok(None),
+        };
+        let after = |stem: &str| -> Result<Option<Norm>> {
+            let norm = if wiring.post_norm { self.norm(stem, hidden)? } else { None };
+            Ok(norm.map(|norm| Norm { eps: c.post_norm_eps.unwrap_or(norm.eps), ..norm }))
+        };
+        Ok(Layer {
+            attn_norm: before(names.attn, wiring.pre_norm && !alone)?,
+            mixer,
+            mixer_output: output,
+            post_attn_norm: after(names.post_attn)?,
+            ffn_norm: before(if alone { names.attn } else { names.ffn }, wiring.pre_norm)?,
+            mlp: self.mlp(&described.ffn)?,
+            post_ffn_norm: after(names.post_ffn)?,
+            parallel: wiring.parallel,
+            scale: self.optional("layer_output_scale.weight", 1)?.and_then(|v| v.first().copied()),
+        })
+    }
+
+    fn mixer(&self, described: &LayerConfig) -> Result<(Option<Mixer>, Option<Linear>)> {
+        let hidden = self.c.hidden;
+        let (mixer, stem, width) = match &described.mixer {
+            Mixes::Attention(heads) => (Mixer::Attention(self.attention(heads)?), "attn_output", heads.out_width()),
+            Mixes::Latent(own) => {
+                (Mixer::Latent(Box::new(self.latent(own)?)), "attn_output", own.heads * own.value_dim)
+            }
+            Mixes::Delta(own) => (Mixer::Delta(Box::new(self.delta(own)?)), "ssm_out", own.value_heads * own.value_dim),
+            Mixes::Mamba(own) => (Mixer::Mamba(Box::new(self.mamba(own)?)), "ssm_out", own.inner),
+            Mixes::Mamba2(own) => (Mixer::Mamba2(Box::new(self.mamba2(own)?)), "ssm_out", own.inner),
+            Mixes::ShortConv(own) => {
+                let into = self.linear("shortconv.in_proj", 3 * hidden, hidden)?;
+                let conv = self.conv("shortconv.conv", hidden, own.kernel)?;
+                (Mixer::ShortConv(ShortConv { into, conv }), "shortconv.out_proj", hidden)
+            }
+            Mixes::None => return Ok((None, None)),
+        };
+        Ok((Some(mixer), Some(self.linear(stem, hidden, width)?)))
+    }
+
+    fn attention(&self, heads: &config::Heads) -> Result<Attention> {
+        let hidden = self.c.hidden;
+        let heads = needed(Some(heads), self.index)?;
+        let (q, k, v) = (heads.q_width(), heads.k_width(), heads.v_width());
+        let keys_are_values = !self.has("attn_qkv.weight") && !self.has("attn_v.weight");
+        let qkv = match self.has("attn_qkv.weight") {
+            true => vec![self.linear("attn_qkv", q + k + v, hidden)?],
+            false => {
+                let queries = if heads.peculiar.gate == Gate::InQuery { 2 * q } else { q };
+                let mut all = vec![self.linear("attn_q", queries, hidden)?, self.linear("attn_k", k, hidden)?];
+                if !keys_are_values {
+                    all.push(self.linear("attn_v", v, hidden)?);
+                }
+                all
+            }
+        };
+        let gate =
+            self.shape("attn_gate.weight").map(|shape| self.linear("attn_gate", shape[0], hidden)).transpose()?;
+        let head_norm = |stem: &str| -> Result<Option<Norm>> {
+            let Some(shape) = self.shape(&format!("{stem}.weight")) else { return Ok(None) };
+            let by_head = shape.len() > 1;
+            let norm = self.norm(stem, shape.iter().product())?;
+            Ok(norm.map(|norm| Norm { by_head, ..norm }))
+        };
+        Ok(Attention {
+            qkv,
+            keys_are_values,
+            gate,
+            q_norm: head_norm("attn_q_norm")?,
+            k_norm: head_norm("attn_k_norm")?,
+            sinks: self.optional("attn_sinks.weight", heads.q)?,
+            window: heads.window.map(|w| w.max(1)),
+        })
+    }
+
+    fn latent(&self, own: &config::Latent) -> Result<Latent> {
+        let (hidden, c) = (self.c.hidden, self.c);
+        let &config::Latent { heads, nope, rotated, value_dim, rank, .. } = own;
+        let all = heads * (nope + rotated);
+        let narrow = self.shape("attn_q_a.weight").map(|shape| shape[0]);
+        let q = match narrow {
+            Some(width) => vec![self.linear("attn_q_a", width, hidden)?, self.linear("attn_q_b", all, width)?],
+            None => vec![self.linear("attn_q", all, hidden)?],
+        };
+        let b = match self.has("attn_kv_b.weight") && !self.has("attn_k_b.weight") {
+            true => Expand::Whole(self.linear("attn_kv_b", heads * (nope + value_dim), rank)?),
+            false => Expand::Absorbed {
+                k: self.linear("attn_k_b", heads * rank, nope)?,
+                v: self.linear("attn_v_b", heads * value_dim, rank)?,
+            },
+        };
+        let gate =
+            self.shape("attn_gate.weight").map(|shape| self.linear("attn_gate", shape[0], hidden)).transpose()?;
+        Ok(Latent {
+            q,
+            q_norm: narrow.map(|width| self.norm("attn_q_a_norm", width)).transpose()?.flatten(),
+            kv_a: self.linear("attn_kv_a_mqa", rank + rotated, hidden)?,
+            kv_norm: self.loader.norm(c, &self.name("attn_kv_a_norm"), rank)?,
+            b,
+            gate,
+        })
+    }
+
+    fn conv(&self, stem: &str, channels: usize, kernel: usize) -> Result<Conv> {
+        let weight = self.numbers(&format!("{stem}.weight"), channels * kernel)?;
+        Ok(Conv { weight, bias: self.optional(&format!("{stem}.bias"), channels)?, kernel })
+    }
+
+    fn delta(&self, own: &config::Delta) -> Result<Delta> {
+        let hidden = self.c.hidden;
+        let (keys, values) = (own.key_heads * own.key_dim, own.value_heads * own.value_dim);
+        let heads = own.value_heads;
+        let rates = match self.has("ssm_ba.weight") {
+            true => vec![self.linear("ssm_ba", 2 * heads, hidden)?],
+            false => vec![self.linear("ssm_alpha", heads, hidden)?, self.linear("ssm_beta", heads, hidden)?],
+        };
+        Ok(Delta {
+            qkv: self.linear("attn_qkv", 2 * keys + values, hidden)?,
+            gate: self.linear("attn_gate", values, hidden)?,
+            rates,
+            conv: self.conv("ssm_conv1d", 2 * keys + values, own.kernel)?,
+            a: self.numbers("ssm_a", heads)?,
+            dt_bias: self.numbers("ssm_dt.bias", heads)?,
+            norm: self.loader.norm(self.c, &self.name("ssm_norm"), own.value_dim)?,
+        })
+    }
+
+    fn mamba(&self, own: &config::Mamba) -> Result<Mamba> {
+        let hidden = self.c.hidden;
+        let norms = [("ssm_dt_norm", own.rank), ("ssm_b_norm", own.state), ("ssm_c_norm", own.state)];
+        let norms = norms.map(|(stem, len)| self.norm(stem, len));
+        let [dt, b, c] = norms;
+        let norms = match (dt?, b?, c?) {
+            (Some(dt), Some(b), Some(c)) => Some([dt, b, c]),
+            _ => None,
+        };
+        Ok(Mamba {
+            into: self.linear("ssm_in", 2 * own.inner, hidden)?,
+            conv: self.conv("ssm_conv1d", own.inner, own.kernel)?,
+            x: self.linear("ssm_x", own.rank + 2 * own.state, own.inner)?,
+            dt: self.linear("ssm_dt", own.inner, own.rank)?,
+            norms,
+            a: self.numbers("ssm_a", own.inner * own.state)?,
+            d: self.numbers("ssm_d", own.inner)?,
+        })
+    }
+
+    fn mamba2(&self, own: &config::Mamba2) -> Result<Mamba2> {
+        let channels = own.inner + 2 * own.groups * own.state;
+        let norm = self.norm("ssm_norm", own.inner)?;
+        Ok(Mamba2 {
+            into: self.linear("ssm_in", own.inner + channels + own.heads, self.c.hidden)?,
+            conv: self.conv("ssm_conv1d", channels, own.kernel)?,
+            dt_bias: self.numbers("ssm_dt.bias", own.heads)?,
+            a: self.numbers("ssm_a", own.heads)?,
+            d: self.numbers("ssm_d", own.heads)?,
+            norm,
+        })
+    }
+
+    fn mlp(&self, ffn: &config::Ffn) -> Result<Mlp> {
+        let dense = ffn.dense.as_ref().map(|d| self.feed_forward("", d.width, d.gated, d.activation));
+        let experts = ffn.experts.as_ref().map(|e| self.experts(e));
+        let norm = |stem: &str| self.loader.norm(self.c, &self.name(stem), self.c.hidden);
+        Ok(match (dense.transpose()?, experts.transpose()?) {
+            (Some(dense), Some(experts)) => Mlp::Both(Box::new(Both {
+                dense,
+                dense_post: norm("post_ffw_norm_1")?,
+                experts_pre: norm("pre_ffw_norm_2")?,
+                experts,
+                experts_post: norm("post_ffw_norm_2")?,
+            })),
+            (Some(dense), None) => Mlp::Dense(dense),
+            (None, Some(experts)) => Mlp::Experts(Box::new(experts)),
+            (None, None) => Mlp::None,
+        })
+    }
+
+    /// The feed-forward block whose tensors are called `ffn_gate{suffix}` and so on.
+    fn feed_forward(&self, suffix: &str, width: usize, gated: bool, activation: Activation) -> Result<FeedForward> {
+        let hidden = self.c.hidden;
+        let part = |stem: &str, rows: usize, cols: usize| self.linear(&format!("{stem}{suffix}"), rows, cols);
+        let gate_up = match (gated, self.has(&format!("ffn_gate{suffix}.weight"))) {
+            (true, true) => vec![part("ffn_gate", width, hidden)?, part("ffn_up", width, hidden)?],
+            (true, false) => vec![part("ffn_up", 2 * width, hidden)?],
+            (false, _) => vec![part("ffn_up", width, hidden)?],
+        };
+        Ok(FeedForward { gate_up, gated, down: part("ffn_down", hidden, width)?, width, activation })
+    }
+
+    fn experts(&self, sizes: &config::Experts) -> Result<Experts> {
+        let hidden = self.c.hidden;
+        let (count, width) = (sizes.count, sizes.ffn);
+        let shared = sizes.shared_ffn.map(|width| {
+            let gate = "ffn_gate_inp_shexp.weight";
+            let up = self.shape("ffn_up_shexp.weight").and_then(|shape| shape.first());
+            let gated = self.has("ffn_gate_shexp.weight") || up == Some(&(2 * width));
+            let expert = self.feed_forward("_shexp", width, gated, sizes.activation)?;
+            Ok::<_, Error>(SharedExpert { gate: self.optional(gate, hidden)?, name: self.name(gate), expert })
+        });
+        let latent = self.shape("ffn_latent_down.weight").map(|shape| shape[0]);
+        let inner = latent.unwrap_or(hidden);
+        let fused = self.has("ffn_gate_up_exps.weight");
+        let gated = fused || self.has("ffn_gate_exps.weight");
+        let up = |stem: &str, rows: usize| self.linear(stem, rows, inner);
+        let gate_up = match (fused, gated) {
+            (true, _) => vec![up("ffn_gate_up_exps", count * 2 * width)?],
+            (false, true) => vec![up("ffn_gate_exps", count * width)?, up("ffn_up_exps", count * width)?],
+            (false, false) => vec![up("ffn_up_exps", count * width)?],
+        };
+        let correction = ["exp_probs_b.bias", "exp_probs_b.weight", "exp_probs_b"];
+        let correction = correction.into_iter().find(|stem| self.has(stem));
+        let scaled = |scale: Vec<f32>| scale.into_iter().map(|w| w / (hidden as f32).sqrt()).collect();
+        Ok(Experts {
+            router: self.linear("ffn_gate_inp", count, hidden)?,
+            router_scale: self.optional("ffn_gate_inp.scale", hidden)?.map(scaled),
+            correction: correction.map(|stem| self.numbers(stem, count)).transpose()?,
+            gate_up,
+            gated,
+            down: self.linear("ffn_down_exps", count * inner, width)?,
+            scales: self.optional("ffn_down_exps.scale", count)?,
+            latent: match latent {
+                Some(n) => Some([self.linear("ffn_latent_down", n, hidden)?, self.linear("ffn_latent_up", hidden, n)?]),
+                None => None,
+            },
+            count,
+            used: sizes.used,
+            width,
+            norm_topk: sizes.norm_topk,
+            routing: sizes.routing.clone(),
+            activation: sizes.activation,
+            shared: shared.transpose()?,
+            eps: self.c.norm_eps,
+        })
+    }
+}

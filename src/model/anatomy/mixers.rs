@@ -1,0 +1,157 @@
+//! How a layer mixes tokens, by the tensors that it has.
+
+use super::Anatomy;
+use super::facts::Facts;
+use crate::model::config::{
+    Config, Delta, Gate, Heads, Latent, Mamba, Mamba2, Mixer, Peculiar, RopeScaling, ShortConv,
+};
+use crate::{Error, Result};
+
+pub(super) fn of(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<Mixer> {
+    let has = |stem: &str| f.has(index, stem);
+    let mamba = || f.needed("ssm.inner_size", index);
+    if has("shortconv.conv.weight") {
+        return Ok(Mixer::ShortConv(ShortConv { kernel: f.needed("shortconv.l_cache", 0)? }));
+    }
+    if has("ssm_x.weight") {
+        return Ok(Mixer::Mamba(Mamba {
+            inner: mamba()?,
+            state: f.needed("ssm.state_size", 0)?,
+            rank: f.needed("ssm.time_step_rank", 0)?,
+            kernel: f.needed("ssm.conv_kernel", 0)?,
+            unit_norms: f.flag("ssm.dt_b_c_rms").unwrap_or(false),
+        }));
+    }
+    if has("ssm_ba.weight") || has("ssm_alpha.weight") {
+        let heads = f.needed("ssm.time_step_rank", 0)?;
+        let delta = Delta {
+            key_heads: f.needed("ssm.group_count", 0)?,
+            value_heads: heads,
+            key_dim: f.needed("ssm.state_size", 0)?,
+            value_dim: mamba()? / heads.max(1),
+            kernel: f.needed("ssm.conv_kernel", 0)?,
+            tiled: !has("ssm_ba.weight"),
+        };
+        let shared = delta.key_heads > 0 && heads.is_multiple_of(delta.key_heads);
+        return if shared { Ok(Mixer::Delta(delta)) } else { Err(uneven(heads, delta.key_heads)) };
+    }
+    if has("ssm_in.weight") {
+        let heads = f.needed("ssm.time_step_rank", 0)?;
+        let groups = f.size("ssm.group_count", 0).unwrap_or(1).max(1);
+        if !heads.is_multiple_of(groups) || heads == 0 {
+            return Err(uneven(heads, groups));
+        }
+        return Ok(Mixer::Mamba2(Mamba2 {
+            inner: mamba()?,
+            state: f.needed("ssm.state_size", 0)?,
+            heads,
+            groups,
+            kernel: f.needed("ssm.conv_kernel", 0)?,
+            least_step: 0.0,
+        }));
+    }
+    if has("attn_kv_a_mqa.weight") {
+        return latent(f, row, c, index).map(Mixer::Latent);
+    }
+    match has("attn_qkv.weight") || has("attn_q.weight") {
+        true => attention(f, row, c, index).map(Mixer::Attention),
+        false => Ok(Mixer::None),
+    }
+}
+
+fn uneven(heads: usize, groups: usize) -> Error {
+    Error::bad_input(format!("{heads} heads cannot share {groups} evenly"))
+}
+
+/// Whether a layer sees a window, and how much.
+fn window(f: &Facts, row: &Anatomy, index: usize) -> Option<usize> {
+    let window = f.size("attention.sliding_window", index).filter(|n| *n > 0)?;
+    let every = |n: usize| !(index + 1).is_multiple_of(n.max(1));
+    let slides = match f.flag_of("attention.sliding_window_pattern", index) {
+        Some(slides) => slides,
+        None => match f.size("attention.sliding_window_pattern", index).or(row.all_but_every) {
+            Some(n) => every(n),
+            None => true,
+        },
+    };
+    slides.then_some(window)
+}
+
+fn attention(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<Heads> {
+    let q = f.needed("attention.head_count", index)?;
+    let kv = f.size("attention.head_count_kv", index).unwrap_or(q);
+    if q == 0 || kv == 0 || !q.is_multiple_of(kv) || q > 1 << 14 {
+        return Err(uneven(q, kv));
+    }
+    let window = window(f, row, index);
+    let local = |key: &str| {
+        let own = window.and_then(|_| f.size(&format!("{key}_swa"), index));
+        own.or_else(|| f.size(key, index))
+    };
+    let dim = local("attention.key_length").unwrap_or(c.hidden / q);
+    let rope = match window {
+        Some(_) if c.ropes.len() > 1 => Some(1),
+        None if !row.full_rope && f.size("attention.sliding_window", index).is_some_and(|n| n > 0) => None,
+        _ => (!c.ropes.is_empty()).then_some(0),
+    };
+    let wide = f.shape(index, "attn_q.weight").is_some_and(|shape| shape.first() == Some(&(2 * q * dim)));
+    let gate = match wide {
+        true => Gate::InQuery,
+        false if f.has(index, "attn_gate.weight") => Gate::Sigmoid,
+        false => Gate::None,
+    };
+    Ok(Heads {
+        q,
+        kv,
+        dim,
+        value_dim: local("attention.value_length").unwrap_or(dim),
+        window,
+        rope,
+        scale: f.float("attention.scale").filter(|x| *x != 0.0).unwrap_or(1.0 / (dim as f32).sqrt()),
+        softcap: f.float("attn_logit_softcapping"),
+        qkv_bias: f.has(index, "attn_q.bias"),
+        output_bias: f.has(index, "attn_output.bias"),
+        peculiar: Peculiar {
+            gate,
+            alibi: f.float("attention.max_alibi_bias").filter(|x| *x > 0.0),
+            clamp: f.float("attention.clamp_kqv").filter(|x| *x > 0.0),
+            value_scale: f.float("attention.value_scale").filter(|x| *x != 1.0),
+            ..Peculiar::default()
+        },
+    })
+}
+
+fn latent(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<Latent> {
+    let heads = f.needed("attention.head_count", index)?;
+    let rank = f.needed("attention.kv_lora_rank", index)?;
+    let rotated = f.needed("rope.dimension_count", 0)?;
+    let head = match f.size("attention.key_length_mla", index) {
+        Some(n) => n,
+        None => f.needed("attention.key_length", index)?,
+    };
+    let nope = head.saturating_sub(rotated);
+    // The whole matrix of keys and values tells the width of values where no key does.
+    let rows = f.shape(index, "attn_kv_b.weight").and_then(|shape| shape.first().copied());
+    let value_dim = f.size("attention.value_length_mla", index);
+    let value_dim = value_dim.or_else(|| Some((rows? / heads.max(1)).saturating_sub(nope)));
+    let value_dim = value_dim.filter(|n| *n > 0);
+    let value_dim = value_dim.ok_or_else(|| Error::bad_input("nothing says how wide values are"))?;
+    if heads == 0 || nope == 0 || heads > 1 << 14 {
+        return Err(Error::bad_input(format!("{heads} heads of {head}, of which {rotated} are rotated")));
+    }
+    // What yarn multiplies scores by (DeepSeek-V2): the square of `0.1 · mscale · ln(factor) + 1`.
+    let scale = match (f.float("rope.scaling.yarn_log_multiplier"), c.rope().map(|rope| &rope.scaling)) {
+        (Some(log), Some(RopeScaling::Yarn { factor, .. })) if *factor > 1.0 => (log * factor.ln() + 1.0).powi(2),
+        _ => 1.0,
+    };
+    Ok(Latent {
+        heads,
+        nope,
+        rotated,
+        value_dim,
+        rank,
+        rope: (row.rope && !c.ropes.is_empty()).then_some(0),
+        scale: scale / (head as f32).sqrt(),
+        temperature: None,
+    })
+}

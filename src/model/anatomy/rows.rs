@@ -1,0 +1,330 @@
+//! One row per architecture, or for several that are alike. Facts from llama.cpp's graphs and transformers' modelling files.
+
+use super::Anatomy;
+use super::facts::Facts;
+use crate::model::config::{
+    Activation, Config, Gate, Gating, Heads, LayerConfig, Mixer, Norm, NormNames, RopeScaling, Temperature,
+};
+use crate::{Error, Result};
+
+/// The usual: rotary halves, RMS norms, gated SiLU.
+const PLAIN: Anatomy = Anatomy {
+    gguf: &[],
+    without: &[],
+    pairs: false,
+    halves_in_sections: false,
+    rope: true,
+    norm: Norm::Rms,
+    activation: Activation::Silu,
+    parallel: false,
+    norms: NormNames {
+        attn: "attn_norm",
+        post_attn: "post_attention_norm",
+        ffn: "ffn_norm",
+        post_ffn: "post_ffw_norm",
+    },
+    gating: Gating::Softmax,
+    norm_topk: true,
+    all_but_every: None,
+    full_rope: true,
+    layer: |_, _, _| Ok(()),
+    finish: |_, _| Ok(()),
+};
+
+/// Llama's order of rotary channels.
+const PAIRS: Anatomy = Anatomy { pairs: true, ..PLAIN };
+
+/// GPT-2's time: LayerNorm, no gate.
+const GPT: Anatomy = Anatomy { norm: Norm::Layer, activation: Activation::GeluTanh, ..PLAIN };
+
+/// Command R's line.
+const COHERE: Anatomy =
+    Anatomy { norm: Norm::Layer, parallel: true, full_rope: false, all_but_every: Some(4), ..PAIRS };
+
+/// Granite's multipliers.
+const GRANITE: Anatomy = Anatomy {
+    gating: Gating::OfChosen,
+    finish: |_, c| {
+        c.logit_scale_divides = true;
+        Ok(())
+    },
+    ..PAIRS
+};
+
+pub(super) static ALL: &[Anatomy] = &[
+    Anatomy { gguf: &["llama"], ..PAIRS },
+    Anatomy { gguf: &["qwen2", "qwen2vl", "qwen3vl", "qwen3vlmoe", "paddleocr", "mellum"], ..PLAIN },
+    Anatomy { gguf: &["gptneox"], activation: Activation::Gelu, finish: parallel_where_stated, ..GPT },
+    Anatomy { gguf: &["gpt2", "starcoder"], without: &["RuGPT3XLForCausalLM"], rope: false, ..GPT },
+    Anatomy { gguf: &["phi2"], parallel: true, ..GPT },
+    Anatomy {
+        gguf: &["falcon"],
+        activation: Activation::Gelu,
+        parallel: true,
+        finish: |f, c| {
+            let apart = f.has(0, "attn_norm_2.weight");
+            let attn = if apart { "attn_norm_2" } else { "attn_norm" };
+            c.norms = NormNames { attn, ffn: "attn_norm", ..c.norms };
+            Ok(())
+        },
+        ..GPT
+    },
+    Anatomy {
+        gguf: &["bloom"],
+        rope: false,
+        layer: |_, _, layer| on_heads(layer, |h| h.peculiar.alibi = Some(8.0)),
+        ..GPT
+    },
+    Anatomy { gguf: &["mpt"], rope: false, activation: Activation::Gelu, ..GPT },
+    Anatomy { gguf: &["jais2", "nemotron"], activation: Activation::SquaredRelu, ..GPT },
+    Anatomy { gguf: &["olmo"], norm: Norm::Layer, ..PAIRS },
+    Anatomy { gguf: &["olmoe"], norm_topk: false, ..PLAIN },
+    Anatomy {
+        gguf: &["dbrx"],
+        norm: Norm::Layer,
+        norms: NormNames { ffn: "attn_output_norm", ..PLAIN.norms },
+        ..PLAIN
+    },
+    Anatomy { gguf: &["command-r"], full_rope: true, all_but_every: None, ..COHERE },
+    Anatomy {
+        gguf: &["cohere2moe"],
+        gating: Gating::Sigmoid,
+        layer: |f, index, layer| {
+            layer.ffn.experts.iter_mut().for_each(|e| e.routing.averaged = e.shared_ffn.is_some());
+            // Those in front without experts have positions, whatever they see.
+            let leads = index < f.size("leading_dense_block_count", 0).unwrap_or(0);
+            on_heads(layer, |h| h.rope = h.rope.or(leads.then_some(0)))
+        },
+        ..COHERE
+    },
+    Anatomy { gguf: &["stablelm"], norm: Norm::Layer, finish: parallel_where_stated, ..PLAIN },
+    Anatomy { gguf: &["exaone", "glm4moe", "dots1", "bailingmoe2", "hy_v3"], ..PLAIN },
+    Anatomy { gguf: &["exaone4", "exaone-moe"], full_rope: false, ..PLAIN },
+    Anatomy { gguf: &["minimax-m2"], gating: Gating::Sigmoid, ..PLAIN },
+    Anatomy { gguf: &["chatglm", "glm4"], halves_in_sections: true, ..PAIRS },
+    Anatomy { gguf: &["ernie4_5-moe"], ..PAIRS },
+    Anatomy {
+        gguf: &["hunyuan-dense", "hunyuan-moe", "hunyuan_vl"],
+        layer: |_, _, layer| on_heads(layer, |h| h.peculiar.norm_after_rope = true),
+        finish: |f, c| {
+            // Alpha stretches the base, where the file has not done so already.
+            if let (Some(alpha), Some(rope)) = (f.float("rope.scaling.alpha"), c.ropes.first_mut()) {
+                let dims = rope.dims as f32;
+                rope.theta *= alpha.powf(dims / (dims - 2.0));
+            }
+            Ok(())
+        },
+        ..PLAIN
+    },
+    Anatomy {
+        gguf: &["apertus"],
+        activation: Activation::Xielu { positive: 0.0, negative: 0.0, beta: 0.0, eps: 0.0 },
+        layer: |f, index, layer| {
+            let of = |key: &str| f.plain_float(key, index).unwrap_or(0.0);
+            let softplus = |x: f32| if x > 20.0 { x } else { x.exp().ln_1p() };
+            let beta = of("xielu.beta");
+            let (positive, negative) = (softplus(of("xielu.alpha_p")), beta + softplus(of("xielu.alpha_n")));
+            let activation = Activation::Xielu { positive, negative, beta, eps: of("xielu.eps") };
+            layer.ffn.dense.iter_mut().for_each(|d| d.activation = activation);
+            Ok(())
+        },
+        ..PLAIN
+    },
+    Anatomy {
+        gguf: &["gpt-oss"],
+        gating: Gating::OfChosen,
+        activation: Activation::Clamped { limit: 7.0 },
+        all_but_every: Some(2),
+        finish: |f, c| {
+            let said = f.said_of_rope("truncate").and_then(|v| v.as_bool());
+            if let Some(RopeScaling::Yarn { truncate, .. }) = c.ropes.first_mut().map(|rope| &mut rope.scaling) {
+                *truncate = said.unwrap_or(false);
+            }
+            Ok(())
+        },
+        ..PLAIN
+    },
+    Anatomy {
+        gguf: &["gemma4"],
+        activation: Activation::GeluTanh,
+        layer: |_, _, layer| {
+            on_heads(layer, |h| {
+                h.scale = 1.0;
+                h.peculiar.value_norm = true;
+            })
+        },
+        finish: |_, c| {
+            c.embedding_scale = (c.hidden as f32).sqrt();
+            Ok(())
+        },
+        ..PLAIN
+    },
+    Anatomy { gguf: &["llama4"], gating: Gating::Sigmoid, norm_topk: false, layer: llama4, ..PAIRS },
+    Anatomy { gguf: &["mistral3"], layer: by_position, ..PAIRS },
+    Anatomy { gguf: &["granitemoe"], ..GRANITE },
+    Anatomy {
+        gguf: &["granite_swa"],
+        layer: |f, index, layer| {
+            let rotates = f.flag_of("attention.rope_pattern", index).unwrap_or(true);
+            on_heads(layer, |h| h.rope = h.rope.filter(|_| rotates))
+        },
+        ..GRANITE
+    },
+    Anatomy {
+        gguf: &["granitehybrid"],
+        without: &["BambaForCausalLM"],
+        layer: |f, _, layer| {
+            let rotates = f.flag("rope.scaling.finetuned").unwrap_or(true);
+            let partly = |h: &Heads| f.size("rope.dimension_count", 0).is_some_and(|dims| dims < h.dim);
+            // llama.cpp's converter puts all rows of a head into pairs, also where a part of it is rotated (Bamba).
+            if rotates && layer.heads().is_some_and(partly) {
+                return Err(Error::unsupported("files of them hold the rotary rows in an order that no engine undoes"));
+            }
+            on_heads(layer, |h| h.rope = h.rope.filter(|_| rotates))
+        },
+        ..GRANITE
+    },
+    Anatomy { gguf: &["mimo2"], gating: Gating::Sigmoid, ..PLAIN },
+    Anatomy {
+        gguf: &["laguna"],
+        gating: Gating::Sigmoid,
+        layer: |f, index, layer| {
+            // The first layer of four sees everything, whatever the counts of heads.
+            let full = match f.said("layer_types").and_then(|v| v.get(index)?.as_str()) {
+                Some(kind) => kind == "full_attention",
+                None => index % 4 == 0,
+            };
+            on_heads(layer, |h| {
+                h.peculiar.gate = Gate::Softplus;
+                if full {
+                    (h.window, h.rope) = (None, Some(0));
+                }
+            })
+        },
+        ..PLAIN
+    },
+    Anatomy {
+        gguf: &["afmoe"],
+        gating: Gating::Sigmoid,
+        all_but_every: Some(4),
+        full_rope: false,
+        finish: |_, c| {
+            c.embedding_scale = (c.hidden as f32).sqrt();
+            Ok(())
+        },
+        ..PLAIN
+    },
+    Anatomy {
+        gguf: &["step35"],
+        gating: Gating::Sigmoid,
+        finish: |f, c| {
+            let limits = ["swiglu_clamp_exp", "swiglu_clamp_shexp"];
+            if limits.iter().any(|key| (0..c.layers.len()).any(|i| f.float_of(key, i).is_some_and(|x| x != 0.0))) {
+                return Err(Error::unsupported("their experts are cut off in a way that is not run here"));
+            }
+            // Where a layer sees everything, half of each head is rotated.
+            if let [full, local, ..] = &mut c.ropes[..] {
+                (local.dims, full.dims) = (full.dims, full.dims / 2);
+            }
+            Ok(())
+        },
+        ..PLAIN
+    },
+    Anatomy {
+        gguf: &["muse-glimmer"],
+        full_rope: false,
+        finish: |_, c| {
+            (c.embedding_unit_norm, c.post_norm_eps) = (true, Some(1e-8));
+            Ok(())
+        },
+        ..PAIRS
+    },
+    Anatomy { gguf: &["deepseek2"], norm_topk: false, ..PAIRS },
+    Anatomy { gguf: &["mistral4"], layer: by_position, ..PAIRS },
+    Anatomy {
+        gguf: &["minicpm3"],
+        finish: |f, c| {
+            // llama.cpp has them as constants of this architecture.
+            let said = |key: &str, usual: f32| f.said_float(key).unwrap_or(usual);
+            c.embedding_scale = said("scale_emb", 12.0);
+            c.residual_scale = said("scale_depth", 1.4) / (c.layers.len() as f32).sqrt();
+            c.logit_scale = said("dim_model_base", 256.0) / c.hidden as f32;
+            Ok(())
+        },
+        ..PLAIN
+    },
+    Anatomy { gguf: &["qwen3next", "qwen35", "qwen35moe"], ..PLAIN },
+    Anatomy {
+        gguf: &["lfm2", "lfm2moe"],
+        without: &["Lfm2Model", "Lfm2BidirectionalModel"],
+        gating: Gating::Sigmoid,
+        ..PLAIN
+    },
+    Anatomy { gguf: &["mamba", "mamba2", "jamba"], rope: false, norm_topk: false, ..PLAIN },
+    Anatomy {
+        gguf: &["nemotron_h", "nemotron_h_moe"],
+        rope: false,
+        gating: Gating::Sigmoid,
+        activation: Activation::SquaredRelu,
+        layer: |f, _, layer| {
+            if let Mixer::Mamba2(mixer) = &mut layer.mixer {
+                mixer.least_step = f.said_float("time_step_min").unwrap_or(0.001);
+            }
+            Ok(())
+        },
+        ..PLAIN
+    },
+];
+
+fn on_heads(layer: &mut LayerConfig, change: impl FnOnce(&mut Heads)) -> Result<()> {
+    if let Some(heads) = layer.heads_mut() {
+        change(heads);
+    }
+    Ok(())
+}
+
+fn parallel_where_stated(f: &Facts, c: &mut Config) -> Result<()> {
+    let parallel = f.flag("use_parallel_residual").unwrap_or(true);
+    c.layers.iter_mut().for_each(|layer| layer.wiring.parallel = parallel);
+    Ok(())
+}
+
+/// Every fourth layer sees everything, without positions but with queries that grow with them; the others see chunks.
+fn llama4(f: &Facts, index: usize, layer: &mut LayerConfig) -> Result<()> {
+    let size = |key: &str, usual: usize| f.said(key).and_then(|v| v.as_u64()).map_or(usual, |n| n as usize);
+    let listed = f.said("no_rope_layers").and_then(|v| v.get(index)?.as_u64());
+    let rotates = listed.map_or(!(index + 1).is_multiple_of(size("no_rope_layer_interval", 4).max(1)), |n| n != 0);
+    let tuned = f.said("attn_temperature_tuning").is_none_or(|v| v.as_bool() != Some(false));
+    let experts = layer.ffn.experts.as_ref().map(|e| e.count);
+    // Of the published models the one with 128 experts has no norms of queries and keys.
+    let many = experts.or(f.size("expert_count", 0)) == Some(128);
+    let normed = f.said("use_qk_norm").and_then(|v| v.as_bool()).unwrap_or(!many);
+    let temperature = Temperature {
+        scale: f.said_float("attn_scale").unwrap_or(0.1),
+        floor: f.said_float("floor_scale").unwrap_or(8192.0),
+        shifted: true,
+    };
+    layer.ffn.experts.iter_mut().for_each(|e| e.routing.weighs_input = true);
+    on_heads(layer, |h| {
+        h.rope = h.rope.filter(|_| rotates);
+        h.window = rotates.then(|| size("attention_chunk_size", 8192));
+        h.peculiar.chunked = rotates;
+        h.peculiar.unit_norm = rotates && normed;
+        h.peculiar.temperature = (!rotates && tuned).then_some(temperature);
+    })
+}
+
+/// Queries grow with the position beyond the original context.
+fn by_position(f: &Facts, _: usize, layer: &mut LayerConfig) -> Result<()> {
+    let beta = f.said_of_rope("llama_4_scaling_beta").and_then(|v| v.as_f64()).map(|x| x as f32);
+    let beta = beta.or(f.float("attention.temperature_scale"));
+    let original = f.size("rope.scaling.original_context_length", 0);
+    let (Some(scale), Some(original)) = (beta.filter(|x| *x != 0.0), original) else { return Ok(()) };
+    let rule = Some(Temperature { scale, floor: original as f32, shifted: false });
+    match &mut layer.mixer {
+        Mixer::Attention(heads) => heads.peculiar.temperature = rule,
+        Mixer::Latent(latent) => latent.temperature = rule,
+        _ => {}
+    }
+    Ok(())
+}
