@@ -4,6 +4,7 @@
 //! which [`super::judge`] answers.
 
 use super::judge::{Layers, Stored};
+use super::record::{used_feedback, used_imatrix};
 use crate::calibration::data::{self, Amount, Source, TextOnly};
 use crate::control::{Run, Unit};
 use crate::eval::TensorDamage;
@@ -72,19 +73,22 @@ pub fn windows(source: &SourceModel) -> Result<Vec<Vec<u32>>> {
 const TELLING: f64 = 2.2;
 
 /// How far two results may be apart, by the bits of the smallest type that has a part in them: about ten times the error of
-/// rounding normal weights to so many, and hardly more than what a matrix of other numbers gives. Where experts are
-/// chosen, little differences choose others.
+/// rounding normal weights to so many, and hardly more than what a matrix of other numbers gives. A result may be a small
+/// difference of large products, so a tenth is always allowed; [`other_weights`] sees finer. Where experts are chosen, little
+/// differences choose others.
 fn bound(bits: f64, experts: bool) -> f64 {
     let most = if bits < TELLING { 1.5 } else { 0.95 };
     match experts {
         true => (32.0 * (-bits).exp2()).clamp(0.3, most),
-        false => (16.0 * (-bits).exp2()).clamp(0.03, most),
+        false => (16.0 * (-bits).exp2()).clamp(0.1, most),
     }
 }
 
-/// How far a matrix may be from the source's: about four times the error of rounding normal weights to so many bits.
-fn bound_of_weights(bits: f64) -> f64 {
-    if bits < TELLING { f64::INFINITY } else { (8.0 * (-bits).exp2()).clamp(0.02, 0.8) }
+/// How far a matrix may be from the source's: about four times the error of rounding normal weights to so many bits. Where
+/// some weights are more important than others, those may be rounded worse.
+fn bound_of_weights(bits: f64, importance: bool) -> f64 {
+    let times = if importance { 12.0 } else { 8.0 };
+    if bits < TELLING { f64::INFINITY } else { (times * (-bits).exp2()).clamp(0.02, 0.8) }
 }
 
 /// The first matrix of a file that is further from the source's than its type explains, or norm that is another.
@@ -98,9 +102,11 @@ pub fn other_weights(source: Stored, artifact: Stored, run: Run) -> Result<Optio
     }
     let rows = damage::measure(from, to, &|_| None, &run.control.cancel)?;
     let bits = |row: &TensorDamage| GgmlType::from_name(&row.ty).map_or(32.0, GgmlType::bits);
-    let far = rows.iter().find(|row| row.rel_error.is_nan() || row.rel_error > bound_of_weights(bits(row)));
+    let importance = artifact.ckpt.gguf().is_some_and(|meta| used_imatrix(meta) || used_feedback(meta));
+    let bound = |row: &TensorDamage| bound_of_weights(bits(row), importance);
+    let far = rows.iter().find(|row| row.rel_error.is_nan() || row.rel_error > bound(row));
     Ok(far.map(|row| {
-        let (share, bound) = (row.rel_error, bound_of_weights(bits(row)));
+        let (share, bound) = (row.rel_error, bound(row));
         format!(
             "{} is {share:.2} times its own size apart from the source's, where {} explains {bound:.2}",
             row.name, row.ty
@@ -136,7 +142,7 @@ impl Apart {
 /// Runs both. `bits` of the smallest type in a layer, and with `None` in embedding and output.
 ///
 /// # Errors
-/// Those of loading and running; `BadInput` where the source's own logits are no numbers.
+/// Those of loading and running; `Unsupported` where the source's own logits are no numbers.
 pub fn check(
     source: &dyn Layers,
     artifact: &dyn Layers,
@@ -220,7 +226,7 @@ pub fn check(
         }
     }
     if !entropy.is_finite() {
-        return Err(Error::bad_input("the logits of the model that is quantized are not finite"));
+        return Err(Error::unsupported("the logits of the model that is quantized are not finite"));
     }
     judge("the output".into(), apart, bits(None), false);
     let n = rows.max(1) as f64;
@@ -270,8 +276,8 @@ mod tests {
 
     #[test]
     fn bounds_follow_the_bits() {
-        assert_eq!((bound(16.0, false), bound(16.0, true)), (0.03, 0.3));
-        assert!((0.6..0.8).contains(&bound(4.5, false)) && (0.3..0.4).contains(&bound_of_weights(4.5)));
+        assert_eq!((bound(16.0, false), bound(16.0, true)), (0.1, 0.3));
+        assert!((0.6..0.8).contains(&bound(4.5, false)) && (0.3..0.4).contains(&bound_of_weights(4.5, false)));
         assert_eq!((bound(2.6, false), bound(1.6, false)), (0.95, 1.5));
     }
 

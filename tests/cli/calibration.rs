@@ -668,13 +668,15 @@ fn saved_hessians_are_those_of_the_definition() {
         model.engine.hidden(window, &mut cache, &mut plain).unwrap();
     }
     assert_eq!(saved.linears().collect::<Vec<_>>(), plain.gram.keys().map(String::as_str).collect::<Vec<_>>());
+    // Sums of so many products in 32 bits, in an order that follows the processor's instructions: errors grow with the root.
+    let tolerance = 320_f64.sqrt() * f64::from(f32::EPSILON);
     for (linear, exact) in &plain.gram {
         let (got, cols) = (saved.gram(linear, 0).unwrap(), plain.cols[linear]);
         for i in 0..cols {
             for j in 0..cols {
                 let size = (exact[i * cols + i] * exact[j * cols + j]).sqrt();
                 let error = (f64::from(got[i * cols + j]) - exact[i * cols + j]).abs();
-                assert!(error <= 1e-6 * size, "{linear} [{i}, {j}]: {error} of {size}");
+                assert!(error <= tolerance * size, "{linear} [{i}, {j}]: {error} of {size}");
             }
         }
     }

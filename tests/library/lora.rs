@@ -74,16 +74,20 @@ fn turned(values: &[f32], cols: usize) -> Vec<f32> {
     (0..cols).flat_map(|c| values.iter().skip(c).step_by(cols).copied().collect::<Vec<_>>()).collect()
 }
 
-/// The files that a recipe makes of a model: tensors only.
-fn converted(source: &SourceModel, to: &Path, targets: [&str; 2]) -> Vec<Vec<u8>> {
+/// The tensors of the files that a recipe makes of a model, by name.
+fn converted(source: &SourceModel, to: &Path, targets: [&str; 2]) -> Vec<BTreeMap<String, Vec<u8>>> {
     fs::create_dir_all(to).unwrap();
     let recipe = Recipe { hash_sources: false, ..Recipe::to(targets).unwrap() };
     let mut plan = convert::plan(source, &recipe).unwrap();
     plan.place(to).unwrap();
     let made = convert::run(&plan, &Control::default(), &()).unwrap();
     let data = |path: &PathBuf| {
-        let start = quantize::gguf::read_header(path).unwrap().data_start as usize;
-        fs::read(path).unwrap().split_off(start)
+        let (header, bytes) = (quantize::gguf::read_header(path).unwrap(), fs::read(path).unwrap());
+        let tensor = |t: &quantize::gguf::TensorInfo| {
+            let start = (header.data_start + t.offset) as usize;
+            (t.name.clone(), bytes[start..start + t.bytes().unwrap() as usize].to_vec())
+        };
+        header.tensors.iter().map(tensor).collect()
     };
     made.outputs.iter().map(|output| data(&output.paths[0])).collect()
 }
