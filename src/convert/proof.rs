@@ -160,6 +160,10 @@ pub fn check(
     let total = (checked.tokens * layers) as u64;
     let _phase = run.phase("checking", total, Unit::TokensByLayer(layers as u64));
     let mut judge = |part: String, apart: Apart, bits: f64, experts: bool| {
+        // What the source itself makes infinite is told below.
+        if !apart.norm.is_finite() {
+            return;
+        }
         let (share, bound) = (apart.share(), bound(bits, experts));
         if share / bound > checked.worst {
             checked.worst = share / bound;
