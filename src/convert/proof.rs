@@ -87,7 +87,7 @@ fn bound(bits: f64, experts: bool) -> f64 {
 /// How far a matrix may be from the source's: about four times the error of rounding normal weights to so many bits. Where
 /// some weights are more important than others, those may be rounded worse.
 fn bound_of_weights(bits: f64, importance: bool) -> f64 {
-    let times = if importance { 12.0 } else { 8.0 };
+    let times = if importance { 24.0 } else { 8.0 };
     if bits < TELLING { f64::INFINITY } else { (times * (-bits).exp2()).clamp(0.02, 0.8) }
 }
 
