@@ -81,12 +81,10 @@ fn what_each_engine_takes() {
         loads(dir, &folder(format), "transformers", &[]);
     }
     refuses(dir, &folder("mlx-mxfp4"), "transformers", &[], "quant_method");
-    for format in ["mlx-4bit", "mlx-mxfp4"] {
+    for format in ["mlx-4bit", "mlx-mxfp4", "awq"] {
         loads(dir, &folder(format), "mlx", &[]);
     }
     assert_eq!(refuses(dir, &folder("gptq-128g"), "mlx", &[], "g_idx").len(), 6 * 7);
-    // Only folders of its own formats get the older names of keys that it reads.
-    refuses(dir, &folder("awq"), "mlx", &[], "rope_theta");
     refuses(dir, &folder("nf4"), "mlx", &[], "bitsandbytes");
     refuses(dir, &folder("fp8"), "mlx", &[], "compressed-tensors");
     refuses(dir, &folder("awq"), "llama.cpp", &[], "GGUF");

@@ -236,7 +236,10 @@ impl<'a> View<'a> {
     /// Keys that mlx-lm reads, where config.json has them under transformers 5's names alone.
     fn keys_of_mlx(&mut self) {
         let Some(config) = &self.model.hf_config else { return };
-        for (key, value) in files::keys_beside(config) {
+        // 10,000 is what it takes where a configuration does not say.
+        let unsaid =
+            |(key, value): &(&str, serde_json::Value)| *key == "rope_theta" && value.as_f64() == Some(10_000.0);
+        for (key, value) in files::keys_beside(config).into_iter().filter(|pair| !unsaid(pair)) {
             self.found.push(Objection::to_all(
                 format!("config.json lacks {key} ({value}), which it reads; it knows no newer name of it"),
                 true,
