@@ -39,8 +39,7 @@ pub fn perplexity(
     report: &dyn control::Report,
 ) -> Result<Report> {
     let (begin, run) = (Instant::now(), Run::new(control, report));
-    let source = SourceModel::open_merged(model, how.adapter.as_deref())?;
-    source.model.known()?;
+    let source = SourceModel::open_merged(model, how.adapter.as_deref())?.to_run()?;
     let text = Prepared::new(&source, how)?;
     let mut base = turns::load(&source, how.rounded_activations, run)?;
     let save = save_logits.map(|path| KlBaseWriter::create(path, &text.windows, base.vocab(), &text.stream));
@@ -175,8 +174,7 @@ impl<'a> Field<'a> {
                 (Reference::Logits(Some(Box::new(stored))), text, (vocab, model.engine.config.hidden))
             }
             false => {
-                let source = SourceModel::open_merged(path, how.adapter.as_deref())?;
-                source.model.known()?;
+                let source = SourceModel::open_merged(path, how.adapter.as_deref())?.to_run()?;
                 // Whatever the text does not do for is said before a weight is read.
                 let text = Prepared::new(&source, how)?;
                 how.gates.check_size(text.windows.scored_tokens(), text.windows.count)?;

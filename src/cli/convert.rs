@@ -12,7 +12,7 @@ use crate::control::Control;
 use crate::convert::{self, Made, Outcome, Plan, stream};
 use crate::eval::Method;
 use crate::eval::gate::{self, Gates};
-use crate::model::{Mtp, Part, SourceModel};
+use crate::model::SourceModel;
 use crate::quant::presets;
 use crate::report::LedgerRow;
 use crate::writer::atomic::write_text;
@@ -48,8 +48,7 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
     let path = options::resolve_model(&model, &args.hub, args.common.quiet)?;
     let source = SourceModel::open_merged(&path, args.lora.as_deref())?;
     if let Some(text) = &args.text {
-        source.for_files(Part::Text, Mtp::Keep)?.model.runnable()?;
-        check::text_suffices(&source, &measurement(&args, text.clone(), gates))?;
+        check::text_suffices(&source.to_run()?, &measurement(&args, text.clone(), gates))?;
     }
     let mut plan = convert::plan(&source, &recipe)?;
     if !args.common.quiet {

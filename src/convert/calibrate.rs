@@ -16,7 +16,7 @@ use crate::calibration::totals::Totals;
 use crate::control::{Control, Report};
 use crate::control::{Notice, Run, Unit};
 use crate::gguf::Metadata;
-use crate::model::{Mtp, Part, SourceModel};
+use crate::model::SourceModel;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -67,8 +67,7 @@ pub fn calibrate(
     control: &Control,
     report: &dyn Report,
 ) -> Result<Calibrated> {
-    let source = &source.for_files(Part::Text, Mtp::Keep)?;
-    source.model.runnable()?;
+    let source = &source.to_run()?;
     let run = Run::new(control, report);
     let drawing = data::draw(source, &calibration.data, evaluation, run)?;
     match (calibration.hessians, checkpoints) {

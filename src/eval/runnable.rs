@@ -5,7 +5,7 @@ use super::text::Encoder;
 use super::{Artifact, EachRows, Logits};
 use crate::infer::{Cache, Engine};
 use crate::model::tokenizer::{Message, Tokenizer};
-use crate::model::{Model, Mtp, Part, SourceModel};
+use crate::model::{Model, SourceModel};
 use crate::quant::presets::PRESETS;
 use crate::source::{Checkpoint, Dtype};
 use crate::{Error, Result};
@@ -60,9 +60,8 @@ impl Runnable {
     }
 
     fn with(source: &SourceModel, engine: impl FnOnce(&Checkpoint, &Model) -> Result<Engine>) -> Result<Self> {
-        let source = &source.for_files(Part::Text, Mtp::Keep)?;
-        let SourceModel { path, ckpt, model, .. } = source;
-        model.runnable()?;
+        let source = source.to_run()?;
+        let SourceModel { path, ckpt, model, .. } = &source;
         let tokenizer = source.tokenizer()?;
         let mut engine = engine(ckpt, model)?;
         let rounds = engine.rounded_by_format().map(String::from);

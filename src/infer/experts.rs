@@ -176,7 +176,7 @@ impl Experts {
             if let Some(correction) = &self.correction {
                 vector::add_scaled(&mut ranks, 1.0, correction);
             }
-            if rule.groups > 1 && rule.groups_used < rule.groups {
+            if (1..rule.groups).contains(&rule.groups_used) {
                 self.mask_groups(&mut ranks);
             }
             let mut order: Vec<usize> = (0..self.count).collect();

@@ -538,8 +538,16 @@ impl Config {
             return bad(format!("norm epsilon is {}; expected 0 to 1", self.norm_eps));
         }
         for layer in &self.layers {
-            if let Some(heads) = layer.heads() {
-                self.check_heads(heads)?;
+            match &layer.mixer {
+                Mixer::Attention(heads) => {
+                    check_scale(heads.scale)?;
+                    self.check_rope(heads.rope, heads.dim)?;
+                }
+                Mixer::Latent(latent) => {
+                    check_scale(latent.scale)?;
+                    self.check_rope(latent.rope, latent.rotated)?;
+                }
+                _ => {}
             }
             if let Some(e) = &layer.ffn.experts {
                 if e.count == 0 || e.count > 1 << 16 || e.used == 0 || e.used > e.count {
@@ -553,14 +561,12 @@ impl Config {
         Ok(())
     }
 
-    fn check_heads(&self, heads: &Heads) -> Result<()> {
-        if !(heads.scale.is_finite() && heads.scale > 0.0) {
-            return bad(format!("attention scale is {}", heads.scale));
-        }
-        let Some(rope) = heads.rope.and_then(|i| self.ropes.get(i)) else { return Ok(()) };
+    /// Of heads that turn up to `dim` channels.
+    fn check_rope(&self, which: Option<usize>, dim: usize) -> Result<()> {
+        let Some(rope) = which.and_then(|i| self.ropes.get(i)) else { return Ok(()) };
         let dims = rope.dims;
-        if dims == 0 || !dims.is_multiple_of(2) || dims > heads.dim {
-            return bad(format!("{dims} rotary dimensions of {}; expected an even number", heads.dim));
+        if dims == 0 || !dims.is_multiple_of(2) || dims > dim {
+            return bad(format!("{dims} rotary dimensions of {dim}; expected an even number"));
         }
         if rope.theta.is_nan() || rope.theta < 1.0 {
             return bad(format!("rope theta is {}; expected 1 or more", rope.theta));
@@ -572,6 +578,13 @@ impl Config {
             return bad(format!("{lens} rope factors; expected {} of each", dims / 2));
         }
         Ok(())
+    }
+}
+
+fn check_scale(scale: f32) -> Result<()> {
+    match scale.is_finite() && scale > 0.0 {
+        true => Ok(()),
+        false => bad(format!("attention scale is {scale}")),
     }
 }
 

@@ -18,7 +18,7 @@ use serde_json::Value;
 /// # Errors
 /// [`Error::Unsupported`] with the list of supported architectures.
 pub fn family_of(json: &Value) -> Result<(&'static Family, &'static HfName)> {
-    let architecture = json.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
+    let architecture = blueprint::class(json);
     let model_type = json.get("model_type").and_then(Value::as_str);
     let known = families::by_hf(architecture, model_type);
     // A wrapper of images around a text model of a known family, and a model saved from its base class.
@@ -26,8 +26,8 @@ pub fn family_of(json: &Value) -> Result<(&'static Family, &'static HfName)> {
         let text = json
             .get("text_config")
             .filter(|_| architecture.is_some_and(|a| a.ends_with("ForConditionalGeneration")))?;
-        let own = text.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
-        own.and_then(|own| families::by_hf(Some(own), None))
+        blueprint::class(text)
+            .and_then(|own| families::by_hf(Some(own), None))
             .or_else(|| families::by_hf(None, text.get("model_type").and_then(Value::as_str)))
     };
     let base = || families::by_hf(Some(&format!("{}ForCausalLM", architecture?.strip_suffix("Model")?)), None);
@@ -36,7 +36,7 @@ pub fn family_of(json: &Value) -> Result<(&'static Family, &'static HfName)> {
     found.ok_or_else(|| {
         let name = architecture.or(model_type).unwrap_or("(config.json names no architecture)");
         if let Some(blueprint) = blueprint::find(json) {
-            if anatomy::find(blueprint.gguf).is_some() {
+            if anatomy::runs(blueprint.gguf, name) {
                 let what = format!("of {name} models no folders are made that need to know what each tensor means");
                 return Error::unsupported(what).hint(Hint::FilesAndNearestFolders);
             }

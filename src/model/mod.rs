@@ -44,5 +44,5 @@ pub use metadata::gguf_metadata;
 pub use opaque::preset_facts;
 pub use source_model::{SourceModel, name_of};
 pub(crate) use source_names::TOWER;
-pub use tensor::{MappedTensor, RowOrder, ValueMap};
-pub use understood::{Generated, Model, Opaque};
+pub use tensor::{Generated, MappedTensor, RowOrder, ValueMap};
+pub use understood::{Model, Opaque};

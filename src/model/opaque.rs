@@ -7,8 +7,8 @@ use super::blueprint::{self, Mtp, Part};
 use super::config::{Config, Ffn, Heads, LayerConfig, Mixer, Wiring};
 use super::families::{self, Role};
 use super::source_names::layer_of;
-use super::tensor::{MappedTensor, RowOrder, ValueMap};
-use super::understood::{Generated, Model, OfBlueprint, Opaque};
+use super::tensor::{Generated, MappedTensor, RowOrder, ValueMap};
+use super::understood::{Model, OfBlueprint, Opaque};
 use crate::gguf::{Array, Metadata, Value};
 use crate::quant::presets::ModelFacts;
 use crate::source::{Checkpoint, Dtype, TensorMeta};
@@ -99,7 +99,7 @@ pub(super) fn open_folder(ckpt: &Checkpoint, json: serde_json::Value, reason: St
     }
     let config = sizes(&Metadata::new(), &arch);
     let blueprint = blueprint::find(&json);
-    let runs_as_file = blueprint.is_some_and(|b| anatomy::find(b.gguf).is_some());
+    let runs_as_file = blueprint.is_some_and(|b| anatomy::runs(b.gguf, blueprint::class(&json).unwrap_or_default()));
     let is_convertible = blueprint.is_some();
     let family = Err(Opaque { arch, reason, nearest: None, is_folder: true, is_convertible, runs_as_file });
     Ok(Model {
@@ -193,7 +193,7 @@ pub(super) fn imagined(json: serde_json::Value, mtp: Mtp, reason: String) -> Res
 }
 
 fn no_projector(json: &serde_json::Value) -> Error {
-    let class = json.get("architectures").and_then(|list| list.get(0)?.as_str()).unwrap_or("this model");
+    let class = blueprint::class(json).unwrap_or("this model");
     match ["vision_config", "vision_encoder", "audio_config"]
         .iter()
         .any(|part| json.get(*part).is_some_and(|v| !v.is_null()))

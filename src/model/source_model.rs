@@ -17,7 +17,7 @@ pub struct SourceModel {
     pub path: PathBuf,
     pub ckpt: Arc<Checkpoint>,
     pub model: Arc<Model>,
-    tokenizer: OnceLock<Arc<Tokenizer>>,
+    tokenizer: Arc<OnceLock<Arc<Tokenizer>>>,
 }
 
 impl SourceModel {
@@ -42,7 +42,7 @@ impl SourceModel {
 
     pub fn new(path: &Path, ckpt: Checkpoint, model: Model) -> Self {
         let (ckpt, model) = (Arc::new(ckpt), Arc::new(model));
-        Self { path: path.to_path_buf(), ckpt, model, tokenizer: OnceLock::new() }
+        Self { path: path.to_path_buf(), ckpt, model, tokenizer: Arc::default() }
     }
 
     /// A part of the model as GGUF files hold it: the text model is the same where its meaning is known, or it is one;
@@ -61,6 +61,17 @@ impl SourceModel {
             true => Ok(Self { model: Arc::new(as_gguf(&self.ckpt, &self.model, part, mtp)?), ..self.clone() }),
             false => Ok(self.clone()),
         }
+    }
+
+    /// The text model as it is run: a folder without a family as its blueprint makes it.
+    ///
+    /// # Errors
+    /// Those of [`Self::for_files`]; `Unsupported` for what the reference inference does not run.
+    pub fn to_run(&self) -> Result<Self> {
+        let drawn = self.model.is_drawn() && self.model.part() == Part::Text;
+        let source = if drawn { self.clone() } else { self.for_files(Part::Text, Mtp::Keep)? };
+        source.model.runnable()?;
+        Ok(source)
     }
 
     /// The model's own tokenizer.

@@ -8,6 +8,14 @@ use crate::{Error, Result};
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
+/// A small tensor that follows from the configuration. Goes to the file as F32, before all others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generated {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
+}
+
 /// How GGUF rows follow from source rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RowOrder {

@@ -7,7 +7,7 @@ use super::families::tokenizer_of;
 use super::family::{Family, TokenizerFacts};
 use super::kept::keeps_f32;
 use super::role::Role;
-use super::tensor::MappedTensor;
+use super::tensor::{Generated, MappedTensor};
 use crate::error::Hint;
 use crate::gguf::Metadata;
 use crate::quant::GgmlType;
@@ -47,14 +47,6 @@ impl std::fmt::Debug for OfBlueprint {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         f.debug_struct("OfBlueprint").field("keys", &self.keys).finish_non_exhaustive()
     }
-}
-
-/// A small tensor that follows from the configuration. Goes to the file as F32, before all others.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Generated {
-    pub name: String,
-    pub shape: Vec<usize>,
-    pub values: Vec<f32>,
 }
 
 /// Whether one of the parts is in a name; of those that begin with `^`, at its beginning.

@@ -37,12 +37,15 @@ pub(super) fn of(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<M
     }
     if has("ssm_in.weight") {
         let heads = f.needed("ssm.time_step_rank", 0)?;
-        let groups = f.size("ssm.group_count", 0).unwrap_or(1).max(1);
+        let (inner, groups) = (mamba()?, f.size("ssm.group_count", 0).unwrap_or(1).max(1));
         if !heads.is_multiple_of(groups) || heads == 0 {
             return Err(uneven(heads, groups));
         }
+        if !inner.is_multiple_of(heads) {
+            return Err(Error::bad_input(format!("{heads} heads cannot share {inner} channels evenly")));
+        }
         return Ok(Mixer::Mamba2(Mamba2 {
-            inner: mamba()?,
+            inner,
             state: f.needed("ssm.state_size", 0)?,
             heads,
             groups,

@@ -8,12 +8,12 @@ mod mixers;
 mod rows;
 
 use crate::gguf::Metadata;
+use crate::model::blueprint;
 use crate::model::config::{
     Activation, Config, Dense, Experts, Ffn, Gating, LayerConfig, Mixer, Norm, NormNames, Rope, RopeScaling, Routing,
     Wiring,
 };
-use crate::model::tensor::MappedTensor;
-use crate::model::understood::Generated;
+use crate::model::tensor::{Generated, MappedTensor};
 use crate::{Error, Result};
 use facts::Facts;
 
@@ -143,8 +143,7 @@ pub(super) fn config(
     let no = |what: String| Error::unsupported(format!("{arch} models are not run here: {what}"));
     let row = find(arch).ok_or_else(|| no("their architecture has no forward pass".into()))?;
     let f = Facts::new(meta, arch, tensors, generated, json);
-    let class = json.and_then(|json| json.get("architectures")?.get(0)?.as_str());
-    if let Some(class) = class.filter(|class| row.without.contains(class)) {
+    if let Some(class) = json.and_then(blueprint::class).filter(|class| row.without.contains(class)) {
         return Err(no(format!("{class} computes something else")));
     }
     if f.flag("attention.causal") == Some(false) {
@@ -181,14 +180,13 @@ pub(super) fn config(
         context: f.size("context_length", 0).unwrap_or(2048).max(1),
         norm: row.norm,
         norm_eps: eps.iter().find_map(|key| f.float(key)).unwrap_or(1e-5),
-        ropes: ropes(&f, row)?,
+        ropes: ropes(&f, row, trunk)?,
         tied_embeddings: !f.tensors.contains_key("output.weight"),
         logit_softcap: f.float("final_logit_softcapping"),
         embedding_scale: f.float("embedding_scale").unwrap_or(1.0),
         residual_scale: f.float("residual_scale").unwrap_or(1.0),
         logit_scale: f.float("logit_scale").unwrap_or(1.0),
         norms: row.norms,
-        weightless_norms: !f.has(0, "attn_norm.weight") && !f.has(0, "post_attention_norm.weight"),
         // Sections of the head are rotated by positions in images too, and then as halves.
         pairs: row.pairs && !(row.halves_in_sections && f.size("rope.dimension_sections", 0).is_some()),
         ..Config::default()
@@ -271,12 +269,12 @@ fn layer(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<LayerConf
 
 /// The rotary embeddings: that of all layers, or of those that see everything; and that of layers with a window, where it
 /// is another.
-fn ropes(f: &Facts, row: &Anatomy) -> Result<Vec<Rope>> {
+fn ropes(f: &Facts, row: &Anatomy, layers: usize) -> Result<Vec<Rope>> {
     if !row.rope {
         return Ok(Vec::new());
     }
     let head = |key: &str| f.size(key, 0);
-    let by_hidden = || f.size("embedding_length", 0).unwrap_or(0) / first_heads(f).max(1);
+    let by_hidden = || f.size("embedding_length", 0).unwrap_or(0) / first_heads(f, layers).max(1);
     let dim = head("attention.key_length").unwrap_or_else(by_hidden);
     let dims = f.size("rope.dimension_count", 0).unwrap_or(dim);
     let theta = f.float("rope.freq_base").unwrap_or(10_000.0);
@@ -291,10 +289,8 @@ fn ropes(f: &Facts, row: &Anatomy) -> Result<Vec<Rope>> {
 }
 
 /// Heads of the first layer that has some.
-fn first_heads(f: &Facts) -> usize {
-    (0..f.size("block_count", 0).unwrap_or(0))
-        .find_map(|i| f.size("attention.head_count", i).filter(|n| *n > 0))
-        .unwrap_or(0)
+fn first_heads(f: &Facts, layers: usize) -> usize {
+    (0..layers).find_map(|i| f.size("attention.head_count", i).filter(|n| *n > 0)).unwrap_or(0)
 }
 
 fn scaling(f: &Facts) -> Result<RopeScaling> {

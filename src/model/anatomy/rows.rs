@@ -77,7 +77,15 @@ pub(super) static ALL: &[Anatomy] = &[
     },
     Anatomy { gguf: &["mpt"], rope: false, activation: Activation::Gelu, ..GPT },
     Anatomy { gguf: &["jais2", "nemotron"], activation: Activation::SquaredRelu, ..GPT },
-    Anatomy { gguf: &["olmo"], norm: Norm::Layer, ..PAIRS },
+    Anatomy {
+        gguf: &["olmo"],
+        norm: Norm::Layer,
+        finish: |_, c| {
+            c.weightless_norms = true;
+            Ok(())
+        },
+        ..PAIRS
+    },
     Anatomy { gguf: &["olmoe"], norm_topk: false, ..PLAIN },
     Anatomy {
         gguf: &["dbrx"],

@@ -20,7 +20,7 @@ pub(crate) use lineages::WITHOUT_MTP;
 pub use shapes::Cache;
 
 use super::family::TokenizerFacts;
-use super::understood::Generated;
+use super::tensor::Generated;
 use crate::Result;
 use base::Keys;
 use serde::{Deserialize, Serialize};
@@ -121,19 +121,22 @@ pub(super) struct Blueprint {
     pub tokenizer: TokenizerFacts,
 }
 
+/// The class that a `config.json` names.
+pub(super) fn class(json: &serde_json::Value) -> Option<&str> {
+    json.get("architectures")?.get(0)?.as_str()
+}
+
 /// The blueprint of a `config.json`: by the class of its text model, where that has one, or its own.
 pub(super) fn find(json: &serde_json::Value) -> Option<&'static Blueprint> {
-    let class = |json: &serde_json::Value| json.get("architectures")?.get(0)?.as_str().map(String::from);
     let classes = [json.get("text_config").and_then(class), class(json)];
-    classes.iter().flatten().find_map(|class| all().find(|b| b.classes.contains(&class.as_str()) && (b.only)(json)))
+    classes.iter().flatten().find_map(|class| all().find(|b| b.classes.contains(class) && (b.only)(json)))
 }
 
 /// The blueprint of the projector file of a `config.json`, as llama.cpp's converter chooses it: by the class of the image
 /// encoder, where that has one, or the model's.
 pub(super) fn find_projector(json: &serde_json::Value) -> Option<&'static Blueprint> {
-    let class = |json: &serde_json::Value| json.get("architectures")?.get(0)?.as_str().map(String::from);
     let classes = [json.get("vision_config").and_then(class), class(json)];
-    let of = |class: &String| lineages::TOWERS.iter().find(|b| b.classes.contains(&class.as_str()) && (b.only)(json));
+    let of = |class: &&str| lineages::TOWERS.iter().find(|b| b.classes.contains(class) && (b.only)(json));
     classes.iter().flatten().find_map(of)
 }
 

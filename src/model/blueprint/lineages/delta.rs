@@ -9,8 +9,7 @@ use super::{Blueprint, Change, HALVES, Hparams, Keys, Named, PLAIN, nextn};
 use crate::Result;
 use crate::model::family::{PLAIN_TOKENIZER, TokenizerFacts};
 use crate::model::source_names::TOWER;
-use crate::model::tensor::ValueMap;
-use crate::model::understood::Generated;
+use crate::model::tensor::{Generated, ValueMap};
 
 pub(super) static ALL: &[Blueprint] = &[
     Blueprint {

@@ -4,7 +4,7 @@ use super::shapes;
 use super::{Blueprint, Change, Hparams, Keys, Named, PLAIN};
 use crate::Result;
 use crate::model::family::{PLAIN_TOKENIZER, TokenizerFacts, TokenizerKind};
-use crate::model::understood::Generated;
+use crate::model::tensor::Generated;
 
 pub(super) static ALL: &[Blueprint] = &[
     Blueprint {

@@ -25,7 +25,7 @@ use super::view::Change;
 use super::{Blueprint, Hparams, Named, Part};
 use crate::Result;
 use crate::model::family::PLAIN_TOKENIZER;
-use crate::model::understood::Generated;
+use crate::model::tensor::Generated;
 
 pub(super) static ALL: &[&[Blueprint]] = &[
     deepseek::ALL,
