@@ -197,8 +197,10 @@ impl Pass<'_> {
                 }
                 // Halves that lie side by side are run together, once for each stage.
                 Some(_) if !engine.has_halves(self.layer) => {
+                    seen.stop = matches!(only, Some(Stage::Qkv | Stage::AttnOutput));
                     let mut through = x.clone();
                     let _ = engine.layer(self.layer, &mut through, cache, &mut seen)?;
+                    seen.last = None;
                     streams.keep(i, x);
                 }
                 Some(Stage::Qkv | Stage::AttnOutput) => {

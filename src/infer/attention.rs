@@ -312,6 +312,7 @@ impl Block<'_> {
 
     /// From products of queries and keys to attention weights, `[queries, len]`; the first column is position `start`.
     fn weigh(&self, scores: &mut [f32], start: usize, len: usize) {
+        let slope = self.shape.slope(self.head);
         for (query, row) in self.queries.clone().zip(scores.chunks_exact_mut(len)) {
             let seen = self.seen(query);
             row[..seen.start - start].fill(0.0);
@@ -321,7 +322,7 @@ impl Block<'_> {
             if let Some(cap) = self.shape.softcap {
                 vector::soft_cap(row, cap);
             }
-            if let Some(slope) = self.shape.slope(self.head) {
+            if let Some(slope) = slope {
                 let n = row.len();
                 row.iter_mut().enumerate().for_each(|(i, score)| *score -= slope * (n - 1 - i) as f32);
             }

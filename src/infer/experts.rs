@@ -1,9 +1,10 @@
 //! The mixture-of-experts feed-forward block: routing, the chosen experts on the tokens that chose them, and the shared
 //! expert. Every token is computed once per chosen expert; nothing is dropped for capacity.
 
-use super::{FeedForward, Inner, Linear, Observer, sized};
+use super::linear::sigmoid;
+use super::{FeedForward, Inner, Linear, Observer};
 use crate::kernel::{Output, vector};
-use crate::model::config::{Activation, Gating, Routing};
+use crate::model::config::{Gating, Routing};
 use std::borrow::Cow;
 use std::ops::ControlFlow;
 
@@ -14,11 +15,8 @@ pub(super) struct Experts {
     pub router_scale: Option<Vec<f32>>,
     /// Added to the scores for the choice alone.
     pub correction: Option<Vec<f32>>,
-    /// `[experts * width, hidden]` each, `[experts * 2 * width, hidden]` with the gate's rows before those of up, or up alone.
-    pub gate_up: Vec<Linear>,
-    pub gated: bool,
-    /// `[experts * hidden, width]`.
-    pub down: Linear,
+    /// Matrices `[experts * rows, columns]`.
+    pub each: FeedForward,
     /// Factors on the results of each expert.
     pub scales: Option<Vec<f32>>,
     /// Into a narrower space in which the experts work, and back (Nemotron 3).
@@ -26,11 +24,9 @@ pub(super) struct Experts {
     pub count: usize,
     /// Experts per token.
     pub used: usize,
-    pub width: usize,
     /// Whether the weights of the chosen experts are made to sum to 1.
     pub norm_topk: bool,
     pub routing: Routing,
-    pub activation: Activation,
     pub shared: Option<SharedExpert>,
     pub eps: f32,
 }
@@ -51,8 +47,7 @@ impl Experts {
             None => [None, None],
         };
         let shared = self.shared.iter_mut().flat_map(|s| s.expert.linears_mut());
-        let own = self.gate_up.iter_mut().chain([&mut self.down]);
-        std::iter::once(&mut self.router).chain(down).chain(own).chain(up).chain(shared).collect()
+        std::iter::once(&mut self.router).chain(down).chain(self.each.linears_mut()).chain(up).chain(shared).collect()
     }
 
     /// `out = Σ weight · expert(x)`, both `[n, hidden]`; weights follow from `seen`, which is `x` but for few.
@@ -119,7 +114,7 @@ impl Experts {
                 }
             }
             let mut results = vec![0.0; rows.len()];
-            if self.expert(expert, &rows, hidden, &mut results, inner, observer).is_break() {
+            if self.each.forward(Some(expert), &rows, hidden, &mut results, inner, observer).is_break() {
                 run = ControlFlow::Break(());
                 continue;
             }
@@ -143,14 +138,14 @@ impl Experts {
     ) -> ControlFlow<()> {
         if let Some(SharedExpert { gate, expert, name }) = &self.shared {
             let mut rows = vec![0.0; out.len()];
-            expert.forward(x, hidden, &mut rows, inner, observer)?;
+            expert.forward(None, x, hidden, &mut rows, inner, observer)?;
             if gate.is_some() {
                 observer.input(name, None, x)?;
             }
             for ((out, row), x) in
                 out.chunks_exact_mut(hidden).zip(rows.chunks_exact(hidden)).zip(x.chunks_exact(hidden))
             {
-                let weight = gate.as_ref().map_or(1.0, |g| 1.0 / (1.0 + (-vector::dot(g, x)).exp()));
+                let weight = gate.as_ref().map_or(1.0, |g| sigmoid(vector::dot(g, x)));
                 vector::add_scaled(out, weight, row);
             }
             if self.routing.averaged {
@@ -168,7 +163,7 @@ impl Experts {
         for (t, scores) in scores.chunks_exact_mut(self.count).enumerate() {
             match rule.gating {
                 Gating::Softmax => vector::softmax(scores),
-                Gating::Sigmoid => scores.iter_mut().for_each(|s| *s = 1.0 / (1.0 + (-*s).exp())),
+                Gating::Sigmoid => scores.iter_mut().for_each(|s| *s = sigmoid(*s)),
                 Gating::SqrtSoftplus => scores.iter_mut().for_each(|s| *s = s.exp().ln_1p().sqrt()),
                 Gating::OfChosen => {}
             }
@@ -213,28 +208,5 @@ impl Experts {
         for group in order.into_iter().skip(self.routing.groups_used) {
             ranks[group * size..(group + 1) * size].fill(f32::NEG_INFINITY);
         }
-    }
-
-    /// One expert on the rows of its tokens; `x` and `out` are `[tokens, hidden]`.
-    fn expert(
-        &self,
-        expert: usize,
-        x: &[f32],
-        hidden: usize,
-        out: &mut [f32],
-        inner: &mut Inner,
-        observer: &mut dyn Observer,
-    ) -> ControlFlow<()> {
-        let (n, width) = (x.len() / hidden, self.width);
-        let both = if self.gated { 2 * width } else { width };
-        let gate_up = sized(&mut inner.gate_up, n * both);
-        let rows = both / self.gate_up.len();
-        for (i, linear) in self.gate_up.iter().enumerate() {
-            let to = Output { data: &mut *gate_up, stride: both, at: i * rows };
-            linear.expert_product(expert, rows, x, to, observer)?;
-        }
-        let activated = sized(&mut inner.activated, n * width);
-        super::activate(self.activation, self.gated, gate_up, activated, width);
-        self.down.expert_product(expert, hidden, activated, Output::whole(out, hidden), observer)
     }
 }

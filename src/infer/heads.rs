@@ -2,13 +2,12 @@
 //! keys and values is in `attention`.
 
 use super::attention::{Heads, Seen, attend};
-use super::linear::{Linear, ROWS_PER_TASK, sized};
+use super::linear::{Linear, ROWS_PER_TASK, sigmoid, sized, softplus};
 use super::norm::{Norm, unit_norm};
-use super::rope::Angles;
-use super::{Call, Engine, Observer};
+use super::{Call, Observer};
+use crate::Result;
 use crate::kernel::{Output, vector};
 use crate::model::config::{self, Gate, Temperature};
-use crate::{Error, Result};
 use rayon::prelude::*;
 use std::ops::ControlFlow;
 
@@ -23,7 +22,6 @@ pub(super) struct Attention {
     pub q_norm: Option<Norm>,
     pub k_norm: Option<Norm>,
     pub sinks: Option<Vec<f32>>,
-    pub window: Option<usize>,
 }
 
 /// The factor on queries at a position.
@@ -36,15 +34,9 @@ pub(super) fn temperature(rule: Option<Temperature>, position: usize) -> f32 {
 
 impl Attention {
     /// From the normalised stream to what enters the output matrix, `[wanted rows, q_width]`.
-    pub fn mix(
-        &self,
-        engine: &Engine,
-        own: &config::Heads,
-        call: &mut Call,
-        attended: &mut Vec<f32>,
-        observer: &mut dyn Observer,
-    ) -> Result<ControlFlow<()>> {
-        let (c, batch) = (&engine.config, call.batch);
+    pub fn mix(&self, own: &config::Heads, call: &mut Call, observer: &mut dyn Observer) -> Result<ControlFlow<()>> {
+        let (engine, batch) = (call.engine, call.batch);
+        let c = &engine.config;
         let (hidden, first, rows, n) = (c.hidden, call.cache.len(), call.rows, call.n);
         let (q_width, kv_width, v_width) = (own.q_width(), own.k_width(), own.v_width());
         let stride = q_width + kv_width + v_width;
@@ -87,12 +79,7 @@ impl Attention {
         if run.is_break() {
             return Ok(run);
         }
-        let rope = own.rope.and_then(|i| Some((i, c.ropes.get(i)?)));
-        let angles = rope.map(|(which, rope)| match which {
-            0 => Angles::new(rope, &engine.rope_factors, call.cache.capacity(), c.context, first, n),
-            _ => Angles::new(rope, &Default::default(), call.cache.capacity(), c.context, first, n),
-        });
-        let rotated = angles.as_ref().zip(rope.map(|(_, rope)| rope.dims));
+        let angles = engine.angles(own.rope, call.cache, n);
         let few = &own.peculiar;
         qkv.par_chunks_exact_mut(stride).with_min_len(ROWS_PER_TASK).enumerate().for_each(|(i, row)| {
             if let Some(limit) = few.clamp {
@@ -113,8 +100,8 @@ impl Attention {
                     if let Some(norm) = norm.filter(|_| !few.norm_after_rope) {
                         norm.apply(head, h);
                     }
-                    if let Some((angles, dims)) = rotated {
-                        engine.rotate(head, dims, angles, i % n);
+                    if let Some(angles) = &angles {
+                        engine.rotate(head, angles, i % n);
                     }
                     if let Some(norm) = norm.filter(|_| few.norm_after_rope) {
                         norm.apply(head, h);
@@ -142,13 +129,13 @@ impl Attention {
             value_dim: own.value_dim,
             scale: own.scale,
             softcap: own.softcap,
-            window: self.window,
+            window: own.window.map(|w| w.max(1)),
             chunked: few.chunked,
             sinks: self.sinks.as_deref(),
             alibi: few.alibi,
         };
         let (left, out_width) = (n - batch.from, own.out_width());
-        let attended = sized(attended, batch.sequences * left * out_width);
+        let attended = sized(call.attended, batch.sequences * left * out_width);
         let outs = attended.chunks_exact_mut(left * out_width);
         for (i, (sequence, attended)) in qkv.chunks_exact(n * stride).zip(outs).enumerate() {
             let (keys, values) = (&sequence[q_width..], &sequence[q_width + kv_width..]);
@@ -185,24 +172,20 @@ impl Norm {
 
 /// One row of attention's result times its gate.
 fn gated(kind: Gate, out: &mut [f32], gate: &[f32], own: &config::Heads) {
-    let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
-    let per_head = (out.len() / gate.len().max(1)).max(1);
     match kind {
         Gate::InQuery => {
             for (out, both) in out.chunks_exact_mut(own.value_dim).zip(gate.chunks_exact(2 * own.dim)) {
                 out.iter_mut().zip(&both[own.dim..]).for_each(|(out, gate)| *out *= sigmoid(*gate));
             }
         }
-        Gate::Softplus => {
-            let softplus = |x: f32| if x > 20.0 { x } else { x.exp().ln_1p() };
-            out.chunks_mut(per_head).zip(gate).for_each(|(out, gate)| vector::scale(out, softplus(*gate)));
-        }
-        Gate::Sigmoid => out.chunks_mut(per_head).zip(gate).for_each(|(out, gate)| vector::scale(out, sigmoid(*gate))),
+        Gate::Softplus => gate_by(out, gate, softplus),
+        Gate::Sigmoid => gate_by(out, gate, sigmoid),
         Gate::None => {}
     }
 }
 
-/// What a layer must have for attention to be found in it.
-pub(super) fn needed(heads: Option<&config::Heads>, index: usize) -> Result<&config::Heads> {
-    heads.ok_or_else(|| Error::Internal(format!("no attention in layer {index}")))
+/// Multiplies equal parts of a row by what their gates give.
+pub(super) fn gate_by(out: &mut [f32], gate: &[f32], of: fn(f32) -> f32) {
+    let part = (out.len() / gate.len().max(1)).max(1);
+    out.chunks_mut(part).zip(gate).for_each(|(out, gate)| vector::scale(out, of(*gate)));
 }

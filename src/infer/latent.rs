@@ -2,11 +2,10 @@
 //! values of all heads follow, and one rotated key that they share.
 
 use super::attention::{Heads, Seen, attend};
-use super::heads::temperature;
-use super::linear::Linear;
+use super::heads::{gate_by, temperature};
+use super::linear::{Linear, columns, products, sigmoid};
 use super::norm::Norm;
-use super::rope::Angles;
-use super::{Call, Engine, Observer};
+use super::{Call, Observer};
 use crate::Result;
 use crate::kernel::{Output, vector};
 use crate::model::config;
@@ -34,15 +33,8 @@ pub(super) enum Expand {
 
 impl Latent {
     /// From the normalised stream to what enters the output matrix, `[rows, heads * value_dim]`.
-    pub fn mix(
-        &self,
-        engine: &Engine,
-        own: &config::Latent,
-        call: &mut Call,
-        attended: &mut Vec<f32>,
-        observer: &mut dyn Observer,
-    ) -> Result<ControlFlow<()>> {
-        let c = &engine.config;
+    pub fn mix(&self, own: &config::Latent, call: &mut Call, observer: &mut dyn Observer) -> Result<ControlFlow<()>> {
+        let engine = call.engine;
         let (rows, n, first) = (call.rows, call.n, call.cache.len());
         let &config::Latent { heads, nope, rotated, value_dim, rank, .. } = own;
         let (head, kv_width) = (nope + rotated, rank + rotated);
@@ -58,11 +50,7 @@ impl Latent {
                     }
                     up.product(&narrow, Output::whole(&mut q, heads * head), observer)?;
                 }
-                all => {
-                    for linear in all {
-                        linear.product(call.normed, Output::whole(&mut q, heads * head), observer)?;
-                    }
-                }
+                all => products(all, call.normed, &mut q, heads * head, observer)?,
             }
             if let Some(gate) = &self.gate {
                 gates.resize(rows * gate.out(), 0.0);
@@ -73,19 +61,16 @@ impl Latent {
         if run.is_break() {
             return Ok(run);
         }
-        let angles = own
-            .rope
-            .and_then(|i| c.ropes.get(i))
-            .map(|rope| Angles::new(rope, &engine.rope_factors, call.cache.capacity(), c.context, first, n));
+        let angles = engine.angles(own.rope, call.cache, n);
         kv.par_chunks_exact_mut(kv_width).enumerate().for_each(|(i, row)| {
             self.kv_norm.apply(&mut row[..rank], 0);
             if let Some(angles) = &angles {
-                engine.rotate(&mut row[rank..], rotated, angles, i % n);
+                engine.rotate(&mut row[rank..], angles, i % n);
             }
         });
         q.par_chunks_exact_mut(heads * head).enumerate().for_each(|(i, row)| {
             if let Some(angles) = &angles {
-                row.chunks_exact_mut(head).for_each(|h| engine.rotate(&mut h[nope..], rotated, angles, i % n));
+                row.chunks_exact_mut(head).for_each(|h| engine.rotate(&mut h[nope..], angles, i % n));
             }
             let factor = temperature(own.temperature, first + i % n);
             if factor != 1.0 {
@@ -94,75 +79,61 @@ impl Latent {
         });
         let mut out = vec![0.0; rows * heads * value_dim];
         let run = match &self.b {
-            Expand::Absorbed { k, v } => {
-                let one = heads_shape(own, heads, 1, kv_width, rank);
-                self.absorbed(own, call, (k, v), (&q, &kv), one, &mut out, observer)
-            }
-            Expand::Whole(b) => {
-                let all = heads_shape(own, heads, heads, head, value_dim);
-                whole(own, call, b, (&q, &kv), all, &mut out, observer)
-            }
+            Expand::Absorbed { k, v } => absorbed(own, call, (k, v), (&q, &kv), &mut out, observer),
+            Expand::Whole(b) => whole(own, call, b, (&q, &kv), &mut out, observer),
         };
         if run.is_break() {
             return Ok(run);
         }
-        let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
-        for (out, gate) in out.chunks_exact_mut(heads * value_dim).zip(gates.chunks_exact((gates.len() / rows).max(1)))
-        {
-            let per_head = (out.len() / gate.len()).max(1);
-            out.chunks_mut(per_head).zip(gate).for_each(|(out, gate)| vector::scale(out, sigmoid(*gate)));
-        }
-        call.keep_wanted(&out, heads * value_dim, attended);
+        let gates = gates.chunks_exact((gates.len() / rows).max(1));
+        out.chunks_exact_mut(heads * value_dim).zip(gates).for_each(|(out, gate)| gate_by(out, gate, sigmoid));
+        call.keep_wanted(&out, heads * value_dim);
         Ok(ControlFlow::Continue(()))
     }
+}
 
-    /// In the latent space, whose vectors are keys and values of every head.
-    #[allow(clippy::too_many_arguments)]
-    fn absorbed(
-        &self,
-        own: &config::Latent,
-        call: &mut Call,
-        (k, v): (&Linear, &Linear),
-        (q, kv): (&[f32], &[f32]),
-        shape: Heads,
-        out: &mut [f32],
-        observer: &mut dyn Observer,
-    ) -> ControlFlow<()> {
-        let &config::Latent { heads, nope, rotated, value_dim, rank, .. } = own;
-        let (rows, n, kv_width) = (call.rows, call.n, rank + rotated);
-        let mut wide = vec![0.0; rows * heads * kv_width];
-        let stride = heads * kv_width;
-        for h in 0..heads {
-            let at = h * (nope + rotated);
-            let part: Vec<f32> =
-                q.chunks_exact(heads * (nope + rotated)).flat_map(|row| &row[at..at + nope]).copied().collect();
-            k.expert_product(h, rank, &part, Output { data: &mut wide, stride, at: h * kv_width }, observer)?;
-            for (wide, row) in wide.chunks_exact_mut(stride).zip(q.chunks_exact(heads * (nope + rotated))) {
-                wide[h * kv_width + rank..(h + 1) * kv_width].copy_from_slice(&row[at + nope..at + nope + rotated]);
-            }
+/// In the latent space, whose vectors are keys and values of every head.
+fn absorbed(
+    own: &config::Latent,
+    call: &mut Call,
+    (k, v): (&Linear, &Linear),
+    (q, kv): (&[f32], &[f32]),
+    out: &mut [f32],
+    observer: &mut dyn Observer,
+) -> ControlFlow<()> {
+    let &config::Latent { heads, nope, rotated, value_dim, rank, .. } = own;
+    let (rows, n, kv_width) = (call.rows, call.n, rank + rotated);
+    let shape = heads_shape(own, 1, kv_width, rank);
+    let mut wide = vec![0.0; rows * heads * kv_width];
+    let stride = heads * kv_width;
+    for h in 0..heads {
+        let at = h * (nope + rotated);
+        let part = columns(q, heads * (nope + rotated), at..at + nope);
+        k.product_of(Some(h), rank, &part, Output { data: &mut wide, stride, at: h * kv_width }, observer)?;
+        for (wide, row) in wide.chunks_exact_mut(stride).zip(q.chunks_exact(heads * (nope + rotated))) {
+            wide[h * kv_width + rank..(h + 1) * kv_width].copy_from_slice(&row[at + nope..at + nope + rotated]);
         }
-        let mut latent = vec![0.0; rows * heads * rank];
-        let parts = latent.chunks_exact_mut(n * heads * rank);
-        for (i, ((latent, wide), kv)) in
-            parts.zip(wide.chunks_exact(n * stride)).zip(kv.chunks_exact(n * kv_width)).enumerate()
-        {
-            let mut seen = Seen { keys: kv, values: kv, step: kv_width, value_step: kv_width, len: n };
-            let first = call.cache.len();
-            if call.cache.keeps() {
-                let kept = call.cache.layer(call.index, i, [kv_width, 0]);
-                kept.keys.extend_from_slice(kv);
-                seen = Seen { keys: &kept.keys, values: &kept.keys, len: first + n, ..seen };
-            }
-            attend(shape, wide, stride, seen, call.packed_keys, latent);
-        }
-        for h in 0..heads {
-            let part: Vec<f32> =
-                latent.chunks_exact(heads * rank).flat_map(|row| &row[h * rank..(h + 1) * rank]).copied().collect();
-            let to = Output { data: &mut *out, stride: heads * value_dim, at: h * value_dim };
-            v.expert_product(h, value_dim, &part, to, observer)?;
-        }
-        ControlFlow::Continue(())
     }
+    let mut latent = vec![0.0; rows * heads * rank];
+    let parts = latent.chunks_exact_mut(n * heads * rank);
+    for (i, ((latent, wide), kv)) in
+        parts.zip(wide.chunks_exact(n * stride)).zip(kv.chunks_exact(n * kv_width)).enumerate()
+    {
+        let mut seen = Seen { keys: kv, values: kv, step: kv_width, value_step: kv_width, len: n };
+        let first = call.cache.len();
+        if call.cache.keeps() {
+            let kept = call.cache.layer(call.index, i, [kv_width, 0]);
+            kept.keys.extend_from_slice(kv);
+            seen = Seen { keys: &kept.keys, values: &kept.keys, len: first + n, ..seen };
+        }
+        attend(shape, wide, stride, seen, call.packed_keys, latent);
+    }
+    for h in 0..heads {
+        let part = columns(&latent, heads * rank, h * rank..(h + 1) * rank);
+        let to = Output { data: &mut *out, stride: heads * value_dim, at: h * value_dim };
+        v.product_of(Some(h), value_dim, &part, to, observer)?;
+    }
+    ControlFlow::Continue(())
 }
 
 /// With keys and values of every head at every position.
@@ -171,13 +142,13 @@ fn whole(
     call: &mut Call,
     b: &Linear,
     (q, kv): (&[f32], &[f32]),
-    shape: Heads,
     out: &mut [f32],
     observer: &mut dyn Observer,
 ) -> ControlFlow<()> {
     let &config::Latent { heads, nope, rotated, value_dim, rank, .. } = own;
     let (rows, n, head) = (call.rows, call.n, nope + rotated);
-    let latent: Vec<f32> = kv.chunks_exact(rank + rotated).flat_map(|row| &row[..rank]).copied().collect();
+    let shape = heads_shape(own, heads, head, value_dim);
+    let latent = columns(kv, rank + rotated, 0..rank);
     let mut both = vec![0.0; rows * b.out()];
     b.product(&latent, Output::whole(&mut both, b.out()), observer)?;
     let (mut keys, mut values) = (Vec::with_capacity(rows * heads * head), Vec::new());
@@ -206,9 +177,9 @@ fn whole(
     ControlFlow::Continue(())
 }
 
-fn heads_shape(own: &config::Latent, heads: usize, kv_heads: usize, dim: usize, value_dim: usize) -> Heads<'static> {
+fn heads_shape(own: &config::Latent, kv_heads: usize, dim: usize, value_dim: usize) -> Heads<'static> {
     Heads {
-        heads,
+        heads: own.heads,
         kv_heads,
         dim,
         value_dim,

@@ -43,36 +43,43 @@ impl Linear {
 
     /// `y = x · Wᵀ + bias`.
     pub(super) fn product(&self, x: &[f32], y: Output<'_>, observer: &mut dyn Observer) -> ControlFlow<()> {
-        observer.input(&self.name, None, x)?;
-        let (stride, at) = (y.stride, y.at);
-        self.matmul(x, 0..self.out(), Output { data: &mut *y.data, stride, at });
-        if let Some(bias) = &self.bias {
-            for row in y.data.chunks_exact_mut(stride) {
-                vector::add_scaled(&mut row[at..at + bias.len()], 1.0, bias);
-            }
-        }
-        ControlFlow::Continue(())
+        self.product_of(None, self.out(), x, y, observer)
     }
 
-    /// `y = x · W[expert]ᵀ`, where each expert has `out` rows.
-    pub(super) fn expert_product(
+    /// The same with the rows of one expert, each of which has `out`; or of the only one.
+    pub(super) fn product_of(
         &self,
-        expert: usize,
+        expert: Option<usize>,
         out: usize,
         x: &[f32],
         y: Output<'_>,
         observer: &mut dyn Observer,
     ) -> ControlFlow<()> {
-        observer.input(&self.name, Some(expert), x)?;
-        let (stride, at) = (y.stride, y.at);
-        self.matmul(x, expert * out..(expert + 1) * out, Output { data: &mut *y.data, stride, at });
+        observer.input(&self.name, expert, x)?;
+        let (stride, at, first) = (y.stride, y.at, expert.unwrap_or(0) * out);
+        let rows = first..first + out;
+        self.matmul(x, rows.clone(), Output { data: &mut *y.data, stride, at });
         if let Some(bias) = &self.bias {
-            for row in y.data.chunks_exact_mut(stride) {
-                vector::add_scaled(&mut row[at..at + out], 1.0, &bias[expert * out..(expert + 1) * out]);
+            let bias = &bias[rows];
+            for row in y.data.chunks_exact_mut(stride).take(x.len() / self.weight.cols()) {
+                vector::add_scaled(&mut row[at..at + bias.len()], 1.0, bias);
             }
         }
         ControlFlow::Continue(())
     }
+}
+
+pub(super) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+pub(super) fn softplus(x: f32) -> f32 {
+    if x > 20.0 { x } else { x.exp().ln_1p() }
+}
+
+/// Of rows of `width`, these columns.
+pub(super) fn columns(x: &[f32], width: usize, of: Range<usize>) -> Vec<f32> {
+    x.chunks_exact(width).flat_map(|row| &row[of.clone()]).copied().collect()
 }
 
 /// Several linear layers with the same input, or one that fuses them: their results side by side.
@@ -91,7 +98,7 @@ pub(super) fn products(
     ControlFlow::Continue(())
 }
 
-/// `down(activation(gate(x)) · up(x))`, or without gate `down(activation(up(x)))`.
+/// `down(activation(gate(x)) · up(x))`, or without gate `down(activation(up(x)))`. Of a stack of experts each is one.
 pub(super) struct FeedForward {
     /// Gate and up, or one matrix with the rows of both in this order; without gate, up alone.
     pub gate_up: Vec<Linear>,
@@ -110,6 +117,7 @@ impl FeedForward {
     /// `x` and `out` are `[n, hidden]`.
     pub fn forward(
         &self,
+        expert: Option<usize>,
         x: &[f32],
         hidden: usize,
         out: &mut [f32],
@@ -119,10 +127,13 @@ impl FeedForward {
         let (n, width) = (x.len() / hidden, self.width);
         let both = if self.gated { 2 * width } else { width };
         let gate_up = sized(&mut inner.gate_up, n * both);
-        products(&self.gate_up, x, gate_up, both, observer)?;
+        let rows = both / self.gate_up.len();
+        for (i, linear) in self.gate_up.iter().enumerate() {
+            linear.product_of(expert, rows, x, Output { data: &mut *gate_up, stride: both, at: i * rows }, observer)?;
+        }
         let activated = sized(&mut inner.activated, n * width);
         activate(self.activation, self.gated, gate_up, activated, width);
-        self.down.product(activated, Output::whole(out, hidden), observer)
+        self.down.product_of(expert, hidden, activated, Output::whole(out, hidden), observer)
     }
 }
 
@@ -143,7 +154,7 @@ pub(super) fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 
 /// `inner = activation(gate) · up` with gate and up side by side in `gate_up` (`[n, 2 * width]`), or `activation(up)` with
 /// up alone (`[n, width]`).
-pub(super) fn activate(activation: Activation, gated: bool, gate_up: &[f32], inner: &mut [f32], width: usize) {
+fn activate(activation: Activation, gated: bool, gate_up: &[f32], inner: &mut [f32], width: usize) {
     let both = if gated { 2 * width } else { width };
     let rows = inner.par_chunks_exact_mut(width).zip(gate_up.par_chunks_exact(both));
     rows.with_min_len(ROWS_PER_TASK).for_each(|(inner, row)| {
@@ -163,7 +174,6 @@ pub(super) fn activate(activation: Activation, gated: bool, gate_up: &[f32], inn
 
 /// `activation(gate) · up`.
 fn times(activation: Activation, gate: f32, up: f32) -> f32 {
-    let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
     match activation {
         Activation::Silu => gate * sigmoid(gate) * up,
         Activation::GeluTanh => {
@@ -171,13 +181,11 @@ fn times(activation: Activation, gate: f32, up: f32) -> f32 {
             0.5 * gate * (1.0 + inner.tanh()) * up
         }
         Activation::Gelu => 0.5 * gate * (1.0 + erf(gate * std::f32::consts::FRAC_1_SQRT_2)) * up,
-        Activation::Relu => gate.max(0.0) * up,
         Activation::SquaredRelu => gate.max(0.0) * gate.max(0.0) * up,
         Activation::Clamped { limit } => {
             let gate = gate.min(limit);
             gate * sigmoid(1.702 * gate) * (up.clamp(-limit, limit) + 1.0)
         }
-        Activation::Capped { limit } => (gate * sigmoid(gate)).min(limit) * up.clamp(-limit, limit),
         Activation::Xielu { positive, negative, beta, eps } => {
             let value = match gate > 0.0 {
                 true => positive * gate * gate + beta * gate,

@@ -2,7 +2,7 @@
 //! configuration.
 
 use super::experts::{Experts, SharedExpert};
-use super::heads::{Attention, needed};
+use super::heads::Attention;
 use super::latent::{Expand, Latent};
 use super::norm::Norm;
 use super::recurrent::{Conv, Delta, Mamba, Mamba2, ShortConv};
@@ -56,7 +56,7 @@ impl Block<'_> {
 
     /// A norm over rows of `len`, where the block has it.
     fn norm(&self, stem: &str, len: usize) -> Result<Option<Norm>> {
-        let there = !stem.is_empty() && self.has(&format!("{stem}.weight"));
+        let there = self.has(&format!("{stem}.weight"));
         there.then(|| self.loader.norm(self.c, &self.name(stem), len)).transpose()
     }
 
@@ -110,7 +110,6 @@ impl Block<'_> {
 
     fn attention(&self, heads: &config::Heads) -> Result<Attention> {
         let hidden = self.c.hidden;
-        let heads = needed(Some(heads), self.index)?;
         let (q, k, v) = (heads.q_width(), heads.k_width(), heads.v_width());
         let keys_are_values = !self.has("attn_qkv.weight") && !self.has("attn_v.weight");
         let qkv = match self.has("attn_qkv.weight") {
@@ -124,8 +123,6 @@ impl Block<'_> {
                 all
             }
         };
-        let gate =
-            self.shape("attn_gate.weight").map(|shape| self.linear("attn_gate", shape[0], hidden)).transpose()?;
         let head_norm = |stem: &str| -> Result<Option<Norm>> {
             let Some(shape) = self.shape(&format!("{stem}.weight")) else { return Ok(None) };
             let by_head = shape.len() > 1;
@@ -135,11 +132,10 @@ impl Block<'_> {
         Ok(Attention {
             qkv,
             keys_are_values,
-            gate,
+            gate: self.gate()?,
             q_norm: head_norm("attn_q_norm")?,
             k_norm: head_norm("attn_k_norm")?,
             sinks: self.optional("attn_sinks.weight", heads.q)?,
-            window: heads.window.map(|w| w.max(1)),
         })
     }
 
@@ -159,16 +155,19 @@ impl Block<'_> {
                 v: self.linear("attn_v_b", heads * value_dim, rank)?,
             },
         };
-        let gate =
-            self.shape("attn_gate.weight").map(|shape| self.linear("attn_gate", shape[0], hidden)).transpose()?;
         Ok(Latent {
             q,
             q_norm: narrow.map(|width| self.norm("attn_q_a_norm", width)).transpose()?.flatten(),
             kv_a: self.linear("attn_kv_a_mqa", rank + rotated, hidden)?,
             kv_norm: self.loader.norm(c, &self.name("attn_kv_a_norm"), rank)?,
             b,
-            gate,
+            gate: self.gate()?,
         })
+    }
+
+    fn gate(&self) -> Result<Option<Linear>> {
+        let gate = |shape: &[usize]| self.linear("attn_gate", shape[0], self.c.hidden);
+        self.shape("attn_gate.weight").map(gate).transpose()
     }
 
     fn conv(&self, stem: &str, channels: usize, kernel: usize) -> Result<Conv> {
@@ -285,9 +284,13 @@ impl Block<'_> {
             router: self.linear("ffn_gate_inp", count, hidden)?,
             router_scale: self.optional("ffn_gate_inp.scale", hidden)?.map(scaled),
             correction: correction.map(|stem| self.numbers(stem, count)).transpose()?,
-            gate_up,
-            gated,
-            down: self.linear("ffn_down_exps", count * inner, width)?,
+            each: FeedForward {
+                gate_up,
+                gated,
+                down: self.linear("ffn_down_exps", count * inner, width)?,
+                width,
+                activation: sizes.activation,
+            },
             scales: self.optional("ffn_down_exps.scale", count)?,
             latent: match latent {
                 Some(n) => Some([self.linear("ffn_latent_down", n, hidden)?, self.linear("ffn_latent_up", hidden, n)?]),
@@ -295,10 +298,8 @@ impl Block<'_> {
             },
             count,
             used: sizes.used,
-            width,
             norm_topk: sizes.norm_topk,
             routing: sizes.routing.clone(),
-            activation: sizes.activation,
             shared: shared.transpose()?,
             eps: self.c.norm_eps,
         })

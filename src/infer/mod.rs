@@ -26,7 +26,7 @@ use crate::model::config::Mixer as Mixes;
 use crate::{Error, Result};
 use activations::Rounding;
 use experts::Experts;
-use linear::{FeedForward, Inner, ROWS_PER_TASK, activate, sized};
+use linear::{FeedForward, Inner, ROWS_PER_TASK, sized};
 use norm::Norm;
 use rayon::prelude::*;
 use rope::Angles;
@@ -87,6 +87,7 @@ enum Mixer {
 
 /// A batch on its way through a mixer, and the working memory for it.
 struct Call<'a> {
+    engine: &'a Engine,
     index: usize,
     batch: Batch,
     /// Tokens of all sequences, and of each.
@@ -97,13 +98,15 @@ struct Call<'a> {
     cache: &'a mut Cache,
     qkv: &'a mut Vec<f32>,
     packed_keys: &'a mut Vec<f32>,
+    /// What enters the output matrix: of all rows those that are wanted.
+    attended: &'a mut Vec<f32>,
 }
 
 impl Call<'_> {
     /// Of `all` (`[rows, width]`) the rows that are wanted.
-    fn keep_wanted(&self, all: &[f32], width: usize, kept: &mut Vec<f32>) {
+    fn keep_wanted(&mut self, all: &[f32], width: usize) {
         let left = self.n - self.batch.from;
-        let kept = sized(kept, self.batch.sequences * left * width);
+        let kept = sized(self.attended, self.batch.sequences * left * width);
         let all = all.chunks_exact(width).enumerate().filter(|(row, _)| row % self.n >= self.batch.from);
         kept.chunks_exact_mut(width).zip(all).for_each(|(kept, (_, row))| kept.copy_from_slice(row));
     }
@@ -347,7 +350,7 @@ impl Engine {
             None => x,
         };
         let run = match &layer.mlp {
-            Mlp::Dense(mlp) => mlp.forward(into, hidden, result, inner, observer),
+            Mlp::Dense(mlp) => mlp.forward(None, into, hidden, result, inner, observer),
             Mlp::Experts(mlp) => mlp.forward(into, into, hidden, result, inner, observer),
             Mlp::Both(both) => both.forward(into, x, hidden, result, inner, observer),
             Mlp::None => ControlFlow::Continue(()),
@@ -423,8 +426,8 @@ impl Engine {
                     }
                     None => x.as_slice(),
                 };
-                let mut call = Call { index, batch, rows, n, normed, cache, qkv, packed_keys };
-                let run = self.mix(mixer, &mut call, attended, observer)?;
+                let mut call = Call { engine: self, index, batch, rows, n, normed, cache, qkv, packed_keys, attended };
+                let run = self.mix(mixer, &mut call, observer)?;
                 let width = output.weight.cols();
                 match run {
                     ControlFlow::Continue(()) => {
@@ -459,23 +462,15 @@ impl Engine {
     }
 
     /// What enters the last matrix of the mixer, for the wanted rows.
-    fn mix(
-        &self,
-        mixer: &Mixer,
-        call: &mut Call,
-        attended: &mut Vec<f32>,
-        observer: &mut dyn Observer,
-    ) -> Result<ControlFlow<()>> {
+    fn mix(&self, mixer: &Mixer, call: &mut Call, observer: &mut dyn Observer) -> Result<ControlFlow<()>> {
         let described = self.config.layers.get(call.index).map(|layer| &layer.mixer);
         match (mixer, described) {
-            (Mixer::Attention(mixer), Some(Mixes::Attention(own))) => mixer.mix(self, own, call, attended, observer),
-            (Mixer::Latent(mixer), Some(Mixes::Latent(own))) => mixer.mix(self, own, call, attended, observer),
-            (Mixer::Delta(mixer), Some(Mixes::Delta(own))) => mixer.mix(own, call, attended, observer),
-            (Mixer::Mamba(mixer), Some(Mixes::Mamba(own))) => mixer.mix(self, own, call, attended, observer),
-            (Mixer::Mamba2(mixer), Some(Mixes::Mamba2(own))) => mixer.mix(own, call, attended, observer),
-            (Mixer::ShortConv(mixer), Some(Mixes::ShortConv(_))) => {
-                mixer.mix(self.config.hidden, call, attended, observer)
-            }
+            (Mixer::Attention(mixer), Some(Mixes::Attention(own))) => mixer.mix(own, call, observer),
+            (Mixer::Latent(mixer), Some(Mixes::Latent(own))) => mixer.mix(own, call, observer),
+            (Mixer::Delta(mixer), Some(Mixes::Delta(own))) => mixer.mix(own, call, observer),
+            (Mixer::Mamba(mixer), Some(Mixes::Mamba(own))) => mixer.mix(own, call, observer),
+            (Mixer::Mamba2(mixer), Some(Mixes::Mamba2(own))) => mixer.mix(own, call, observer),
+            (Mixer::ShortConv(mixer), Some(Mixes::ShortConv(_))) => mixer.mix(call, observer),
             _ => Err(Error::Internal(format!("layer {} is loaded as another kind", call.index))),
         }
     }
@@ -547,9 +542,18 @@ impl Engine {
         std::iter::once(&mut self.embedding).chain(layers).chain(&mut self.output)
     }
 
-    fn rotate(&self, head: &mut [f32], dims: usize, angles: &Angles, i: usize) {
+    /// The angles of one of the rotary embeddings for the next `n` positions; what a checkpoint brings of factors is the
+    /// first one's.
+    fn angles(&self, which: Option<usize>, cache: &Cache, n: usize) -> Option<Angles> {
+        let rope = self.config.ropes.get(which?)?;
+        let none = rope::Factors::default();
+        let factors = if which == Some(0) { &self.rope_factors } else { &none };
+        Some(Angles::new(rope, factors, cache.capacity(), self.config.context, cache.len(), n))
+    }
+
+    fn rotate(&self, head: &mut [f32], angles: &Angles, i: usize) {
         let (cos, sin) = angles.row(i);
-        let rotated = &mut head[..dims];
+        let rotated = &mut head[..2 * cos.len()];
         if self.config.pairs {
             vector::rotate_pairs(rotated, cos, sin);
         } else {
@@ -582,7 +586,7 @@ impl Both {
         inner: &mut Inner,
         observer: &mut dyn Observer,
     ) -> ControlFlow<()> {
-        let run = self.dense.forward(x, hidden, out, inner, observer);
+        let run = self.dense.forward(None, x, hidden, out, inner, observer);
         let (mut into, mut more) = (vec![0.0; x.len()], vec![0.0; x.len()]);
         self.experts_pre.rows(stream, hidden, &mut into);
         self.experts.forward(&into, stream, hidden, &mut more, inner, observer)?;

@@ -2,25 +2,17 @@
 //! begin with, which LFM2 has alone. Heads, or channels, are worked on at once, positions one after the other.
 
 use super::attention::Recurrent;
-use super::linear::Linear;
+use super::linear::{Linear, columns, products, sigmoid, softplus};
 use super::norm::{Norm, unit_norm};
-use super::{Call, Engine, Observer};
+use super::{Call, Observer};
 use crate::Result;
 use crate::kernel::{Output, vector};
 use crate::model::config;
 use rayon::prelude::*;
 use std::ops::ControlFlow;
 
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
-}
-
 fn silu(x: f32) -> f32 {
     x * sigmoid(x)
-}
-
-fn softplus(x: f32) -> f32 {
-    if x > 20.0 { x } else { x.exp().ln_1p() }
 }
 
 /// A causal convolution of every channel with itself: `[channels, kernel]`.
@@ -51,20 +43,25 @@ impl Conv {
     }
 }
 
-/// The rows of one sequence, with what it has summed up, which is kept for the next batch.
-fn each_sequence(call: &mut Call, mut run: impl FnMut(usize, &mut Recurrent) -> Result<()>) -> Result<()> {
-    for i in 0..call.batch.sequences {
+/// What enters the output matrix, `[rows, width]`: of each sequence (its number, what it has summed up, and its rows), which
+/// is kept for the next batch.
+fn each_sequence(
+    call: &mut Call,
+    width: usize,
+    mut run: impl FnMut(usize, &mut Recurrent, &mut [f32]),
+) -> Result<ControlFlow<()>> {
+    let mut out = vec![0.0; call.rows * width];
+    for (i, out) in out.chunks_exact_mut(call.n * width).enumerate() {
         let mut kept = call.cache.take_recurrent(call.index, i)?;
-        run(i, &mut kept)?;
-        if call.cache.keeps() {
-            call.cache.put_recurrent(call.index, i, call.n, kept);
-        }
+        run(i, &mut kept, out);
+        call.cache.put_recurrent(call.index, i, call.n, kept);
     }
-    Ok(())
+    call.keep_wanted(&out, width);
+    Ok(ControlFlow::Continue(()))
 }
 
 pub(super) struct Delta {
-    /// Queries, keys and values in one matrix, or three.
+    /// Queries, keys and values.
     pub qkv: Linear,
     pub gate: Linear,
     /// What the decays and the strengths of writing are made from: one matrix of both, key head by key head, or two.
@@ -77,13 +74,7 @@ pub(super) struct Delta {
 }
 
 impl Delta {
-    pub fn mix(
-        &self,
-        own: &config::Delta,
-        call: &mut Call,
-        attended: &mut Vec<f32>,
-        observer: &mut dyn Observer,
-    ) -> Result<ControlFlow<()>> {
+    pub fn mix(&self, own: &config::Delta, call: &mut Call, observer: &mut dyn Observer) -> Result<ControlFlow<()>> {
         let &config::Delta { key_heads, value_heads, key_dim, value_dim, tiled, .. } = own;
         let (rows, n, normed) = (call.rows, call.n, call.normed);
         let (keys, values) = (key_heads * key_dim, value_heads * value_dim);
@@ -93,12 +84,7 @@ impl Delta {
         let run = (|| {
             self.qkv.product(normed, Output::whole(&mut qkv, channels), observer)?;
             self.gate.product(normed, Output::whole(&mut z, values), observer)?;
-            let mut at = 0;
-            for linear in &self.rates {
-                linear.product(normed, Output { data: &mut rates, stride: 2 * value_heads, at }, observer)?;
-                at += linear.out();
-            }
-            ControlFlow::Continue(())
+            products(&self.rates, normed, &mut rates, 2 * value_heads, observer)
         })();
         if run.is_break() {
             return Ok(run);
@@ -112,8 +98,7 @@ impl Delta {
             }
             _ => (value_heads + head, head),
         };
-        let mut out = vec![0.0; rows * values];
-        each_sequence(call, |i, kept| {
+        each_sequence(call, values, |i, kept, out| {
             let x = &qkv[i * n * channels..(i + 1) * n * channels];
             let mut x = self.conv.run(x, channels, &mut kept.recent, silu);
             x.par_chunks_exact_mut(channels).for_each(|row| {
@@ -153,7 +138,6 @@ impl Delta {
                     out
                 })
                 .collect();
-            let out = &mut out[i * n * values..(i + 1) * n * values];
             let z = &z[i * n * values..(i + 1) * n * values];
             out.par_chunks_exact_mut(values).zip(z.par_chunks_exact(values)).enumerate().for_each(|(t, (out, z))| {
                 for (head, (out, z)) in out.chunks_exact_mut(value_dim).zip(z.chunks_exact(value_dim)).enumerate() {
@@ -162,10 +146,7 @@ impl Delta {
                     out.iter_mut().zip(z).for_each(|(out, z)| *out *= silu(*z));
                 }
             });
-            Ok(())
-        })?;
-        call.keep_wanted(&out, values, attended);
-        Ok(ControlFlow::Continue(()))
+        })
     }
 }
 
@@ -184,14 +165,7 @@ pub(super) struct Mamba {
 }
 
 impl Mamba {
-    pub fn mix(
-        &self,
-        engine: &Engine,
-        own: &config::Mamba,
-        call: &mut Call,
-        attended: &mut Vec<f32>,
-        observer: &mut dyn Observer,
-    ) -> Result<ControlFlow<()>> {
+    pub fn mix(&self, own: &config::Mamba, call: &mut Call, observer: &mut dyn Observer) -> Result<ControlFlow<()>> {
         let &config::Mamba { inner, state, rank, unit_norms, .. } = own;
         let (rows, n) = (call.rows, call.n);
         let mut both = vec![0.0; rows * 2 * inner];
@@ -203,8 +177,7 @@ impl Mamba {
         let mut recent: Vec<Recurrent> = Vec::new();
         for i in 0..call.batch.sequences {
             let mut kept = call.cache.take_recurrent(call.index, i)?;
-            let rows = both[i * n * 2 * inner..(i + 1) * n * 2 * inner].chunks_exact(2 * inner);
-            let raw: Vec<f32> = rows.flat_map(|row| &row[..inner]).copied().collect();
+            let raw = columns(&both[i * n * 2 * inner..(i + 1) * n * 2 * inner], 2 * inner, 0..inner);
             x[i * n * inner..(i + 1) * n * inner].copy_from_slice(&self.conv.run(&raw, inner, &mut kept.recent, silu));
             recent.push(kept);
         }
@@ -219,12 +192,12 @@ impl Mamba {
             for (i, part) in [low, b, c].into_iter().enumerate() {
                 match &self.norms {
                     Some(norms) => norms[i].apply(part, 0),
-                    None if unit_norms => unit_norm(part, engine.config.norm_eps),
+                    None if unit_norms => unit_norm(part, call.engine.config.norm_eps),
                     None => {}
                 }
             }
         }
-        let low: Vec<f32> = parts.chunks_exact(width).flat_map(|row| &row[..rank]).copied().collect();
+        let low = columns(&parts, width, 0..rank);
         if self.dt.product(&low, Output::whole(&mut dt, inner), observer).is_break() {
             return Ok(ControlFlow::Break(()));
         }
@@ -255,10 +228,8 @@ impl Mamba {
                 channel.iter().enumerate().for_each(|(t, y)| out[(i * n + t) * inner + c] = *y);
             }
         }
-        if call.cache.keeps() {
-            recent.into_iter().enumerate().for_each(|(i, kept)| call.cache.put_recurrent(call.index, i, n, kept));
-        }
-        call.keep_wanted(&out, inner, attended);
+        recent.into_iter().enumerate().for_each(|(i, kept)| call.cache.put_recurrent(call.index, i, n, kept));
+        call.keep_wanted(&out, inner);
         Ok(ControlFlow::Continue(()))
     }
 }
@@ -276,13 +247,7 @@ pub(super) struct Mamba2 {
 }
 
 impl Mamba2 {
-    pub fn mix(
-        &self,
-        own: &config::Mamba2,
-        call: &mut Call,
-        attended: &mut Vec<f32>,
-        observer: &mut dyn Observer,
-    ) -> Result<ControlFlow<()>> {
+    pub fn mix(&self, own: &config::Mamba2, call: &mut Call, observer: &mut dyn Observer) -> Result<ControlFlow<()>> {
         let &config::Mamba2 { inner, state, heads, groups, least_step, .. } = own;
         let n = call.n;
         let (channels, dim) = (inner + 2 * groups * state, inner / heads);
@@ -291,12 +256,9 @@ impl Mamba2 {
         if self.into.product(call.normed, Output::whole(&mut all, width), observer).is_break() {
             return Ok(ControlFlow::Break(()));
         }
-        let mut out = vec![0.0; call.rows * inner];
-        each_sequence(call, |i, kept| {
+        each_sequence(call, inner, |i, kept, out| {
             let all = &all[i * n * width..(i + 1) * n * width];
-            let raw: Vec<f32> =
-                all.chunks_exact(width).flat_map(|row| &row[inner..inner + channels]).copied().collect();
-            let x = self.conv.run(&raw, channels, &mut kept.recent, silu);
+            let x = self.conv.run(&columns(all, width, inner..inner + channels), channels, &mut kept.recent, silu);
             kept.state.resize(inner * state, 0.0);
             let results: Vec<Vec<f32>> = kept
                 .state
@@ -322,7 +284,6 @@ impl Mamba2 {
                     y
                 })
                 .collect();
-            let out = &mut out[i * n * inner..(i + 1) * n * inner];
             out.par_chunks_exact_mut(inner).enumerate().for_each(|(t, out)| {
                 for (out, y) in out.chunks_exact_mut(dim).zip(&results) {
                     out.copy_from_slice(&y[t * dim..(t + 1) * dim]);
@@ -333,10 +294,7 @@ impl Mamba2 {
                     out.chunks_exact_mut(part).enumerate().for_each(|(i, out)| norm.apply(out, i));
                 }
             });
-            Ok(())
-        })?;
-        call.keep_wanted(&out, inner, attended);
-        Ok(ControlFlow::Continue(()))
+        })
     }
 }
 
@@ -347,33 +305,22 @@ pub(super) struct ShortConv {
 }
 
 impl ShortConv {
-    pub fn mix(
-        &self,
-        hidden: usize,
-        call: &mut Call,
-        attended: &mut Vec<f32>,
-        observer: &mut dyn Observer,
-    ) -> Result<ControlFlow<()>> {
-        let n = call.n;
+    pub fn mix(&self, call: &mut Call, observer: &mut dyn Observer) -> Result<ControlFlow<()>> {
+        let (hidden, n) = (call.engine.config.hidden, call.n);
         let mut all = vec![0.0; call.rows * 3 * hidden];
         if self.into.product(call.normed, Output::whole(&mut all, 3 * hidden), observer).is_break() {
             return Ok(ControlFlow::Break(()));
         }
-        let mut out = vec![0.0; call.rows * hidden];
-        each_sequence(call, |i, kept| {
+        each_sequence(call, hidden, |i, kept, out| {
             let all = &all[i * n * 3 * hidden..(i + 1) * n * 3 * hidden];
             let gated = |row: &[f32]| (0..hidden).map(|c| row[c] * row[2 * hidden + c]).collect::<Vec<f32>>();
             let x: Vec<f32> = all.chunks_exact(3 * hidden).flat_map(gated).collect();
             let x = self.conv.run(&x, hidden, &mut kept.recent, |x| x);
-            let out = &mut out[i * n * hidden..(i + 1) * n * hidden];
             for ((out, x), row) in
                 out.chunks_exact_mut(hidden).zip(x.chunks_exact(hidden)).zip(all.chunks_exact(3 * hidden))
             {
                 out.iter_mut().zip(x).zip(&row[hidden..2 * hidden]).for_each(|((out, x), gate)| *out = x * gate);
             }
-            Ok(())
-        })?;
-        call.keep_wanted(&out, hidden, attended);
-        Ok(ControlFlow::Continue(()))
+        })
     }
 }

@@ -111,14 +111,6 @@ impl<'a> Loader<'a> {
         Norm { kind: c.norm, weight: vec![1.0; c.hidden], by_head: false, bias: None, eps: c.norm_eps }
     }
 
-    /// Rotary factors, from the checkpoint or beside it.
-    fn factors(&self, name: &str) -> Result<Option<Vec<f32>>> {
-        match self.generated.iter().find(|g| g.name == name) {
-            Some(made) => Ok(Some(made.values.clone())),
-            None => self.shape(name).map(|shape| self.numbers(name, shape.iter().product())).transpose(),
-        }
-    }
-
     fn find(&self, name: &str) -> Result<&MappedTensor> {
         self.by_name.get(name).copied().ok_or_else(|| {
             let file = self.ckpt.files().first().map_or(self.ckpt.dir(), |f| &f.path);
@@ -330,7 +322,7 @@ impl Engine {
         let c = &model.config;
         model.runnable()?;
         let loader = Loader::new(ckpt, model);
-        let factors = |name: &str| loader.factors(name);
+        let factors = |name: &str| loader.shape(name).map(|s| loader.numbers(name, s.iter().product())).transpose();
         let untied = loader.has("output.weight");
         // LFM2's last norm is called that of the embedding.
         let last = if loader.has("output_norm.weight") { "output_norm" } else { "token_embd_norm" };

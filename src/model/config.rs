@@ -237,15 +237,10 @@ pub enum Activation {
     GeluTanh,
     /// By the error function.
     Gelu,
-    Relu,
     /// `max(x, 0)^2`.
     SquaredRelu,
     /// `x · sigmoid(1.702 x)` times `up + 1`, both cut off at this (gpt-oss).
     Clamped {
-        limit: f32,
-    },
-    /// `silu(gate)` and `up`, both cut off at this (Step 3.5).
-    Capped {
         limit: f32,
     },
     /// xIELU (Huang and Schlag 2024) with its two slopes, after their softplus, and beta and epsilon.
@@ -374,10 +369,10 @@ pub struct NormNames {
     pub post_ffn: &'static str,
 }
 
-impl Default for NormNames {
-    fn default() -> Self {
-        NormNames { attn: "attn_norm", post_attn: "post_attention_norm", ffn: "ffn_norm", post_ffn: "post_ffw_norm" }
-    }
+impl NormNames {
+    /// Those of most architectures.
+    pub const USUAL: NormNames =
+        NormNames { attn: "attn_norm", post_attn: "post_attention_norm", ffn: "ffn_norm", post_ffn: "post_ffw_norm" };
 }
 
 /// Everything the converter, the planner and the forward pass need to know about a model.
@@ -440,7 +435,7 @@ impl Default for Config {
             embedding_unit_norm: false,
             post_norm_eps: None,
             weightless_norms: false,
-            norms: NormNames::default(),
+            norms: NormNames::USUAL,
             pairs: false,
         }
     }

@@ -8,7 +8,7 @@ use super::config::{Config, Ffn, Heads, LayerConfig, Mixer, Wiring};
 use super::families::{self, Role};
 use super::source_names::layer_of;
 use super::tensor::{Generated, MappedTensor, RowOrder, ValueMap};
-use super::understood::{Model, OfBlueprint, Opaque};
+use super::understood::{Model, OfBlueprint, Opaque, with_architecture};
 use crate::gguf::{Array, Metadata, Value};
 use crate::quant::presets::ModelFacts;
 use crate::source::{Checkpoint, Dtype, TensorMeta};
@@ -134,19 +134,12 @@ pub(super) fn as_gguf(ckpt: &Checkpoint, model: &Model, part: Part, mtp: Mtp) ->
         });
     };
     let drawn = blueprint::draw(ckpt, blueprint, json, mtp)?;
-    let mut meta = drawn.keys.clone();
-    meta.set("general.architecture", drawn.arch);
+    let meta = with_architecture(&drawn.keys, drawn.arch);
     let rows = drawn.tensors.iter().find(|t| t.name == "token_embd.weight").map_or(0, MappedTensor::row_count);
-    let nested = ["text_config", "transformer_layer_config"].iter().find_map(|part| json.get(*part)?.get("vocab_size"));
-    let stated = nested.or(json.get("vocab_size"));
-    let vocab = stated.and_then(serde_json::Value::as_u64).map_or(rows, |n| n as usize);
-    let reason = || "a projector is no text model".to_string();
+    let vocab = stated_vocabulary(json).unwrap_or(rows);
     let opaque = match &model.family {
         Err(opaque) => Opaque { arch: drawn.arch.to_string(), ..opaque.clone() },
-        Ok(_) => {
-            let arch = drawn.arch.to_string();
-            Opaque { arch, reason: reason(), nearest: None, is_folder: true, is_convertible: true, runs_as_file: false }
-        }
+        Ok(_) => Opaque::of_blueprint(drawn.arch, "a projector is no text model".into()),
     };
     let (config, runs) = anatomy(&meta, drawn.arch, &drawn.tensors, &drawn.generated, Some(json));
     Ok(Model {
@@ -172,16 +165,11 @@ pub(super) fn imagined(json: serde_json::Value, mtp: Mtp, reason: String) -> Res
         let what = format!("a {} model is not planned from its configuration alone", blueprint.gguf);
         return Err(Error::unsupported(what).hint("name the folder with its weights"));
     };
-    let mut meta = drawn.keys.clone();
-    meta.set("general.architecture", drawn.arch);
-    let vocab = json.get("text_config").and_then(|text| text.get("vocab_size")).or(json.get("vocab_size"));
-    let vocab = vocab.and_then(serde_json::Value::as_u64).map_or(0, |n| n as usize);
-    let arch = drawn.arch.to_string();
-    let family =
-        Err(Opaque { arch, reason, nearest: None, is_folder: true, is_convertible: true, runs_as_file: false });
+    let vocab = stated_vocabulary(&json).unwrap_or(0);
+    let meta = with_architecture(&drawn.keys, drawn.arch);
     let model = Model {
         config: Config { vocab, ..sizes(&meta, drawn.arch) },
-        family,
+        family: Err(Opaque::of_blueprint(drawn.arch, reason)),
         tensors: drawn.tensors,
         generated: drawn.generated,
         dropped: drawn.dropped,
@@ -190,6 +178,12 @@ pub(super) fn imagined(json: serde_json::Value, mtp: Mtp, reason: String) -> Res
         runs: Err("its weights are not here".into()),
     };
     Ok((ckpt, model))
+}
+
+/// The size of the vocabulary that a `config.json` states.
+fn stated_vocabulary(json: &serde_json::Value) -> Option<usize> {
+    let nested = ["text_config", "transformer_layer_config"].iter().find_map(|part| json.get(*part)?.get("vocab_size"));
+    nested.or(json.get("vocab_size"))?.as_u64().map(|n| n as usize)
 }
 
 fn no_projector(json: &serde_json::Value) -> Error {

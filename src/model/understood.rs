@@ -54,6 +54,13 @@ fn holds(parts: &[&str], name: &str) -> bool {
     parts.iter().any(|part| part.strip_prefix('^').map_or_else(|| name.contains(part), |begin| name.starts_with(begin)))
 }
 
+/// Metadata that names its architecture.
+pub(super) fn with_architecture(keys: &Metadata, arch: &str) -> Metadata {
+    let mut keys = keys.clone();
+    keys.set("general.architecture", arch);
+    keys
+}
+
 impl Model {
     /// The family, where the meaning of the tensors is needed.
     ///
@@ -89,9 +96,7 @@ impl Model {
 
     /// Metadata of the architecture, of such a model.
     pub fn drawn_keys(&self) -> Option<Metadata> {
-        let mut keys = self.drawn.as_ref()?.keys.clone();
-        keys.set("general.architecture", self.config.arch.as_str());
-        Some(keys)
+        Some(with_architecture(&self.drawn.as_ref()?.keys, &self.config.arch))
     }
 
     /// What its tokenizer does differently on the way to GGUF.
@@ -146,6 +151,12 @@ pub struct Opaque {
 }
 
 impl Opaque {
+    /// What only a blueprint makes a file of.
+    pub(super) fn of_blueprint(arch: &str, reason: String) -> Self {
+        let arch = arch.to_string();
+        Opaque { arch, reason, nearest: None, is_folder: true, is_convertible: true, runs_as_file: false }
+    }
+
     /// What is said where the meaning of the tensors is needed.
     pub fn error(&self) -> Error {
         let nearest = match self.nearest {

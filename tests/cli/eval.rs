@@ -1,6 +1,6 @@
 //! `eval`, `compare`, `report`, `generate` and the gates, as a user and a pipeline run them.
 
-use crate::common::{fails, family, model, quantize, repo, stderr};
+use crate::common::{fails, family, model, ok, quantize, repo, stderr};
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
@@ -202,4 +202,18 @@ fn formats_that_round_activations_say_so() {
     assert_eq!(rounded, [&"fp8".into(), &"int8".into(), &"llm.int8".into(), &serde_json::Value::Null]);
     let told = std::fs::read_to_string(dir.path().join("r.md")).unwrap();
     assert!(told.contains("but for fp8, int8, bnb-int8, whose formats round activations too"), "{told}");
+}
+
+/// A model without a family runs as the blueprint of its class makes it: alone, beside its files, and after a conversion.
+#[test]
+fn what_blueprints_convert_is_evaluated_and_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = repo("tests/lineages/lfm2-moe").to_str().unwrap().to_string();
+    std::fs::write(dir.path().join("t.txt"), "one two three four five six seven eight nine ten ".repeat(40)).unwrap();
+    let measured = ["--text", "t.txt", "--ctx", "32", "--chunks", "2"];
+    let run = |args: &[&str]| ok(quantize(dir.path(), &[args, &measured].concat()));
+    run(&["--to", "q8_0", &folder, "-o", "m.gguf"]);
+    assert!(run(&["eval", &folder]).contains("perplexity"));
+    assert!(run(&["eval", "m.gguf"]).contains("perplexity"));
+    assert!(run(&["compare", &folder, "m.gguf"]).contains("m"));
 }

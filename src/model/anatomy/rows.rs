@@ -17,12 +17,7 @@ const PLAIN: Anatomy = Anatomy {
     norm: Norm::Rms,
     activation: Activation::Silu,
     parallel: false,
-    norms: NormNames {
-        attn: "attn_norm",
-        post_attn: "post_attention_norm",
-        ffn: "ffn_norm",
-        post_ffn: "post_ffw_norm",
-    },
+    norms: NormNames::USUAL,
     gating: Gating::Softmax,
     norm_topk: true,
     all_but_every: None,
