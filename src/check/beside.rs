@@ -3,45 +3,46 @@
 
 use super::derive::same_configuration;
 use crate::control::{Control, Report, Run};
-use crate::convert::{Checked, proof, proven};
+use crate::convert::{Checked, proven, record};
 use crate::gguf::Metadata;
 use crate::model::SourceModel;
 use crate::model::tokenizer::GgufVocab;
+use crate::source::Checkpoint;
 use crate::{Error, Result};
 use std::path::Path;
 
 /// Runs `file` beside `source` over a few windows of the bundled texts. A file that cannot be what it should be is a
-/// suspicion in the result, and no error.
+/// suspicion in the result, and no error; what is odd beside that is a note.
 ///
 /// # Errors
-/// `Unsupported` for a source that cannot be run; `Interrupted`.
-pub fn beside(file: &Path, source: &SourceModel, control: &Control, report: &dyn Report) -> Result<Checked> {
+/// `Unsupported` for a source that cannot be run; `Request` for a folder; `Interrupted`.
+pub fn beside(
+    file: &Checkpoint,
+    path: &Path,
+    source: &SourceModel,
+    control: &Control,
+    report: &dyn Report,
+) -> Result<(Checked, Vec<String>)> {
     let run = Run::new(control, report);
-    source.model.known()?;
-    let suspicious = |what: String| Checked { suspicion: Some(what), ..Checked::default() };
-    let artifact = match SourceModel::open(file) {
-        Ok(artifact) => artifact,
-        Err(e @ Error::BadInput(_)) => return Ok(suspicious(e.to_string())),
-        Err(e) => return Err(e),
-    };
-    if artifact.ckpt.gguf().is_none() {
+    let Some(metadata) = file.gguf() else {
         return Err(Error::request("only GGUF files are run beside their source here; compare folders on a text"));
-    }
-    match same_configuration(&artifact.ckpt, &source.ckpt, &source.model) {
-        Err(e @ Error::BadInput(_)) => return Ok(suspicious(e.to_string())),
-        other => other?,
-    }
-    if let Some(key) = other_vocabulary(source, &artifact)? {
-        return Ok(suspicious(format!("{key} is not what the source's tokenizer gives")));
-    }
-    let ckpt = artifact.ckpt.clone();
-    let checked = match proven::beside(source, &artifact, &|layer| proven::smallest_of(&ckpt, layer), run) {
-        Err(e @ Error::BadInput(_)) => return Ok(suspicious(e.to_string())),
+    };
+    // As the file's own recipe has it.
+    let recipe = record::read(metadata).unwrap_or_default();
+    let source = source.for_files(recipe.part, recipe.mtp)?;
+    source.model.runnable()?;
+    let suspicious = |what: String| Ok((Checked { suspicion: Some(what), ..Checked::default() }, Vec::new()));
+    let artifact = match SourceModel::open(path) {
+        Err(e @ Error::BadInput(_)) => return suspicious(e.to_string()),
         other => other?,
     };
-    match proof::other_tokens(source, &artifact)? {
-        Some(what) if checked.suspicion.is_none() => Ok(Checked { suspicion: Some(what), ..checked }),
-        _ => Ok(checked),
+    match same_configuration(&artifact.ckpt, &source.ckpt, &source.model) {
+        Err(e @ Error::BadInput(_)) => return suspicious(e.to_string()),
+        other => other?,
+    }
+    match other_vocabulary(&source, &artifact)? {
+        Some(key) => suspicious(format!("{key} is not what the source's tokenizer gives")),
+        None => proven::beside(&source, &artifact, run),
     }
 }
 

@@ -147,6 +147,8 @@ enum Reference {
 struct Field<'a> {
     path: &'a Path,
     base: Reference,
+    /// The base model, whose tokenizer read the text.
+    source: Option<SourceModel>,
     candidates: Vec<Entrant<'a>>,
     text: Prepared,
     /// As of [`eval::compare_in_turns`].
@@ -161,7 +163,8 @@ impl<'a> Field<'a> {
         };
         let rounded = how.rounded_activations;
         // A stored base has its own tokens; otherwise the base's tokenizer makes them.
-        let (base, text, sizes) = match is_base_file(path) {
+        let mut opened = None;
+        let (base, text, sizes) = match is_logits(path) {
             true if how.ablation.is_some() => {
                 return Err(Error::request("an ablation needs the base model itself, not its stored logits"));
             }
@@ -181,6 +184,7 @@ impl<'a> Field<'a> {
                 let model = turns::load(&source, rounded, run)?;
                 let config = &model.engine.config;
                 let sizes = (config.vocab, config.hidden);
+                opened = Some(source);
                 (Reference::Model(Box::new(model)), text, sizes)
             }
         };
@@ -201,7 +205,7 @@ impl<'a> Field<'a> {
         }
         turns::unique_names(&mut entrants);
         how.gates.check_size(text.windows.scored_tokens(), text.windows.count)?;
-        Ok(Self { path, base, candidates: entrants, text, turn })
+        Ok(Self { path, base, source: opened, candidates: entrants, text, turn })
     }
 
     /// Runs all of them over the text.
@@ -224,12 +228,8 @@ impl<'a> Field<'a> {
 
     /// How each candidate was made, as far as it says.
     fn origins(&self, rows: &mut [report::Candidate], run: Run) -> Result<()> {
-        let source = match &self.base {
-            Reference::Model(_) => Some(SourceModel::open(self.path)?),
-            Reference::Logits(_) => None,
-        };
         for (candidate, row) in self.candidates.iter().zip(rows) {
-            let text = source.as_ref().map(|source| (source, self.text.stream.as_slice()));
+            let text = self.source.as_ref().map(|source| (source, self.text.stream.as_slice()));
             row.made = origin::of(&Checkpoint::open(&candidate.path)?, text, run);
         }
         Ok(())
@@ -279,8 +279,8 @@ fn activations(base: &Runnable, text: &Prepared) -> Result<BTreeMap<String, Vec<
     Ok(sums.map(|(name, total)| (name, total.sums.into_iter().map(totals::double).collect())).collect())
 }
 
-/// A file of llama-perplexity's `--kl-divergence-base`, by its first bytes.
-fn is_base_file(path: &Path) -> bool {
+/// Whether it is a file of llama-perplexity's `--kl-divergence-base`, by its first bytes.
+pub fn is_logits(path: &Path) -> bool {
     use std::io::Read;
     let mut magic = [0u8; 8];
     let read = crate::input::open(path).map(|mut f| f.read_exact(&mut magic).is_ok());

@@ -16,7 +16,7 @@ pub use crate::calibration::imatrix::UnseenExperts;
 pub use crate::convert::Checked;
 pub use crate::convert::folder::engines::{Engine, Objection};
 pub use beside::beside;
-pub use compare::{compare, perplexity, text_suffices};
+pub use compare::{compare, is_logits, perplexity, text_suffices};
 pub use derive::{Derived, Origin};
 pub use measurement::Measurement;
 pub use verify::{Verified, objections, verify};

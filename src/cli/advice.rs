@@ -34,7 +34,7 @@ pub fn uncalibrated(plan: &Plan, accepted: bool, quiet: bool) -> Result<()> {
         return Err(Error::request(what).hint(Hint::Text(hint.into())));
     }
     let blind = plan.recipe.importance.is_none() && plan.recipe.data.is_none();
-    if quiet || !blind || plan.source.model.family.is_err() {
+    if quiet || !blind || plan.source.model.runnable().is_err() {
         return Ok(());
     }
     let below = |file: &FilePlan| file.limit.is_none() && file.sizes.bits_per_weight < ENOUGH;

@@ -32,13 +32,7 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
     }
     args.report.iter().try_for_each(|path| eval::check_report(path, args.control.force))?;
     gates.check_limits()?;
-    let check = if args.check {
-        Some(true)
-    } else if args.no_check {
-        Some(false)
-    } else {
-        None
-    };
+    let check = (args.check || args.no_check).then_some(args.check);
     let control = Control { check, ..recipe::control(&args.control, args.common.threads)? };
     interrupt::catch_interrupt()?;
     let terminal = Terminal::new(args.common.quiet);
@@ -51,6 +45,9 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
         check::text_suffices(&source.to_run()?, &measurement(&args, text.clone(), gates))?;
     }
     let mut plan = convert::plan(&source, &recipe)?;
+    if args.check {
+        convert::proven::can_run(&plan)?;
+    }
     if !args.common.quiet {
         plan.remarks.iter().for_each(|remark| say!("note: {remark}"));
     }
@@ -58,7 +55,7 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
     advice::uncalibrated(&plan, args.uncalibrated, args.common.quiet)?;
     if args.dry_run {
         convert::spend_budgets(&mut plan, &control, &terminal)?;
-        return plan::describe(&plan, &args, control.threads);
+        return plan::describe(&plan, &args, &control);
     }
     plan.save_importance = args.save_imatrix.clone();
     plan.evaluation_text = args.text.clone();
@@ -272,7 +269,7 @@ fn summary(plan: &Plan, outcome: &Outcome, quiet: bool) -> Result<()> {
         );
         match &made.checked {
             Some(checked) => say!("           checked: {checked}"),
-            None if plan.source.model.family.is_err() => {
+            None if plan.source.model.runnable().is_err() => {
                 say!("           not run: this model is converted only; its structure was checked")
             }
             None => {}

@@ -11,6 +11,7 @@ use crate::check::{self, Measurement};
 use crate::control::Control;
 use crate::eval::Method;
 use crate::eval::gate::{self, Gates};
+use crate::model::SourceModel;
 use crate::report::{self, Report};
 use crate::writer::atomic::{folder_of, refuse_existing, write_text};
 use crate::writer::places;
@@ -48,12 +49,26 @@ pub fn compare(args: CompareArgs) -> Result<()> {
         [] => vec![None],
         texts => texts.iter().map(Some).collect(),
     };
+    check_texts(&args, how)?;
     let reports: Result<Vec<Report>> =
         texts.into_iter().map(|text| measure(&args.models, &how(text), &control, args.common.quiet)).collect();
     let report = report::worst_of(reports?).ok_or_else(|| Error::Internal("no text".into()))?;
     let outcome = gate::verdict(&report.gates);
     finish(&report, &args.report, args.common.format, args.force)?;
     outcome
+}
+
+/// That several texts suffice, before any of them is measured on.
+fn check_texts<'a>(args: &'a CompareArgs, how: impl Fn(Option<&'a PathBuf>) -> Measurement) -> Result<()> {
+    let (texts, Some(base)) = (&args.text.text, args.models.first()) else { return Ok(()) };
+    if texts.len() < 2 {
+        return Ok(());
+    }
+    if check::is_logits(base) {
+        return Err(Error::Usage("stored logits are of one text: leave --text out".into()));
+    }
+    let source = SourceModel::open_merged(base, args.lora.as_deref())?.to_run()?;
+    texts.iter().try_for_each(|text| check::text_suffices(&source, &how(Some(text))))
 }
 
 /// `quantize report saved.json`: the same report in another form.

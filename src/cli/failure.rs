@@ -54,9 +54,11 @@ pub fn print(error: &Error) {
 
 /// Prints what is wrong with the command line; returns the exit code.
 pub fn of_usage(error: &clap::Error) -> u8 {
+    // What is wrong, without the hints and the usage behind it.
     let text = error.to_string();
-    let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-    print(&Error::Usage(message.to_string()));
+    let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("tip:") && !line.starts_with("Usage:"));
+    let message = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+    print(&Error::Usage(message.trim_start_matches("error: ").to_string()));
     Error::Usage(String::new()).exit_code()
 }
 

@@ -75,6 +75,11 @@ pub fn run(args: GenerateArgs) -> Result<()> {
 
 /// Flags that would do nothing.
 fn idle(args: &GenerateArgs) -> Result<()> {
+    if args.chat && args.special {
+        return Err(Error::Usage(
+            "--special has no effect with --chat, whose template has special tokens anyway".into(),
+        ));
+    }
     if args.temp > 0.0 {
         return Ok(());
     }
@@ -82,11 +87,6 @@ fn idle(args: &GenerateArgs) -> Result<()> {
         if given {
             return Err(Error::Usage(format!("{flag} has no effect at --temp 0, which takes the most likely token")));
         }
-    }
-    if args.chat && args.special {
-        return Err(Error::Usage(
-            "--special has no effect with --chat, whose template has special tokens anyway".into(),
-        ));
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use super::output::{print, print_json};
 use super::plan_text::Shown;
 use super::values::size;
 use super::{idle, recipe};
+use crate::control::Control;
 use crate::convert::devices::Device;
 use crate::convert::forecast::{self, Files, Forecast};
 use crate::convert::recipe::ImportanceFile;
@@ -35,6 +36,7 @@ pub fn run(args: PlanArgs, given: &[String]) -> Result<()> {
         files: files.as_ref(),
         devices: Some(&asked),
         context: args.context,
+        check: None,
         all: args.all,
     };
     match args.common.format {
@@ -55,13 +57,15 @@ pub fn run(args: PlanArgs, given: &[String]) -> Result<()> {
 }
 
 /// What would be written, for `--dry-run`.
-pub fn describe(plan: &Plan, args: &ConvertArgs, threads: usize) -> Result<()> {
+pub fn describe(plan: &Plan, args: &ConvertArgs, control: &Control) -> Result<()> {
+    let threads = control.threads;
     let files = Files::of(plan, threads);
     let shown = Shown {
         work: Forecast { plan, calibration_tokens: args.calibration.calibration_tokens as u64, threads },
         files: files.as_ref(),
         devices: None,
         context: 8192,
+        check: control.check,
         all: false,
     };
     match args.common.format {

@@ -25,6 +25,8 @@ pub struct Shown<'a> {
     /// Tokens of context to leave room for.
     pub context: usize,
     /// One row per tensor.
+    /// Whether the outputs are to be run at the end, where somebody said so.
+    pub check: Option<bool>,
     pub all: bool,
 }
 
@@ -59,12 +61,13 @@ impl Shown<'_> {
             None => json!({}),
         };
         if let (Some(files), Some(_)) = (self.files, self.devices) {
-            value["check"] =
-                json!({ "cpu_seconds": proven::seconds(self.work.plan), "unasked": proven::is_cheap(self.work.plan) });
+            let plan = self.work.plan;
+            let unasked = plan.source.model.runnable().is_ok() && proven::is_cheap(plan);
+            value["check"] = json!({ "cpu_seconds": proven::seconds(plan), "unasked": unasked });
             for (i, target) in files.targets.iter().enumerate() {
                 value["targets"][i]["devices"] = json!(self.fits(files, target));
             }
-            if self.work.plan.source.model.family.is_ok() {
+            if self.work.plan.source.model.runnable().is_ok() {
                 value["calibration"] =
                     json!({ "importance": self.work.cost(Pass::Importance), "feedback": self.work.cost(Pass::Blocks) });
             }
@@ -79,7 +82,7 @@ impl Shown<'_> {
     pub fn text(&self) -> String {
         let mut out = self.files.map_or_else(String::new, |files| self.files_text(files));
         if self.files.is_some() && !self.work.plan.source.ckpt.files().is_empty() {
-            out += &format!("{}\n", proven::in_words(self.work.plan, None));
+            out += &format!("{}\n", proven::in_words(self.work.plan, self.check));
         }
         for (output, folder) in self.work.plan.folders() {
             out += &self.folder_text(output, folder);
@@ -117,7 +120,7 @@ impl Shown<'_> {
         }
         let memory = human(files.peak_memory);
         let _ = writeln!(out, "\nto convert: about {memory} of memory, {} of disk", human(files.disk));
-        if self.work.plan.source.model.family.is_err() {
+        if self.work.plan.source.model.runnable().is_err() {
             return out;
         }
         let (importance, feedback) = (self.work.cost(Pass::Importance), self.work.cost(Pass::Blocks));

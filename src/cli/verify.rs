@@ -39,6 +39,10 @@ pub fn run(args: VerifyArgs) -> Result<()> {
         imatrix: args.imatrix.imatrix.clone(),
         unseen_experts: args.imatrix.unseen_experts.unwrap_or_default(),
     });
+    if args.check.is_some() && file.gguf().is_none() {
+        return Err(Error::Usage("--check is for GGUF files; compare folders on a text".into()));
+    }
+    let beside = args.check.as_ref().map(|model| SourceModel::open_merged(model, args.lora.as_deref())).transpose()?;
     let found = check::verify(&file, origin.as_ref(), &control, &Terminal::new(args.common.quiet))?;
     let (name, tensors) = (args.file.display(), found.tensors);
     let mut json = json!({ "file": escape::path(&args.file), "sound": true, "tensors": tensors });
@@ -57,10 +61,12 @@ pub fn run(args: VerifyArgs) -> Result<()> {
         text += &format!("{same} of {compared} tensors are what {} gives, byte for byte\n", source.display());
     }
     let mut suspicion = None;
-    if let Some(model) = &args.check {
-        let source = SourceModel::open_merged(model, args.lora.as_deref())?;
-        let checked = check::beside(&args.file, &source, &control, &Terminal::new(args.common.quiet))?;
+    if let (Some(model), Some(source)) = (&args.check, &beside) {
+        let found = check::beside(&file, &args.file, source, &control, &Terminal::new(args.common.quiet));
+        // What was found of the file alone is said all the same.
+        let (checked, notes) = found.inspect_err(|_| drop(print(&text)))?;
         json["check"] = json!(checked);
+        notes.iter().for_each(|note| text += &format!("note: {note}\n"));
         match &checked.suspicion {
             None => text += &format!("beside {}: {checked}\n", model.display()),
             Some(what) => text += &format!("beside {}: {what}\n", model.display()),

@@ -114,7 +114,8 @@ fn by_search(plan: &Plan, files: Vec<(usize, FilePlan)>, drawing: Option<&Drawin
     let facts = Facts { data: drawing.map(|d| &d.report), imatrix: importance.as_ref().map(|i| i.facts.clone()) };
     let mut outputs = create(plan, files, &facts, false, &mut std::iter::empty(), run)?;
     fill(plan, &mut outputs, importance.as_ref(), run)?;
-    publish(plan, outputs, importance.as_ref(), run)
+    let checked = prove(plan, &mut outputs, run)?;
+    publish(plan, outputs, checked, importance.as_ref(), run)
 }
 
 /// Files that are rounded with error feedback, each beside its rival.
@@ -153,10 +154,13 @@ fn with_feedback(
     outputs.iter().try_for_each(|output| importance.cover(&output.file))?;
     fill(plan, &mut outputs, Some(&importance), run)?;
     judge(plan, &mut outputs, held, run)?;
-    // From here on the end is a matter of names.
-    outputs.iter_mut().flat_map(Output::artifacts_mut).for_each(|a| a.keep_on_drop(false));
-    journal.keep_on_drop(false);
-    publish(plan, outputs, Some(&importance), run)
+    let checked = prove(plan, &mut outputs, run);
+    // From here on the end is a matter of names; a run that did not come so far can go on.
+    if matches!(checked, Ok(_) | Err(Error::Gate(_))) {
+        outputs.iter_mut().flat_map(Output::artifacts_mut).for_each(|a| a.keep_on_drop(false));
+        journal.keep_on_drop(false);
+    }
+    publish(plan, outputs, checked?, Some(&importance), run)
 }
 
 fn journal_path(plan: &Plan) -> Result<PathBuf> {
@@ -220,7 +224,7 @@ fn create<'p>(
     left: &mut impl Iterator<Item = PathBuf>,
     run: Run,
 ) -> Result<Vec<Output<'p>>> {
-    let split = plan.recipe.split.of_files(plan.source.ckpt.files().len());
+    let split = plan.recipe.split.of_files(plan.source.ckpt.shards().len());
     let force = run.control.force;
     let mut outputs = Vec::new();
     for (index, file) in files {
@@ -379,9 +383,8 @@ fn prove(plan: &Plan, outputs: &mut [Output], run: Run) -> Result<Vec<Option<Che
     let mut all = Vec::new();
     for output in outputs.iter_mut() {
         let (name, paths) = (output.name().to_string(), output.artifact.temp_paths());
-        let checked = proven::file(plan, &output.file, &name, &paths, run)?;
+        let checked = proven::file(plan, &name, &paths, run)?;
         if let Some(checked) = checked.as_ref().filter(|c| c.suspicion.is_some()) {
-            output.artifact.keep_on_drop(true);
             let targets: Vec<PathBuf> = output.artifact.targets().map(PathBuf::from).collect();
             for (from, target) in paths.iter().zip(&targets) {
                 proven::set_aside(from, target)?;
@@ -395,8 +398,13 @@ fn prove(plan: &Plan, outputs: &mut [Output], run: Run) -> Result<Vec<Option<Che
 }
 
 /// Gives the files their names. All are complete; none had its name until here.
-fn publish(plan: &Plan, mut outputs: Vec<Output>, importance: Option<&Importance>, run: Run) -> Result<Vec<Made>> {
-    let checked = prove(plan, &mut outputs, run)?;
+fn publish(
+    plan: &Plan,
+    outputs: Vec<Output>,
+    checked: Vec<Option<Checked>>,
+    importance: Option<&Importance>,
+    run: Run,
+) -> Result<Vec<Made>> {
     run.check()?;
     let (mut made, mut losers) = (Vec::new(), Vec::new());
     for (output, checked) in outputs.into_iter().zip(checked) {

@@ -13,7 +13,7 @@ use crate::{Error, Result};
 use std::ops::Range;
 
 /// Rows of logits in memory at once.
-const ROWS: usize = 64;
+pub(super) const ROWS: usize = 64;
 
 /// A model whose layers come one at a time.
 pub trait Layers {
@@ -90,9 +90,7 @@ pub fn results(model: &dyn Layers, windows: &[&[u32]], scored: Scored, run: Run)
         model.load(&mut engine, layer)?;
         for (x, window) in streams.iter_mut().zip(windows) {
             run.check()?;
-            cache.truncate(0);
-            // As in `Engine::hidden_from`.
-            let _ = rayon::scope(|_| engine.layer(layer, x, &mut cache, &mut ()))?;
+            step(&engine, layer, x, &mut cache)?;
             run.advance(window.len() as u64);
         }
         engine.unload_layer(layer);
@@ -149,9 +147,21 @@ fn worth_of_context(model: &dyn Layers, results: &[Vec<f32>], run: Run) -> Resul
             rows += 1;
         }
     }
-    let n = f64::from(rows.max(1));
-    let of_mean: f64 = mean.iter().map(|p| p / n).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
-    Ok(of_mean - entropy / n)
+    Ok(worth(&mean, entropy, f64::from(rows.max(1))))
+}
+
+/// One sequence through a loaded layer, from its beginning.
+pub(super) fn step(engine: &Engine, layer: usize, x: &mut Vec<f32>, cache: &mut Cache) -> Result<()> {
+    cache.truncate(0);
+    // As in `Engine::hidden_from`.
+    let _ = rayon::scope(|_| engine.layer(layer, x, cache, &mut ()))?;
+    Ok(())
+}
+
+/// How much predictions tell that their mean does not, in nats: of `n` of them the sum by token and that of the entropies.
+pub(super) fn worth(sum: &[f64], entropy: f64, n: f64) -> f64 {
+    let of_mean: f64 = sum.iter().map(|p| p / n).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
+    of_mean - entropy / n
 }
 
 /// What held-out text says of an output: mean KL divergence from the source in nats per token, set by set.

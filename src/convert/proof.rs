@@ -3,7 +3,7 @@
 //! it is, as a difference that no rounding of its types explains. Whether a calibration was worth it is another question,
 //! which [`super::judge`] answers.
 
-use super::judge::{Layers, Stored};
+use super::judge::{Layers, ROWS, Stored, step, worth};
 use super::record::{used_feedback, used_imatrix};
 use crate::calibration::data::{self, Amount, Source, TextOnly};
 use crate::control::{Run, Unit};
@@ -19,8 +19,6 @@ use serde::Serialize;
 /// Tokens that are looked at, and those of a window.
 pub const TOKENS: usize = 256;
 const WINDOW: usize = 128;
-/// Rows of logits in memory at once.
-const ROWS: usize = 64;
 
 /// What was seen of an artifact beside its source.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -186,11 +184,6 @@ pub fn check(
     judge("the embedding".into(), apart, bits(None), false);
     let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
     let mut caches = (Cache::one_batch(longest), Cache::one_batch(longest));
-    let pass = |engine: &Engine, layer: usize, x: &mut Vec<f32>, cache: &mut Cache| -> Result<()> {
-        cache.truncate(0);
-        let _ = rayon::scope(|_| engine.layer(layer, x, cache, &mut ()))?;
-        Ok(())
-    };
     for layer in 0..layers {
         source.load(&mut ours, layer)?;
         artifact.load(&mut theirs, layer)?;
@@ -199,9 +192,9 @@ pub fn check(
             run.check()?;
             let entered = x.clone();
             let mut local = x.clone();
-            pass(&ours, layer, x, &mut caches.0)?;
-            pass(&theirs, layer, &mut local, &mut caches.1)?;
-            pass(&theirs, layer, y, &mut caches.1)?;
+            step(&ours, layer, x, &mut caches.0)?;
+            step(&theirs, layer, &mut local, &mut caches.1)?;
+            step(&theirs, layer, y, &mut caches.1)?;
             apart.add(x, &local, Some(&entered));
             run.advance((x.len() / ours.config.hidden.max(1)) as u64);
         }
@@ -234,11 +227,10 @@ pub fn check(
     }
     judge("the output".into(), apart, bits(None), false);
     let n = rows.max(1) as f64;
-    let of_mean: f64 = mean.iter().map(|p| p / n).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
     checked.kl = if kl.is_nan() { f64::INFINITY } else { (kl / n).max(0.0) };
     checked.same_top = same as f64 / n;
     checked.entropy = entropy / n;
-    checked.blind = of_mean - entropy / n;
+    checked.blind = worth(&mean, entropy, n);
     Ok(checked)
 }
 

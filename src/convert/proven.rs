@@ -5,11 +5,12 @@ use super::cost::{self, Pass};
 use super::folder::plan::FolderPlan;
 use super::judge::{Layers, Stored};
 use super::loadable;
-use super::plan::{FilePlan, Plan};
+use super::plan::Plan;
 use super::proof::{self, Checked, TOKENS};
 use crate::control::{Notice, Run};
-use crate::model::SourceModel;
 use crate::model::keys::lost;
+use crate::model::{Mtp, Part, SourceModel};
+use crate::quant::presets::layer_of;
 use crate::source::Checkpoint;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -33,71 +34,82 @@ pub fn is_cheap(plan: &Plan) -> bool {
     calibrated || seconds(plan) * outputs <= UNASKED.max(CONVERSION * plan.weights() as f64 * outputs)
 }
 
-/// Whether an output of this plan is run.
-pub fn is_run(plan: &Plan, run: Run) -> bool {
-    plan.source.model.family.is_ok() && run.control.check.unwrap_or_else(|| is_cheap(plan))
+/// That outputs of this plan can be run.
+///
+/// # Errors
+/// `Unsupported` for what the reference inference does not run; those of the tokenizer, without which there is no text.
+pub fn can_run(plan: &Plan) -> Result<()> {
+    let source = &plan.source;
+    if source.model.part() != Part::Text || plan.recipe.mtp == Mtp::Only {
+        return Err(Error::unsupported("a file that is no whole text model cannot be run"));
+    }
+    source.model.runnable()?;
+    source.tokenizer().map(|_| ())
+}
+
+/// Whether they are; `check`: whether somebody said so.
+pub fn is_run(plan: &Plan, check: Option<bool>) -> bool {
+    check.unwrap_or_else(|| is_cheap(plan)) && can_run(plan).is_ok()
 }
 
 /// A finished file under its temporary names: what llama.cpp's loader demands of it, and what it does beside its source.
 ///
 /// # Errors
 /// Those of opening and running it.
-pub fn file(plan: &Plan, file: &FilePlan, name: &str, paths: &[PathBuf], run: Run) -> Result<Option<Checked>> {
+pub fn file(plan: &Plan, name: &str, paths: &[PathBuf], run: Run) -> Result<Option<Checked>> {
     let ckpt = Checkpoint::open_gguf(paths)?;
+    let notice = |text: String| run.notice(Notice::About { output: name.into(), text });
     for what in loadable::examine(&ckpt).refusals {
-        run.notice(Notice::About { output: name.into(), text: format!("llama.cpp does not load it: {what}") });
+        notice(format!("llama.cpp does not load it: {what}"));
     }
-    if !is_run(plan, run) {
-        return Ok(None);
-    }
-    // Without a tokenizer, or one that is read here, there is no text to run on.
-    if plan.source.tokenizer().is_err() {
+    if !is_run(plan, run.control.check) {
         return Ok(None);
     }
     let model = crate::model::Model::open(&ckpt)?;
     let artifact = SourceModel::new(&paths[0], ckpt, model);
-    let checked = if_it_runs(beside(&plan.source, &artifact, &|layer| smallest(file, layer), run))?;
-    let Some(mut checked) = checked else { return Ok(None) };
-    let notice = |text: String| run.notice(Notice::About { output: name.into(), text });
-    // What GGUF cannot hold was told, and shows here.
-    if let Some(what) = checked.suspicion.take_if(|_| lost(&plan.source.model).is_ok_and(|lost| !lost.is_empty())) {
-        notice(format!("{what}: what GGUF cannot hold of the model"));
-    }
-    if checked.suspicion.is_none()
-        && let Some(what) = proof::other_tokens(&plan.source, &artifact)?
-    {
-        notice(what);
-    }
-    Ok(Some(checked))
+    let found = if_it_runs(beside(&plan.source, &artifact, run))?;
+    Ok(found.map(|(checked, notes)| {
+        notes.into_iter().for_each(notice);
+        checked
+    }))
 }
 
 /// `None` for what the engine does not run, of which conversion and rounding are all there is.
-fn if_it_runs(checked: Result<Checked>) -> Result<Option<Checked>> {
+fn if_it_runs<T>(checked: Result<T>) -> Result<Option<T>> {
     match checked {
         Err(Error::Unsupported(_)) => Ok(None),
         other => other.map(Some),
     }
 }
 
-/// A finished file beside the model it was made of.
+/// A finished GGUF file beside the model it was made of, and what is odd about it that is no fault of rounding: what such a
+/// file cannot hold of the model, and text that it reads as other tokens.
 ///
 /// # Errors
-/// Those of opening and running both.
-pub fn beside(
-    source: &SourceModel,
-    artifact: &SourceModel,
-    bits: &dyn Fn(Option<usize>) -> f64,
-    run: Run,
-) -> Result<Checked> {
-    source.model.known()?;
-    if let Err(opaque) = &artifact.model.family {
-        let suspicion = Some(opaque.error().to_string());
-        return Ok(Checked { suspicion, ..Checked::default() });
+/// Those of reading and running the source; what is wrong with the file is a suspicion.
+pub fn beside(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<(Checked, Vec<String>)> {
+    source.model.runnable()?;
+    let mut checked = match judged(source, artifact, run) {
+        Err(e @ Error::BadInput(_)) => Checked { suspicion: Some(e.to_string()), ..Checked::default() },
+        other => other?,
+    };
+    let mut notes = Vec::new();
+    if let Some(what) = checked.suspicion.take_if(|_| lost(&source.model).is_ok_and(|lost| !lost.is_empty())) {
+        notes.push(format!("{what}: what GGUF cannot hold of the model"));
     }
-    let stored = |s: &SourceModel| (s.ckpt.clone(), s.model.clone());
-    let (ours, theirs) = (stored(source), stored(artifact));
-    let (ours, theirs) = (Stored { ckpt: &ours.0, model: &ours.1 }, Stored { ckpt: &theirs.0, model: &theirs.1 });
-    let bits = |layer| bits(layer).min(of_source(&source.ckpt));
+    if checked.suspicion.is_none() {
+        notes.extend(proof::other_tokens(source, artifact)?);
+    }
+    Ok((checked, notes))
+}
+
+fn judged(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<Checked> {
+    if let Err(why) = artifact.model.runnable() {
+        return Ok(Checked { suspicion: Some(why.to_string()), ..Checked::default() });
+    }
+    let ours = Stored { ckpt: &source.ckpt, model: &source.model };
+    let theirs = Stored { ckpt: &artifact.ckpt, model: &artifact.model };
+    let bits = |layer| smallest(&artifact.ckpt, layer).min(of_source(&source.ckpt));
     let mut checked = proof::check(&ours, &theirs, &proof::windows(source)?, &bits, run)?;
     if checked.suspicion.is_none() {
         checked.suspicion = proof::other_weights(ours, theirs, run)?;
@@ -118,13 +130,10 @@ fn of_source(ckpt: &Checkpoint) -> f64 {
 /// # Errors
 /// Those of running it.
 pub fn folder(plan: &Plan, folder: &FolderPlan, layers: &dyn Layers, run: Run) -> Result<Option<Checked>> {
-    if !is_run(plan, run) {
+    if !is_run(plan, run.control.check) {
         return Ok(None);
     }
     let source = Stored { ckpt: &plan.source.ckpt, model: &plan.source.model };
-    if plan.source.tokenizer().is_err() {
-        return Ok(None);
-    }
     let bits = folder.quantized(&plan.source.ckpt).1.min(ROUNDED).min(of_source(&plan.source.ckpt));
     let of = |layer: Option<usize>| if layer.is_some() { bits } else { 16.0 };
     if_it_runs(
@@ -133,19 +142,9 @@ pub fn folder(plan: &Plan, folder: &FolderPlan, layers: &dyn Layers, run: Run) -
 }
 
 /// Bits of the smallest type of a matrix in a layer, or of embedding and output.
-fn smallest(file: &FilePlan, layer: Option<usize>) -> f64 {
-    let rows = file.sizes.rows.iter().filter(|row| layer_of(&row.name) == layer && row.shape.len() > 1);
-    rows.map(|row| row.choice.got.bits()).fold(32.0, f64::min)
-}
-
-/// The same of a file that is there.
-pub fn smallest_of(ckpt: &Checkpoint, layer: Option<usize>) -> f64 {
+fn smallest(ckpt: &Checkpoint, layer: Option<usize>) -> f64 {
     let tensors = ckpt.tensors().iter().filter(|t| layer_of(&t.name) == layer && t.shape.len() > 1);
     tensors.map(|t| 8.0 * t.bytes() as f64 / t.elements().max(1) as f64).fold(32.0, f64::min)
-}
-
-fn layer_of(name: &str) -> Option<usize> {
-    name.strip_prefix("blk.")?.split('.').next()?.parse().ok()
 }
 
 /// The name under which an output stays that cannot be what was meant.
@@ -163,7 +162,7 @@ pub fn suspicious(name: &str, checked: &Checked, kept: &Path) -> Error {
         }
         _ => "",
     };
-    Error::Gate(format!("{name}: {why}{blind}. Nothing was published; what was made is {}", kept.display()))
+    Error::Gate(format!("{name}: {why}{blind}. It was not published; what was made is {}", kept.display()))
 }
 
 /// Renames what lies at `from` to the name of a suspect, in place of an earlier one.
@@ -181,7 +180,7 @@ pub fn set_aside(from: &Path, target: &Path) -> Result<PathBuf> {
 
 /// Whether this plan's outputs are run, and at what cost, in words.
 pub fn in_words(plan: &Plan, check: Option<bool>) -> String {
-    if plan.source.model.family.is_err() {
+    if can_run(plan).is_err() {
         return "not run at the end: this model is converted only".into();
     }
     let cost = seconds(plan) * plan.outputs.len().max(1) as f64;

@@ -108,7 +108,7 @@ fn artifact(path: &Path, ckpt: &Checkpoint) -> Artifact {
         name: name.unwrap_or_else(stem),
         path: path.display().to_string(),
         format: format.into(),
-        bytes: ckpt.files().iter().map(|f| f.len).sum(),
+        bytes: ckpt.shards().iter().map(|f| f.len).sum(),
         parameters,
         bpw: 8.0 * tensor_bytes as f64 / parameters.max(1) as f64,
         ..Artifact::default()

@@ -10,7 +10,7 @@ use super::source_names::layer_of;
 use super::tensor::{Generated, MappedTensor, RowOrder, ValueMap};
 use super::understood::{Model, OfBlueprint, Opaque, with_architecture};
 use crate::gguf::{Array, Metadata, Value};
-use crate::quant::presets::ModelFacts;
+use crate::quant::presets::{ModelFacts, layer_of as layer_of_gguf};
 use crate::source::{Checkpoint, Dtype, TensorMeta};
 use crate::{Error, Result};
 use std::collections::BTreeSet;
@@ -29,7 +29,7 @@ pub(super) fn open(ckpt: &Checkpoint, meta: &Metadata, reason: String) -> Result
         rows: RowOrder::Same,
         values: ValueMap::Same,
         role: Role::Unknown,
-        layer: t.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok()),
+        layer: layer_of_gguf(&t.name),
     };
     let tensors: Vec<MappedTensor> = ckpt.tensors().iter().enumerate().map(tensor).collect();
     if tensors.is_empty() {

@@ -57,6 +57,9 @@ impl SourceModel {
                 "the model has no layers that predict more than the next token, or is a GGUF file",
             ));
         }
+        if mtp == Mtp::Drop && self.ckpt.gguf().is_some() {
+            return Err(Error::unsupported("a GGUF file is quantized with all the layers that it has"));
+        }
         match part == Part::Projector || by_blueprint {
             true => Ok(Self { model: Arc::new(as_gguf(&self.ckpt, &self.model, part, mtp)?), ..self.clone() }),
             false => Ok(self.clone()),

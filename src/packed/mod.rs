@@ -19,6 +19,7 @@ mod names;
 mod pieces;
 mod read;
 
+pub(crate) use bits::transpose;
 pub use compressed::FP8_BLOCK;
 pub use compressed::floats::{Fp4Codes, pack_fp4};
 pub use engines::Engine;

@@ -5,6 +5,7 @@
 
 use super::{Checkpoint, Dtype, SourceFile, TensorMeta, safetensors};
 use crate::dtype::GgmlType;
+use crate::packed::transpose;
 use crate::{Error, Result, input};
 use half::{bf16, f16};
 use serde_json::Value;
@@ -214,7 +215,7 @@ fn deltas(base: &Checkpoint, module: &str, parts: &Parts, settings: &Settings) -
     let scale = settings.scale(module, *rank);
     let turned = embedding || settings.turned;
     let (left, right) = match turned {
-        true => (transposed(&read(a)?, *input), transposed(&read(b)?, *rank)),
+        true => (transpose(&read(a)?, *rank, *input), transpose(&read(b)?, *output, *rank)),
         false => (read(b)?, read(a)?),
     };
     let (rows, cols) = if turned { (*input, *output) } else { (*output, *input) };
@@ -236,12 +237,6 @@ fn deltas(base: &Checkpoint, module: &str, parts: &Parts, settings: &Settings) -
         found.push((format!("{module}.bias"), delta));
     }
     Ok(found)
-}
-
-/// Of a matrix with rows of `cols`, the transpose.
-fn transposed(values: &[f32], cols: usize) -> Vec<f32> {
-    let rows = values.len() / cols.max(1);
-    (0..values.len()).map(|i| values[i % rows * cols + i / rows]).collect()
 }
 
 impl Checkpoint {

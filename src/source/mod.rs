@@ -54,6 +54,8 @@ impl TensorMeta {
 pub struct Checkpoint {
     dir: PathBuf,
     files: Vec<SourceFile>,
+    /// How many of the files are the model's own; those of an adapter follow.
+    shards: usize,
     tensors: Vec<TensorMeta>,
     index: HashMap<String, usize>,
     gguf: Option<Metadata>,
@@ -108,6 +110,7 @@ impl Checkpoint {
         }
         Ok(Self {
             dir,
+            shards: files.len(),
             files,
             tensors: found,
             index,
@@ -153,9 +156,14 @@ impl Checkpoint {
         self
     }
 
-    /// The files that hold the tensors.
+    /// The files that what is read comes from: those of the model, and of an adapter that is merged into it.
     pub fn files(&self) -> &[SourceFile] {
         &self.files
+    }
+
+    /// The model's own files.
+    pub fn shards(&self) -> &[SourceFile] {
+        &self.files[..self.shards]
     }
 
     /// The folder that holds `config.json` and the tokenizer, if there are any.

@@ -159,7 +159,9 @@ fn differences(golden: &Value, name: &str) -> quantize::Result<Vec<String>> {
     let recipe = Recipe { pretokenizer: pre.map(String::from), ..Recipe::to(["f16"])? };
     let mut plan = convert::plan(&SourceModel::open(&folder)?, &recipe)?;
     plan.place(dir.path())?;
-    let file = convert::run(&plan, &Control::default(), &())?.outputs[0].paths[0].clone();
+    // Its chunks have another length than the one that GGUF files have without saying so.
+    let check = (name == "llama4").then_some(false);
+    let file = convert::run(&plan, &Control { check, ..Control::default() }, &())?.outputs[0].paths[0].clone();
     let mut wrong = Vec::new();
     let expected = ["tensors", "metadata"].map(|part| golden[part].as_object().unwrap());
     for ((ours, theirs), kind) in contents(&file).iter().zip(expected).zip(["tensor ", ""]) {

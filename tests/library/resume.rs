@@ -149,3 +149,36 @@ fn every_field_of_a_folders_recipe_counts() {
     // With groups in the order of the activations.
     every_field_counts("llama", calibrated("gptq-4bit-32g-desc"), &[&OF_FILES[..], &["/rounding/smooth"]].concat());
 }
+
+/// Asks a run to stop as soon as a phase begins.
+struct StopIn {
+    phase: &'static str,
+    cancel: Cancel,
+}
+
+impl Report for StopIn {
+    fn begin(&self, phase: &Phase) {
+        if phase.name == self.phase {
+            self.cancel.request();
+        }
+    }
+}
+
+/// All the work is done when a file is checked; a run that is stopped then does not do it again.
+#[test]
+fn a_run_stopped_while_its_file_is_checked_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, recipe) = (SourceModel::open(&model("tiny-llama")).unwrap(), calibrated("q4_0"));
+    let [output, whole] = ["a", "b"].map(|folder| dir.path().join(folder).join("out.gguf"));
+    [&output, &whole].map(|path| std::fs::create_dir(path.parent().unwrap()).unwrap());
+    let control = Control { threads: 2, check: Some(true), ..Control::default() };
+    let stop = StopIn { phase: "checking", cancel: Cancel::default() };
+    let first = Control { cancel: stop.cancel.clone(), ..control.clone() };
+    assert!(matches!(run(&source, &recipe, &output, &first, &stop), Some(Error::Interrupted)));
+    // What was left is there to go on with.
+    assert!(!output.exists() && std::fs::read_dir(output.parent().unwrap()).unwrap().count() > 1);
+    let resumed = Control { resume: true, ..control.clone() };
+    assert!(run(&source, &recipe, &output, &resumed, &()).is_none());
+    assert!(run(&source, &recipe, &whole, &control, &()).is_none());
+    assert!(std::fs::read(output).unwrap() == std::fs::read(whole).unwrap());
+}

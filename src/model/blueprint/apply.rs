@@ -10,6 +10,7 @@ use crate::model::role::Role;
 use crate::model::source_names::{drop_reason_of_any, drop_reason_of_buffer, layer_of, sort_like_llama_cpp, text_name};
 use crate::model::tensor::{Generated, MappedTensor, RowOrder, ValueMap};
 use crate::quant::GgmlType;
+use crate::quant::presets::layer_of as layer_of_gguf;
 use crate::source::{Checkpoint, Dtype, TensorMeta};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -127,9 +128,8 @@ pub(in crate::model) fn imagine(
 ) -> Result<Option<Drawn>> {
     let h = Hparams::new(json, blueprint);
     let Some((promised, cache)) = promised(blueprint, &h)? else { return Ok(None) };
-    let block = |name: &str| name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
     let made = |(name, shape): (String, Vec<usize>)| MappedTensor {
-        layer: block(&name),
+        layer: layer_of_gguf(&name),
         name,
         shape,
         parts: Vec::new(),
@@ -166,10 +166,7 @@ fn split_off(
     tensors: &mut Vec<MappedTensor>,
     dropped: &mut Vec<(String, String)>,
 ) -> Result<()> {
-    let predicts = |t: &MappedTensor| {
-        let block = t.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
-        block.is_some_and(|block| block >= own)
-    };
+    let predicts = |t: &MappedTensor| layer_of_gguf(&t.name).is_some_and(|block| block >= own);
     if mtp == Mtp::Only && !tensors.iter().any(predicts) {
         let what = "the checkpoint has no layers that predict more than the next token, or none that llama.cpp has a place for";
         return Err(Error::unsupported(format!("{}: {what}", ckpt.dir().display())));

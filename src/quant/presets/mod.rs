@@ -4,12 +4,12 @@
 
 mod rules;
 
+pub(crate) use rules::layer_of;
+
 use super::GgmlType;
 use GgmlType::*;
 use regex::Regex;
-use rules::{
-    Category, OWN_MIXTURE, Own, PER_LAYER_EMBEDDING, RULES, SMALL_ATTN_V, SMALL_HEAD, When, category, layer_of,
-};
+use rules::{Category, OWN_MIXTURE, Own, PER_LAYER_EMBEDDING, RULES, SMALL_ATTN_V, SMALL_HEAD, When, category};
 use serde::Serialize;
 
 /// A target that the command line knows by name.
