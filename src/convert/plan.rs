@@ -131,8 +131,11 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
             }
             _ => Decided::File(Box::new(plan.file(index, target, importance)?)),
         };
-        let place =
-            PathBuf::from(recipe.part.prefix().to_string() + recipe.mtp.prefix() + &target.usual_name(&source.name()));
+        let prefix = match target.is_file() {
+            true => recipe.part.prefix().to_string() + recipe.mtp.prefix(),
+            false => String::new(),
+        };
+        let place = PathBuf::from(prefix + &target.usual_name(&source.name()));
         plan.outputs.push(OutputPlan { index, target: target.clone(), place, what });
     }
     let is_packed = |row: &sizes::TensorRow| row.choice.why == Why::Kept && !row.choice.got.is_plain();
@@ -517,8 +520,14 @@ fn facts_of(config: &Config) -> ModelFacts<'_> {
 /// As [`super::plan()`].
 pub fn sizes_of_model(model: &Model, recipe: &Recipe) -> Result<Vec<FileSizes>> {
     recipe.check()?;
+    if recipe.part == Part::Projector {
+        return Err(Error::unsupported("a projector is not planned from a configuration alone"));
+    }
     if let Some(keys) = model.drawn_keys() {
         return sizes_of_drawn(model, &keys, recipe);
+    }
+    if recipe.mtp == Mtp::Only {
+        return Err(Error::unsupported("the model has no layers that predict more than the next token"));
     }
     let config = &model.config;
     let mut tensors = sizes::tensors_of(config);
@@ -537,9 +546,6 @@ pub fn sizes_of_model(model: &Model, recipe: &Recipe) -> Result<Vec<FileSizes>> 
 
 /// The same of a model whose tensors a blueprint promises.
 fn sizes_of_drawn(model: &Model, keys: &Metadata, recipe: &Recipe) -> Result<Vec<FileSizes>> {
-    if recipe.part == Part::Projector {
-        return Err(Error::unsupported("a projector is not planned from a configuration alone"));
-    }
     let method = model.hf_config.as_ref().and_then(|json| json.pointer("/quantization_config/quant_method")?.as_str());
     let is_packed = |name: &str| method == Some("mxfp4") && name.ends_with("_exps.weight");
     let tensors: Vec<(String, Vec<usize>)> =

@@ -3,11 +3,12 @@
 //! Kalajdzievski 2023), with a magnitude vector the rows of that scaled to its lengths (DoRA, Liu et al. 2024, eq. 5), in
 //! `f32`, rounded to the type of the base. Whole tensors in the adapter take the base's place.
 
+use super::decode::decode;
 use super::{Checkpoint, Dtype, SourceFile, TensorMeta, safetensors};
 use crate::dtype::GgmlType;
 use crate::packed::transpose;
+use crate::quant::codec;
 use crate::{Error, Result, input};
-use half::{bf16, f16};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -91,7 +92,7 @@ pub(super) fn merged(mut base: Checkpoint, path: &Path) -> Result<Checkpoint> {
         for (name, delta) in deltas(&base, &module, &parts, &settings)? {
             let target = base.named(&name).ok_or_else(|| {
                 let error = fault(&format!("the base model has no tensor {name}"));
-                error.hint("was the adapter trained on this model?")
+                error.hint(OF_ANOTHER)
             })?;
             let t = &base.tensors[target];
             if !matches!(t.dtype, Dtype::Ggml(GgmlType::F32 | GgmlType::F16 | GgmlType::BF16)) {
@@ -105,7 +106,7 @@ pub(super) fn merged(mut base: Checkpoint, path: &Path) -> Result<Checkpoint> {
             if !fits {
                 let what =
                     format!("gives {} x {}, and the base model's {name} is {:?}", delta.rows, delta.cols, t.shape);
-                return Err(fault(&what).hint("was the adapter trained on this model?"));
+                return Err(fault(&what).hint(OF_ANOTHER));
             }
             base.deltas.insert(t.name.clone(), delta);
         }
@@ -117,6 +118,7 @@ pub(super) fn merged(mut base: Checkpoint, path: &Path) -> Result<Checkpoint> {
     Ok(base.remarking(Some(what)))
 }
 
+const OF_ANOTHER: &str = "was the adapter trained on this model?";
 const MERGE_FIRST: &str = "merge it with PEFT (merge_and_unload, save_pretrained) and give the result";
 
 /// Without what PEFT puts around a module's name.
@@ -264,7 +266,7 @@ impl Checkpoint {
     fn replace(&mut self, name: &str, t: TensorMeta, weights: &Path) -> Result<()> {
         let place = self.named(name).ok_or_else(|| {
             let error = Error::bad_file(weights, "the base model has no such tensor").tensor(&t.name);
-            error.hint("was the adapter trained on this model?")
+            error.hint(OF_ANOTHER)
         })?;
         let there = &mut self.tensors[place];
         if there.shape != t.shape {
@@ -287,6 +289,9 @@ impl Delta {
         if !offset.is_multiple_of(width as u64) || !out.len().is_multiple_of(width) {
             return Err(internal());
         }
+        let quantize = codec(ty).and_then(|codec| codec.quantize).ok_or_else(internal)?;
+        let fault = |e: Error| e.tensor(t.name.as_str());
+        file.read_at(t.range.start + offset, out).map_err(fault)?;
         let mut at = (offset / width as u64) as usize;
         let (mut bytes, mut row, mut added) = (Vec::new(), Vec::new(), Vec::new());
         let mut rest = out;
@@ -295,14 +300,18 @@ impl Delta {
             let n = (self.cols - from).min(rest.len() / width);
             let (now, later) = rest.split_at_mut(n * width);
             // Rows have to be seen whole where their length counts.
-            let seen = if self.magnitude.is_some() { 0..self.cols } else { from..from + n };
-            bytes.resize(seen.len() * width, 0);
-            let start = t.range.start + ((r * self.cols + seen.start) * width) as u64;
-            file.read_at(start, &mut bytes).map_err(|e| e.tensor(t.name.as_str()))?;
-            row.resize(seen.len(), 0.0);
-            super::decode::decode(ty, &bytes, &mut row)?;
-            self.add(r, seen.start, &mut row, &mut added);
-            encode(ty, &row[from - seen.start..][..n], now);
+            let first = if self.magnitude.is_some() { 0 } else { from };
+            if self.magnitude.is_some() && n < self.cols {
+                bytes.resize(self.cols * width, 0);
+                file.read_at(t.range.start + (r * self.cols * width) as u64, &mut bytes).map_err(fault)?;
+            } else {
+                bytes.clear();
+                bytes.extend_from_slice(now);
+            }
+            row.resize(bytes.len() / width, 0.0);
+            decode(ty, &bytes, &mut row)?;
+            self.add(r, first, &mut row, &mut added);
+            quantize(&row[from - first..][..n], None, now);
             at += n;
             rest = later;
         }
@@ -323,18 +332,6 @@ impl Delta {
             let length = row.iter().map(|w| f64::from(*w) * f64::from(*w)).sum::<f64>().sqrt() as f32;
             let factor = magnitude[r] / length;
             row.iter_mut().for_each(|w| *w *= factor);
-        }
-    }
-}
-
-fn encode(ty: GgmlType, values: &[f32], out: &mut [u8]) {
-    match ty {
-        GgmlType::F32 => out.chunks_exact_mut(4).zip(values).for_each(|(b, v)| b.copy_from_slice(&v.to_le_bytes())),
-        GgmlType::F16 => {
-            out.chunks_exact_mut(2).zip(values).for_each(|(b, v)| b.copy_from_slice(&f16::from_f32(*v).to_le_bytes()));
-        }
-        _ => {
-            out.chunks_exact_mut(2).zip(values).for_each(|(b, v)| b.copy_from_slice(&bf16::from_f32(*v).to_le_bytes()))
         }
     }
 }

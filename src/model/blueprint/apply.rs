@@ -80,11 +80,8 @@ pub(in crate::model) fn draw(
         names.push(name);
     }
     let more = (blueprint.more_blocks)(&h, &mut names.iter().map(String::as_str));
-    let (own, blocks) = match blueprint.part {
-        Part::Text => (h.blocks()?, h.blocks()? + more),
-        // Names with other numbers than those of blocks, too.
-        Part::Projector => (usize::MAX, usize::MAX),
-    };
+    let own = if blueprint.part == Part::Text { h.blocks()? } else { 0 };
+    let blocks = own + more;
     let table = Names::of(blueprint);
     let mut tensors = Vec::new();
     for (name, group) in &groups {
@@ -103,8 +100,15 @@ pub(in crate::model) fn draw(
         let what = format!("the configuration gives no finite values for {}", wrong.name);
         return Err(Error::bad_file(ckpt.dir(), what));
     }
+    let keys = keys_of(&h, blueprint, blocks, ckpt, mtp)?;
+    let cache = promised(blueprint, &h).ok().flatten().map(|(_, cache)| cache);
+    Ok(Drawn { arch: blueprint.gguf, tensors, generated, dropped, keys, cache })
+}
+
+/// The metadata of a file of so many blocks.
+fn keys_of(h: &Hparams, blueprint: &'static Blueprint, blocks: usize, ckpt: &Checkpoint, mtp: Mtp) -> Result<Metadata> {
     let mut keys = Metadata::new();
-    let mut k = Keys { h: &h, arch: blueprint.gguf, blocks, ckpt, meta: &mut keys };
+    let mut k = Keys { h, arch: blueprint.gguf, blocks, ckpt, meta: &mut keys };
     if blueprint.base {
         base::write(&mut k)?;
     }
@@ -112,8 +116,7 @@ pub(in crate::model) fn draw(
     if mtp == Mtp::Drop {
         keys.remove(&format!("{}.nextn_predict_layers", blueprint.gguf));
     }
-    let cache = promised(blueprint, &h).ok().flatten().map(|(_, cache)| cache);
-    Ok(Drawn { arch: blueprint.gguf, tensors, generated, dropped, keys, cache })
+    Ok(keys)
 }
 
 /// The file that a configuration promises. `ckpt` holds nothing. `None` where tensors do not follow from it alone.
@@ -144,12 +147,7 @@ pub(in crate::model) fn imagine(
         split_off(ckpt, mtp, h.blocks()?, &mut tensors, &mut dropped)?;
     }
     let blocks = tensors.iter().filter_map(|t| t.layer).max().map_or(0, |last| last + 1);
-    let mut keys = Metadata::new();
-    let mut k = Keys { h: &h, arch: blueprint.gguf, blocks, ckpt, meta: &mut keys };
-    if blueprint.base {
-        base::write(&mut k)?;
-    }
-    (blueprint.keys)(&mut k)?;
+    let keys = keys_of(&h, blueprint, blocks, ckpt, mtp)?;
     let generated = (blueprint.generated)(&h)?;
     Ok(Some(Drawn { arch: blueprint.gguf, tensors, generated, dropped, keys, cache: Some(cache) }))
 }
@@ -273,7 +271,6 @@ fn mapped(
     let stored = Stored { name: &first.name, shape: &shape, layer: layer.unwrap_or(0) };
     let block = |stem: &str| match layer {
         Some(layer) if stem.contains("{}") => stem.replace("{}", &layer.to_string()),
-        Some(_) if blueprint.part == Part::Projector => stem.to_string(),
         Some(layer) => format!("blk.{layer}.{stem}"),
         None => stem.to_string(),
     };

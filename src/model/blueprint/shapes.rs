@@ -167,7 +167,8 @@ impl Shapes<'_> {
 
     /// Whether layer `i` does what `layer_types` call so; `other` where there are none.
     fn is(&self, i: usize, ty: &str, other: bool) -> bool {
-        self.h.layers_of_type(ty).map_or(other, |list| list.get(i).copied().unwrap_or(false))
+        let types = self.h.list("layer_types");
+        types.map_or(other, |list| list.get(i).and_then(|v| v.as_str()) == Some(ty))
     }
 }
 

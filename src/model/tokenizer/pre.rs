@@ -40,17 +40,17 @@ const fn pre(name: &'static str, split: &'static [&'static str]) -> PreTokenizer
 
 /// Over characters in place of bytes.
 const fn text(name: &'static str, split: &'static [&'static str], spelling: Spelling) -> PreTokenizer {
-    PreTokenizer { name, split, ignore_merges: false, add_bos: false, spelling }
+    PreTokenizer { spelling, ..pre(name, split) }
 }
 
 /// A word that is in the vocabulary skips the merges.
 const fn whole(name: &'static str, split: &'static [&'static str]) -> PreTokenizer {
-    PreTokenizer { name, split, ignore_merges: true, add_bos: false, spelling: Spelling::Bytes }
+    PreTokenizer { ignore_merges: true, ..pre(name, split) }
 }
 
 /// As [`whole`], and BOS is added by default.
 const fn whole_bos(name: &'static str, split: &'static [&'static str]) -> PreTokenizer {
-    PreTokenizer { name, split, ignore_merges: true, add_bos: true, spelling: Spelling::Bytes }
+    PreTokenizer { add_bos: true, ..whole(name, split) }
 }
 
 // Patterns of words, as they stand in the tokenizer.json files.

@@ -85,11 +85,20 @@ impl Step {
             if start == end {
                 break;
             }
+            if self.runs == Runs::Threes {
+                if start > done {
+                    out.push(base + done..base + start);
+                }
+                let cuts = threes(found.as_str()).map(|cut| start + cut);
+                let from = std::iter::once(start).chain(cuts.clone());
+                out.extend(from.zip(cuts.chain([end])).map(|(from, to)| base + from..base + to));
+                done = end;
+                continue;
+            }
             match self.runs {
                 Runs::GiveBack if end < text.len() => end = start + keep(found.as_str(), self.newlines),
                 Runs::Cascade => end = start + cascade(found.as_str(), end == text.len()),
-                Runs::Threes => end = start + first_digits(found.as_str()),
-                Runs::GiveBack | Runs::Keep => {}
+                Runs::GiveBack | Runs::Threes | Runs::Keep => {}
             }
             if start > done {
                 out.push(base + done..base + start);
@@ -114,10 +123,11 @@ fn cascade(found: &str, ends: bool) -> usize {
     found.chars().take(n).map(char::len_utf8).sum()
 }
 
-/// How many bytes of a run of digits are those that groups of three leave over on the left, or the first three.
-fn first_digits(found: &str) -> usize {
+/// Where a run of digits is cut into groups of three, with what they leave over on the left.
+fn threes(found: &str) -> impl Iterator<Item = usize> + Clone {
     let over = found.chars().count() % 3;
-    found.chars().take(if over == 0 { 3 } else { over }).map(char::len_utf8).sum()
+    let starts = found.char_indices().enumerate().filter(move |(i, _)| i % 3 == over);
+    starts.map(|(_, (at, _))| at).filter(|at| *at > 0)
 }
 
 /// How many bytes of a match that does not end the text remain with it (see [`TRAILING`]).
