@@ -29,6 +29,8 @@ pub(super) struct Delta {
     scale: f32,
     /// Lengths that the rows have in the end, `[rows]`.
     magnitude: Option<Vec<f32>>,
+    /// What is added is rounded to the base's type before, as PEFT does it for embeddings.
+    rounded: bool,
 }
 
 /// The fields of adapter_config.json that say how to merge.
@@ -233,9 +235,18 @@ fn deltas(base: &Checkpoint, module: &str, parts: &Parts, settings: &Settings) -
         }
         None => None,
     };
-    let mut found = vec![(format!("{module}.weight"), Delta { rows, cols, left, right, scale, magnitude })];
+    let mut found =
+        vec![(format!("{module}.weight"), Delta { rows, cols, left, right, scale, magnitude, rounded: embedding })];
     if let Some(t) = parts.get(BIAS) {
-        let delta = Delta { rows: 1, cols: t.elements(), left: vec![1.0], right: read(t)?, scale, magnitude: None };
+        let delta = Delta {
+            rows: 1,
+            cols: t.elements(),
+            left: vec![1.0],
+            right: read(t)?,
+            scale,
+            magnitude: None,
+            rounded: false,
+        };
         found.push((format!("{module}.bias"), delta));
     }
     Ok(found)
@@ -310,7 +321,13 @@ impl Delta {
             }
             row.resize(bytes.len() / width, 0.0);
             decode(ty, &bytes, &mut row)?;
-            self.add(r, first, &mut row, &mut added);
+            self.product(r, first, row.len(), &mut added);
+            if self.rounded {
+                bytes.resize(added.len() * width, 0);
+                quantize(&added, None, &mut bytes);
+                decode(ty, &bytes, &mut added)?;
+            }
+            self.add(r, &mut row, &added);
             quantize(&row[from - first..][..n], None, now);
             at += n;
             rest = later;
@@ -318,16 +335,21 @@ impl Delta {
         Ok(())
     }
 
-    /// Row `r` from column `from` on, merged in place.
-    fn add(&self, r: usize, from: usize, row: &mut [f32], added: &mut Vec<f32>) {
+    /// What is added to `n` values of row `r` from column `from` on.
+    fn product(&self, r: usize, from: usize, n: usize, added: &mut Vec<f32>) {
         let rank = self.right.len() / self.cols;
         added.clear();
-        added.resize(row.len(), 0.0);
+        added.resize(n, 0.0);
         for (k, factor) in self.left[r * rank..(r + 1) * rank].iter().enumerate() {
-            let right = &self.right[k * self.cols + from..][..row.len()];
+            let right = &self.right[k * self.cols + from..][..n];
             added.iter_mut().zip(right).for_each(|(sum, x)| *sum += factor * x);
         }
-        row.iter_mut().zip(added.iter()).for_each(|(w, sum)| *w += sum * self.scale);
+        added.iter_mut().for_each(|sum| *sum *= self.scale);
+    }
+
+    /// Merges it into what is stored of row `r`, or all of it where the row has a length.
+    fn add(&self, r: usize, row: &mut [f32], added: &[f32]) {
+        row.iter_mut().zip(added).for_each(|(w, x)| *w += x);
         if let Some(magnitude) = &self.magnitude {
             let length = row.iter().map(|w| f64::from(*w) * f64::from(*w)).sum::<f64>().sqrt() as f32;
             let factor = magnitude[r] / length;

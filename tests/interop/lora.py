@@ -3,8 +3,9 @@
 usage: lora.py BIN MODEL DIR     (needs torch, transformers, peft, gguf)
 
 MODEL is a folder that transformers loads; DIR gets the adapters and files. For every kind of adapter: the share of values
-that differ, and by how many units in the last place of the base's type at most. Matrix products add up in another order,
-so single values may be rounded to a neighbour.
+that differ, and by how many units in the last place of the base's type at most (of the value, or of what was added, where
+that is larger: PEFT rounds what it adds to embeddings). Matrix products add up in another order, so single values may be
+rounded to a neighbour.
 """
 import json
 import subprocess
@@ -12,8 +13,8 @@ import sys
 from pathlib import Path
 
 import torch
+from gguf import GGUFReader
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 binary, model, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
@@ -33,16 +34,14 @@ def load():
     return AutoModelForCausalLM.from_pretrained(model, dtype="auto")
 
 
-def whole(folder):
-    found = {}
-    for file in sorted(Path(folder).glob("*.safetensors")):
-        with safe_open(file, "pt") as f:
-            found.update({name: f.get_tensor(name) for name in f.keys()})
-    return found
+def read(file):
+    return {t.name: torch.tensor(t.data) for t in GGUFReader(file).tensors}
 
 
 def main():
     failed = 0
+    subprocess.run([binary, "--to", "f32", model, "-o", out / "base.gguf", "--force", "--quiet"], check=True)
+    plain = read(out / "base.gguf")
     for kind, settings in KINDS.items():
         torch.manual_seed(7)
         adapted = get_peft_model(load(), LoraConfig(r=8, lora_alpha=16, task_type="CAUSAL_LM", **settings))
@@ -61,8 +60,7 @@ def main():
         for name in ("tokenizer.json", "tokenizer_config.json"):
             (merged / name).write_bytes((Path(model) / name).read_bytes())
         subprocess.run([binary, "--to", "f32", merged, "-o", theirs, "--force", "--quiet"], check=True)
-        from gguf import GGUFReader
-        a, b = ({t.name: torch.tensor(t.data) for t in GGUFReader(f).tensors} for f in (ours, theirs))
+        a, b = read(ours), read(theirs)
         assert a.keys() == b.keys(), a.keys() ^ b.keys()
         values = differ = 0
         most = 0.0
@@ -72,7 +70,8 @@ def main():
             values += x.numel()
             differ += int(wrong.sum())
             if wrong.any():
-                most = max(most, float(((x - y).abs() / y.abs().clamp(min=2.0**-14))[wrong].max()))
+                size = torch.maximum(y.abs(), (y - plain[name].double()).abs()).clamp(min=2.0**-14)
+                most = max(most, float(((x - y).abs() / size)[wrong].max()))
         base = load()
         unit = torch.finfo(base.dtype).eps
         ok = differ <= values * 0.002 and most <= 2 * unit

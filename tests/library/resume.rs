@@ -170,7 +170,7 @@ fn a_run_stopped_while_its_file_is_checked_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let (source, recipe) = (SourceModel::open(&model("tiny-llama")).unwrap(), calibrated("q4_0"));
     let [output, whole] = ["a", "b"].map(|folder| dir.path().join(folder).join("out.gguf"));
-    [&output, &whole].map(|path| std::fs::create_dir(path.parent().unwrap()).unwrap());
+    [&output, &whole].iter().for_each(|path| std::fs::create_dir(path.parent().unwrap()).unwrap());
     let control = Control { threads: 2, check: Some(true), ..Control::default() };
     let stop = StopIn { phase: "checking", cancel: Cancel::default() };
     let first = Control { cancel: stop.cancel.clone(), ..control.clone() };
