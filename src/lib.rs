@@ -83,6 +83,7 @@ cfg_if::cfg_if! {
     if #[cfg(feature = "internals")] {
         pub mod awq;
         pub mod calibration;
+        pub mod disk;
         pub mod dtype;
         pub mod escape;
         pub mod feedback;
@@ -97,6 +98,7 @@ cfg_if::cfg_if! {
     } else {
         mod awq;
         mod calibration;
+        mod disk;
         mod dtype;
         mod escape;
         mod feedback;

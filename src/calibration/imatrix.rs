@@ -4,12 +4,12 @@
 
 use super::data::DataReport;
 use super::totals::{Total, Totals, residue, single, with_residue};
+use crate::disk::partial::PartialFile;
 use crate::error::Hint;
 use crate::gguf::{self, Metadata, TensorInfo};
 use crate::model::Model;
 use crate::quant::GgmlType;
 use crate::source::Checkpoint;
-use crate::writer::atomic::PartialFile;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -215,9 +215,17 @@ impl Imatrix {
     /// Errors: `Exists` when the file is there and `force` is not set; `Io`.
     pub fn write(&self, path: &Path, extra: &Metadata, force: bool) -> Result<()> {
         let file = PartialFile::create(path, force)?;
-        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("dat")) {
-            file.write_at(0, &self.encode_dat())?;
-            return file.finish();
+        self.write_into(&file, extra)?;
+        file.finish()
+    }
+
+    /// The same into a file that gets its name later.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn write_into(&self, file: &PartialFile, extra: &Metadata) -> Result<()> {
+        if file.target().extension().is_some_and(|e| e.eq_ignore_ascii_case("dat")) {
+            return file.write_at(0, &self.encode_dat());
         }
         let (mut infos, data): (Vec<TensorInfo>, Vec<Vec<u8>>) = self.tensors().into_iter().unzip();
         let len = gguf::layout(&mut infos, gguf::DEFAULT_ALIGNMENT)?;
@@ -228,8 +236,7 @@ impl Imatrix {
             place.zip(values).for_each(|(place, v)| *place = *v);
         }
         file.write_at(0, &header)?;
-        file.write_at(header.len() as u64, &bytes)?;
-        file.finish()
+        file.write_at(header.len() as u64, &bytes)
     }
 
     /// The keys of the GGUF form, and `extra`.

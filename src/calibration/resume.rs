@@ -4,13 +4,14 @@
 
 use super::streams::Streams;
 use super::totals::{Total, Totals};
+use crate::disk::{self, Written};
 use crate::error::Hint;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 8] = b"QZCALIB2";
@@ -95,10 +96,7 @@ pub fn refuse_foreign(path: &Path) -> Result<()> {
 pub fn forget(output: &Path) -> Result<()> {
     let file = path_for(output);
     for file in [unfinished(&file), file] {
-        match std::fs::remove_file(&file) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(&file, e)),
-            _ => {}
-        }
+        disk::remove_file(&file).map_err(|e| Error::io(&file, e))?;
     }
     Ok(())
 }
@@ -106,18 +104,19 @@ pub fn forget(output: &Path) -> Result<()> {
 /// Puts an unfinished calibration in the place of what is at `path`: whatever happens, one of the two is there whole.
 pub(super) fn save(path: &Path, progress: &Progress, streams: &mut Streams) -> Result<()> {
     let new = unfinished(path);
-    let written = File::create(&new).and_then(|file| {
-        let mut file = Hashing { file, hasher: Sha256::new() };
+    let written = Written::open_public(&new).and_then(|file| {
+        file.set_len(0)?;
+        let mut file = Hashing { file, at: 0, hasher: Sha256::new() };
         file.write_all(&progress.encode(streams.bytes))?;
         streams.each(|bytes| file.write_all(bytes))?;
-        let Hashing { mut file, hasher } = file;
-        file.write_all(&hasher.finalize())?;
-        file.sync_all()
+        let Hashing { file, at, hasher } = file;
+        file.write_at(at, &hasher.finalize())?;
+        file.sync()
     });
-    let named = written.and_then(|()| std::fs::rename(&new, path));
+    let named = written.and_then(|()| disk::rename(&new, path));
     if named.is_err() {
         // A full disk is not to stay full.
-        let _ = std::fs::remove_file(&new);
+        let _ = disk::remove_file(&new);
     }
     named.map_err(|e| Error::io(path, e))
 }
@@ -149,14 +148,17 @@ pub fn open(path: &Path, key: &Key) -> Result<Option<Saved>> {
 
 /// Writes, and hashes what is written.
 struct Hashing {
-    file: File,
+    file: Written,
+    at: u64,
     hasher: Sha256,
 }
 
 impl Hashing {
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.hasher.update(bytes);
-        self.file.write_all(bytes)
+        self.file.write_at(self.at, bytes)?;
+        self.at += bytes.len() as u64;
+        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! The residual streams of all windows between two layers of a model: in memory, or in a file beyond a limit.
 
-use crate::writer::atomic::free_space;
+use crate::disk::free_space;
 use crate::writer::gguf::human;
 use crate::{Error, Result};
 use std::fs::File;

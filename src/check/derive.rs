@@ -43,14 +43,14 @@ pub struct Derived {
 pub fn derive(file: &Checkpoint, origin: &Origin, run: Run) -> Result<Derived> {
     let recipe = file.gguf().and_then(record::read).unwrap_or_default();
     let source = SourceModel::open_merged(&origin.source, origin.adapter.as_deref())?;
-    let SourceModel { ckpt, model, .. } = source.for_files(recipe.part, recipe.mtp)?;
+    let whole = source;
+    let SourceModel { ckpt, model, .. } = whole.for_files(recipe.part, recipe.mtp)?;
     same_configuration(file, &ckpt, &model)?;
     let open = |file| Importance::open(file, origin.unseen_experts, &model);
     let importance = origin.imatrix.as_deref().map(open).transpose()?;
     let fault = |what: &str| Error::bad_file(&file.files()[0].path, what);
-    if file.gguf().is_some_and(record::used_feedback) {
-        return Err(fault("was made with error feedback, which needs the calibration run again")
-            .hint("convert the source again with the recipe in quantize.recipe, and compare the files"));
+    if origin.imatrix.is_none() && file.gguf().is_some_and(record::needs_the_run) {
+        return super::again::derive(file, &whole, run);
     }
     if file.gguf().is_some_and(record::used_imatrix) && importance.is_none() {
         return Err(fault("was made with an importance matrix, without which its tensors cannot be derived")

@@ -2,6 +2,7 @@
 //! [`perplexity`]), whether it is sound and really made from that model ([`verify`]), and which engines would refuse it
 //! ([`objections`]). It measures and judges; how artifacts are made and how reports are drawn is known elsewhere.
 
+mod again;
 mod beside;
 mod compare;
 mod derive;

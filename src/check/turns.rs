@@ -151,7 +151,7 @@ fn weights(path: &Path) -> u64 {
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
     let (folder, stem) = match name.split_once("-00001-of-") {
         _ if path.is_dir() => (path, None),
-        Some((stem, _)) => (crate::writer::atomic::folder_of(path), Some(stem)),
+        Some((stem, _)) => (crate::disk::folder_of(path), Some(stem)),
         None => return len(path),
     };
     let keep = |n: &str| match stem {

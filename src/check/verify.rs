@@ -3,12 +3,12 @@
 use super::derive::{Derived, Origin, derive};
 use crate::control::{Control, Report, Run, Unit};
 use crate::convert::folder::engines::{self, Engine, Objection};
-use crate::convert::{loadable, stream};
+use crate::convert::{loadable, record, stream};
 use crate::error::Hint;
 use crate::gguf;
 use crate::model::Model;
 use crate::source::{Checkpoint, Dtype, TensorMeta};
-use crate::writer::gguf::check_blocks;
+use crate::writer::gguf::{check_blocks, hash_of_data};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use std::path::Path;
@@ -54,12 +54,19 @@ pub fn verify(file: &Checkpoint, origin: Option<&Origin>, control: &Control, rep
         }
         return Ok(Verified { tensors, packed: Some(check_tensors(file, run)?), derived: None });
     }
+    let mut hashes = Vec::new();
     for part in file.files() {
         let header = gguf::read_header(&part.path)?;
-        check_blocks(part, &header, run.threads(), &control.cancel, &|tensor, what| {
-            Error::bad_file(&part.path, what).tensor(tensor)
-        })?;
+        let fault = |tensor: &str, what: String| Error::bad_file(&part.path, what).tensor(tensor);
+        let (tensors, start) = (&header.tensors, header.data_start);
+        hashes.extend(check_blocks(part, tensors, start, run.threads(), &control.cancel, &fault)?);
         cross_read(&part.path, &header)?;
+    }
+    let noted = file.gguf().and_then(|metadata| metadata.str(record::DATA_HASH));
+    if noted.is_some_and(|noted| noted != hash_of_data(&hashes)) {
+        let what = "its tensors are not what was written: their hash differs from quantize.data.sha256";
+        return Err(Error::bad_file(&file.files()[0].path, what)
+            .hint("the file was changed or damaged since; download it again, or convert the source again"));
     }
     let derived = origin.map(|origin| derive(file, origin, run)).transpose()?;
     Ok(Verified { tensors, packed: None, derived })

@@ -11,9 +11,10 @@ use crate::calibration::imatrix::Imatrix;
 use crate::calibration::{resume, summary};
 use crate::convert::calibrate::{Calibrated, Calibration, Checkpoints, calibrate, extra};
 use crate::convert::overlap_text;
+use crate::disk::folder_of;
+use crate::disk::partial::{PartialFile, write_text};
 use crate::gguf::Metadata;
 use crate::model::SourceModel;
-use crate::writer::atomic::folder_of;
 use crate::{Error, Result, escape};
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -24,6 +25,9 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     interrupt::catch_interrupt()?;
     let control = recipe::control(&args.control, args.common.threads)?;
     let hessians = hessians(&args)?;
+    // From here on no other run writes it. With Hessians the file is written while they are made.
+    let reserved = args.output.as_deref().filter(|_| !args.hessians);
+    let reserved = reserved.map(|output| PartialFile::create(output, args.control.force)).transpose()?;
     let earlier: Vec<Imatrix> = args.merge.iter().map(|path| Imatrix::open(path)).collect::<Result<_>>()?;
     let made = match &args.model {
         Some(model) => {
@@ -41,7 +45,7 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
             let terminal = Terminal::new(args.common.quiet);
             let made = calibrate(&source, &calibration, args.text.as_deref(), checkpoints, &control, &terminal)?;
             if let Some(file) = &args.save_text {
-                std::fs::write(file, &made.text).map_err(|e| Error::io(file, e))?;
+                write_text(file, &made.text, args.control.force)?;
             }
             Some(made)
         }
@@ -56,9 +60,10 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     }
     let imatrix = imatrix.ok_or_else(|| Error::Internal("no importance matrix".into()))?;
     if let Some(output) = &args.output {
-        if !args.hessians {
+        if let Some(file) = reserved {
             let extra = made.as_ref().map_or_else(version_alone, |made| extra(&made.data));
-            imatrix.write(output, &extra, args.control.force)?;
+            imatrix.write_into(&file, &extra)?;
+            file.finish()?;
         }
         if args.model.is_some() {
             resume::forget(output)?;

@@ -15,11 +15,10 @@ use crate::eval::gate::{self, Gates};
 use crate::model::SourceModel;
 use crate::quant::presets;
 use crate::report::LedgerRow;
-use crate::writer::atomic::write_text;
 use crate::writer::gguf::human;
 use crate::{Error, Result, escape};
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
     positionals(&mut args)?;
@@ -63,9 +62,10 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
         plan.place(output)?;
     }
     let mut outputs: Vec<PathBuf> = plan.files().map(|(o, _)| o.place.clone()).collect();
+    plan.modelfiles = args.modelfile;
     if args.modelfile {
         outputs.iter().try_for_each(|output| options::modelfile_name(output))?;
-        outputs.extend(plan.files().map(|(o, _)| modelfile_path(&o.place)));
+        outputs.extend(plan.files().map(|(o, _)| o.modelfile()));
     }
     super::places::of_conversion(&args, &path, &outputs)?;
     if !args.common.quiet {
@@ -74,12 +74,6 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
         }
     }
     let outcome = convert::run(&plan, &control, &terminal)?;
-    if args.modelfile {
-        for made in outcome.outputs.iter().filter(|made| made.file.is_some()) {
-            let text = format!("FROM ./{}\n", file_name(&made.paths[0]));
-            write_text(&modelfile_path(&made.place), &text, args.control.force)?;
-        }
-    }
     let json = summary_json(&plan, &outcome);
     match (args.common.format, &args.text) {
         (Format::Text, _) => summary(&plan, &outcome, args.common.quiet)?,
@@ -160,14 +154,6 @@ fn positionals(args: &mut ConvertArgs) -> Result<()> {
         Some(extra) => Err(Error::Usage(format!("unexpected argument '{extra}'"))),
         None => Ok(()),
     }
-}
-
-fn modelfile_path(output: &Path) -> PathBuf {
-    output.with_extension("Modelfile")
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
 }
 
 /// Bytes of the source that an output is compared with: what was read for files, all tensors for folders.

@@ -14,7 +14,8 @@ pub fn of_conversion(args: &ConvertArgs, model: &Path, outputs: &[PathBuf]) -> R
     let inputs = named.into_iter().flatten().map(PathBuf::as_path).chain([model]);
     let inputs = inputs.chain(args.calibration.calibration.iter().map(Path::new));
     let side = args.save_imatrix.iter().chain(&args.report).chain(outputs);
-    check(inputs, side.map(PathBuf::as_path), args.control.force)
+    // What is there already is for the conversion to judge: it may be this one's, finished before it was killed.
+    check(inputs, side.map(PathBuf::as_path), true)
 }
 
 /// The same for a calibration of the model at `model`.

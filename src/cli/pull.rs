@@ -44,7 +44,7 @@ mod with_hub {
     use crate::cli::progress::Terminal;
     use crate::control::{Phase, Report, Unit};
     use crate::source::hub::{self, HubOptions, Snapshot, Watch};
-    use crate::writer::{atomic::free_space, gguf::human};
+    use crate::{disk::free_space, writer::gguf::human};
 
     const ENDPOINT: &str = "https://huggingface.co";
 

@@ -1,9 +1,9 @@
 //! How the budget of a GGUF file was spent, as results and reports show it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How a budget was spent.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Allocation {
     /// Bytes that the tensors may take.
     pub budget: u64,
@@ -17,7 +17,7 @@ pub struct Allocation {
 }
 
 /// What a group of tensors was measured at.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sensitivity {
     pub part: String,
     /// First layer, and the one after the last; absent outside the layers.
@@ -29,7 +29,7 @@ pub struct Sensitivity {
     pub kl: f64,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AllocatedTensor {
     pub tensor: String,
     #[serde(rename = "type")]

@@ -16,6 +16,7 @@ use crate::model::{MappedTensor, Model, fault};
 use crate::quant::{self, GgmlType, QuantError};
 use crate::source::Checkpoint;
 use crate::writer::Sink;
+use crate::writer::pieces::Piece;
 use crate::{Error, Result};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -108,8 +109,8 @@ pub struct Refine<'a, 'o> {
     pub inputs: BTreeMap<String, Input>,
     /// Without one, the run cannot be continued.
     journal: Option<&'o mut Journal>,
-    /// Brings to the disk what the outputs have taken.
-    sync: &'o dyn Fn() -> Result<()>,
+    /// Brings to the disk what the outputs have taken, and says what that is.
+    settle: &'o dyn Fn() -> Result<Vec<Piece>>,
     /// Layers that an earlier run has finished.
     finished: usize,
 }
@@ -118,7 +119,7 @@ pub struct Refine<'a, 'o> {
 const ROWS: usize = 4096;
 
 impl<'a, 'o> Refine<'a, 'o> {
-    /// Takes up what the journal knows. `sync` is called before a layer is noted in it.
+    /// Takes up what the journal knows. `settle` is called before a layer is noted in it.
     ///
     /// # Errors
     /// `BadInput` for a journal whose records are of other outputs.
@@ -129,11 +130,11 @@ impl<'a, 'o> Refine<'a, 'o> {
         settings: Settings,
         run: Run<'a>,
         journal: Option<&'o mut Journal>,
-        sync: &'o dyn Fn() -> Result<()>,
+        settle: &'o dyn Fn() -> Result<Vec<Piece>>,
     ) -> Result<Self> {
         let index = model.tensors.iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
         let inputs = BTreeMap::new();
-        let mut refine = Refine { ckpt, model, outputs, settings, run, index, inputs, journal, sync, finished: 0 };
+        let mut refine = Refine { ckpt, model, outputs, settings, run, index, inputs, journal, settle, finished: 0 };
         refine.restore()?;
         Ok(refine)
     }
@@ -415,7 +416,7 @@ impl Visit for Refine<'_, '_> {
 
     fn layer_done(&mut self, layer: usize) -> Result<()> {
         if let Some(journal) = self.journal.as_mut().filter(|_| layer >= self.finished) {
-            (self.sync)()?;
+            let pieces = (self.settle)()?;
             let bits = |x: &[f64]| x.iter().map(|v| v.to_bits()).collect();
             let prefix = format!("blk.{layer}.");
             let of_layer = self.inputs.iter().filter(|(name, _)| name.starts_with(&prefix));
@@ -433,7 +434,7 @@ impl Visit for Refine<'_, '_> {
             });
             let record = LayerRecord { inputs: inputs.collect(), outputs: outputs.collect() };
             let record = serde_json::to_value(record).map_err(|e| Error::Internal(e.to_string()))?;
-            journal.finish(&part(layer), record)?;
+            journal.finish(&part(layer), record, pieces)?;
         }
         self.run.check()
     }

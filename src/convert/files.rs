@@ -17,8 +17,9 @@ use super::outcome::{Made, MadeFile};
 use super::plan::{FilePlan, OutputPlan, Plan};
 use super::proof::Checked;
 use super::proven;
+use super::published::Published;
 use super::recipe::Recipe;
-use super::record::{Facts, SOURCE_HASHES};
+use super::record::{DATA_HASH, Facts, SOURCE_HASHES};
 use super::stream;
 use crate::calibration::imatrix::Imatrix;
 use crate::calibration::layerwise;
@@ -27,13 +28,17 @@ use crate::calibration::totals::Input;
 use crate::calibration::totals::Totals;
 use crate::control::{Notice, Run, Unit};
 use crate::digest::sha256;
+use crate::disk::partial::PartialFile;
+use crate::disk::{self, folder_of};
 use crate::feedback::Shrink;
 use crate::model::Model;
 use crate::source::Checkpoint;
 use crate::writer::gguf::Artifact;
+use crate::writer::pieces::Piece;
+use crate::writer::publish::Step;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A file in the making.
 struct Output<'p> {
@@ -62,16 +67,22 @@ impl Output<'_> {
     }
 }
 
-/// Makes the GGUF files of a plan. `drawing`: the calibration data, where the recipe has some.
-pub(super) fn run(plan: &Plan, drawing: Option<&Drawing>, run: Run) -> Result<Vec<Made>> {
-    let mut files: Vec<(usize, FilePlan)> = plan.files().map(|(o, file)| (o.index, file.clone())).collect();
-    if files.is_empty() {
-        return Ok(Vec::new());
-    }
+/// Makes the GGUF files of a plan that are not published yet. `drawing`: the calibration data, where the recipe has some.
+pub(super) fn run(plan: &Plan, drawing: Option<&Drawing>, published: &mut Published, run: Run) -> Result<()> {
+    let left = plan.files().filter(|(output, _)| !published.has(output.index));
+    let mut files: Vec<(usize, FilePlan)> = left.map(|(o, file)| (o.index, file.clone())).collect();
+    let Some((first, _)) = files.first() else {
+        // A run that was killed when it had given all names left its journal.
+        let first = plan.files().next().filter(|_| plan.recipe.file_feedback());
+        return first.map_or(Ok(()), |(output, _)| forget(&path_for(&output.place)));
+    };
+    let journal = path_for(&plan.outputs[*first].place);
     let held = spend(plan, &mut files, drawing, run)?;
     match (drawing, &held) {
-        (Some(drawing), Some(held)) if plan.recipe.file_feedback() => with_feedback(plan, files, drawing, held, run),
-        _ => by_search(plan, files, drawing, run),
+        (Some(drawing), Some(held)) if plan.recipe.file_feedback() => {
+            with_feedback(plan, files, &journal, (drawing, held), published, run)
+        }
+        _ => by_search(plan, files, drawing, published, run),
     }
 }
 
@@ -98,13 +109,21 @@ fn needs_hold_out(plan: &Plan) -> bool {
 }
 
 /// Files that ggml's search alone makes.
-fn by_search(plan: &Plan, files: Vec<(usize, FilePlan)>, drawing: Option<&Drawing>, run: Run) -> Result<Vec<Made>> {
+fn by_search(
+    plan: &Plan,
+    files: Vec<(usize, FilePlan)>,
+    drawing: Option<&Drawing>,
+    published: &mut Published,
+    run: Run,
+) -> Result<()> {
     let recipe = &plan.recipe;
+    let mut saved = None;
     let mut importance = match (&recipe.importance, drawing) {
         (Some(file), _) => Some(Importance::recorded(file, recipe.unseen_experts, &plan.source.model)?),
         (None, Some(drawing)) => {
             let made = calibrate::importance(&plan.source, drawing, &of_recipe(recipe), None, run)?;
-            Some(kept_importance(plan, &made.imatrix, drawing, run)?)
+            saved = saved_importance(plan, &made.imatrix, drawing, run)?;
+            Some(Importance::new(&made.imatrix, recipe.unseen_experts, drawing.overlap)?)
         }
         (None, None) => None,
     };
@@ -115,27 +134,28 @@ fn by_search(plan: &Plan, files: Vec<(usize, FilePlan)>, drawing: Option<&Drawin
     let mut outputs = create(plan, files, &facts, false, &mut std::iter::empty(), run)?;
     fill(plan, &mut outputs, importance.as_ref(), run)?;
     let checked = prove(plan, &mut outputs, run)?;
-    publish(plan, outputs, checked, importance.as_ref(), run)
+    publish(plan, outputs, checked, (importance.as_ref(), saved), published, run)
 }
 
 /// Files that are rounded with error feedback, each beside its rival.
 fn with_feedback(
     plan: &Plan,
     files: Vec<(usize, FilePlan)>,
-    drawing: &Drawing,
-    held: &HoldOut,
+    path: &Path,
+    (drawing, held): (&Drawing, &HoldOut),
+    published: &mut Published,
     run: Run,
-) -> Result<Vec<Made>> {
+) -> Result<()> {
     let (windows, sets) = held.all();
     let facts = Facts { data: Some(&drawing.report), imatrix: None };
     let key = key(plan, &files, &facts, (&windows, &sets), run)?;
-    let (journal, left) = begin(plan, &key, run)?;
+    let (journal, left) = begin(path, &key, run)?;
     let mut outputs = create(plan, files, &facts, true, &mut left.into_iter(), run)?;
     let mut journal = match journal {
         Some(journal) => journal,
         None => {
             let unfinished = outputs.iter().flat_map(Output::artifacts).flat_map(Artifact::temp_paths).collect();
-            Journal::create(&journal_path(plan)?, &key, unfinished)?
+            Journal::create(path, &key, unfinished)?
         }
     };
     let rounded = round(plan, &mut outputs, &windows, sets, &mut journal, run);
@@ -144,28 +164,28 @@ fn with_feedback(
     journal.keep_on_drop(keep);
     outputs.iter_mut().flat_map(Output::artifacts_mut).for_each(|a| a.keep_on_drop(keep));
     let inputs = rounded.inspect_err(|_| {
-        if keep && let Ok(path) = journal_path(plan) {
-            run.notice(Notice::Kept(path));
+        if keep {
+            run.notice(Notice::Kept(path.to_path_buf()));
         }
     })?;
     let mut totals = Totals::default();
     totals.add(&inputs);
-    let mut importance = kept_importance(plan, &Imatrix::new(&totals, &drawing.report), drawing, run)?;
+    let imatrix = Imatrix::new(&totals, &drawing.report);
+    let saved = saved_importance(plan, &imatrix, drawing, run)?;
+    let mut importance = Importance::new(&imatrix, plan.recipe.unseen_experts, drawing.overlap)?;
     outputs.iter().try_for_each(|output| importance.cover(&output.file))?;
     fill(plan, &mut outputs, Some(&importance), run)?;
     judge(plan, &mut outputs, held, run)?;
-    let checked = prove(plan, &mut outputs, run);
-    // From here on the end is a matter of names; a run that did not come so far can go on.
-    if matches!(checked, Ok(_) | Err(Error::Gate(_))) {
-        outputs.iter_mut().flat_map(Output::artifacts_mut).for_each(|a| a.keep_on_drop(false));
-        journal.keep_on_drop(false);
-    }
-    publish(plan, outputs, checked?, Some(&importance), run)
-}
-
-fn journal_path(plan: &Plan) -> Result<PathBuf> {
-    let first = plan.files().next().ok_or_else(|| Error::Internal("no file is made".into()))?;
-    Ok(path_for(&first.0.place))
+    let checked = prove(plan, &mut outputs, run).inspect_err(|e| {
+        // What cannot be what was meant is not gone on with.
+        if matches!(e, Error::Gate(_)) {
+            outputs.iter_mut().flat_map(Output::artifacts_mut).for_each(|a| a.keep_on_drop(false));
+            journal.keep_on_drop(false);
+        }
+    })?;
+    publish(plan, outputs, checked, (Some(&importance), saved), published, run)?;
+    journal.keep_on_drop(false);
+    Ok(())
 }
 
 /// The key of the run: what its layers' results depend on.
@@ -189,10 +209,9 @@ fn key(
 }
 
 /// The journal of an earlier run that this one continues, and the unfinished files it left.
-fn begin(plan: &Plan, key: &serde_json::Value, run: Run) -> Result<(Option<Journal>, Vec<PathBuf>)> {
-    let path = journal_path(plan)?;
+fn begin(path: &Path, key: &serde_json::Value, run: Run) -> Result<(Option<Journal>, Vec<PathBuf>)> {
     if run.control.resume {
-        let Some(Left { journal, files }) = Journal::resume(&path, key)? else {
+        let Some(Left { journal, files, .. }) = Journal::resume(path, key, run)? else {
             return Ok((None, Vec::new()));
         };
         if files.iter().all(|file| file.exists()) {
@@ -200,16 +219,16 @@ fn begin(plan: &Plan, key: &serde_json::Value, run: Run) -> Result<(Option<Journ
         }
         run.notice(Notice::Info("an unfinished file of the interrupted run is missing; beginning again".into()));
     }
-    forget(&path)?;
+    forget(path)?;
     Ok((None, Vec::new()))
 }
 
 /// Removes the journal of a run that will not go on, and its unfinished files.
-fn forget(path: &std::path::Path) -> Result<()> {
-    let Some(Left { mut journal, files }) = Journal::peek(path)? else { return Ok(()) };
-    let own = |f: &&PathBuf| f.parent() == path.parent() && f.extension().is_some_and(|e| e == "partial");
+fn forget(path: &Path) -> Result<()> {
+    let Some(Left { mut journal, files, .. }) = Journal::peek(path)? else { return Ok(()) };
+    let own = |f: &&PathBuf| folder_of(f) == folder_of(path) && f.extension().is_some_and(|e| e == "partial");
     for file in files.iter().filter(own) {
-        let _ = std::fs::remove_file(file);
+        disk::remove_file(file).map_err(|e| Error::io(file, e))?;
     }
     journal.keep_on_drop(false);
     Ok(())
@@ -266,13 +285,21 @@ fn round(
         ..Settings::default()
     };
     let artifacts: Vec<&Artifact> = outputs.iter().flat_map(Output::artifacts).collect();
-    let sync = || artifacts.iter().try_for_each(|artifact| artifact.sync());
+    let settle = || -> Result<Vec<Piece>> {
+        let (mut first, mut pieces) = (0, Vec::new());
+        for artifact in &artifacts {
+            artifact.sync()?;
+            pieces.extend(artifact.pieces(first, run)?);
+            first += artifact.targets().count();
+        }
+        Ok(pieces)
+    };
     let mut blocks = Vec::new();
     for output in outputs.iter() {
         let rival = output.rival.as_ref().ok_or_else(|| Error::Internal("no rival".into()))?;
         blocks.push(BlockOutput::new(output.file.sizes.types(), &output.artifact, rival));
     }
-    let mut refine = Refine::new(ckpt, model, &mut blocks, settings, run, Some(journal), &sync)?;
+    let mut refine = Refine::new(ckpt, model, &mut blocks, settings, run, Some(journal), &settle)?;
     if refine.finished() > 0 {
         run.notice(Notice::Resuming { layers: refine.finished(), of: model.config.layers.len() });
     }
@@ -306,12 +333,12 @@ fn round(
     Ok(inputs)
 }
 
-/// The importance that a run has made, which is saved where that was asked for.
-fn kept_importance(plan: &Plan, imatrix: &Imatrix, drawing: &Drawing, run: Run) -> Result<Importance> {
-    if let Some(file) = &plan.save_importance {
-        imatrix.write(file, &extra(&drawing.report), run.control.force)?;
-    }
-    Importance::new(imatrix, plan.recipe.unseen_experts, drawing.overlap)
+/// The importance matrix that a run has made, where it is to be saved.
+fn saved_importance(plan: &Plan, imatrix: &Imatrix, drawing: &Drawing, run: Run) -> Result<Option<PartialFile>> {
+    let Some(path) = &plan.save_importance else { return Ok(None) };
+    let file = PartialFile::create(path, run.control.force)?;
+    imatrix.write_into(&file, &extra(&drawing.report))?;
+    Ok(Some(file))
 }
 
 /// Writes what is left of all files in one read of the source, with the hashes of its files, and seals them.
@@ -334,7 +361,10 @@ fn fill(plan: &Plan, outputs: &mut [Output], importance: Option<&Importance>, ru
             artifact.set_metadata(SOURCE_HASHES, hashes.clone());
         }
     }
-    outputs.iter_mut().flat_map(Output::artifacts_mut).try_for_each(|a| a.seal(run.threads(), &run.control.cancel))
+    outputs
+        .iter_mut()
+        .flat_map(Output::artifacts_mut)
+        .try_for_each(|a| a.seal(DATA_HASH, run.threads(), &run.control.cancel))
 }
 
 /// Whether each file is kept: on text that was held out, against that of ggml's search alone. Where it is not, its rival
@@ -402,22 +432,34 @@ fn publish(
     plan: &Plan,
     outputs: Vec<Output>,
     checked: Vec<Option<Checked>>,
-    importance: Option<&Importance>,
+    (importance, saved): (Option<&Importance>, Option<PartialFile>),
+    published: &mut Published,
     run: Run,
-) -> Result<Vec<Made>> {
+) -> Result<()> {
     run.check()?;
-    let (mut made, mut losers) = (Vec::new(), Vec::new());
+    let (mut made, mut artifacts, mut losers, mut steps) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut sides: Vec<PartialFile> = saved.into_iter().collect();
     for (output, checked) in outputs.into_iter().zip(checked) {
         let Output { plan: planned, file, artifact, rival, ledger, verdict, .. } = output;
         let name = planned.target.name().to_string();
         let of_importance = importance.map_or_else(Vec::new, |i| i.ledger(&name));
         let (bytes, tensor_bytes) = (artifact.total_bytes(), artifact.tensor_bytes());
         let allocation: Option<Allocation> = file.allocation;
+        let folder = folder_of(&planned.place).to_path_buf();
+        steps.extend(artifact.complete()?.into_iter().map(|step| (folder.clone(), step)));
+        let paths: Vec<PathBuf> = artifact.targets().map(Path::to_path_buf).collect();
+        if plan.modelfiles {
+            let first = paths.first().and_then(|path| path.file_name()).unwrap_or_default();
+            let side = PartialFile::create(&planned.modelfile(), run.control.force)?;
+            side.write_at(0, format!("FROM ./{}\n", first.to_string_lossy()).as_bytes())?;
+            sides.push(side);
+        }
         losers.push(rival);
+        artifacts.push(artifact);
         made.push(Made {
             index: planned.index,
             place: planned.place.clone(),
-            paths: artifact.publish()?,
+            paths,
             bytes,
             tensor_bytes,
             quantized_weights: plan.weights(),
@@ -430,7 +472,14 @@ fn publish(
             manifest: serde_json::Value::Null,
         });
     }
-    // Not before: until the last name is given, a killed run can go on.
-    drop(losers);
-    Ok(made)
+    for side in &sides {
+        steps.push((folder_of(side.target()).to_path_buf(), Step::of(side)?));
+    }
+    let announced = published.announce(made, steps)?;
+    // What has to be renamed is no longer this run's alone.
+    artifacts.iter_mut().for_each(|artifact| artifact.keep_on_drop(true));
+    sides.iter_mut().for_each(|side| side.keep_on_drop(true));
+    announced.give()?;
+    losers.iter_mut().flatten().for_each(|rival| rival.keep_on_drop(false));
+    Ok(())
 }

@@ -1,18 +1,24 @@
-//! What lets an interrupted run go on, of files and of folders alike: a line of JSON about the run, and one for every
-//! part of the work that is on the disk. The bytes themselves are in the unfinished outputs. A line that a kill cut short
-//! does not count; a journal of another run is refused and left alone, naming what differs.
+//! What lets an interrupted run go on, of files and of folders alike: a line about the run, and one for every part of the
+//! work that is on the disk, each with its own hash. The bytes themselves are in the unfinished outputs; a line has the
+//! place and the hash of every tensor of its part. A line that a kill cut short does not count, nor does one whose
+//! tensors are not what was noted, or any after it; a journal of another run is refused and left alone, naming what
+//! differs.
 
 use super::identity::difference;
+use crate::control::Run;
+use crate::digest::sha256;
+use crate::disk::{self, Written};
 use crate::error::Unfinished;
+use crate::writer::pieces::Piece;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Read, Write};
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// What the first line says the file is.
-const KIND: &str = "quantize journal 2";
+const KIND: &str = "quantize journal 3";
 /// A journal grows by a few MB per layer; a larger file is none.
 const LIMIT: u64 = 4 << 30;
 
@@ -22,7 +28,7 @@ struct Head {
     kind: String,
     /// What the run is of: an equal one alone goes on.
     key: Value,
-    /// Unfinished files, where their names do not follow from the output's.
+    /// Unfinished files: names of those beside the journal, whole paths of others.
     files: Vec<PathBuf>,
 }
 
@@ -30,12 +36,14 @@ struct Head {
 struct Part {
     part: String,
     record: Value,
+    /// What was written for it.
+    pieces: Vec<Piece>,
 }
 
 /// An open journal, which no other process can open meanwhile.
 pub struct Journal {
-    path: PathBuf,
-    file: File,
+    file: Written,
+    len: u64,
     /// In the order in which they were finished; of a part that was done twice, both.
     parts: Vec<(String, Value)>,
     keep: bool,
@@ -44,6 +52,8 @@ pub struct Journal {
 /// What an earlier run left.
 pub struct Left {
     pub journal: Journal,
+    /// What the run was of.
+    pub key: Value,
     pub files: Vec<PathBuf>,
 }
 
@@ -51,34 +61,39 @@ impl Journal {
     /// Begins a journal at `path`, where none is. It appears whole or not at all.
     ///
     /// # Errors
-    /// `Io`.
+    /// `Unfinished` while another run begins one there; `Io`.
     pub fn create(path: &Path, key: &Value, files: Vec<PathBuf>) -> Result<Journal> {
-        let io = |e| Error::io(path, e);
         let mut new = path.as_os_str().to_os_string();
         new.push(".new");
         let new = PathBuf::from(new);
-        let begin = || -> std::io::Result<File> {
-            let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&new)?;
-            write_line(&mut file, &Head { kind: KIND.into(), key: key.clone(), files })?;
-            file.sync_all()?;
-            std::fs::rename(&new, path)?;
-            Ok(file)
+        let files = files.iter().map(|file| stored(path, file)).collect::<Result<_>>()?;
+        let first = line(&Head { kind: KIND.into(), key: key.clone(), files })?;
+        let begin = || -> std::io::Result<Written> {
+            let file = Written::open(&new)?;
+            file.lock()?;
+            file.set_len(0)?;
+            file.write_at(0, &first)?;
+            file.sync()?;
+            disk::rename(&new, path)?;
+            Ok(file.at(path))
         };
-        let file = begin().inspect_err(|_| {
-            let _ = std::fs::remove_file(&new);
+        let file = begin().inspect_err(|e| {
+            if e.kind() != ErrorKind::WouldBlock {
+                let _ = disk::remove_file(&new);
+            }
         });
-        let file = file.map_err(io)?;
-        lock(&file, path)?;
-        Ok(Journal { path: path.to_path_buf(), file, parts: Vec::new(), keep: false })
+        let file = file.map_err(|e| in_use(path, e))?;
+        Ok(Journal { file, len: first.len() as u64, parts: Vec::new(), keep: false })
     }
 
-    /// Opens the journal that an earlier run left at `path`; `None` where there is none, or none that was begun.
+    /// Opens the journal that an earlier run left at `path`; `None` where there is none, or none that was begun. Parts
+    /// whose bytes are not what was noted are forgotten, with all that were finished after them.
     ///
     /// # Errors
     /// `Exists` for a file that is no journal; `Unfinished` when it is of another run, naming what differs, or in use;
-    /// `Io`.
-    pub fn resume(path: &Path, key: &Value) -> Result<Option<Left>> {
-        let Some((head, mut journal)) = Self::open(path)? else { return Ok(None) };
+    /// `Io`; `Interrupted`.
+    pub fn resume(path: &Path, key: &Value, run: Run) -> Result<Option<Left>> {
+        let Some((head, mut journal, pieces)) = Self::open(path)? else { return Ok(None) };
         if head.key != *key {
             let (name, was, is) = difference(&head.key, key).unwrap_or_default();
             // It is not this run's to remove.
@@ -86,7 +101,19 @@ impl Journal {
             let why = Unfinished::OfAnotherRun { name, was, is };
             return Err(Error::Unfinished { path: path.to_path_buf(), why });
         }
-        Ok(Some(Left { journal, files: head.files }))
+        let sound = sound(&head.files, &pieces, run)?;
+        if sound < journal.parts.len() {
+            let what = format!(
+                "{} of {} finished parts are damaged or follow a damaged one, and are made again",
+                journal.parts.len() - sound,
+                journal.parts.len()
+            );
+            run.notice(crate::control::Notice::Warning(what));
+            journal.parts.truncate(sound);
+            journal.len = pieces.get(sound).map_or(journal.len, |(at, _)| *at);
+            journal.file.set_len(journal.len).map_err(|e| Error::io(path, e))?;
+        }
+        Ok(Some(Left { journal, key: head.key, files: head.files }))
     }
 
     /// The journal at `path` whatever its key, for who wants to know what is there or to remove it.
@@ -95,43 +122,50 @@ impl Journal {
     /// As [`Journal::resume`].
     pub fn peek(path: &Path) -> Result<Option<Left>> {
         let opened = Self::open(path)?;
-        Ok(opened.map(|(head, mut journal)| {
+        Ok(opened.map(|(head, mut journal, _)| {
             journal.keep = true;
-            Left { journal, files: head.files }
+            Left { journal, key: head.key, files: head.files }
         }))
     }
 
-    fn open(path: &Path) -> Result<Option<(Head, Journal)>> {
+    /// The journal, and of every part where its line begins and what was written for it.
+    fn open(path: &Path) -> Result<Option<(Head, Journal, Vec<(u64, Vec<Piece>)>)>> {
         let io = |e| Error::io(path, e);
         let metadata = match path.symlink_metadata() {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             found => found.map_err(io)?,
         };
-        let foreign = || Error::Exists {
-            path: path.to_path_buf(),
-            what: "is no journal of an interrupted run, and is left alone; move it away",
-            replaceable: false,
-        };
+        let foreign = |what| Error::Exists { path: path.to_path_buf(), what, replaceable: false };
+        let none = || foreign("is no journal of an interrupted run, and is left alone; move it away");
         if !metadata.is_file() || metadata.len() > LIMIT {
-            return Err(foreign());
+            return Err(none());
         }
-        let mut file = OpenOptions::new().read(true).append(true).open(path).map_err(io)?;
-        lock(&file, path)?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(io)?;
+        let mut file = Written::open(path).map_err(io)?;
+        file.lock().map_err(|e| in_use(path, e))?;
+        let bytes = file.read_all().map_err(io)?;
         let mut lines = bytes.split_inclusive(|b| *b == b'\n').filter(|line| line.ends_with(b"\n"));
-        let head = lines.next().and_then(|line| serde_json::from_slice::<Head>(line).ok());
-        let Some(head) = head.filter(|head| head.kind == KIND) else { return Err(foreign()) };
-        let mut len = bytes.iter().position(|b| *b == b'\n').map_or(0, |at| at + 1);
-        let mut parts = Vec::new();
+        let first = lines.next();
+        let Some(mut head) = first.and_then(read_line::<Head>).filter(|head| head.kind == KIND) else {
+            // Version 0.1.0's lines have no hashes.
+            let old = first.is_some_and(|line| line.starts_with(br#"{"kind":"quantize journal 2""#));
+            return Err(if old { foreign("was left by another version of this program; remove it") } else { none() });
+        };
+        head.files.iter_mut().for_each(|file| *file = disk::folder_of(path).join(&*file));
+        let mut len = first.map_or(0, <[u8]>::len) as u64;
+        let (mut parts, mut pieces) = (Vec::new(), Vec::new());
         for line in lines {
-            let Ok(Part { part, record }) = serde_json::from_slice(line) else { break };
-            parts.push((part, record));
-            len += line.len();
+            let Some(part) = read_line::<Part>(line) else { break };
+            parts.push((part.part, part.record));
+            pieces.push((len, part.pieces));
+            len += line.len() as u64;
         }
         // What a kill cut short goes, so that the next line begins on its own.
-        file.set_len(len as u64).map_err(io)?;
-        Ok(Some((head, Journal { path: path.to_path_buf(), file, parts, keep: true })))
+        file.set_len(len).map_err(io)?;
+        Ok(Some((head, Journal { file, len, parts, keep: true }, pieces)))
+    }
+
+    pub fn path(&self) -> &Path {
+        self.file.path()
     }
 
     /// Parts that are finished.
@@ -144,15 +178,17 @@ impl Journal {
         self.parts.iter().rev().find(|(name, _)| name == part).map(|(_, record)| record)
     }
 
-    /// Notes a part whose bytes are on the disk.
+    /// Notes a part whose bytes are on the disk, where they lie and what they are.
     ///
     /// # Errors
     /// `Io`.
-    pub fn finish(&mut self, part: &str, record: Value) -> Result<()> {
-        let line = Part { part: part.to_string(), record };
-        let written = write_line(&mut self.file, &line).and_then(|()| self.file.sync_data());
-        written.map_err(|e| Error::io(&self.path, e))?;
-        self.parts.push((line.part, line.record));
+    pub fn finish(&mut self, part: &str, record: Value, pieces: Vec<Piece>) -> Result<()> {
+        let part = Part { part: part.to_string(), record, pieces };
+        let text = line(&part)?;
+        let written = self.file.write_at(self.len, &text).and_then(|()| self.file.sync());
+        written.map_err(|e| Error::io(self.file.path(), e))?;
+        self.len += text.len() as u64;
+        self.parts.push((part.part, part.record));
         Ok(())
     }
 
@@ -165,32 +201,61 @@ impl Journal {
 impl Drop for Journal {
     fn drop(&mut self) {
         if !self.keep {
-            let _ = std::fs::remove_file(&self.path);
+            let _ = disk::remove_file(self.file.path());
         }
     }
 }
 
-fn lock(file: &File, path: &Path) -> Result<()> {
-    match file.try_lock() {
-        Err(TryLockError::WouldBlock) => Err(Error::Unfinished { path: path.to_path_buf(), why: Unfinished::InUse }),
-        // A file system without locks.
-        Ok(()) | Err(TryLockError::Error(_)) => Ok(()),
+/// How many parts, from the first, have the bytes that were noted. What a later part has written over is that part's.
+fn sound(files: &[PathBuf], pieces: &[(u64, Vec<Piece>)], run: Run) -> Result<usize> {
+    let mut later = BTreeSet::new();
+    let mut sound = pieces.len();
+    for (i, (_, pieces)) in pieces.iter().enumerate().rev() {
+        for piece in pieces {
+            let newest = later.insert((piece.file, piece.at));
+            if newest && !piece.is_there(files, run)? {
+                sound = i;
+            }
+        }
+    }
+    Ok(sound)
+}
+
+/// An unfinished file as a journal at `path` names it.
+fn stored(path: &Path, file: &Path) -> Result<PathBuf> {
+    match disk::folder_of(file) == disk::folder_of(path) {
+        true => Ok(file.file_name().unwrap_or_default().into()),
+        false => std::path::absolute(file).map_err(|e| Error::io(file, e)),
     }
 }
 
-fn write_line(file: &mut File, line: &impl Serialize) -> std::io::Result<()> {
-    let mut text = serde_json::to_vec(line)?;
-    text.push(b'\n');
-    file.write_all(&text)
+fn in_use(path: &Path, e: std::io::Error) -> Error {
+    match e.kind() {
+        ErrorKind::WouldBlock => Error::Unfinished { path: path.to_path_buf(), why: Unfinished::InUse },
+        _ => Error::io(path, e),
+    }
+}
+
+/// Hash, blank, JSON, end of line.
+fn line(value: &impl Serialize) -> Result<Vec<u8>> {
+    let json = serde_json::to_string(value).map_err(|e| Error::Internal(e.to_string()))?;
+    Ok(format!("{} {json}\n", sha256(json.as_bytes())).into_bytes())
+}
+
+fn read_line<T: for<'a> Deserialize<'a>>(line: &[u8]) -> Option<T> {
+    let (hash, json) = line.strip_suffix(b"\n")?.split_at_checked(64)?;
+    let json = json.strip_prefix(b" ")?;
+    (sha256(json).as_bytes() == hash).then(|| serde_json::from_slice(json).ok())?
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::Control;
     use serde_json::json;
 
     fn resume(path: &Path, key: &Value) -> Left {
-        Journal::resume(path, key).unwrap().unwrap()
+        Journal::resume(path, key, Run::new(&Control::default(), &())).unwrap().unwrap()
     }
 
     #[test]
@@ -198,11 +263,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.resume");
         let key = json!({ "recipe": { "to": "q4_k" } });
-        assert!(Journal::resume(&path, &key).unwrap().is_none());
+        assert!(Journal::resume(&path, &key, Run::new(&Control::default(), &())).unwrap().is_none());
         let mut journal = Journal::create(&path, &key, vec!["x".into()]).unwrap();
-        journal.finish("layer 0", json!({ "sum": (0.1f64 + 0.2).to_bits() })).unwrap();
-        journal.finish("layer 1", json!([])).unwrap();
-        assert!(matches!(Journal::resume(&path, &key), Err(Error::Unfinished { why: Unfinished::InUse, .. })));
+        journal.finish("layer 0", json!({ "sum": (0.1f64 + 0.2).to_bits() }), Vec::new()).unwrap();
+        journal.finish("layer 1", json!([]), Vec::new()).unwrap();
+        assert!(matches!(
+            Journal::resume(&path, &key, Run::new(&Control::default(), &())),
+            Err(Error::Unfinished { why: Unfinished::InUse, .. })
+        ));
         journal.keep_on_drop(true);
         drop(journal);
         let whole = std::fs::read(&path).unwrap();
@@ -215,11 +283,13 @@ mod tests {
             std::fs::write(&path, &whole[..whole.len() - cut]).unwrap();
             let mut journal = resume(&path, &key).journal;
             assert!(journal.finished("layer 1").is_none() && journal.finished("layer 0").is_some());
-            journal.finish("layer 1", json!([])).unwrap();
+            journal.finish("layer 1", json!([]), Vec::new()).unwrap();
             drop(journal);
             assert_eq!(std::fs::read(&path).unwrap(), whole);
         }
-        let other = Journal::resume(&path, &json!({ "recipe": { "to": "q5_k" } })).err().unwrap();
+        let other = Journal::resume(&path, &json!({ "recipe": { "to": "q5_k" } }), Run::new(&Control::default(), &()))
+            .err()
+            .unwrap();
         assert!(other.to_string().contains("recipe.to was \"q4_k\", and is \"q5_k\" here"), "{other}");
         assert_eq!(std::fs::read(&path).unwrap(), whole, "left alone");
     }
@@ -230,8 +300,52 @@ mod tests {
         let path = dir.path().join("a.resume");
         for text in ["", "notes of mine\n", "{}\n", "{\"kind\":\"quantize jour"] {
             std::fs::write(&path, text).unwrap();
-            assert!(matches!(Journal::resume(&path, &json!({})), Err(Error::Exists { .. })), "{text}");
+            assert!(
+                matches!(
+                    Journal::resume(&path, &json!({}), Run::new(&Control::default(), &())),
+                    Err(Error::Exists { .. })
+                ),
+                "{text}"
+            );
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
         }
+    }
+
+    #[test]
+    fn parts_whose_bytes_changed_are_forgotten_with_all_after_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, file) = (dir.path().join("a.resume"), dir.path().join("a.partial"));
+        std::fs::write(&file, b"onetwothree").unwrap();
+        let piece = |at: u64, bytes: &[u8]| Piece { file: 0, at, len: bytes.len() as u64, sha256: sha256(bytes) };
+        let key = json!({});
+        let mut journal = Journal::create(&path, &key, vec![file.clone()]).unwrap();
+        // What a later part wrote over is no longer the earlier one's.
+        journal.finish("zero", json!(0), vec![piece(3, b"xxx")]).unwrap();
+        journal.finish("one", json!(1), vec![piece(0, b"one")]).unwrap();
+        journal.finish("two", json!(2), vec![piece(3, b"two")]).unwrap();
+        journal.finish("three", json!(3), vec![piece(6, b"three")]).unwrap();
+        journal.keep_on_drop(true);
+        drop(journal);
+        let whole = std::fs::read(&path).unwrap();
+        let parts = |bytes: &[u8]| {
+            std::fs::write(&path, &whole).unwrap();
+            std::fs::write(&file, bytes).unwrap();
+            let parts = resume(&path, &key).journal.parts().len();
+            // What is forgotten stays so.
+            std::fs::write(&file, b"onetwothree").unwrap();
+            assert_eq!(resume(&path, &key).journal.parts().len(), parts);
+            parts
+        };
+        assert_eq!(parts(b"onetwothree"), 4);
+        assert_eq!(parts(b"onetwothre!"), 3);
+        assert_eq!(parts(b"onetwothre"), 3);
+        assert_eq!(parts(b"one2wothree"), 2);
+        assert_eq!(parts(b"0netwothree"), 1);
+        // A line that was changed ends what is known.
+        let at = whole.len() - 10;
+        let mut damaged = whole.clone();
+        damaged[at] ^= 1;
+        std::fs::write(&path, &damaged).unwrap();
+        assert_eq!(resume(&path, &key).journal.parts().len(), 3);
     }
 }

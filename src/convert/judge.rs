@@ -10,6 +10,7 @@ use crate::infer::{Cache, Engine};
 use crate::model::Model;
 use crate::source::Checkpoint;
 use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// Rows of logits in memory at once.
@@ -165,7 +166,7 @@ pub(super) fn worth(sum: &[f64], entropy: f64, n: f64) -> f64 {
 }
 
 /// What held-out text says of an output: mean KL divergence from the source in nats per token, set by set.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
     /// Of what calibration made.
     pub kl: Vec<f64>,

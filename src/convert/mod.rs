@@ -41,6 +41,7 @@ pub(crate) mod places;
 pub(crate) mod plan;
 pub(crate) mod proof;
 pub(crate) mod proven;
+mod published;
 #[doc(hidden)]
 pub mod recipe;
 pub(crate) mod record;
@@ -71,6 +72,7 @@ use crate::Result;
 use crate::control::{Control, Notice, Report, Run};
 use crate::model::SourceModel;
 use data::Drawing;
+use published::{Earlier, Published};
 use std::time::Instant;
 
 /// Decides everything. Nothing is written, no weight is read. Outputs go to the current folder, under the names that
@@ -101,7 +103,8 @@ pub fn plan_assuming(source: &SourceModel, recipe: &Recipe, importance: AssumedI
 /// # Errors
 /// `Exists`, `Unfinished` and `Request` before any work, for what is in the way of the outputs; `BadInput` for weights
 /// that are no numbers or too large for their type; `Io` and `Storage`; `Interrupted` when the run was asked to stop.
-/// Nothing is left under a final name then, but outputs that were finished before.
+/// Nothing is left under a final name then, but outputs that were finished before; a run of the same recipe takes these
+/// over, and makes the others.
 ///
 /// ```
 /// use quantize::convert::{self, Recipe};
@@ -117,11 +120,14 @@ pub fn plan_assuming(source: &SourceModel, recipe: &Recipe, importance: AssumedI
 /// ```
 pub fn run(plan: &Plan, control: &Control, report: &dyn Report) -> Result<Outcome> {
     let (start, run) = (Instant::now(), Run::new(control, report));
-    plan.check_places(control)?;
+    let earlier = Earlier::recover(plan, run)?;
+    plan.check_places(control, &|output| earlier.may_have(plan, output))?;
     let drawing = draw(plan, run)?;
-    let mut outputs = files::run(plan, drawing.as_ref(), run)?;
-    outputs.extend(folder::run(plan, drawing.as_ref(), run)?);
-    outputs.sort_by_key(|made| made.index);
+    let mut published = Published::new(plan, earlier, drawing.as_ref(), run)?;
+    plan.check_places(control, &|output| published.has(output.index))?;
+    files::run(plan, drawing.as_ref(), &mut published, run)?;
+    folder::run(plan, drawing.as_ref(), &mut published, run)?;
+    let outputs = published.end();
     Ok(Outcome { outputs, data: drawing.map(|d| d.report), seconds: start.elapsed().as_secs_f64() })
 }
 

@@ -5,6 +5,7 @@ use super::judge::Verdict;
 use super::ledger::LedgerRow;
 use super::proof::Checked;
 use crate::calibration::data::DataReport;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -20,7 +21,7 @@ pub struct Outcome {
 }
 
 /// One finished output.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Made {
     /// Its place in [`super::Recipe::outputs`].
     pub index: usize,
@@ -49,7 +50,7 @@ pub struct Made {
 }
 
 /// What there is to know of a GGUF file beside.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MadeFile {
     /// Tensors that did not get the type they should have.
     pub fallbacks: usize,

@@ -1,11 +1,12 @@
 //! Where outputs go: the names they get unless told otherwise, and what must not be there already. It writes nothing but
 //! folders that somebody named to put outputs into.
 
-use super::plan::{Decided, Plan};
+use super::plan::{Decided, OutputPlan, Plan};
 use crate::calibration::data::Source;
 use crate::control::Control;
+use crate::disk::{self, partial};
+use crate::writer::folder;
 use crate::writer::places::Inputs;
-use crate::writer::{atomic, folder};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -52,28 +53,34 @@ impl Plan {
                 let what = "is neither a folder nor named .gguf; name a folder, or a file that ends in .gguf";
                 return Err(Error::request(format!("{} {what}", output.display())));
             }
-            std::fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
+            disk::create_folders(output).map_err(|e| Error::io(output, e))?;
         }
         Ok(())
     }
 
-    /// That nothing is in the way of the outputs, and none would take the place of what it is made from.
+    /// That nothing is in the way of the outputs, but for those that are `finished`, and none would take the place of what
+    /// it is made from.
     ///
     /// # Errors
     /// `Exists`; `Request`.
-    pub fn check_places(&self, control: &Control) -> Result<()> {
+    pub fn check_places(&self, control: &Control, finished: &dyn Fn(&OutputPlan) -> bool) -> Result<()> {
         for (i, output) in self.outputs.iter().enumerate() {
             match output.what {
-                Decided::File(_) => atomic::refuse_existing(&output.place, control.force)?,
+                _ if finished(output) => {}
+                Decided::File(_) => partial::refuse_existing(&output.place, control.force)?,
                 Decided::Folder(_) => folder::refuse_existing(&output.place, control.force)?,
             }
             if self.outputs[..i].iter().any(|other| other.place == output.place) {
                 return Err(Error::request(format!("two outputs would be called {}", output.place.display())));
             }
             self.refuse_input(&output.place)?;
+            if self.modelfiles && output.target.is_file() && !finished(output) {
+                partial::refuse_existing(&output.modelfile(), control.force)?;
+            }
         }
-        if let Some(file) = &self.save_importance {
-            atomic::refuse_existing(file, control.force)?;
+        let files_left = self.files().any(|(output, _)| !finished(output));
+        if let Some(file) = self.save_importance.as_ref().filter(|_| files_left) {
+            partial::refuse_existing(file, control.force)?;
             self.refuse_input(file)?;
         }
         Ok(())

@@ -28,6 +28,8 @@ pub struct Plan {
     pub outputs: Vec<OutputPlan>,
     /// Where the importance matrix goes that calibration makes on the way, if it is to be kept.
     pub save_importance: Option<PathBuf>,
+    /// Whether every GGUF file gets a Modelfile for Ollama beside it.
+    pub modelfiles: bool,
     /// An evaluation text that calibration data should not hold.
     pub evaluation_text: Option<PathBuf>,
     /// What was odd about the source, and what of it the outputs cannot hold: a sentence each.
@@ -45,6 +47,13 @@ pub struct OutputPlan {
     /// The file (of a split one: the name that its shards' names are made of) or folder.
     pub place: PathBuf,
     pub what: Decided,
+}
+
+impl OutputPlan {
+    /// Where a file's Modelfile goes.
+    pub fn modelfile(&self) -> PathBuf {
+        self.place.with_extension("Modelfile")
+    }
 }
 
 /// How an output is made.
@@ -114,6 +123,7 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
         recipe: recipe.clone(),
         outputs: Vec::new(),
         save_importance: None,
+        modelfiles: false,
         evaluation_text: None,
         remarks,
         metadata,

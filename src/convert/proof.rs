@@ -14,14 +14,14 @@ use crate::infer::{Cache, Engine};
 use crate::model::SourceModel;
 use crate::quant::GgmlType;
 use crate::{Error, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Tokens that are looked at, and those of a window.
 pub const TOKENS: usize = 256;
 const WINDOW: usize = 128;
 
 /// What was seen of an artifact beside its source.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Checked {
     /// Mean KL divergence from the source, nats per token.
     pub kl: f64,

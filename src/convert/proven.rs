@@ -8,10 +8,12 @@ use super::loadable;
 use super::plan::Plan;
 use super::proof::{self, Checked, TOKENS};
 use crate::control::{Notice, Run};
+use crate::disk;
 use crate::model::keys::lost;
 use crate::model::{Mtp, Part, SourceModel};
 use crate::quant::presets::layer_of;
 use crate::source::Checkpoint;
+use crate::writer::folder::MANIFEST;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -171,10 +173,10 @@ pub fn suspicious(name: &str, checked: &Checked, kept: &Path) -> Error {
 /// `Io`.
 pub fn set_aside(from: &Path, target: &Path) -> Result<PathBuf> {
     let kept = suspect_name(target);
-    if kept.is_dir() && kept.join(crate::writer::folder::MANIFEST).is_file() {
-        std::fs::remove_dir_all(&kept).map_err(|e| Error::io(&kept, e))?;
+    if kept.is_dir() && kept.join(MANIFEST).is_file() {
+        disk::remove_folder(&kept, MANIFEST).map_err(|e| Error::io(&kept, e))?;
     }
-    std::fs::rename(from, &kept).map_err(|e| Error::io(&kept, e))?;
+    disk::rename(from, &kept).map_err(|e| Error::io(&kept, e))?;
     Ok(kept)
 }
 

@@ -5,6 +5,7 @@ use super::recipe::{Override, OverrideValue, Recipe, Target};
 use crate::calibration::data::DataReport;
 use crate::eval::damage::SORTED;
 use crate::gguf::{ALIGNMENT_KEY, Metadata, Value};
+use crate::isa::Isa;
 use crate::model::SourceModel;
 use crate::source::SourceFile;
 use crate::{Error, Result};
@@ -13,6 +14,12 @@ use crate::{Error, Result};
 pub const RECIPE: &str = "quantize.recipe";
 /// SHA-256 of every source file.
 pub const SOURCE_HASHES: &str = "quantize.source.sha256";
+/// The hash of all tensors' bytes, see [`crate::writer::gguf::hash_of_data`]; filled in when the file is sealed.
+pub const DATA_HASH: &str = "quantize.data.sha256";
+/// The instructions that activations were computed with, where any were: their last bits depend on it.
+pub const INSTRUCTIONS: &str = "quantize.instructions";
+/// SHA-256 of the tokens that were calibrated on.
+pub const DATA_TOKENS: &str = "quantize.calibration.sha256";
 /// How many tensors the importance matrix has, where one was used; llama-quantize's key.
 const IMATRIX_ENTRIES: &str = "quantize.imatrix.entries_count";
 
@@ -43,6 +50,7 @@ pub(super) fn write(metadata: &mut Metadata, recipe: &Recipe, source: &SourceMod
     }
     let files = source.ckpt.files();
     let name = |f: &SourceFile| f.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    metadata.set(DATA_HASH, "0".repeat(64));
     metadata.set("quantize.source.files", files.iter().map(name).collect::<Vec<String>>());
     if recipe.hash_sources {
         metadata.set(SOURCE_HASHES, vec!["0".repeat(64); files.len()]);
@@ -62,6 +70,7 @@ pub(super) fn write(metadata: &mut Metadata, recipe: &Recipe, source: &SourceMod
         }
     }
     if let Some(data) = facts.data {
+        metadata.set(INSTRUCTIONS, Isa::active().name());
         describe(metadata, data);
     }
 }
@@ -73,7 +82,7 @@ pub fn describe(metadata: &mut Metadata, data: &DataReport) {
     metadata.set("quantize.calibration.tokens", data.tokens as u32);
     metadata.set("quantize.calibration.seq_len", data.seq_len as u32);
     metadata.set("quantize.calibration.seed", data.seed);
-    metadata.set("quantize.calibration.sha256", data.sha256.as_str());
+    metadata.set(DATA_TOKENS, data.sha256.as_str());
 }
 
 /// The recipe that a file records; `None` where there is none, or one of an older form.
@@ -84,6 +93,11 @@ pub fn read(metadata: &Metadata) -> Option<Recipe> {
 /// Whether a file records an importance matrix.
 pub fn used_imatrix(metadata: &Metadata) -> bool {
     metadata.uint(IMATRIX_ENTRIES).is_some()
+}
+
+/// Whether a file was calibrated on the way, so that nothing but the whole run gives its tensors again.
+pub fn needs_the_run(metadata: &Metadata) -> bool {
+    used_feedback(metadata) || read(metadata).is_some_and(|recipe| recipe.data.is_some())
 }
 
 /// Whether a file records error feedback.

@@ -10,6 +10,7 @@ use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::windows::{Method, Windows};
+use crate::disk::partial::{PartialFile, Stream};
 use crate::error::Hint;
 use crate::{Error, Result};
 
@@ -116,7 +117,7 @@ impl KlBaseReader {
 /// Writes a base file beside its final name; [`KlBaseWriter::finish`] puts it there.
 pub struct KlBaseWriter {
     path: PathBuf,
-    file: BufWriter<tempfile::NamedTempFile>,
+    file: BufWriter<Stream>,
     vocab: usize,
     rows_left: usize,
     buffer: Vec<u8>,
@@ -131,11 +132,7 @@ impl KlBaseWriter {
             let what = "a KL divergence base file cannot hold strided windows";
             return Err(Error::request(what).hint(Hint::NoStride));
         };
-        let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // The name says whose file it is, should a kill leave it behind.
-        let name: String = path.file_name().unwrap_or_default().to_string_lossy().chars().take(40).collect();
-        let file = tempfile::Builder::new().prefix(&format!(".{name}.")).suffix(".partial").tempfile_in(parent);
-        let file = file.map_err(|e| Error::io(parent, e))?;
+        let file = Stream::new(PartialFile::create(path, true)?);
         let mut head = MAGIC.to_vec();
         for number in [ctx, vocab, windows.count] {
             let number = i32::try_from(number)
@@ -185,10 +182,8 @@ impl KlBaseWriter {
             return Err(Error::Internal(format!("KL divergence base file lacks {} rows", self.rows_left)));
         }
         let path = self.path;
-        let file = self.file.into_inner().map_err(|e| Error::io(&path, e.into_error()))?;
-        file.as_file().sync_all().map_err(|e| Error::io(&path, e))?;
-        file.persist(&path).map_err(|e| Error::io(&path, e.error))?;
-        Ok(())
+        let stream = self.file.into_inner().map_err(|e| Error::io(&path, e.into_error()))?;
+        stream.file.finish()
     }
 }
 

@@ -2,21 +2,22 @@
 //! around them. Everything is made in a folder beside the target and renamed in the end. What was written there by a run
 //! that was killed can be taken up by another; which parts are finished is for the caller to know.
 
-use super::atomic::{free_space, reserve, sync_folder, write_all_at};
 use super::gguf::human;
+use super::pieces::{self, Piece, Touched};
+use super::publish::Step;
 use super::safetensors::{self, Entry, Layout};
+use crate::control::Run;
+use crate::disk::{self, Written, free_space};
 use crate::source::{SourceFile, parse_safetensors_header};
 use crate::{Error, Result};
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// The provenance of a folder that this program made. Its presence is what lets a run that may replace outputs replace the folder.
 pub const MANIFEST: &str = "quantize-manifest.json";
 const JOURNAL: &str = ".quantize-journal";
 
-/// A folder under a temporary name. Dropped before [`Folder::publish`], it removes itself unless it is to be kept.
+/// A folder under a temporary name. It removes itself when it is dropped, unless it is to be kept.
 pub struct Folder {
     target: PathBuf,
     partial: PathBuf,
@@ -24,7 +25,8 @@ pub struct Folder {
     entries: Vec<Entry>,
     by_name: HashMap<String, usize>,
     layout: Layout,
-    files: Vec<File>,
+    files: Vec<Written>,
+    touched: Touched,
     keep: bool,
 }
 
@@ -85,7 +87,7 @@ impl Folder {
                 let (need, free) = (human(total), human(free));
                 return Err(Error::storage(format!("{}: needs {need} of disk, {free} free", target.display())));
             }
-            std::fs::create_dir(&partial).map_err(|e| match e.kind() {
+            disk::create_folder(&partial).map_err(|e| match e.kind() {
                 std::io::ErrorKind::NotFound => {
                     Error::storage(format!("{}: the folder it should lie in does not exist", target.display()))
                 }
@@ -93,11 +95,12 @@ impl Folder {
             })?;
         }
         born().inspect_err(|_| {
-            let _ = std::fs::remove_dir(&partial);
+            let _ = disk::remove_folder(&partial, JOURNAL);
         })?;
         let by_name = entries.iter().enumerate().map(|(i, e)| (e.name.clone(), i)).collect();
-        // Of a run that was cut short while it gave the folder its name.
-        let _ = std::fs::remove_file(partial.join("config.json"));
+        // Of a run that was cut short while it completed the folder.
+        let config = partial.join("config.json");
+        disk::remove_file(&config).map_err(|e| Error::io(&config, e))?;
         let mut folder = Folder {
             target: target.to_path_buf(),
             force,
@@ -106,14 +109,15 @@ impl Folder {
             by_name,
             layout,
             partial,
+            touched: Touched::default(),
             keep: false,
         };
         for shard in &folder.layout.shards {
             let path = folder.partial.join(&shard.name);
-            let open = || -> std::io::Result<File> {
-                let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
-                reserve(&file, shard.len)?;
-                write_all_at(&file, 0, &shard.header)?;
+            let open = || -> std::io::Result<Written> {
+                let file = Written::open_public(&path)?;
+                file.reserve(shard.len)?;
+                file.write_at(0, &shard.header)?;
                 Ok(file)
             };
             folder.files.push(open().map_err(|e| Error::io(&path, e))?);
@@ -133,10 +137,24 @@ impl Folder {
 
     /// Makes sure that what was written is on the disk.
     pub fn sync(&self) -> Result<()> {
-        for (i, file) in self.files.iter().enumerate() {
-            file.sync_data().map_err(|e| Error::io(self.shard_path(i), e))?;
-        }
-        Ok(())
+        self.files.iter().try_for_each(|file| file.sync().map_err(|e| Error::io(file.path(), e)))
+    }
+
+    /// The files of the weights, in order.
+    pub fn shards(&self) -> Vec<PathBuf> {
+        (0..self.layout.shards.len()).map(|i| self.shard_path(i)).collect()
+    }
+
+    /// The tensors that were written since the last call, of [`shards`](Self::shards).
+    ///
+    /// # Errors
+    /// `Io`; `Interrupted`.
+    pub fn pieces(&self, run: Run) -> Result<Vec<Piece>> {
+        let place = |entry: usize| {
+            let place = &self.layout.places[entry];
+            (place.shard, self.shard_path(place.shard), place.offset, place.len)
+        };
+        pieces::of(self.touched.take().into_iter().map(place).collect(), run)
     }
 
     pub fn target(&self) -> &Path {
@@ -175,7 +193,8 @@ impl Folder {
     /// Writes bytes of a tensor, `offset` into it. Any number of threads may call this at once.
     pub fn put(&self, entry: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         let (shard, at) = self.place(entry, offset, bytes.len())?;
-        write_all_at(&self.files[shard], at, bytes).map_err(|e| Error::io(self.shard_path(shard), e))
+        self.touched.note(entry);
+        self.files[shard].write_at(at, bytes).map_err(|e| Error::io(self.shard_path(shard), e))
     }
 
     /// Writes the whole tensor of this name.
@@ -197,12 +216,7 @@ impl Folder {
     /// Writes a small file.
     pub fn text(&self, name: &str, text: &str) -> Result<()> {
         let path = self.partial.join(name);
-        let write = || -> std::io::Result<()> {
-            let mut file = File::create(&path)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()
-        };
-        write().map_err(|e| Error::io(&path, e))
+        disk::write(&path, text.as_bytes()).map_err(|e| Error::io(&path, e))
     }
 
     /// Copies a small file, following links.
@@ -210,51 +224,37 @@ impl Folder {
         let path = self.partial.join(name);
         let bytes = std::fs::read(from).map_err(|e| Error::io(from, e))?;
         if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
+            disk::create_folders(parent).map_err(|e| Error::io(parent, e))?;
         }
-        let write = || -> std::io::Result<()> {
-            let mut file = File::create(&path)?;
-            file.write_all(&bytes)?;
-            file.sync_all()
-        };
-        write().map_err(|e| Error::io(&path, e))
+        disk::write(&path, &bytes).map_err(|e| Error::io(&path, e))
     }
 
-    /// Writes the index (where there are several shards) and `config.json`, syncs, reads the headers back, and gives the
-    /// folder its name. `config.json` comes last: without it no loader takes the folder for a model.
-    pub fn publish(mut self, config: &str, parameters: Option<u64>) -> Result<PathBuf> {
+    /// Writes the index (where there are several shards) and `config.json`, syncs and reads the headers back, so that
+    /// nothing but the name is missing. How that is given. `config.json` comes last: without it no loader takes the folder
+    /// for a model.
+    ///
+    /// # Errors
+    /// `Exists` when the name is taken by what is not replaced; `Storage`; `Io`.
+    pub fn complete(&self, config: &str, parameters: Option<u64>) -> Result<Step> {
         let index = "model.safetensors.index.json";
         // MLX always has one.
         if self.layout.shards.len() > 1 || parameters.is_some() {
             self.text(index, &safetensors::index(&self.entries, &self.layout, parameters))?;
         }
-        for (i, file) in self.files.iter().enumerate() {
-            file.sync_all().map_err(|e| Error::io(self.shard_path(i), e))?;
-        }
+        self.sync()?;
         self.check()?;
         self.text("config.json", config)?;
-        sync_folder(&self.partial.join("config.json"));
+        disk::sync_folder_of(&self.partial.join("config.json"));
         refuse_existing(&self.target, self.force)?;
-        if self.target.is_dir() {
-            // Out of the way in one step, so that at no time half a folder has the name.
-            let old = self.partial.with_extension("replaced");
-            std::fs::rename(&self.target, &old).map_err(|e| Error::io(&self.target, e))?;
-            if let Err(e) = std::fs::rename(&self.partial, &self.target) {
-                let _ = std::fs::rename(&old, &self.target);
-                return Err(Error::io(&self.target, e));
-            }
-            self.keep = true;
-            std::fs::remove_dir_all(&old).map_err(|e| Error::io(&old, e))?;
-        } else {
-            std::fs::rename(&self.partial, &self.target).map_err(|e| Error::io(&self.target, e))?;
-            self.keep = true;
+        let old = self.partial.with_extension("replaced");
+        let ours = |old: &Path| old.join(MANIFEST).is_file();
+        if old.symlink_metadata().is_ok() && !ours(&old) {
+            let what = "was not made by this program, and is in the way of replacing a folder; move it away";
+            return Err(Error::Exists { path: old, what, replaceable: false });
         }
-        sync_folder(&self.target);
-        let journal = self.target.join(JOURNAL);
-        match std::fs::remove_file(&journal) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&journal, e)),
-            _ => Ok(self.target.clone()),
-        }
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let (from, to) = (name(&self.partial), name(&self.target));
+        Ok(Step::Folder { from, to, old: name(&old), journal: JOURNAL.into() })
     }
 
     /// What was written must be sound shards with exactly these tensors.
@@ -264,7 +264,7 @@ impl Folder {
         let mut count = 0;
         for shard in &self.layout.shards {
             let path = self.partial.join(&shard.name);
-            let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
+            let file = std::fs::File::open(&path).map_err(|e| Error::io(&path, e))?;
             let len = file.metadata().map_err(|e| Error::io(&path, e))?.len();
             let header = parse_safetensors_header(file, len, &path).map_err(|e| fault(e.to_string()))?;
             for t in header.tensors {
@@ -282,7 +282,7 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         if !self.keep {
-            let _ = std::fs::remove_dir_all(&self.partial);
+            let _ = disk::remove_folder(&self.partial, JOURNAL);
         }
     }
 }
@@ -304,10 +304,7 @@ pub fn forget(target: &Path) -> Result<()> {
         let what = "is not the unfinished work of this program, and is in the way; move it away";
         return Err(Error::Exists { path: partial, what, replaceable: false });
     }
-    match std::fs::remove_dir_all(&partial) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&partial, e)),
-        _ => Ok(()),
-    }
+    disk::remove_folder(&partial, JOURNAL).map_err(|e| Error::io(&partial, e))
 }
 
 #[cfg(test)]
@@ -318,6 +315,12 @@ mod tests {
     fn create(target: &Path, force: bool) -> Result<Folder> {
         let entries = ["a", "b"].map(|n| Entry { name: n.into(), dtype: Dtype::U8, shape: vec![4] }).to_vec();
         Folder::create(target, entries, "pt", 1 << 30, force, || Ok(()))
+    }
+
+    fn publish(mut folder: Folder) -> Result<()> {
+        let step = folder.complete("{}", None)?;
+        folder.keep_on_drop(true);
+        step.carry_out(disk::folder_of(folder.target()))
     }
 
     fn count(dir: &Path) -> usize {
@@ -340,7 +343,7 @@ mod tests {
         let folder = create(&target, false).unwrap();
         assert_eq!(folder.get(folder.find("a").unwrap()).unwrap(), b"abcd");
         folder.put_named("b", b"efgh").unwrap();
-        folder.publish("{}", None).unwrap();
+        publish(folder).unwrap();
         assert_eq!(count(dir.path()), 1);
         let mut names: Vec<_> = std::fs::read_dir(&target).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
@@ -353,10 +356,10 @@ mod tests {
         let target = dir.path().join("m");
         std::fs::create_dir(&target).unwrap();
         // An empty folder is a place to put things.
-        let write = |force| -> Result<PathBuf> {
+        let write = |force| -> Result<()> {
             let folder = create(&target, force)?;
             folder.text(MANIFEST, "{}")?;
-            folder.publish("{}", None)
+            publish(folder)
         };
         write(false).unwrap();
         assert!(matches!(write(false), Err(Error::Exists { replaceable: true, .. })));

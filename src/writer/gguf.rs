@@ -2,15 +2,20 @@
 //! tensors may arrive in any order and in pieces, and the header goes in last, so a file that a crash left behind has
 //! no valid header either.
 
-use super::atomic::{PartialFile, free_space};
-use crate::control::Cancel;
+use super::pieces::{self, Piece, Touched};
+use super::publish::Step;
+use crate::control::{Cancel, Run};
 use crate::digest::sha256;
+use crate::disk::free_space;
+use crate::disk::partial::PartialFile;
 use crate::gguf::{self, DEFAULT_ALIGNMENT, Metadata, TensorInfo};
 use crate::quant;
 use crate::source::SourceFile;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Digits of a hash that tell one run's shards from another's.
@@ -41,6 +46,7 @@ struct Shard {
 struct Place {
     shard: usize,
     offset: u64,
+    len: u64,
 }
 
 /// A GGUF file (or its shards) under temporary names.
@@ -49,6 +55,7 @@ pub struct Artifact {
     places: Vec<Place>,
     total_bytes: u64,
     tensor_bytes: u64,
+    touched: Touched,
 }
 
 impl Artifact {
@@ -80,7 +87,9 @@ impl Artifact {
             let mut tensors = tensors[members].to_vec();
             let data = gguf::layout(&mut tensors, DEFAULT_ALIGNMENT)?;
             let header_len = gguf::encode_header(&metadata, &tensors, DEFAULT_ALIGNMENT).len() as u64;
-            places.extend(tensors.iter().map(|t| Place { shard: no, offset: header_len + t.offset }));
+            let place =
+                |t: &TensorInfo| Place { shard: no, offset: header_len + t.offset, len: t.bytes().unwrap_or(0) };
+            places.extend(tensors.iter().map(place));
             tensor_bytes += tensors.iter().filter_map(TensorInfo::bytes).sum::<u64>();
             total += header_len + data;
             plans.push((metadata, tensors, header_len, header_len + data));
@@ -101,7 +110,7 @@ impl Artifact {
             file.reserve(len)?;
             shards.push(Shard { file, metadata, tensors, header_len });
         }
-        Ok(Self { shards, places, total_bytes: total, tensor_bytes })
+        Ok(Self { shards, places, total_bytes: total, tensor_bytes, touched: Touched::default() })
     }
 
     /// Size of all shards together.
@@ -141,10 +150,18 @@ impl Artifact {
         self.shards.iter().try_for_each(|shard| shard.file.sync())
     }
 
-    /// Writes the headers, syncs, reads everything back and checks it.
+    /// Syncs, reads everything back and checks it, and writes the headers, with the hash of all data under the key
+    /// `hash_key`.
     ///
-    /// Errors: `Interrupted` once `cancel` is set; `BadInput` when a weight was too large for its type.
-    pub fn seal(&mut self, threads: usize, cancel: &Cancel) -> Result<()> {
+    /// # Errors
+    /// `Interrupted` once `cancel` is set; `BadInput` when a weight was too large for its type.
+    pub fn seal(&mut self, hash_key: &str, threads: usize, cancel: &Cancel) -> Result<()> {
+        let mut hashes = Vec::new();
+        for shard in &self.shards {
+            shard.file.sync()?;
+            hashes.extend(check_data(shard, threads, cancel)?);
+        }
+        self.set_metadata(hash_key, hash_of_data(&hashes));
         if let [first, _, ..] = self.shards.as_slice() {
             // Shards of two runs do not belong together, though all else may agree.
             let header = gguf::encode_header(&first.metadata, &first.tensors, DEFAULT_ALIGNMENT);
@@ -158,31 +175,44 @@ impl Artifact {
             }
             shard.file.write_at(0, &header)?;
         }
-        for shard in &self.shards {
+        self.shards.iter().try_for_each(|shard| {
             shard.file.sync()?;
-            check_file(shard, threads, cancel)?;
-        }
-        Ok(())
+            check_header(shard)
+        })
     }
 
-    /// Gives the files of a [sealed](Self::seal) artifact their names, and returns these. The first shard, by which a
-    /// model is opened, comes last: whoever finds it finds all of them.
-    pub fn publish(self) -> Result<Vec<PathBuf>> {
-        let paths = self.targets().map(Path::to_path_buf).collect();
-        self.shards.into_iter().rev().try_for_each(|shard| shard.file.finish())?;
-        Ok(paths)
+    /// The tensors that were written since the last call, of files that are numbered from `first` on.
+    ///
+    /// # Errors
+    /// `Io`; `Interrupted`.
+    pub fn pieces(&self, first: usize, run: Run) -> Result<Vec<Piece>> {
+        let place = |tensor: usize| {
+            let Place { shard, offset, len } = self.places[tensor];
+            (first + shard, self.shards[shard].file.temp_path().to_path_buf(), offset, len)
+        };
+        pieces::of(self.touched.take().into_iter().map(place).collect(), run)
+    }
+
+    /// Makes the files of a [sealed](Self::seal) artifact whole but for their names. How these are given: the first
+    /// shard, by which a model is opened, comes last: whoever finds it finds all of them.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn complete(&self) -> Result<Vec<Step>> {
+        self.shards.iter().rev().map(|shard| Step::of(&shard.file)).collect()
     }
 }
 
 impl super::Sink for Artifact {
     fn put(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         let place = self.places[tensor];
+        self.touched.note(tensor);
         self.shards[place.shard].file.write_at(place.offset + offset, bytes)
     }
 }
 
-/// Re-reads a finished temporary file: the header must say what was meant, every block's scales must be finite.
-fn check_file(shard: &Shard, threads: usize, cancel: &Cancel) -> Result<()> {
+/// Re-reads the header of a finished temporary file, which must say what was meant.
+fn check_header(shard: &Shard) -> Result<()> {
     let (temp, target) = (shard.file.temp_path(), shard.file.target());
     let fault = |what: String| Error::storage(format!("{}: re-reading what was written: {what}", target.display()));
     let header = gguf::read_header(temp).map_err(|e| fault(e.to_string()))?;
@@ -191,42 +221,66 @@ fn check_file(shard: &Shard, threads: usize, cancel: &Cancel) -> Result<()> {
     if encoded(&header.metadata, &header.tensors) != encoded(&shard.metadata, &shard.tensors) {
         return Err(fault("the header differs from what was written".into()));
     }
-    let file = SourceFile::open(temp)?;
-    check_blocks(&file, &header, threads, cancel, &|tensor, what| {
+    Ok(())
+}
+
+/// Re-reads the tensors of a finished temporary file: every block's scales must be finite. Their hashes.
+fn check_data(shard: &Shard, threads: usize, cancel: &Cancel) -> Result<Vec<TensorHash>> {
+    let target = shard.file.target();
+    let file = SourceFile::open(shard.file.temp_path())?;
+    check_blocks(&file, &shard.tensors, shard.header_len, threads, cancel, &|tensor, what| {
         // What was read back is what was computed: a bad scale means a weight too large for the type.
         Error::bad_file(target, what).tensor(tensor).hint(crate::error::Hint::WiderType { tensor: tensor.to_string() })
     })
 }
 
-/// Checks the scales of every block of an open GGUF file, in pieces, on `threads` threads.
+/// SHA-256 of a tensor's bytes.
+pub type TensorHash = [u8; 32];
+
+/// The hash that stands for all data of a file or of all its shards: SHA-256 over the SHA-256 of each tensor's bytes, in the
+/// order of the headers.
+pub fn hash_of_data(tensors: &[TensorHash]) -> String {
+    sha256(tensors.as_flattened())
+}
+
+/// Checks the scales of every block of an open GGUF file whose data begin at byte `start`, on `threads` threads. The hash
+/// of each tensor, in order.
 ///
-/// Errors: `Interrupted` once `cancel` is set; otherwise what `fault` makes of a tensor's name and what is wrong with it.
+/// # Errors
+/// `Interrupted` once `cancel` is set; otherwise what `fault` makes of a tensor's name and what is wrong with it.
 pub fn check_blocks(
     file: &SourceFile,
-    header: &gguf::Header,
+    tensors: &[TensorInfo],
+    start: u64,
     threads: usize,
     cancel: &Cancel,
     fault: &(dyn Fn(&str, String) -> Error + Sync),
-) -> Result<()> {
+) -> Result<Vec<TensorHash>> {
     const PIECE: usize = 4 << 20;
-    let mut pieces = Vec::new();
-    for (index, t) in header.tensors.iter().enumerate() {
-        let len = t.bytes().ok_or_else(|| fault(&t.name, "rows are not whole blocks".into()))?;
-        let step = (PIECE / t.ty.block_bytes() * t.ty.block_bytes()) as u64;
-        pieces.extend((0..len).step_by(step as usize).map(|at| (index, at, step.min(len - at) as usize)));
-    }
+    // The largest first, so that no thread is left with one at the end.
+    let mut order: Vec<usize> = (0..tensors.len()).collect();
+    order.sort_by_key(|i| std::cmp::Reverse(tensors[*i].bytes()));
+    let hashes: Vec<OnceLock<TensorHash>> = tensors.iter().map(|_| OnceLock::new()).collect();
     let next = AtomicUsize::new(0);
     let work = || -> Result<()> {
         let mut buffer = vec![0u8; PIECE];
-        while let Some(&(index, at, len)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-            cancel.check()?;
-            let tensor = &header.tensors[index];
-            let bytes = &mut buffer[..len];
-            file.read_at(header.data_start + tensor.offset + at, bytes)?;
-            quant::check_rows(tensor.ty, bytes).map_err(|e| {
-                next.store(pieces.len(), Ordering::Relaxed);
-                fault(&tensor.name, e.to_string())
-            })?;
+        while let Some(&index) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let tensor = &tensors[index];
+            let bad = |what: String| {
+                next.store(order.len(), Ordering::Relaxed);
+                fault(&tensor.name, what)
+            };
+            let len = tensor.bytes().ok_or_else(|| bad("rows are not whole blocks".into()))?;
+            let step = PIECE / tensor.ty.block_bytes() * tensor.ty.block_bytes();
+            let mut hasher = Sha256::new();
+            for at in (0..len).step_by(step) {
+                cancel.check()?;
+                let bytes = &mut buffer[..step.min((len - at) as usize)];
+                file.read_at(start + tensor.offset + at, bytes)?;
+                quant::check_rows(tensor.ty, bytes).map_err(|e| bad(e.to_string()))?;
+                hasher.update(bytes);
+            }
+            let _ = hashes[index].set(hasher.finalize().into());
         }
         Ok(())
     };
@@ -235,7 +289,9 @@ pub fn check_blocks(
         workers
             .into_iter()
             .try_for_each(|w| w.join().unwrap_or_else(|_| Err(Error::Internal("a checking thread panicked".into()))))
-    })
+    })?;
+    let hash = |hash: OnceLock<TensorHash>| hash.into_inner().ok_or_else(|| Error::Internal("no hash".into()));
+    hashes.into_iter().map(hash).collect()
 }
 
 /// `name-00001-of-00003.gguf`, or the target itself when there is one file only.

@@ -1,7 +1,8 @@
 //! Which files a run reads and writes: no output takes the place of an input, not even with force, none of another output,
 //! and of a file that is there only with force. It looks at names and identities, never at contents.
 
-use super::atomic::{folder_of, refuse_existing};
+use crate::disk::folder_of;
+use crate::disk::partial::refuse_existing;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 

@@ -317,7 +317,7 @@ fn refined(name: &str, ty: GgmlType, settings: Settings) -> Run {
     let control = Control { threads: 2, ..Control::default() };
     let run = Work::new(&control, &());
     let options = Options { sequential: false, held, max_memory: None, spill: std::env::temp_dir(), bf16: false };
-    let mut refine = Refine::new(&ckpt, &model, &mut outputs, settings, run, None, &|| Ok(())).unwrap();
+    let mut refine = Refine::new(&ckpt, &model, &mut outputs, settings, run, None, &|| Ok(Vec::new())).unwrap();
     let head = layerwise::run(&ckpt, &model, &windows, &options, &mut refine, run).unwrap();
     refine.head(&head).unwrap();
     drop(refine);

@@ -9,6 +9,7 @@ mod configurations;
 mod containers;
 mod eval;
 mod families;
+mod faults;
 mod infer;
 mod layerwise;
 mod lineages;

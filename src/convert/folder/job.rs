@@ -18,6 +18,7 @@ use crate::packed::{self, Packed, Piece, Scheme, StoredPiece};
 use crate::quant;
 use crate::source::{Checkpoint, Dtype};
 use crate::writer::folder::{self, Folder};
+use crate::writer::publish::Step;
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -48,8 +49,12 @@ pub struct Provenance<'a> {
     pub calibration: Value,
 }
 
-/// A finished folder.
+/// A folder that is finished but for its name.
 pub struct Written {
+    /// Keeps other runs away until the name is given; both stay if it is not.
+    _unnamed: (Folder, Mutex<Journal>),
+    /// How the name is given.
+    pub step: Step,
     pub path: PathBuf,
     pub tensor_bytes: u64,
     /// Departures of the plan and of the run.
@@ -102,6 +107,7 @@ impl<'a> Job<'a> {
         let scheme = scheme.ok_or_else(|| Error::Internal("the configuration names no format".into()))?;
         let (format, max_shard) = (plan.spec.metadata_format(), recipe.split.of_folders());
         let layout = crate::writer::safetensors::layout(&plan.entries, format, max_shard)?;
+        let shards = layout.shards.iter().map(|shard| folder::partial_path(target).join(&shard.name)).collect();
         let layout = layout.shards.iter().map(|shard| sha256(&shard.header)).collect();
         let name = recipe.outputs.first().map_or_else(String::new, |t| t.name().to_string());
         let key = Identity::new(ckpt, windows, layout, &run.control.cancel)?.key(std::slice::from_ref(recipe));
@@ -109,7 +115,7 @@ impl<'a> Job<'a> {
         // By its journal an unfinished folder is known as this program's, so that comes first.
         let born = || {
             if journal.is_none() {
-                journal = Some(Journal::create(&folder::journal_path(target), &key, Vec::new())?);
+                journal = Some(Journal::create(&folder::journal_path(target), &key, shards)?);
             }
             Ok(())
         };
@@ -123,7 +129,7 @@ impl<'a> Job<'a> {
     fn left(target: &Path, key: &Value, run: Run) -> Result<Option<Journal>> {
         let path = folder::journal_path(target);
         let known = match run.control.resume {
-            true => Journal::resume(&path, key)?,
+            true => Journal::resume(&path, key, run)?,
             false => Journal::peek(&path)?,
         };
         if let Some(Left { journal, .. }) = known {
@@ -140,7 +146,7 @@ impl<'a> Job<'a> {
         Ok(None)
     }
 
-    /// Copies what is not quantized, lets `rounded` make the rest, and gives the folder its name.
+    /// Copies what is not quantized, lets `rounded` make the rest, and completes the folder but for its name.
     /// `prove` runs it beside its source before.
     pub fn make(
         mut self,
@@ -151,7 +157,6 @@ impl<'a> Job<'a> {
         let done = self.unless_finished("kept", || self.copy_kept()).and_then(|()| rounded(&self));
         let worth_keeping = !self.journal()?.parts().is_empty();
         self.folder.keep_on_drop(worth_keeping);
-        // Of a finished folder it goes with the name.
         self.journal()?.keep_on_drop(worth_keeping);
         let done = done.and_then(|()| self.run.check());
         let done = done.and_then(|()| self.ckpt.files().iter().try_for_each(|file| file.check_unchanged()));
@@ -193,8 +198,13 @@ impl<'a> Job<'a> {
         files::write(&self.folder, self.ckpt, self.plan, &manifest, provenance.name, &departures)?;
         let tensor_bytes = self.folder.tensor_bytes();
         let parameters = (self.plan.spec.metadata_format() == "mlx").then(|| parameters(self.ckpt));
-        let path = self.folder.publish(&files::config(config, self.plan), parameters)?;
-        Ok(Written { path, tensor_bytes, departures, checked, manifest })
+        let step = self.folder.complete(&files::config(config, self.plan), parameters)?;
+        // Whatever happens from here on, there is something to go on with.
+        self.folder.keep_on_drop(true);
+        self.journal()?.keep_on_drop(true);
+        let path = self.folder.target().to_path_buf();
+        let Self { folder, journal, .. } = self;
+        Ok(Written { _unnamed: (folder, journal), step, path, tensor_bytes, departures, checked, manifest })
     }
 
     fn journal(&self) -> Result<MutexGuard<'_, Journal>> {
@@ -219,7 +229,8 @@ impl<'a> Job<'a> {
     /// Notes that a part is done, whether it was before or not: from then on only this record counts.
     pub fn redo(&self, part: &str, record: Value) -> Result<()> {
         self.folder.sync()?;
-        self.journal()?.finish(part, record)
+        let pieces = self.folder.pieces(self.run)?;
+        self.journal()?.finish(part, record, pieces)
     }
 
     /// Copies every tensor that stays as it is, after a look at its numbers.

@@ -22,8 +22,10 @@ use super::judge::{HeldOut, Scored};
 use super::outcome::Made;
 use super::plan::{OutputPlan, Plan};
 use super::proven;
+use super::published::Published;
 use super::rounding::{Rounding, has_feedback, needs_data, smoothing};
 use crate::control::{Notice, Run, Unit};
+use crate::disk::folder_of;
 use crate::feedback::{Shrink, int};
 use crate::packed::{ChannelScaling, Spec};
 use crate::{Error, Result};
@@ -44,14 +46,16 @@ fn scaling(spec: &Spec, rounding: &Rounding) -> Option<Scaling> {
     }
 }
 
-/// Makes the folders of a plan, one after the other. `drawing`: the calibration data, where one of them needs some.
-pub(super) fn run(plan: &Plan, drawing: Option<&Drawing>, run: Run) -> Result<Vec<Made>> {
-    if plan.folders().next().is_none() {
-        return Ok(Vec::new());
+/// Makes the folders of a plan that are not published yet, one after the other. `drawing`: the calibration data, where one
+/// of them needs some.
+pub(super) fn run(plan: &Plan, drawing: Option<&Drawing>, published: &mut Published, run: Run) -> Result<()> {
+    let left: Vec<_> = plan.folders().filter(|(output, _)| !published.has(output.index)).collect();
+    if left.is_empty() {
+        return Ok(());
     }
     let hash = plan.recipe.hash_sources;
     let hashes = if hash { Some(hashes::all(&plan.source.ckpt, run)?) } else { None };
-    plan.folders().map(|(output, folder)| one(plan, output, folder, drawing, hashes.clone(), run)).collect()
+    left.into_iter().try_for_each(|(output, folder)| one(plan, output, folder, drawing, hashes.clone(), published, run))
 }
 
 fn one(
@@ -60,8 +64,9 @@ fn one(
     folder: &FolderPlan,
     drawing: Option<&Drawing>,
     hashes: Option<Vec<String>>,
+    published: &mut Published,
     run: Run,
-) -> Result<Made> {
+) -> Result<()> {
     let (source, rounding, spec) = (&plan.source, &plan.recipe.rounding, &folder.spec);
     let given = plan.recipe.data.is_some();
     let recipe = plan.recipe.of_output(output.index);
@@ -116,19 +121,21 @@ fn one(
         run.notice(Notice::About { output: output.target.name().to_string(), text: departure.to_string() });
     }
     let (quantized_weights, bits_per_weight) = folder.quantized(&source.ckpt);
-    Ok(Made {
+    let steps = vec![(folder_of(&output.place).to_path_buf(), made.step.clone())];
+    let finished = Made {
         index: output.index,
         name: output.target.name().to_string(),
         place: output.place.clone(),
-        paths: vec![made.path],
+        paths: vec![made.path.clone()],
         bytes: made.tensor_bytes,
         tensor_bytes: made.tensor_bytes,
         quantized_weights,
         bits_per_weight,
         ledger: made.departures.iter().map(|d| d.of(output.target.name())).collect(),
-        checked: made.checked,
+        checked: made.checked.clone(),
         verdict: judged::verdict(&made.manifest["held_out"]),
         file: None,
-        manifest: made.manifest,
-    })
+        manifest: made.manifest.clone(),
+    };
+    published.announce(vec![finished], steps)?.give()
 }

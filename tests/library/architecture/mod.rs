@@ -12,7 +12,7 @@ const STOREYS: &[&[&str]] = &[
     &["escape"],
     &["error"],
     &["control"],
-    &["input"],
+    &["input", "disk"],
     &["isa", "dtype", "digest", "clock"],
     &["simd"],
     &["quant"],

@@ -1,18 +1,18 @@
 //! One output file under a temporary name in its final folder: positioned writes from any thread, then sync and rename.
 //! Dropping it without [`PartialFile::finish`] removes it. A killed process leaves at most a hidden `.partial` file.
 
-use crate::error::Unfinished;
-use crate::{Error, Result};
-use std::fs::File;
+use super::{Written, folder_of};
+use crate::error::{Error, Result, Unfinished};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use tempfile::NamedTempFile;
 
 /// A file that does not exist under its final name yet.
 #[derive(Debug)]
 pub struct PartialFile {
-    temp: NamedTempFile,
+    file: Written,
     target: PathBuf,
     force: bool,
+    keep: bool,
 }
 
 impl PartialFile {
@@ -29,73 +29,115 @@ impl PartialFile {
     /// # Errors
     /// As [`Self::create`].
     pub fn create_as(target: &Path, kind: &str, force: bool) -> Result<Self> {
-        refuse_existing(target, force)?;
-        let path = partial_name(target, kind);
         // What a killed run left under this name is taken over, so that nothing piles up.
-        let file = open_locked(&path, target)?;
-        file.set_len(0).map_err(|e| Error::io(target, e))?;
-        let path = tempfile::TempPath::try_from_path(path).map_err(|e| Error::io(target, e))?;
-        Ok(Self { temp: NamedTempFile::from_parts(file, path), target: target.to_path_buf(), force })
+        let this = Self::reopen(target, &partial_name(target, kind), force)?;
+        this.file.set_len(0).map_err(|e| Error::io(target, e))?;
+        Ok(this)
     }
 
     /// Takes up the temporary file `temp` that an earlier run left for `target`. It goes when this is dropped, as any other.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
     pub fn reopen(target: &Path, temp: &Path, force: bool) -> Result<Self> {
         refuse_existing(target, force)?;
-        let file = open_locked(temp, target)?;
-        let path = tempfile::TempPath::try_from_path(temp).map_err(|e| Error::io(temp, e))?;
-        Ok(Self { temp: NamedTempFile::from_parts(file, path), target: target.to_path_buf(), force })
+        Ok(Self { file: open_locked(temp, target)?, target: target.to_path_buf(), force, keep: false })
     }
 
     /// Whether the temporary file stays when this is dropped unfinished.
     pub fn keep_on_drop(&mut self, on: bool) {
-        self.temp.disable_cleanup(on);
+        self.keep = on;
     }
 
     pub fn target(&self) -> &Path {
         &self.target
     }
 
+    /// Whether what has the final name may be replaced.
+    pub fn replaces(&self) -> bool {
+        self.force
+    }
+
     /// Where the bytes are until [`finish`](Self::finish).
     pub fn temp_path(&self) -> &Path {
-        self.temp.path()
+        self.file.path()
     }
 
     /// Sets the length and reserves the space, so that a full disk shows before the work and not after it.
     pub fn reserve(&self, len: u64) -> Result<()> {
-        reserve(self.file(), len).map_err(|e| Error::io(&self.target, e))
+        self.file.reserve(len).map_err(|e| Error::io(&self.target, e))
     }
 
     /// Writes `bytes` at `offset`. Any number of threads may call this at once.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        write_all_at(self.file(), offset, bytes).map_err(|e| Error::io(&self.target, e))
+        self.file.write_at(offset, bytes).map_err(|e| Error::io(&self.target, e))
     }
 
     /// Makes sure that the bytes are on the disk.
     pub fn sync(&self) -> Result<()> {
-        self.file().sync_all().map_err(|e| Error::io(&self.target, e))
+        self.file.sync().map_err(|e| Error::io(&self.target, e))
+    }
+
+    /// Makes the file whole, so that nothing but its name is missing.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn complete(&self) -> Result<()> {
+        self.sync()?;
+        self.file.set_usual_mode().map_err(|e| Error::io(&self.target, e))
     }
 
     /// Syncs and gives the file its final name.
-    pub fn finish(self) -> Result<()> {
-        self.sync()?;
-        set_usual_mode(self.file()).map_err(|e| Error::io(&self.target, e))?;
-        let target = self.target;
-        if self.force {
-            self.temp.persist(&target).map_err(|e| Error::io(&target, e.error))?;
-        } else {
-            self.temp.persist_noclobber(&target).map_err(|e| Error::io(&target, e.error))?;
-        }
-        sync_folder(&target);
+    pub fn finish(mut self) -> Result<()> {
+        self.complete()?;
+        let rename = if self.force { super::rename } else { super::rename_new };
+        rename(self.temp_path(), &self.target).map_err(|e| Error::io(&self.target, e))?;
+        self.keep = true;
+        super::sync_folder_of(&self.target);
         Ok(())
     }
+}
 
-    fn file(&self) -> &File {
-        self.temp.as_file()
+impl Drop for PartialFile {
+    fn drop(&mut self) {
+        if !self.keep {
+            let _ = super::remove_file(self.file.path());
+        }
+    }
+}
+
+/// A file that is written from its beginning to its end.
+#[derive(Debug)]
+pub struct Stream {
+    pub file: PartialFile,
+    at: u64,
+}
+
+impl Stream {
+    pub fn new(file: PartialFile) -> Self {
+        Self { file, at: 0 }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.file.write_at(self.at, bytes)?;
+        self.at += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
 /// `.NAME.partial` in the folder of `target`; of long names the beginning and a hash, so that it is never too long.
 fn partial_name(target: &Path, kind: &str) -> PathBuf {
+    beside(target, &format!("{kind}.partial"))
+}
+
+/// A hidden name beside `target` that begins with its own and ends in `end`; of long names the beginning and a hash.
+pub fn beside(target: &Path, end: &str) -> PathBuf {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let name = target.file_name().and_then(|n| n.to_str()).unwrap_or("output");
     let mut short: String = name.chars().take(40).collect();
@@ -104,42 +146,27 @@ fn partial_name(target: &Path, kind: &str) -> PathBuf {
         name.hash(&mut hasher);
         short += &format!(".{:016x}", hasher.finish());
     }
-    folder_of(target).join(format!(".{short}{kind}.partial"))
+    folder_of(target).join(format!(".{short}{end}"))
 }
 
 /// Opens a temporary file, and keeps other runs from it for as long as it is open.
-fn open_locked(path: &Path, target: &Path) -> Result<File> {
+fn open_locked(path: &Path, target: &Path) -> Result<Written> {
     // The error itself names the temporary file, which means nothing to the user.
-    let fault = |e: std::io::Error| match e.kind() {
-        std::io::ErrorKind::NotFound => {
+    let fault = |e: io::Error| match e.kind() {
+        ErrorKind::NotFound => {
             let folder = folder_of(target).display();
             Error::storage(format!("{}: the folder {folder} does not exist", target.display()))
         }
-        kind => Error::io(target, kind.into()),
+        ErrorKind::WouldBlock => Error::Unfinished { path: target.to_path_buf(), why: Unfinished::BeingWritten },
+        _ => Error::io(target, e),
     };
-    let mut options = File::options();
-    options.read(true).write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        options.mode(0o600).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
-    }
     loop {
-        let file = options.open(path).map_err(fault)?;
-        if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {
-            return Err(Error::Unfinished { path: target.to_path_buf(), why: Unfinished::BeingWritten });
-        }
+        let file = Written::open(path).map_err(fault)?;
+        file.lock().map_err(fault)?;
         // Between the two calls the other run may have finished, and given what was opened its final name.
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::MetadataExt;
-            let same = |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-            let here = file.metadata().map_err(fault)?;
-            if !path.symlink_metadata().is_ok_and(|there| same(there, here)) {
-                continue;
-            }
+        if file.is_in_place().map_err(fault)? {
+            return Ok(file);
         }
-        return Ok(file);
     }
 }
 
@@ -165,83 +192,11 @@ pub fn refuse_existing(target: &Path, force: bool) -> Result<()> {
     Ok(())
 }
 
-/// Bytes that can still be written in the folder of `target`, where the system tells.
-pub fn free_space(target: &Path) -> Option<u64> {
-    #[cfg(unix)]
-    {
-        let stat = rustix::fs::statvfs(folder_of(target)).ok()?;
-        stat.f_bavail.checked_mul(stat.f_frsize)
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = target;
-        None
-    }
-}
-
-/// The folder a file lives in; `.` for a bare name.
-pub fn folder_of(target: &Path) -> &Path {
-    match target.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    }
-}
-
-/// Sets the length of a file and reserves its space where the file system can; where not, the writes find out.
-pub(super) fn reserve(file: &File, len: u64) -> std::io::Result<()> {
-    file.set_len(len)?;
-    #[cfg(target_os = "linux")]
-    if len > 0 {
-        use rustix::fs::{FallocateFlags, fallocate};
-        match fallocate(file, FallocateFlags::empty(), 0, len) {
-            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-    Ok(())
-}
-
 /// Writes a small text file atomically.
 pub fn write_text(target: &Path, text: &str, force: bool) -> Result<()> {
     let file = PartialFile::create(target, force)?;
     file.write_at(0, text.as_bytes())?;
     file.finish()
-}
-
-#[cfg(unix)]
-pub(super) fn write_all_at(file: &File, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
-}
-
-#[cfg(windows)]
-pub(super) fn write_all_at(file: &File, mut offset: u64, mut bytes: &[u8]) -> std::io::Result<()> {
-    while !bytes.is_empty() {
-        let n = std::os::windows::fs::FileExt::seek_write(file, bytes, offset)?;
-        bytes = &bytes[n..];
-        offset += n as u64;
-    }
-    Ok(())
-}
-
-/// Temporary files are private; the finished one gets the mode any new file would have.
-#[cfg(unix)]
-fn set_usual_mode(file: &File) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    let mask = rustix::process::umask(rustix::fs::Mode::empty());
-    rustix::process::umask(mask);
-    file.set_permissions(std::fs::Permissions::from_mode(0o666 & !mask.bits()))
-}
-
-#[cfg(not(unix))]
-fn set_usual_mode(_: &File) -> std::io::Result<()> {
-    Ok(())
-}
-
-/// The rename itself should survive a power cut. A file system that cannot sync folders loses only that.
-pub(super) fn sync_folder(target: &Path) {
-    if let Ok(folder) = File::open(folder_of(target)) {
-        let _ = folder.sync_all();
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,203 @@
+//! Outputs that get their names. What is to be renamed, and what was made, is written down beside the outputs before the
+//! first rename, and goes when the whole run is finished. A run that was killed between two names, or interrupted after
+//! some of its outputs were finished, is so taken up by the next of the same recipe: names are given, and what is finished
+//! is not made again.
+
+use super::data::Drawing;
+use super::identity::Identity;
+use super::journal::{Journal, Left};
+use super::outcome::Made;
+use super::plan::{OutputPlan, Plan};
+use crate::control::{Notice, Run};
+use crate::disk::{self, partial::beside};
+use crate::writer::publish::Step;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// How the names of records end.
+const END: &str = ".publishing";
+
+/// What is written down. All names are of files in the record's folder.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    /// What the run was of.
+    identity: Value,
+    outputs: Vec<Finished>,
+    steps: Vec<Step>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Finished {
+    recipe: Value,
+    made: Made,
+}
+
+/// Records that earlier runs left where the outputs of a plan go, with every name given.
+pub(super) struct Earlier(Vec<(PathBuf, Journal, Record)>);
+
+impl Earlier {
+    /// Brings to their end what runs left that were killed while they gave names.
+    ///
+    /// # Errors
+    /// Those of renaming.
+    pub fn recover(plan: &Plan, run: Run) -> Result<Self> {
+        let mut folders: Vec<&Path> = plan.outputs.iter().map(|o| disk::folder_of(&o.place)).collect();
+        folders.sort();
+        folders.dedup();
+        let mut found = Vec::new();
+        for folder in folders {
+            let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+            let mut names: Vec<String> = names.filter_map(|name| name.into_string().ok()).collect();
+            names.retain(|name| name.starts_with('.') && name.ends_with(END));
+            names.sort();
+            for name in names {
+                found.extend(taken_up(plan, folder, &folder.join(name), run)?);
+            }
+        }
+        Ok(Self(found))
+    }
+
+    /// What was made of an output, if one of its name and recipe is finished.
+    fn of(&self, plan: &Plan, output: &OutputPlan) -> Option<(&Record, &Finished)> {
+        let recipe = plan.recipe.of_output(output.index).to_json();
+        let same = |folder: &Path, finished: &Finished| {
+            finished.recipe == recipe
+                && folder == disk::folder_of(&output.place)
+                && finished.made.place.file_name() == output.place.file_name()
+                && finished.made.paths.iter().all(|path| folder.join(path.file_name().unwrap_or_default()).exists())
+        };
+        self.0.iter().find_map(|(folder, _, record)| {
+            record.outputs.iter().find(|finished| same(folder, finished)).map(|finished| (record, finished))
+        })
+    }
+
+    /// Whether an output of its name and recipe is finished, as far as that is known before the data are drawn.
+    pub fn may_have(&self, plan: &Plan, output: &OutputPlan) -> bool {
+        self.of(plan, output).is_some()
+    }
+}
+
+/// One record, where it is of this program and of nobody who is still at work, with its names given. `None` where it does
+/// not matter to this plan.
+fn taken_up(plan: &Plan, folder: &Path, path: &Path, run: Run) -> Result<Option<(PathBuf, Journal, Record)>> {
+    let Left { mut journal, key, .. } = match Journal::peek(path) {
+        Ok(Some(left)) => left,
+        Ok(None) | Err(Error::Exists { .. } | Error::Unfinished { .. }) => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let Ok(record) = serde_json::from_value::<Record>(key) else { return Ok(None) };
+    if !record.steps.iter().all(Step::is_sound) {
+        return Ok(None);
+    }
+    let due = record.steps.iter().any(|step| step.is_due(folder));
+    if due {
+        let names: Vec<&str> = record.steps.iter().map(Step::to).collect();
+        run.notice(Notice::Info(format!("an interrupted run had finished {}: given its name", names.join(", "))));
+        record.steps.iter().try_for_each(|step| step.carry_out(folder))?;
+    }
+    let ours = |o: &OutputPlan| {
+        let same = |f: &Finished| f.made.place.file_name() == o.place.file_name();
+        disk::folder_of(&o.place) == folder && record.outputs.iter().any(same)
+    };
+    match plan.outputs.iter().any(ours) {
+        true => Ok(Some((folder.to_path_buf(), journal, record))),
+        false => {
+            // Of another run: once its names are given, nobody needs it.
+            journal.keep_on_drop(!due);
+            Ok(None)
+        }
+    }
+}
+
+/// The finished outputs of a run, and what is written down about them.
+pub(super) struct Published<'p> {
+    plan: &'p Plan,
+    identity: Value,
+    records: Vec<Journal>,
+    made: Vec<Made>,
+}
+
+impl<'p> Published<'p> {
+    /// Takes over what an equal run has finished.
+    ///
+    /// # Errors
+    /// Those of reading the small files of the source.
+    pub fn new(plan: &'p Plan, earlier: Earlier, drawing: Option<&Drawing>, run: Run) -> Result<Self> {
+        let windows = drawing.map(|d| (d.windows.as_slice(), [].as_slice()));
+        let identity = Identity::new(&plan.source.ckpt, windows, Vec::new(), &run.control.cancel)?;
+        let identity = serde_json::to_value(identity).map_err(|e| Error::Internal(e.to_string()))?;
+        let mut made = Vec::new();
+        for output in &plan.outputs {
+            let known = earlier.of(plan, output).filter(|(record, _)| record.identity == identity);
+            let Some((_, finished)) = known else { continue };
+            let name = output.target.name().to_string();
+            run.notice(Notice::About { output: name, text: "finished by the interrupted run".into() });
+            let folder = disk::folder_of(&output.place);
+            let here = |path: &PathBuf| folder.join(path.file_name().unwrap_or_default());
+            let paths = finished.made.paths.iter().map(here).collect();
+            made.push(Made { index: output.index, place: output.place.clone(), paths, ..finished.made.clone() });
+        }
+        let records = earlier.0.into_iter().map(|(_, journal, _)| journal).collect();
+        Ok(Self { plan, identity, records, made })
+    }
+
+    /// Whether an output needs no more work.
+    pub fn has(&self, index: usize) -> bool {
+        self.made.iter().any(|made| made.index == index)
+    }
+
+    /// Writes down what was made and which names it gets. From here on they are given, by this run or the next.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn announce(&mut self, made: Vec<Made>, steps: Vec<(PathBuf, Step)>) -> Result<Announced> {
+        let mut folders: BTreeMap<PathBuf, Record> = BTreeMap::new();
+        let empty = || Record { identity: self.identity.clone(), outputs: Vec::new(), steps: Vec::new() };
+        for (folder, step) in &steps {
+            folders.entry(folder.clone()).or_insert_with(empty).steps.push(step.clone());
+        }
+        for made in &made {
+            let finished = Finished { recipe: self.plan.recipe.of_output(made.index).to_json(), made: made.clone() };
+            folders.entry(disk::folder_of(&made.place).to_path_buf()).or_insert_with(empty).outputs.push(finished);
+        }
+        for (folder, record) in folders {
+            let Some(first) = record.steps.first() else { continue };
+            let path = beside(&folder.join(first.to()), END);
+            let key = serde_json::to_value(&record).map_err(|e| Error::Internal(e.to_string()))?;
+            // Of this name there may be one of an earlier run, which was taken over.
+            self.records.retain(|known| known.path() != path);
+            self.records.push(Journal::create(&path, &key, Vec::new())?);
+        }
+        self.records.iter_mut().for_each(|record| record.keep_on_drop(true));
+        self.made.extend(made);
+        Ok(Announced(steps))
+    }
+
+    /// The run is finished: nothing is left to remember.
+    pub fn end(mut self) -> Vec<Made> {
+        self.records.iter_mut().for_each(|record| record.keep_on_drop(false));
+        self.made.sort_by_key(|made| made.index);
+        self.made
+    }
+}
+
+/// Names that are to be given.
+#[must_use]
+pub(super) struct Announced(Vec<(PathBuf, Step)>);
+
+impl Announced {
+    /// Gives the names.
+    ///
+    /// # Errors
+    /// `Exists` for a name that was taken meanwhile; `Io`.
+    pub fn give(self) -> Result<()> {
+        for (folder, step) in &self.0 {
+            step.carry_out(folder)?;
+        }
+        self.0.iter().for_each(|(folder, step)| disk::sync_folder_of(&folder.join(step.to())));
+        Ok(())
+    }
+}
