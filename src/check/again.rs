@@ -1,7 +1,6 @@
 //! A GGUF file that was calibrated, made once more from its source and compared: nothing else tells whether its tensors are
 //! what its recipe gives.
 
-use super::derive::Derived;
 use crate::control::{Control, Run};
 use crate::convert::{self, Recipe, Source, record};
 use crate::isa::Isa;
@@ -10,12 +9,13 @@ use crate::source::{Checkpoint, TensorMeta};
 use crate::{Error, Result};
 use rayon::prelude::*;
 
-/// Runs the recipe of `file` over `source` again, in a folder of its own where data are spilled, and compares all tensors.
+/// Runs the recipe of `file` over `source` again, in a folder of its own where data are spilled. Names of the tensors with
+/// other bytes.
 ///
 /// # Errors
 /// `BadInput` for a file without a recipe, of text that is not here any more or was changed, or calibrated with other
 /// instructions than this processor's; those of the conversion.
-pub fn derive(file: &Checkpoint, source: &SourceModel, run: Run) -> Result<Derived> {
+pub fn differing(file: &Checkpoint, source: &SourceModel, run: Run) -> Result<Vec<String>> {
     let path = &file.files()[0].path;
     let fault = |what: String| Error::bad_file(path, what);
     let metadata = file.gguf().ok_or_else(|| Error::Internal("not a GGUF file".into()))?;
@@ -33,7 +33,7 @@ pub fn derive(file: &Checkpoint, source: &SourceModel, run: Run) -> Result<Deriv
     }
     let folder = match &run.control.spill {
         Some(folder) => tempfile::tempdir_in(folder).map_err(|e| Error::io(folder, e))?,
-        None => tempfile::tempdir().map_err(|e| Error::io(&std::env::temp_dir(), e))?,
+        None => tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?,
     };
     let made = again(source, &recipe, folder.path(), run)?;
     if made.gguf().and_then(|m| m.str(record::DATA_TOKENS)) != metadata.str(record::DATA_TOKENS) {
@@ -59,7 +59,7 @@ fn again(source: &SourceModel, recipe: &Recipe, folder: &std::path::Path, run: R
 }
 
 /// The tensors of `file` whose bytes are not those of `made`.
-fn compare(file: &Checkpoint, made: &Checkpoint, run: Run) -> Result<Derived> {
+fn compare(file: &Checkpoint, made: &Checkpoint, run: Run) -> Result<Vec<String>> {
     const PIECE: u64 = 4 << 20;
     let same = |t: &TensorMeta| -> Result<bool> {
         let Some(other) = made.find(&t.name).map(|i| &made.tensors()[i]) else { return Ok(false) };
@@ -70,7 +70,8 @@ fn compare(file: &Checkpoint, made: &Checkpoint, run: Run) -> Result<Derived> {
         for at in (0..t.bytes()).step_by(PIECE as usize) {
             run.check()?;
             let len = PIECE.min(t.bytes() - at) as usize;
-            (a.resize(len, 0), b.resize(len, 0));
+            a.resize(len, 0);
+            b.resize(len, 0);
             file.read(t, at, &mut a)?;
             made.read(other, at, &mut b)?;
             if a != b {
@@ -84,5 +85,5 @@ fn compare(file: &Checkpoint, made: &Checkpoint, run: Run) -> Result<Derived> {
     let missing = made.tensors().iter().filter(|t| file.find(&t.name).is_none());
     differing.extend(missing.map(|t| t.name.clone()));
     differing.sort();
-    Ok(Derived { compared: file.tensors().len(), differing })
+    Ok(differing)
 }

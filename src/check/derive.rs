@@ -50,7 +50,8 @@ pub fn derive(file: &Checkpoint, origin: &Origin, run: Run) -> Result<Derived> {
     let importance = origin.imatrix.as_deref().map(open).transpose()?;
     let fault = |what: &str| Error::bad_file(&file.files()[0].path, what);
     if origin.imatrix.is_none() && file.gguf().is_some_and(record::needs_the_run) {
-        return super::again::derive(file, &whole, run);
+        let differing = super::again::differing(file, &whole, run)?;
+        return Ok(Derived { compared: file.tensors().len(), differing });
     }
     if file.gguf().is_some_and(record::used_imatrix) && importance.is_none() {
         return Err(fault("was made with an importance matrix, without which its tensors cannot be derived")

@@ -49,6 +49,12 @@ pub struct Journal {
     keep: bool,
 }
 
+/// What was written for a part, and where its line begins.
+struct Noted {
+    at: u64,
+    pieces: Vec<Piece>,
+}
+
 /// What an earlier run left.
 pub struct Left {
     pub journal: Journal,
@@ -110,7 +116,7 @@ impl Journal {
             );
             run.notice(crate::control::Notice::Warning(what));
             journal.parts.truncate(sound);
-            journal.len = pieces.get(sound).map_or(journal.len, |(at, _)| *at);
+            journal.len = pieces.get(sound).map_or(journal.len, |noted| noted.at);
             journal.file.set_len(journal.len).map_err(|e| Error::io(path, e))?;
         }
         Ok(Some(Left { journal, key: head.key, files: head.files }))
@@ -129,7 +135,7 @@ impl Journal {
     }
 
     /// The journal, and of every part where its line begins and what was written for it.
-    fn open(path: &Path) -> Result<Option<(Head, Journal, Vec<(u64, Vec<Piece>)>)>> {
+    fn open(path: &Path) -> Result<Option<(Head, Journal, Vec<Noted>)>> {
         let io = |e| Error::io(path, e);
         let metadata = match path.symlink_metadata() {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
@@ -156,7 +162,7 @@ impl Journal {
         for line in lines {
             let Some(part) = read_line::<Part>(line) else { break };
             parts.push((part.part, part.record));
-            pieces.push((len, part.pieces));
+            pieces.push(Noted { at: len, pieces: part.pieces });
             len += line.len() as u64;
         }
         // What a kill cut short goes, so that the next line begins on its own.
@@ -207,11 +213,11 @@ impl Drop for Journal {
 }
 
 /// How many parts, from the first, have the bytes that were noted. What a later part has written over is that part's.
-fn sound(files: &[PathBuf], pieces: &[(u64, Vec<Piece>)], run: Run) -> Result<usize> {
+fn sound(files: &[PathBuf], parts: &[Noted], run: Run) -> Result<usize> {
     let mut later = BTreeSet::new();
-    let mut sound = pieces.len();
-    for (i, (_, pieces)) in pieces.iter().enumerate().rev() {
-        for piece in pieces {
+    let mut sound = parts.len();
+    for (i, noted) in parts.iter().enumerate().rev() {
+        for piece in &noted.pieces {
             let newest = later.insert((piece.file, piece.at));
             if newest && !piece.is_there(files, run)? {
                 sound = i;

@@ -56,10 +56,6 @@ impl Written {
         Self { path: path.to_path_buf(), ..self }
     }
 
-    pub fn len(&self) -> Result<u64> {
-        Ok(self.file.metadata()?.len())
-    }
-
     /// Keeps other processes from the file for as long as it is open. Where the file system has no locks, all is well.
     ///
     /// # Errors

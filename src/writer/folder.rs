@@ -4,6 +4,7 @@
 
 use super::gguf::human;
 use super::pieces::{self, Piece, Touched};
+pub use super::publish::MANIFEST;
 use super::publish::Step;
 use super::safetensors::{self, Entry, Layout};
 use crate::control::Run;
@@ -13,8 +14,6 @@ use crate::{Error, Result};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-/// The provenance of a folder that this program made. Its presence is what lets a run that may replace outputs replace the folder.
-pub const MANIFEST: &str = "quantize-manifest.json";
 const JOURNAL: &str = ".quantize-journal";
 
 /// A folder under a temporary name. It removes itself when it is dropped, unless it is to be kept.

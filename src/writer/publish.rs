@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
 use std::path::Path;
 
+/// The provenance of a folder that this program made. Its presence is what lets a run that may replace outputs replace the
+/// folder.
+pub const MANIFEST: &str = "quantize-manifest.json";
+
 /// One name that is given, in a folder that is known.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -89,13 +93,13 @@ impl Step {
                 if from.exists() {
                     if to.exists() {
                         // Of an earlier run, which did not come to its end.
-                        disk::remove_folder(&old, super::folder::MANIFEST).map_err(io(&old))?;
+                        disk::remove_folder(&old, MANIFEST).map_err(io(&old))?;
                         disk::rename(&to, &old).map_err(io(&to))?;
                     }
                     disk::rename(&from, &to).map_err(io(&to))?;
                     disk::sync_folder_of(&to);
                 }
-                disk::remove_folder(&old, super::folder::MANIFEST).map_err(io(&old))?;
+                disk::remove_folder(&old, MANIFEST).map_err(io(&old))?;
                 let journal = to.join(journal);
                 disk::remove_file(&journal).map_err(io(&journal))?;
             }

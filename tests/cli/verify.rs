@@ -238,3 +238,71 @@ fn a_plan_says_what_calibration_takes() {
     let out = quantize(dir.path(), &["plan", "x", "--to", "q4_k_m", "--group-size", "64"]);
     assert_eq!(out.status.code(), Some(2));
 }
+
+#[test]
+fn files_know_their_data_and_calibrated_ones_are_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let source = conformance("llama");
+    let data = ["--calibration-tokens", "256", "--seq-len", "32"];
+    std::fs::write(dir.join("text.txt"), "All of it happened, more or less, and some of it twice.\n".repeat(200))
+        .unwrap();
+    let make = |to: &str, output: &str, text: &str| {
+        let args = ["--to", to, &source, "-o", output, "--calibration", text, "--quiet", "--no-check"];
+        ok(quantize(dir, &[&args, data.as_slice()].concat()));
+    };
+    make("q4_0", "bundled.gguf", "default");
+    make("q4_0", "own.gguf", "text.txt");
+    let verify = |file: &str| {
+        let out = quantize(dir, &["verify", file, "--source", &source, "--quiet"]);
+        (out.status.code().unwrap(), format!("{}{}", text(&out.stdout), text(&out.stderr)))
+    };
+    for file in ["bundled.gguf", "own.gguf"] {
+        let (code, said) = verify(file);
+        assert_eq!(code, 0, "{said}");
+    }
+    // One bit in the middle of a block's codes: nothing but the hash can tell.
+    let change = |file: &str, at: usize| {
+        let mut bytes = std::fs::read(dir.join(file)).unwrap();
+        let len = bytes.len();
+        bytes[len - at] ^= 1;
+        std::fs::write(dir.join(file), bytes).unwrap();
+    };
+    change("own.gguf", 5);
+    let out = quantize(dir, &["verify", "own.gguf", "--quiet"]);
+    assert_eq!(out.status.code(), Some(3));
+    assert!(text(&out.stderr).contains("quantize.data.sha256"), "{}", text(&out.stderr));
+    change("own.gguf", 5);
+    // Text that is other than it was, or not here, proves nothing.
+    let first = std::fs::read_to_string(dir.join("text.txt")).unwrap();
+    std::fs::write(dir.join("text.txt"), first.replace("twice", "thrice")).unwrap();
+    let (code, said) = verify("own.gguf");
+    assert!(code == 3 && said.contains("other text"), "{code} {said}");
+    std::fs::remove_file(dir.join("text.txt")).unwrap();
+    let (code, said) = verify("own.gguf");
+    assert!(code == 3 && said.contains("text.txt, which is not here"), "{code} {said}");
+    // Another model of the same shape gives other tensors.
+    std::fs::write(dir.join("text.txt"), first).unwrap();
+    let other = dir.join("other");
+    copy_with_one_weight_changed(Path::new(&source), &other);
+    let out = quantize(dir, &["verify", "bundled.gguf", "--source", "other", "--quiet"]);
+    let said = format!("{}{}", text(&out.stdout), text(&out.stderr));
+    assert!(out.status.code() == Some(3) && said.contains("differ"), "{:?} {said}", out.status.code());
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn copy_with_one_weight_changed(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+    let mut all = tensors(to);
+    let (_, _, data) = all.get_mut("model.layers.0.mlp.up_proj.weight").unwrap();
+    // The high byte of a number: its sign and exponent.
+    data[1] ^= 0x80;
+    store(to, &all);
+}
