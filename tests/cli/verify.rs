@@ -1,6 +1,6 @@
 //! `quantize verify` on checkpoint folders, and what engines would refuse in them; `quantize plan` on folder formats.
 
-use crate::common::{conformance, ok, quantize, repo, tiny};
+use crate::common::{conformance, model, ok, quantize, repo, tiny};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -243,13 +243,13 @@ fn a_plan_says_what_calibration_takes() {
 fn files_know_their_data_and_calibrated_ones_are_made_again() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    let source = conformance("llama");
+    let source = model("llama").into_os_string().into_string().unwrap();
     let data = ["--calibration-tokens", "256", "--seq-len", "32"];
     std::fs::write(dir.join("text.txt"), "All of it happened, more or less, and some of it twice.\n".repeat(200))
         .unwrap();
     let make = |to: &str, output: &str, text: &str| {
         let args = ["--to", to, &source, "-o", output, "--calibration", text, "--quiet", "--no-check"];
-        ok(quantize(dir, &[&args, data.as_slice()].concat()));
+        ok(quantize(dir, &[&args[..], data.as_slice()].concat()));
     };
     make("q4_0", "bundled.gguf", "default");
     make("q4_0", "own.gguf", "text.txt");
