@@ -62,13 +62,15 @@ pub fn verify(file: &Checkpoint, origin: Option<&Origin>, control: &Control, rep
         hashes.extend(check_blocks(part, tensors, start, run.threads(), &control.cancel, &fault)?);
         cross_read(&part.path, &header)?;
     }
+    let derived = origin.map(|origin| derive(file, origin, run)).transpose()?;
     let noted = file.gguf().and_then(|metadata| metadata.str(record::DATA_HASH));
-    if noted.is_some_and(|noted| noted != hash_of_data(&hashes)) {
+    // Which tensors differ says more, where that is known.
+    let known = derived.as_ref().is_some_and(|derived| !derived.differing.is_empty());
+    if !known && noted.is_some_and(|noted| noted != hash_of_data(&hashes)) {
         let what = "its tensors are not what was written: their hash differs from quantize.data.sha256";
         return Err(Error::bad_file(&file.files()[0].path, what)
             .hint("the file was changed or damaged since; download it again, or convert the source again"));
     }
-    let derived = origin.map(|origin| derive(file, origin, run)).transpose()?;
     Ok(Verified { tensors, packed: None, derived })
 }
 

@@ -475,11 +475,11 @@ fn publish(
     for side in &sides {
         steps.push((folder_of(side.target()).to_path_buf(), Step::of(side)?));
     }
-    let announced = published.announce(made, steps)?;
-    // What has to be renamed is no longer this run's alone.
-    artifacts.iter_mut().for_each(|artifact| artifact.keep_on_drop(true));
-    sides.iter_mut().for_each(|side| side.keep_on_drop(true));
-    announced.give()?;
+    published.publish(made, steps, || {
+        // What is left to be renamed is no longer this run's alone.
+        artifacts.iter_mut().for_each(|artifact| artifact.keep_on_drop(true));
+        sides.iter_mut().for_each(|side| side.keep_on_drop(true));
+    })?;
     losers.iter_mut().flatten().for_each(|rival| rival.keep_on_drop(false));
     Ok(())
 }

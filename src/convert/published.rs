@@ -149,31 +149,55 @@ impl<'p> Published<'p> {
         self.made.iter().any(|made| made.index == index)
     }
 
-    /// Writes down what was made and which names it gets. From here on they are given, by this run or the next.
+    /// Writes down what was made and which names it gets, and gives them. Once the first is given, `begun` is called: should
+    /// this run not come to the end of it, the next one does.
     ///
     /// # Errors
-    /// `Io`.
-    pub fn announce(&mut self, made: Vec<Made>, steps: Vec<(PathBuf, Step)>) -> Result<Announced> {
+    /// `Io`; `Exists` for a name that was taken meanwhile.
+    pub fn publish(&mut self, made: Vec<Made>, steps: Vec<(PathBuf, Step)>, mut begun: impl FnMut()) -> Result<()> {
+        let announced = self.announce(&made, &steps)?;
+        for (n, (folder, step)) in steps.iter().enumerate() {
+            match step.carry_out(folder) {
+                // Nothing happened yet, and nothing is to happen.
+                Err(e) if n == 0 && step.is_one() => {
+                    self.records.truncate(announced);
+                    return Err(e);
+                }
+                done => {
+                    self.records[announced..].iter_mut().for_each(|record| record.keep_on_drop(true));
+                    begun();
+                    done?;
+                }
+            }
+        }
+        steps.iter().for_each(|(folder, step)| disk::sync_folder_of(&folder.join(step.to())));
+        self.made.extend(made);
+        Ok(())
+    }
+
+    /// Writes the records. How many there were before.
+    fn announce(&mut self, made: &[Made], steps: &[(PathBuf, Step)]) -> Result<usize> {
         let mut folders: BTreeMap<PathBuf, Record> = BTreeMap::new();
         let empty = || Record { identity: self.identity.clone(), outputs: Vec::new(), steps: Vec::new() };
-        for (folder, step) in &steps {
+        for (folder, step) in steps {
             folders.entry(folder.clone()).or_insert_with(empty).steps.push(step.clone());
         }
-        for made in &made {
+        for made in made {
             let finished = Finished { recipe: self.plan.recipe.of_output(made.index).to_json(), made: made.clone() };
             folders.entry(disk::folder_of(&made.place).to_path_buf()).or_insert_with(empty).outputs.push(finished);
         }
+        let mut new = Vec::new();
         for (folder, record) in folders {
             let Some(first) = record.steps.first() else { continue };
             let path = beside(&folder.join(first.to()), END);
             let key = serde_json::to_value(&record).map_err(|e| Error::Internal(e.to_string()))?;
             // Of this name there may be one of an earlier run, which was taken over.
             self.records.retain(|known| known.path() != path);
-            self.records.push(Journal::create(&path, &key, Vec::new())?);
+            new.push(Journal::create(&path, &key, Vec::new())?);
         }
-        self.records.iter_mut().for_each(|record| record.keep_on_drop(true));
-        self.made.extend(made);
-        Ok(Announced(steps))
+        let before = self.records.len();
+        self.records.extend(new);
+        Ok(before)
     }
 
     /// The run is finished: nothing is left to remember.
@@ -181,23 +205,5 @@ impl<'p> Published<'p> {
         self.records.iter_mut().for_each(|record| record.keep_on_drop(false));
         self.made.sort_by_key(|made| made.index);
         self.made
-    }
-}
-
-/// Names that are to be given.
-#[must_use]
-pub(super) struct Announced(Vec<(PathBuf, Step)>);
-
-impl Announced {
-    /// Gives the names.
-    ///
-    /// # Errors
-    /// `Exists` for a name that was taken meanwhile; `Io`.
-    pub fn give(self) -> Result<()> {
-        for (folder, step) in &self.0 {
-            step.carry_out(folder)?;
-        }
-        self.0.iter().for_each(|(folder, step)| disk::sync_folder_of(&folder.join(step.to())));
-        Ok(())
     }
 }

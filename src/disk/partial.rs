@@ -158,7 +158,7 @@ fn open_locked(path: &Path, target: &Path) -> Result<Written> {
             Error::storage(format!("{}: the folder {folder} does not exist", target.display()))
         }
         ErrorKind::WouldBlock => Error::Unfinished { path: target.to_path_buf(), why: Unfinished::BeingWritten },
-        _ => Error::io(target, e),
+        kind => Error::io(target, kind.into()),
     };
     loop {
         let file = Written::open(path).map_err(fault)?;

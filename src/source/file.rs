@@ -89,6 +89,10 @@ fn read_exact_at(file: &File, mut position: u64, mut out: &mut [u8]) -> std::io:
 
 /// The SHA-256 of a file, as 64 lower-case hexadecimal digits. Looks at `cancel` once per MiB.
 pub fn sha256_file(path: &Path, cancel: &Cancel) -> Result<String> {
+    // A pipe would wait for a writer, and be empty when it is read again.
+    if !std::fs::metadata(path).map_err(|e| Error::io(path, e))?.is_file() {
+        return Err(Error::bad_file(path, "not a regular file"));
+    }
     let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];

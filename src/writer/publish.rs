@@ -51,6 +51,11 @@ impl Step {
         }
     }
 
+    /// Whether it is done in one operation.
+    pub fn is_one(&self) -> bool {
+        matches!(self, Step::File { .. })
+    }
+
     /// The name that is given.
     pub fn to(&self) -> &str {
         match self {

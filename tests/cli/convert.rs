@@ -275,7 +275,7 @@ fn verify_finds_a_changed_file_and_another_source() {
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[(header.data_start + tensor.offset) as usize + 77] ^= 1;
     std::fs::write(dir.path().join("changed.gguf"), &bytes).unwrap();
-    ok(quantize(dir.path(), &["verify", "changed.gguf"]));
+    fails(&quantize(dir.path(), &["verify", "changed.gguf"]), 3, &["changed.gguf", "quantize.data.sha256"]);
     let out = quantize(dir.path(), &["verify", "changed.gguf", "--source", &tiny()]);
     fails(&out, 3, &["changed.gguf", "blk.3.ffn_up.weight", "differ"]);
     let other = model("llama");

@@ -171,7 +171,9 @@ fn made(dir: &Path, name: &str, rounded: impl FnOnce(&Job) -> quantize::Result<(
     let recipe = Recipe::to(["gptq-32g"]).unwrap();
     let job = Job::new(&source, &plan, &recipe, &dir.join(name), None, Run::new(&control, &())).unwrap();
     let provenance = Provenance { name: "llama", hashes: None, calibration: Value::Null };
-    job.make(rounded, |_| Ok(None), &provenance).unwrap()
+    let made = job.make(rounded, |_| Ok(None), &provenance).unwrap();
+    made.step.carry_out(dir).unwrap();
+    made
 }
 
 #[test]
