@@ -17,7 +17,7 @@ use super::outcome::{Made, MadeFile};
 use super::plan::{FilePlan, OutputPlan, Plan};
 use super::proof::Checked;
 use super::proven;
-use super::published::Published;
+use super::published::{self, Published};
 use super::recipe::Recipe;
 use super::record::{DATA_HASH, Facts, SOURCE_HASHES};
 use super::stream;
@@ -184,7 +184,7 @@ fn with_feedback(
         }
     })?;
     publish(plan, outputs, checked, (Some(&importance), saved), published, run)?;
-    journal.keep_on_drop(false);
+    published::tidied(journal.remove(), run);
     Ok(())
 }
 
@@ -480,6 +480,7 @@ fn publish(
         artifacts.iter_mut().for_each(|artifact| artifact.keep_on_drop(true));
         sides.iter_mut().for_each(|side| side.keep_on_drop(true));
     })?;
-    losers.iter_mut().flatten().for_each(|rival| rival.keep_on_drop(false));
+    // Not before: until the last name is given, a killed run can go on.
+    losers.into_iter().flatten().for_each(|rival| published::tidied(rival.discard(), run));
     Ok(())
 }

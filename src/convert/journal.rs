@@ -198,6 +198,15 @@ impl Journal {
         Ok(())
     }
 
+    /// Removes it.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn remove(mut self) -> Result<()> {
+        self.keep = true;
+        disk::remove_file(self.file.path()).map_err(|e| Error::io(self.file.path(), e))
+    }
+
     /// Whether the journal stays when it is dropped.
     pub fn keep_on_drop(&mut self, keep: bool) {
         self.keep = keep;

@@ -80,6 +80,13 @@ impl Earlier {
     }
 }
 
+/// Says that something was left behind, which does no harm.
+pub(super) fn tidied(removed: Result<()>, run: Run) {
+    if let Err(e) = removed {
+        run.notice(Notice::Warning(format!("{e}: not removed; remove it yourself")));
+    }
+}
+
 /// One record, where it is of this program and of nobody who is still at work, with its names given. `None` where it does
 /// not matter to this plan.
 fn taken_up(plan: &Plan, folder: &Path, path: &Path, run: Run) -> Result<Option<(PathBuf, Journal, Record)>> {
@@ -201,8 +208,8 @@ impl<'p> Published<'p> {
     }
 
     /// The run is finished: nothing is left to remember.
-    pub fn end(mut self) -> Vec<Made> {
-        self.records.iter_mut().for_each(|record| record.keep_on_drop(false));
+    pub fn end(mut self, run: Run) -> Vec<Made> {
+        self.records.into_iter().for_each(|record| tidied(record.remove(), run));
         self.made.sort_by_key(|made| made.index);
         self.made
     }

@@ -87,6 +87,15 @@ impl PartialFile {
         self.file.set_usual_mode().map_err(|e| Error::io(&self.target, e))
     }
 
+    /// Removes what was written.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn discard(mut self) -> Result<()> {
+        self.keep = true;
+        super::remove_file(self.file.path()).map_err(|e| Error::io(self.file.path(), e))
+    }
+
     /// Syncs and gives the file its final name.
     pub fn finish(mut self) -> Result<()> {
         self.complete()?;

@@ -145,6 +145,14 @@ impl Artifact {
         self.shards.iter_mut().for_each(|shard| shard.file.keep_on_drop(on));
     }
 
+    /// Removes what was written.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn discard(self) -> Result<()> {
+        self.shards.into_iter().try_for_each(|shard| shard.file.discard())
+    }
+
     /// Makes sure that what was written is on the disk.
     pub fn sync(&self) -> Result<()> {
         self.shards.iter().try_for_each(|shard| shard.file.sync())
