@@ -98,7 +98,7 @@ pub fn run(
     let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
     let mut cache = Cache::one_batch(longest);
     let width = model.config.hidden;
-    let mut streams = Streams::new(windows, width, options.max_memory, &options.spill)?;
+    let mut streams = Streams::new(windows, model.config.stream(), options.max_memory, &options.spill)?;
     let mut inner = Inner::new(windows.len(), options);
     for (i, window) in windows.iter().enumerate() {
         streams.put(i, engine.embed(window)?)?;
@@ -136,7 +136,7 @@ pub fn run(
     for i in 0..windows.len() {
         let x = streams.get(i)?;
         seen.set = options.held.get(i).copied().unwrap_or(0);
-        let _ = seen.input("output", None, &engine.head_input(&x));
+        let _ = seen.input("output", None, &engine.head_input(&engine.channels(&x)));
         seen.check()?;
     }
     seen.finish().pop().ok_or_else(|| Error::bad_input("there are no calibration windows"))

@@ -71,7 +71,7 @@ impl<'a> Pass<'a> {
         pass.statistics.restore(&saved.progress.totals)?;
         let other = |_| Error::bad_input("the activations of the calibration to resume are of other windows");
         for (i, window) in windows.iter().enumerate() {
-            let mut x = vec![0f32; window.len() * model.config.hidden];
+            let mut x = vec![0f32; window.len() * model.config.stream()];
             saved.activations.read_exact(bytemuck::cast_slice_mut(&mut x)).map_err(other)?;
             pass.streams.put(i, x)?;
         }
@@ -87,7 +87,7 @@ impl<'a> Pass<'a> {
             windows,
             options,
             engine: Engine::shell(ckpt, model)?,
-            streams: Streams::new(windows, model.config.hidden, options.max_memory, &options.spill)?,
+            streams: Streams::new(windows, model.config.stream(), options.max_memory, &options.spill)?,
             statistics: Statistics::new(model),
             at: Position::default(),
         })
@@ -116,7 +116,8 @@ impl<'a> Pass<'a> {
     pub fn run(&mut self, mut after: impl FnMut(&mut Self, usize) -> Result<()>) -> Result<()> {
         let layers = self.model.config.layers.len();
         // Nobody asks for the product after the last input.
-        let last = (!self.options.head).then(|| format!("blk.{}.ffn_down.weight", layers.saturating_sub(1)));
+        let stem = if self.model.config.per_layer > 0 { "proj" } else { "ffn_down" };
+        let last = (!self.options.head).then(|| format!("blk.{}.{stem}.weight", layers.saturating_sub(1)));
         let mut cache = Cache::one_batch(self.windows.iter().map(Vec::len).max().unwrap_or(0));
         while self.at.layer < layers {
             let layer = self.at.layer;
@@ -143,7 +144,7 @@ impl<'a> Pass<'a> {
             for (i, window) in self.windows.iter().enumerate() {
                 let x = self.streams.get(i)?;
                 self.statistics.set_window(window.len());
-                let _ = self.statistics.input(head, None, &self.engine.head_input(&x));
+                let _ = self.statistics.input(head, None, &self.engine.head_input(&self.engine.channels(&x)));
                 self.statistics.check()?;
                 self.streams.keep(i, x);
             }

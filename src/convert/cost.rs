@@ -83,7 +83,7 @@ pub fn of(model: &Model, pass: Pass, tokens: u64, threads: usize) -> Cost {
         }
     }
     let cpu_seconds = rates.product * products + rates.feedback * feedback + rates.weight * weights;
-    let hidden = 4 * tokens * c.hidden as u64;
+    let hidden = 4 * tokens * c.stream() as u64;
     let ends = 2 * (c.vocab * c.hidden) as u64;
     let base = 40_000_000 + 700 * c.vocab as u64 + 20_000_000 * threads as u64;
     let peak_memory = base

@@ -96,10 +96,10 @@ pub fn results(model: &dyn Layers, windows: &[&[u32]], scored: Scored, run: Run)
         }
         engine.unload_layer(layer);
     }
-    let width = engine.config.hidden;
+    let width = engine.config.stream();
     for (x, window) in streams.iter_mut().zip(windows) {
         let wanted = scored.positions(window.len());
-        *x = x[wanted.start * width..wanted.end * width].to_vec();
+        *x = engine.channels(&x[wanted.start * width..wanted.end * width]).into_owned();
     }
     Ok(streams)
 }

@@ -196,7 +196,7 @@ pub fn check(
             step(&theirs, layer, &mut local, &mut caches.1)?;
             step(&theirs, layer, y, &mut caches.1)?;
             apart.add(x, &local, Some(&entered));
-            run.advance((x.len() / ours.config.hidden.max(1)) as u64);
+            run.advance((x.len() / ours.config.stream().max(1)) as u64);
         }
         let experts = ours.config.layers[layer].ffn.experts.is_some();
         judge(format!("layer {layer}"), apart, bits(Some(layer)), experts);
@@ -208,6 +208,7 @@ pub fn check(
     let (mut kl, mut same, mut rows, mut entropy) = (0.0, 0usize, 0usize, 0.0);
     let mut mean = vec![0.0; vocab];
     for (x, y) in streams.iter().zip(&own) {
+        let (x, y) = (ours.channels(x), theirs.channels(y));
         for (x, y) in x.chunks(ROWS * width).zip(y.chunks(ROWS * width)) {
             run.check()?;
             ours.head_into(x, &mut a, &mut ());
@@ -236,7 +237,7 @@ pub fn check(
 
 /// Why the two cannot be compared.
 fn other_shape(ours: &Engine, theirs: &Engine) -> Option<String> {
-    let sizes = |e: &Engine| (e.config.layers.len(), e.config.hidden, e.config.vocab);
+    let sizes = |e: &Engine| (e.config.layers.len(), e.config.stream(), e.config.vocab);
     let (a, b) = (sizes(ours), sizes(theirs));
     (a != b).then(|| format!("it has {b:?} layers, channels and tokens, the source {a:?}"))
 }

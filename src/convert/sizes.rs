@@ -107,7 +107,8 @@ pub fn header_estimate(config: &Config, tensors: &[(String, Vec<usize>)]) -> u64
 /// Bytes of 16-bit keys and values that one token of context takes. Layers with a sliding window stop growing at it, so
 /// this is an upper bound for them.
 pub fn kv_bytes_per_token(config: &Config) -> u64 {
-    config.attention().map(|h| 2 * (h.k_width() + h.v_width()) as u64).sum()
+    let own = config.attention().filter(|h| h.peculiar.shared.is_none());
+    own.map(|h| 2 * (h.k_width() + h.v_width()) as u64).sum()
 }
 
 /// Bytes that a conversion holds at once: per thread a piece of decoded rows, its stored bytes and the encoded form for

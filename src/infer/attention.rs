@@ -109,6 +109,11 @@ impl Cache {
         kv
     }
 
+    /// The keys and values of `sequence` in a layer before, with those of the batch.
+    pub(super) fn shared(&self, layer: usize, sequence: usize) -> &KeyValues {
+        &self.layers[layer * self.sequences + sequence]
+    }
+
     /// What `sequence` has summed up in `layer`, to be taken and put back with the `n` tokens of the batch; nothing at the
     /// beginning.
     ///

@@ -39,7 +39,10 @@ impl Attention {
         let c = &engine.config;
         let (hidden, first, rows, n) = (c.hidden, call.cache.len(), call.rows, call.n);
         let (q_width, kv_width, v_width) = (own.q_width(), own.k_width(), own.v_width());
-        let stride = q_width + kv_width + v_width;
+        let shared = own.peculiar.shared;
+        // Columns of the keys and values that this layer makes.
+        let (k_cols, v_cols) = if shared.is_some() { (0, 0) } else { (kv_width, v_width) };
+        let stride = q_width + k_cols + v_cols;
         let normed = call.normed;
         let in_query = own.peculiar.gate == Gate::InQuery;
         let qkv = sized(call.qkv, rows * stride);
@@ -85,7 +88,7 @@ impl Attention {
             if let Some(limit) = few.clamp {
                 row.iter_mut().for_each(|v| *v = v.clamp(-limit, limit));
             }
-            let (qk, v) = row.split_at_mut(q_width + kv_width);
+            let (qk, v) = row.split_at_mut(q_width + k_cols);
             let (q, k) = qk.split_at_mut(q_width);
             if self.keys_are_values {
                 v.copy_from_slice(k);
@@ -137,7 +140,27 @@ impl Attention {
         let (left, out_width) = (n - batch.from, own.out_width());
         let attended = sized(call.attended, batch.sequences * left * out_width);
         let outs = attended.chunks_exact_mut(left * out_width);
+        let (carried, place) = (engine.carried, c.carried_of(shared.unwrap_or(call.index)));
         for (i, (sequence, attended)) in qkv.chunks_exact(n * stride).zip(outs).enumerate() {
+            let queries = &sequence[batch.from * stride..];
+            let with = &mut call.carried[i * n * carried..(i + 1) * n * carried];
+            if let (Some(shared), Some(place)) = (shared, place) {
+                let seen = if call.cache.keeps() {
+                    let kv = call.cache.shared(shared, i);
+                    let (keys, values) = (&kv.keys, &kv.values);
+                    Seen { keys, values, step: kv_width, value_step: v_width, len: first + n }
+                } else {
+                    let (keys, values) = (&with[place..], &with[place + kv_width..]);
+                    Seen { keys, values, step: carried, value_step: carried, len: n }
+                };
+                attend(shape, queries, stride, seen, call.packed_keys, attended);
+                continue;
+            }
+            if let Some(place) = place {
+                for (with, row) in with.chunks_exact_mut(carried).zip(sequence.chunks_exact(stride)) {
+                    with[place..place + kv_width + v_width].copy_from_slice(&row[q_width..]);
+                }
+            }
             let (keys, values) = (&sequence[q_width..], &sequence[q_width + kv_width..]);
             let mut seen = Seen { keys, values, step: stride, value_step: stride, len: n };
             if call.cache.keeps() {
@@ -149,7 +172,7 @@ impl Attention {
                 let (keys, values) = (&kv.keys, &kv.values);
                 seen = Seen { keys, values, step: kv_width, value_step: v_width, len: first + n };
             }
-            attend(shape, &sequence[batch.from * stride..], stride, seen, call.packed_keys, attended);
+            attend(shape, queries, stride, seen, call.packed_keys, attended);
         }
         if !gates.is_empty() {
             let width = gates.len() / rows;

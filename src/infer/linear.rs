@@ -173,7 +173,7 @@ fn activate(activation: Activation, gated: bool, gate_up: &[f32], inner: &mut [f
 }
 
 /// `activation(gate) · up`.
-fn times(activation: Activation, gate: f32, up: f32) -> f32 {
+pub(super) fn times(activation: Activation, gate: f32, up: f32) -> f32 {
     match activation {
         Activation::Silu => gate * sigmoid(gate) * up,
         Activation::GeluTanh => {

@@ -1,6 +1,7 @@
 //! Layers out of a checkpoint: which matrices and norms a block has is told by its tensors, what is done with them by the
 //! configuration.
 
+use super::carried::LayerVector;
 use super::experts::{Experts, SharedExpert};
 use super::heads::Attention;
 use super::latent::{Expand, Latent};
@@ -84,8 +85,21 @@ impl Block<'_> {
             mlp: self.mlp(&described.ffn)?,
             post_ffn_norm: after(names.post_ffn)?,
             parallel: wiring.parallel,
+            vector: self.vector(described)?,
             scale: self.optional("layer_output_scale.weight", 1)?.and_then(|v| v.first().copied()),
         })
+    }
+
+    /// How the block adds each token's vector for it.
+    fn vector(&self, described: &LayerConfig) -> Result<Option<LayerVector>> {
+        let (hidden, width) = (self.c.hidden, self.c.per_layer);
+        let Some(dense) = described.ffn.dense.as_ref().filter(|_| width > 0) else { return Ok(None) };
+        Ok(Some(LayerVector {
+            gate: self.linear("inp_gate", width, hidden)?,
+            project: self.linear("proj", hidden, width)?,
+            norm: self.loader.norm(self.c, &self.name("post_norm"), hidden)?,
+            activation: dense.activation,
+        }))
     }
 
     fn mixer(&self, described: &LayerConfig) -> Result<(Option<Mixer>, Option<Linear>)> {
@@ -111,8 +125,10 @@ impl Block<'_> {
     fn attention(&self, heads: &config::Heads) -> Result<Attention> {
         let hidden = self.c.hidden;
         let (q, k, v) = (heads.q_width(), heads.k_width(), heads.v_width());
-        let keys_are_values = !self.has("attn_qkv.weight") && !self.has("attn_v.weight");
+        let shares = heads.peculiar.shared.is_some();
+        let keys_are_values = !shares && !self.has("attn_qkv.weight") && !self.has("attn_v.weight");
         let qkv = match self.has("attn_qkv.weight") {
+            _ if shares => vec![self.linear("attn_q", q, hidden)?],
             true => vec![self.linear("attn_qkv", q + k + v, hidden)?],
             false => {
                 let queries = if heads.peculiar.gate == Gate::InQuery { 2 * q } else { q };

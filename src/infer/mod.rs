@@ -4,6 +4,7 @@
 
 mod activations;
 mod attention;
+mod carried;
 mod experts;
 mod heads;
 mod latent;
@@ -25,6 +26,7 @@ use crate::model::Config;
 use crate::model::config::Mixer as Mixes;
 use crate::{Error, Result};
 use activations::Rounding;
+use carried::{LayerVector, PerLayer};
 use experts::Experts;
 use linear::{FeedForward, Inner, ROWS_PER_TASK, sized};
 use norm::Norm;
@@ -100,6 +102,8 @@ struct Call<'a> {
     packed_keys: &'a mut Vec<f32>,
     /// What enters the output matrix: of all rows those that are wanted.
     attended: &'a mut Vec<f32>,
+    /// What goes with the tokens, `[rows, carried]`.
+    carried: &'a mut [f32],
 }
 
 impl Call<'_> {
@@ -125,6 +129,8 @@ struct Layer {
     post_ffn_norm: Option<Norm>,
     /// Mixer and feed-forward read the same stream.
     parallel: bool,
+    /// Adds each token's vector for the layer (Gemma 4 E).
+    vector: Option<LayerVector>,
     /// What leaves the layer is multiplied by this (Gemma 4).
     scale: Option<f32>,
 }
@@ -153,7 +159,8 @@ impl Layer {
             Mlp::Both(both) => both.dense.linears_mut().chain(both.experts.linears_mut()).collect(),
             Mlp::None => Vec::new(),
         };
-        mixer.into_iter().chain(&mut self.mixer_output).chain(mlp)
+        let vector = self.vector.iter_mut().flat_map(|v| [&mut v.gate, &mut v.project]);
+        mixer.into_iter().chain(&mut self.mixer_output).chain(mlp).chain(vector)
     }
 }
 
@@ -177,6 +184,10 @@ pub struct Engine {
     /// `None`: the embedding (tied).
     output: Option<Linear>,
     rope_factors: rope::Factors,
+    /// Tokens' vectors for the layers.
+    per_layer: Option<PerLayer>,
+    /// Numbers that go with a token beside its channels.
+    carried: usize,
 }
 
 impl Engine {
@@ -203,8 +214,10 @@ impl Engine {
     /// Errors: as [`Engine::forward`].
     pub fn hidden(&self, tokens: &[u32], cache: &mut Cache, observer: &mut dyn Observer) -> Result<Vec<f32>> {
         let mut x = self.embed_at(tokens, cache.len(), tokens.len())?;
+        let mut carried = self.carry(tokens, &x);
+        let batch = Batch { sequences: 1, from: 0 };
         for layer in 0..self.layers.len() {
-            if self.layer(layer, &mut x, cache, observer)?.is_break() {
+            if self.layer_of(layer, &mut x, &mut carried, batch, cache, observer)?.is_break() {
                 break;
             }
         }
@@ -221,15 +234,16 @@ impl Engine {
         if sequences.iter().any(|s| s.len() != len) || from >= len.max(1) {
             return Err(Error::Internal("a batch needs sequences of one length, and positions inside them".into()));
         }
-        let mut x = self.embed_at(&sequences.concat(), 0, len)?;
+        let tokens = sequences.concat();
+        let mut x = self.embed_at(&tokens, 0, len)?;
+        let mut carried = self.carry(&tokens, &x);
         // A worker that shares its work wakes nobody but the others; from outside, every product would.
         rayon::scope(|_| {
             for layer in 0..self.layers.len() {
                 let from = if layer + 1 == self.layers.len() { from } else { 0 };
                 let batch = Batch { sequences: sequences.len(), from };
                 cache.truncate(0);
-                let _ = self.attention_of(layer, &mut x, batch, cache, &mut ())?;
-                let _ = self.feed_forward(layer, &mut x, cache, &mut ())?;
+                let _ = self.layer_of(layer, &mut x, &mut carried, batch, cache, &mut ())?;
             }
             Ok(x)
         })
@@ -240,22 +254,25 @@ impl Engine {
     /// Errors: as [`Engine::forward`].
     pub fn step(&self, tokens: &[u32], cache: &mut Cache) -> Result<Vec<f32>> {
         let mut x = self.embed_at(tokens, cache.len(), 1)?;
+        let mut carried = self.carry(tokens, &x);
         let batch = Batch { sequences: tokens.len(), from: 0 };
         rayon::scope(|_| {
             for layer in 0..self.layers.len() {
-                let _ = self.attention_of(layer, &mut x, batch, cache, &mut ())?;
-                let _ = self.feed_forward(layer, &mut x, cache, &mut ())?;
+                let _ = self.layer_of(layer, &mut x, &mut carried, batch, cache, &mut ())?;
             }
             cache.advance(1);
             Ok(self.head(&x, &mut ()))
         })
     }
 
-    /// The embeddings `[n, hidden]` of `tokens` from the beginning of a text on.
+    /// The residual stream of `tokens` from the beginning of a text on: their embeddings and what goes with them, `[n,
+    /// hidden + carried]`.
     ///
     /// Errors: `BadInput` for a token beyond the vocabulary, or for more tokens than there are positions.
     pub fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>> {
-        self.embed_at(tokens, 0, tokens.len())
+        let x = self.embed_at(tokens, 0, tokens.len())?;
+        let carried = self.carry(tokens, &x);
+        Ok(self.together(x, &carried))
     }
 
     /// The same of sequences of `n` tokens from position `first` on, one behind the other.
@@ -293,11 +310,12 @@ impl Engine {
 
     /// Whether the two halves of a layer follow each other, so that each can be run alone.
     pub fn has_halves(&self, index: usize) -> bool {
-        self.layers.get(index).and_then(Option::as_ref).is_some_and(|l| !l.parallel && l.scale.is_none())
+        let layer = self.layers.get(index).and_then(Option::as_ref);
+        layer.is_some_and(|l| !l.parallel && l.scale.is_none() && self.carried == 0)
     }
 
-    /// Runs one layer in place on the residual stream `x` (`[n, hidden]`) of the tokens after those in `cache`. The
-    /// cache's length does not change: [`Engine::hidden`] advances it after the last layer.
+    /// Runs one layer in place on the residual stream `x` (as [`Engine::embed`] makes it) of the tokens after those in
+    /// `cache`. The cache's length does not change: [`Engine::hidden`] advances it after the last layer.
     ///
     /// Errors: `BadInput` when the cache has no room for `n` tokens.
     pub fn layer(
@@ -307,10 +325,30 @@ impl Engine {
         cache: &mut Cache,
         observer: &mut dyn Observer,
     ) -> Result<ControlFlow<()>> {
-        if self.attention(index, x, cache, observer)?.is_break() {
+        let batch = Batch { sequences: 1, from: 0 };
+        if self.carried == 0 {
+            return self.layer_of(index, x, &mut [], batch, cache, observer);
+        }
+        let (mut channels, mut carried) = self.apart(x);
+        let run = self.layer_of(index, &mut channels, &mut carried, batch, cache, observer)?;
+        *x = self.together(channels, &carried);
+        Ok(run)
+    }
+
+    /// The same of several sequences, with channels and what goes with them apart.
+    fn layer_of(
+        &self,
+        index: usize,
+        x: &mut Vec<f32>,
+        carried: &mut [f32],
+        batch: Batch,
+        cache: &mut Cache,
+        observer: &mut dyn Observer,
+    ) -> Result<ControlFlow<()>> {
+        if self.attention_of(index, x, carried, batch, cache, observer)?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
-        self.feed_forward(index, x, cache, observer)
+        self.feed_forward_of(index, x, carried, batch, cache, observer)
     }
 
     /// The first half of [`Engine::layer`]. When the observer breaks it off, `x` is as it was.
@@ -323,7 +361,7 @@ impl Engine {
         cache: &mut Cache,
         observer: &mut dyn Observer,
     ) -> Result<ControlFlow<()>> {
-        self.attention_of(index, x, Batch { sequences: 1, from: 0 }, cache, observer)
+        self.attention_of(index, x, &mut [], Batch { sequences: 1, from: 0 }, cache, observer)
     }
 
     /// The second half.
@@ -333,6 +371,18 @@ impl Engine {
         &self,
         index: usize,
         x: &mut [f32],
+        cache: &mut Cache,
+        observer: &mut dyn Observer,
+    ) -> Result<ControlFlow<()>> {
+        self.feed_forward_of(index, x, &[], Batch { sequences: 1, from: 0 }, cache, observer)
+    }
+
+    fn feed_forward_of(
+        &self,
+        index: usize,
+        x: &mut [f32],
+        carried: &[f32],
+        batch: Batch,
         cache: &mut Cache,
         observer: &mut dyn Observer,
     ) -> Result<ControlFlow<()>> {
@@ -349,7 +399,7 @@ impl Engine {
             }
             None => x,
         };
-        let run = match &layer.mlp {
+        let mut run = match &layer.mlp {
             Mlp::Dense(mlp) => mlp.forward(None, into, hidden, result, inner, observer),
             Mlp::Experts(mlp) => mlp.forward(into, into, hidden, result, inner, observer),
             Mlp::Both(both) => both.forward(into, x, hidden, result, inner, observer),
@@ -357,6 +407,13 @@ impl Engine {
         };
         if run.is_continue() && !matches!(layer.mlp, Mlp::None) {
             self.add(x, result, layer.post_ffn_norm.as_ref());
+        }
+        if let Some(vector) = layer.vector.as_ref().filter(|_| run.is_continue()) {
+            let n = carried.len() / self.carried.max(1) / batch.sequences.max(1);
+            let wanted = carried.chunks_exact(self.carried.max(1)).enumerate();
+            let wanted = wanted.filter(|(row, _)| row % n.max(1) >= batch.from).map(|(_, row)| row);
+            let own = self.config.per_layer;
+            run = vector.add(x, wanted.map(|row| &row[index * own..(index + 1) * own]), observer);
         }
         if let Some(scale) = layer.scale.filter(|_| run.is_continue()) {
             vector::scale(x, scale);
@@ -401,6 +458,7 @@ impl Engine {
         &self,
         index: usize,
         x: &mut Vec<f32>,
+        carried: &mut [f32],
         batch: Batch,
         cache: &mut Cache,
         observer: &mut dyn Observer,
@@ -426,7 +484,8 @@ impl Engine {
                     }
                     None => x.as_slice(),
                 };
-                let mut call = Call { engine: self, index, batch, rows, n, normed, cache, qkv, packed_keys, attended };
+                let mut call =
+                    Call { engine: self, index, batch, rows, n, normed, cache, qkv, packed_keys, attended, carried };
                 let run = self.mix(mixer, &mut call, observer)?;
                 let width = output.weight.cols();
                 match run {
@@ -539,7 +598,8 @@ impl Engine {
     /// Every linear layer in memory, in the order of use, for replacing weights.
     pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         let layers = self.layers.iter_mut().flatten().flat_map(Layer::linears_mut);
-        std::iter::once(&mut self.embedding).chain(layers).chain(&mut self.output)
+        let per_layer = self.per_layer.iter_mut().flat_map(|p| [&mut p.embedding, &mut p.projection]);
+        std::iter::once(&mut self.embedding).chain(per_layer).chain(layers).chain(&mut self.output)
     }
 
     /// The angles of one of the rotary embeddings for the next `n` positions; what a checkpoint brings of factors is the

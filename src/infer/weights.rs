@@ -2,6 +2,7 @@
 //! product, so that a model needs little more memory than its file; norms, biases and rotary factors become `f32`.
 
 use super::activations::Rounding;
+use super::carried::PerLayer;
 use super::norm::Norm;
 use super::rope::Factors;
 use super::{Engine, Linear};
@@ -330,7 +331,19 @@ impl Engine {
         // What a configuration says of the vocabulary counts tokens; the matrix may have more rows.
         let vocab = loader.shape("token_embd.weight").map_or(c.vocab, |shape| shape[0]);
         let positions = loader.shape("position_embd.weight").map(|shape| shape[0]);
+        let each = c.per_layer;
+        let per_layer = || -> Result<PerLayer> {
+            let all = each * c.layers.len();
+            let rows = loader.shape("per_layer_token_embd.weight").map_or(vocab, |shape| shape[0]);
+            Ok(PerLayer {
+                embedding: loader.linear("per_layer_token_embd", rows, all)?,
+                projection: loader.linear("per_layer_model_proj", all, c.hidden)?,
+                norm: loader.norm(c, "per_layer_proj_norm", each)?,
+            })
+        };
         Ok(Engine {
+            per_layer: (each > 0).then(per_layer).transpose()?,
+            carried: c.carried(),
             embedding: loader.linear("token_embd", vocab, c.hidden)?,
             positions: positions.map(|n| loader.linear("position_embd", n, c.hidden)).transpose()?,
             embedding_norm: match c.embedding_unit_norm {
@@ -365,6 +378,7 @@ impl Engine {
     pub fn unload_ends(&mut self) {
         self.embedding.weight = Box::new(Dense { data: Vec::new(), cols: self.config.hidden });
         self.output = None;
+        self.per_layer = None;
     }
 
     /// Frees the memory of layer `index`.

@@ -184,6 +184,8 @@ pub struct Peculiar {
     pub temperature: Option<Temperature>,
     /// A window is a chunk of positions that see only each other (Llama 4).
     pub chunked: bool,
+    /// The layer whose keys and values are read, where this one has none of its own (Gemma 4 E).
+    pub shared: Option<usize>,
 }
 
 /// The shape of one layer's attention.
@@ -411,6 +413,8 @@ pub struct Config {
     pub norms: NormNames,
     /// The runtime rotates channels that are neighbours, not those half a head apart.
     pub pairs: bool,
+    /// Channels of the vector that every token has for each layer (Gemma 4 E); 0: there is none.
+    pub per_layer: usize,
 }
 
 impl Default for Config {
@@ -437,6 +441,7 @@ impl Default for Config {
             weightless_norms: false,
             norms: NormNames::USUAL,
             pairs: false,
+            per_layer: 0,
         }
     }
 }
@@ -509,6 +514,31 @@ impl Config {
         self.layers.iter().find_map(|l| l.ffn.experts.as_ref())
     }
 
+    /// What goes with a token beside its channels, in numbers: its vectors for the layers, then keys and values of the layers
+    /// that others share.
+    pub fn carried(&self) -> usize {
+        self.carried_before(self.layers.len())
+    }
+
+    /// Numbers of a row of the residual stream: channels, and what goes with them.
+    pub fn stream(&self) -> usize {
+        self.hidden + self.carried()
+    }
+
+    /// Where keys and values of `layer` begin in it, if others share them.
+    pub fn carried_of(&self, layer: usize) -> Option<usize> {
+        self.is_shared(layer).then(|| self.carried_before(layer))
+    }
+
+    fn carried_before(&self, layer: usize) -> usize {
+        let heads = (0..layer).filter(|i| self.is_shared(*i)).filter_map(|i| self.layers[i].heads());
+        self.per_layer * self.layers.len() + heads.map(|h| h.k_width() + h.v_width()).sum::<usize>()
+    }
+
+    fn is_shared(&self, layer: usize) -> bool {
+        self.attention().any(|heads| heads.peculiar.shared == Some(layer))
+    }
+
     /// The window of the layers that have one.
     pub fn window(&self) -> Option<usize> {
         self.attention().find_map(|h| h.window)
@@ -535,6 +565,13 @@ impl Config {
         for layer in &self.layers {
             match &layer.mixer {
                 Mixer::Attention(heads) => {
+                    if let Some(shared) = heads.peculiar.shared {
+                        let of = self.layers.get(shared).and_then(LayerConfig::heads);
+                        let sizes = |h: &Heads| (h.kv, h.dim, h.value_dim, h.peculiar.shared.is_some());
+                        if of.map(sizes) != Some((heads.kv, heads.dim, heads.value_dim, false)) {
+                            return bad(format!("layer {shared} has no keys and values that others could share"));
+                        }
+                    }
                     check_scale(heads.scale)?;
                     self.check_rope(heads.rope, heads.dim)?;
                 }

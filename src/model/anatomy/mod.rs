@@ -114,6 +114,9 @@ const KNOWN: &[&str] = &[
     "ssm_alpha",
     "ssm_beta",
     "shortconv",
+    "inp_gate",
+    "proj",
+    "post_norm",
 ];
 
 /// The same of no layer.
@@ -126,6 +129,9 @@ const ENDS: &[&str] = &[
     "rope_freqs",
     "rope_factors_long",
     "rope_factors_short",
+    "per_layer_token_embd",
+    "per_layer_model_proj",
+    "per_layer_proj_norm",
 ];
 
 /// The configuration of a model of architecture `arch`, with its vocabulary as the embedding has it. `json` is the

@@ -156,9 +156,10 @@ pub(super) static ALL: &[Anatomy] = &[
                 h.peculiar.value_norm = true;
             })
         },
-        finish: |_, c| {
+        finish: |f, c| {
             c.embedding_scale = (c.hidden as f32).sqrt();
-            Ok(())
+            c.per_layer = f.size("embedding_length_per_layer_input", 0).unwrap_or(0);
+            share(c, f.size("attention.shared_kv_layers", 0).unwrap_or(0))
         },
         ..PLAIN
     },
@@ -328,6 +329,20 @@ fn by_position(f: &Facts, _: usize, layer: &mut LayerConfig) -> Result<()> {
         Mixer::Attention(heads) => heads.peculiar.temperature = rule,
         Mixer::Latent(latent) => latent.temperature = rule,
         _ => {}
+    }
+    Ok(())
+}
+
+/// The last `n` layers read the keys and values of the last layer of their kind before them, with a window or without.
+fn share(c: &mut Config, n: usize) -> Result<()> {
+    let first = c.layers.len().saturating_sub(n);
+    let slides = c.slides();
+    for index in first..c.layers.len() {
+        let source = (0..first).rev().find(|source| slides[*source] == slides[index]);
+        let source = source.ok_or_else(|| Error::bad_input(format!("no layer has the keys of layer {index}")))?;
+        if let Mixer::Attention(heads) = &mut c.layers[index].mixer {
+            heads.peculiar.shared = Some(source);
+        }
     }
     Ok(())
 }

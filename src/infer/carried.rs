@@ -1,0 +1,110 @@
+//! What goes with a token beside its channels, in models whose layers read more than the residual stream: vectors of its
+//! own for every layer (Gemma 4 E), and keys and values that later layers attend to again. Where layers are run one by
+//! one, both travel behind the channels of each row.
+
+use super::linear::{Linear, times};
+use super::norm::Norm;
+use super::{Engine, Observer};
+use crate::kernel::{Output, vector};
+use crate::model::config::Activation;
+use std::borrow::Cow;
+use std::ops::ControlFlow;
+
+/// What makes every token's vectors for all layers.
+pub(super) struct PerLayer {
+    /// `[vocab, layers * width]`.
+    pub embedding: Linear,
+    /// `[layers * width, hidden]`.
+    pub projection: Linear,
+    pub norm: Norm,
+}
+
+/// How a layer adds a token's vector for it: `x += norm(project(activation(gate(x)) · vector))`.
+pub(super) struct LayerVector {
+    pub gate: Linear,
+    pub project: Linear,
+    pub norm: Norm,
+    pub activation: Activation,
+}
+
+impl PerLayer {
+    /// The vectors of `tokens` for all layers, to the front of each row of `carried` (`[n, step]`); `x` are the embeddings
+    /// (`[n, hidden]`).
+    pub fn of(&self, tokens: &[u32], x: &[f32], carried: &mut [f32], step: usize) {
+        let (hidden, all) = (self.projection.weight.cols(), self.projection.out());
+        let each = self.norm.weight.len().max(1);
+        let _ = self.projection.product(x, Output { data: carried, stride: step, at: 0 }, &mut ());
+        let mut own = vec![0.0; all];
+        for (row, token) in carried.chunks_exact_mut(step).zip(tokens) {
+            let row = &mut row[..all];
+            vector::scale(row, 1.0 / (hidden as f32).sqrt());
+            row.chunks_exact_mut(each).for_each(|part| self.norm.apply(part, 0));
+            self.embedding.weight.decode(*token as usize..*token as usize + 1, &mut own);
+            vector::add_scaled(row, (each as f32).sqrt(), &own);
+            vector::scale(row, std::f32::consts::FRAC_1_SQRT_2);
+        }
+    }
+}
+
+impl LayerVector {
+    /// Adds to `x` (`[n, hidden]`) what `vectors` (a row each) make of it.
+    pub fn add<'a>(
+        &self,
+        x: &mut [f32],
+        vectors: impl Iterator<Item = &'a [f32]>,
+        observer: &mut dyn Observer,
+    ) -> ControlFlow<()> {
+        let (hidden, width) = (self.project.out(), self.gate.out());
+        let mut inner = vec![0.0; x.len() / hidden * width];
+        self.gate.product(x, Output::whole(&mut inner, width), observer)?;
+        for (inner, own) in inner.chunks_exact_mut(width).zip(vectors) {
+            inner.iter_mut().zip(own).for_each(|(gate, own)| *gate = times(self.activation, *gate, *own));
+        }
+        let mut result = vec![0.0; x.len()];
+        self.project.product(&inner, Output::whole(&mut result, hidden), observer)?;
+        for (x, result) in x.chunks_exact_mut(hidden).zip(result.chunks_exact_mut(hidden)) {
+            self.norm.apply(result, 0);
+            vector::add_scaled(x, 1.0, result);
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+impl Engine {
+    /// What goes with `tokens`, `[n, carried]`; `x` are their embeddings.
+    pub(super) fn carry(&self, tokens: &[u32], x: &[f32]) -> Vec<f32> {
+        let mut carried = vec![0.0; tokens.len() * self.carried];
+        if let Some(per_layer) = &self.per_layer {
+            per_layer.of(tokens, x, &mut carried, self.carried);
+        }
+        carried
+    }
+
+    /// The channels of a stream of [`embed`](Engine::embed) and [`layer`](Engine::layer), `[n, hidden]`, without what goes
+    /// with them.
+    pub fn channels<'a>(&self, x: &'a [f32]) -> Cow<'a, [f32]> {
+        match self.carried {
+            0 => Cow::Borrowed(x),
+            carried => {
+                let rows = x.chunks_exact(self.config.hidden + carried);
+                rows.flat_map(|row| &row[..self.config.hidden]).copied().collect::<Vec<f32>>().into()
+            }
+        }
+    }
+
+    /// Channels and what goes with them, apart.
+    pub(super) fn apart(&self, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let rows = x.chunks_exact(self.config.hidden + self.carried);
+        let carried = rows.flat_map(|row| &row[self.config.hidden..]).copied().collect();
+        (self.channels(x).into_owned(), carried)
+    }
+
+    /// The same together.
+    pub(super) fn together(&self, x: Vec<f32>, carried: &[f32]) -> Vec<f32> {
+        if self.carried == 0 {
+            return x;
+        }
+        let rows = x.chunks_exact(self.config.hidden).zip(carried.chunks_exact(self.carried));
+        rows.flat_map(|(x, carried)| x.iter().chain(carried)).copied().collect()
+    }
+}
