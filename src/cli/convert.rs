@@ -29,7 +29,7 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
     if args.text.is_some() && !args.types.mmproj.is_empty() {
         return Err(Error::Usage("a projector is no text model: --mmproj and --text exclude each other".into()));
     }
-    args.report.iter().try_for_each(|path| eval::check_report(path, args.control.force))?;
+    args.report.iter().try_for_each(|path| eval::check_report(path, args.output.as_deref(), args.control.force))?;
     gates.check_limits()?;
     let check = (args.check || args.no_check).then_some(args.check);
     let control = Control { check, ..recipe::control(&args.control, args.common.threads)? };

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 /// `quantize eval MODEL`: perplexity alone.
 pub fn eval(args: EvalArgs) -> Result<()> {
     let control = start(&args.common, None)?;
-    args.report.iter().try_for_each(|path| check_report(path, args.force))?;
+    args.report.iter().try_for_each(|path| check_report(path, None, args.force))?;
     let outputs = args.save_logits.iter().chain(&args.report).map(PathBuf::as_path);
     places::check(inputs(std::slice::from_ref(&args.model), &args.text), outputs, args.force)?;
     if args.text.text.len() > 1 {
@@ -39,7 +39,7 @@ pub fn compare(args: CompareArgs) -> Result<()> {
     let control = start(&args.common, args.max_memory)?;
     let gates = gates(&args.gates)?;
     gates.check_limits()?;
-    args.report.iter().try_for_each(|path| check_report(path, args.force))?;
+    args.report.iter().try_for_each(|path| check_report(path, None, args.force))?;
     places::check(inputs(&args.models, &args.text), args.report.iter().map(PathBuf::as_path), args.force)?;
     let ablation = args.ablate.then_some(args.ablate_chunks);
     let how = |text: Option<&PathBuf>| {
@@ -74,7 +74,7 @@ fn check_texts<'a>(args: &'a CompareArgs, how: impl Fn(Option<&'a PathBuf>) -> M
 
 /// `quantize report saved.json`: the same report in another form.
 pub fn render(args: ReportArgs) -> Result<()> {
-    args.to.iter().try_for_each(|path| check_report(path, args.force))?;
+    args.to.iter().try_for_each(|path| check_report(path, None, args.force))?;
     places::check([args.file.as_path()], args.to.iter().map(PathBuf::as_path), args.force)?;
     let text = crate::input::read_text(&args.file)?;
     let report = Report::from_json(&text).map_err(|e| e.in_file(&args.file))?;
@@ -160,10 +160,11 @@ fn form(path: &Path) -> Result<Form> {
 ///
 /// # Errors
 /// `Usage` for a name without a known ending; `Exists`.
-pub fn check_report(path: &Path, force: bool) -> Result<()> {
+pub fn check_report(path: &Path, output: Option<&Path>, force: bool) -> Result<()> {
     form(path)?;
     let folder = folder_of(path);
-    if !folder.is_dir() {
+    let is_made = output.is_some_and(|output| output.components().eq(folder.components()));
+    if !is_made && !folder.is_dir() {
         return Err(Error::Usage(format!("{}: there is no folder {}", path.display(), folder.display())));
     }
     refuse_existing(path, force)

@@ -527,3 +527,23 @@ fn a_checkpoint_in_shards_gives_the_same_bytes_and_keeps_its_split_on_request() 
     assert_eq!(kept, "m-Q4_K_M-00001-of-00002.gguf\nm-Q4_K_M-00002-of-00002.gguf\n");
     ok(quantize(dir.path(), &["verify", "m-Q4_K_M-00001-of-00002.gguf", "--source", "m"]));
 }
+
+#[test]
+fn the_readmes_first_command_works_where_nothing_is_yet() {
+    let readme = std::fs::read_to_string(repo("README.md")).unwrap();
+    let command = readme.lines().find_map(|line| line.strip_prefix("cargo run --release -- ")).unwrap();
+    let absolute = |word: &str| match word.starts_with("tests/") || word.starts_with("calibration/") {
+        true => repo(word).into_os_string().into_string().unwrap(),
+        false => word.to_string(),
+    };
+    let mut args: Vec<String> = command.split_whitespace().map(absolute).collect();
+    args.extend(["--chunks".into(), "1".into(), "--quiet".into()]);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let dir = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        ok(quantize(dir.path(), &args));
+        let made = names(&dir.path().join("out"));
+        assert_eq!(made.len(), 4, "{made:?}");
+        assert!(made.contains(&"report.html".to_string()), "{made:?}");
+    }
+}
