@@ -86,6 +86,28 @@ pub struct ConvertArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(mut_arg("report", |a| a.hide(true)), mut_arg("modelfile", |a| a.hide(true)), mut_arg("save_imatrix", |a| a.hide(true)))]
+pub struct ReleaseArgs {
+    /// What files are named after [default: the model's name]
+    #[arg(help_heading = "Release", long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// The source's id on the Hub, for the model card [default: as MODEL, its card or config.json tell]
+    #[arg(help_heading = "Release", long, value_name = "ORG/NAME")]
+    pub base_model: Option<String>,
+    /// The license, in the Hub's words (apache-2.0, mit, other, ...) [default: that of the source's card]
+    #[arg(help_heading = "Release", long, value_name = "LICENSE")]
+    pub license: Option<String>,
+    /// Who quantized it, for the model card
+    #[arg(help_heading = "Release", long, value_name = "WHO")]
+    pub quantized_by: Option<String>,
+    /// Where it will be published, for the commands in the model card [default: quantize push fills it in]
+    #[arg(help_heading = "Release", long, value_name = "ORG/NAME")]
+    pub repo: Option<String>,
+    #[command(flatten)]
+    pub convert: ConvertArgs,
+}
+
+#[derive(Debug, Args)]
 pub struct PlanArgs {
     /// A checkpoint folder, a config.json alone, a .gguf file, or a Hub id
     #[arg(value_name = "MODEL")]

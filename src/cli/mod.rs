@@ -26,6 +26,7 @@ mod plan_text;
 mod progress;
 mod pull;
 mod recipe;
+mod release;
 mod values;
 mod verify;
 mod words;
@@ -69,6 +70,8 @@ pub struct Cli {
 enum Command {
     /// Show what a conversion would write: per-tensor types, exact sizes, memory, disk, and which devices it fits
     Plan(PlanArgs),
+    /// Make a folder that can be published: artifacts, reports, model card, hashes, manifest
+    Release(Box<ReleaseArgs>),
     /// Show the metadata and the tensors of a checkpoint or GGUF file
     Inspect(InspectArgs),
     /// Check a GGUF file, and derive its tensors again from the source it claims
@@ -120,6 +123,9 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<()> {
     match cli.command {
         None => convert::run(cli.convert, &idle::given(matches)),
         Some(Command::Plan(args)) => plan::run(args, &matches.subcommand().map_or(Vec::new(), |(_, m)| idle::given(m))),
+        Some(Command::Release(args)) => {
+            release::run(*args, &matches.subcommand().map_or(Vec::new(), |(_, m)| idle::given(m)))
+        }
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Verify(args)) => verify::run(args),
         Some(Command::Pull(args)) => pull::run(args),

@@ -235,21 +235,7 @@ impl Folder {
         self.text("config.json", config)?;
         sync_folder(&self.partial.join("config.json"));
         refuse_existing(&self.target, self.force)?;
-        if self.target.is_dir() {
-            // Out of the way in one step, so that at no time half a folder has the name.
-            let old = self.partial.with_extension("replaced");
-            std::fs::rename(&self.target, &old).map_err(|e| Error::io(&self.target, e))?;
-            if let Err(e) = std::fs::rename(&self.partial, &self.target) {
-                let _ = std::fs::rename(&old, &self.target);
-                return Err(Error::io(&self.target, e));
-            }
-            self.keep = true;
-            std::fs::remove_dir_all(&old).map_err(|e| Error::io(&old, e))?;
-        } else {
-            std::fs::rename(&self.partial, &self.target).map_err(|e| Error::io(&self.target, e))?;
-            self.keep = true;
-        }
-        sync_folder(&self.target);
+        take_name(&self.partial, &self.target, || self.keep = true)?;
         let journal = self.target.join(JOURNAL);
         match std::fs::remove_file(&journal) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&journal, e)),
@@ -285,6 +271,30 @@ impl Drop for Folder {
             let _ = std::fs::remove_dir_all(&self.partial);
         }
     }
+}
+
+/// Gives a finished folder its name, in place of what has it; `named` hears when it does.
+///
+/// # Errors
+/// `Io`.
+pub fn take_name(partial: &Path, target: &Path, mut named: impl FnMut()) -> Result<()> {
+    let rename = |from: &Path, to: &Path| std::fs::rename(from, to).map_err(|e| Error::io(target, e));
+    if target.is_dir() {
+        // Out of the way in one step, so that at no time half a folder has the name.
+        let old = partial.with_extension("replaced");
+        rename(target, &old)?;
+        if let Err(e) = rename(partial, target) {
+            let _ = std::fs::rename(&old, target);
+            return Err(e);
+        }
+        named();
+        std::fs::remove_dir_all(&old).map_err(|e| Error::io(&old, e))?;
+    } else {
+        rename(partial, target)?;
+        named();
+    }
+    sync_folder(target);
+    Ok(())
 }
 
 /// Removes the unfinished folder of a run that will not go on.
