@@ -342,6 +342,30 @@ pub struct PullArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct PushArgs {
+    /// The release: a folder that `quantize release` made
+    pub folder: PathBuf,
+    /// The repository on the Hub: org/name. It is made where it is not there
+    pub id: String,
+    /// Make a private repository, where it is not there
+    #[arg(long)]
+    pub private: bool,
+    /// Open a pull request instead of committing
+    #[arg(long)]
+    pub create_pr: bool,
+    /// The commit's message [default: says what the release is]
+    #[arg(long, short, value_name = "TEXT")]
+    pub message: Option<String>,
+    /// Print what would be sent, and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub hub: HubArgs,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
 pub struct FamiliesArgs {
     /// How the list is printed
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]

@@ -25,6 +25,7 @@ mod plan;
 mod plan_text;
 mod progress;
 mod pull;
+mod push;
 mod recipe;
 mod release;
 mod values;
@@ -78,6 +79,8 @@ enum Command {
     Verify(VerifyArgs),
     /// Download what a conversion needs from the Hub, with resume
     Pull(PullArgs),
+    /// Put a release into a repository on the Hub, with one commit
+    Push(PushArgs),
     /// Make an importance matrix: show the model texts, and record what its layers see
     Calibrate(CalibrateArgs),
     /// Measure the perplexity of a model on a text
@@ -129,6 +132,7 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<()> {
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Verify(args)) => verify::run(args),
         Some(Command::Pull(args)) => pull::run(args),
+        Some(Command::Push(args)) => push::run(args),
         Some(Command::Calibrate(args)) => calibrate::run(args),
         Some(Command::Eval(args)) => eval::eval(args),
         Some(Command::Compare(args)) => eval::compare(args),

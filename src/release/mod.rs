@@ -22,6 +22,8 @@ mod card;
 pub(crate) mod hashes;
 mod manifest;
 pub(crate) mod place;
+#[cfg(feature = "hub")]
+pub(crate) mod push;
 mod verify;
 
 pub use artifact::Artifact;
