@@ -65,6 +65,44 @@ pub fn file_name(text: &str) -> Cow<'_, str> {
     replaced(text, |_, _| false, |_, out| out.push('_'))
 }
 
+/// Text made inert inside Markdown, on one line: in tables, paragraphs and headings.
+pub fn markdown(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '\n' | '\r' | '\t' => out.push(' '),
+            '|' | '*' | '_' | '`' | '[' | ']' | '\\' | '~' | '#' => out.extend(['\\', c]),
+            c if steers(c) => out.push('\u{fffd}'),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// A string as YAML has it: as it is where that can be read as nothing else, else in double quotes.
+pub fn yaml(text: &str) -> String {
+    let first = text.starts_with(|c: char| c.is_ascii_alphabetic());
+    let safe = first && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | '+'));
+    // YAML 1.1 takes Norwegian for false.
+    let words = ["y", "n", "yes", "no", "on", "off", "true", "false", "null"];
+    match safe && !words.contains(&text.to_ascii_lowercase().as_str()) {
+        true => text.to_string(),
+        false => json(&serde_json::Value::from(text).to_string()).into_owned(),
+    }
+}
+
+/// An argument of a shell.
+pub fn shell(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | ':' | '+' | '=' | '@' | ',');
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text.to_string(),
+        false => format!("'{}'", line(text).replace('\'', "'\\''")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,5 +119,23 @@ mod tests {
         let safe = json(&text);
         assert!(!safe.chars().any(steers));
         assert_eq!(serde_json::from_str::<serde_json::Value>(&safe).unwrap(), value);
+    }
+
+    #[test]
+    fn markup_and_yaml_are_kept_from_reading_text_as_more() {
+        assert_eq!(markdown("a|b\n<c> 'd' #1"), "a\\|b &lt;c&gt; 'd' \\#1");
+        assert_eq!(yaml("apache-2.0"), "apache-2.0");
+        for (text, want) in [
+            ("no", "\"no\""),
+            ("1.5", "\"1.5\""),
+            ("a: b", "\"a: b\""),
+            ("", "\"\""),
+            ("a\n- \"b\"", "\"a\\n- \\\"b\\\"\""),
+            ("x\u{85}", "\"x\\u0085\""),
+        ] {
+            assert_eq!(yaml(text), want);
+        }
+        assert_eq!(shell("a/b-c.gguf"), "a/b-c.gguf");
+        assert_eq!(shell("it's\n$x"), "'it'\\''s\\n$x'");
     }
 }

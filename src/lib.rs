@@ -62,6 +62,7 @@
 // What only the command line uses.
 #![cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports))]
 
+mod card;
 pub mod check;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
@@ -75,6 +76,7 @@ pub mod eval;
 pub mod gguf;
 pub mod matrix;
 pub mod model;
+pub mod release;
 pub mod report;
 mod simd;
 

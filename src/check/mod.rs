@@ -8,7 +8,7 @@ mod compare;
 mod derive;
 mod machine;
 mod measurement;
-mod origin;
+pub(crate) mod origin;
 mod text;
 mod turns;
 mod verify;

@@ -86,6 +86,28 @@ pub struct ConvertArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(mut_arg("report", |a| a.hide(true)), mut_arg("modelfile", |a| a.hide(true)), mut_arg("save_imatrix", |a| a.hide(true)))]
+pub struct ReleaseArgs {
+    /// What files are named after [default: the model's name]
+    #[arg(help_heading = "Release", long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// The source's id on the Hub, for the model card [default: as MODEL, its card or config.json tell]
+    #[arg(help_heading = "Release", long, value_name = "ORG/NAME")]
+    pub base_model: Option<String>,
+    /// The license, in the Hub's words (apache-2.0, mit, other, ...) [default: that of the source's card]
+    #[arg(help_heading = "Release", long, value_name = "LICENSE")]
+    pub license: Option<String>,
+    /// Who quantized it, for the model card
+    #[arg(help_heading = "Release", long, value_name = "WHO")]
+    pub quantized_by: Option<String>,
+    /// Where it will be published, for the commands in the model card [default: quantize push fills it in]
+    #[arg(help_heading = "Release", long, value_name = "ORG/NAME")]
+    pub repo: Option<String>,
+    #[command(flatten)]
+    pub convert: ConvertArgs,
+}
+
+#[derive(Debug, Args)]
 pub struct PlanArgs {
     /// A checkpoint folder, a config.json alone, a .gguf file, or a Hub id
     #[arg(value_name = "MODEL")]
@@ -313,6 +335,30 @@ pub struct PullArgs {
     /// Copy the files here as well as into the cache
     #[arg(long, value_name = "DIR")]
     pub local_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub hub: HubArgs,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct PushArgs {
+    /// The release: a folder that `quantize release` made
+    pub folder: PathBuf,
+    /// The repository on the Hub: org/name. It is made where it is not there
+    pub id: String,
+    /// Make a private repository, where it is not there
+    #[arg(long)]
+    pub private: bool,
+    /// Open a pull request instead of committing
+    #[arg(long)]
+    pub create_pr: bool,
+    /// The commit's message [default: says what the release is]
+    #[arg(long, short, value_name = "TEXT")]
+    pub message: Option<String>,
+    /// Print what would be sent, and stop
+    #[arg(long)]
+    pub dry_run: bool,
     #[command(flatten)]
     pub hub: HubArgs,
     #[command(flatten)]

@@ -117,13 +117,13 @@ fn compare(
 }
 
 /// How the flags have the artifacts measured.
-fn measurement(args: &ConvertArgs, text: PathBuf, gates: Gates) -> Measurement {
+pub fn measurement(args: &ConvertArgs, text: PathBuf, gates: Gates) -> Measurement {
     let method = Method::LlamaCpp { ctx: args.ctx };
     Measurement { adapter: args.lora.clone(), method, windows: args.chunks, gates, ..Measurement::on(text) }
 }
 
 /// llama-quantize's `IN [OUT] TYPE [THREADS]`, where `--to` was not given.
-fn positionals(args: &mut ConvertArgs) -> Result<()> {
+pub fn positionals(args: &mut ConvertArgs) -> Result<()> {
     if args.model.is_empty() {
         return Err(Error::Usage("no model named; try: quantize --to q4_k_m ./model".into()));
     }

@@ -25,7 +25,9 @@ mod plan;
 mod plan_text;
 mod progress;
 mod pull;
+mod push;
 mod recipe;
+mod release;
 mod values;
 mod verify;
 mod words;
@@ -69,12 +71,16 @@ pub struct Cli {
 enum Command {
     /// Show what a conversion would write: per-tensor types, exact sizes, memory, disk, and which devices it fits
     Plan(PlanArgs),
+    /// Make a folder that can be published: artifacts, reports, model card, hashes, manifest
+    Release(Box<ReleaseArgs>),
     /// Show the metadata and the tensors of a checkpoint or GGUF file
     Inspect(InspectArgs),
     /// Check a GGUF file, and derive its tensors again from the source it claims
     Verify(VerifyArgs),
     /// Download what a conversion needs from the Hub, with resume
     Pull(PullArgs),
+    /// Put a release into a repository on the Hub, with one commit
+    Push(PushArgs),
     /// Make an importance matrix: show the model texts, and record what its layers see
     Calibrate(CalibrateArgs),
     /// Measure the perplexity of a model on a text
@@ -120,9 +126,13 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<()> {
     match cli.command {
         None => convert::run(cli.convert, &idle::given(matches)),
         Some(Command::Plan(args)) => plan::run(args, &matches.subcommand().map_or(Vec::new(), |(_, m)| idle::given(m))),
+        Some(Command::Release(args)) => {
+            release::run(*args, &matches.subcommand().map_or(Vec::new(), |(_, m)| idle::given(m)))
+        }
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Verify(args)) => verify::run(args),
         Some(Command::Pull(args)) => pull::run(args),
+        Some(Command::Push(args)) => push::run(args),
         Some(Command::Calibrate(args)) => calibrate::run(args),
         Some(Command::Eval(args)) => eval::eval(args),
         Some(Command::Compare(args)) => eval::compare(args),

@@ -32,7 +32,7 @@ pub fn fetch_dataset_file(address: &str, _hub: &HubArgs, _quiet: bool) -> Result
 }
 
 #[cfg(feature = "hub")]
-pub use with_hub::{fetch, fetch_config, fetch_dataset_file, run};
+pub use with_hub::{fetch, fetch_config, fetch_dataset_file, options, run};
 
 #[cfg(feature = "hub")]
 mod with_hub {
@@ -136,7 +136,7 @@ mod with_hub {
     }
 
     /// Flags, then the variables that huggingface_hub reads, then its defaults.
-    fn options(revision: String, args: &HubArgs) -> Result<HubOptions> {
+    pub fn options(revision: String, args: &HubArgs) -> Result<HubOptions> {
         let home = match std::env::var_os("HF_HOME").filter(|home| !home.is_empty()) {
             Some(home) => PathBuf::from(home),
             None => default_home().ok_or_else(|| Error::Usage("there is no home folder; set HF_HOME".into()))?,

@@ -11,6 +11,7 @@ use super::words;
 use crate::check::{self, Engine, Objection, Origin};
 use crate::control::Control;
 use crate::model::SourceModel;
+use crate::release;
 use crate::source::Checkpoint;
 use crate::{Error, Result, escape};
 use serde_json::{Value, json};
@@ -31,6 +32,9 @@ pub fn run(args: VerifyArgs) -> Result<()> {
     let control = Control { threads: threads(args.common.threads)?, cancel: CANCEL.clone(), ..Control::default() };
     if args.lora.is_some() && args.source.is_none() && args.check.is_none() {
         return Err(Error::Usage("--lora belongs to the model that --source or --check names".into()));
+    }
+    if release::is_release(&args.file) {
+        return of_release(&args, &control);
     }
     let file = Checkpoint::open(&args.file)?;
     let origin = args.source.as_ref().map(|source| Origin {
@@ -107,6 +111,35 @@ pub fn run(args: VerifyArgs) -> Result<()> {
     match refusing.is_empty() {
         true => Ok(()),
         false => Err(Error::unsupported(format!("{}: refused by {}", args.file.display(), refusing.join(" and ")))),
+    }
+}
+
+/// A release: its list of hashes, and every artifact in it.
+fn of_release(args: &VerifyArgs, control: &Control) -> Result<()> {
+    if args.source.is_some() || args.check.is_some() || !args.engines.is_empty() {
+        let what = "is a release; --source, --check and --for are for one artifact, so name that";
+        return Err(Error::Usage(format!("{} {what}", args.file.display())));
+    }
+    let found = release::verify(&args.file, control, &Terminal::new(args.common.quiet))?;
+    match args.common.format {
+        Format::Json => {
+            let row = |(path, tensors): &(String, usize)| json!({ "path": path, "tensors": tensors, "sound": true });
+            print_json(&json!({
+                "file": escape::path(&args.file), "sound": true, "name": found.name, "files": found.files,
+                "absent": found.absent, "artifacts": found.artifacts.iter().map(row).collect::<Vec<_>>(),
+            }))
+        }
+        Format::Text => {
+            let mut text = format!("{}: {} files as SHA256SUMS has them", args.file.display(), found.files);
+            text += &match found.absent.len() {
+                0 => "\n".to_string(),
+                n => format!(", {n} are not here\n"),
+            };
+            for (path, tensors) in &found.artifacts {
+                text += &format!("  {path}: {tensors} tensors, all sound\n");
+            }
+            print(&text)
+        }
     }
 }
 

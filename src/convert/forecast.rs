@@ -33,8 +33,7 @@ pub struct Files {
 impl Files {
     pub fn new(model: &Model, targets: Vec<FileSizes>, source_bytes: Option<u64>, threads: usize) -> Self {
         let config = &model.config;
-        let of_family = || Cache { per_token: sizes::kv_bytes_per_token(config), fixed: 0 };
-        let cache = model.drawn_cache().cloned().or_else(|| model.family.is_ok().then(of_family));
+        let cache = cache(model);
         let rows = targets.first().map_or(&[][..], |t| &t.rows);
         let tensors: Vec<_> = rows.iter().map(|r| (r.name.clone(), r.shape.clone())).collect();
         Self {
@@ -65,6 +64,12 @@ impl Files {
         let fit = |d| devices::fit(d, file.tensor_bytes + states, kv, context as u64, longest as u64);
         Some(devices.iter().map(fit).collect())
     }
+}
+
+/// What a sequence takes in memory beside the weights; `None` for a model of an unknown family.
+pub fn cache(model: &Model) -> Option<Cache> {
+    let of_family = || Cache { per_token: sizes::kv_bytes_per_token(&model.config), fixed: 0 };
+    model.drawn_cache().cloned().or_else(|| model.family.is_ok().then(of_family))
 }
 
 /// The plan for the model at `path`, which may be its `config.json` alone, and what its GGUF files take. Presets that

@@ -2,6 +2,7 @@
 //! folders that somebody named to put outputs into.
 
 use super::plan::{Decided, OutputPlan, Plan};
+use super::recipe::{Recipe, Target};
 use crate::calibration::data::Source;
 use crate::control::Control;
 use crate::disk::{self, partial};
@@ -58,6 +59,13 @@ impl Plan {
         Ok(())
     }
 
+    /// Names the outputs after `model`, in `folder`.
+    pub(crate) fn name_after(&mut self, model: &str, folder: &Path) {
+        for output in &mut self.outputs {
+            output.place = folder.join(usual_place(&self.recipe, &output.target, model));
+        }
+    }
+
     /// That nothing is in the way of the outputs, but for those that are `finished`, and none would take the place of what
     /// it is made from.
     ///
@@ -87,7 +95,7 @@ impl Plan {
     }
 
     /// Whatever may be replaced, the inputs are not.
-    pub(super) fn refuse_input(&self, target: &Path) -> Result<()> {
+    pub(crate) fn refuse_input(&self, target: &Path) -> Result<()> {
         let ckpt = &self.source.ckpt;
         let data = self.recipe.data.iter().flat_map(|d| &d.sources).filter_map(Source::path);
         let importance = self.recipe.importance.iter().map(|i| Path::new(&i.file));
@@ -100,6 +108,15 @@ impl Plan {
             false => Ok(()),
         }
     }
+}
+
+/// What an output of a model is called; that of a part of a model begins with which.
+pub(super) fn usual_place(recipe: &Recipe, target: &Target, model: &str) -> PathBuf {
+    let prefix = match target.is_file() {
+        true => recipe.part.prefix().to_string() + recipe.mtp.prefix(),
+        false => String::new(),
+    };
+    PathBuf::from(prefix + &target.usual_name(model))
 }
 
 /// Whether `output` names a GGUF file rather than a folder to put files into.

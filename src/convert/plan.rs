@@ -4,6 +4,7 @@
 use super::allocation::Allocation;
 use super::folder::plan::FolderPlan;
 use super::ledger::LedgerRow;
+use super::places::usual_place;
 use super::recipe::{Limit, Recipe, Target};
 use super::record::{self, Facts};
 use super::sizes::{self, FileSizes};
@@ -141,11 +142,7 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
             }
             _ => Decided::File(Box::new(plan.file(index, target, importance)?)),
         };
-        let prefix = match target.is_file() {
-            true => recipe.part.prefix().to_string() + recipe.mtp.prefix(),
-            false => String::new(),
-        };
-        let place = PathBuf::from(prefix + &target.usual_name(&source.name()));
+        let place = usual_place(recipe, target, &source.name());
         plan.outputs.push(OutputPlan { index, target: target.clone(), place, what });
     }
     let is_packed = |row: &sizes::TensorRow| row.choice.why == Why::Kept && !row.choice.got.is_plain();

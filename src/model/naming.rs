@@ -2,6 +2,7 @@
 //! card, from `generation_config.json`, from `config.json` and from the folder's name. Names only; sizes of the network
 //! are in `metadata`.
 
+use crate::card::Front;
 use crate::gguf::Metadata;
 use crate::input::read_json;
 use regex::Regex;
@@ -199,54 +200,6 @@ pub fn id_of_folder(dir: &Path) -> Option<String> {
     repository.or_else(|| name.map(|n| n.to_string()))
 }
 
-/// A value of the model card: one string or a list of them.
-type CardValue = Vec<String>;
-
-/// The front matter of `README.md` between two `---` lines: top-level strings and lists of strings of the YAML there.
-/// Nested tables and folded text are passed over; a model card needs neither for what GGUF keeps.
-fn model_card(dir: &Path) -> Vec<(String, CardValue)> {
-    let Ok(text) = crate::input::read_text(&dir.join("README.md")) else { return Vec::new() };
-    let mut lines = text.lines();
-    if lines.next() != Some("---") {
-        return Vec::new();
-    }
-    let mut card: Vec<(String, CardValue)> = Vec::new();
-    for line in lines.take_while(|l| *l != "---") {
-        let nested = line.starts_with([' ', '\t']);
-        let text = line.trim();
-        if text.is_empty() || text.starts_with('#') {
-            continue;
-        }
-        if let Some(item) = text.strip_prefix("- ") {
-            // Items of a list of tables ("- name: x") are not strings.
-            let plain = !item.contains(": ") && !item.ends_with(':');
-            if let Some((_, values)) = card.last_mut().filter(|_| plain) {
-                values.push(scalar(item));
-            }
-        } else if !nested && let Some((key, value)) = text.split_once(':') {
-            let value = value.trim();
-            let list = value.strip_prefix('[').and_then(|v| v.strip_suffix(']'));
-            let values = match (list, value) {
-                (Some(items), _) => items.split(',').map(scalar).filter(|s| !s.is_empty()).collect(),
-                (None, "" | "|" | ">" | "|-" | ">-" | "null" | "~") => Vec::new(),
-                (None, value) => vec![scalar(value)],
-            };
-            card.push((key.trim().to_string(), values));
-        }
-    }
-    card
-}
-
-fn scalar(text: &str) -> String {
-    let text = text.trim();
-    for quote in ['"', '\''] {
-        if let Some(inner) = text.strip_prefix(quote).and_then(|t| t.strip_suffix(quote)) {
-            return inner.to_string();
-        }
-    }
-    text.split(" #").next().unwrap_or(text).trim().to_string()
-}
-
 /// Sets `general.type`, the sampling hints, the name and the origin, in gguf-py's order. `computed_size` labels a model
 /// whose name states no size; `fallback` names one that nothing else names.
 pub fn set_general(
@@ -259,9 +212,9 @@ pub fn set_general(
 ) {
     meta.set("general.type", "model");
     set_sampling(meta, dir);
-    let card = model_card(dir);
-    let values = |key: &str| card.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_slice()).unwrap_or_default();
-    let one = |keys: &[&str]| keys.iter().find_map(|k| values(k).first().cloned());
+    let card = Front::read(dir);
+    let values = |key: &str| card.all(key);
+    let one = |keys: &[&str]| card.one(keys);
 
     let stated = hf_config.get("_name_or_path").and_then(serde_json::Value::as_str);
     let ids = [stated.filter(|s| !s.is_empty() && s.matches('/').count() <= 1).map(String::from), id_of_folder(dir)];
@@ -292,7 +245,7 @@ pub fn set_general(
     set("source.uuid", one(&["uuid", "model_uuid"]));
     set("source.repo_url", one(&["repo_url", "model_repo_url"]));
 
-    let first_of = |keys: [&'static str; 3]| keys.into_iter().find(|k| card.iter().any(|(c, _)| c == k));
+    let first_of = |keys: [&'static str; 3]| keys.into_iter().find(|k| card.has(k));
     for (prefix, keys) in [
         ("base_model", ["base_model", "base_models", "base_model_sources"]),
         ("dataset", ["datasets", "dataset", "dataset_sources"]),

@@ -4,24 +4,10 @@
 use super::format::{html as escape, percent, significant};
 use super::schema::{Report, TensorDamage};
 use super::{summary, text};
+use crate::escape::markdown as inert;
 
 /// Most damaged tensors shown per candidate.
 const WORST: usize = 10;
-
-/// Makes `s` inert inside Markdown tables and paragraphs.
-fn inert(s: &str) -> String {
-    let mut out = String::with_capacity(s.len());
-    for c in escape(s).chars() {
-        match c {
-            '|' | '*' | '_' | '`' | '[' | ']' | '\\' | '~' | '#' => {
-                out.push('\\');
-                out.push(c);
-            }
-            c => out.push(c),
-        }
-    }
-    out
-}
 
 /// A code span that survives any content.
 fn code(s: &str) -> String {

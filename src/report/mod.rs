@@ -2,12 +2,12 @@
 //! models; everything it shows is in the JSON, so a saved report can be rendered again anywhere.
 
 mod charts;
-mod format;
+pub(crate) mod format;
 mod html;
 mod markdown;
 mod schema;
-mod summary;
-mod text;
+pub(crate) mod summary;
+pub(crate) mod text;
 
 pub use html::render_html;
 pub use markdown::render_markdown;

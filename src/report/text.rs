@@ -7,7 +7,7 @@ use crate::escape;
 use crate::eval::Estimate;
 
 /// `value ± standard error`.
-fn with_error(e: Estimate, decimals: usize) -> String {
+pub fn with_error(e: Estimate, decimals: usize) -> String {
     format!("{} ± {}", fixed(e.value, decimals), fixed(e.std_error, decimals))
 }
 

@@ -1,11 +1,12 @@
 //! A repository of the Hugging Face Hub as a local folder, or one file of a data set there: asks the Hub which files there are, fetches those that a
 //! conversion reads into the standard cache (`models--org--name/{blobs,refs,snapshots}`, shared with every other tool
 //! that uses it), and returns the snapshot's folder. Names and addresses come from the `hf-hub` crate; retries, resume,
-//! checks and offline use are done here. It uploads nothing and keeps no credentials.
+//! checks and offline use are done here, and files are put there ([`upload`]). It keeps no credentials.
 
 mod cache;
 mod choose;
 mod client;
+pub mod upload;
 
 use crate::error::Hint;
 use crate::{Error, Result};

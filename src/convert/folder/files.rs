@@ -1,12 +1,16 @@
 //! The small files of a checkpoint folder: those copied from the source, the configuration with the quantization added,
-//! the manifest that says what was made of what, and the section of the model card for people.
+//! the manifest that says what was made of what, and the model card for people.
 
 use super::plan::{Departure, FolderPlan};
+use crate::Result;
+use crate::card::run::Loader;
+use crate::card::{FolderCard, Parent, placeholder};
 use crate::convert::companions::others;
+use crate::escape::markdown;
+use crate::model::Model;
 use crate::packed::Spec;
 use crate::source::Checkpoint;
 use crate::writer::folder::{Folder, MANIFEST};
-use crate::{Error, Result};
 use serde_json::{Value, json};
 
 /// The source's `config.json` with nothing changed but what was added.
@@ -49,14 +53,11 @@ pub fn pretty(value: &Value) -> String {
     serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
 }
 
-/// The model card's section; also what people see of the run when they open the folder.
-fn card_section(spec: &Spec, source: &str, manifest: &Value, departures: &[Departure]) -> String {
-    let bits = manifest["bits_per_weight"].as_f64().unwrap_or(0.0);
+/// What the card says of how the folder was made.
+fn how(manifest: &Value, departures: &[Departure]) -> String {
     let mut text = format!(
-        "## Quantization\n\nThis is `{source}` quantized to `{spec}` by quantize {} ({bits:.2} bits per quantized weight). \
-         Embeddings, norms, routers and biases are as they were unless said otherwise; `{MANIFEST}` records the recipe, \
-         the source's hashes and the loss of every module.\n",
-        env!("CARGO_PKG_VERSION")
+        "Embeddings, norms, routers and biases are as they were unless said otherwise; `{MANIFEST}` records the recipe, \
+         the source's hashes and the loss of every module.\n"
     );
     if let Some(data) = manifest["calibration"].as_object() {
         let (tokens, hash) = (&data["tokens"], data["sha256"].as_str().unwrap_or(""));
@@ -66,14 +67,85 @@ fn card_section(spec: &Spec, source: &str, manifest: &Value, departures: &[Depar
         text += "\n| Module | Asked | Done | Reason |\n|---|---|---|---|\n";
         const SHOWN: usize = 20;
         for d in departures.iter().take(SHOWN) {
-            let module = d.module.as_deref().unwrap_or("all");
-            text += &format!("| {module} | {} | {} | {} |\n", d.asked, d.done, d.reason);
+            let cells = [d.module.as_deref().unwrap_or("all"), &d.asked, &d.done, &d.reason].map(markdown);
+            text += &format!("| {} |\n", cells.join(" | "));
         }
         if departures.len() > SHOWN {
             text += &format!("\n{} more are in `{MANIFEST}`.\n", departures.len() - SHOWN);
         }
     }
     text
+}
+
+/// What a folder's tags say of its format.
+pub fn tags(spec: &Spec, has_chat: bool) -> Vec<String> {
+    let name = spec.to_string();
+    let word = name.split('-').next().unwrap_or(&name).to_string();
+    let chat = has_chat.then(|| "conversational".to_string());
+    ["quantized".to_string(), word].into_iter().chain(chat).collect()
+}
+
+/// Who loads a folder of this format.
+pub fn loader(spec: &Spec) -> Loader {
+    if spec.metadata_format() == "mlx" { Loader::Mlx } else { Loader::Torch }
+}
+
+/// The model card of a folder called `name`.
+pub fn card(name: &str, planned: &FolderPlan, manifest: &Value, departures: &[Departure], about: &About) -> String {
+    let bits = manifest["bits_per_weight"].as_f64().unwrap_or(0.0);
+    let format = planned.spec.to_string();
+    let tags = tags(&planned.spec, about.has_chat);
+    let more = about.measured.clone() + &how(manifest, departures);
+    let card = FolderCard {
+        name,
+        parent: &about.parent,
+        format: &format,
+        loader: loader(&planned.spec),
+        tags: &tags,
+        pipeline: Some("text-generation").filter(|_| about.is_text),
+        quantized_by: about.quantized_by.as_deref(),
+        bits_per_weight: bits,
+        more: &more,
+        repository: &about.repository.clone().unwrap_or_else(|| placeholder(name)),
+        sub: about.sub.as_deref(),
+    };
+    card.text()
+}
+
+/// What a card says of a folder beyond what is in it.
+#[derive(Clone, Debug, Default)]
+pub struct About {
+    pub parent: Parent,
+    pub has_chat: bool,
+    /// Whether it writes text.
+    pub is_text: bool,
+    pub quantized_by: Option<String>,
+    pub repository: Option<String>,
+    /// Its name within the repository, where it is a part of one.
+    pub sub: Option<String>,
+    /// What it costs, in Markdown, where that was measured.
+    pub measured: String,
+}
+
+impl About {
+    /// What can be told of a source.
+    pub fn of(ckpt: &Checkpoint, model: &Model, name: &str) -> About {
+        let parent = Parent::of(ckpt.dir(), model.hf_config.as_ref(), ckpt.gguf(), name);
+        About { parent, has_chat: has_chat(ckpt), is_text: model.runnable().is_ok(), ..About::default() }
+    }
+}
+
+/// Whether a source has a chat template.
+pub fn has_chat(ckpt: &Checkpoint) -> bool {
+    if let Some(metadata) = ckpt.gguf() {
+        return metadata.str("tokenizer.chat_template").is_some();
+    }
+    let dir = ckpt.dir();
+    let in_config = || {
+        let config = crate::input::read_json(&dir.join("tokenizer_config.json")).ok();
+        config.is_some_and(|config| config.get("chat_template").is_some_and(|t| !t.is_null()))
+    };
+    dir.join("chat_template.jinja").is_file() || dir.join("chat_template.json").is_file() || in_config()
 }
 
 /// Writes everything that is small into the folder, `config.json` excepted.
@@ -84,6 +156,7 @@ pub fn write(
     manifest: &Value,
     source: &str,
     departures: &[Departure],
+    about: &About,
 ) -> Result<()> {
     for name in others(ckpt.dir())? {
         folder.copy(&ckpt.dir().join(&name), &name)?;
@@ -92,16 +165,8 @@ pub fn write(
         folder.text(name, &pretty(&planned.config))?;
     }
     folder.text(MANIFEST, &pretty(manifest))?;
-    let card = ckpt.dir().join("README.md");
-    let mut text = match std::fs::read_to_string(&card) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(e) => return Err(Error::io(&card, e)),
-    };
-    if !text.is_empty() {
-        text += if text.ends_with('\n') { "\n" } else { "\n\n" };
-    }
-    folder.text("README.md", &(text + &card_section(&planned.spec, source, manifest, departures)))
+    let name = folder.target().file_name().map_or_else(|| source.into(), |n| n.to_string_lossy());
+    folder.text("README.md", &card(&name, planned, manifest, departures, about))
 }
 
 /// Departures as rows of the manifest.

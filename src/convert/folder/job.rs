@@ -2,7 +2,7 @@
 //! the folder's journal when it is complete, so that a run that was cut short continues after its last part. The result
 //! does not depend on where it was cut, nor on the number of threads.
 
-use super::files;
+use super::files::{self, About};
 use super::plan::{Departure, FolderPlan};
 use crate::control::{Notice, Run};
 use crate::convert::identity::Identity;
@@ -195,7 +195,8 @@ impl<'a> Job<'a> {
         let Some(config) = &self.model.hf_config else {
             return Err(Error::Internal("a folder is made of a source without config.json".into()));
         };
-        files::write(&self.folder, self.ckpt, self.plan, &manifest, provenance.name, &departures)?;
+        let about = About::of(self.ckpt, self.model, provenance.name);
+        files::write(&self.folder, self.ckpt, self.plan, &manifest, provenance.name, &departures, &about)?;
         let tensor_bytes = self.folder.tensor_bytes();
         let parameters = (self.plan.spec.metadata_format() == "mlx").then(|| parameters(self.ckpt));
         let step = self.folder.complete(&files::config(config, self.plan), parameters)?;

@@ -35,10 +35,12 @@ const MAX_SIZE: u64 = 1 << 48;
 const MAX_LISTING: u64 = 64 << 20;
 
 pub(super) struct Client<'a> {
-    id: &'a str,
+    pub(super) id: &'a str,
     /// What stands between the endpoint and the id in the address of a file.
     kind: &'static str,
-    options: &'a HubOptions,
+    pub(super) options: &'a HubOptions,
+    /// Whether files are sent rather than fetched.
+    writes: bool,
     pub(super) cancel: &'a AtomicBool,
     /// Follows no redirects by itself: the Hub describes a file in the answer that sends to the storage, and the token
     /// goes to the endpoint alone.
@@ -86,13 +88,15 @@ impl RemoteFile {
 }
 
 /// Why a try failed.
-enum Trouble {
+pub(super) enum Trouble {
     /// Trying again is of no use.
     Final(Error),
     /// The network or the server; `wait` where the server said how long.
     Passing { why: String, wait: Option<Duration> },
     /// The server's file ends before the range begins: what was received so far is of other content.
     NoSuchRange,
+    /// There is no such thing, or none that may be seen.
+    Absent(Error),
 }
 
 impl From<Error> for Trouble {
@@ -101,7 +105,7 @@ impl From<Error> for Trouble {
     }
 }
 
-fn passing(why: impl ToString) -> Trouble {
+pub(super) fn passing(why: impl ToString) -> Trouble {
     Trouble::Passing { why: why.to_string(), wait: None }
 }
 
@@ -125,7 +129,12 @@ impl<'a> Client<'a> {
             let proxy = ureq::Proxy::new(proxy).map_err(|_| Error::request("the proxy's address is not valid"))?;
             Ok(builder.proxy(proxy))
         };
-        Ok(Self { id, kind, options, cancel, agent: build()?.build() })
+        Ok(Self { id, kind, options, writes: false, cancel, agent: build()?.build() })
+    }
+
+    /// The same, to send files.
+    pub(super) fn writing(self) -> Self {
+        Self { writes: true, ..self }
     }
 
     /// The files of the revision that the options name, as far as `wanted` says so of their paths.
@@ -267,7 +276,7 @@ impl<'a> Client<'a> {
 
     /// Runs `attempt` until it succeeds, fails for good, or fails [`TRIES`] times in a row. The attempt adds the bytes it
     /// received to the number it is given.
-    fn persist<T>(&self, mut attempt: impl FnMut(&mut u64) -> Result<T, Trouble>) -> Result<T> {
+    pub(super) fn persist<T>(&self, mut attempt: impl FnMut(&mut u64) -> Result<T, Trouble>) -> Result<T> {
         let mut failed = 0;
         loop {
             if self.cancel.load(Ordering::Relaxed) {
@@ -276,11 +285,15 @@ impl<'a> Client<'a> {
             let mut received = 0;
             let (why, wait) = match attempt(&mut received) {
                 Ok(value) => return Ok(value),
-                Err(Trouble::Final(error)) => return Err(error),
+                Err(Trouble::Final(error) | Trouble::Absent(error)) => return Err(error),
                 Err(Trouble::Passing { why, wait }) => (why, wait),
                 Err(Trouble::NoSuchRange) => ("the server has no such range of the file".to_string(), None),
             };
             failed = if received >= ENOUGH { 1 } else { failed + 1 };
+            if failed == TRIES && self.writes {
+                let what = format!("{}: sending failed {TRIES} times: {why}", self.id);
+                return Err(Error::storage(what).hint("run the command again; what has arrived is not sent twice"));
+            }
             if failed == TRIES {
                 let what = format!("{}: the download failed {TRIES} times: {why}", self.id);
                 return Err(Error::storage(what).hint(Hint::DownloadAgain));
@@ -312,24 +325,40 @@ impl<'a> Client<'a> {
         Err(Error::bad_input(what).hint("check HF_ENDPOINT").into())
     }
 
-    /// Sends one request, with the token where it goes to the endpoint itself, and sorts the answers.
-    fn send(&self, method: &str, url: &str, range: Option<&str>, what: &str) -> Result<Response, Trouble> {
-        // Ranges are of the file itself, not of a compressed form.
-        let mut request = self.agent.request(method, url).set("Accept-Encoding", "identity");
+    /// Sends one request without a body.
+    pub(super) fn send(&self, method: &str, url: &str, range: Option<&str>, what: &str) -> Result<Response, Trouble> {
+        let mut request = self.request(method, url);
         if let Some(range) = range {
             request = request.set("Range", range);
         }
+        self.sorted(request.call(), what)
+    }
+
+    /// A request, with the token where it goes to the endpoint itself.
+    pub(super) fn request(&self, method: &str, url: &str) -> ureq::Request {
+        // Ranges are of the file itself, not of a compressed form.
+        let request = self.agent.request(method, url).set("Accept-Encoding", "identity");
         let own = origin(url).eq_ignore_ascii_case(origin(&self.options.endpoint));
-        if let Some(token) = self.options.token.as_ref().filter(|_| own) {
-            request = request.set("Authorization", &format!("Bearer {token}"));
+        match self.options.token.as_ref().filter(|_| own) {
+            Some(token) => request.set("Authorization", &format!("Bearer {token}")),
+            None => request,
         }
-        match request.call() {
+    }
+
+    /// Sorts the answers.
+    pub(super) fn sorted(&self, answer: Result<Response, ureq::Error>, what: &str) -> Result<Response, Trouble> {
+        match answer {
             Ok(response) => Ok(response),
             Err(ureq::Error::Status(status @ (408 | 429 | 500..), response)) => {
                 let wait = header(&response, &["retry-after"]).and_then(|s| s.parse().ok()).map(Duration::from_secs);
                 Err(Trouble::Passing { why: format!("{}: HTTP status {status}", response.get_url()), wait })
             }
-            Err(ureq::Error::Status(416, _)) => Err(Trouble::NoSuchRange),
+            Err(ureq::Error::Status(416, _)) if !self.writes => Err(Trouble::NoSuchRange),
+            Err(ureq::Error::Status(status, response))
+                if self.writes && (status == 404 || (status == 401 && self.options.token.is_none())) =>
+            {
+                Err(Trouble::Absent(self.refusal(status, &response, what)))
+            }
             Err(ureq::Error::Status(status, response)) => Err(self.refusal(status, &response, what).into()),
             Err(ureq::Error::Transport(e)) => {
                 // Addresses may be of any length.
@@ -353,6 +382,10 @@ impl<'a> Client<'a> {
             (401, None) => denied(
                 "access is denied: it needs a token, or there is no such repository",
                 "check the id; for a private or gated one set HF_TOKEN (huggingface.co/settings/tokens)",
+            ),
+            (401 | 403, Some(_)) if self.writes => denied(
+                "access is denied: the token was not accepted, or may not write there",
+                "set HF_TOKEN to a token that may write to this repository (huggingface.co/settings/tokens)",
             ),
             (401, Some(_)) => denied(
                 "access is denied: the token was not accepted",
@@ -446,11 +479,11 @@ impl<'a> Partial<'a> {
     }
 }
 
-fn header(response: &Response, names: &[&str]) -> Option<String> {
+pub(super) fn header(response: &Response, names: &[&str]) -> Option<String> {
     names.iter().find_map(|name| response.header(name)).map(str::to_string)
 }
 
-fn redirect(response: &Response) -> Option<String> {
+pub(super) fn redirect(response: &Response) -> Option<String> {
     header(response, &["location"]).filter(|_| (300..400).contains(&response.status()))
 }
 

@@ -20,6 +20,7 @@ const STOREYS: &[&[&str]] = &[
     &["feedback"],
     &["packed"],
     &["gguf"],
+    &["card"],
     &["source"],
     &["model"],
     &["infer"],
@@ -31,6 +32,7 @@ const STOREYS: &[&[&str]] = &[
     &["convert"],
     &["report"],
     &["check"],
+    &["release"],
     &["cli"],
     &["lib", "main"],
 ];
@@ -114,8 +116,17 @@ fn imports_go_down() {
 
 #[test]
 fn only_the_command_line_names_its_flags() {
-    // Cargo's and llama-perplexity's.
-    let foreign = ["--features", "--kl-divergence-base"];
+    // Those of other programs, in comparisons and in model cards.
+    let foreign = [
+        "--features",
+        "--ignore-missing",
+        "--include",
+        "--kl-divergence-base",
+        "--local-dir",
+        "--merge",
+        "--model",
+        "--prompt",
+    ];
     for (file, text) in scan::files(&repo("src")).iter().filter(|(file, _)| top(file) != "cli") {
         for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
             let words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');

@@ -1,0 +1,145 @@
+//! `quantize release`: a folder that can be published as it is.
+
+use super::args::Format;
+use super::commands::ReleaseArgs;
+use super::output::{print, print_json};
+use super::progress::Terminal;
+use super::{advice, convert, eval, idle, interrupt, options, plan, recipe, words};
+use crate::control::Control;
+use crate::convert::proven;
+use crate::model::SourceModel;
+use crate::release::{self, Options, Release, Released};
+use crate::report::render_text;
+use crate::writer::gguf::human;
+use crate::{Error, Result, escape};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+pub fn run(mut args: ReleaseArgs, given: &[String]) -> Result<()> {
+    convert::positionals(&mut args.convert)?;
+    refuse(&args)?;
+    let it = &args.convert;
+    let gates = eval::gates(&it.gates)?;
+    if it.text.is_none() && !gates.is_empty() {
+        return Err(Error::Usage("a quality gate needs a text to measure on: add --text FILE".into()));
+    }
+    gates.check_limits()?;
+    let check = (it.check || it.no_check).then_some(it.check);
+    let control = Control { check, ..recipe::control(&it.control, it.common.threads)? };
+    interrupt::catch_interrupt()?;
+    let terminal = Terminal::new(it.common.quiet);
+    let recipe = recipe::of_convert(it)?;
+    // An interrupted release goes on after its last artifact, whatever these are.
+    let given: Vec<String> = given.iter().filter(|id| *id != "resume").cloned().collect();
+    idle::refuse(&given, &recipe, it.text.is_some())?;
+    let model = it.model.first().cloned().unwrap_or_default();
+    let path = options::resolve_model(&model, &it.hub, it.common.quiet)?;
+    let source = SourceModel::open_merged(&path, it.lora.as_deref())?;
+    let measurement = it.text.clone().map(|text| convert::measurement(it, text, gates));
+    let options = Options {
+        name: args.name.clone(),
+        base_model: args.base_model.clone().or_else(|| hub_id(&path, &model)),
+        revision: it.hub.revision.clone(),
+        license: args.license.clone(),
+        quantized_by: args.quantized_by.clone(),
+        repository: args.repo.clone(),
+        measurement,
+        command: command(),
+    };
+    let target = it.output.clone().unwrap_or_else(|| PathBuf::from(format!("{}-release", source.name())));
+    let release = release::plan(&source, &recipe, &target, options)?;
+    if it.check {
+        proven::can_run(&release.plan)?;
+    }
+    if !it.common.quiet {
+        release.plan.remarks.iter().for_each(|remark| say!("note: {remark}"));
+        if release.parent.id.is_none() {
+            say!("  hint: --base-model org/name says which model it is");
+        }
+    }
+    plan::on_fallback(it.types.on_fallback, &release.plan)?;
+    advice::uncalibrated(&release.plan, it.uncalibrated, it.common.quiet)?;
+    if it.dry_run {
+        return describe(&release, &args, &control);
+    }
+    if !it.common.quiet {
+        for output in &release.plan.outputs {
+            words::departures(&output.ledger()).iter().for_each(|line| say!("{}: {line}", output.target.name()));
+        }
+    }
+    let made = release::run(&release, &control, &terminal)?;
+    say_done(&made, it.common.format)
+}
+
+/// The Hub id that was typed, where no path is meant.
+fn hub_id(path: &Path, model: &str) -> Option<String> {
+    (path != Path::new(model)).then(|| model.split('@').next().unwrap_or(model).to_string())
+}
+
+/// Flags of the ordinary command that a release decides itself.
+fn refuse(args: &ReleaseArgs) -> Result<()> {
+    let it = &args.convert;
+    let own = [
+        (!it.report.is_empty(), "--report", "report.json, report.html and report.md are written where --text is given"),
+        (it.save_imatrix.is_some(), "--save-imatrix", "the importance matrix that --calibration makes is kept"),
+        (it.modelfile, "--modelfile", "`ollama run hf.co/...` needs none"),
+    ];
+    match own.iter().find(|(given, ..)| *given) {
+        Some((_, flag, why)) => Err(Error::Usage(format!("{flag} is not for releases: {why}"))),
+        None => Ok(()),
+    }
+}
+
+/// The command line without the folders of this machine.
+fn command() -> String {
+    let short = |arg: String| match Path::new(&arg).is_absolute() {
+        true => Path::new(&arg).file_name().map_or(arg.clone(), |n| n.to_string_lossy().into_owned()),
+        false => arg,
+    };
+    let args = std::env::args_os().skip(1).map(|a| short(a.to_string_lossy().into_owned()));
+    std::iter::once("quantize".to_string()).chain(args.map(|a| escape::shell(&a))).collect::<Vec<_>>().join(" ")
+}
+
+fn describe(release: &Release, args: &ReleaseArgs, control: &Control) -> Result<()> {
+    if args.convert.common.format == Format::Text {
+        print(&format!("{}/\n", release.target.display()))?;
+        release.contents().iter().try_for_each(|name| print(&format!("  {name}\n")))?;
+        print("\n")?;
+    }
+    plan::describe(&release.plan, &args.convert, control)
+}
+
+fn say_done(made: &Released, format: Format) -> Result<()> {
+    let row = |a: &release::Artifact| {
+        let mut row = json!({
+            "type": a.target, "path": a.path, "format": a.format, "bytes": a.bytes, "bits_per_weight": a.bits_per_weight,
+        });
+        if let Some(s) = &a.measured {
+            row["kl_divergence"] = json!(s.kld);
+            row["same_top"] = json!(s.same_top);
+        }
+        row
+    };
+    match format {
+        Format::Json => {
+            let artifacts: Vec<Value> = made.artifacts.iter().map(row).collect();
+            print_json(&json!({
+                "version": env!("CARGO_PKG_VERSION"), "folder": escape::path(&made.folder), "artifacts": artifacts,
+                "report": made.report, "seconds": made.seconds,
+            }))
+        }
+        Format::Text => {
+            if let Some(report) = &made.report {
+                super::output::say_block(&render_text(report));
+            }
+            for a in &made.artifacts {
+                say!("  {:<8} {:>10}  {:.2} bits per weight  {}", a.target, human(a.bytes), a.bits_per_weight, a.path);
+            }
+            say!(
+                "  in {:.1} s; README.md is the model card, SHA256SUMS and quantize-manifest.json the hashes",
+                made.seconds
+            );
+            print(&format!("{}\n", made.folder.display()))
+        }
+    }
+}

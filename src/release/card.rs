@@ -1,0 +1,266 @@
+//! The model card of a release: front matter as the Hub reads it, what there is and what it costs, which file to take, how
+//! to run it, how it was made and how to check that.
+
+use super::artifact::Artifact;
+use super::hashes::SUMS;
+use super::{REPORTS, Release};
+use crate::card::run::{GgufFile, folder, gguf};
+use crate::card::{Heading, front_matter, link, placeholder, table};
+use crate::convert::devices;
+use crate::convert::folder::files::{has_chat, loader, tags};
+use crate::convert::forecast;
+use crate::escape::markdown;
+use crate::report::format::{bytes, count, fixed, percent, signed_percent};
+use crate::report::text::{decimals_for, with_error};
+use crate::report::{Report, summary};
+use crate::writer::folder::MANIFEST;
+use std::collections::BTreeSet;
+
+/// Where the release will be, or what stands for that.
+pub fn repository(release: &Release) -> String {
+    let kind = if release.plan.files().next().is_some() { "GGUF" } else { "quantized" };
+    release.options.repository.clone().unwrap_or_else(|| placeholder(&format!("{}-{kind}", release.name)))
+}
+
+/// The card. `artifacts`: smallest first.
+pub fn text(release: &Release, artifacts: &[Artifact], report: Option<&Report>) -> String {
+    let (parent, options) = (&release.parent, &release.options);
+    let tags = tags_of(release);
+    let heading = Heading {
+        library: library(release),
+        tags: &tags,
+        quantized_by: options.quantized_by.as_deref(),
+        pipeline: Some("text-generation").filter(|_| release.plan.source.model.runnable().is_ok()),
+    };
+    let mut out = front_matter(parent, &heading);
+    out += &format!("\n# {}, quantized\n\n", markdown(&release.name));
+    let version = env!("CARGO_PKG_VERSION");
+    let by = options.quantized_by.as_ref().map_or(String::new(), |by| format!(" by {}", markdown(by)));
+    out += &format!("{}, quantized{by} with quantize {version}.\n\n", link(parent));
+    out += &files(release, artifacts, report);
+    out += &which(release, artifacts);
+    out += &run(release, artifacts);
+    out += &how(release, artifacts, report);
+    out += &check();
+    out
+}
+
+fn library(release: &Release) -> &'static str {
+    let mut folders = release.plan.folders();
+    match (release.plan.files().next(), folders.all(|(_, f)| f.spec.metadata_format() == "mlx")) {
+        (Some(_), _) => "gguf",
+        (None, true) => "mlx",
+        (None, false) => "transformers",
+    }
+}
+
+fn tags_of(release: &Release) -> Vec<String> {
+    let plan = &release.plan;
+    let chat = has_chat(&plan.source.ckpt);
+    let mut all = BTreeSet::new();
+    if plan.files().next().is_some() {
+        all.insert("gguf".to_string());
+        if plan.recipe.data.is_some() || plan.recipe.importance.is_some() {
+            all.insert("imatrix".into());
+        }
+    }
+    plan.folders().for_each(|(_, folder)| all.extend(tags(&folder.spec, chat)));
+    all.insert("quantized".into());
+    if chat {
+        all.insert("conversational".into());
+    }
+    all.into_iter().collect()
+}
+
+/// The table of artifacts, and what the comparison says of them.
+fn files(release: &Release, artifacts: &[Artifact], report: Option<&Report>) -> String {
+    let mut head = vec!["File".to_string(), "Size".into(), "Bits per weight".into()];
+    let measured = artifacts.iter().any(|a| a.measured.is_some());
+    if measured {
+        head.extend(["KL divergence", "Same top token", "Perplexity"].map(String::from));
+    }
+    let mut rows = vec![head];
+    for a in artifacts {
+        let name = if a.is_gguf() { a.path.clone() } else { format!("{}/", a.path) };
+        let mut row =
+            vec![format!("[{}](./{})", markdown(&name), address(&a.path)), bytes(a.bytes), fixed(a.bits_per_weight, 2)];
+        match &a.measured {
+            Some(s) => row.extend([
+                with_error(s.kld, decimals_for(s.kld)),
+                percent(s.same_top.value, 1),
+                signed_percent(s.ppl_ratio.value - 1.0, 2),
+            ]),
+            None if measured => row.extend((0..3).map(|_| "–".to_string())),
+            None => {}
+        }
+        rows.push(row);
+    }
+    let mut out = format!("## Files\n\n{}", table(&rows));
+    if let Some(report) = report {
+        for line in summary::verdict(report) {
+            out += &format!("- {}\n", markdown(&line));
+        }
+        if let Some(method) = &report.method {
+            out += &format!(
+                "\nKL divergence is the mean over {} positions of {} (windows of {} tokens), in nats per token, of each \
+                 file from the unquantized model; 0 is no loss, ± one standard error. Same top token: how often both put \
+                 the same token first. Perplexity: how much it rises. More in [the report](./{}).\n\n",
+                count(method.tokens),
+                markdown(&method.text),
+                method.ctx,
+                REPORTS[1]
+            );
+        }
+    }
+    if let Some(file) = &release.plan.save_importance {
+        let name = file.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        out += &format!(
+            "[{}](./{}) is the importance matrix that the GGUF files were made with.\n\n",
+            markdown(&name),
+            address(&name)
+        );
+    }
+    out
+}
+
+/// A name in an address.
+fn address(name: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.~/+".contains(&b);
+    name.bytes().map(|b| if plain(b) { (b as char).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
+/// The best artifact by what was measured; where nothing was, the largest.
+fn best<'a>(fitting: impl Iterator<Item = &'a Artifact>) -> Option<&'a Artifact> {
+    let loss = |a: &Artifact| a.measured.as_ref().map_or(f64::INFINITY, |s| s.kld.value);
+    fitting.min_by(|a, b| loss(a).total_cmp(&loss(b)).then(b.bytes.cmp(&a.bytes)))
+}
+
+/// Tokens of context that the advice leaves room for.
+const CONTEXT: u64 = 8192;
+
+/// Which artifact suits which memory.
+fn which(release: &Release, artifacts: &[Artifact]) -> String {
+    let model = &release.plan.source.model;
+    let Some(cache) = forecast::cache(model) else { return String::new() };
+    let longest = model.config.context as u64;
+    let context = CONTEXT.min(longest);
+    let gguf = artifacts.iter().any(Artifact::is_gguf);
+    let folders = artifacts.iter().any(|a| !a.is_gguf());
+    let choice = |device: &devices::Device, of_gguf: bool| {
+        let fits = |a: &&Artifact| {
+            a.is_gguf() == of_gguf
+                && devices::fit(device, a.tensor_bytes + cache.fixed, cache.per_token, context, longest).fits
+        };
+        best(artifacts.iter().filter(fits)).map(|a| a.path.as_str())
+    };
+    // Devices in a row with the same answers are one row.
+    type Answers<'a> = [Option<&'a str>; 2];
+    let mut rows: Vec<(String, Answers)> = Vec::new();
+    for device in devices::table() {
+        let answers = [choice(&device, true), choice(&device, false)];
+        if answers.iter().all(Option::is_none) || rows.last().is_some_and(|(_, last)| *last == answers) {
+            continue;
+        }
+        rows.push((format!("{} GB ({})", device.memory >> 30, device.name), answers));
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    let mut head = vec!["Memory, from".to_string()];
+    if gguf {
+        head.push("llama.cpp, Ollama, LM Studio".into());
+    }
+    if folders {
+        head.push("vLLM, transformers, MLX".into());
+    }
+    let cell = |answer: &Option<&str>| answer.map_or("–".into(), markdown);
+    let body = rows.iter().map(|(device, [file, folder])| {
+        let mut row = vec![markdown(device)];
+        row.extend(gguf.then(|| cell(file)));
+        row.extend(folders.then(|| cell(folder)));
+        row
+    });
+    let table = table(&std::iter::once(head).chain(body).collect::<Vec<_>>());
+    format!(
+        "## Which to take\n\n{table}The {} that fits with {} tokens of context (16-bit keys and values), 5 % for buffers and \
+         half a GiB for the runtime.\n\n",
+        if artifacts.iter().any(|a| a.measured.is_some()) { "closest to the original" } else { "largest" },
+        count(context as usize)
+    )
+}
+
+fn run(release: &Release, artifacts: &[Artifact]) -> String {
+    let repository = repository(release);
+    let mut out = "## Run it\n\n".to_string();
+    // What programs take where no tag is given, else the middle.
+    let files: Vec<&Artifact> = artifacts.iter().filter(|a| a.is_gguf()).collect();
+    let usual = files.iter().find(|a| a.target == "Q4_K_M").or(files.get(files.len() / 2));
+    if let Some(a) = usual {
+        out += &gguf(&GgufFile {
+            repository: &repository,
+            file: &a.path,
+            tag: &a.target,
+            is_split: a.places.len() > 1,
+            has_chat: has_chat(&release.plan.source.ckpt),
+        });
+        let others: Vec<String> =
+            files.iter().filter(|b| b.index != a.index).map(|b| format!("`{}`", b.target)).collect();
+        if !others.is_empty() {
+            out += &format!("Other tags: {}.\n\n", others.join(", "));
+        }
+    }
+    for (output, planned) in release.plan.folders() {
+        if let Some(a) = artifacts.iter().find(|a| a.index == output.index) {
+            out += &format!("### {}\n\n", markdown(&a.path));
+            out += &folder(loader(&planned.spec), &repository, Some(&a.path));
+        }
+    }
+    out
+}
+
+fn how(release: &Release, artifacts: &[Artifact], report: Option<&Report>) -> String {
+    let mut out = "## How it was made\n\n".to_string();
+    for a in artifacts {
+        out += &format!("- {}: {}\n", markdown(&a.path), markdown(&a.how));
+    }
+    if !release.options.command.is_empty() {
+        let command = crate::escape::line(&release.options.command).into_owned();
+        out += &format!("\n```sh\n{command}\n```\n");
+    }
+    let reports = report.map_or("", |_| " [report.json](./report.json) has all that was measured.");
+    out += &format!(
+        "\n[{MANIFEST}](./{MANIFEST}) records the source's hashes, the whole recipe, and the SHA-256 of every file and \
+         tensor.{reports}\n\n"
+    );
+    let files: Vec<&Artifact> = artifacts.iter().filter(|a| a.is_gguf()).collect();
+    if !files.is_empty() {
+        let mut parts: Vec<&str> = Vec::new();
+        for (part, _) in files.iter().flat_map(|a| &a.types) {
+            if !parts.contains(&part.as_str()) {
+                parts.push(part);
+            }
+        }
+        let head = std::iter::once("Tensors".to_string()).chain(files.iter().map(|a| markdown(&a.target)));
+        let row = |part: &&str| {
+            let cell = |a: &&Artifact| {
+                let types = a.types.iter().find(|(p, _)| p == part).map(|(_, types)| types.as_slice());
+                let words = types.unwrap_or_default().iter().map(|(ty, n)| match n {
+                    1 => ty.clone(),
+                    n => format!("{ty} ×{n}"),
+                });
+                markdown(&words.collect::<Vec<_>>().join(", "))
+            };
+            std::iter::once(markdown(part)).chain(files.iter().map(cell)).collect::<Vec<_>>()
+        };
+        let rows: Vec<Vec<String>> = std::iter::once(head.collect()).chain(parts.iter().map(row)).collect();
+        out += &format!("<details>\n<summary>Types of tensors</summary>\n\n{}</details>\n\n", table(&rows));
+    }
+    out
+}
+
+fn check() -> String {
+    format!(
+        "## Check it\n\n```sh\nsha256sum -c --ignore-missing {SUMS}\nquantize verify .\n```\n\nThe first compares the files \
+         with their hashes; the second also reads every tensor. This card is not among them, so that it can be edited.\n"
+    )
+}
