@@ -5,6 +5,7 @@
 mod beside;
 mod compare;
 mod derive;
+mod diff;
 mod machine;
 mod measurement;
 pub(crate) mod origin;
@@ -18,5 +19,6 @@ pub use crate::convert::folder::engines::{Engine, Objection};
 pub use beside::beside;
 pub use compare::{compare, is_logits, perplexity, text_suffices};
 pub use derive::{Derived, Origin};
+pub use diff::{Diff, OfKey, OfTensor, OfTokens, diff};
 pub use measurement::Measurement;
 pub use verify::{Verified, objections, verify};
