@@ -154,6 +154,8 @@ pub enum Hint {
     TextForGate,
     /// A report as JSON, which a comparison writes.
     CompareFirst,
+    /// All types and formats, with what they are for.
+    Types,
     /// Anything else, in words.
     Text(String),
 }
@@ -213,6 +215,7 @@ impl fmt::Display for Hint {
             Hint::TextOrContext(n) => write!(f, "give a longer text, or take a smaller context of {n} tokens"),
             Hint::NoStride => f.write_str("cut the text without a stride"),
             Hint::TextForGate => f.write_str("give a longer text, use more of it, or loosen the gate"),
+            Hint::Types => f.write_str("there is a list of them with bits and purposes"),
             Hint::CompareFirst => f.write_str("write one with a comparison"),
             Hint::Text(text) => f.write_str(text),
         }

@@ -1,7 +1,7 @@
 //! The arguments of every command.
 
 use super::args::*;
-use super::values::size;
+use super::values::{size, tokens};
 use crate::calibration::data;
 use clap::Args;
 use std::num::NonZeroUsize;
@@ -103,6 +103,12 @@ pub struct ReleaseArgs {
     /// Where it will be published, for the commands in the model card [default: quantize push fills it in]
     #[arg(help_heading = "Release", long, value_name = "ORG/NAME")]
     pub repo: Option<String>,
+    /// Release the best of the types that this device holds, keys and values included: 24GB, 'RTX 4090', 'Mac 36GB'
+    #[arg(help_heading = "Release", long, value_name = "DEVICE")]
+    pub fit: Option<String>,
+    /// Tokens of context that --fit leaves room for
+    #[arg(help_heading = "Release", long, value_name = "TOKENS", default_value_t = 8192, value_parser = tokens, requires = "fit")]
+    pub context: usize,
     #[command(flatten)]
     pub convert: ConvertArgs,
 }
@@ -120,14 +126,18 @@ pub struct PlanArgs {
     /// Plan for an importance matrix, which changes a few types (presets that need one imply it)
     #[arg(long, num_args = 0..=1, default_missing_value = "", value_name = "FILE")]
     pub imatrix: Option<PathBuf>,
-    /// Memory of the device it should fit, e.g. 24GB (repeatable) [default: a built-in table]
-    #[arg(long, value_name = "SIZE")]
+    /// The device it should fit, by its memory or name: 24GB, 'RTX 4090' (repeatable) [default: a built-in table]
+    #[arg(long, value_name = "DEVICE")]
     pub device: Vec<String>,
+    /// Choose the best of the types that this device holds, keys and values included: 24GB, 'RTX 4090', 'Mac 36GB'. With --tp
+    /// so many of them. Without --to, of the usual types of GGUF files
+    #[arg(long, value_name = "DEVICE", conflicts_with_all = ["device", "require_fit", "all"])]
+    pub fit: Option<String>,
     /// Fail (exit code 6) when an output does not fit one of the devices named with --device
     #[arg(long, requires = "device")]
     pub require_fit: bool,
     /// Tokens of context to leave room for
-    #[arg(long, value_name = "TOKENS", default_value_t = 8192)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 8192, value_parser = tokens)]
     pub context: usize,
     /// One row per tensor instead of one per group
     #[arg(long)]
@@ -278,6 +288,21 @@ pub struct CompareArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// A folder, a GGUF file or a Hub id
+    pub first: String,
+    /// What it is compared with
+    pub second: String,
+    /// End with exit code 6 when they differ
+    #[arg(long)]
+    pub fail_on_difference: bool,
+    #[command(flatten)]
+    pub hub: HubArgs,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
 pub struct ReportArgs {
     /// A report saved as JSON
     pub file: PathBuf,
@@ -363,6 +388,16 @@ pub struct PushArgs {
     pub hub: HubArgs,
     #[command(flatten)]
     pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct TypesArgs {
+    /// Only names that contain this
+    #[arg(value_name = "TEXT")]
+    pub filter: Option<String>,
+    /// How the list is printed
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: Format,
 }
 
 #[derive(Debug, Args)]

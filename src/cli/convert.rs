@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use std::path::PathBuf;
 
 pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
+    refuse_words(&args)?;
     positionals(&mut args)?;
     let gates = eval::gates(&args.gates)?;
     if args.text.is_none() && !gates.is_empty() {
@@ -120,6 +121,29 @@ fn compare(
 pub fn measurement(args: &ConvertArgs, text: PathBuf, gates: Gates) -> Measurement {
     let method = Method::LlamaCpp { ctx: args.ctx };
     Measurement { adapter: args.lora.clone(), method, windows: args.chunks, gates, ..Measurement::on(text) }
+}
+
+/// Words that people try in place of a model, and what does it here.
+const WORDS: [(&[&str], &str); 9] = [
+    (&["chat", "run", "answer"], "quantize generate MODEL --chat --prompt TEXT"),
+    (&["convert", "quantize", "quant"], "quantize --to q4_k_m MODEL"),
+    (&["download", "fetch", "get"], "quantize pull ORG/NAME"),
+    (&["upload", "publish"], "quantize release MODEL --to q4_k_m -o release/, then quantize push release/ ORG/NAME"),
+    (&["imatrix"], "quantize calibrate MODEL -o imatrix.gguf"),
+    (&["perplexity", "ppl"], "quantize eval MODEL --text FILE"),
+    (&["info", "show", "dump", "metadata"], "quantize inspect FILE"),
+    (&["check", "validate"], "quantize verify FILE"),
+    (&["list", "formats"], "quantize types"),
+];
+
+/// # Errors
+/// `Usage` for a word that is no command, where no model has that name.
+fn refuse_words(args: &ConvertArgs) -> Result<()> {
+    let Some(word) = args.model.first().filter(|word| !Path::new(word).exists()) else { return Ok(()) };
+    match WORDS.iter().find(|(words, _)| words.contains(&word.as_str())) {
+        Some((_, command)) => Err(Error::Usage(format!("there is no command '{word}'; try: {command}"))),
+        None => Ok(()),
+    }
 }
 
 /// llama-quantize's `IN [OUT] TYPE [THREADS]`, where `--to` was not given.

@@ -11,6 +11,7 @@ mod args;
 mod calibrate;
 mod commands;
 mod convert;
+mod diff;
 mod eval;
 mod failure;
 mod families;
@@ -28,6 +29,7 @@ mod pull;
 mod push;
 mod recipe;
 mod release;
+mod types;
 mod values;
 mod verify;
 mod words;
@@ -56,10 +58,25 @@ Examples:
 Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 bad input, 4 unsupported model or type,
 5 disk or network, 6 a quality gate failed, 75 interrupted.";
 
+/// What is said where nothing was asked for.
+const SHORT: &str = "\
+quantize turns a checkpoint into the quantized artifacts people run, and measures what was lost
+
+  quantize --to q4_k_m MODEL              a GGUF file for llama.cpp, Ollama, LM Studio
+  quantize --to awq MODEL                 a folder for vLLM; fp8, gptq, nvfp4, mlx-4bit, nf4, ... too
+  quantize plan MODEL                     sizes, and the devices they fit, before anything is read
+  quantize compare MODEL FILE... --text eval.txt        what was lost
+  quantize release MODEL --to q4_k_m,q8_0 --text eval.txt -o release/     a folder to publish
+  quantize types                          all types and formats
+
+MODEL is a folder, a .safetensors or .gguf file, or a Hub id (org/name).
+More commands and all flags: quantize --help
+";
+
 /// Turns a checkpoint into the quantized artifacts people run, and measures what was lost.
 #[derive(Debug, Parser)]
 #[command(name = "quantize", version, about, after_help = EXAMPLES, args_conflicts_with_subcommands = true,
-          arg_required_else_help = true, max_term_width = 110)]
+          max_term_width = 110)]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -87,10 +104,14 @@ enum Command {
     Eval(EvalArgs),
     /// Compare artifacts with the model they were made from: KL divergence, perplexity, top-1 agreement, with error bars
     Compare(CompareArgs),
+    /// Show how two artifacts or checkpoints differ: metadata, tokens, template, types, numbers
+    Diff(DiffArgs),
     /// Render a saved JSON report as HTML, Markdown or text
     Report(ReportArgs),
     /// Continue a prompt, or answer it with --chat
     Generate(GenerateArgs),
+    /// List the types and formats that --to takes, with bits and purposes
+    Types(TypesArgs),
     /// List the model architectures that are known, and what works with each
     Families(FamiliesArgs),
     /// Print a completion script for a shell
@@ -101,6 +122,10 @@ enum Command {
 
 /// Parses the command line and runs it; returns the exit code.
 pub fn main() -> u8 {
+    if std::env::args_os().len() < 2 {
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), SHORT.as_bytes());
+        return Error::Usage(String::new()).exit_code();
+    }
     let parsed = Cli::command().try_get_matches();
     let parsed = parsed.and_then(|matches| Cli::from_arg_matches(&matches).map(|cli| (cli, matches)));
     let (cli, matches) = match parsed {
@@ -136,8 +161,10 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<()> {
         Some(Command::Calibrate(args)) => calibrate::run(args),
         Some(Command::Eval(args)) => eval::eval(args),
         Some(Command::Compare(args)) => eval::compare(args),
+        Some(Command::Diff(args)) => diff::run(args),
         Some(Command::Report(args)) => eval::render(args),
         Some(Command::Generate(args)) => generate::run(args),
+        Some(Command::Types(args)) => types::run(args),
         Some(Command::Families(args)) => families::run(args),
         Some(Command::Completions { shell }) => {
             let mut script = Vec::new();

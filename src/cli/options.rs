@@ -39,7 +39,7 @@ pub fn resolve_model(model: &str, hub: &HubArgs, quiet: bool) -> Result<PathBuf>
         return Ok(path.to_path_buf());
     }
     if is_hub_id(model) {
-        return super::pull::fetch(model, hub, None, quiet);
+        return super::pull::fetch(&of_address(model), hub, None, quiet);
     }
     Err(Error::bad_file(path, "no such file or folder")
         .hint("name a checkpoint folder, a .safetensors or .gguf file, or a Hub id such as org/name"))
@@ -48,13 +48,31 @@ pub fn resolve_model(model: &str, hub: &HubArgs, quiet: bool) -> Result<PathBuf>
 /// The same for who needs no weights: of a Hub id, config.json alone may be fetched.
 pub fn resolve_plan(model: &str, hub: &HubArgs, quiet: bool) -> Result<PathBuf> {
     match !Path::new(model).exists() && is_hub_id(model) {
-        true => super::pull::fetch_config(model, hub, quiet),
+        true => super::pull::fetch_config(&of_address(model), hub, quiet),
         false => resolve_model(model, hub, quiet),
     }
 }
 
-/// `org/name` or `org/name@revision`, and nothing that looks like a path.
+/// The id that the address of a repository stands for, `https://huggingface.co/org/name[/tree/revision]`; any other text
+/// as it is.
+pub fn of_address(text: &str) -> String {
+    let begins =
+        ["https://huggingface.co/", "http://huggingface.co/", "https://hf.co/", "huggingface.co/", "hf.co/", "hf://"];
+    let Some(rest) = begins.iter().find_map(|begin| text.strip_prefix(begin)) else { return text.to_string() };
+    let rest = rest.split(['?', '#']).next().unwrap_or(rest).trim_end_matches('/');
+    let decoded = |revision: &str| revision.replace("%2F", "/").replace("%2f", "/");
+    match rest.splitn(4, '/').collect::<Vec<_>>()[..] {
+        [org, name] => format!("{org}/{name}"),
+        [org, name, "tree" | "commit"] => format!("{org}/{name}"),
+        [org, name, "tree" | "commit", revision] => format!("{org}/{name}@{}", decoded(revision)),
+        _ => text.to_string(),
+    }
+}
+
+/// `org/name` or `org/name@revision`, the address of such a repository, and nothing that looks like a path.
 pub fn is_hub_id(text: &str) -> bool {
+    let address = of_address(text);
+    let text = address.as_str();
     let id = text.split_once('@').map_or(text, |(id, _)| id);
     let part = |p: &str| {
         !p.is_empty()
@@ -82,6 +100,24 @@ pub fn modelfile_name(output: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_are_ids() {
+        for (address, id) in [
+            ("https://huggingface.co/org/name", "org/name"),
+            ("https://huggingface.co/org/name/", "org/name"),
+            ("https://huggingface.co/org/name/tree/main", "org/name@main"),
+            ("https://huggingface.co/org/name/tree/refs%2Fpr%2F1?x=y", "org/name@refs/pr/1"),
+            ("hf.co/org/name", "org/name"),
+            ("hf://org/name@v1", "org/name@v1"),
+        ] {
+            assert_eq!(of_address(address), id);
+            assert!(is_hub_id(address), "{address}");
+        }
+        for other in ["https://example.org/org/name", "https://huggingface.co/org/name/blob/main/x.gguf", "org"] {
+            assert!(!is_hub_id(other), "{other}");
+        }
+    }
 
     #[test]
     fn hub_ids_are_not_paths() {

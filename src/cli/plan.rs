@@ -5,23 +5,32 @@ use super::commands::{ConvertArgs, PlanArgs};
 use super::options;
 use super::output::{print, print_json};
 use super::plan_text::Shown;
-use super::values::size;
+use super::values::device;
 use super::{idle, recipe};
 use crate::control::Control;
 use crate::convert::devices::Device;
+use crate::convert::fitting;
 use crate::convert::forecast::{self, Files, Forecast};
 use crate::convert::recipe::ImportanceFile;
 use crate::convert::{Plan, Recipe};
+use crate::writer::gguf::human;
 use crate::{Error, Result};
 use serde_json::json;
 
 pub fn run(args: PlanArgs, given: &[String]) -> Result<()> {
     let threads = options::threads(args.common.threads)?;
-    let device = |text: &String| Ok(Device { name: text.clone(), memory: size(text)? });
-    let asked: Vec<Device> = args.device.iter().map(device).collect::<Result<_>>()?;
+    let named = |text: &String| {
+        // As it was written.
+        device(text).map(|device| Device { name: text.clone(), ..device })
+    };
+    let asked: Vec<Device> = args.device.iter().map(named).collect::<Result<_>>()?;
+    let to_fit = args.fit.as_deref().map(device).transpose()?;
     let mut recipe = recipe::of_plan(&args)?;
     if recipe.outputs.is_empty() {
-        recipe.outputs = Recipe::to(["q4_k_m"])?.outputs;
+        recipe.outputs = match to_fit {
+            Some(_) => Recipe::to(fitting::LADDER)?.outputs,
+            None => Recipe::to(["q4_k_m"])?.outputs,
+        };
     }
     idle::of_plan(given, &recipe)?;
     if let Some(file) = &args.imatrix {
@@ -31,6 +40,9 @@ pub fn run(args: PlanArgs, given: &[String]) -> Result<()> {
     let path = options::resolve_plan(&args.model, &args.hub, args.common.quiet)?;
     let (plan, files) = forecast::plan(&path, &recipe, threads)?;
     on_fallback(args.types.on_fallback, &plan)?;
+    if let Some(device) = &to_fit {
+        return fit(&plan, files.as_ref(), device, &args);
+    }
     let shown = Shown {
         work: Forecast { plan: &plan, calibration_tokens: args.calibration_tokens as u64, threads },
         files: files.as_ref(),
@@ -53,6 +65,31 @@ pub fn run(args: PlanArgs, given: &[String]) -> Result<()> {
     match shown.misfits().as_slice() {
         [] => Ok(()),
         misfits => Err(Error::Gate(format!("does not fit: {}", misfits.join("; ")))),
+    }
+}
+
+/// The best output for a device.
+fn fit(plan: &Plan, files: Option<&Files>, device: &Device, args: &PlanArgs) -> Result<()> {
+    let found = fitting::fitting(plan, files, device, args.folder.tp.max(1), args.context)?;
+    match args.common.format {
+        Format::Json => print_json(&json!({ "fit": found, "why": found.why() }))?,
+        Format::Text => {
+            let mut out = String::new();
+            for row in &found.rows {
+                let answer = match (row.fits, row.context) {
+                    (true, n) => format!("fits, up to {n} tokens"),
+                    (false, 0) => "does not fit".to_string(),
+                    (false, n) => format!("fits with {n} tokens only"),
+                };
+                let (weights, needed) = (human(row.weights), human(row.needed));
+                out += &format!("  {:<12} {weights:>10} of weights, {needed:>10} in all  {answer}\n", row.name);
+            }
+            print(&format!("{out}\n{}\n", found.why()))?;
+        }
+    }
+    match found.chosen {
+        Some(_) => Ok(()),
+        None => Err(Error::Gate(found.why())),
     }
 }
 

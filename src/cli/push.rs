@@ -30,6 +30,7 @@ mod with_hub {
 
     pub fn run(args: PushArgs) -> Result<()> {
         catch_interrupt()?;
+        let args = PushArgs { id: options::of_address(&args.id), ..args };
         if args.hub.offline {
             return Err(Error::Usage("push needs the network; leave --offline and HF_HUB_OFFLINE away".into()));
         }

@@ -4,9 +4,11 @@ use super::args::Format;
 use super::commands::ReleaseArgs;
 use super::output::{print, print_json};
 use super::progress::Terminal;
-use super::{advice, convert, eval, idle, interrupt, options, plan, recipe, words};
+use super::{advice, convert, eval, idle, interrupt, options, plan, recipe, values, words};
 use crate::control::Control;
-use crate::convert::proven;
+use crate::convert::devices::Device;
+use crate::convert::forecast::Files;
+use crate::convert::{AssumedImportance, Recipe, fitting, proven};
 use crate::model::SourceModel;
 use crate::release::{self, Options, Release, Released};
 use crate::report::render_text;
@@ -16,6 +18,10 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 pub fn run(mut args: ReleaseArgs, given: &[String]) -> Result<()> {
+    let device = args.fit.as_deref().map(values::device).transpose()?;
+    if device.is_some() && args.convert.types.to.is_empty() {
+        args.convert.types.to = fitting::LADDER.map(String::from).to_vec();
+    }
     convert::positionals(&mut args.convert)?;
     refuse(&args)?;
     let it = &args.convert;
@@ -28,13 +34,16 @@ pub fn run(mut args: ReleaseArgs, given: &[String]) -> Result<()> {
     let control = Control { check, ..recipe::control(&it.control, it.common.threads)? };
     interrupt::catch_interrupt()?;
     let terminal = Terminal::new(it.common.quiet);
-    let recipe = recipe::of_convert(it)?;
+    let mut recipe = recipe::of_convert(it)?;
     // An interrupted release goes on after its last artifact, whatever these are.
     let given: Vec<String> = given.iter().filter(|id| *id != "resume").cloned().collect();
     idle::refuse(&given, &recipe, it.text.is_some())?;
     let model = it.model.first().cloned().unwrap_or_default();
     let path = options::resolve_model(&model, &it.hub, it.common.quiet)?;
     let source = SourceModel::open_merged(&path, it.lora.as_deref())?;
+    if let Some(device) = &device {
+        choose(&source, &mut recipe, device, &args)?;
+    }
     let measurement = it.text.clone().map(|text| convert::measurement(it, text, gates));
     let options = Options {
         name: args.name.clone(),
@@ -71,9 +80,21 @@ pub fn run(mut args: ReleaseArgs, given: &[String]) -> Result<()> {
     say_done(&made, it.common.format)
 }
 
+/// Leaves of the recipe's outputs the best that the device holds.
+fn choose(source: &SourceModel, recipe: &mut Recipe, device: &Device, args: &ReleaseArgs) -> Result<()> {
+    let plan = crate::convert::plan_assuming(source, recipe, AssumedImportance::WhereNeeded)?;
+    let files = Files::of(&plan, 1);
+    let found = fitting::fitting(&plan, files.as_ref(), device, args.convert.folder.tp.max(1), args.context)?;
+    let Some(name) = &found.chosen else { return Err(Error::Gate(found.why())) };
+    say!("{}", found.why());
+    recipe.outputs.retain(|target| target.name() == name);
+    Ok(())
+}
+
 /// The Hub id that was typed, where no path is meant.
 fn hub_id(path: &Path, model: &str) -> Option<String> {
-    (path != Path::new(model)).then(|| model.split('@').next().unwrap_or(model).to_string())
+    let id = options::of_address(model);
+    (path != Path::new(model)).then(|| id.split('@').next().unwrap_or(&id).to_string())
 }
 
 /// Flags of the ordinary command that a release decides itself.

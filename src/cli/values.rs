@@ -26,6 +26,30 @@ pub fn size(text: &str) -> Result<u64> {
     if bytes < 1.0 || bytes > u64::MAX as f64 / 2.0 { Err(bad()) } else { Ok(bytes as u64) }
 }
 
+/// Tokens: `8192`, `32k` (binary, as context lengths are given).
+pub fn tokens(text: &str) -> Result<usize, String> {
+    let text = text.trim();
+    let (number, factor) = match text.strip_suffix(['k', 'K']) {
+        Some(number) => (number, 1024),
+        None => (text, 1),
+    };
+    let n: Option<usize> = number.parse().ok().and_then(|n: usize| n.checked_mul(factor));
+    n.filter(|n| *n > 0).ok_or_else(|| "write 8192 or 32k".to_string())
+}
+
+/// A device by its name (`RTX 4090`) or its memory (`24GB`).
+pub fn device(text: &str) -> Result<crate::convert::devices::Device> {
+    use crate::convert::devices::{Device, named};
+    match named(text) {
+        Some(device) => Ok(device),
+        None => size(text).map(|memory| Device { name: text.to_string(), memory }).map_err(|_| {
+            Error::Usage(format!(
+                "'{text}' is no device that is known, and no size; write 24GB, 'RTX 4090' or 'Mac 36GB'"
+            ))
+        }),
+    }
+}
+
 /// A switch as environment variables have it: `1`, `true`, `yes`, `on`, and their opposites; empty is off.
 pub fn yes_or_no(text: &str) -> Result<bool, String> {
     match text.trim().to_ascii_lowercase().as_str() {
@@ -45,6 +69,9 @@ mod tests {
         assert_eq!(size("24GB").unwrap(), 24_000_000_000);
         assert_eq!(size("1.5GiB").unwrap(), 1_610_612_736);
         assert_eq!(size("500").unwrap(), 500);
+        assert_eq!((tokens("32k"), tokens("8192")), (Ok(32768), Ok(8192)));
+        assert!(["", "k", "0", "-1", "8x"].iter().all(|bad| tokens(bad).is_err()));
+        assert!(device("RTX 4090").is_ok() && device("24GB").is_ok() && device("GTX").is_err());
         assert!(yes_or_no("ON").unwrap() && !yes_or_no("").unwrap() && yes_or_no("banana").is_err());
         for bad in ["", "G", "4X", "-1", "0", "nan"] {
             assert!(size(bad).is_err(), "{bad}");

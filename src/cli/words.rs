@@ -91,6 +91,7 @@ fn flags(hint: &Hint) -> String {
         Hint::TextOrContext(n) => format!("give a longer text, or a smaller context with --ctx {n}"),
         Hint::NoStride => "leave out --stride".into(),
         Hint::TextForGate => "give a longer --text, raise --chunks, or loosen the gate".into(),
+        Hint::Types => "`quantize types` lists them all, with bits and purposes".into(),
         Hint::CompareFirst => "write one with `quantize compare ... --report out.json`".into(),
         Hint::Text(text) => text.clone(),
     }

@@ -34,6 +34,61 @@ pub fn table() -> Vec<Device> {
     TABLE.iter().map(|(name, gib)| Device { name: name.to_string(), memory: gib * GIB }).collect()
 }
 
+/// Devices that people name, beside those of the table. Memory in GiB.
+const NAMED: &[(&str, u64)] = &[
+    ("T4", 16),
+    ("L4", 24),
+    ("A10", 24),
+    ("A40", 48),
+    ("A100 40GB", 40),
+    ("A100", 80),
+    ("L40S", 48),
+    ("H100", 80),
+    ("H200", 141),
+    ("B200", 180),
+    ("MI300X", 192),
+    ("RTX 2060", 6),
+    ("RTX 2080 Ti", 11),
+    ("RTX 3060", 12),
+    ("RTX 3070", 8),
+    ("RTX 3080", 10),
+    ("RTX 3090", 24),
+    ("RTX 4060 Ti", 16),
+    ("RTX 4060", 8),
+    ("RTX 4070", 12),
+    ("RTX 4080", 16),
+    ("RTX 4090", 24),
+    ("RTX 5060", 8),
+    ("RTX 5070", 12),
+    ("RTX 5080", 16),
+    ("RTX 5090", 32),
+    ("RTX 6000 Ada", 48),
+];
+
+/// The device of this name, in any case and with or without spaces: `RTX 4090`, `4090`, `A100 80GB`, `Mac 64GB` (a Mac
+/// of any size).
+pub fn named(text: &str) -> Option<Device> {
+    let bare = |text: &str| text.to_lowercase().replace([' ', '-', '_'], "").replace("gib", "gb");
+    let asked = bare(text);
+    if let Some(gib) = asked.strip_prefix("mac").and_then(|rest| rest.strip_suffix("gb")).and_then(|n| n.parse().ok()) {
+        return Some(Device { name: format!("Mac {gib}GB"), memory: u64::min(gib, 1 << 20) * GIB });
+    }
+    let known = || NAMED.iter().chain(TABLE);
+    let same = |name: &str| bare(name) == asked || bare(name).strip_prefix("rtx") == Some(&asked);
+    known().find(|(name, _)| same(name)).map(|(name, gib)| Device { name: name.to_string(), memory: gib * GIB })
+}
+
+/// What models can use of a device.
+pub fn usable(device: &Device) -> u64 {
+    let share = if device.name.starts_with("Mac") { UNIFIED_SHARE } else { 1.0 };
+    (device.memory as f64 * share) as u64
+}
+
+/// Weights with compute buffers and the runtime.
+pub fn with_overhead(weights: u64) -> u64 {
+    weights + weights / 20 + GIB / 2
+}
+
 /// How a file fits a device.
 #[derive(Clone, Debug, Serialize)]
 pub struct Fit {
@@ -46,9 +101,8 @@ pub struct Fit {
 
 /// Whether weights and a context of `context` tokens fit `device`, beside compute buffers of 5 % and 0.5 GiB for the runtime.
 pub fn fit(device: &Device, weights: u64, kv_per_token: u64, context: u64, longest: u64) -> Fit {
-    let share = if device.name.starts_with("Mac") { UNIFIED_SHARE } else { 1.0 };
-    let usable = (device.memory as f64 * share) as u64;
-    let needed = weights + weights / 20 + GIB / 2;
+    let usable = usable(device);
+    let needed = with_overhead(weights);
     let room = usable.saturating_sub(needed);
     let tokens = room.checked_div(kv_per_token).unwrap_or(longest).min(longest);
     Fit {
@@ -62,6 +116,14 @@ pub fn fit(device: &Device, weights: u64, kv_per_token: u64, context: u64, longe
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn devices_have_names() {
+        for (name, gib) in [("RTX 4090", 24), ("4090", 24), ("rtx-3060", 12), ("A100 80GB", 80), ("mac 36gb", 36)] {
+            assert_eq!(named(name).unwrap().memory, gib * GIB, "{name}");
+        }
+        assert!(named("24GB").is_none() && named("GTX").is_none() && named("").is_none());
+    }
 
     #[test]
     fn an_8b_model_in_four_bits_fits_12_gb_but_not_4() {

@@ -20,11 +20,13 @@ pub(crate) mod allocation;
 pub mod blocks;
 pub(crate) mod budget;
 pub(crate) mod calibrate;
+pub(crate) mod catalogue;
 mod companions;
 pub(crate) mod cost;
 pub(crate) mod data;
 pub(crate) mod devices;
 mod files;
+pub(crate) mod fitting;
 #[doc(hidden)]
 pub mod folder;
 pub(crate) mod forecast;

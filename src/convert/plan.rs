@@ -339,7 +339,7 @@ pub(super) fn f16() -> Result<&'static Preset> {
 }
 
 /// The metadata of the model, and of its tokenizer; and what is to be said of the latter.
-fn metadata(source: &SourceModel, recipe: &Recipe) -> Result<(Metadata, Vec<String>)> {
+pub(crate) fn metadata(source: &SourceModel, recipe: &Recipe) -> Result<(Metadata, Vec<String>)> {
     let (ckpt, model) = (&source.ckpt, &source.model);
     let mut metadata = gguf_metadata(model, ckpt, 0)?;
     // A GGUF source's own layout and provenance are not the new file's.

@@ -4,6 +4,7 @@
 //!
 //! What does not decide bytes (threads, memory, where an output lies) is [`crate::Control`]'s.
 
+use super::catalogue;
 pub use super::rounding::{Rounding, Search};
 use super::rounding::{has_feedback, needs_data, smoothing};
 use crate::calibration::data::{self, Source};
@@ -105,8 +106,12 @@ impl Target {
             return Ok(Target::Folder { name: name.to_ascii_lowercase(), format });
         }
         let preset = presets::find(name).ok_or_else(|| {
-            let names: Vec<String> = presets::PRESETS.iter().map(|p| p.name.to_lowercase()).collect();
-            Error::request(format!("'{name}' is an unknown target type; known are {}", names.join(", ")))
+            let near = catalogue::near(name);
+            let instead = match near.is_empty() {
+                false => format!("did you mean {}?", near.join(", ")),
+                true => format!("the usual ones are {}", catalogue::USUAL),
+            };
+            Error::request(format!("'{name}' is no type or format; {instead}")).hint(Hint::Types)
         })?;
         Ok(Target::Preset(preset))
     }

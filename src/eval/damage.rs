@@ -75,6 +75,18 @@ pub fn measure(
     matrices.par_iter().filter_map(one).collect()
 }
 
+/// `‖W − W'‖ / ‖W‖` of one tensor of the same shape in both.
+///
+/// Errors: those of reading.
+pub fn distance(
+    base: &Checkpoint,
+    source: &MappedTensor,
+    candidate: &Checkpoint,
+    tensor: &MappedTensor,
+) -> Result<f64> {
+    compare(base, source, candidate, tensor, None).map(|damage| damage.rel_error)
+}
+
 fn compare(
     base: &Checkpoint,
     source: &MappedTensor,

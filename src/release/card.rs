@@ -4,7 +4,7 @@
 use super::artifact::Artifact;
 use super::hashes::SUMS;
 use super::{REPORTS, Release};
-use crate::card::run::{GgufFile, folder, gguf};
+use crate::card::run::{GgufFile, Loader, folder, gguf};
 use crate::card::{Heading, front_matter, link, placeholder, table};
 use crate::convert::devices;
 use crate::convert::folder::files::{has_chat, loader, tags};
@@ -144,20 +144,24 @@ fn which(release: &Release, artifacts: &[Artifact]) -> String {
     let Some(cache) = forecast::cache(model) else { return String::new() };
     let longest = model.config.context as u64;
     let context = CONTEXT.min(longest);
-    let gguf = artifacts.iter().any(Artifact::is_gguf);
-    let folders = artifacts.iter().any(|a| !a.is_gguf());
-    let choice = |device: &devices::Device, of_gguf: bool| {
+    let kind = |a: &Artifact| match release.plan.folders().find(|(output, _)| output.index == a.index) {
+        None => 0,
+        Some((_, folder)) if loader(&folder.spec) == Loader::Torch => 1,
+        Some(_) => 2,
+    };
+    const READERS: [&str; 3] = ["llama.cpp, Ollama, LM Studio", "vLLM, transformers", "mlx-lm"];
+    let kinds: Vec<usize> = (0..READERS.len()).filter(|k| artifacts.iter().any(|a| kind(a) == *k)).collect();
+    let choice = |device: &devices::Device, of: usize| {
         let fits = |a: &&Artifact| {
-            a.is_gguf() == of_gguf
-                && devices::fit(device, a.tensor_bytes + cache.fixed, cache.per_token, context, longest).fits
+            let weights = a.tensor_bytes + cache.fixed;
+            kind(a) == of && devices::fit(device, weights, cache.per_token, context, longest).fits
         };
         best(artifacts.iter().filter(fits)).map(|a| a.path.as_str())
     };
     // Devices in a row with the same answers are one row.
-    type Answers<'a> = [Option<&'a str>; 2];
-    let mut rows: Vec<(String, Answers)> = Vec::new();
+    let mut rows: Vec<(String, Vec<Option<&str>>)> = Vec::new();
     for device in devices::table() {
-        let answers = [choice(&device, true), choice(&device, false)];
+        let answers: Vec<Option<&str>> = kinds.iter().map(|k| choice(&device, *k)).collect();
         if answers.iter().all(Option::is_none) || rows.last().is_some_and(|(_, last)| *last == answers) {
             continue;
         }
@@ -166,21 +170,12 @@ fn which(release: &Release, artifacts: &[Artifact]) -> String {
     if rows.is_empty() {
         return String::new();
     }
-    let mut head = vec!["Memory, from".to_string()];
-    if gguf {
-        head.push("llama.cpp, Ollama, LM Studio".into());
-    }
-    if folders {
-        head.push("vLLM, transformers, MLX".into());
-    }
+    let head = ["Memory, from"].into_iter().chain(kinds.iter().map(|k| READERS[*k])).map(String::from).collect();
     let cell = |answer: &Option<&str>| answer.map_or("–".into(), markdown);
-    let body = rows.iter().map(|(device, [file, folder])| {
-        let mut row = vec![markdown(device)];
-        row.extend(gguf.then(|| cell(file)));
-        row.extend(folders.then(|| cell(folder)));
-        row
-    });
-    let table = table(&std::iter::once(head).chain(body).collect::<Vec<_>>());
+    let body = rows
+        .iter()
+        .map(|(device, answers)| std::iter::once(markdown(device)).chain(answers.iter().map(cell)).collect::<Vec<_>>());
+    let table = table(&std::iter::once(head).chain(body).collect::<Vec<_>>()).replace("---:", ":---");
     format!(
         "## Which to take\n\n{table}The {} that fits with {} tokens of context (16-bit keys and values), 5 % for buffers and \
          half a GiB for the runtime.\n\n",
@@ -261,6 +256,6 @@ fn how(release: &Release, artifacts: &[Artifact], report: Option<&Report>) -> St
 fn check() -> String {
     format!(
         "## Check it\n\n```sh\nsha256sum -c --ignore-missing {SUMS}\nquantize verify .\n```\n\nThe first compares the files \
-         with their hashes; the second also reads every tensor. This card is not among them, so that it can be edited.\n"
+         with their hashes; the second also reads every tensor. Cards like this one are not among them, so that they can be edited.\n"
     )
 }

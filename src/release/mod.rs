@@ -261,9 +261,9 @@ fn fill(release: &Release, place: &Place, run: Run) -> Result<Filled> {
     }
     cards_of_folders(release, place, &artifacts)?;
     place.text("README.md", &card::text(release, &artifacts, report.as_ref()))?;
-    // Editing a card on the Hub is no damage.
-    let names: Vec<String> = place.files()?.into_iter().filter(|name| name != "README.md").collect();
-    let names: Vec<&String> = names.iter().filter(|name| *name != MANIFEST && *name != SUMS).collect();
+    // Cards are edited on the Hub; that is no damage.
+    let is_hashed = |name: &String| !is_card(name) && name != MANIFEST && name != SUMS;
+    let names: Vec<String> = place.files()?.into_iter().filter(is_hashed).collect();
     let sizes = names.iter().filter_map(|name| place.folder().join(name).metadata().ok());
     let phase = run.phase("hashing", sizes.map(|m| m.len()).sum(), Unit::Bytes);
     let mut hashed = names.iter().map(|name| hashes::hash(place.folder(), name, run)).collect::<Result<Vec<_>>>()?;
@@ -329,6 +329,11 @@ fn measured(release: &Release, made: &[Made], artifacts: &mut [Artifact], run: R
     }
     report.command = release.options.command.clone();
     Ok(Some(report))
+}
+
+/// Whether a file of a release is a model card.
+fn is_card(name: &str) -> bool {
+    name.rsplit('/').next() == Some("README.md")
 }
 
 /// The cards of the folders among the artifacts, with what is known of the release.

@@ -1,6 +1,6 @@
 //! A release on its way to the Hub: which files go, and that they are those that were released.
 
-use super::hashes::{SUMS, parse_sums};
+use super::hashes::{SUMS, is_inside, parse_sums};
 use super::manifest::SCHEMA;
 use super::verify::read;
 use crate::control::{Run, Unit};
@@ -11,7 +11,6 @@ use std::path::Path;
 
 /// A release to be sent.
 pub struct Package {
-    pub name: String,
     /// What it holds, in a line.
     pub summary: String,
     pub files: Vec<Upload>,
@@ -56,13 +55,16 @@ pub fn package(folder: &Path, id: &str, run: Run) -> Result<Package> {
         content: Content::Text(text),
     };
     files.push(as_text(SUMS, text));
-    let mut card = crate::input::read_text(&folder.join("README.md"))?;
-    if let Some(placeholder) = manifest["placeholder"].as_str().filter(|p| !p.is_empty()) {
-        card = card.replace(placeholder, id);
+    let placeholder = manifest["placeholder"].as_str().filter(|p| !p.is_empty());
+    let folders = manifest["artifacts"].as_array().into_iter().flatten().filter_map(|row| row["path"].as_str());
+    let cards = folders.filter(|path| is_inside(path)).map(|path| format!("{path}/README.md"));
+    for path in cards.chain(["README.md".to_string()]).filter(|path| folder.join(path).is_file()) {
+        let card = crate::input::read_text(&folder.join(&path))?;
+        let card = placeholder.map_or(card.clone(), |placeholder| card.replace(placeholder, id));
+        files.push(as_text(&path, card));
     }
-    files.push(as_text("README.md", card));
-    let name = manifest["name"].as_str().unwrap_or_default().to_string();
+    let name = manifest["name"].as_str().unwrap_or_default();
     let types = manifest["artifacts"].as_array().into_iter().flatten().filter_map(|row| row["type"].as_str());
     let summary = format!("{name}: {}", types.collect::<Vec<_>>().join(", "));
-    Ok(Package { name, summary, files })
+    Ok(Package { summary, files })
 }

@@ -19,4 +19,7 @@ mod instruction_sets;
 mod packed_source;
 mod plan_blueprints;
 mod plan_sizes;
+#[cfg(feature = "hub")]
+mod push;
+mod release;
 mod verify;
