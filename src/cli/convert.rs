@@ -18,7 +18,7 @@ use crate::report::LedgerRow;
 use crate::writer::gguf::human;
 use crate::{Error, Result, escape};
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
     refuse_words(&args)?;

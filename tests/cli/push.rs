@@ -87,7 +87,9 @@ impl Hub {
         command
             .env("HF_ENDPOINT", format!("http://127.0.0.1:{}", self.port))
             .env("HF_HOME", self.home.path().join("hf"));
-        token.into_iter().for_each(|token| drop(command.env("HF_TOKEN", token)));
+        if let Some(token) = token {
+            command.env("HF_TOKEN", token);
+        }
         command.output().unwrap()
     }
 
