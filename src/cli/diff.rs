@@ -61,7 +61,7 @@ fn text(found: &Diff) -> String {
     for (which, names) in [("first", &found.only_first), ("second", &found.only_second)] {
         if !names.is_empty() {
             let _ = writeln!(out, "Tensors of the {which} alone ({})", names.len());
-            names.iter().take(ROWS).for_each(|name| drop(writeln!(out, "  {}", escape::line(name))));
+            names.iter().take(ROWS).for_each(|name| out += &format!("  {}\n", escape::line(name)));
             out.push_str(if names.len() > ROWS { "  ...\n\n" } else { "\n" });
         }
     }
