@@ -98,7 +98,8 @@ impl Place {
                 let path = entry.path();
                 let Ok(name) = entry.file_name().into_string() else { continue };
                 let full = if sub.is_empty() { name.clone() } else { format!("{sub}/{name}") };
-                let left = [".partial", ".suspect", ".resume"].iter().any(|end| name.ends_with(end));
+                let left =
+                    [".partial", ".suspect", ".resume", ".quantize-journal"].iter().any(|end| name.ends_with(end));
                 match (path.is_dir(), left) {
                     _ if full == NOTE => {}
                     (true, true) => std::fs::remove_dir_all(&path).map_err(|e| Error::io(&path, e))?,

@@ -251,8 +251,8 @@ fn the_best_type_for_a_device_is_chosen_and_explained() {
         out["fit"]["chosen"].clone()
     };
     assert_eq!(chosen(&["--fit", "RTX 4090", "--context", "32k"]), "Q8_0");
-    assert_eq!(chosen(&["--fit", "RTX 4090", "--context", "128k"]), "Q3_K_M");
-    assert_eq!(chosen(&["--fit", "8GB", "--context", "8k"]), "Q4_K_M");
+    assert_eq!(chosen(&["--fit", "RTX 4090", "--context", "128k"]), "Q6_K");
+    assert_eq!(chosen(&["--fit", "8GB", "--context", "8k"]), "Q5_K_M");
     assert_eq!(chosen(&["--fit", "8GB", "--context", "8k", "--to", "q2_k,q8_0"]), "Q2_K");
     assert_eq!(chosen(&["--fit", "RTX 3060", "--tp", "2", "--context", "32k", "--to", "fp8,awq"]), "fp8");
     let text = ok(plan(&["--fit", "4090", "--context", "128k"]));
