@@ -45,7 +45,8 @@ impl Front {
         }
         if let Some(item) = text.strip_prefix("- ") {
             // Items of a list of tables ("- name: x") are not strings.
-            let plain = !item.contains(": ") && !item.ends_with(':');
+            let quoted = ['"', '\''].iter().any(|q| item.len() > 1 && item.starts_with(*q) && item.ends_with(*q));
+            let plain = quoted || !item.contains(": ") && !item.ends_with(':');
             if let Some((_, values)) = self.values.last_mut().filter(|_| plain) {
                 values.push(scalar(item));
             }

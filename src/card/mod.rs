@@ -6,7 +6,7 @@ mod parent;
 pub mod run;
 
 pub use front::{Front, FrontWriter};
-pub use parent::{Parent, file_stem, is_id};
+pub use parent::{Parent, file_stem, is_id, is_vague};
 
 use crate::escape::{markdown, shell};
 

@@ -144,7 +144,8 @@ fn cached(path: &Path) -> Option<(String, Option<String>)> {
     of(path).or_else(|| of(&path.canonicalize().ok()?))
 }
 
-fn is_vague(name: &str) -> bool {
+/// Whether a folder's name says nothing of the model in it.
+pub fn is_vague(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
     let numbered = lower
         .split_once('-')

@@ -177,8 +177,8 @@ fn which(release: &Release, artifacts: &[Artifact]) -> String {
         .map(|(device, answers)| std::iter::once(markdown(device)).chain(answers.iter().map(cell)).collect::<Vec<_>>());
     let table = table(&std::iter::once(head).chain(body).collect::<Vec<_>>()).replace("---:", ":---");
     format!(
-        "## Which to take\n\n{table}The {} that fits with {} tokens of context (16-bit keys and values), 5 % for buffers and \
-         half a GiB for the runtime.\n\n",
+        "## Which to take\n\n{table}In each row the {} of those that fit with {} tokens of context (16-bit keys and values), \
+         5 % for buffers and half a GiB for the runtime.\n\n",
         if artifacts.iter().any(|a| a.measured.is_some()) { "closest to the original" } else { "largest" },
         count(context as usize)
     )

@@ -31,7 +31,7 @@ pub use hashes::{FileHash, SUMS, TensorHash};
 pub use manifest::SCHEMA;
 pub use verify::{is_release, verify};
 
-use crate::card::{Parent, file_stem, is_id};
+use crate::card::{Parent, file_stem, is_id, is_vague};
 use crate::check::{self, Measurement};
 use crate::control::{Control, Notice, Report, Run, Unit};
 use crate::convert::identity::Identity;
@@ -128,9 +128,8 @@ pub fn plan(source: &SourceModel, recipe: &Recipe, target: &Path, options: Optio
     }
     parent.revision = options.revision.clone().or(parent.revision);
     parent.license = options.license.clone().or(parent.license);
-    let of_id = parent.id.as_ref().and_then(|id| id.rsplit('/').next()).filter(|_| options.base_model.is_some());
-    let vague = parent.name == file_stem(&source.name()) && parent.name.eq_ignore_ascii_case("model");
-    let name = options.name.clone().or_else(|| of_id.filter(|_| vague).map(file_stem)).unwrap_or(parent.name.clone());
+    let of_id = parent.id.as_ref().and_then(|id| id.rsplit('/').next()).filter(|_| is_vague(&parent.name));
+    let name = options.name.clone().or(of_id.map(file_stem)).unwrap_or_else(|| parent.name.clone());
     parent.name = name.clone();
     let partial = folder::partial_path(target);
     plan.name_after(&name, &partial);

@@ -96,7 +96,8 @@ impl Place {
                 let path = entry.path();
                 let Ok(name) = entry.file_name().into_string() else { continue };
                 let full = if sub.is_empty() { name.clone() } else { format!("{sub}/{name}") };
-                let left = [".partial", ".suspect", ".resume", ".publishing"].iter().any(|end| name.ends_with(end));
+                let ends = [".partial", ".suspect", ".resume", ".publishing", ".quantize-journal"];
+                let left = ends.iter().any(|end| name.ends_with(end));
                 match (path.is_dir(), left) {
                     _ if full == NOTE => {}
                     (true, true) => disk::remove_folder(&path, MANIFEST).map_err(|e| Error::io(&path, e))?,

@@ -206,3 +206,64 @@ fn types_are_listed_and_typing_errors_are_understood() {
     assert_eq!(bare.status.code(), Some(2));
     assert!(stderr(&bare).lines().count() <= 15 && stderr(&bare).contains("quantize --help"));
 }
+
+#[test]
+fn differences_are_shown_and_can_fail_a_build() {
+    let dir = tempfile::tempdir().unwrap();
+    let tiny = tiny();
+    ok(quantize(dir.path(), &["--to", "q8_0,q4_k_m", &tiny, "-o", "made/", "--quiet", "--no-check"]));
+    let (q8, q4) = ("made/tiny-llama-Q8_0.gguf", "made/tiny-llama-Q4_K_M.gguf");
+    assert!(ok(quantize(dir.path(), &["diff", q8, q8, "--fail-on-difference"])).contains("the same: 56 tensors"));
+    let text = ok(quantize(dir.path(), &["diff", q8, q4]));
+    for part in ["general.file_type", "attn_q", "Q8_0 and Q4_K", "Numbers: "] {
+        assert!(text.contains(part), "no {part} in {text}");
+    }
+    fails(&quantize(dir.path(), &["diff", q8, q4, "--fail-on-difference"]), 6, &["differ"]);
+    // A folder and the file made of it have the same tokens.
+    let out = ok(quantize(dir.path(), &["diff", &tiny, q8, "--format", "json"]));
+    let out: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert!(out["tokens"].is_null() && out["template"].is_null() && out["same"] == false);
+    assert_eq!((&out["compared"], &out["only_first"]), (&serde_json::json!(56), &serde_json::json!([])));
+    // A token and the template changed.
+    let other = dir.path().join("other");
+    copy_model("tiny-llama", &other);
+    let mut tokenizer = json(&other.join("tokenizer.json"));
+    tokenizer["added_tokens"][0]["content"] = "<|end|>".into();
+    let vocab = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+    let id = vocab.remove("<|endoftext|>").unwrap();
+    vocab.insert("<|end|>".into(), id);
+    std::fs::write(other.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    std::fs::write(other.join("chat_template.jinja"), "{{ messages }}").unwrap();
+    let out = ok(quantize(dir.path(), &["diff", &tiny, "other", "--format", "json"]));
+    let out: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(out["tokens"]["differing"], 1);
+    assert_eq!(out["template"]["second"], "{{ messages }}");
+}
+
+#[test]
+fn the_best_type_for_a_device_is_chosen_and_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = repo("tests/configs/llama-3.1-8b.json");
+    let config = config.to_str().unwrap();
+    let plan = |more: &[&str]| quantize(dir.path(), &[&["plan", config][..], more].concat());
+    let chosen = |more: &[&str]| -> serde_json::Value {
+        let out: serde_json::Value = serde_json::from_str(&ok(plan(&[more, &["--format", "json"]].concat()))).unwrap();
+        out["fit"]["chosen"].clone()
+    };
+    assert_eq!(chosen(&["--fit", "RTX 4090", "--context", "32k"]), "Q8_0");
+    assert_eq!(chosen(&["--fit", "RTX 4090", "--context", "128k"]), "Q6_K");
+    assert_eq!(chosen(&["--fit", "8GB", "--context", "8k"]), "Q5_K_M");
+    assert_eq!(chosen(&["--fit", "8GB", "--context", "8k", "--to", "q2_k,q8_0"]), "Q2_K");
+    assert_eq!(chosen(&["--fit", "RTX 3060", "--tp", "2", "--context", "32k", "--to", "fp8,awq"]), "fp8");
+    let text = ok(plan(&["--fit", "4090", "--context", "128k"]));
+    assert!(
+        text.contains("is the largest that fits RTX 4090 with 131072 tokens") && text.contains("would take"),
+        "{text}"
+    );
+    fails(&plan(&["--fit", "2GB"]), 6, &["none fits 2GB"]);
+    fails(&plan(&["--fit", "GTX"]), 2, &["RTX 4090"]);
+    let (tiny, args) = (tiny(), ["--fit", "24GB", "--rounding", "nearest", "--no-check", "--quiet", "-o", "out"]);
+    ok(quantize(dir.path(), &[&["release", &tiny, "--to", "q4_k_m,q8_0"][..], &args[..]].concat()));
+    assert!(names(&dir.path().join("out")).contains(&"tiny-llama-Q8_0.gguf".to_string()));
+    assert!(!names(&dir.path().join("out")).contains(&"tiny-llama-Q4_K_M.gguf".to_string()));
+}
