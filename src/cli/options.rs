@@ -2,6 +2,7 @@
 //! line really is.
 
 use super::args::HubArgs;
+use super::values::of_address;
 use crate::isa::Isa;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -50,22 +51,6 @@ pub fn resolve_plan(model: &str, hub: &HubArgs, quiet: bool) -> Result<PathBuf> 
     match !Path::new(model).exists() && is_hub_id(model) {
         true => super::pull::fetch_config(&of_address(model), hub, quiet),
         false => resolve_model(model, hub, quiet),
-    }
-}
-
-/// The id that the address of a repository stands for, `https://huggingface.co/org/name[/tree/revision]`; any other text
-/// as it is.
-pub fn of_address(text: &str) -> String {
-    let begins =
-        ["https://huggingface.co/", "http://huggingface.co/", "https://hf.co/", "huggingface.co/", "hf.co/", "hf://"];
-    let Some(rest) = begins.iter().find_map(|begin| text.strip_prefix(begin)) else { return text.to_string() };
-    let rest = rest.split(['?', '#']).next().unwrap_or(rest).trim_end_matches('/');
-    let decoded = |revision: &str| revision.replace("%2F", "/").replace("%2f", "/");
-    match rest.splitn(4, '/').collect::<Vec<_>>()[..] {
-        [org, name] => format!("{org}/{name}"),
-        [org, name, "tree" | "commit"] => format!("{org}/{name}"),
-        [org, name, "tree" | "commit", revision] => format!("{org}/{name}@{}", decoded(revision)),
-        _ => text.to_string(),
     }
 }
 

@@ -51,7 +51,7 @@ mod with_hub {
     pub fn run(args: PullArgs) -> Result<()> {
         catch_interrupt()?;
         let (path, snapshot) =
-            pull(&crate::cli::options::of_address(&args.id), &args.hub, args.local_dir.as_deref(), args.common.quiet)?;
+            pull(&crate::cli::values::of_address(&args.id), &args.hub, args.local_dir.as_deref(), args.common.quiet)?;
         match args.common.format {
             Format::Text => print(&format!("{}\n", path.display())),
             Format::Json => print_json(&serde_json::json!({

@@ -20,7 +20,7 @@ mod with_hub {
     use crate::cli::interrupt::{CANCEL, catch_interrupt};
     use crate::cli::output::{print, print_json};
     use crate::cli::progress::Terminal;
-    use crate::cli::{options, pull};
+    use crate::cli::{options, pull, values};
     use crate::control::{Control, Phase, Report, Run, Unit};
     use crate::release::push::{Package, package};
     use crate::source::hub::upload::{self, Destination, Difference, Sent};
@@ -30,7 +30,7 @@ mod with_hub {
 
     pub fn run(args: PushArgs) -> Result<()> {
         catch_interrupt()?;
-        let args = PushArgs { id: options::of_address(&args.id), ..args };
+        let args = PushArgs { id: values::of_address(&args.id), ..args };
         if args.hub.offline {
             return Err(Error::Usage("push needs the network; leave --offline and HF_HUB_OFFLINE away".into()));
         }

@@ -93,7 +93,7 @@ fn choose(source: &SourceModel, recipe: &mut Recipe, device: &Device, args: &Rel
 
 /// The Hub id that was typed, where no path is meant.
 fn hub_id(path: &Path, model: &str) -> Option<String> {
-    let id = options::of_address(model);
+    let id = values::of_address(model);
     (path != Path::new(model)).then(|| id.split('@').next().unwrap_or(&id).to_string())
 }
 

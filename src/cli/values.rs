@@ -50,6 +50,22 @@ pub fn device(text: &str) -> Result<crate::convert::devices::Device> {
     }
 }
 
+/// The id that the address of a repository stands for, `https://huggingface.co/org/name[/tree/revision]`; any other text
+/// as it is.
+pub fn of_address(text: &str) -> String {
+    let begins =
+        ["https://huggingface.co/", "http://huggingface.co/", "https://hf.co/", "huggingface.co/", "hf.co/", "hf://"];
+    let Some(rest) = begins.iter().find_map(|begin| text.strip_prefix(begin)) else { return text.to_string() };
+    let rest = rest.split(['?', '#']).next().unwrap_or(rest).trim_end_matches('/');
+    let decoded = |revision: &str| revision.replace("%2F", "/").replace("%2f", "/");
+    match rest.splitn(4, '/').collect::<Vec<_>>()[..] {
+        [org, name] => format!("{org}/{name}"),
+        [org, name, "tree" | "commit"] => format!("{org}/{name}"),
+        [org, name, "tree" | "commit", revision] => format!("{org}/{name}@{}", decoded(revision)),
+        _ => text.to_string(),
+    }
+}
+
 /// A switch as environment variables have it: `1`, `true`, `yes`, `on`, and their opposites; empty is off.
 pub fn yes_or_no(text: &str) -> Result<bool, String> {
     match text.trim().to_ascii_lowercase().as_str() {

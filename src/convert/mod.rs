@@ -21,7 +21,7 @@ pub mod blocks;
 pub(crate) mod budget;
 pub(crate) mod calibrate;
 pub(crate) mod catalogue;
-mod companions;
+pub(crate) mod companions;
 pub(crate) mod cost;
 pub(crate) mod data;
 pub(crate) mod devices;

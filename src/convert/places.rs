@@ -2,7 +2,6 @@
 //! folders that somebody named to put outputs into.
 
 use super::plan::{Decided, OutputPlan, Plan};
-use super::recipe::{Recipe, Target};
 use crate::calibration::data::Source;
 use crate::control::Control;
 use crate::disk::{self, partial};
@@ -62,7 +61,7 @@ impl Plan {
     /// Names the outputs after `model`, in `folder`.
     pub(crate) fn name_after(&mut self, model: &str, folder: &Path) {
         for output in &mut self.outputs {
-            output.place = folder.join(usual_place(&self.recipe, &output.target, model));
+            output.place = folder.join(self.recipe.usual_place(&output.target, model));
         }
     }
 
@@ -108,15 +107,6 @@ impl Plan {
             false => Ok(()),
         }
     }
-}
-
-/// What an output of a model is called; that of a part of a model begins with which.
-pub(super) fn usual_place(recipe: &Recipe, target: &Target, model: &str) -> PathBuf {
-    let prefix = match target.is_file() {
-        true => recipe.part.prefix().to_string() + recipe.mtp.prefix(),
-        false => String::new(),
-    };
-    PathBuf::from(prefix + &target.usual_name(model))
 }
 
 /// Whether `output` names a GGUF file rather than a folder to put files into.

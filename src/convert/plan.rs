@@ -4,7 +4,6 @@
 use super::allocation::Allocation;
 use super::folder::plan::FolderPlan;
 use super::ledger::LedgerRow;
-use super::places::usual_place;
 use super::recipe::{Limit, Recipe, Target};
 use super::record::{self, Facts};
 use super::sizes::{self, FileSizes};
@@ -142,7 +141,7 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
             }
             _ => Decided::File(Box::new(plan.file(index, target, importance)?)),
         };
-        let place = usual_place(recipe, target, &source.name());
+        let place = PathBuf::from(recipe.usual_place(target, &source.name()));
         plan.outputs.push(OutputPlan { index, target: target.clone(), place, what });
     }
     let is_packed = |row: &sizes::TensorRow| row.choice.why == Why::Kept && !row.choice.got.is_plain();

@@ -380,6 +380,15 @@ impl Recipe {
         Ok(())
     }
 
+    /// What an output of a model is called; that of a part of a model begins with which.
+    pub fn usual_place(&self, target: &Target, model: &str) -> String {
+        let prefix = match target.is_file() {
+            true => self.part.prefix().to_string() + self.mtp.prefix(),
+            false => String::new(),
+        };
+        prefix + &target.usual_name(model)
+    }
+
     /// The GGUF files among the outputs.
     pub fn files(&self) -> impl Iterator<Item = &Target> {
         self.outputs.iter().filter(|t| t.is_file())

@@ -34,6 +34,7 @@ pub use verify::{is_release, verify};
 use crate::card::{Parent, file_stem, is_id, is_vague};
 use crate::check::{self, Measurement};
 use crate::control::{Control, Notice, Report, Run, Unit};
+use crate::convert::companions::others;
 use crate::convert::identity::Identity;
 use crate::convert::{self, Decided, Made, Plan, Recipe, folder::files};
 use crate::disk::free_space;
@@ -177,6 +178,17 @@ impl Release {
         outputs.chain(importance).chain(reports).chain(rest).collect()
     }
 
+    /// The files of the source that say what may be done with the model.
+    fn licenses(&self) -> Result<Vec<String>> {
+        let ckpt = &self.plan.source.ckpt;
+        if ckpt.gguf().is_some() {
+            return Ok(Vec::new());
+        }
+        let begins = ["LICENSE", "LICENCE", "COPYING", "NOTICE", "USE_POLICY"];
+        let is_license = |name: &String| begins.iter().any(|b| name.to_ascii_uppercase().starts_with(b));
+        Ok(others(ckpt.dir())?.into_iter().filter(is_license).collect())
+    }
+
     /// That the release can become its folder.
     ///
     /// # Errors
@@ -257,6 +269,9 @@ fn fill(release: &Release, place: &Place, run: Run) -> Result<Filled> {
         place.text(REPORTS[0], &report.to_json()?)?;
         place.text(REPORTS[1], &report::render_html(report))?;
         place.text(REPORTS[2], &report::render_markdown(report))?;
+    }
+    for name in release.licenses()? {
+        place.copy(&release.plan.source.ckpt.dir().join(&name), &name)?;
     }
     cards_of_folders(release, place, &artifacts)?;
     place.text("README.md", &card::text(release, &artifacts, report.as_ref()))?;

@@ -85,6 +85,13 @@ impl Place {
         disk::write(&path, text.as_bytes()).map_err(|e| Error::io(&path, e))
     }
 
+    /// Copies a small file.
+    pub fn copy(&self, from: &Path, name: &str) -> Result<()> {
+        let bytes = crate::input::read(from)?;
+        let path = self.partial.join(name);
+        disk::write(&path, &bytes).map_err(|e| Error::io(&path, e))
+    }
+
     /// The files of the release, from its folder on, in order. What earlier runs left unfinished goes.
     pub fn files(&self) -> Result<Vec<String>> {
         let mut found = Vec::new();

@@ -256,7 +256,7 @@ fn the_small_files_come_along_and_other_weights_do_not() {
     );
     let card = std::fs::read_to_string(dir.path().join("out/README.md")).unwrap();
     let front = "---\nlicense: mit\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- quantized\n";
-    assert!(card.starts_with(front) && card.contains("\n# out\n") && !card.contains("# A model"), "{card}");
+    assert!(card.starts_with(front) && card.contains("\n# m-nf4\n") && !card.contains("# A model"), "{card}");
 }
 
 /// Starts a run, lets it go for a while, kills it as a power cut would, and continues; twenty times.

@@ -142,7 +142,7 @@ fn what_cannot_be_is_refused_before_anything_is_read() {
         (&["--to", "q4_k_m", "-o", "out", "--repo", "x y/z"], 2, "org/name"),
         (&["--to", "q4_k_m", "-o", "out", "--max-kld", "1"], 2, "--text"),
         (&["--to", "q4_k_m", "-o", "out", "--text", "none.txt"], 3, "none.txt"),
-        (&["--to", "q4_k_m", "-o", "out", "--report", "r.html"], 2, "--report"),
+        (&["--to", "q4_k_m", "-o", "out", "--modelfile"], 2, "--modelfile"),
         (&["--to", "q4_k_m", "-o", "no/where"], 5, "does not exist"),
         (&["--to", "q4km", "-o", "out"], 2, "did you mean q4_k_m?"),
     ];

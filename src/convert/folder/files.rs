@@ -148,13 +148,14 @@ pub fn has_chat(ckpt: &Checkpoint) -> bool {
     dir.join("chat_template.jinja").is_file() || dir.join("chat_template.json").is_file() || in_config()
 }
 
-/// Writes everything that is small into the folder, `config.json` excepted.
+/// Writes everything that is small into the folder, `config.json` excepted. `name`: what the card calls it; it does not
+/// depend on where the folder lies.
 pub fn write(
     folder: &Folder,
     ckpt: &Checkpoint,
     planned: &FolderPlan,
     manifest: &Value,
-    source: &str,
+    name: &str,
     departures: &[Departure],
     about: &About,
 ) -> Result<()> {
@@ -165,8 +166,7 @@ pub fn write(
         folder.text(name, &pretty(&planned.config))?;
     }
     folder.text(MANIFEST, &pretty(manifest))?;
-    let name = folder.target().file_name().map_or_else(|| source.into(), |n| n.to_string_lossy());
-    folder.text("README.md", &card(&name, planned, manifest, departures, about))
+    folder.text("README.md", &card(name, planned, manifest, departures, about))
 }
 
 /// Departures as rows of the manifest.

@@ -196,7 +196,8 @@ impl<'a> Job<'a> {
             return Err(Error::Internal("a folder is made of a source without config.json".into()));
         };
         let about = About::of(self.ckpt, self.model, provenance.name);
-        files::write(&self.folder, self.ckpt, self.plan, &manifest, provenance.name, &departures, &about)?;
+        let name = format!("{}-{}", provenance.name, self.name);
+        files::write(&self.folder, self.ckpt, self.plan, &manifest, &name, &departures, &about)?;
         let tensor_bytes = self.folder.tensor_bytes();
         let parameters = (self.plan.spec.metadata_format() == "mlx").then(|| parameters(self.ckpt));
         let step = self.folder.complete(&files::config(config, self.plan), parameters)?;
