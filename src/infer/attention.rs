@@ -19,6 +19,8 @@ use std::ops::Range;
 pub(super) struct KeyValues {
     pub keys: Vec<f32>,
     pub values: Vec<f32>,
+    /// What an indexer ranks positions by.
+    ranked: Vec<f32>,
 }
 
 /// The keys and values of `len` positions, wherever they are: those of a position begin `step` (`value_step`) after those of
@@ -107,6 +109,13 @@ impl Cache {
         kv.keys.truncate(self.len * widths[0]);
         kv.values.truncate(self.len * widths[1]);
         kv
+    }
+
+    /// The same of what an indexer ranks positions by, of `width` numbers each.
+    pub(super) fn ranked(&mut self, layer: usize, sequence: usize, width: usize) -> &mut Vec<f32> {
+        let kept = &mut self.layers[layer * self.sequences + sequence].ranked;
+        kept.truncate(self.len * width);
+        kept
     }
 
     /// The keys and values of `sequence` in a layer before, with those of the batch.
@@ -369,7 +378,11 @@ mod tests {
             };
             // Keys and values as they lie behind the queries, and more than they need.
             let step = kv_heads * dim + 3;
-            let kv = KeyValues { keys: numbers((past + n) * step, 1), values: numbers((past + n) * step, 2) };
+            let kv = KeyValues {
+                keys: numbers((past + n) * step, 1),
+                values: numbers((past + n) * step, 2),
+                ..KeyValues::default()
+            };
             let stride = heads * dim + 5;
             let q = numbers(n * stride, 3);
             let mut out = vec![f32::NAN; n * heads * dim];
@@ -417,7 +430,11 @@ mod tests {
                 sinks,
                 alibi,
             };
-            let kv = KeyValues { keys: numbers((past + n) * 16, 1), values: numbers((past + n) * 12, 2) };
+            let kv = KeyValues {
+                keys: numbers((past + n) * 16, 1),
+                values: numbers((past + n) * 12, 2),
+                ..KeyValues::default()
+            };
             let q = numbers(n * heads * dim, 3);
             let mut out = vec![f32::NAN; n * heads * value_dim];
             let seen = Seen { keys: &kv.keys, values: &kv.values, step: 16, value_step: 12, len: past + n };

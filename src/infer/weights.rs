@@ -5,8 +5,10 @@ use super::activations::Rounding;
 use super::carried::PerLayer;
 use super::norm::Norm;
 use super::rope::Factors;
-use super::{Engine, Linear};
+use super::streams::Mix;
+use super::{Engine, Linear, altup};
 use crate::kernel::{Dense, RowSource, vector};
+use crate::model::config::Mixing;
 use crate::model::{Config, Generated, MappedTensor, Model};
 use crate::model::{RowOrder, ValueMap};
 use crate::packed::{Input, Packed};
@@ -135,16 +137,21 @@ impl<'a> Loader<'a> {
             return Err(self.wrong_shape(t, &format!("{len} numbers")));
         }
         let mut values = vec![0.0; len];
-        // Computed in `f32`, as the model itself does, not in the type that a file will have.
-        let one_by_one = [ValueMap::PlusOne, ValueMap::NegExp, ValueMap::Exp].contains(&t.values);
+        self.computed(t, &mut values)?;
+        Ok(values)
+    }
+
+    /// All numbers of a tensor. What is done with single numbers is computed in `f32`, as the model itself does, not in the
+    /// type that a file will have.
+    fn computed(&self, t: &MappedTensor, values: &mut [f32]) -> Result<()> {
+        let one_by_one = matches!(t.values, ValueMap::PlusOne | ValueMap::NegExp | ValueMap::Exp | ValueMap::Times(_));
         if !one_by_one {
-            t.read_rows(self.ckpt, 0..t.row_count(), &mut Vec::new(), &mut values)?;
-            return Ok(values);
+            return t.read_rows(self.ckpt, 0..t.row_count(), &mut Vec::new(), values);
         }
         let plain = MappedTensor { values: ValueMap::Same, ..t.clone() };
-        plain.read_rows(self.ckpt, 0..t.row_count(), &mut Vec::new(), &mut values)?;
-        t.values.apply(&mut values);
-        Ok(values)
+        plain.read_rows(self.ckpt, 0..t.row_count(), &mut Vec::new(), values)?;
+        t.values.apply(values);
+        Ok(())
     }
 
     pub fn optional(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>> {
@@ -171,6 +178,26 @@ impl<'a> Loader<'a> {
             None => (self.matrix(t)?, Rounding::None),
         };
         Ok(Linear { name: weight_name, weight, bias, rounding })
+    }
+
+    /// What weighs residual streams: `{stem}_fn.weight` and so on.
+    pub fn mix(&self, stem: &str) -> Result<Mix> {
+        let name = |part: &str| format!("{stem}_{part}.weight");
+        let len = |part: &str| self.shape(&name(part)).map_or(0, |shape| shape.iter().product());
+        let shape = self.shape(&name("fn")).filter(|shape| shape.len() == 2).unwrap_or(&[0, 0]);
+        Ok(Mix {
+            weigh: self.linear(&format!("{stem}_fn"), shape[0], shape[1])?,
+            base: self.numbers(&name("base"), shape[0])?,
+            scale: self.numbers(&name("scale"), len("scale"))?,
+        })
+    }
+
+    /// The ends of streams that alternate.
+    fn altup_ends(&self, c: &Config) -> Result<Option<altup::Ends>> {
+        let Some(streams) = c.streams.filter(|streams| streams.mixing == Mixing::AltUp) else { return Ok(None) };
+        let rows = (streams.count - 1) * c.hidden;
+        let part = |name: &str| self.linear(name, rows, c.hidden);
+        Ok(Some(altup::Ends { begin: part("altup_proj")?, end: part("altup_unembd_proj")? }))
     }
 
     /// Whether a tensor can stay in its stored bytes, and as which type.
@@ -232,7 +259,7 @@ impl<'a> Loader<'a> {
         let (rows, cols) = (t.row_count(), t.cols());
         let Some((ty, row_bytes)) = self.stored_type(t).and_then(|ty| Some((ty, ty.row_bytes(cols)?))) else {
             let mut data = vec![0.0; rows * cols];
-            t.read_rows(self.ckpt, 0..rows, &mut Vec::new(), &mut data)?;
+            self.computed(t, &mut data)?;
             return Ok(Box::new(Dense { data, cols }));
         };
         let mut bytes = vec![0; rows * row_bytes];
@@ -344,6 +371,8 @@ impl Engine {
         Ok(Engine {
             per_layer: (each > 0).then(per_layer).transpose()?,
             carried: c.carried(),
+            altup: loader.altup_ends(c)?,
+            last_mix: loader.has("output_hc_fn.weight").then(|| loader.mix("output_hc")).transpose()?,
             embedding: loader.linear("token_embd", vocab, c.hidden)?,
             positions: positions.map(|n| loader.linear("position_embd", n, c.hidden)).transpose()?,
             embedding_norm: match c.embedding_unit_norm {
@@ -379,6 +408,7 @@ impl Engine {
         self.embedding.weight = Box::new(Dense { data: Vec::new(), cols: self.config.hidden });
         self.output = None;
         self.per_layer = None;
+        self.altup = None;
     }
 
     /// Frees the memory of layer `index`.

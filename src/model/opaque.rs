@@ -248,6 +248,7 @@ fn sizes(meta: &Metadata, arch: &str) -> Config {
             scale: 1.0,
             ..Heads::default()
         }),
+        beside: None,
         ffn: Ffn { dense: None, experts: None },
         wiring: Wiring { pre_norm: true, post_norm: false, parallel: false },
     };
