@@ -49,6 +49,8 @@ pub struct Cache {
     /// Those of each sequence, layer by layer; nothing where sequences come whole.
     layers: Vec<KeyValues>,
     recurrent: Vec<Recurrent>,
+    /// The tokens of each sequence.
+    tokens: Vec<Vec<u32>>,
     sequences: usize,
     len: usize,
     capacity: usize,
@@ -66,6 +68,7 @@ impl Cache {
         Cache {
             layers: (0..layers * sequences).map(|_| KeyValues::default()).collect(),
             recurrent: (0..layers * sequences).map(|_| Recurrent::default()).collect(),
+            tokens: vec![Vec::new(); sequences],
             sequences,
             len: 0,
             capacity,
@@ -141,6 +144,21 @@ impl Cache {
         let len = self.len + n;
         if let Some(place) = self.recurrent.get_mut(layer * self.sequences + sequence) {
             *place = Recurrent { len, ..kept };
+        }
+    }
+
+    /// The tokens that it holds, of each sequence.
+    pub(super) fn before(&mut self) -> &[Vec<u32>] {
+        let len = self.len;
+        self.tokens.iter_mut().for_each(|tokens| tokens.truncate(len));
+        &self.tokens
+    }
+
+    /// Takes note of the next tokens of `sequences`.
+    pub(super) fn read(&mut self, tokens: &[u32], sequences: usize) {
+        if self.keeps() {
+            let each = tokens.chunks(tokens.len() / sequences.max(1));
+            self.tokens.iter_mut().zip(each).for_each(|(kept, new)| kept.extend_from_slice(new));
         }
     }
 

@@ -5,6 +5,7 @@ use super::carried::LayerVector;
 use super::channel_delta::ChannelDelta;
 use super::experts::Experts;
 use super::linear::{FeedForward, Inner, Linear, ROWS_PER_TASK, sized};
+use super::ngrams::Ngrams;
 use super::norm::Norm;
 use super::streams::Between;
 use super::{Batch, Engine, Observer, heads, latent, recurrent};
@@ -58,7 +59,10 @@ impl Mixer {
     /// In the order of use.
     fn linears_mut(&mut self) -> Vec<&mut Linear> {
         match self {
-            Mixer::Attention(a) => a.qkv.iter_mut().chain(&mut a.gate).collect(),
+            Mixer::Attention(a) => {
+                let indexer = a.indexer.iter_mut().flat_map(|indexer| indexer.linears_mut());
+                a.qkv.iter_mut().chain(&mut a.gate).chain(indexer).collect()
+            }
             Mixer::Latent(l) => {
                 let b = match &mut l.b {
                     latent::Expand::Absorbed { k, v } => vec![k, v],
@@ -119,6 +123,7 @@ pub(super) struct Layer {
     pub parallel: bool,
     /// How both parts read and write the residual streams, where there are several.
     pub streams: Option<Between>,
+    pub ngrams: Option<Box<Ngrams>>,
     /// Adds each token's vector for the layer (Gemma 4 E).
     pub vector: Option<LayerVector>,
     /// What leaves the layer is multiplied by this (Gemma 4).
@@ -137,7 +142,8 @@ impl Layer {
         };
         let vector = self.vector.iter_mut().flat_map(|v| [&mut v.gate, &mut v.project]);
         let streams = self.streams.iter_mut().flat_map(Between::linears_mut);
-        mixers.chain(mlp).chain(vector).chain(streams)
+        let ngrams = self.ngrams.iter_mut().flat_map(|ngrams| ngrams.linears_mut());
+        ngrams.chain(mixers).chain(mlp).chain(vector).chain(streams)
     }
 }
 
@@ -168,13 +174,14 @@ impl Engine {
         if altup.is_some_and(|altup| altup.predict(self, x, carried, observer).is_break()) {
             return Ok(ControlFlow::Break(()));
         }
-        let mix = layer.streams.as_ref().and_then(|streams| streams.mix(0));
-        let entered = match mix.filter(|_| !layer.mixers.is_empty()) {
-            Some(mix) => match self.enter(mix, x, carried, observer) {
-                ControlFlow::Continue(entered) => Some(entered),
-                ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
-            },
-            None => None,
+        if let Some(ngrams) = &layer.ngrams
+            && ngrams.add(self, index, (x, carried), batch, cache, observer).is_break()
+        {
+            return Ok(ControlFlow::Break(()));
+        }
+        let streams = layer.streams.as_ref().filter(|_| !layer.mixers.is_empty());
+        let ControlFlow::Continue(entered) = self.enter(streams, 0, (x, carried), observer) else {
+            return Ok(ControlFlow::Break(()));
         };
         let into = entered.as_ref().map_or(x.as_slice(), |entered| entered.x.as_slice());
         let into = match &layer.attn_norm {
@@ -236,7 +243,8 @@ impl Engine {
                 None => self.add(x, result, layer.post_attn_norm.as_ref()),
             }
             if let Some(altup) = altup {
-                run = altup.join(x, &normed[..x.len()], observer);
+                let read = &normed[..x.len()];
+                run = altup.join(x, read, observer);
             }
         }
         cache.buffers = buffers;
@@ -273,12 +281,8 @@ impl Engine {
         let mut buffers = std::mem::take(&mut cache.buffers);
         let Buffers { normed, result, inner, beside, .. } = &mut buffers;
         let (normed, result) = (sized(normed, x.len()), sized(result, x.len()));
-        let entered = match layer.streams.as_ref().and_then(|streams| streams.mix(1)) {
-            Some(mix) => match self.enter(mix, x, carried, observer) {
-                ControlFlow::Continue(entered) => Some(entered),
-                ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
-            },
-            None => None,
+        let ControlFlow::Continue(entered) = self.enter(layer.streams.as_ref(), 1, (x, carried), observer) else {
+            return Ok(ControlFlow::Break(()));
         };
         let stream = entered.as_ref().map_or(&*x, |entered| entered.x.as_slice());
         let into: &[f32] = match &layer.ffn_norm {

@@ -70,9 +70,11 @@ impl LayerVector {
 }
 
 impl Engine {
-    /// What goes with `tokens`, `[n, carried]`; `x` are their embeddings.
-    pub(super) fn carry(&self, tokens: &[u32], x: &[f32]) -> Vec<f32> {
+    /// What goes with `tokens`, `[n, carried]`; `x` are their embeddings, and `before` the tokens in front of those of each
+    /// sequence.
+    pub(super) fn carry(&self, tokens: &[u32], x: &[f32], before: &[Vec<u32>]) -> Vec<f32> {
         let mut carried = vec![0.0; tokens.len() * self.carried];
+        self.carry_ngrams(tokens, before, &mut carried);
         if let Some(per_layer) = &self.per_layer {
             per_layer.of(tokens, x, &mut carried, self.carried);
         }
@@ -96,6 +98,17 @@ impl Engine {
         }
         let (channels, carried) = self.apart(x);
         self.collapsed(channels, &carried).into()
+    }
+
+    /// The numbers of a stream that say how near it is to another: all but the positions that were chosen.
+    pub fn numbers<'a>(&self, x: &'a [f32]) -> Cow<'a, [f32]> {
+        let (width, mut places) = (self.config.stream(), self.config.carried_choice());
+        if places.is_empty() {
+            return Cow::Borrowed(x);
+        }
+        places = self.config.hidden + places.start..self.config.hidden + places.end;
+        let rows = x.chunks_exact(width);
+        rows.flat_map(|row| row[..places.start].iter().chain(&row[places.end..])).copied().collect::<Vec<f32>>().into()
     }
 
     /// Channels and what goes with them, apart.

@@ -20,8 +20,9 @@ pub(super) struct Indexer {
     /// One key for all heads, `[dim, hidden]`.
     pub k: Linear,
     pub k_norm: Norm,
-    /// To the weights of the heads, `[heads, hidden]`.
-    pub weigh: Linear,
+    pub q_norm: Option<Norm>,
+    /// To the weights of the heads, `[heads, hidden]`; `None`: all count alike.
+    pub weigh: Option<Linear>,
     /// What weighs the keys of a group of positions: from the stream, `[dim, hidden]`, and by place in the group,
     /// `[size, dim]`.
     pub pool: Option<(Linear, Vec<f32>)>,
@@ -29,7 +30,8 @@ pub(super) struct Indexer {
 
 impl Indexer {
     pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
-        [&mut self.q, &mut self.k, &mut self.weigh].into_iter().chain(self.pool.iter_mut().map(|(gate, _)| gate))
+        let more = self.weigh.iter_mut().chain(self.pool.iter_mut().map(|(gate, _)| gate));
+        [&mut self.q, &mut self.k].into_iter().chain(more)
     }
 
     /// Of each row of the batch; `narrow` is what queries are made from (`[rows, rank]`).
@@ -38,7 +40,7 @@ impl Indexer {
         own: &config::Indexer,
         call: &mut Call,
         narrow: &[f32],
-        angles: Option<&Angles>,
+        (own_rope, angles): (Option<usize>, Option<&Angles>),
         observer: &mut dyn Observer,
     ) -> ControlFlow<(), Choice> {
         let &config::Indexer { heads, dim, rotated, .. } = own;
@@ -46,10 +48,12 @@ impl Indexer {
         // A key, and behind it what weighs it in its group.
         let width = dim * if self.pool.is_some() { 2 } else { 1 };
         let (mut q, mut keys) = (vec![0.0; rows * heads * dim], vec![0.0; rows * width]);
-        let mut weights = vec![0.0; rows * heads];
+        let mut weights = vec![1.0; rows * heads];
         self.q.product(narrow, Output::whole(&mut q, heads * dim), observer)?;
         self.k.product(call.normed, Output { data: &mut keys, stride: width, at: 0 }, observer)?;
-        self.weigh.product(call.normed, Output::whole(&mut weights, heads), observer)?;
+        if let Some(weigh) = &self.weigh {
+            weigh.product(call.normed, Output::whole(&mut weights, heads), observer)?;
+        }
         if let Some((gate, _)) = &self.pool {
             gate.product(call.normed, Output { data: &mut keys, stride: width, at: dim }, observer)?;
         }
@@ -59,13 +63,22 @@ impl Indexer {
                 angles.rotate(&mut head[turned.clone()], i % n, own.pairs);
             }
         };
-        keys.par_chunks_exact_mut(width).enumerate().for_each(|(i, row)| {
-            self.k_norm.apply(&mut row[..dim], 0);
-            turn(&mut row[..dim], i);
-        });
+        if !own.plain {
+            keys.par_chunks_exact_mut(width).enumerate().for_each(|(i, row)| {
+                self.k_norm.apply(&mut row[..dim], 0);
+                turn(&mut row[..dim], i);
+            });
+        }
         q.par_chunks_exact_mut(heads * dim).enumerate().for_each(|(i, row)| {
-            row.chunks_exact_mut(dim).for_each(|head| turn(head, i));
+            for head in row.chunks_exact_mut(dim) {
+                if let Some(norm) = &self.q_norm {
+                    norm.apply(head, 0);
+                }
+                turn(head, i);
+            }
         });
+        // Groups of plain keys are turned as the first of them: by angles from the beginning on.
+        let from_first = own.plain.then(|| call.engine.angles_from(own_rope, call.cache, 0, first + n)).flatten();
         let mut choice = Choice::with_capacity(rows);
         for (i, new) in keys.chunks_exact(n * width).enumerate() {
             let keys = match call.cache.keeps() {
@@ -76,7 +89,11 @@ impl Indexer {
                 }
                 false => new,
             };
-            let pooled = own.pools.zip(self.pool.as_ref()).map(|(pools, (_, places))| pool(keys, dim, pools, places));
+            let pooled = match (own.pools, &self.pool) {
+                (Some(pools), Some((_, places))) => Some(pool(keys, dim, pools, places)),
+                (Some(pools), None) => Some(self.mean(own, keys, pools.size, from_first.as_ref())),
+                _ => None,
+            };
             let (candidates, step) = pooled.as_ref().map_or((keys, width), |pooled| (pooled.as_slice(), dim));
             let of = |row: usize| {
                 let at = i * n + row;
@@ -89,6 +106,19 @@ impl Indexer {
             choice.par_extend((0..n).into_par_iter().map(of));
         }
         ControlFlow::Continue(choice)
+    }
+
+    /// One key for each whole group: the mean of its keys, normalised and turned as the first position.
+    fn mean(&self, own: &config::Indexer, keys: &[f32], size: usize, angles: Option<&Angles>) -> Vec<f32> {
+        let mut all = vec![0.0; keys.len() / (size * own.dim) * own.dim];
+        for (i, (mean, group)) in all.chunks_exact_mut(own.dim).zip(keys.chunks_exact(size * own.dim)).enumerate() {
+            group.chunks_exact(own.dim).for_each(|key| vector::add_scaled(mean, 1.0 / size as f32, key));
+            self.k_norm.apply(mean, 0);
+            if let Some(angles) = angles.filter(|_| own.rotated > 0) {
+                angles.rotate(mean, i * size, own.pairs);
+            }
+        }
+        all
     }
 }
 
@@ -146,6 +176,11 @@ pub(super) fn attend(shape: Heads, q: &[f32], stride: usize, kv: Seen, choice: &
             }
         }
     });
+}
+
+/// Whether lists of rows from position `first` on have every position that the row could see.
+pub(super) fn are_all(lists: &[Vec<u32>], first: usize) -> bool {
+    lists.iter().enumerate().all(|(i, chosen)| chosen.len() == first + i + 1)
 }
 
 /// Positions as numbers that travel with the tokens, and back.

@@ -85,9 +85,10 @@ impl Latent {
                 vector::scale(row, factor);
             }
         });
+        let rope = own.rope;
         let choice = match (&own.chosen, &self.indexer) {
             (Some(config::Chosen::ByIndexer(own)), Some(indexer)) => {
-                match indexer.choose(own, call, &narrow, angles.as_ref(), observer) {
+                match indexer.choose(own, call, &narrow, (rope, angles.as_ref()), observer) {
                     ControlFlow::Continue(choice) => Some(choice),
                     ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
                 }
@@ -218,8 +219,7 @@ fn read(
     out: &mut [f32],
 ) {
     let first = seen.len - q.len() / stride;
-    let all = |choice: &[Vec<u32>]| choice.iter().enumerate().all(|(i, chosen)| chosen.len() == first + i + 1);
-    match choice.filter(|choice| !all(choice)) {
+    match choice.filter(|lists| !chosen::are_all(lists, first)) {
         Some(choice) => chosen::attend(shape, q, stride, seen, choice, out),
         None => attend(shape, q, stride, seen, packed, out),
     }

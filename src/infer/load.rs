@@ -9,6 +9,7 @@ use super::chosen::Indexer;
 use super::experts::{Experts, SharedExpert};
 use super::heads::Attention;
 use super::latent::{Expand, Latent};
+use super::ngrams::Ngrams;
 use super::norm::Norm;
 use super::recurrent::{Conv, Delta, Mamba, Mamba2, ShortConv};
 use super::streams::{Between, Mix};
@@ -96,6 +97,7 @@ impl Block<'_> {
             post_ffn_norm: after(names.post_ffn)?,
             parallel: wiring.parallel,
             streams: self.streams()?,
+            ngrams: self.ngrams()?,
             vector: self.vector(described)?,
             scale: self.optional("layer_output_scale.weight", 1)?.and_then(|v| v.first().copied()),
         })
@@ -107,6 +109,10 @@ impl Block<'_> {
         let weights = match own.mixing {
             config::Mixing::Sinkhorn { .. } => (2 + own.count) * own.count,
             config::Mixing::Apart { .. } => 2 * own.count,
+            config::Mixing::Gated => {
+                let mix = |stem: &str| self.loader.gated_mix(self.c, &self.name(stem));
+                return Ok(Some(Between::Gated(Box::new([mix("hc_attn")?, mix("hc_ffn")?]))));
+            }
             config::Mixing::AltUp => return Ok(Some(Between::AltUp(Box::new(self.altup(own.count)?)))),
         };
         let mix = |stem: &str| -> Result<Mix> {
@@ -120,6 +126,25 @@ impl Block<'_> {
             Ok(mix)
         };
         Ok(Some(Between::Mixed(Box::new([mix("hc_attn")?, mix("hc_ffn")?]))))
+    }
+
+    fn ngrams(&self) -> Result<Option<Box<Ngrams>>> {
+        let Some(own) = self.c.ngrams.as_ref().filter(|own| own.layer == self.index) else { return Ok(None) };
+        let (hidden, count) = (self.c.hidden, self.c.streams.map_or(1, |streams| streams.count));
+        let (wide, width) = (count * hidden, (own.size - 1) * own.heads * own.width);
+        let norm = |stem: &str| self.loader.norm(self.c, &self.name(stem), wide);
+        let conv = self.shape("ple_conv1d.weight").map_or(0, |shape| shape.iter().product());
+        if conv == 0 || !conv.is_multiple_of(wide) {
+            return Err(Error::bad_input(format!("'{}' does not fit {wide} channels", self.name("ple_conv1d.weight"))));
+        }
+        Ok(Some(Box::new(Ngrams {
+            key: self.linear("ple_key", wide, width)?,
+            value: self.linear("ple_value", hidden, width)?,
+            norm_key: norm("ple_norm_key")?,
+            norm_query: norm("ple_norm_query")?,
+            norm_conv: norm("ple_norm_conv")?,
+            conv: self.numbers("ple_conv1d.weight", conv)?,
+        })))
     }
 
     fn altup(&self, count: usize) -> Result<AltUp> {
@@ -201,6 +226,7 @@ impl Block<'_> {
             q_norm: head_norm("attn_q_norm")?,
             k_norm: head_norm("attn_k_norm")?,
             sinks: self.optional("attn_sinks.weight", heads.q)?,
+            indexer: heads.peculiar.chosen.as_ref().map(|own| self.plain_indexer(own)).transpose()?,
         })
     }
 
@@ -236,6 +262,22 @@ impl Block<'_> {
         })
     }
 
+    /// One whose queries are made from the stream, and whose keys are averaged.
+    fn plain_indexer(&self, own: &config::Indexer) -> Result<Indexer> {
+        let norm = |stem: &str| -> Result<Norm> {
+            let norm = self.loader.norm(self.c, &self.name(stem), own.dim)?;
+            Ok(Norm { kind: config::Norm::Rms, ..norm })
+        };
+        Ok(Indexer {
+            q: self.linear("indexer.q_proj", own.heads * own.dim, self.c.hidden)?,
+            q_norm: Some(norm("indexer.q_norm")?),
+            k: self.linear("indexer.k_proj", own.dim, self.c.hidden)?,
+            k_norm: norm("indexer.k_norm")?,
+            weigh: None,
+            pool: None,
+        })
+    }
+
     fn indexer(&self, own: &config::Indexer, narrow: Option<usize>) -> Result<Indexer> {
         let hidden = self.c.hidden;
         let narrow = narrow.ok_or_else(|| Error::unsupported("an indexer beside queries without a narrow vector"))?;
@@ -248,7 +290,8 @@ impl Block<'_> {
             q: self.linear("indexer.attn_q_b", own.heads * own.dim, narrow)?,
             k: self.linear("indexer.attn_k", own.dim, hidden)?,
             k_norm: Norm { kind: config::Norm::Layer, eps: own.norm_eps, ..k_norm },
-            weigh: self.linear("indexer.proj", own.heads, hidden)?,
+            q_norm: None,
+            weigh: Some(self.linear("indexer.proj", own.heads, hidden)?),
             pool: own.pools.as_ref().map(pool).transpose()?,
         })
     }

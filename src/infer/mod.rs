@@ -14,6 +14,7 @@ mod heads;
 mod latent;
 mod linear;
 mod load;
+mod ngrams;
 mod norm;
 mod recurrent;
 mod rope;
@@ -68,7 +69,8 @@ pub struct Engine {
     embedding_norm: Option<Norm>,
     /// `None`: not in memory (now).
     layers: Vec<Option<Layer>>,
-    output_norm: Norm,
+    /// `None`: what mixes the streams has normalised them.
+    output_norm: Option<Norm>,
     /// `None`: the embedding (tied).
     output: Option<Linear>,
     rope_factors: rope::Factors,
@@ -78,6 +80,9 @@ pub struct Engine {
     carried: usize,
     /// What several residual streams end in; `None`: their mean.
     last_mix: Option<streams::Mix>,
+    last_gate: Option<streams::GatedMix>,
+    /// Rows that n-grams of tokens choose.
+    ngram_table: Option<Linear>,
     /// Where streams alternate, how they begin and end.
     altup: Option<altup::Ends>,
 }
@@ -106,7 +111,8 @@ impl Engine {
     /// Errors: as [`Engine::forward`].
     pub fn hidden(&self, tokens: &[u32], cache: &mut Cache, observer: &mut dyn Observer) -> Result<Vec<f32>> {
         let mut x = self.embed_at(tokens, cache.len(), tokens.len())?;
-        let mut carried = self.carry(tokens, &x);
+        let mut carried = self.carry(tokens, &x, cache.before());
+        cache.read(tokens, 1);
         let batch = Batch { sequences: 1, from: 0 };
         for layer in 0..self.layers.len() {
             if self.layer_of(layer, &mut x, &mut carried, batch, cache, observer)?.is_break() {
@@ -128,7 +134,8 @@ impl Engine {
         }
         let tokens = sequences.concat();
         let mut x = self.embed_at(&tokens, 0, len)?;
-        let mut carried = self.carry(&tokens, &x);
+        let none = vec![Vec::new(); sequences.len()];
+        let mut carried = self.carry(&tokens, &x, &none);
         // A worker that shares its work wakes nobody but the others; from outside, every product would.
         rayon::scope(|_| {
             for layer in 0..self.layers.len() {
@@ -151,7 +158,8 @@ impl Engine {
     /// Errors: as [`Engine::forward`].
     pub fn step(&self, tokens: &[u32], cache: &mut Cache) -> Result<Vec<f32>> {
         let mut x = self.embed_at(tokens, cache.len(), 1)?;
-        let mut carried = self.carry(tokens, &x);
+        let mut carried = self.carry(tokens, &x, cache.before());
+        cache.read(tokens, tokens.len());
         let batch = Batch { sequences: tokens.len(), from: 0 };
         rayon::scope(|_| {
             for layer in 0..self.layers.len() {
@@ -168,7 +176,7 @@ impl Engine {
     /// Errors: `BadInput` for a token beyond the vocabulary, or for more tokens than there are positions.
     pub fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>> {
         let x = self.embed_at(tokens, 0, tokens.len())?;
-        let carried = self.carry(tokens, &x);
+        let carried = self.carry(tokens, &x, &[Vec::new()]);
         Ok(self.together(x, &carried))
     }
 
@@ -318,8 +326,9 @@ impl Engine {
 
     /// What enters the output matrix: the last layer's results, normalised.
     pub fn head_input(&self, hidden: &[f32]) -> Vec<f32> {
+        let Some(norm) = &self.output_norm else { return hidden.to_vec() };
         let mut normed = vec![0.0; hidden.len()];
-        self.output_norm.rows(hidden, self.config.hidden, &mut normed);
+        norm.rows(hidden, self.config.hidden, &mut normed);
         normed
     }
 
@@ -370,16 +379,26 @@ impl Engine {
         let layers = self.layers.iter_mut().flatten().flat_map(Layer::linears_mut);
         let per_layer = self.per_layer.iter_mut().flat_map(|p| [&mut p.embedding, &mut p.projection]);
         let altup = self.altup.iter_mut().flat_map(altup::Ends::linears_mut);
-        std::iter::once(&mut self.embedding).chain(per_layer).chain(altup).chain(layers).chain(&mut self.output)
+        std::iter::once(&mut self.embedding)
+            .chain(per_layer)
+            .chain(altup)
+            .chain(self.last_gate.iter_mut().flat_map(streams::GatedMix::linears_mut))
+            .chain(layers)
+            .chain(&mut self.output)
     }
 
     /// The angles of one of the rotary embeddings for the next `n` positions; what a checkpoint brings of factors is the
     /// first one's.
     fn angles(&self, which: Option<usize>, cache: &Cache, n: usize) -> Option<Angles> {
+        self.angles_from(which, cache, cache.len(), n)
+    }
+
+    /// The same of `n` positions from `first` on.
+    fn angles_from(&self, which: Option<usize>, cache: &Cache, first: usize, n: usize) -> Option<Angles> {
         let rope = self.config.ropes.get(which?)?;
         let none = rope::Factors::default();
         let factors = if which == Some(0) { &self.rope_factors } else { &none };
-        Some(Angles::new(rope, factors, cache.capacity(), self.config.context, cache.len(), n))
+        Some(Angles::new(rope, factors, cache.capacity(), self.config.context, first, n))
     }
 
     fn rotate(&self, head: &mut [f32], angles: &Angles, i: usize) {

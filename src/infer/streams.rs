@@ -4,7 +4,8 @@
 
 use super::altup::AltUp;
 use super::linear::{Linear, sigmoid};
-use super::norm::unit_norm;
+use super::norm::{Norm, unit_norm};
+use super::recurrent::silu;
 use super::{Engine, Observer};
 use crate::kernel::{Output, vector};
 use crate::model::config::{Mixing, Streams};
@@ -20,9 +21,59 @@ pub(super) struct Mix {
     pub scale: Vec<f32>,
 }
 
+/// What mixes streams channel by channel.
+pub(super) struct GatedMix {
+    /// Stream by stream.
+    pub norm: Norm,
+    /// `[rank, streams * hidden]` and back.
+    pub narrow: [Linear; 2],
+    /// To the weights with which a result is added, `[streams, streams * hidden]`; the end has none.
+    pub inject: Option<Linear>,
+}
+
+impl GatedMix {
+    pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.narrow.iter_mut().chain(&mut self.inject)
+    }
+
+    /// What is read of all streams (`[rows, streams * hidden]`).
+    fn enter(&self, mut all: Vec<f32>, count: usize, observer: &mut dyn Observer) -> ControlFlow<(), Entered> {
+        let [down, up] = &self.narrow;
+        let (wide, rank) = (up.out(), down.out());
+        let (hidden, rows) = (wide / count, all.len() / wide);
+        group_norm(&self.norm, &mut all, hidden);
+        let (mut inner, mut weights) = (vec![0.0; rows * rank], vec![0.0; rows * wide]);
+        down.product(&all, Output::whole(&mut inner, rank), observer)?;
+        inner.iter_mut().for_each(|v| *v = silu(*v / count as f32));
+        up.product(&inner, Output::whole(&mut weights, wide), observer)?;
+        let mut x = vec![0.0; rows * hidden];
+        for (x, (all, weights)) in
+            x.chunks_exact_mut(hidden).zip(all.chunks_exact(wide).zip(weights.chunks_exact(wide)))
+        {
+            for (i, (v, w)) in all.iter().zip(weights).enumerate() {
+                x[i % hidden] += v * sigmoid(*w) / count as f32;
+            }
+        }
+        let mut write = Vec::new();
+        if let Some(inject) = &self.inject {
+            write.resize(rows * count, 0.0);
+            inject.product(&all, Output::whole(&mut write, count), observer)?;
+            write.iter_mut().for_each(|w| *w = 2.0 * sigmoid(*w / count as f32));
+        }
+        ControlFlow::Continue(Entered { x, write, flow: Vec::new() })
+    }
+}
+
+/// Normalises every stream of rows of several by itself.
+pub(super) fn group_norm(norm: &Norm, all: &mut [f32], hidden: usize) {
+    let streams = (norm.weight.len() / hidden).max(1);
+    all.par_chunks_exact_mut(hidden).enumerate().for_each(|(i, stream)| norm.apply(stream, i % streams));
+}
+
 /// How the streams of a layer are read and written.
 pub(super) enum Between {
     Mixed(Box<[Mix; 2]>),
+    Gated(Box<[GatedMix; 2]>),
     AltUp(Box<AltUp>),
 }
 
@@ -30,17 +81,13 @@ impl Between {
     pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
         match self {
             Between::Mixed(mixes) => mixes.iter_mut().map(|mix| &mut mix.weigh).collect(),
+            Between::Gated(mixes) => mixes.iter_mut().flat_map(|mix| mix.linears_mut()).collect(),
             Between::AltUp(altup) => altup.linears_mut().collect(),
         }
     }
 
     pub fn altup(&self) -> Option<&AltUp> {
         if let Between::AltUp(altup) = self { Some(altup) } else { None }
-    }
-
-    /// That of the layer's first part, or its second.
-    pub fn mix(&self, part: usize) -> Option<&Mix> {
-        if let Between::Mixed(mixes) = self { mixes.get(part) } else { None }
     }
 }
 
@@ -100,23 +147,38 @@ fn mixture(all: &[f32], weights: &[f32], count: usize, hidden: usize) -> Vec<f32
 
 impl Engine {
     /// All streams of every row, `[rows, streams * hidden]`.
-    fn all_streams(&self, own: &Streams, x: &[f32], carried: &[f32]) -> Vec<f32> {
+    pub(super) fn all_streams(&self, own: &Streams, x: &[f32], carried: &[f32]) -> Vec<f32> {
         let (hidden, at) = (self.config.hidden, self.config.carried_streams());
         let more = (own.count - 1) * hidden;
         let rows = x.chunks_exact(hidden).zip(carried.chunks_exact(self.carried));
         rows.flat_map(|(x, carried)| x.iter().chain(&carried[at..at + more])).copied().collect()
     }
 
-    /// What a part of a block reads.
+    /// What a part of a block reads, the first or the second; `None`: the one stream that there is.
     pub(super) fn enter(
         &self,
+        streams: Option<&Between>,
+        part: usize,
+        (x, carried): (&[f32], &[f32]),
+        observer: &mut dyn Observer,
+    ) -> ControlFlow<(), Option<Entered>> {
+        let (Some(streams), Some(own)) = (streams, self.config.streams) else { return ControlFlow::Continue(None) };
+        let all = || self.all_streams(&own, x, carried);
+        ControlFlow::Continue(match streams {
+            Between::Mixed(mixes) => Some(self.enter_mixed(&mixes[part], &own, all(), observer)?),
+            Between::Gated(mixes) => Some(mixes[part].enter(all(), own.count, observer)?),
+            Between::AltUp(_) => None,
+        })
+    }
+
+    fn enter_mixed(
+        &self,
         mix: &Mix,
-        x: &[f32],
-        carried: &[f32],
+        own: &Streams,
+        all: Vec<f32>,
         observer: &mut dyn Observer,
     ) -> ControlFlow<(), Entered> {
-        let (c, Some(own)) = (&self.config, self.config.streams) else { return ControlFlow::Break(()) };
-        let (count, all) = (own.count, self.all_streams(&own, x, carried));
+        let (c, count) = (&self.config, own.count);
         let raw = mix.weights(&all, c.norm_eps, observer)?;
         let (mut read, mut write, mut flow) = (Vec::new(), Vec::new(), Vec::new());
         let of = |raw: &[f32], base: &[f32], scale: f32| -> Vec<f32> {
@@ -135,7 +197,7 @@ impl Engine {
                     sinkhorn(&mut m, count, rounds, own.eps);
                     flow.extend(m);
                 }
-                Mixing::AltUp => {}
+                Mixing::AltUp | Mixing::Gated => {}
             }
         }
         ControlFlow::Continue(Entered { x: mixture(&all, &read, count, c.hidden), write, flow })
@@ -170,6 +232,12 @@ impl Engine {
         let all = self.all_streams(&own, &x, carried);
         if let Some(ends) = &self.altup {
             return ends.end(&all);
+        }
+        if let Some(mix) = &self.last_gate {
+            return match mix.enter(all, own.count, &mut ()) {
+                ControlFlow::Continue(entered) => entered.x,
+                ControlFlow::Break(()) => x,
+            };
         }
         let rows = x.len() / self.config.hidden;
         let weights = match &self.last_mix {

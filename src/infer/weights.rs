@@ -5,7 +5,7 @@ use super::activations::Rounding;
 use super::carried::PerLayer;
 use super::norm::Norm;
 use super::rope::Factors;
-use super::streams::Mix;
+use super::streams::{GatedMix, Mix};
 use super::{Engine, Linear, altup};
 use crate::kernel::{Dense, RowSource, vector};
 use crate::model::config::Mixing;
@@ -144,13 +144,16 @@ impl<'a> Loader<'a> {
     /// All numbers of a tensor. What is done with single numbers is computed in `f32`, as the model itself does, not in the
     /// type that a file will have.
     fn computed(&self, t: &MappedTensor, values: &mut [f32]) -> Result<()> {
-        let one_by_one = matches!(t.values, ValueMap::PlusOne | ValueMap::NegExp | ValueMap::Exp | ValueMap::Times(_));
+        let one_by_one = matches!(
+            t.values,
+            ValueMap::PlusOne | ValueMap::NegExp | ValueMap::Exp | ValueMap::Times(_) | ValueMap::RowTimes(_)
+        );
         if !one_by_one {
             return t.read_rows(self.ckpt, 0..t.row_count(), &mut Vec::new(), values);
         }
         let plain = MappedTensor { values: ValueMap::Same, ..t.clone() };
         plain.read_rows(self.ckpt, 0..t.row_count(), &mut Vec::new(), values)?;
-        t.values.apply(values);
+        t.values.apply(values, t.cols());
         Ok(())
     }
 
@@ -190,6 +193,17 @@ impl<'a> Loader<'a> {
             base: self.numbers(&name("base"), shape[0])?,
             scale: self.numbers(&name("scale"), len("scale"))?,
         })
+    }
+
+    /// What mixes residual streams channel by channel: `{stem}_norm.weight` and so on.
+    pub fn gated_mix(&self, c: &Config, stem: &str) -> Result<GatedMix> {
+        let count = c.streams.map_or(1, |streams| streams.count);
+        let wide = count * c.hidden;
+        let rank = self.shape(&format!("{stem}_down.weight")).map_or(0, |shape| shape[0]);
+        let part = |name: &str, rows: usize, cols: usize| self.linear(&format!("{stem}_{name}"), rows, cols);
+        let inject = self.has(&format!("{stem}_inject.weight")).then(|| part("inject", count, wide)).transpose()?;
+        let norm = self.norm(c, &format!("{stem}_norm"), wide)?;
+        Ok(GatedMix { norm, narrow: [part("down", rank, wide)?, part("up", wide, rank)?], inject })
     }
 
     /// The ends of streams that alternate.
@@ -358,6 +372,7 @@ impl Engine {
         // What a configuration says of the vocabulary counts tokens; the matrix may have more rows.
         let vocab = loader.shape("token_embd.weight").map_or(c.vocab, |shape| shape[0]);
         let positions = loader.shape("position_embd.weight").map(|shape| shape[0]);
+        let rows_of = |name: &str| loader.shape(name).map_or(0, |shape| shape[0]);
         let each = c.per_layer;
         let per_layer = || -> Result<PerLayer> {
             let all = each * c.layers.len();
@@ -372,6 +387,13 @@ impl Engine {
             per_layer: (each > 0).then(per_layer).transpose()?,
             carried: c.carried(),
             altup: loader.altup_ends(c)?,
+            last_gate: loader.has("output_hc_up.weight").then(|| loader.gated_mix(c, "output_hc")).transpose()?,
+            ngram_table: match &c.ngrams {
+                Some(own) => {
+                    Some(loader.linear("per_layer_token_embd", rows_of("per_layer_token_embd.weight"), own.width)?)
+                }
+                None => None,
+            },
             last_mix: loader.has("output_hc_fn.weight").then(|| loader.mix("output_hc")).transpose()?,
             embedding: loader.linear("token_embd", vocab, c.hidden)?,
             positions: positions.map(|n| loader.linear("position_embd", n, c.hidden)).transpose()?,
@@ -381,8 +403,9 @@ impl Engine {
             },
             layers: c.layers.iter().map(|_| None).collect(),
             output_norm: match c.weightless_norms {
-                true => loader.weightless(c),
-                false => loader.norm(c, last, c.hidden)?,
+                true => Some(loader.weightless(c)),
+                false if loader.has("output_hc_up.weight") => None,
+                false => Some(loader.norm(c, last, c.hidden)?),
             },
             output: untied.then(|| loader.linear("output", vocab, c.hidden)).transpose()?,
             rope_factors: Factors {
@@ -408,7 +431,7 @@ impl Engine {
         self.embedding.weight = Box::new(Dense { data: Vec::new(), cols: self.config.hidden });
         self.output = None;
         self.per_layer = None;
-        self.altup = None;
+        self.ngram_table = None;
     }
 
     /// Frees the memory of layer `index`.

@@ -109,6 +109,15 @@ impl LayerConfig {
         }
     }
 
+    /// Whether it reads only some of the positions.
+    pub fn chooses(&self) -> bool {
+        match &self.mixer {
+            Mixer::Attention(heads) => heads.peculiar.chosen.is_some(),
+            Mixer::Latent(latent) => latent.chosen.is_some(),
+            _ => false,
+        }
+    }
+
     pub fn heads_mut(&mut self) -> Option<&mut Heads> {
         match &mut self.mixer {
             Mixer::Attention(heads) => Some(heads),
@@ -180,6 +189,7 @@ pub struct Config {
     pub per_layer: usize,
     /// Residual streams beside each other.
     pub streams: Option<Streams>,
+    pub ngrams: Option<Ngrams>,
 }
 
 impl Default for Config {
@@ -208,6 +218,7 @@ impl Default for Config {
             pairs: false,
             per_layer: 0,
             streams: None,
+            ngrams: None,
         }
     }
 }
@@ -283,7 +294,13 @@ impl Config {
     /// What goes with a token beside its channels, in numbers: its vectors for the layers, keys and values of the layers
     /// that others share, further residual streams, and the positions that an indexer chose.
     pub fn carried(&self) -> usize {
-        self.carried_choice().end
+        self.carried_ngrams().end
+    }
+
+    /// Where what the n-grams of tokens choose lies in it.
+    pub fn carried_ngrams(&self) -> std::ops::Range<usize> {
+        let start = self.carried_choice().end;
+        start..start + self.ngrams.as_ref().map_or(0, |own| (own.size - 1) * own.heads * own.width)
     }
 
     /// Numbers of a row of the residual stream: channels, and what goes with them.

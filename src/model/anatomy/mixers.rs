@@ -141,6 +141,7 @@ fn attention(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<Heads
         output_bias: f.has(index, "attn_output.bias"),
         peculiar: Peculiar {
             gate,
+            chosen: plain_indexer(f, row, c, index)?,
             alibi: f.float("attention.max_alibi_bias").filter(|x| *x > 0.0),
             clamp: f.float("attention.clamp_kqv").filter(|x| *x > 0.0),
             value_scale: f.float("attention.value_scale").filter(|x| *x != 1.0),
@@ -196,6 +197,29 @@ fn latent(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<Latent> 
     })
 }
 
+/// An indexer beside plain attention, which ranks groups of positions by their mean keys (Qwen3.8-Flash-Next).
+fn plain_indexer(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<Option<Indexer>> {
+    if !f.has(index, "indexer.q_proj.weight") {
+        return Ok(None);
+    }
+    let dim = f.needed("attention.indexer.key_length", 0)?;
+    let (size, rotated) = (f.needed("attention.compress_ratios", index)?, c.rope().map_or(0, |rope| rope.dims));
+    if dim < rotated || size == 0 {
+        return Err(Error::bad_input(format!("an indexer turns {rotated} of {dim} channels of groups of {size}")));
+    }
+    Ok(Some(Indexer {
+        heads: f.needed("attention.indexer.head_count", 0)?,
+        dim,
+        rotated,
+        at_end: false,
+        pairs: row.pairs,
+        top: f.needed("attention.indexer.top_k", 0)?.max(size),
+        pools: Some(Pools { size, tail: true }),
+        plain: true,
+        norm_eps: c.norm_eps,
+    }))
+}
+
 /// Which positions are read, where an indexer chooses.
 fn chosen(f: &Facts, row: &Anatomy, index: usize, rotated: usize) -> Result<Option<Chosen>> {
     if !f.has(index, "indexer.attn_q_b.weight") {
@@ -218,6 +242,7 @@ fn chosen(f: &Facts, row: &Anatomy, index: usize, rotated: usize) -> Result<Opti
         pairs: row.indexer_pairs,
         top: f.needed("attention.indexer.top_k", 0)?.max(1),
         pools: size.map(|size| Pools { size, tail }),
+        plain: false,
         norm_eps: row.indexer_eps,
     })))
 }

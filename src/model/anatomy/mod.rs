@@ -136,6 +136,20 @@ const KNOWN: &[&str] = &[
     "hc_ffn_fn",
     "hc_ffn_base",
     "hc_ffn_scale",
+    "hc_attn_norm",
+    "hc_attn_down",
+    "hc_attn_up",
+    "hc_attn_inject",
+    "hc_ffn_norm",
+    "hc_ffn_down",
+    "hc_ffn_up",
+    "hc_ffn_inject",
+    "ple_key",
+    "ple_value",
+    "ple_norm_key",
+    "ple_norm_query",
+    "ple_norm_conv",
+    "ple_conv1d",
     "altup_router",
     "altup_router_norm",
     "altup_predict_coef",
@@ -164,6 +178,9 @@ const ENDS: &[&str] = &[
     "per_layer_proj_norm",
     "altup_proj",
     "altup_unembd_proj",
+    "output_hc_norm",
+    "output_hc_down",
+    "output_hc_up",
     "output_hc_fn",
     "output_hc_base",
     "output_hc_scale",
@@ -248,6 +265,7 @@ pub(super) fn config(
     }
     if let Some(count) = f.size("hyper_connection.count", 0) {
         let mixing = match (f.size("hyper_connection.sinkhorn_iterations", 0), f.float("hyper_connection.magnitude")) {
+            _ if f.tensors.contains_key("output_hc_up.weight") => Mixing::Gated,
             (Some(rounds), _) => Mixing::Sinkhorn { rounds },
             (None, magnitude) => Mixing::Apart { magnitude: magnitude.unwrap_or(2.0) },
         };

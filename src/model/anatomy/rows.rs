@@ -3,8 +3,8 @@
 use super::Anatomy;
 use super::facts::Facts;
 use crate::model::config::{
-    Activation, Chosen, Config, Gate, Gating, Heads, Latent, LayerConfig, Mixer, Mixing, Norm, NormNames, RopeScaling,
-    Streams, Temperature,
+    Activation, Chosen, Config, Gate, Gating, Heads, Latent, LayerConfig, Mixer, Mixing, Ngrams, Norm, NormNames,
+    RopeScaling, Streams, Temperature,
 };
 use crate::{Error, Result};
 
@@ -111,6 +111,8 @@ pub(super) static ALL: &[Anatomy] = &[
     Anatomy { gguf: &["minimax-m2"], gating: Gating::Sigmoid, ..PLAIN },
     Anatomy { gguf: &["chatglm", "glm4"], halves_in_sections: true, ..PAIRS },
     Anatomy { gguf: &["ernie4_5-moe"], ..PAIRS },
+    // Beyond the original context it has the long factors of its rotary embedding, as in the publisher's code and in
+    // llama.cpp; transformers takes the short ones at any length.
     Anatomy {
         gguf: &["phimoe"],
         norm: Norm::Layer,
@@ -318,6 +320,7 @@ pub(super) static ALL: &[Anatomy] = &[
         ..PLAIN
     },
     Anatomy { gguf: &["qwen3next", "qwen35", "qwen35moe"], ..PLAIN },
+    Anatomy { gguf: &["qwen4exp"], finish: ngrams, ..PLAIN },
     Anatomy {
         gguf: &["lfm2", "lfm2moe"],
         without: &["Lfm2Model", "Lfm2BidirectionalModel"],
@@ -404,5 +407,37 @@ fn share(c: &mut Config, n: usize) -> Result<()> {
             heads.peculiar.shared = Some(source);
         }
     }
+    Ok(())
+}
+
+/// The layer with hashed n-grams.
+fn ngrams(f: &Facts, c: &mut Config) -> Result<()> {
+    if f.said("output_gate_type").and_then(|v| v.as_str()).is_some_and(|gate| gate != "silu") {
+        return Err(Error::unsupported("their delta rule has another gate"));
+    }
+    if !f.tensors.contains_key("per_layer_token_embd.weight") {
+        return Ok(());
+    }
+    let layers = f.integers("ple.layers");
+    let &[layer] = &layers[..] else {
+        return Err(Error::unsupported(format!("{} of their layers have n-grams; one is run here", layers.len())));
+    };
+    let own = Ngrams {
+        layer: usize::try_from(layer).unwrap_or(usize::MAX),
+        size: f.needed("ple.ngram_size", 0)?,
+        heads: f.needed("ple.heads_per_ngram", 0)?,
+        width: f.needed("embedding_length_per_layer_input", 0)?,
+        end: f.needed("ple.eos_token_id", 0)? as u32,
+        multipliers: f.integers("ple.layer_multipliers"),
+        offsets: f.integers("ple.head_offsets"),
+        sizes: f.integers("ple.head_vocab_sizes"),
+    };
+    let heads = own.size.saturating_sub(1) * own.heads;
+    let sound = (2..=16).contains(&own.size) && own.heads <= 1 << 10 && own.width <= 1 << 16;
+    let whole = [own.offsets.len(), own.sizes.len()] == [heads; 2] && own.multipliers.len() == own.size;
+    if !sound || !whole || own.sizes.iter().any(|n| *n <= 0) || own.offsets.iter().any(|n| *n < 0) {
+        return Err(Error::bad_input("the hashes of n-grams do not fit each other"));
+    }
+    c.ngrams = Some(own);
     Ok(())
 }

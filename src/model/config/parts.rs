@@ -63,6 +63,8 @@ pub struct Indexer {
     /// Positions that are read at most.
     pub top: usize,
     pub pools: Option<Pools>,
+    /// Keys of a group are averaged, then normalised and turned as the first of them; every head counts alike (Qwen3.8).
+    pub plain: bool,
     /// Of the norm of its keys.
     pub norm_eps: f32,
 }
@@ -172,6 +174,8 @@ pub struct Peculiar {
     pub temperature: Option<Temperature>,
     /// A window is a chunk of positions that see only each other (Llama 4).
     pub chunked: bool,
+    /// Which of the positions are read; `None`: all.
+    pub chosen: Option<Indexer>,
     /// The layer whose keys and values are read, where this one has none of its own (Gemma 4 E).
     pub shared: Option<usize>,
 }
@@ -329,8 +333,30 @@ pub enum Mixing {
     /// Each goes on by itself; results are added with a weight of at most `magnitude`, and a learned mixture is the end
     /// (Hunyuan 4).
     Apart { magnitude: f32 },
+    /// Every channel of what a part reads is a mixture of its own, of streams that are normalised before; results are added
+    /// (Qwen3.8-Flash-Next).
+    Gated,
     /// A block computes with the first; all are predicted before and corrected after it (Gemma 3n).
     AltUp,
+}
+
+/// A layer that adds what n-grams of tokens, hashed, choose from a table.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ngrams {
+    pub layer: usize,
+    /// Tokens of the longest.
+    pub size: usize,
+    /// Rows of the table for each length.
+    pub heads: usize,
+    /// Columns of the table.
+    pub width: usize,
+    /// The token that ends a text, behind which nothing of it is seen.
+    pub end: u32,
+    /// By distance.
+    pub multipliers: Vec<i64>,
+    /// By length and head: where their rows begin, and how many there are.
+    pub offsets: Vec<i64>,
+    pub sizes: Vec<i64>,
 }
 
 impl Streams {
