@@ -46,7 +46,7 @@ pub(super) struct Both {
 }
 
 pub(super) enum Mixer {
-    Attention(heads::Attention),
+    Attention(Box<heads::Attention>),
     Latent(Box<latent::Latent>),
     Delta(Box<recurrent::Delta>),
     Mamba(Box<recurrent::Mamba>),

@@ -176,7 +176,9 @@ impl Block<'_> {
     fn mixer(&self, own: &Mixes) -> Result<Option<(Mixer, Linear)>> {
         let hidden = self.c.hidden;
         let (mixer, stem, width) = match own {
-            Mixes::Attention(heads) => (Mixer::Attention(self.attention(heads)?), "attn_output", heads.out_width()),
+            Mixes::Attention(heads) => {
+                (Mixer::Attention(Box::new(self.attention(heads)?)), "attn_output", heads.out_width())
+            }
             Mixes::Latent(own) => {
                 (Mixer::Latent(Box::new(self.latent(own)?)), "attn_output", own.heads * own.value_dim)
             }
