@@ -72,11 +72,11 @@ const TELLING: f64 = 2.2;
 
 /// How far two results may be apart, by the bits of the smallest type that has a part in them: about ten times the error of
 /// rounding normal weights to so many, and hardly more than what a matrix of other numbers gives. A result may be a small
-/// difference of large products, so a tenth is always allowed; [`other_weights`] sees finer. Where experts are chosen, little
-/// differences choose others.
-fn bound(bits: f64, experts: bool) -> f64 {
+/// difference of large products, so a tenth is always allowed; [`other_weights`] sees finer. Where experts or
+/// positions are chosen, little differences choose others.
+fn bound(bits: f64, chooses: bool) -> f64 {
     let most = if bits < TELLING { 1.5 } else { 0.95 };
-    match experts {
+    match chooses {
         true => (32.0 * (-bits).exp2()).clamp(0.3, most),
         false => (16.0 * (-bits).exp2()).clamp(0.1, most),
     }
@@ -157,12 +157,12 @@ pub fn check(
     let layers = ours.config.layers.len();
     let total = (checked.tokens * layers) as u64;
     let _phase = run.phase("checking", total, Unit::TokensByLayer(layers as u64));
-    let mut judge = |part: String, apart: Apart, bits: f64, experts: bool| {
+    let mut judge = |part: String, apart: Apart, bits: f64, chooses: bool| {
         // What the source itself makes infinite is told below.
         if !apart.norm.is_finite() {
             return;
         }
-        let (share, bound) = (apart.share(), bound(bits, experts));
+        let (share, bound) = (apart.share(), bound(bits, chooses));
         if share / bound > checked.worst {
             checked.worst = share / bound;
         }
@@ -190,16 +190,17 @@ pub fn check(
         let mut apart = Apart::default();
         for (x, y) in streams.iter_mut().zip(&mut own) {
             run.check()?;
-            let entered = x.clone();
+            let (entered, entered_len) = (x.clone(), x.len());
             let mut local = x.clone();
             step(&ours, layer, x, &mut caches.0)?;
             step(&theirs, layer, &mut local, &mut caches.1)?;
             step(&theirs, layer, y, &mut caches.1)?;
-            apart.add(x, &local, Some(&entered));
-            run.advance((x.len() / ours.config.stream().max(1)) as u64);
+            let [x, local, entered] = [&*x, &local, &entered].map(|x| ours.numbers(x));
+            apart.add(&x, &local, Some(&entered));
+            run.advance((entered_len / ours.config.stream().max(1)) as u64);
         }
-        let experts = ours.config.layers[layer].ffn.experts.is_some();
-        judge(format!("layer {layer}"), apart, bits(Some(layer)), experts);
+        let own = &ours.config.layers[layer];
+        judge(format!("layer {layer}"), apart, bits(Some(layer)), own.ffn.experts.is_some() || own.chooses());
         ours.unload_layer(layer);
         theirs.unload_layer(layer);
     }

@@ -19,6 +19,8 @@ use std::ops::Range;
 pub(super) struct KeyValues {
     pub keys: Vec<f32>,
     pub values: Vec<f32>,
+    /// What an indexer ranks positions by.
+    ranked: Vec<f32>,
 }
 
 /// The keys and values of `len` positions, wherever they are: those of a position begin `step` (`value_step`) after those of
@@ -47,6 +49,8 @@ pub struct Cache {
     /// Those of each sequence, layer by layer; nothing where sequences come whole.
     layers: Vec<KeyValues>,
     recurrent: Vec<Recurrent>,
+    /// The tokens of each sequence.
+    tokens: Vec<Vec<u32>>,
     sequences: usize,
     len: usize,
     capacity: usize,
@@ -64,6 +68,7 @@ impl Cache {
         Cache {
             layers: (0..layers * sequences).map(|_| KeyValues::default()).collect(),
             recurrent: (0..layers * sequences).map(|_| Recurrent::default()).collect(),
+            tokens: vec![Vec::new(); sequences],
             sequences,
             len: 0,
             capacity,
@@ -109,6 +114,13 @@ impl Cache {
         kv
     }
 
+    /// The same of what an indexer ranks positions by, of `width` numbers each.
+    pub(super) fn ranked(&mut self, layer: usize, sequence: usize, width: usize) -> &mut Vec<f32> {
+        let kept = &mut self.layers[layer * self.sequences + sequence].ranked;
+        kept.truncate(self.len * width);
+        kept
+    }
+
     /// The keys and values of `sequence` in a layer before, with those of the batch.
     pub(super) fn shared(&self, layer: usize, sequence: usize) -> &KeyValues {
         &self.layers[layer * self.sequences + sequence]
@@ -132,6 +144,21 @@ impl Cache {
         let len = self.len + n;
         if let Some(place) = self.recurrent.get_mut(layer * self.sequences + sequence) {
             *place = Recurrent { len, ..kept };
+        }
+    }
+
+    /// The tokens that it holds, of each sequence.
+    pub(super) fn before(&mut self) -> &[Vec<u32>] {
+        let len = self.len;
+        self.tokens.iter_mut().for_each(|tokens| tokens.truncate(len));
+        &self.tokens
+    }
+
+    /// Takes note of the next tokens of `sequences`.
+    pub(super) fn read(&mut self, tokens: &[u32], sequences: usize) {
+        if self.keeps() {
+            let each = tokens.chunks(tokens.len() / sequences.max(1));
+            self.tokens.iter_mut().zip(each).for_each(|(kept, new)| kept.extend_from_slice(new));
         }
     }
 
@@ -369,7 +396,11 @@ mod tests {
             };
             // Keys and values as they lie behind the queries, and more than they need.
             let step = kv_heads * dim + 3;
-            let kv = KeyValues { keys: numbers((past + n) * step, 1), values: numbers((past + n) * step, 2) };
+            let kv = KeyValues {
+                keys: numbers((past + n) * step, 1),
+                values: numbers((past + n) * step, 2),
+                ..KeyValues::default()
+            };
             let stride = heads * dim + 5;
             let q = numbers(n * stride, 3);
             let mut out = vec![f32::NAN; n * heads * dim];
@@ -417,7 +448,11 @@ mod tests {
                 sinks,
                 alibi,
             };
-            let kv = KeyValues { keys: numbers((past + n) * 16, 1), values: numbers((past + n) * 12, 2) };
+            let kv = KeyValues {
+                keys: numbers((past + n) * 16, 1),
+                values: numbers((past + n) * 12, 2),
+                ..KeyValues::default()
+            };
             let q = numbers(n * heads * dim, 3);
             let mut out = vec![f32::NAN; n * heads * value_dim];
             let seen = Seen { keys: &kv.keys, values: &kv.values, step: 16, value_step: 12, len: past + n };

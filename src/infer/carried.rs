@@ -1,6 +1,6 @@
 //! What goes with a token beside its channels, in models whose layers read more than the residual stream: vectors of its
-//! own for every layer (Gemma 4 E), and keys and values that later layers attend to again. Where layers are run one by
-//! one, both travel behind the channels of each row.
+//! own for every layer (Gemma 4 E), keys and values that later layers attend to again, further residual streams, and the
+//! positions that an indexer chose. Where layers are run one by one, all travel behind the channels of each row.
 
 use super::linear::{Linear, times};
 use super::norm::Norm;
@@ -19,7 +19,7 @@ pub(super) struct PerLayer {
     pub norm: Norm,
 }
 
-/// How a layer adds a token's vector for it: `x += norm(project(activation(gate(x)) · vector))`.
+/// How a layer adds a token's vector for it: `norm(project(activation(gate(x)) · vector))`.
 pub(super) struct LayerVector {
     pub gate: Linear,
     pub project: Linear,
@@ -39,7 +39,9 @@ impl PerLayer {
             let row = &mut row[..all];
             vector::scale(row, 1.0 / (hidden as f32).sqrt());
             row.chunks_exact_mut(each).for_each(|part| self.norm.apply(part, 0));
-            self.embedding.weight.decode(*token as usize..*token as usize + 1, &mut own);
+            // Tokens beyond the table have the first one's.
+            let token = Some(*token as usize).filter(|token| *token < self.embedding.out()).unwrap_or(0);
+            self.embedding.weight.decode(token..token + 1, &mut own);
             vector::add_scaled(row, (each as f32).sqrt(), &own);
             vector::scale(row, std::f32::consts::FRAC_1_SQRT_2);
         }
@@ -47,13 +49,13 @@ impl PerLayer {
 }
 
 impl LayerVector {
-    /// Adds to `x` (`[n, hidden]`) what `vectors` (a row each) make of it.
-    pub fn add<'a>(
+    /// What `vectors` (a row each) make of `x` (`[n, hidden]`), to be added.
+    pub fn of<'a>(
         &self,
-        x: &mut [f32],
+        x: &[f32],
         vectors: impl Iterator<Item = &'a [f32]>,
         observer: &mut dyn Observer,
-    ) -> ControlFlow<()> {
+    ) -> ControlFlow<(), Vec<f32>> {
         let (hidden, width) = (self.project.out(), self.gate.out());
         let mut inner = vec![0.0; x.len() / hidden * width];
         self.gate.product(x, Output::whole(&mut inner, width), observer)?;
@@ -62,41 +64,58 @@ impl LayerVector {
         }
         let mut result = vec![0.0; x.len()];
         self.project.product(&inner, Output::whole(&mut result, hidden), observer)?;
-        for (x, result) in x.chunks_exact_mut(hidden).zip(result.chunks_exact_mut(hidden)) {
-            self.norm.apply(result, 0);
-            vector::add_scaled(x, 1.0, result);
-        }
-        ControlFlow::Continue(())
+        result.chunks_exact_mut(hidden).for_each(|row| self.norm.apply(row, 0));
+        ControlFlow::Continue(result)
     }
 }
 
 impl Engine {
-    /// What goes with `tokens`, `[n, carried]`; `x` are their embeddings.
-    pub(super) fn carry(&self, tokens: &[u32], x: &[f32]) -> Vec<f32> {
+    /// What goes with `tokens`, `[n, carried]`; `x` are their embeddings, and `before` the tokens in front of those of each
+    /// sequence.
+    pub(super) fn carry(&self, tokens: &[u32], x: &[f32], before: &[Vec<u32>]) -> Vec<f32> {
         let mut carried = vec![0.0; tokens.len() * self.carried];
+        self.carry_ngrams(tokens, before, &mut carried);
         if let Some(per_layer) = &self.per_layer {
             per_layer.of(tokens, x, &mut carried, self.carried);
+        }
+        if let Some(ends) = &self.altup {
+            ends.begin(x, &mut carried, self.carried, self.config.carried_streams());
+        } else if let Some(streams) = &self.config.streams {
+            // All begin as the embedding.
+            let (at, hidden) = (self.config.carried_streams(), self.config.hidden);
+            for (row, x) in carried.chunks_exact_mut(self.carried).zip(x.chunks_exact(hidden)) {
+                row[at..].chunks_exact_mut(hidden).take(streams.count - 1).for_each(|stream| stream.copy_from_slice(x));
+            }
         }
         carried
     }
 
-    /// The channels of a stream of [`embed`](Engine::embed) and [`layer`](Engine::layer), `[n, hidden]`, without what goes
-    /// with them.
+    /// The channels that the head reads out of a stream of [`embed`](Engine::embed) and [`layer`](Engine::layer), `[n,
+    /// hidden]`.
     pub fn channels<'a>(&self, x: &'a [f32]) -> Cow<'a, [f32]> {
-        match self.carried {
-            0 => Cow::Borrowed(x),
-            carried => {
-                let rows = x.chunks_exact(self.config.hidden + carried);
-                rows.flat_map(|row| &row[..self.config.hidden]).copied().collect::<Vec<f32>>().into()
-            }
+        if self.carried == 0 {
+            return Cow::Borrowed(x);
         }
+        let (channels, carried) = self.apart(x);
+        self.collapsed(channels, &carried).into()
+    }
+
+    /// The numbers of a stream that say how near it is to another: all but the positions that were chosen.
+    pub fn numbers<'a>(&self, x: &'a [f32]) -> Cow<'a, [f32]> {
+        let (width, mut places) = (self.config.stream(), self.config.carried_choice());
+        if places.is_empty() {
+            return Cow::Borrowed(x);
+        }
+        places = self.config.hidden + places.start..self.config.hidden + places.end;
+        let rows = x.chunks_exact(width);
+        rows.flat_map(|row| row[..places.start].iter().chain(&row[places.end..])).copied().collect::<Vec<f32>>().into()
     }
 
     /// Channels and what goes with them, apart.
     pub(super) fn apart(&self, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let rows = x.chunks_exact(self.config.hidden + self.carried);
-        let carried = rows.flat_map(|row| &row[self.config.hidden..]).copied().collect();
-        (self.channels(x).into_owned(), carried)
+        let carried = rows.clone().flat_map(|row| &row[self.config.hidden..]).copied().collect();
+        (rows.flat_map(|row| &row[..self.config.hidden]).copied().collect(), carried)
     }
 
     /// The same together.

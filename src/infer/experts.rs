@@ -161,6 +161,11 @@ impl Experts {
         let rule = &self.routing;
         let mut chosen = Vec::with_capacity(n * self.used);
         for (t, scores) in scores.chunks_exact_mut(self.count).enumerate() {
+            if let Some(within) = rule.mixer {
+                let all = sparse_mixer(scores, self.used, within);
+                chosen.extend(all.into_iter().map(|(expert, weight)| (t, expert, weight)));
+                continue;
+            }
             match rule.gating {
                 Gating::Softmax => vector::softmax(scores),
                 Gating::Sigmoid => scores.iter_mut().for_each(|s| *s = sigmoid(*s)),
@@ -208,5 +213,36 @@ impl Experts {
         for group in order.into_iter().skip(self.routing.groups_used) {
             ranks[group * size..(group + 1) * size].fill(f32::NEG_INFINITY);
         }
+    }
+}
+
+/// Experts and their weights, chosen one after the other.
+fn sparse_mixer(scores: &[f32], used: usize, within: f32) -> Vec<(usize, f32)> {
+    let mut left = scores.to_vec();
+    (0..used)
+        .map(|_| {
+            let largest = vector::max(&left);
+            let expert = left.iter().position(|s| *s == largest).unwrap_or(0);
+            let near = |score: f32| (largest - score) / score.abs().max(largest) <= 2.0 * within;
+            let all =
+                left.iter().zip(scores).filter(|(_, score)| near(**score)).map(|(left, _)| (left - largest).exp());
+            let weight = 1.0 / all.sum::<f32>();
+            left[expert] = f32::NEG_INFINITY;
+            (expert, weight)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sparse_mixers_weigh_what_is_near() {
+        // 2.0 and 1.99 are within 2 %; of what is left, 1.99 is alone.
+        let chosen = sparse_mixer(&[1.99, -3.0, 2.0, 1.0], 2, 0.01);
+        let first = 1.0 / (1.0 + (-0.01f32).exp());
+        assert_eq!([chosen[0].0, chosen[1].0], [2, 0]);
+        assert!((chosen[0].1 - first).abs() < 1e-6 && (chosen[1].1 - 1.0).abs() < 1e-6, "{chosen:?}");
     }
 }

@@ -2,6 +2,7 @@
 //! keys and values is in `attention`.
 
 use super::attention::{Heads, Seen, attend};
+use super::chosen::{self, Indexer};
 use super::linear::{Linear, ROWS_PER_TASK, sigmoid, sized, softplus};
 use super::norm::{Norm, unit_norm};
 use super::{Call, Observer};
@@ -22,6 +23,7 @@ pub(super) struct Attention {
     pub q_norm: Option<Norm>,
     pub k_norm: Option<Norm>,
     pub sinks: Option<Vec<f32>>,
+    pub indexer: Option<Indexer>,
 }
 
 /// The factor on queries at a position.
@@ -125,6 +127,17 @@ impl Attention {
                 vector::scale(&mut row[..q_width], factor);
             }
         });
+        let choice = match (&self.indexer, &few.chosen) {
+            (Some(indexer), Some(ranking)) => {
+                let normed = call.normed;
+                match indexer.choose(ranking, call, normed, (own.rope, angles.as_ref()), observer) {
+                    ControlFlow::Continue(choice) => Some(choice),
+                    ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
+                }
+            }
+            _ => None,
+        };
+        let qkv = sized(call.qkv, rows * stride);
         let shape = Heads {
             heads: own.q,
             kv_heads: own.kv,
@@ -172,7 +185,12 @@ impl Attention {
                 let (keys, values) = (&kv.keys, &kv.values);
                 seen = Seen { keys, values, step: kv_width, value_step: v_width, len: first + n };
             }
-            attend(shape, queries, stride, seen, call.packed_keys, attended);
+            // Of a sequence the lists of those that are wanted.
+            let lists = choice.as_ref().map(|choice| &choice[i * n + batch.from..(i + 1) * n]);
+            match lists.filter(|lists| !chosen::are_all(lists, first + batch.from)) {
+                Some(lists) => chosen::attend(shape, queries, stride, seen, lists, attended),
+                None => attend(shape, queries, stride, seen, call.packed_keys, attended),
+            }
         }
         if !gates.is_empty() {
             let width = gates.len() / rows;

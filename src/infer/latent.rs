@@ -2,6 +2,7 @@
 //! values of all heads follow, and one rotated key that they share.
 
 use super::attention::{Heads, Seen, attend};
+use super::chosen::{self, Choice, Indexer};
 use super::heads::{gate_by, temperature};
 use super::linear::{Linear, columns, products, sigmoid};
 use super::norm::Norm;
@@ -19,8 +20,12 @@ pub(super) struct Latent {
     /// To the latent vector and the shared key.
     pub kv_a: Linear,
     pub kv_norm: Norm,
+    /// Of the shared key (dots 3).
+    pub k_norm: Option<Norm>,
     pub b: Expand,
     pub gate: Option<Linear>,
+    pub sinks: Option<Vec<f32>>,
+    pub indexer: Option<Indexer>,
 }
 
 /// From the latent vector to heads.
@@ -39,11 +44,11 @@ impl Latent {
         let &config::Latent { heads, nope, rotated, value_dim, rank, .. } = own;
         let (head, kv_width) = (nope + rotated, rank + rotated);
         let (mut q, mut kv) = (vec![0.0; rows * heads * head], vec![0.0; rows * kv_width]);
-        let mut gates = Vec::new();
+        let (mut gates, mut narrow) = (Vec::new(), Vec::new());
         let run = (|| {
             match &self.q[..] {
                 [down, up] => {
-                    let mut narrow = vec![0.0; rows * down.out()];
+                    narrow.resize(rows * down.out(), 0.0);
                     down.product(call.normed, Output::whole(&mut narrow, down.out()), observer)?;
                     if let Some(norm) = &self.q_norm {
                         narrow.chunks_exact_mut(down.out()).for_each(|row| norm.apply(row, 0));
@@ -64,6 +69,9 @@ impl Latent {
         let angles = engine.angles(own.rope, call.cache, n);
         kv.par_chunks_exact_mut(kv_width).enumerate().for_each(|(i, row)| {
             self.kv_norm.apply(&mut row[..rank], 0);
+            if let Some(norm) = &self.k_norm {
+                norm.apply(&mut row[rank..], 0);
+            }
             if let Some(angles) = &angles {
                 engine.rotate(&mut row[rank..], angles, i % n);
             }
@@ -77,10 +85,31 @@ impl Latent {
                 vector::scale(row, factor);
             }
         });
+        let rope = own.rope;
+        let choice = match (&own.chosen, &self.indexer) {
+            (Some(config::Chosen::ByIndexer(own)), Some(indexer)) => {
+                match indexer.choose(own, call, &narrow, (rope, angles.as_ref()), observer) {
+                    ControlFlow::Continue(choice) => Some(choice),
+                    ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
+                }
+            }
+            (Some(config::Chosen::AsBefore), _) => {
+                let (step, place) = (engine.carried, engine.config.carried_choice());
+                Some(call.carried.chunks_exact(step).map(|row| chosen::carried(&row[place.clone()])).collect())
+            }
+            _ => None,
+        };
+        if let (Some(choice), Some(_)) = (&choice, &self.indexer) {
+            let (step, place) = (engine.carried.max(1), engine.config.carried_choice());
+            let rows = call.carried.chunks_exact_mut(step).zip(choice).filter(|_| !place.is_empty());
+            rows.for_each(|(row, chosen)| chosen::carry(chosen, &mut row[place.clone()]));
+        }
         let mut out = vec![0.0; rows * heads * value_dim];
+        let shape = Heads { sinks: self.sinks.as_deref(), window: own.window.map(|w| w.max(1)), ..heads_shape(own) };
+        let asked = (shape, choice.as_ref());
         let run = match &self.b {
-            Expand::Absorbed { k, v } => absorbed(own, call, (k, v), (&q, &kv), &mut out, observer),
-            Expand::Whole(b) => whole(own, call, b, (&q, &kv), &mut out, observer),
+            Expand::Absorbed { k, v } => absorbed(own, call, (k, v), (&q, &kv), asked, &mut out, observer),
+            Expand::Whole(b) => whole(own, call, b, (&q, &kv), asked, &mut out, observer),
         };
         if run.is_break() {
             return Ok(run);
@@ -98,12 +127,13 @@ fn absorbed(
     call: &mut Call,
     (k, v): (&Linear, &Linear),
     (q, kv): (&[f32], &[f32]),
+    (shape, choice): (Heads, Option<&Choice>),
     out: &mut [f32],
     observer: &mut dyn Observer,
 ) -> ControlFlow<()> {
     let &config::Latent { heads, nope, rotated, value_dim, rank, .. } = own;
     let (rows, n, kv_width) = (call.rows, call.n, rank + rotated);
-    let shape = heads_shape(own, 1, kv_width, rank);
+    let shape = Heads { kv_heads: 1, dim: kv_width, value_dim: rank, ..shape };
     let mut wide = vec![0.0; rows * heads * kv_width];
     let stride = heads * kv_width;
     for h in 0..heads {
@@ -126,7 +156,7 @@ fn absorbed(
             kept.keys.extend_from_slice(kv);
             seen = Seen { keys: &kept.keys, values: &kept.keys, len: first + n, ..seen };
         }
-        attend(shape, wide, stride, seen, call.packed_keys, latent);
+        read(shape, wide, stride, seen, choice.map(|c| &c[i * n..(i + 1) * n]), call.packed_keys, latent);
     }
     for h in 0..heads {
         let part = columns(&latent, heads * rank, h * rank..(h + 1) * rank);
@@ -142,12 +172,13 @@ fn whole(
     call: &mut Call,
     b: &Linear,
     (q, kv): (&[f32], &[f32]),
+    (shape, choice): (Heads, Option<&Choice>),
     out: &mut [f32],
     observer: &mut dyn Observer,
 ) -> ControlFlow<()> {
     let &config::Latent { heads, nope, rotated, value_dim, rank, .. } = own;
     let (rows, n, head) = (call.rows, call.n, nope + rotated);
-    let shape = heads_shape(own, heads, head, value_dim);
+    let shape = Heads { kv_heads: heads, dim: head, value_dim, ..shape };
     let latent = columns(kv, rank + rotated, 0..rank);
     let mut both = vec![0.0; rows * b.out()];
     b.product(&latent, Output::whole(&mut both, b.out()), observer)?;
@@ -172,17 +203,35 @@ fn whole(
             seen = Seen { keys: &kept.keys, values: &kept.values, len: first + n, ..seen };
         }
         let q = &q[i * n * widths[0]..(i + 1) * n * widths[0]];
-        attend(shape, q, widths[0], seen, call.packed_keys, out);
+        read(shape, q, widths[0], seen, choice.map(|c| &c[i * n..(i + 1) * n]), call.packed_keys, out);
     }
     ControlFlow::Continue(())
 }
 
-fn heads_shape(own: &config::Latent, kv_heads: usize, dim: usize, value_dim: usize) -> Heads<'static> {
+/// Attends to all positions, or to those that were chosen where these are fewer.
+fn read(
+    shape: Heads,
+    q: &[f32],
+    stride: usize,
+    seen: Seen,
+    choice: Option<&[Vec<u32>]>,
+    packed: &mut Vec<f32>,
+    out: &mut [f32],
+) {
+    let first = seen.len - q.len() / stride;
+    match choice.filter(|lists| !chosen::are_all(lists, first)) {
+        Some(choice) => chosen::attend(shape, q, stride, seen, choice, out),
+        None => attend(shape, q, stride, seen, packed, out),
+    }
+}
+
+/// What does not depend on where keys and values come from.
+fn heads_shape(own: &config::Latent) -> Heads<'static> {
     Heads {
         heads: own.heads,
-        kv_heads,
-        dim,
-        value_dim,
+        kv_heads: own.heads,
+        dim: own.nope + own.rotated,
+        value_dim: own.value_dim,
         scale: own.scale,
         softcap: None,
         window: None,

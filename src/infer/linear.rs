@@ -106,6 +106,8 @@ pub(super) struct FeedForward {
     pub down: Linear,
     pub width: usize,
     pub activation: Activation,
+    /// What a row's gate must exceed its mean by, in standard deviations; the rest counts.
+    pub cutoff: Option<f32>,
 }
 
 impl FeedForward {
@@ -131,10 +133,22 @@ impl FeedForward {
         for (i, linear) in self.gate_up.iter().enumerate() {
             linear.product_of(expert, rows, x, Output { data: &mut *gate_up, stride: both, at: i * rows }, observer)?;
         }
+        if let Some(by) = self.cutoff {
+            gate_up.chunks_exact_mut(both).for_each(|row| cut_off(&mut row[..width], by));
+        }
         let activated = sized(&mut inner.activated, n * width);
         activate(self.activation, self.gated, gate_up, activated, width);
         self.down.product_of(expert, hidden, activated, Output::whole(out, hidden), observer)
     }
+}
+
+/// `max(x - (mean + by · deviation), 0)`.
+fn cut_off(x: &mut [f32], by: f32) {
+    let n = x.len().max(1) as f32;
+    let mean = x.iter().sum::<f32>() / n;
+    let variance = x.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / n;
+    let least = mean + by * variance.sqrt();
+    x.iter_mut().for_each(|v| *v = (*v - least).max(0.0));
 }
 
 /// Working memory inside a feed-forward block.
@@ -186,6 +200,10 @@ pub(super) fn times(activation: Activation, gate: f32, up: f32) -> f32 {
             let gate = gate.min(limit);
             gate * sigmoid(1.702 * gate) * (up.clamp(-limit, limit) + 1.0)
         }
+        Activation::ClampedSilu { limit } => {
+            let gate = gate.min(limit);
+            gate * sigmoid(gate) * up.clamp(-limit, limit)
+        }
         Activation::Xielu { positive, negative, beta, eps } => {
             let value = match gate > 0.0 {
                 true => positive * gate * gate + beta * gate,
@@ -236,6 +254,7 @@ mod tests {
         // Beyond the limit both stand still.
         close(Activation::Clamped { limit: 7.0 }, 9.0, -9.0, times(Activation::Clamped { limit: 7.0 }, 7.0, -7.0));
         close(Activation::Clamped { limit: 7.0 }, 1.0, 1.0, 2.0 / (1.0 + (-1.702f32).exp()));
+        close(Activation::ClampedSilu { limit: 3.0 }, 5.0, 4.0, 9.0 * sigmoid(3.0));
         let xielu = Activation::Xielu { positive: 0.8, negative: 1.3, beta: 0.5, eps: -1e-6 };
         close(xielu, 2.0, 1.0, 4.2);
         close(xielu, -2.0, 1.0, ((-2f32).exp() - 1.0 + 2.0) * 1.3 - 1.0);

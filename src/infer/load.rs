@@ -1,14 +1,20 @@
 //! Layers out of a checkpoint: which matrices and norms a block has is told by its tensors, what is done with them by the
 //! configuration.
 
+use super::altup::AltUp;
+use super::block::{Both, Layer, Mixer, Mlp};
 use super::carried::LayerVector;
+use super::channel_delta::ChannelDelta;
+use super::chosen::Indexer;
 use super::experts::{Experts, SharedExpert};
 use super::heads::Attention;
 use super::latent::{Expand, Latent};
+use super::ngrams::Ngrams;
 use super::norm::Norm;
 use super::recurrent::{Conv, Delta, Mamba, Mamba2, ShortConv};
+use super::streams::{Between, Mix};
 use super::weights::Loader;
-use super::{Both, FeedForward, Layer, Linear, Mixer, Mlp};
+use super::{FeedForward, Linear};
 use crate::model::Model;
 use crate::model::config::{self, Activation, Config, Gate, LayerConfig, Mixer as Mixes};
 use crate::{Error, Result};
@@ -57,16 +63,22 @@ impl Block<'_> {
 
     /// A norm over rows of `len`, where the block has it.
     fn norm(&self, stem: &str, len: usize) -> Result<Option<Norm>> {
+        // Falcon-H1's converter writes one name without its last part.
+        if self.has(stem) {
+            let weight = self.numbers(stem, len)?;
+            return Ok(Some(Norm { kind: self.c.norm, weight, by_head: false, bias: None, eps: self.c.norm_eps }));
+        }
         let there = self.has(&format!("{stem}.weight"));
         there.then(|| self.loader.norm(self.c, &self.name(stem), len)).transpose()
     }
 
     fn layer(&self, described: &LayerConfig) -> Result<Layer> {
         let (c, hidden, names) = (self.c, self.c.hidden, self.c.norms);
-        let (mixer, output) = self.mixer(described)?;
+        let mixers = [Some(&described.mixer), described.beside.as_ref()].into_iter().flatten();
+        let mixers = mixers.filter_map(|own| self.mixer(own).transpose()).collect::<Result<Vec<_>>>()?;
         let wiring = described.wiring;
         // A block of one part has one norm.
-        let alone = mixer.is_none();
+        let alone = mixers.is_empty();
         let before = |stem: &str, wanted: bool| match (wanted, c.weightless_norms) {
             (true, true) => Ok(Some(self.loader.weightless(c))),
             (true, false) => self.norm(stem, hidden),
@@ -78,15 +90,74 @@ impl Block<'_> {
         };
         Ok(Layer {
             attn_norm: before(names.attn, wiring.pre_norm && !alone)?,
-            mixer,
-            mixer_output: output,
+            mixers,
             post_attn_norm: after(names.post_attn)?,
             ffn_norm: before(if alone { names.attn } else { names.ffn }, wiring.pre_norm)?,
             mlp: self.mlp(&described.ffn)?,
             post_ffn_norm: after(names.post_ffn)?,
             parallel: wiring.parallel,
+            streams: self.streams()?,
+            ngrams: self.ngrams()?,
             vector: self.vector(described)?,
             scale: self.optional("layer_output_scale.weight", 1)?.and_then(|v| v.first().copied()),
+        })
+    }
+
+    /// How both parts of the block read and write several residual streams.
+    fn streams(&self) -> Result<Option<Between>> {
+        let Some(own) = &self.c.streams else { return Ok(None) };
+        let weights = match own.mixing {
+            config::Mixing::Sinkhorn { .. } => (2 + own.count) * own.count,
+            config::Mixing::Apart { .. } => 2 * own.count,
+            config::Mixing::Gated => {
+                let mix = |stem: &str| self.loader.gated_mix(self.c, &self.name(stem));
+                return Ok(Some(Between::Gated(Box::new([mix("hc_attn")?, mix("hc_ffn")?]))));
+            }
+            config::Mixing::AltUp => return Ok(Some(Between::AltUp(Box::new(self.altup(own.count)?)))),
+        };
+        let mix = |stem: &str| -> Result<Mix> {
+            let mix = self.loader.mix(&self.name(stem))?;
+            let kinds = if weights > 2 * own.count { 3 } else { 2 };
+            if (mix.weigh.out(), mix.weigh.weight.cols(), mix.scale.len())
+                != (weights, own.count * self.c.hidden, kinds)
+            {
+                return Err(Error::bad_input(format!("'{}' does not weigh {} streams", self.name(stem), own.count)));
+            }
+            Ok(mix)
+        };
+        Ok(Some(Between::Mixed(Box::new([mix("hc_attn")?, mix("hc_ffn")?]))))
+    }
+
+    fn ngrams(&self) -> Result<Option<Box<Ngrams>>> {
+        let Some(own) = self.c.ngrams.as_ref().filter(|own| own.layer == self.index) else { return Ok(None) };
+        let (hidden, count) = (self.c.hidden, self.c.streams.map_or(1, |streams| streams.count));
+        let (wide, width) = (count * hidden, (own.size - 1) * own.heads * own.width);
+        let norm = |stem: &str| self.loader.norm(self.c, &self.name(stem), wide);
+        let conv = self.shape("ple_conv1d.weight").map_or(0, |shape| shape.iter().product());
+        if conv == 0 || !conv.is_multiple_of(wide) {
+            return Err(Error::bad_input(format!("'{}' does not fit {wide} channels", self.name("ple_conv1d.weight"))));
+        }
+        Ok(Some(Box::new(Ngrams {
+            key: self.linear("ple_key", wide, width)?,
+            value: self.linear("ple_value", hidden, width)?,
+            norm_key: norm("ple_norm_key")?,
+            norm_query: norm("ple_norm_query")?,
+            norm_conv: norm("ple_norm_conv")?,
+            conv: self.numbers("ple_conv1d.weight", conv)?,
+        })))
+    }
+
+    fn altup(&self, count: usize) -> Result<AltUp> {
+        let hidden = self.c.hidden;
+        let rank = self.shape("laurel_l.weight").and_then(|shape| shape.first().copied()).unwrap_or(0);
+        Ok(AltUp {
+            router: self.linear("altup_router", count, hidden)?,
+            router_norm: self.loader.norm(self.c, &self.name("altup_router_norm"), hidden)?,
+            predict: self.linear("altup_predict_coef", count * count, count)?,
+            correct: self.linear("altup_correct_coef", count, count)?,
+            scale: self.numbers("altup_correct_scale.weight", hidden)?,
+            narrow: [self.linear("laurel_l", rank, hidden)?, self.linear("laurel_r", hidden, rank)?],
+            narrow_norm: self.loader.norm(self.c, &self.name("laurel_post_norm"), hidden)?,
         })
     }
 
@@ -102,14 +173,19 @@ impl Block<'_> {
         }))
     }
 
-    fn mixer(&self, described: &LayerConfig) -> Result<(Option<Mixer>, Option<Linear>)> {
+    fn mixer(&self, own: &Mixes) -> Result<Option<(Mixer, Linear)>> {
         let hidden = self.c.hidden;
-        let (mixer, stem, width) = match &described.mixer {
-            Mixes::Attention(heads) => (Mixer::Attention(self.attention(heads)?), "attn_output", heads.out_width()),
+        let (mixer, stem, width) = match own {
+            Mixes::Attention(heads) => {
+                (Mixer::Attention(Box::new(self.attention(heads)?)), "attn_output", heads.out_width())
+            }
             Mixes::Latent(own) => {
                 (Mixer::Latent(Box::new(self.latent(own)?)), "attn_output", own.heads * own.value_dim)
             }
             Mixes::Delta(own) => (Mixer::Delta(Box::new(self.delta(own)?)), "ssm_out", own.value_heads * own.value_dim),
+            Mixes::ChannelDelta(own) => {
+                (Mixer::ChannelDelta(Box::new(self.channel_delta(own)?)), "attn_output", own.heads * own.dim)
+            }
             Mixes::Mamba(own) => (Mixer::Mamba(Box::new(self.mamba(own)?)), "ssm_out", own.inner),
             Mixes::Mamba2(own) => (Mixer::Mamba2(Box::new(self.mamba2(own)?)), "ssm_out", own.inner),
             Mixes::ShortConv(own) => {
@@ -117,9 +193,9 @@ impl Block<'_> {
                 let conv = self.conv("shortconv.conv", hidden, own.kernel)?;
                 (Mixer::ShortConv(ShortConv { into, conv }), "shortconv.out_proj", hidden)
             }
-            Mixes::None => return Ok((None, None)),
+            Mixes::None => return Ok(None),
         };
-        Ok((Some(mixer), Some(self.linear(stem, hidden, width)?)))
+        Ok(Some((mixer, self.linear(stem, hidden, width)?)))
     }
 
     fn attention(&self, heads: &config::Heads) -> Result<Attention> {
@@ -152,6 +228,7 @@ impl Block<'_> {
             q_norm: head_norm("attn_q_norm")?,
             k_norm: head_norm("attn_k_norm")?,
             sinks: self.optional("attn_sinks.weight", heads.q)?,
+            indexer: heads.peculiar.chosen.as_ref().map(|own| self.plain_indexer(own)).transpose()?,
         })
     }
 
@@ -176,8 +253,48 @@ impl Block<'_> {
             q_norm: narrow.map(|width| self.norm("attn_q_a_norm", width)).transpose()?.flatten(),
             kv_a: self.linear("attn_kv_a_mqa", rank + rotated, hidden)?,
             kv_norm: self.loader.norm(c, &self.name("attn_kv_a_norm"), rank)?,
+            k_norm: self.norm("attn_k_norm", rotated)?,
             b,
             gate: self.gate()?,
+            sinks: self.optional("attn_sinks.weight", heads)?,
+            indexer: match &own.chosen {
+                Some(config::Chosen::ByIndexer(own)) => Some(self.indexer(own, narrow)?),
+                _ => None,
+            },
+        })
+    }
+
+    /// One whose queries are made from the stream, and whose keys are averaged.
+    fn plain_indexer(&self, own: &config::Indexer) -> Result<Indexer> {
+        let norm = |stem: &str| -> Result<Norm> {
+            let norm = self.loader.norm(self.c, &self.name(stem), own.dim)?;
+            Ok(Norm { kind: config::Norm::Rms, ..norm })
+        };
+        Ok(Indexer {
+            q: self.linear("indexer.q_proj", own.heads * own.dim, self.c.hidden)?,
+            q_norm: Some(norm("indexer.q_norm")?),
+            k: self.linear("indexer.k_proj", own.dim, self.c.hidden)?,
+            k_norm: norm("indexer.k_norm")?,
+            weigh: None,
+            pool: None,
+        })
+    }
+
+    fn indexer(&self, own: &config::Indexer, narrow: Option<usize>) -> Result<Indexer> {
+        let hidden = self.c.hidden;
+        let narrow = narrow.ok_or_else(|| Error::unsupported("an indexer beside queries without a narrow vector"))?;
+        let k_norm = self.loader.norm(self.c, &self.name("indexer.k_norm"), own.dim)?;
+        let pool = |pools: &config::Pools| -> Result<(Linear, Vec<f32>)> {
+            let places = self.numbers("indexer_compressor_ape.weight", pools.size * own.dim)?;
+            Ok((self.linear("indexer_compressor_gate", own.dim, hidden)?, places))
+        };
+        Ok(Indexer {
+            q: self.linear("indexer.attn_q_b", own.heads * own.dim, narrow)?,
+            k: self.linear("indexer.attn_k", own.dim, hidden)?,
+            k_norm: Norm { kind: config::Norm::Layer, eps: own.norm_eps, ..k_norm },
+            q_norm: None,
+            weigh: Some(self.linear("indexer.proj", own.heads, hidden)?),
+            pool: own.pools.as_ref().map(pool).transpose()?,
         })
     }
 
@@ -207,6 +324,40 @@ impl Block<'_> {
             a: self.numbers("ssm_a", heads)?,
             dt_bias: self.numbers("ssm_dt.bias", heads)?,
             norm: self.loader.norm(self.c, &self.name("ssm_norm"), own.value_dim)?,
+        })
+    }
+
+    fn channel_delta(&self, own: &config::ChannelDelta) -> Result<ChannelDelta> {
+        let (hidden, width) = (self.c.hidden, own.heads * own.dim);
+        let mut conv = self.conv("ssm_conv1d_q", width, own.kernel)?;
+        for stem in ["ssm_conv1d_k", "ssm_conv1d_v"] {
+            conv.weight.extend(self.conv(stem, width, own.kernel)?.weight);
+        }
+        let narrow = |first: &str, second: &str| -> Result<Vec<Linear>> {
+            let rows = self.shape(&format!("{first}.weight")).and_then(|shape| shape.first().copied()).unwrap_or(width);
+            let mut all = vec![self.linear(first, rows, hidden)?];
+            if self.has(&format!("{second}.weight")) {
+                all.push(self.linear(second, width, rows)?);
+            }
+            if all.last().is_some_and(|last| last.out() != width) {
+                return Err(Error::bad_input(format!("'{}' leads to {rows} channels, not {width}", self.name(first))));
+            }
+            Ok(all)
+        };
+        let mut norm = self.loader.norm(self.c, &self.name("ssm_norm"), own.dim)?;
+        norm.kind = config::Norm::Rms;
+        Ok(ChannelDelta {
+            qkv: ["attn_q", "attn_k", "attn_v"]
+                .map(|s| self.linear(s, width, hidden))
+                .into_iter()
+                .collect::<Result<_>>()?,
+            conv,
+            decay: narrow("ssm_f_a", "ssm_f_b")?,
+            gate: narrow("ssm_g_a", "ssm_g_b")?,
+            write: self.linear("ssm_beta", own.heads, hidden)?,
+            a: self.numbers("ssm_a", own.heads)?,
+            dt_bias: self.numbers("ssm_dt.bias", width)?,
+            norm,
         })
     }
 
@@ -244,7 +395,9 @@ impl Block<'_> {
     }
 
     fn mlp(&self, ffn: &config::Ffn) -> Result<Mlp> {
-        let dense = ffn.dense.as_ref().map(|d| self.feed_forward("", d.width, d.gated, d.activation));
+        let dense = ffn.dense.as_ref().map(|d| -> Result<FeedForward> {
+            Ok(FeedForward { cutoff: d.cutoff, ..self.feed_forward("", d.width, d.gated, d.activation)? })
+        });
         let experts = ffn.experts.as_ref().map(|e| self.experts(e));
         let norm = |stem: &str| self.loader.norm(self.c, &self.name(stem), self.c.hidden);
         Ok(match (dense.transpose()?, experts.transpose()?) {
@@ -270,7 +423,7 @@ impl Block<'_> {
             (true, false) => vec![part("ffn_up", 2 * width, hidden)?],
             (false, _) => vec![part("ffn_up", width, hidden)?],
         };
-        Ok(FeedForward { gate_up, gated, down: part("ffn_down", hidden, width)?, width, activation })
+        Ok(FeedForward { gate_up, gated, down: part("ffn_down", hidden, width)?, width, activation, cutoff: None })
     }
 
     fn experts(&self, sizes: &config::Experts) -> Result<Experts> {
@@ -280,7 +433,8 @@ impl Block<'_> {
             let gate = "ffn_gate_inp_shexp.weight";
             let up = self.shape("ffn_up_shexp.weight").and_then(|shape| shape.first());
             let gated = self.has("ffn_gate_shexp.weight") || up == Some(&(2 * width));
-            let expert = self.feed_forward("_shexp", width, gated, sizes.activation)?;
+            let expert =
+                self.feed_forward("_shexp", width, gated, sizes.shared_activation.unwrap_or(sizes.activation))?;
             Ok::<_, Error>(SharedExpert { gate: self.optional(gate, hidden)?, name: self.name(gate), expert })
         });
         let latent = self.shape("ffn_latent_down.weight").map(|shape| shape[0]);
@@ -306,6 +460,7 @@ impl Block<'_> {
                 down: self.linear("ffn_down_exps", count * inner, width)?,
                 width,
                 activation: sizes.activation,
+                cutoff: None,
             },
             scales: self.optional("ffn_down_exps.scale", count)?,
             latent: match latent {

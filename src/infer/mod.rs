@@ -3,17 +3,23 @@
 //! cache. It reads top to bottom (after llama2.c) and measures nothing; the evaluator does.
 
 mod activations;
+mod altup;
 mod attention;
+mod block;
 mod carried;
+mod channel_delta;
+mod chosen;
 mod experts;
 mod heads;
 mod latent;
 mod linear;
 mod load;
+mod ngrams;
 mod norm;
 mod recurrent;
 mod rope;
 mod sampling;
+mod streams;
 mod weights;
 
 pub use attention::Cache;
@@ -23,12 +29,11 @@ pub use weights::Stored;
 
 use crate::kernel::{Output, vector};
 use crate::model::Config;
-use crate::model::config::Mixer as Mixes;
 use crate::{Error, Result};
 use activations::Rounding;
-use carried::{LayerVector, PerLayer};
-use experts::Experts;
-use linear::{FeedForward, Inner, ROWS_PER_TASK, sized};
+use block::{Buffers, Call, Layer, Mlp};
+use carried::PerLayer;
+use linear::{FeedForward, Inner, sized};
 use norm::Norm;
 use rayon::prelude::*;
 use rope::Angles;
@@ -48,122 +53,6 @@ impl Observer for () {
     }
 }
 
-/// Working memory of a batch, kept from layer to layer and from batch to batch: fresh pages from the system for every
-/// step would cost more than the steps between the products.
-#[derive(Default)]
-struct Buffers {
-    normed: Vec<f32>,
-    qkv: Vec<f32>,
-    packed_keys: Vec<f32>,
-    attended: Vec<f32>,
-    result: Vec<f32>,
-    /// What enters the feed-forward half of a layer whose halves lie side by side.
-    beside: Vec<f32>,
-    inner: Inner,
-}
-
-enum Mlp {
-    Dense(FeedForward),
-    Experts(Box<Experts>),
-    Both(Box<Both>),
-    None,
-}
-
-/// A dense block and experts side by side, each between norms of its own (Gemma 4).
-struct Both {
-    dense: FeedForward,
-    dense_post: Norm,
-    experts_pre: Norm,
-    experts: Experts,
-    experts_post: Norm,
-}
-
-enum Mixer {
-    Attention(heads::Attention),
-    Latent(Box<latent::Latent>),
-    Delta(Box<recurrent::Delta>),
-    Mamba(Box<recurrent::Mamba>),
-    Mamba2(Box<recurrent::Mamba2>),
-    ShortConv(recurrent::ShortConv),
-}
-
-/// A batch on its way through a mixer, and the working memory for it.
-struct Call<'a> {
-    engine: &'a Engine,
-    index: usize,
-    batch: Batch,
-    /// Tokens of all sequences, and of each.
-    rows: usize,
-    n: usize,
-    /// `[rows, hidden]`.
-    normed: &'a [f32],
-    cache: &'a mut Cache,
-    qkv: &'a mut Vec<f32>,
-    packed_keys: &'a mut Vec<f32>,
-    /// What enters the output matrix: of all rows those that are wanted.
-    attended: &'a mut Vec<f32>,
-    /// What goes with the tokens, `[rows, carried]`.
-    carried: &'a mut [f32],
-}
-
-impl Call<'_> {
-    /// Of `all` (`[rows, width]`) the rows that are wanted.
-    fn keep_wanted(&mut self, all: &[f32], width: usize) {
-        let left = self.n - self.batch.from;
-        let kept = sized(self.attended, self.batch.sequences * left * width);
-        let all = all.chunks_exact(width).enumerate().filter(|(row, _)| row % self.n >= self.batch.from);
-        kept.chunks_exact_mut(width).zip(all).for_each(|(kept, (_, row))| kept.copy_from_slice(row));
-    }
-}
-
-struct Layer {
-    /// `None`: the part reads the stream as it is.
-    attn_norm: Option<Norm>,
-    mixer: Option<Mixer>,
-    /// The mixer's last matrix.
-    mixer_output: Option<Linear>,
-    /// Norms on the results of mixer and feed-forward (gemma2, gemma3).
-    post_attn_norm: Option<Norm>,
-    ffn_norm: Option<Norm>,
-    mlp: Mlp,
-    post_ffn_norm: Option<Norm>,
-    /// Mixer and feed-forward read the same stream.
-    parallel: bool,
-    /// Adds each token's vector for the layer (Gemma 4 E).
-    vector: Option<LayerVector>,
-    /// What leaves the layer is multiplied by this (Gemma 4).
-    scale: Option<f32>,
-}
-
-impl Layer {
-    /// In the order of use.
-    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
-        let mixer: Vec<&mut Linear> = match &mut self.mixer {
-            Some(Mixer::Attention(a)) => a.qkv.iter_mut().chain(&mut a.gate).collect(),
-            Some(Mixer::Latent(l)) => {
-                let b = match &mut l.b {
-                    latent::Expand::Absorbed { k, v } => vec![k, v],
-                    latent::Expand::Whole(b) => vec![b],
-                };
-                l.q.iter_mut().chain(&mut l.gate).chain([&mut l.kv_a]).chain(b).collect()
-            }
-            Some(Mixer::Delta(d)) => [&mut d.qkv, &mut d.gate].into_iter().chain(&mut d.rates).collect(),
-            Some(Mixer::Mamba(m)) => vec![&mut m.into, &mut m.x, &mut m.dt],
-            Some(Mixer::Mamba2(m)) => vec![&mut m.into],
-            Some(Mixer::ShortConv(c)) => vec![&mut c.into],
-            None => Vec::new(),
-        };
-        let mlp: Vec<&mut Linear> = match &mut self.mlp {
-            Mlp::Dense(mlp) => mlp.linears_mut().collect(),
-            Mlp::Experts(e) => e.linears_mut(),
-            Mlp::Both(both) => both.dense.linears_mut().chain(both.experts.linears_mut()).collect(),
-            Mlp::None => Vec::new(),
-        };
-        let vector = self.vector.iter_mut().flat_map(|v| [&mut v.gate, &mut v.project]);
-        mixer.into_iter().chain(&mut self.mixer_output).chain(mlp).chain(vector)
-    }
-}
-
 /// Sequences of equal length in one batch, and the first position of each whose result is wanted.
 #[derive(Clone, Copy)]
 struct Batch {
@@ -180,7 +69,8 @@ pub struct Engine {
     embedding_norm: Option<Norm>,
     /// `None`: not in memory (now).
     layers: Vec<Option<Layer>>,
-    output_norm: Norm,
+    /// `None`: what mixes the streams has normalised them.
+    output_norm: Option<Norm>,
     /// `None`: the embedding (tied).
     output: Option<Linear>,
     rope_factors: rope::Factors,
@@ -188,6 +78,13 @@ pub struct Engine {
     per_layer: Option<PerLayer>,
     /// Numbers that go with a token beside its channels.
     carried: usize,
+    /// What several residual streams end in; `None`: their mean.
+    last_mix: Option<streams::Mix>,
+    last_gate: Option<streams::GatedMix>,
+    /// Rows that n-grams of tokens choose.
+    ngram_table: Option<Linear>,
+    /// Where streams alternate, how they begin and end.
+    altup: Option<altup::Ends>,
 }
 
 impl Engine {
@@ -214,7 +111,8 @@ impl Engine {
     /// Errors: as [`Engine::forward`].
     pub fn hidden(&self, tokens: &[u32], cache: &mut Cache, observer: &mut dyn Observer) -> Result<Vec<f32>> {
         let mut x = self.embed_at(tokens, cache.len(), tokens.len())?;
-        let mut carried = self.carry(tokens, &x);
+        let mut carried = self.carry(tokens, &x, cache.before());
+        cache.read(tokens, 1);
         let batch = Batch { sequences: 1, from: 0 };
         for layer in 0..self.layers.len() {
             if self.layer_of(layer, &mut x, &mut carried, batch, cache, observer)?.is_break() {
@@ -222,7 +120,7 @@ impl Engine {
             }
         }
         cache.advance(tokens.len());
-        Ok(x)
+        Ok(self.collapsed(x, &carried))
     }
 
     /// Runs sequences of equal length from their beginning, as one batch, and returns the last layer's results of the
@@ -236,16 +134,22 @@ impl Engine {
         }
         let tokens = sequences.concat();
         let mut x = self.embed_at(&tokens, 0, len)?;
-        let mut carried = self.carry(&tokens, &x);
+        let none = vec![Vec::new(); sequences.len()];
+        let mut carried = self.carry(&tokens, &x, &none);
         // A worker that shares its work wakes nobody but the others; from outside, every product would.
         rayon::scope(|_| {
             for layer in 0..self.layers.len() {
-                let from = if layer + 1 == self.layers.len() { from } else { 0 };
+                let from = if layer + 1 == self.layers.len() && self.config.streams.is_none() { from } else { 0 };
                 let batch = Batch { sequences: sequences.len(), from };
                 cache.truncate(0);
                 let _ = self.layer_of(layer, &mut x, &mut carried, batch, cache, &mut ())?;
             }
-            Ok(x)
+            if self.config.streams.is_none() {
+                return Ok(x);
+            }
+            let (all, hidden) = (self.collapsed(x, &carried), self.config.hidden);
+            let wanted = all.chunks_exact(hidden).enumerate().filter(|(row, _)| row % len >= from);
+            Ok(wanted.flat_map(|(_, row)| row).copied().collect())
         })
     }
 
@@ -254,14 +158,15 @@ impl Engine {
     /// Errors: as [`Engine::forward`].
     pub fn step(&self, tokens: &[u32], cache: &mut Cache) -> Result<Vec<f32>> {
         let mut x = self.embed_at(tokens, cache.len(), 1)?;
-        let mut carried = self.carry(tokens, &x);
+        let mut carried = self.carry(tokens, &x, cache.before());
+        cache.read(tokens, tokens.len());
         let batch = Batch { sequences: tokens.len(), from: 0 };
         rayon::scope(|_| {
             for layer in 0..self.layers.len() {
                 let _ = self.layer_of(layer, &mut x, &mut carried, batch, cache, &mut ())?;
             }
             cache.advance(1);
-            Ok(self.head(&x, &mut ()))
+            Ok(self.head(&self.collapsed(x, &carried), &mut ()))
         })
     }
 
@@ -271,7 +176,7 @@ impl Engine {
     /// Errors: `BadInput` for a token beyond the vocabulary, or for more tokens than there are positions.
     pub fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>> {
         let x = self.embed_at(tokens, 0, tokens.len())?;
-        let carried = self.carry(tokens, &x);
+        let carried = self.carry(tokens, &x, &[Vec::new()]);
         Ok(self.together(x, &carried))
     }
 
@@ -311,7 +216,7 @@ impl Engine {
     /// Whether the two halves of a layer follow each other, so that each can be run alone.
     pub fn has_halves(&self, index: usize) -> bool {
         let layer = self.layers.get(index).and_then(Option::as_ref);
-        layer.is_some_and(|l| !l.parallel && l.scale.is_none() && self.carried == 0)
+        layer.is_some_and(|l| !l.parallel && l.scale.is_none() && l.mixers.len() < 2 && self.carried == 0)
     }
 
     /// Runs one layer in place on the residual stream `x` (as [`Engine::embed`] makes it) of the tokens after those in
@@ -374,52 +279,7 @@ impl Engine {
         cache: &mut Cache,
         observer: &mut dyn Observer,
     ) -> Result<ControlFlow<()>> {
-        self.feed_forward_of(index, x, &[], Batch { sequences: 1, from: 0 }, cache, observer)
-    }
-
-    fn feed_forward_of(
-        &self,
-        index: usize,
-        x: &mut [f32],
-        carried: &[f32],
-        batch: Batch,
-        cache: &mut Cache,
-        observer: &mut dyn Observer,
-    ) -> Result<ControlFlow<()>> {
-        let layer = self.loaded(index)?;
-        let hidden = self.config.hidden;
-        let mut buffers = std::mem::take(&mut cache.buffers);
-        let Buffers { normed, result, inner, beside, .. } = &mut buffers;
-        let (normed, result) = (sized(normed, x.len()), sized(result, x.len()));
-        let into: &[f32] = match &layer.ffn_norm {
-            _ if layer.parallel => &beside[..x.len()],
-            Some(norm) => {
-                norm.rows(x, hidden, normed);
-                normed
-            }
-            None => x,
-        };
-        let mut run = match &layer.mlp {
-            Mlp::Dense(mlp) => mlp.forward(None, into, hidden, result, inner, observer),
-            Mlp::Experts(mlp) => mlp.forward(into, into, hidden, result, inner, observer),
-            Mlp::Both(both) => both.forward(into, x, hidden, result, inner, observer),
-            Mlp::None => ControlFlow::Continue(()),
-        };
-        if run.is_continue() && !matches!(layer.mlp, Mlp::None) {
-            self.add(x, result, layer.post_ffn_norm.as_ref());
-        }
-        if let Some(vector) = layer.vector.as_ref().filter(|_| run.is_continue()) {
-            let n = carried.len() / self.carried.max(1) / batch.sequences.max(1);
-            let wanted = carried.chunks_exact(self.carried.max(1)).enumerate();
-            let wanted = wanted.filter(|(row, _)| row % n.max(1) >= batch.from).map(|(_, row)| row);
-            let own = self.config.per_layer;
-            run = vector.add(x, wanted.map(|row| &row[index * own..(index + 1) * own]), observer);
-        }
-        if let Some(scale) = layer.scale.filter(|_| run.is_continue()) {
-            vector::scale(x, scale);
-        }
-        cache.buffers = buffers;
-        Ok(run)
+        self.feed_forward_of(index, x, &mut [], Batch { sequences: 1, from: 0 }, cache, observer)
     }
 
     /// What is left of [`Engine::attention`] once an observer broke it off at its last matrix: `attended` is what was about
@@ -428,7 +288,7 @@ impl Engine {
     /// Errors: `Internal` when the layer is not loaded.
     pub fn attention_end(&self, index: usize, attended: &[f32], x: &mut [f32], cache: &mut Cache) -> Result<()> {
         let layer = self.loaded(index)?;
-        if let Some(output) = &layer.mixer_output {
+        if let [(_, output)] = &layer.mixers[..] {
             self.end(output, attended, x, layer.post_attn_norm.as_ref(), cache);
         }
         Ok(())
@@ -452,88 +312,6 @@ impl Engine {
         self.add(x, result, norm);
     }
 
-    /// Attention of several sequences that begin after the tokens in `cache`; of `x` only the rows from `batch.from` on
-    /// of each sequence are left.
-    fn attention_of(
-        &self,
-        index: usize,
-        x: &mut Vec<f32>,
-        carried: &mut [f32],
-        batch: Batch,
-        cache: &mut Cache,
-        observer: &mut dyn Observer,
-    ) -> Result<ControlFlow<()>> {
-        let layer = self.loaded(index)?;
-        let (hidden, first) = (self.config.hidden, cache.len());
-        let rows = x.len() / hidden;
-        let n = rows / batch.sequences.max(1);
-        if first + n > cache.capacity() {
-            let what = format!("{} tokens do not fit the context of {}", first + n, cache.capacity());
-            return Err(Error::bad_input(what));
-        }
-        let mut buffers = std::mem::take(&mut cache.buffers);
-        let Buffers { normed, qkv, packed_keys, attended, result, beside, .. } = &mut buffers;
-        let left = batch.sequences * (n - batch.from);
-        let run = match (&layer.mixer, &layer.mixer_output) {
-            (Some(mixer), Some(output)) => {
-                let normed = match &layer.attn_norm {
-                    Some(norm) => {
-                        let normed = sized(normed, rows * hidden);
-                        norm.rows(x, hidden, normed);
-                        normed
-                    }
-                    None => x.as_slice(),
-                };
-                let mut call =
-                    Call { engine: self, index, batch, rows, n, normed, cache, qkv, packed_keys, attended, carried };
-                let run = self.mix(mixer, &mut call, observer)?;
-                let width = output.weight.cols();
-                match run {
-                    ControlFlow::Continue(()) => {
-                        let result = sized(result, left * hidden);
-                        output.product(&attended[..left * width], Output::whole(result, hidden), observer)
-                    }
-                    broken => broken,
-                }
-            }
-            _ => ControlFlow::Continue(()),
-        };
-        if run.is_continue() {
-            if batch.from > 0 {
-                for (i, row) in (0..rows).filter(|row| row % n >= batch.from).enumerate() {
-                    x.copy_within(row * hidden..(row + 1) * hidden, i * hidden);
-                }
-                x.truncate(left * hidden);
-            }
-            if layer.parallel {
-                let beside = sized(beside, x.len());
-                match layer.ffn_norm.as_ref().or(layer.attn_norm.as_ref()) {
-                    Some(norm) => norm.rows(x, hidden, beside),
-                    None => beside.copy_from_slice(x),
-                }
-            }
-            if layer.mixer.is_some() {
-                self.add(x, &mut result[..left * hidden], layer.post_attn_norm.as_ref());
-            }
-        }
-        cache.buffers = buffers;
-        Ok(run)
-    }
-
-    /// What enters the last matrix of the mixer, for the wanted rows.
-    fn mix(&self, mixer: &Mixer, call: &mut Call, observer: &mut dyn Observer) -> Result<ControlFlow<()>> {
-        let described = self.config.layers.get(call.index).map(|layer| &layer.mixer);
-        match (mixer, described) {
-            (Mixer::Attention(mixer), Some(Mixes::Attention(own))) => mixer.mix(own, call, observer),
-            (Mixer::Latent(mixer), Some(Mixes::Latent(own))) => mixer.mix(own, call, observer),
-            (Mixer::Delta(mixer), Some(Mixes::Delta(own))) => mixer.mix(own, call, observer),
-            (Mixer::Mamba(mixer), Some(Mixes::Mamba(own))) => mixer.mix(own, call, observer),
-            (Mixer::Mamba2(mixer), Some(Mixes::Mamba2(own))) => mixer.mix(own, call, observer),
-            (Mixer::ShortConv(mixer), Some(Mixes::ShortConv(_))) => mixer.mix(call, observer),
-            _ => Err(Error::Internal(format!("layer {} is loaded as another kind", call.index))),
-        }
-    }
-
     fn loaded(&self, index: usize) -> Result<&Layer> {
         let layer = self.layers.get(index).and_then(Option::as_ref);
         layer.ok_or_else(|| Error::Internal(format!("layer {index} is not loaded")))
@@ -548,8 +326,9 @@ impl Engine {
 
     /// What enters the output matrix: the last layer's results, normalised.
     pub fn head_input(&self, hidden: &[f32]) -> Vec<f32> {
+        let Some(norm) = &self.output_norm else { return hidden.to_vec() };
         let mut normed = vec![0.0; hidden.len()];
-        self.output_norm.rows(hidden, self.config.hidden, &mut normed);
+        norm.rows(hidden, self.config.hidden, &mut normed);
         normed
     }
 
@@ -599,62 +378,30 @@ impl Engine {
     pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         let layers = self.layers.iter_mut().flatten().flat_map(Layer::linears_mut);
         let per_layer = self.per_layer.iter_mut().flat_map(|p| [&mut p.embedding, &mut p.projection]);
-        std::iter::once(&mut self.embedding).chain(per_layer).chain(layers).chain(&mut self.output)
+        let altup = self.altup.iter_mut().flat_map(altup::Ends::linears_mut);
+        std::iter::once(&mut self.embedding)
+            .chain(per_layer)
+            .chain(altup)
+            .chain(self.last_gate.iter_mut().flat_map(streams::GatedMix::linears_mut))
+            .chain(layers)
+            .chain(&mut self.output)
     }
 
     /// The angles of one of the rotary embeddings for the next `n` positions; what a checkpoint brings of factors is the
     /// first one's.
     fn angles(&self, which: Option<usize>, cache: &Cache, n: usize) -> Option<Angles> {
+        self.angles_from(which, cache, cache.len(), n)
+    }
+
+    /// The same of `n` positions from `first` on.
+    fn angles_from(&self, which: Option<usize>, cache: &Cache, first: usize, n: usize) -> Option<Angles> {
         let rope = self.config.ropes.get(which?)?;
         let none = rope::Factors::default();
         let factors = if which == Some(0) { &self.rope_factors } else { &none };
-        Some(Angles::new(rope, factors, cache.capacity(), self.config.context, cache.len(), n))
+        Some(Angles::new(rope, factors, cache.capacity(), self.config.context, first, n))
     }
 
     fn rotate(&self, head: &mut [f32], angles: &Angles, i: usize) {
-        let (cos, sin) = angles.row(i);
-        let rotated = &mut head[..2 * cos.len()];
-        if self.config.pairs {
-            vector::rotate_pairs(rotated, cos, sin);
-        } else {
-            let (low, high) = rotated.split_at_mut(cos.len());
-            vector::rotate_halves(low, high, cos, sin);
-        }
-    }
-
-    /// `x += result`, which is normalised before where the family has a norm there, and scaled where it has a factor.
-    fn add(&self, x: &mut [f32], result: &mut [f32], norm: Option<&Norm>) {
-        let hidden = self.config.hidden;
-        let rows = x.par_chunks_exact_mut(hidden).zip(result.par_chunks_exact_mut(hidden));
-        rows.with_min_len(ROWS_PER_TASK).for_each(|(x, result)| {
-            if let Some(norm) = norm {
-                norm.apply(result, 0);
-            }
-            vector::add_scaled(x, self.config.residual_scale, result);
-        });
-    }
-}
-
-impl Both {
-    /// `x` is the stream normalised for the dense block, `stream` as it is.
-    fn forward(
-        &self,
-        x: &[f32],
-        stream: &[f32],
-        hidden: usize,
-        out: &mut [f32],
-        inner: &mut Inner,
-        observer: &mut dyn Observer,
-    ) -> ControlFlow<()> {
-        let run = self.dense.forward(None, x, hidden, out, inner, observer);
-        let (mut into, mut more) = (vec![0.0; x.len()], vec![0.0; x.len()]);
-        self.experts_pre.rows(stream, hidden, &mut into);
-        self.experts.forward(&into, stream, hidden, &mut more, inner, observer)?;
-        for (out, more) in out.chunks_exact_mut(hidden).zip(more.chunks_exact_mut(hidden)) {
-            self.dense_post.apply(out, 0);
-            self.experts_post.apply(more, 0);
-            vector::add_scaled(out, 1.0, more);
-        }
-        run
+        angles.rotate(head, i, self.config.pairs);
     }
 }

@@ -11,7 +11,7 @@ use crate::model::config;
 use rayon::prelude::*;
 use std::ops::ControlFlow;
 
-fn silu(x: f32) -> f32 {
+pub(super) fn silu(x: f32) -> f32 {
     x * sigmoid(x)
 }
 
@@ -25,7 +25,13 @@ pub(super) struct Conv {
 impl Conv {
     /// Over the rows of one sequence (`x` and the result are `[n, channels]`), behind those of `recent`
     /// (`[kernel - 1, channels]`), which become the last of the sequence.
-    fn run(&self, x: &[f32], channels: usize, recent: &mut Vec<f32>, after: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
+    pub fn run(
+        &self,
+        x: &[f32],
+        channels: usize,
+        recent: &mut Vec<f32>,
+        after: impl Fn(f32) -> f32 + Sync,
+    ) -> Vec<f32> {
         let before = (self.kernel - 1) * channels;
         recent.resize(before, 0.0);
         recent.extend_from_slice(x);
@@ -45,7 +51,7 @@ impl Conv {
 
 /// What enters the output matrix, `[rows, width]`: of each sequence (its number, what it has summed up, and its rows), which
 /// is kept for the next batch.
-fn each_sequence(
+pub(super) fn each_sequence(
     call: &mut Call,
     width: usize,
     mut run: impl FnMut(usize, &mut Recurrent, &mut [f32]),

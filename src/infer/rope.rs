@@ -2,6 +2,7 @@
 //! of a batch of positions, computed once per batch. The formulas and their order in `f32` are those of transformers'
 //! `modeling_rope_utils.py`, so that angles agree with it at large positions too.
 
+use crate::kernel::vector;
 use crate::model::config::{Rope, RopeScaling};
 use std::f32::consts::PI;
 
@@ -38,6 +39,19 @@ impl Angles {
         let angles = (first..first + n).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
         let (sin, cos) = angles.map(|a| a.sin_cos()).map(|(s, c)| (s * scale, c * scale)).unzip();
         Angles { cos, sin, half }
+    }
+
+    /// Turns the first channels of `head` by the angles of the `i`-th position of the batch; channels that are turned
+    /// together are neighbours (`pairs`), or half of them apart.
+    pub fn rotate(&self, head: &mut [f32], i: usize, pairs: bool) {
+        let (cos, sin) = self.row(i);
+        let rotated = &mut head[..2 * cos.len()];
+        if pairs {
+            vector::rotate_pairs(rotated, cos, sin);
+        } else {
+            let (low, high) = rotated.split_at_mut(cos.len());
+            vector::rotate_halves(low, high, cos, sin);
+        }
     }
 
     /// Cosines and sines of the `i`-th position of the batch.

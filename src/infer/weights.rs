@@ -5,8 +5,10 @@ use super::activations::Rounding;
 use super::carried::PerLayer;
 use super::norm::Norm;
 use super::rope::Factors;
-use super::{Engine, Linear};
+use super::streams::{GatedMix, Mix};
+use super::{Engine, Linear, altup};
 use crate::kernel::{Dense, RowSource, vector};
+use crate::model::config::Mixing;
 use crate::model::{Config, Generated, MappedTensor, Model};
 use crate::model::{RowOrder, ValueMap};
 use crate::packed::{Input, Packed};
@@ -135,16 +137,24 @@ impl<'a> Loader<'a> {
             return Err(self.wrong_shape(t, &format!("{len} numbers")));
         }
         let mut values = vec![0.0; len];
-        // Computed in `f32`, as the model itself does, not in the type that a file will have.
-        let one_by_one = [ValueMap::PlusOne, ValueMap::NegExp, ValueMap::Exp].contains(&t.values);
+        self.computed(t, &mut values)?;
+        Ok(values)
+    }
+
+    /// All numbers of a tensor. What is done with single numbers is computed in `f32`, as the model itself does, not in the
+    /// type that a file will have.
+    fn computed(&self, t: &MappedTensor, values: &mut [f32]) -> Result<()> {
+        let one_by_one = matches!(
+            t.values,
+            ValueMap::PlusOne | ValueMap::NegExp | ValueMap::Exp | ValueMap::Times(_) | ValueMap::RowTimes(_)
+        );
         if !one_by_one {
-            t.read_rows(self.ckpt, 0..t.row_count(), &mut Vec::new(), &mut values)?;
-            return Ok(values);
+            return t.read_rows(self.ckpt, 0..t.row_count(), &mut Vec::new(), values);
         }
         let plain = MappedTensor { values: ValueMap::Same, ..t.clone() };
-        plain.read_rows(self.ckpt, 0..t.row_count(), &mut Vec::new(), &mut values)?;
-        t.values.apply(&mut values);
-        Ok(values)
+        plain.read_rows(self.ckpt, 0..t.row_count(), &mut Vec::new(), values)?;
+        t.values.apply(values, t.cols());
+        Ok(())
     }
 
     pub fn optional(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>> {
@@ -171,6 +181,37 @@ impl<'a> Loader<'a> {
             None => (self.matrix(t)?, Rounding::None),
         };
         Ok(Linear { name: weight_name, weight, bias, rounding })
+    }
+
+    /// What weighs residual streams: `{stem}_fn.weight` and so on.
+    pub fn mix(&self, stem: &str) -> Result<Mix> {
+        let name = |part: &str| format!("{stem}_{part}.weight");
+        let len = |part: &str| self.shape(&name(part)).map_or(0, |shape| shape.iter().product());
+        let shape = self.shape(&name("fn")).filter(|shape| shape.len() == 2).unwrap_or(&[0, 0]);
+        Ok(Mix {
+            weigh: self.linear(&format!("{stem}_fn"), shape[0], shape[1])?,
+            base: self.numbers(&name("base"), shape[0])?,
+            scale: self.numbers(&name("scale"), len("scale"))?,
+        })
+    }
+
+    /// What mixes residual streams channel by channel: `{stem}_norm.weight` and so on.
+    pub fn gated_mix(&self, c: &Config, stem: &str) -> Result<GatedMix> {
+        let count = c.streams.map_or(1, |streams| streams.count);
+        let wide = count * c.hidden;
+        let rank = self.shape(&format!("{stem}_down.weight")).map_or(0, |shape| shape[0]);
+        let part = |name: &str, rows: usize, cols: usize| self.linear(&format!("{stem}_{name}"), rows, cols);
+        let inject = self.has(&format!("{stem}_inject.weight")).then(|| part("inject", count, wide)).transpose()?;
+        let norm = self.norm(c, &format!("{stem}_norm"), wide)?;
+        Ok(GatedMix { norm, narrow: [part("down", rank, wide)?, part("up", wide, rank)?], inject })
+    }
+
+    /// The ends of streams that alternate.
+    fn altup_ends(&self, c: &Config) -> Result<Option<altup::Ends>> {
+        let Some(streams) = c.streams.filter(|streams| streams.mixing == Mixing::AltUp) else { return Ok(None) };
+        let rows = (streams.count - 1) * c.hidden;
+        let part = |name: &str| self.linear(name, rows, c.hidden);
+        Ok(Some(altup::Ends { begin: part("altup_proj")?, end: part("altup_unembd_proj")? }))
     }
 
     /// Whether a tensor can stay in its stored bytes, and as which type.
@@ -232,7 +273,7 @@ impl<'a> Loader<'a> {
         let (rows, cols) = (t.row_count(), t.cols());
         let Some((ty, row_bytes)) = self.stored_type(t).and_then(|ty| Some((ty, ty.row_bytes(cols)?))) else {
             let mut data = vec![0.0; rows * cols];
-            t.read_rows(self.ckpt, 0..rows, &mut Vec::new(), &mut data)?;
+            self.computed(t, &mut data)?;
             return Ok(Box::new(Dense { data, cols }));
         };
         let mut bytes = vec![0; rows * row_bytes];
@@ -331,6 +372,7 @@ impl Engine {
         // What a configuration says of the vocabulary counts tokens; the matrix may have more rows.
         let vocab = loader.shape("token_embd.weight").map_or(c.vocab, |shape| shape[0]);
         let positions = loader.shape("position_embd.weight").map(|shape| shape[0]);
+        let rows_of = |name: &str| loader.shape(name).map_or(0, |shape| shape[0]);
         let each = c.per_layer;
         let per_layer = || -> Result<PerLayer> {
             let all = each * c.layers.len();
@@ -344,6 +386,15 @@ impl Engine {
         Ok(Engine {
             per_layer: (each > 0).then(per_layer).transpose()?,
             carried: c.carried(),
+            altup: loader.altup_ends(c)?,
+            last_gate: loader.has("output_hc_up.weight").then(|| loader.gated_mix(c, "output_hc")).transpose()?,
+            ngram_table: match &c.ngrams {
+                Some(own) => {
+                    Some(loader.linear("per_layer_token_embd", rows_of("per_layer_token_embd.weight"), own.width)?)
+                }
+                None => None,
+            },
+            last_mix: loader.has("output_hc_fn.weight").then(|| loader.mix("output_hc")).transpose()?,
             embedding: loader.linear("token_embd", vocab, c.hidden)?,
             positions: positions.map(|n| loader.linear("position_embd", n, c.hidden)).transpose()?,
             embedding_norm: match c.embedding_unit_norm {
@@ -352,8 +403,9 @@ impl Engine {
             },
             layers: c.layers.iter().map(|_| None).collect(),
             output_norm: match c.weightless_norms {
-                true => loader.weightless(c),
-                false => loader.norm(c, last, c.hidden)?,
+                true => Some(loader.weightless(c)),
+                false if loader.has("output_hc_up.weight") => None,
+                false => Some(loader.norm(c, last, c.hidden)?),
             },
             output: untied.then(|| loader.linear("output", vocab, c.hidden)).transpose()?,
             rope_factors: Factors {
@@ -379,6 +431,7 @@ impl Engine {
         self.embedding.weight = Box::new(Dense { data: Vec::new(), cols: self.config.hidden });
         self.output = None;
         self.per_layer = None;
+        self.ngram_table = None;
     }
 
     /// Frees the memory of layer `index`.

@@ -2,6 +2,10 @@
 //! `hf_config`) or from GGUF metadata (see `keys`). What may differ from layer to layer is said per layer. It holds
 //! numbers and choices, no tensor names.
 
+mod parts;
+
+pub use parts::*;
+
 use crate::{Error, Result};
 
 /// Rotary embedding scaling, as `rope_scaling` / `rope_parameters` names it.
@@ -70,249 +74,6 @@ impl Rope {
     }
 }
 
-/// How a block mixes tokens.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Mixer {
-    Attention(Heads),
-    /// Multi-head latent attention (DeepSeek-V2, section 2.1).
-    Latent(Latent),
-    /// The gated delta rule (Yang et al. 2024).
-    Delta(Delta),
-    /// Selective state spaces (Gu and Dao 2023).
-    Mamba(Mamba),
-    /// The same with one decay per head (Dao and Gu 2024).
-    Mamba2(Mamba2),
-    /// A convolution over few tokens between two gates (LFM2).
-    ShortConv(ShortConv),
-    /// The block mixes no tokens.
-    None,
-}
-
-/// Keys and values from one small vector per token.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Latent {
-    pub heads: usize,
-    /// Channels of a query or key head without positions, and with.
-    pub nope: usize,
-    pub rotated: usize,
-    pub value_dim: usize,
-    /// Width of the vector that a token leaves behind.
-    pub rank: usize,
-    /// Which of [`Config::ropes`]; `None`: no positions.
-    pub rope: Option<usize>,
-    pub scale: f32,
-    pub temperature: Option<Temperature>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct Delta {
-    pub key_heads: usize,
-    pub value_heads: usize,
-    pub key_dim: usize,
-    pub value_dim: usize,
-    /// Width of the convolution.
-    pub kernel: usize,
-    /// Value head `i` reads key head `i % key_heads`; otherwise those of a key head follow each other.
-    pub tiled: bool,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct Mamba {
-    pub inner: usize,
-    pub state: usize,
-    /// Width of what the step sizes are made from.
-    pub rank: usize,
-    pub kernel: usize,
-    /// Step sizes, inputs and outputs of the state are normalised without weights (FalconMamba).
-    pub unit_norms: bool,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct Mamba2 {
-    pub inner: usize,
-    pub state: usize,
-    pub heads: usize,
-    /// Of inputs and outputs of the state, and parts of the result that are normalised apart.
-    pub groups: usize,
-    pub kernel: usize,
-    /// No step is smaller.
-    pub least_step: f32,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct ShortConv {
-    pub kernel: usize,
-}
-
-/// Queries at position `p` are multiplied by `1 + scale · ln(1 + floor(p / floor))` (Llama 4; `shifted`: `p + 1`).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Temperature {
-    pub scale: f32,
-    pub floor: f32,
-    pub shifted: bool,
-}
-
-/// Where attention's result meets a gate.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Gate {
-    #[default]
-    None,
-    /// `sigmoid` of as many rows as a query head has, behind each query head in one matrix (Qwen3-Next).
-    InQuery,
-    /// `sigmoid` of a matrix of its own, by channel or by head.
-    Sigmoid,
-    /// `softplus` of a matrix of its own.
-    Softplus,
-}
-
-/// What few families do in their attention.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Peculiar {
-    pub gate: Gate,
-    /// Queries and keys are normalised behind the rotation (Hunyuan).
-    pub norm_after_rope: bool,
-    /// Queries and keys are normalised without weights behind the rotation (Llama 4).
-    pub unit_norm: bool,
-    /// Values are normalised without weights (Gemma 4).
-    pub value_norm: bool,
-    pub value_scale: Option<f32>,
-    /// The largest slope of the linear biases (Press et al. 2021).
-    pub alibi: Option<f32>,
-    /// Queries, keys and values are clamped to this.
-    pub clamp: Option<f32>,
-    pub temperature: Option<Temperature>,
-    /// A window is a chunk of positions that see only each other (Llama 4).
-    pub chunked: bool,
-    /// The layer whose keys and values are read, where this one has none of its own (Gemma 4 E).
-    pub shared: Option<usize>,
-}
-
-/// The shape of one layer's attention.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Heads {
-    pub q: usize,
-    pub kv: usize,
-    /// Channels of a query and of a key head.
-    pub dim: usize,
-    /// Channels of a value head.
-    pub value_dim: usize,
-    /// Each position sees itself and the `window - 1` positions before it; `None`: all before it.
-    pub window: Option<usize>,
-    /// Which of [`Config::ropes`] rotates queries and keys; `None`: no positions.
-    pub rope: Option<usize>,
-    /// Scores are multiplied by this; `1/sqrt(dim)` unless the family says otherwise.
-    pub scale: f32,
-    /// `tanh(x / cap) * cap` on scores (gemma2).
-    pub softcap: Option<f32>,
-    pub qkv_bias: bool,
-    pub output_bias: bool,
-    pub peculiar: Peculiar,
-}
-
-impl Heads {
-    /// Rows of the query matrix.
-    pub fn q_width(&self) -> usize {
-        self.q * self.dim
-    }
-
-    /// Rows of the key matrix.
-    pub fn k_width(&self) -> usize {
-        self.kv * self.dim
-    }
-
-    /// Rows of the value matrix.
-    pub fn v_width(&self) -> usize {
-        self.kv * self.value_dim
-    }
-
-    /// Columns of the output matrix.
-    pub fn out_width(&self) -> usize {
-        self.q * self.value_dim
-    }
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub enum Activation {
-    #[default]
-    Silu,
-    GeluTanh,
-    /// By the error function.
-    Gelu,
-    /// `max(x, 0)^2`.
-    SquaredRelu,
-    /// `x · sigmoid(1.702 x)` times `up + 1`, both cut off at this (gpt-oss).
-    Clamped {
-        limit: f32,
-    },
-    /// xIELU (Huang and Schlag 2024) with its two slopes, after their softplus, and beta and epsilon.
-    Xielu {
-        positive: f32,
-        negative: f32,
-        beta: f32,
-        eps: f32,
-    },
-}
-
-/// A feed-forward block without experts.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Dense {
-    pub width: usize,
-    /// `down(act(gate(x)) * up(x))`; otherwise `down(act(up(x)))`.
-    pub gated: bool,
-    pub activation: Activation,
-    /// All of its matrices have biases.
-    pub bias: bool,
-}
-
-/// How scores of a router become weights.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Gating {
-    #[default]
-    Softmax,
-    Sigmoid,
-    SqrtSoftplus,
-    /// A softmax over those that were chosen.
-    OfChosen,
-}
-
-/// What routers do beside choosing the largest.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Routing {
-    pub gating: Gating,
-    /// Groups of experts, of which only some are looked at; 0 and 1: none.
-    pub groups: usize,
-    pub groups_used: usize,
-    /// The weights of the chosen are multiplied by this.
-    pub scale: Option<f32>,
-    /// The weights multiply what enters the experts, not their results (Llama 4).
-    pub weighs_input: bool,
-    /// The layer gives the mean of the chosen experts and the shared one, not their sum (Cohere 2).
-    pub averaged: bool,
-}
-
-/// Mixture-of-experts sizes.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Experts {
-    pub count: usize,
-    pub used: usize,
-    /// Feed-forward width of one expert.
-    pub ffn: usize,
-    /// Width of the shared expert, where there is one (qwen2_moe).
-    pub shared_ffn: Option<usize>,
-    /// Whether the weights of the chosen experts are normalised to sum 1 (`norm_topk_prob`).
-    pub norm_topk: bool,
-    pub activation: Activation,
-    pub routing: Routing,
-}
-
-/// The feed-forward part of a block. Both at once run side by side on the same input; neither: the block has none.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Ffn {
-    pub dense: Option<Dense>,
-    pub experts: Option<Experts>,
-}
-
 /// How a block's parts are joined with the residual stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wiring {
@@ -333,6 +94,8 @@ impl Wiring {
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerConfig {
     pub mixer: Mixer,
+    /// A second mixer that reads the same and whose result is added too (Falcon-H1).
+    pub beside: Option<Mixer>,
     pub ffn: Ffn,
     pub wiring: Wiring,
 }
@@ -343,6 +106,15 @@ impl LayerConfig {
         match &self.mixer {
             Mixer::Attention(heads) => Some(heads),
             _ => None,
+        }
+    }
+
+    /// Whether it reads only some of the positions.
+    pub fn chooses(&self) -> bool {
+        match &self.mixer {
+            Mixer::Attention(heads) => heads.peculiar.chosen.is_some(),
+            Mixer::Latent(latent) => latent.chosen.is_some(),
+            _ => false,
         }
     }
 
@@ -415,6 +187,9 @@ pub struct Config {
     pub pairs: bool,
     /// Channels of the vector that every token has for each layer (Gemma 4 E); 0: there is none.
     pub per_layer: usize,
+    /// Residual streams beside each other.
+    pub streams: Option<Streams>,
+    pub ngrams: Option<Ngrams>,
 }
 
 impl Default for Config {
@@ -442,6 +217,8 @@ impl Default for Config {
             norms: NormNames::USUAL,
             pairs: false,
             per_layer: 0,
+            streams: None,
+            ngrams: None,
         }
     }
 }
@@ -514,10 +291,16 @@ impl Config {
         self.layers.iter().find_map(|l| l.ffn.experts.as_ref())
     }
 
-    /// What goes with a token beside its channels, in numbers: its vectors for the layers, then keys and values of the layers
-    /// that others share.
+    /// What goes with a token beside its channels, in numbers: its vectors for the layers, keys and values of the layers
+    /// that others share, further residual streams, and the positions that an indexer chose.
     pub fn carried(&self) -> usize {
-        self.carried_before(self.layers.len())
+        self.carried_ngrams().end
+    }
+
+    /// Where what the n-grams of tokens choose lies in it.
+    pub fn carried_ngrams(&self) -> std::ops::Range<usize> {
+        let start = self.carried_choice().end;
+        start..start + self.ngrams.as_ref().map_or(0, |own| (own.size - 1) * own.heads * own.width)
     }
 
     /// Numbers of a row of the residual stream: channels, and what goes with them.
@@ -533,6 +316,29 @@ impl Config {
     fn carried_before(&self, layer: usize) -> usize {
         let heads = (0..layer).filter(|i| self.is_shared(*i)).filter_map(|i| self.layers[i].heads());
         self.per_layer * self.layers.len() + heads.map(|h| h.k_width() + h.v_width()).sum::<usize>()
+    }
+
+    /// Where the residual streams behind the first begin in it.
+    pub fn carried_streams(&self) -> usize {
+        self.carried_before(self.layers.len())
+    }
+
+    /// Where the positions that an indexer chose lie in it, for layers that read those of one before.
+    pub fn carried_choice(&self) -> std::ops::Range<usize> {
+        let more = self.streams.map_or(0, |s| s.carried() * self.hidden);
+        let chosen = |layer: &LayerConfig| match &layer.mixer {
+            Mixer::Latent(Latent { chosen: Some(chosen), .. }) => Some(chosen.clone()),
+            _ => None,
+        };
+        let all: Vec<Chosen> = self.layers.iter().filter_map(chosen).collect();
+        let width = |chosen: &Chosen| match chosen {
+            Chosen::ByIndexer(own) => own.most(),
+            Chosen::AsBefore => 0,
+        };
+        let read_again = all.contains(&Chosen::AsBefore);
+        let width = all.iter().map(width).max().filter(|_| read_again).unwrap_or(0);
+        let start = self.carried_streams() + more;
+        start..start + width
     }
 
     fn is_shared(&self, layer: usize) -> bool {

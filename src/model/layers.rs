@@ -47,6 +47,7 @@ pub fn standard_layers(r: &Reading) -> Result<Vec<LayerConfig>> {
         .into_iter()
         .map(|window| LayerConfig {
             mixer: Mixer::Attention(Heads { window, rope: Some(window.map_or(0, |_| local)), ..heads.clone() }),
+            beside: None,
             ffn: ffn.clone(),
             wiring: family.wiring,
         })
@@ -71,6 +72,7 @@ fn dense(r: &Reading, activation: Activation) -> Result<Dense> {
         gated: r.family.is_gated(),
         activation,
         bias: r.json.bool("mlp_bias")?.unwrap_or(false) && r.family.has(Role::FfnDownBias),
+        cutoff: None,
     })
 }
 

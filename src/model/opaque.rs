@@ -154,6 +154,16 @@ pub(super) fn as_gguf(ckpt: &Checkpoint, model: &Model, part: Part, mtp: Mtp) ->
     })
 }
 
+impl Model {
+    /// Of a model that only a blueprint makes a GGUF file of, and that runs: what readers of the file take it for.
+    pub(super) fn as_file(&self) -> Option<Config> {
+        let (of, arch) = (self.drawn.as_ref().filter(|_| self.runs.is_ok())?, &self.config.arch);
+        let meta = with_architecture(&of.keys, arch);
+        let config = anatomy::config(&meta, arch, &self.tensors, &self.generated, None).ok()?;
+        Some(Config { vocab: self.config.vocab, ..config })
+    }
+}
+
 /// The model that a configuration promises, of an architecture that is converted only.
 ///
 /// # Errors
@@ -248,6 +258,7 @@ fn sizes(meta: &Metadata, arch: &str) -> Config {
             scale: 1.0,
             ..Heads::default()
         }),
+        beside: None,
         ffn: Ffn { dense: None, experts: None },
         wiring: Wiring { pre_norm: true, post_norm: false, parallel: false },
     };

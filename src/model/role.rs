@@ -109,6 +109,8 @@ impl Role {
             | "ssm_ba.weight"
             | "ssm_alpha.weight"
             | "ssm_beta.weight"
+            | "ssm_f_a.weight"
+            | "ssm_g_a.weight"
             | "shortconv.in_proj.weight" => MixerInput,
             "ffn_gate.weight" => FfnGate,
             "ffn_up.weight" => FfnUp,

@@ -96,9 +96,9 @@ impl ValueMap {
         if *self == ValueMap::PlusOne { 1.0 } else { 0.0 }
     }
 
-    /// In `f32`, as the model itself computes.
-    pub fn apply(&self, values: &mut [f32]) {
-        self.apply_rows(values, 0, values.len(), |x| x);
+    /// To rows of `cols`, in `f32`, as the model itself computes.
+    pub fn apply(&self, values: &mut [f32], cols: usize) {
+        self.apply_rows(values, 0, cols, |x| x);
     }
 
     /// To rows of `cols` values from row `first` on; every step is rounded by `round`.

@@ -61,7 +61,7 @@ fn write_f16_gguf(folder: &Path, path: &Path) {
         let plain = MappedTensor { values: ValueMap::Same, ..t.clone() };
         let mut values = vec![0.0; t.elements()];
         plain.read_rows(&ckpt, 0..t.row_count(), &mut Vec::new(), &mut values).unwrap();
-        t.values.apply(&mut values);
+        t.values.apply(&mut values, t.cols());
         add(&t.name, &t.shape, &values);
     }
     let len = layout(&mut infos, DEFAULT_ALIGNMENT).unwrap();

@@ -51,6 +51,17 @@ impl<'a> Facts<'a> {
         })
     }
 
+    /// A list of whole numbers; none where there is no such key.
+    pub fn integers(&self, key: &str) -> Vec<i64> {
+        match self.value(key) {
+            Some(Value::Array(Array::I64(v))) => v.clone(),
+            Some(Value::Array(Array::U64(v))) => v.iter().map(|n| *n as i64).collect(),
+            Some(Value::Array(Array::I32(v))) => v.iter().map(|n| i64::from(*n)).collect(),
+            Some(Value::Array(Array::U32(v))) => v.iter().map(|n| i64::from(*n)).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     pub fn float(&self, key: &str) -> Option<f32> {
         self.meta.f32(&format!("{}.{key}", self.arch)).filter(|x| x.is_finite())
     }

@@ -3,7 +3,8 @@
 use super::Anatomy;
 use super::facts::Facts;
 use crate::model::config::{
-    Config, Delta, Gate, Heads, Latent, Mamba, Mamba2, Mixer, Peculiar, RopeScaling, ShortConv,
+    ChannelDelta, Chosen, Config, Delta, Gate, Heads, Indexer, Latent, Mamba, Mamba2, Mixer, Peculiar, Pools,
+    RopeScaling, ShortConv,
 };
 use crate::{Error, Result};
 
@@ -35,23 +36,22 @@ pub(super) fn of(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<M
         let shared = delta.key_heads > 0 && heads.is_multiple_of(delta.key_heads);
         return if shared { Ok(Mixer::Delta(delta)) } else { Err(uneven(heads, delta.key_heads)) };
     }
-    if has("ssm_in.weight") {
-        let heads = f.needed("ssm.time_step_rank", 0)?;
-        let (inner, groups) = (mamba()?, f.size("ssm.group_count", 0).unwrap_or(1).max(1));
-        if !heads.is_multiple_of(groups) || heads == 0 {
-            return Err(uneven(heads, groups));
+    if has("ssm_f_a.weight") {
+        let dim = f.needed("kda.head_dim", 0)?;
+        let rows = f.shape(index, "attn_q.weight").and_then(|shape| shape.first().copied()).unwrap_or(0);
+        if dim == 0 || rows == 0 || !rows.is_multiple_of(dim) {
+            return Err(uneven(rows, dim));
         }
-        if !inner.is_multiple_of(heads) {
-            return Err(Error::bad_input(format!("{heads} heads cannot share {inner} channels evenly")));
-        }
-        return Ok(Mixer::Mamba2(Mamba2 {
-            inner,
-            state: f.needed("ssm.state_size", 0)?,
-            heads,
-            groups,
+        let bounded = f.flag("kda.safe_gate").unwrap_or(true);
+        return Ok(Mixer::ChannelDelta(ChannelDelta {
+            heads: rows / dim,
+            dim,
             kernel: f.needed("ssm.conv_kernel", 0)?,
-            least_step: 0.0,
+            least_decay: f.float("kda.gate_lower_bound").filter(|_| bounded),
         }));
+    }
+    if has("ssm_in.weight") {
+        return mamba2(f, index);
     }
     if has("attn_kv_a_mqa.weight") {
         return latent(f, row, c, index).map(Mixer::Latent);
@@ -60,6 +60,31 @@ pub(super) fn of(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<M
         true => attention(f, row, c, index).map(Mixer::Attention),
         false => Ok(Mixer::None),
     }
+}
+
+/// What reads the same beside it: attention beside Mamba-2 (Falcon-H1).
+pub(super) fn beside(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<Option<Mixer>> {
+    let both = f.has(index, "ssm_in.weight") && f.has(index, "attn_q.weight");
+    both.then(|| attention(f, row, c, index).map(Mixer::Attention)).transpose()
+}
+
+fn mamba2(f: &Facts, index: usize) -> Result<Mixer> {
+    let heads = f.needed("ssm.time_step_rank", 0)?;
+    let (inner, groups) = (f.needed("ssm.inner_size", index)?, f.size("ssm.group_count", 0).unwrap_or(1).max(1));
+    if !heads.is_multiple_of(groups) || heads == 0 {
+        return Err(uneven(heads, groups));
+    }
+    if !inner.is_multiple_of(heads) {
+        return Err(Error::bad_input(format!("{heads} heads cannot share {inner} channels evenly")));
+    }
+    Ok(Mixer::Mamba2(Mamba2 {
+        inner,
+        state: f.needed("ssm.state_size", 0)?,
+        heads,
+        groups,
+        kernel: f.needed("ssm.conv_kernel", 0)?,
+        least_step: 0.0,
+    }))
 }
 
 fn uneven(heads: usize, groups: usize) -> Error {
@@ -116,6 +141,7 @@ fn attention(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<Heads
         output_bias: f.has(index, "attn_output.bias"),
         peculiar: Peculiar {
             gate,
+            chosen: plain_indexer(f, row, c, index)?,
             alibi: f.float("attention.max_alibi_bias").filter(|x| *x > 0.0),
             clamp: f.float("attention.clamp_kqv").filter(|x| *x > 0.0),
             value_scale: f.float("attention.value_scale").filter(|x| *x != 1.0),
@@ -126,16 +152,23 @@ fn attention(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<Heads
 
 fn latent(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<Latent> {
     let heads = f.needed("attention.head_count", index)?;
-    let rank = f.needed("attention.kv_lora_rank", index)?;
+    let window = window(f, row, index);
+    // Layers with a window may have another shape (dots 3).
+    let local = |key: &str| {
+        let own = window.and_then(|_| f.size(&format!("{key}_swa"), index));
+        own.or_else(|| f.size(key, index))
+    };
+    let rank = local("attention.kv_lora_rank");
+    let rank = rank.map_or_else(|| f.needed("attention.kv_lora_rank", index), Ok)?;
     let rotated = f.needed("rope.dimension_count", 0)?;
-    let head = match f.size("attention.key_length_mla", index) {
+    let head = match local("attention.key_length_mla") {
         Some(n) => n,
         None => f.needed("attention.key_length", index)?,
     };
     let nope = head.saturating_sub(rotated);
     // The whole matrix of keys and values tells the width of values where no key does.
     let rows = f.shape(index, "attn_kv_b.weight").and_then(|shape| shape.first().copied());
-    let value_dim = f.size("attention.value_length_mla", index);
+    let value_dim = local("attention.value_length_mla");
     let value_dim = value_dim.or_else(|| Some((rows? / heads.max(1)).saturating_sub(nope)));
     let value_dim = value_dim.filter(|n| *n > 0);
     let value_dim = value_dim.ok_or_else(|| Error::bad_input("nothing says how wide values are"))?;
@@ -153,8 +186,63 @@ fn latent(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<Latent> 
         rotated,
         value_dim,
         rank,
-        rope: (row.rope && !c.ropes.is_empty()).then_some(0),
+        rope: (row.rope && rotated > 0 && !c.ropes.is_empty()).then_some(match window {
+            Some(_) if c.ropes.len() > 1 => 1,
+            _ => 0,
+        }),
         scale: scale / (head as f32).sqrt(),
         temperature: None,
+        window,
+        chosen: chosen(f, row, index, rotated)?,
     })
+}
+
+/// An indexer beside plain attention, which ranks groups of positions by their mean keys (Qwen3.8-Flash-Next).
+fn plain_indexer(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<Option<Indexer>> {
+    if !f.has(index, "indexer.q_proj.weight") {
+        return Ok(None);
+    }
+    let dim = f.needed("attention.indexer.key_length", 0)?;
+    let (size, rotated) = (f.needed("attention.compress_ratios", index)?, c.rope().map_or(0, |rope| rope.dims));
+    if dim < rotated || size == 0 {
+        return Err(Error::bad_input(format!("an indexer turns {rotated} of {dim} channels of groups of {size}")));
+    }
+    Ok(Some(Indexer {
+        heads: f.needed("attention.indexer.head_count", 0)?,
+        dim,
+        rotated,
+        at_end: false,
+        pairs: row.pairs,
+        top: f.needed("attention.indexer.top_k", 0)?.max(size),
+        pools: Some(Pools { size, tail: true }),
+        plain: true,
+        norm_eps: c.norm_eps,
+    }))
+}
+
+/// Which positions are read, where an indexer chooses.
+fn chosen(f: &Facts, row: &Anatomy, index: usize, rotated: usize) -> Result<Option<Chosen>> {
+    if !f.has(index, "indexer.attn_q_b.weight") {
+        let shares = f.size("attention.indexer.top_k", 0).is_some()
+            && f.flag_of("attention.indexer.types", index) == Some(false);
+        return Ok((shares && row.shares_choice).then_some(Chosen::AsBefore));
+    }
+    let dim = f.needed("attention.indexer.key_length", 0)?;
+    let rotated = if row.rope { rotated } else { 0 };
+    if dim < rotated {
+        return Err(Error::bad_input(format!("an indexer turns {rotated} of {dim} channels")));
+    }
+    let size = f.size("attention.indexer.kpool", 0).filter(|n| *n > 1);
+    let tail = f.flag("attention.indexer.kpool_select_tail").unwrap_or(true);
+    Ok(Some(Chosen::ByIndexer(Indexer {
+        heads: f.needed("attention.indexer.head_count", 0)?,
+        dim,
+        rotated,
+        at_end: row.indexer_turns_end,
+        pairs: row.indexer_pairs,
+        top: f.needed("attention.indexer.top_k", 0)?.max(1),
+        pools: size.map(|size| Pools { size, tail }),
+        plain: false,
+        norm_eps: row.indexer_eps,
+    })))
 }

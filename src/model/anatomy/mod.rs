@@ -10,8 +10,8 @@ mod rows;
 use crate::gguf::Metadata;
 use crate::model::blueprint;
 use crate::model::config::{
-    Activation, Config, Dense, Experts, Ffn, Gating, LayerConfig, Mixer, Norm, NormNames, Rope, RopeScaling, Routing,
-    Wiring,
+    Activation, Config, Dense, Experts, Ffn, Gating, LayerConfig, Mixer, Mixing, Norm, NormNames, Rope, RopeScaling,
+    Routing, Streams, Wiring,
 };
 use crate::model::tensor::{Generated, MappedTensor};
 use crate::{Error, Result};
@@ -40,6 +40,12 @@ pub(super) struct Anatomy {
     pub all_but_every: Option<usize>,
     /// Whether layers that see everything have rotary positions where others have a window.
     pub full_rope: bool,
+    /// How indexers of sparse attention turn their channels: as neighbours, and those at the end of a head.
+    pub indexer_pairs: bool,
+    pub indexer_turns_end: bool,
+    pub indexer_eps: f32,
+    /// Layers without an indexer, where others have one, read what the last one before chose.
+    pub shares_choice: bool,
     /// What else there is to say, layer by layer.
     pub layer: fn(&Facts, usize, &mut LayerConfig) -> Result<()>,
     pub finish: fn(&Facts, &mut Config) -> Result<()>,
@@ -113,7 +119,45 @@ const KNOWN: &[&str] = &[
     "ssm_ba",
     "ssm_alpha",
     "ssm_beta",
+    "ssm_conv1d_q",
+    "ssm_conv1d_k",
+    "ssm_conv1d_v",
+    "ssm_f_a",
+    "ssm_f_b",
+    "ssm_g_a",
+    "ssm_g_b",
     "shortconv",
+    "indexer",
+    "indexer_compressor_gate",
+    "indexer_compressor_ape",
+    "hc_attn_fn",
+    "hc_attn_base",
+    "hc_attn_scale",
+    "hc_ffn_fn",
+    "hc_ffn_base",
+    "hc_ffn_scale",
+    "hc_attn_norm",
+    "hc_attn_down",
+    "hc_attn_up",
+    "hc_attn_inject",
+    "hc_ffn_norm",
+    "hc_ffn_down",
+    "hc_ffn_up",
+    "hc_ffn_inject",
+    "ple_key",
+    "ple_value",
+    "ple_norm_key",
+    "ple_norm_query",
+    "ple_norm_conv",
+    "ple_conv1d",
+    "altup_router",
+    "altup_router_norm",
+    "altup_predict_coef",
+    "altup_correct_coef",
+    "altup_correct_scale",
+    "laurel_l",
+    "laurel_r",
+    "laurel_post_norm",
     "inp_gate",
     "proj",
     "post_norm",
@@ -132,6 +176,14 @@ const ENDS: &[&str] = &[
     "per_layer_token_embd",
     "per_layer_model_proj",
     "per_layer_proj_norm",
+    "altup_proj",
+    "altup_unembd_proj",
+    "output_hc_norm",
+    "output_hc_down",
+    "output_hc_up",
+    "output_hc_fn",
+    "output_hc_base",
+    "output_hc_scale",
 ];
 
 /// The configuration of a model of architecture `arch`, with its vocabulary as the embedding has it. `json` is the
@@ -211,6 +263,15 @@ pub(super) fn config(
     if alone && !f.has(0, "post_ffw_norm.weight") {
         config.norms = NormNames { ffn: "post_attention_norm", post_attn: "", ..config.norms };
     }
+    if let Some(count) = f.size("hyper_connection.count", 0) {
+        let mixing = match (f.size("hyper_connection.sinkhorn_iterations", 0), f.float("hyper_connection.magnitude")) {
+            _ if f.tensors.contains_key("output_hc_up.weight") => Mixing::Gated,
+            (Some(rounds), _) => Mixing::Sinkhorn { rounds },
+            (None, magnitude) => Mixing::Apart { magnitude: magnitude.unwrap_or(2.0) },
+        };
+        let eps = f.float("hyper_connection.epsilon").unwrap_or(1e-6);
+        config.streams = Some(Streams { count, eps, mixing });
+    }
     (row.finish)(&f, &mut config)?;
     config.check()?;
     Ok(config)
@@ -229,13 +290,14 @@ fn agrees(activation: Activation, said: &str) -> bool {
 
 fn layer(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<LayerConfig> {
     let mixer = mixers::of(f, row, c, index)?;
+    let beside = mixers::beside(f, row, c, index)?;
     let wiring = Wiring { pre_norm: true, post_norm: true, parallel: row.parallel };
-    let mut layer = LayerConfig { mixer, ffn: Ffn::default(), wiring };
+    let mut layer = LayerConfig { mixer, beside, ffn: Ffn::default(), wiring };
     if let Some(&[_, width]) = f.shape(index, "ffn_down.weight") {
         let wide = f.shape(index, "ffn_up.weight").is_some_and(|up| up.first() == Some(&(2 * width)));
         let gated = f.has(index, "ffn_gate.weight") || wide;
         let bias = f.has(index, "ffn_down.bias");
-        layer.ffn.dense = Some(Dense { width, gated, activation: row.activation, bias });
+        layer.ffn.dense = Some(Dense { width, gated, activation: row.activation, bias, cutoff: None });
     }
     if let Some(&[count, _, width]) = f.shape(index, "ffn_down_exps.weight") {
         let shared = f.shape(index, "ffn_down_shexp.weight").and_then(|shape| shape.last().copied());
@@ -263,14 +325,29 @@ fn layer(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<LayerConf
             shared_ffn: shared,
             norm_topk: f.flag("expert_weights_norm").unwrap_or(row.norm_topk),
             activation: row.activation,
+            shared_activation: None,
             routing,
         });
     }
+    clamp(f, index, &mut layer.ffn);
     (row.layer)(f, index, &mut layer)?;
     if layer.mixer == Mixer::None && layer.ffn == Ffn::default() {
         return Err(Error::unsupported(format!("layer {index} mixes tokens in a way that is not known")));
     }
     Ok(layer)
+}
+
+/// Activations that are cut off, where keys say so: of experts, and of shared experts and dense blocks.
+fn clamp(f: &Facts, index: usize, ffn: &mut Ffn) {
+    let limit = |key: &str| f.float_of(key, index).filter(|x| *x > 0.0).map(|limit| Activation::ClampedSilu { limit });
+    let (experts, others) = (limit("swiglu_clamp_exp"), limit("swiglu_clamp_shexp"));
+    if let Some(own) = &mut ffn.experts {
+        own.shared_activation = experts.or(others).map(|_| others.unwrap_or(own.activation));
+        own.activation = experts.unwrap_or(own.activation);
+    }
+    if let (Some(own), Some(others)) = (&mut ffn.dense, others) {
+        own.activation = others;
+    }
 }
 
 /// The rotary embeddings: that of all layers, or of those that see everything; and that of layers with a window, where it

@@ -3,7 +3,8 @@
 use super::Anatomy;
 use super::facts::Facts;
 use crate::model::config::{
-    Activation, Config, Gate, Gating, Heads, LayerConfig, Mixer, Norm, NormNames, RopeScaling, Temperature,
+    Activation, Chosen, Config, Gate, Gating, Heads, Latent, LayerConfig, Mixer, Mixing, Ngrams, Norm, NormNames,
+    RopeScaling, Streams, Temperature,
 };
 use crate::{Error, Result};
 
@@ -22,6 +23,10 @@ const PLAIN: Anatomy = Anatomy {
     norm_topk: true,
     all_but_every: None,
     full_rope: true,
+    indexer_pairs: true,
+    indexer_turns_end: false,
+    indexer_eps: 1e-6,
+    shares_choice: true,
     layer: |_, _, _| Ok(()),
     finish: |_, _| Ok(()),
 };
@@ -106,6 +111,19 @@ pub(super) static ALL: &[Anatomy] = &[
     Anatomy { gguf: &["minimax-m2"], gating: Gating::Sigmoid, ..PLAIN },
     Anatomy { gguf: &["chatglm", "glm4"], halves_in_sections: true, ..PAIRS },
     Anatomy { gguf: &["ernie4_5-moe"], ..PAIRS },
+    // Beyond the original context it has the long factors of its rotary embedding, as in the publisher's code and in
+    // llama.cpp; transformers takes the short ones at any length.
+    Anatomy {
+        gguf: &["phimoe"],
+        norm: Norm::Layer,
+        layer: |f, _, layer| {
+            let within = f.said_float("router_jitter_noise").unwrap_or(0.01);
+            layer.ffn.experts.iter_mut().for_each(|e| e.routing.mixer = Some(within));
+            Ok(())
+        },
+        ..PLAIN
+    },
+    Anatomy { gguf: &["falcon-h1"], ..PLAIN },
     Anatomy {
         gguf: &["hunyuan-dense", "hunyuan-moe", "hunyuan_vl"],
         layer: |_, _, layer| on_heads(layer, |h| h.peculiar.norm_after_rope = true),
@@ -157,6 +175,29 @@ pub(super) static ALL: &[Anatomy] = &[
             })
         },
         finish: |f, c| {
+            c.embedding_scale = (c.hidden as f32).sqrt();
+            c.per_layer = f.size("embedding_length_per_layer_input", 0).unwrap_or(0);
+            share(c, f.size("attention.shared_kv_layers", 0).unwrap_or(0))
+        },
+        ..PLAIN
+    },
+    Anatomy {
+        gguf: &["gemma3n"],
+        activation: Activation::GeluTanh,
+        layer: |f, index, layer| {
+            let cutoff = f.float_of("activation_sparsity_scale", index).filter(|by| by.is_finite());
+            layer.ffn.dense.iter_mut().for_each(|d| d.cutoff = cutoff);
+            on_heads(layer, |h| {
+                h.scale = 1.0;
+                h.peculiar.value_norm = true;
+            })
+        },
+        finish: |f, c| {
+            if f.size("altup.active_idx", 0).is_some_and(|active| active != 0) {
+                return Err(Error::unsupported("their blocks compute with another stream than the first"));
+            }
+            let count = f.needed("altup.num_inputs", 0)?.max(1);
+            c.streams = Some(Streams { count, eps: c.norm_eps, mixing: Mixing::AltUp });
             c.embedding_scale = (c.hidden as f32).sqrt();
             c.per_layer = f.size("embedding_length_per_layer_input", 0).unwrap_or(0);
             share(c, f.size("attention.shared_kv_layers", 0).unwrap_or(0))
@@ -244,6 +285,27 @@ pub(super) static ALL: &[Anatomy] = &[
         ..PAIRS
     },
     Anatomy { gguf: &["deepseek2"], norm_topk: false, ..PAIRS },
+    Anatomy { gguf: &["deepseek32"], indexer_pairs: false, ..PAIRS },
+    Anatomy { gguf: &["glm-dsa"], ..PAIRS },
+    Anatomy { gguf: &["dots3note"], shares_choice: false, ..PAIRS },
+    Anatomy {
+        gguf: &["hy_v4"],
+        gating: Gating::Sigmoid,
+        indexer_pairs: false,
+        indexer_turns_end: true,
+        finish: |_, c| {
+            let eps = c.norm_eps;
+            c.layers.iter_mut().for_each(|layer| {
+                if let Mixer::Latent(Latent { chosen: Some(Chosen::ByIndexer(indexer)), .. }) = &mut layer.mixer {
+                    indexer.norm_eps = eps;
+                }
+            });
+            Ok(())
+        },
+        ..PLAIN
+    },
+    Anatomy { gguf: &["kimi-linear", "glm5-next"], rope: false, gating: Gating::Sigmoid, ..PLAIN },
+    Anatomy { gguf: &["bailingmoe3"], gating: Gating::Sigmoid, ..PAIRS },
     Anatomy { gguf: &["mistral4"], layer: by_position, ..PAIRS },
     Anatomy {
         gguf: &["minicpm3"],
@@ -258,6 +320,7 @@ pub(super) static ALL: &[Anatomy] = &[
         ..PLAIN
     },
     Anatomy { gguf: &["qwen3next", "qwen35", "qwen35moe"], ..PLAIN },
+    Anatomy { gguf: &["qwen4exp"], finish: ngrams, ..PLAIN },
     Anatomy {
         gguf: &["lfm2", "lfm2moe"],
         without: &["Lfm2Model", "Lfm2BidirectionalModel"],
@@ -344,5 +407,37 @@ fn share(c: &mut Config, n: usize) -> Result<()> {
             heads.peculiar.shared = Some(source);
         }
     }
+    Ok(())
+}
+
+/// The layer with hashed n-grams.
+fn ngrams(f: &Facts, c: &mut Config) -> Result<()> {
+    if f.said("output_gate_type").and_then(|v| v.as_str()).is_some_and(|gate| gate != "silu") {
+        return Err(Error::unsupported("their delta rule has another gate"));
+    }
+    if !f.tensors.contains_key("per_layer_token_embd.weight") {
+        return Ok(());
+    }
+    let layers = f.integers("ple.layers");
+    let &[layer] = &layers[..] else {
+        return Err(Error::unsupported(format!("{} of their layers have n-grams; one is run here", layers.len())));
+    };
+    let own = Ngrams {
+        layer: usize::try_from(layer).unwrap_or(usize::MAX),
+        size: f.needed("ple.ngram_size", 0)?,
+        heads: f.needed("ple.heads_per_ngram", 0)?,
+        width: f.needed("embedding_length_per_layer_input", 0)?,
+        end: f.needed("ple.eos_token_id", 0)? as u32,
+        multipliers: f.integers("ple.layer_multipliers"),
+        offsets: f.integers("ple.head_offsets"),
+        sizes: f.integers("ple.head_vocab_sizes"),
+    };
+    let heads = own.size.saturating_sub(1) * own.heads;
+    let sound = (2..=16).contains(&own.size) && own.heads <= 1 << 10 && own.width <= 1 << 16;
+    let whole = [own.offsets.len(), own.sizes.len()] == [heads; 2] && own.multipliers.len() == own.size;
+    if !sound || !whole || own.sizes.iter().any(|n| *n <= 0) || own.offsets.iter().any(|n| *n < 0) {
+        return Err(Error::bad_input("the hashes of n-grams do not fit each other"));
+    }
+    c.ngrams = Some(own);
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use super::write::write;
 use crate::gguf::Metadata;
-use crate::model::config::{Config, LayerConfig, RopeScaling, longrope_attention_factor};
+use crate::model::config::{Config, LayerConfig, Mixer, RopeScaling, Temperature, longrope_attention_factor};
 use crate::model::family::Entry;
 use crate::model::understood::Model;
 use crate::{Error, Result};
@@ -34,8 +34,10 @@ impl std::fmt::Display for Lost {
 /// Those of writing and reading metadata.
 pub fn lost(model: &Model) -> Result<Vec<Lost>> {
     let Some(json) = &model.hf_config else { return Ok(Vec::new()) };
-    let Ok(family) = model.known() else { return Ok(Vec::new()) };
     let ours = &model.config;
+    let Ok(family) = model.known() else {
+        return Ok(model.as_file().map_or_else(Vec::new, |file| differences(ours, &file)));
+    };
     let mut meta = Metadata::new();
     meta.set("general.architecture", family.gguf);
     write(ours, family, json, &mut meta, |_| {}, 0)?;
@@ -133,6 +135,15 @@ const LAYER_FACTS: &[Fact<LayerConfig>] = &[
     ("positions", |l| shown(l.heads().and_then(|h| h.rope))),
     ("attention scale", |l| shown(l.heads().map(|h| h.scale))),
     ("softcap of attention", |l| shown(l.heads().and_then(|h| h.softcap))),
+    ("attention temperature", |l| {
+        let of = |t: Option<Temperature>| t.map(|t| (t.scale, t.floor));
+        match &l.mixer {
+            Mixer::Attention(heads) => format!("{:?}", of(heads.peculiar.temperature)),
+            Mixer::Latent(latent) => format!("{:?}", of(latent.temperature)),
+            _ => String::new(),
+        }
+    }),
+    ("norms of queries and keys without weights", |l| shown(l.heads().map(|h| h.peculiar.unit_norm))),
     ("attention biases", |l| format!("{:?}", l.heads().map(|h| (h.qkv_bias, h.output_bias)))),
     ("feed-forward block", |l| format!("{:?}", l.ffn.dense)),
     ("experts", |l| shown(l.ffn.experts.as_ref().map(|e| e.count))),

@@ -1,0 +1,367 @@
+//! What blocks are made of: mixers of tokens, feed-forward parts, and the streams between them.
+
+/// How a block mixes tokens.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Mixer {
+    Attention(Heads),
+    /// Multi-head latent attention (DeepSeek-V2, section 2.1).
+    Latent(Latent),
+    /// The gated delta rule (Yang et al. 2024).
+    Delta(Delta),
+    /// The same with a decay for every key channel (Kimi Linear).
+    ChannelDelta(ChannelDelta),
+    /// Selective state spaces (Gu and Dao 2023).
+    Mamba(Mamba),
+    /// The same with one decay per head (Dao and Gu 2024).
+    Mamba2(Mamba2),
+    /// A convolution over few tokens between two gates (LFM2).
+    ShortConv(ShortConv),
+    /// The block mixes no tokens.
+    None,
+}
+
+/// Keys and values from one small vector per token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Latent {
+    pub heads: usize,
+    /// Channels of a query or key head without positions, and with.
+    pub nope: usize,
+    pub rotated: usize,
+    pub value_dim: usize,
+    /// Width of the vector that a token leaves behind.
+    pub rank: usize,
+    /// Which of [`Config::ropes`]; `None`: no positions.
+    pub rope: Option<usize>,
+    pub scale: f32,
+    pub temperature: Option<Temperature>,
+    /// Each position sees itself and the `window - 1` positions before it; `None`: all before it.
+    pub window: Option<usize>,
+    /// Which of the positions before it each token reads; `None`: all.
+    pub chosen: Option<Chosen>,
+}
+
+/// Which positions a token reads in sparse attention.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Chosen {
+    ByIndexer(Indexer),
+    /// Those of the last layer before that has an indexer.
+    AsBefore,
+}
+
+/// A small attention that ranks the positions before a token, of which the best are read (DeepSeek-V3.2, section 2.1).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Indexer {
+    pub heads: usize,
+    pub dim: usize,
+    /// Channels of a head that are rotated.
+    pub rotated: usize,
+    /// They are the last ones, not the first.
+    pub at_end: bool,
+    /// Rotated channels are neighbours, not half of them apart.
+    pub pairs: bool,
+    /// Positions that are read at most.
+    pub top: usize,
+    pub pools: Option<Pools>,
+    /// Keys of a group are averaged, then normalised and turned as the first of them; every head counts alike (Qwen3.8).
+    pub plain: bool,
+    /// Of the norm of its keys.
+    pub norm_eps: f32,
+}
+
+impl Indexer {
+    /// Positions that it can choose for one token.
+    pub fn most(&self) -> usize {
+        self.top + self.pools.filter(|p| p.tail).map_or(0, |p| p.size.saturating_sub(1))
+    }
+}
+
+/// Positions are ranked in groups of neighbours, by one key that is drawn from all of a group (GLM-5.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pools {
+    pub size: usize,
+    /// Positions behind the last whole group are read always.
+    pub tail: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChannelDelta {
+    pub heads: usize,
+    /// Channels of keys and of values.
+    pub dim: usize,
+    /// Width of the convolutions.
+    pub kernel: usize,
+    /// Logarithms of decays lie between this and 0, by a sigmoid; `None`: by softplus, without a bound.
+    pub least_decay: Option<f32>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Delta {
+    pub key_heads: usize,
+    pub value_heads: usize,
+    pub key_dim: usize,
+    pub value_dim: usize,
+    /// Width of the convolution.
+    pub kernel: usize,
+    /// Value head `i` reads key head `i % key_heads`; otherwise those of a key head follow each other.
+    pub tiled: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mamba {
+    pub inner: usize,
+    pub state: usize,
+    /// Width of what the step sizes are made from.
+    pub rank: usize,
+    pub kernel: usize,
+    /// Step sizes, inputs and outputs of the state are normalised without weights (FalconMamba).
+    pub unit_norms: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mamba2 {
+    pub inner: usize,
+    pub state: usize,
+    pub heads: usize,
+    /// Of inputs and outputs of the state, and parts of the result that are normalised apart.
+    pub groups: usize,
+    pub kernel: usize,
+    /// No step is smaller.
+    pub least_step: f32,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ShortConv {
+    pub kernel: usize,
+}
+
+/// Queries at position `p` are multiplied by `1 + scale · ln(1 + floor(p / floor))` (Llama 4; `shifted`: `p + 1`).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Temperature {
+    pub scale: f32,
+    pub floor: f32,
+    pub shifted: bool,
+}
+
+/// Where attention's result meets a gate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gate {
+    #[default]
+    None,
+    /// `sigmoid` of as many rows as a query head has, behind each query head in one matrix (Qwen3-Next).
+    InQuery,
+    /// `sigmoid` of a matrix of its own, by channel or by head.
+    Sigmoid,
+    /// `softplus` of a matrix of its own.
+    Softplus,
+}
+
+/// What few families do in their attention.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Peculiar {
+    pub gate: Gate,
+    /// Queries and keys are normalised behind the rotation (Hunyuan).
+    pub norm_after_rope: bool,
+    /// Queries and keys are normalised without weights behind the rotation (Llama 4).
+    pub unit_norm: bool,
+    /// Values are normalised without weights (Gemma 4).
+    pub value_norm: bool,
+    pub value_scale: Option<f32>,
+    /// The largest slope of the linear biases (Press et al. 2021).
+    pub alibi: Option<f32>,
+    /// Queries, keys and values are clamped to this.
+    pub clamp: Option<f32>,
+    pub temperature: Option<Temperature>,
+    /// A window is a chunk of positions that see only each other (Llama 4).
+    pub chunked: bool,
+    /// Which of the positions are read; `None`: all.
+    pub chosen: Option<Indexer>,
+    /// The layer whose keys and values are read, where this one has none of its own (Gemma 4 E).
+    pub shared: Option<usize>,
+}
+
+/// The shape of one layer's attention.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Heads {
+    pub q: usize,
+    pub kv: usize,
+    /// Channels of a query and of a key head.
+    pub dim: usize,
+    /// Channels of a value head.
+    pub value_dim: usize,
+    /// Each position sees itself and the `window - 1` positions before it; `None`: all before it.
+    pub window: Option<usize>,
+    /// Which of [`Config::ropes`] rotates queries and keys; `None`: no positions.
+    pub rope: Option<usize>,
+    /// Scores are multiplied by this; `1/sqrt(dim)` unless the family says otherwise.
+    pub scale: f32,
+    /// `tanh(x / cap) * cap` on scores (gemma2).
+    pub softcap: Option<f32>,
+    pub qkv_bias: bool,
+    pub output_bias: bool,
+    pub peculiar: Peculiar,
+}
+
+impl Heads {
+    /// Rows of the query matrix.
+    pub fn q_width(&self) -> usize {
+        self.q * self.dim
+    }
+
+    /// Rows of the key matrix.
+    pub fn k_width(&self) -> usize {
+        self.kv * self.dim
+    }
+
+    /// Rows of the value matrix.
+    pub fn v_width(&self) -> usize {
+        self.kv * self.value_dim
+    }
+
+    /// Columns of the output matrix.
+    pub fn out_width(&self) -> usize {
+        self.q * self.value_dim
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Activation {
+    #[default]
+    Silu,
+    GeluTanh,
+    /// By the error function.
+    Gelu,
+    /// `max(x, 0)^2`.
+    SquaredRelu,
+    /// `x · sigmoid(1.702 x)` times `up + 1`, both cut off at this (gpt-oss).
+    Clamped {
+        limit: f32,
+    },
+    /// `silu(x)` times `up`, both cut off at this before (GLM-5.3).
+    ClampedSilu {
+        limit: f32,
+    },
+    /// xIELU (Huang and Schlag 2024) with its two slopes, after their softplus, and beta and epsilon.
+    Xielu {
+        positive: f32,
+        negative: f32,
+        beta: f32,
+        eps: f32,
+    },
+}
+
+/// A feed-forward block without experts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dense {
+    pub width: usize,
+    /// `down(act(gate(x)) * up(x))`; otherwise `down(act(up(x)))`.
+    pub gated: bool,
+    pub activation: Activation,
+    /// All of its matrices have biases.
+    pub bias: bool,
+    /// Of the gate only what lies so many standard deviations above the mean of the row is let through (Gemma 3n).
+    pub cutoff: Option<f32>,
+}
+
+/// How scores of a router become weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gating {
+    #[default]
+    Softmax,
+    Sigmoid,
+    SqrtSoftplus,
+    /// A softmax over those that were chosen.
+    OfChosen,
+}
+
+/// What routers do beside choosing the largest.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Routing {
+    pub gating: Gating,
+    /// Groups of experts, of which only some are looked at; 0 and 1: none.
+    pub groups: usize,
+    pub groups_used: usize,
+    /// The weights of the chosen are multiplied by this.
+    pub scale: Option<f32>,
+    /// The weights multiply what enters the experts, not their results (Llama 4).
+    pub weighs_input: bool,
+    /// Experts are chosen one after the other, each with its weight in a softmax over those whose scores are within twice
+    /// this part of the largest that is left (SparseMixer, Liu et al. 2024).
+    pub mixer: Option<f32>,
+    /// The layer gives the mean of the chosen experts and the shared one, not their sum (Cohere 2).
+    pub averaged: bool,
+}
+
+/// Mixture-of-experts sizes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Experts {
+    pub count: usize,
+    pub used: usize,
+    /// Feed-forward width of one expert.
+    pub ffn: usize,
+    /// Width of the shared expert, where there is one (qwen2_moe).
+    pub shared_ffn: Option<usize>,
+    /// Whether the weights of the chosen experts are normalised to sum 1 (`norm_topk_prob`).
+    pub norm_topk: bool,
+    pub activation: Activation,
+    /// Of the shared expert, where it is another.
+    pub shared_activation: Option<Activation>,
+    pub routing: Routing,
+}
+
+/// The feed-forward part of a block. Both at once run side by side on the same input; neither: the block has none.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Ffn {
+    pub dense: Option<Dense>,
+    pub experts: Option<Experts>,
+}
+
+/// Residual streams of which every part of a block reads a mixture, and to which its result is added in parts
+/// (hyper-connections, Zhu et al. 2025).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Streams {
+    pub count: usize,
+    pub eps: f32,
+    pub mixing: Mixing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mixing {
+    /// Streams flow into each other by a matrix that so many rounds make doubly stochastic (Xie et al. 2026); the end is
+    /// their mean.
+    Sinkhorn { rounds: usize },
+    /// Each goes on by itself; results are added with a weight of at most `magnitude`, and a learned mixture is the end
+    /// (Hunyuan 4).
+    Apart { magnitude: f32 },
+    /// Every channel of what a part reads is a mixture of its own, of streams that are normalised before; results are added
+    /// (Qwen3.8-Flash-Next).
+    Gated,
+    /// A block computes with the first; all are predicted before and corrected after it (Gemma 3n).
+    AltUp,
+}
+
+/// A layer that adds what n-grams of tokens, hashed, choose from a table.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ngrams {
+    pub layer: usize,
+    /// Tokens of the longest.
+    pub size: usize,
+    /// Rows of the table for each length.
+    pub heads: usize,
+    /// Columns of the table.
+    pub width: usize,
+    /// The token that ends a text, behind which nothing of it is seen.
+    pub end: u32,
+    /// By distance.
+    pub multipliers: Vec<i64>,
+    /// By length and head: where their rows begin, and how many there are.
+    pub offsets: Vec<i64>,
+    pub sizes: Vec<i64>,
+}
+
+impl Streams {
+    /// Those that travel with a token beside the first; what was predicted for that too.
+    pub fn carried(&self) -> usize {
+        if self.mixing == Mixing::AltUp { self.count } else { self.count - 1 }
+    }
+}
