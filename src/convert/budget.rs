@@ -16,9 +16,9 @@ use crate::control::{Run, Unit};
 use crate::eval::{Method, Runnable, Windows};
 use crate::feedback::{Shrink, ggml};
 use crate::gguf::DEFAULT_ALIGNMENT;
-use crate::quant::GgmlType;
 use crate::quant::allocate::{Choice, allocate};
 use crate::quant::presets::{self, Why};
+use crate::quant::{GgmlType, codec};
 use crate::writer::gguf::human;
 use crate::{Error, Result};
 use std::path::Path;
@@ -70,6 +70,10 @@ fn items(file: &FilePlan, like: Option<&FilePlan>) -> Vec<Item> {
         if row.choice.why == Why::Default {
             let cols = row.shape.last().copied().unwrap_or(0);
             types = GgmlType::candidates(cols);
+            // Of embeddings there is no importance.
+            let searched =
+                |ty: &GgmlType| row.name.starts_with("blk.") || !codec(*ty).is_some_and(|c| c.needs_importance);
+            types.retain(searched);
             types.extend(like.map(|like| like.sizes.rows[i].choice.got).filter(|ty| !types.contains(ty)));
         }
         if !types.contains(&row.choice.got) {

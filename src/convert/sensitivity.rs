@@ -221,7 +221,11 @@ impl Input {
             }
             _ => coarse
                 .iter()
-                .map(|ty| self.gauge.loss(*ty, w, &quantize(*ty, w, cols, importance)?))
+                .map(|ty| match quantize(*ty, w, cols, importance) {
+                    // An expert that no token reached: the type is out of the question.
+                    Err(QuantError::NeedsImportance { .. }) => Ok(f64::NAN),
+                    bytes => self.gauge.loss(*ty, w, &bytes?),
+                })
                 .collect::<Result<_, _>>()?,
         };
         // 16 bits lose nothing that could be weighed against the rest.

@@ -136,19 +136,19 @@ rows! {
     Q6_K    256 210 [kquants::quantize_q6_k, kquants::dequantize_q6_k, scales_at::<210, 208, 1>]
         Optional Q8_0 Whole false Q8_K;
     IQ2_XXS 256  66 [iq2::quantize_xxs::<OneByOne>, iq2::dequantize_xxs, scales_at::<66, 0, 1>]
-        BySearch IQ4_NL Never false Q8_K;
+        BySearch IQ4_NL Whole false Q8_K;
     IQ2_XS  256  74 [iq2::quantize_xs::<OneByOne>, iq2::dequantize_xs, scales_at::<74, 0, 1>]
-        BySearch IQ4_NL Never false Q8_K;
+        BySearch IQ4_NL Whole false Q8_K;
     IQ3_XXS 256  98 [iq3::quantize_xxs::<OneByOne>, iq3::dequantize_xxs, scales_at::<98, 0, 1>]
-        ByTool IQ4_NL Never false Q8_K;
+        ByTool IQ4_NL Whole false Q8_K;
     IQ1_S   256  50 [iq1::quantize_s::<OneByOne>, iq1::dequantize_s, scales_at::<50, 0, 1>]
         BySearch IQ4_NL Never false Q8_K;
     IQ4_NL   32  18 [iq4::quantize_nl, iq4::dequantize_nl, scales_at::<18, 0, 1>]
         Optional F16 Odd false Q8_0;
     IQ3_S   256 110 [iq3::quantize_s::<OneByOne>, iq3::dequantize_s, scales_at::<110, 0, 1>]
-        Optional IQ4_NL Never false Q8_K;
+        Optional IQ4_NL Whole false Q8_K;
     IQ2_S   256  82 [iq2::quantize_s::<OneByOne>, iq2::dequantize_s, scales_at::<82, 0, 1>]
-        ByTool IQ4_NL Never false Q8_K;
+        ByTool IQ4_NL Whole false Q8_K;
     IQ4_XS  256 136 [iq4::quantize_xs, iq4::dequantize_xs, scales_at::<136, 0, 1>]
         Optional IQ4_NL Whole false Q8_K;
     I8        1   1 []
@@ -301,7 +301,10 @@ mod tests {
     #[test]
     fn rows_say_what_llama_cpp_does() {
         use GgmlType::*;
-        assert_eq!(GgmlType::candidates(512), [Q2_K, Q3_K, IQ4_XS, Q4_K, Q5_K, Q6_K, Q8_0]);
+        assert_eq!(
+            GgmlType::candidates(512),
+            [IQ2_XXS, IQ2_XS, IQ2_S, Q2_K, IQ3_XXS, Q3_K, IQ3_S, IQ4_XS, Q4_K, Q5_K, Q6_K, Q8_0]
+        );
         assert_eq!(GgmlType::candidates(96), [Q4_0, IQ4_NL, Q4_1, Q5_0, Q5_1, Q8_0]);
         assert_eq!(GgmlType::candidates(100), []);
         assert_eq!([512, 96, 100].map(GgmlType::probe), [Some(Q3_K), Some(Q4_0), None]);

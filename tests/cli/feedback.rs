@@ -117,9 +117,9 @@ fn no_family_is_worse_than_with_ggmls_search() {
 }
 
 #[test]
-fn k_quants_of_tiny_llama_lose_less() {
+fn k_quants_and_i_quants_of_tiny_llama_lose_less() {
     let dir = tempfile::tempdir().unwrap();
-    for ty in ["q4_k_m", "q3_k_m", "q2_k", "iq4_xs"] {
+    for ty in ["q4_k_m", "q3_k_m", "q2_k", "iq4_xs", "iq3_s", "iq2_m"] {
         let path = |search: &str| dir.path().join(format!("{search}-{ty}.gguf"));
         for search in ["feedback", "ggml"] {
             ok(&mut convert("tiny-llama", ty, search, &path(search)));
@@ -137,7 +137,7 @@ fn k_quants_of_tiny_llama_lose_less() {
 #[test]
 fn threads_change_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    for (name, ty) in [("tiny-llama", "q4_k_m"), ("qwen3-moe", "q4_0")] {
+    for (name, ty) in [("tiny-llama", "q4_k_m"), ("tiny-llama", "iq2_xs"), ("qwen3-moe", "q4_0")] {
         let files: Vec<Vec<u8>> = ["1", "2", "7"]
             .iter()
             .map(|threads| {

@@ -142,15 +142,16 @@ fn evaluation_and_error_feedback_run_with_every_set() {
     for name in sets() {
         let model = model("tiny-llama");
         let (blocks, folder) = (path(format!("{name}.gguf")), path(format!("{name}-gptq")));
+        let codebooks = path(format!("{name}-iq2_m.gguf"));
         let data = ["--calibration", "default", "--calibration-tokens", "512", "--seq-len", "64", "--quiet"];
-        for (to, out) in [("q4_k_m", &blocks), ("gptq", &folder)] {
+        for (to, out) in [("q4_k_m", &blocks), ("iq2_m", &codebooks), ("gptq", &folder)] {
             let args = ["--to", to, model.to_str().unwrap(), "-o", out.to_str().unwrap()];
             let run = quantize(name, &[&args[..], &data].concat());
             assert!(run.status.success(), "{name}: {}", String::from_utf8_lossy(&run.stderr));
         }
         // Up to AVX2 the moments are one library's, so feedback has the same input and must give the same bytes.
         if name != "avx512" && name != "avx512bf16" {
-            let digests = (digest(&blocks), digest(&folder));
+            let digests = [&blocks, &codebooks, &folder].map(|path| digest(path));
             assert!(*plain.get_or_insert_with(|| digests.clone()) == digests, "{name}");
         }
         let figures = [perplexity(name, &model, dir.path()), perplexity(name, &blocks, dir.path())];

@@ -2,7 +2,6 @@
 //! triangles and inverses of the diagonal blocks of one sub-block each, and sums over sub-blocks, once per type too.
 
 use super::lanes::LANES;
-use super::layout::Layout;
 use crate::feedback::Factor;
 use crate::quant::QuantError;
 use std::ops::Range;
@@ -39,7 +38,7 @@ impl Panels {
     }
 
     /// The element in row `i`, column `j`.
-    fn at(&self, i: usize, j: usize) -> f32 {
+    pub fn at(&self, i: usize, j: usize) -> f32 {
         self.rows(j / PANEL, i..i + 1)[j % PANEL]
     }
 }
@@ -113,12 +112,12 @@ pub struct Matrices {
 }
 
 impl Matrices {
-    /// Of a Hessian whose columns are a multiple of the layout's block.
-    pub fn new(hessian: &Hessian, layout: &Layout) -> Self {
+    /// Of a Hessian whose columns are a multiple of `block`, which is a multiple of `sub`.
+    pub fn new(hessian: &Hessian, block: usize, sub: usize) -> Self {
         let Hessian { n, h, u } = hessian;
         let n = *n;
-        let (sub, subs) = (layout.sub, layout.subs());
-        debug_assert!(n.is_multiple_of(layout.block) && LANES == PANEL);
+        let subs = block / sub;
+        debug_assert!(n.is_multiple_of(block) && LANES == PANEL);
         let mut feedback = Triangles { u: vec![0.0; n * sub], inverse: vec![0.0; n], weights: vec![0.0; n] };
         let mut own = Triangles { u: vec![0.0; n * sub], inverse: vec![0.0; n], weights: vec![0.0; n] };
         let mut own_inverse = vec![0.0; n * sub];
@@ -134,14 +133,14 @@ impl Matrices {
             }
         }
         let mut row_sums = vec![0.0; n * subs];
-        let mut sums = vec![0f64; n / layout.block * subs * subs];
+        let mut sums = vec![0f64; n / block * subs * subs];
         for i in 0..n {
-            let (block, at) = (i / layout.block, i % layout.block / sub);
+            let (index, at) = (i / block, i % block / sub);
             for b in 0..subs {
-                let first = block * layout.block + b * sub;
+                let first = index * block + b * sub;
                 let sum: f64 = (first..first + sub).map(|j| f64::from(h.at(i, j))).sum();
                 row_sums[i * subs + b] = sum as f32;
-                sums[(block * subs + at) * subs + b] += sum;
+                sums[(index * subs + at) * subs + b] += sum;
             }
         }
         Matrices {

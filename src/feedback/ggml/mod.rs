@@ -1,5 +1,5 @@
-//! Error feedback on ggml's grids: blocks of Q2_K .. Q6_K, Q4_0 .. Q8_0, IQ4_NL and IQ4_XS whose scales and codes are
-//! chosen under the whole Hessian of the layer, so that one weight's error is made good by the others, in bytes that every
+//! Error feedback on ggml's grids: blocks of Q2_K .. Q6_K, Q4_0 .. Q8_0, IQ4_NL and IQ4_XS, and in [`codebook`] those of the
+//! 2- and 3-bit i-quants, whose scales and codes are chosen under the whole Hessian of the layer, so that one weight's error is made good by the others, in bytes that every
 //! reader of these types decodes. Pure functions on rows and matrices: no files, no models.
 //!
 //! The problem, row by row: minimise e'He over all blocks that the type can hold, where e = w − ŵ and H is the second
@@ -12,6 +12,7 @@
 
 mod bundle;
 mod candidates;
+mod codebook;
 mod guard;
 mod lanes;
 mod layout;
@@ -28,6 +29,7 @@ use crate::simd::{self, Float, Kernel};
 pub use guard::{Gauge, Verdict, losses_by_type};
 
 use bundle::{Bundle, FirstPass};
+use codebook::Codebook;
 use lanes::LANES;
 use layout::Layout;
 pub use matrices::Hessian;
@@ -37,7 +39,7 @@ use rayon::prelude::*;
 /// Where to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// B: scales by ggml's search on the compensated blocks.
+    /// B: scales by ggml's search on the compensated blocks. Codebooks begin with C.
     GgmlScales,
     /// C: scales by in-loop search.
     InLoop,
@@ -53,11 +55,23 @@ impl Default for Stage {
 
 /// Whether feedback can make blocks of `ty`.
 pub fn supports(ty: GgmlType) -> bool {
-    layout::layout(ty).is_some()
+    layout::layout(ty).is_some() || codebook::supports(ty)
 }
 
 /// A Hessian made ready for one type: everything that is the same for all rows and for all matrices with this input.
 pub struct Prepared {
+    ty: GgmlType,
+    cols: usize,
+    grid: Grid,
+}
+
+enum Grid {
+    Levels(Levels),
+    Codebook(Codebook),
+}
+
+/// A grid of levels, one weight at a time.
+struct Levels {
     layout: Layout,
     quantize: QuantizeRow,
     matrices: Matrices,
@@ -69,12 +83,18 @@ impl Prepared {
     /// Errors: a type without feedback, columns that are not whole blocks.
     pub fn new(ty: GgmlType, hessian: &Hessian) -> Result<Self, QuantError> {
         let (unsupported, cols) = (QuantError::Unsupported { ty }, hessian.n);
-        let layout = layout::layout(ty).ok_or(unsupported.clone())?;
-        let quantize = codec(ty).and_then(|c| c.quantize).ok_or(unsupported)?;
-        if !cols.is_multiple_of(layout.block) {
-            return Err(QuantError::NotWholeBlocks { ty, cols, block: layout.block });
+        let quantize = codec(ty).and_then(|c| c.quantize).filter(|_| supports(ty)).ok_or(unsupported.clone())?;
+        if !cols.is_multiple_of(ty.block()) {
+            return Err(QuantError::NotWholeBlocks { ty, cols, block: ty.block() });
         }
-        Ok(Prepared { layout, quantize, matrices: Matrices::new(hessian, &layout) })
+        let grid = match layout::layout(ty) {
+            Some(layout) => {
+                let matrices = Matrices::new(hessian, layout.block, layout.sub);
+                Grid::Levels(Levels { layout, quantize, matrices })
+            }
+            None => Grid::Codebook(Codebook::new(ty, hessian).ok_or(unsupported)?),
+        };
+        Ok(Prepared { ty, cols, grid })
     }
 }
 
@@ -101,11 +121,11 @@ fn run(
     out: &mut [u8],
     isa: Isa,
 ) -> Result<(), QuantError> {
-    let Prepared { layout, quantize, matrices } = prepared;
-    let cols = matrices.n;
-    let row_bytes = cols / layout.block * layout.ty.block_bytes();
+    let Prepared { ty, cols, grid } = prepared;
+    let cols = *cols;
+    let row_bytes = cols / ty.block() * ty.block_bytes();
     if !w.len().is_multiple_of(cols) || w.len() / cols * row_bytes != out.len() {
-        let what = format!("{} weights in rows of {cols} do not fill {} bytes of {}", w.len(), out.len(), layout.ty);
+        let what = format!("{} weights in rows of {cols} do not fill {} bytes of {}", w.len(), out.len(), ty);
         return Err(QuantError::Length { what });
     }
     if importance.len() != cols {
@@ -114,6 +134,15 @@ fn run(
     if let Some(index) = w.iter().position(|v| !v.is_finite()) {
         return Err(QuantError::NotFinite { index, value: w[index] });
     }
+    let bundles = w.par_chunks(LANES * cols).zip(out.par_chunks_mut(LANES * row_bytes));
+    let Levels { layout, quantize, matrices } = match grid {
+        Grid::Levels(levels) => levels,
+        Grid::Codebook(codebook) => {
+            let sweeps = if let Stage::Polish(sweeps) = stage { sweeps } else { 0 };
+            bundles.for_each(|(rows, out)| codebook.rows(rows, sweeps, isa, out, row_bytes));
+            return Ok(());
+        }
+    };
     let in_loop = if layout.starts_from_ggml { FirstPass::InLoopFromGgml(*quantize) } else { FirstPass::InLoop };
     let (first, sweeps) = match stage {
         Stage::GgmlScales => (FirstPass::Ggml(*quantize, importance), 0),
@@ -121,7 +150,7 @@ fn run(
         Stage::Polish(sweeps) => (in_loop, sweeps),
     };
     let steps = Steps { layout, matrices, first, sweeps };
-    w.par_chunks(LANES * cols).zip(out.par_chunks_mut(LANES * row_bytes)).for_each(|(rows, out)| {
+    bundles.for_each(|(rows, out)| {
         let mut bundle = Bundle::new(layout, rows, cols);
         simd::run_16(isa, Task(steps, &mut bundle, rows.len() / cols));
         bundle.pack(layout, out, row_bytes);

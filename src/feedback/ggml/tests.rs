@@ -1,6 +1,7 @@
 //! What must hold for every type: bytes decode to what feedback reckoned with, stages only improve, and neither
 //! instruction sets, threads, nor the number of rows change a bit.
 
+use super::codebook::tests::CODEBOOKS;
 use super::layout::{self, Block, layout, unpack_scales};
 use super::matrices::inverse_factor;
 use super::*;
@@ -24,14 +25,14 @@ const TYPES: [GgmlType; 12] = [
 ];
 
 /// A Hessian far from diagonal, its factor, and its diagonal as importance.
-struct Problem {
-    cols: usize,
+pub(super) struct Problem {
+    pub cols: usize,
     h: Vec<f32>,
     u: Vec<f32>,
-    importance: Vec<f32>,
+    pub importance: Vec<f32>,
 }
 
-fn problem(cols: usize) -> Problem {
+pub(super) fn problem(cols: usize) -> Problem {
     let samples = cols + 40;
     let noise = numbers(samples * cols, 7);
     let mut h = vec![0f64; cols * cols];
@@ -53,18 +54,18 @@ fn problem(cols: usize) -> Problem {
     Problem { cols, h: single(&h), u: single(&u), importance }
 }
 
-fn weights(rows: usize, cols: usize, seed: u32) -> Vec<f32> {
+pub(super) fn weights(rows: usize, cols: usize, seed: u32) -> Vec<f32> {
     // Nearer to a normal distribution than to a flat one.
     let (a, b, c) = (numbers(rows * cols, seed), numbers(rows * cols, seed + 1), numbers(rows * cols, seed + 2));
     (0..rows * cols).map(|i| 0.03 * (a[i] + b[i] + c[i])).collect()
 }
 
 impl Problem {
-    fn hessian(&self) -> Hessian {
+    pub fn hessian(&self) -> Hessian {
         Hessian::from_matrices(self.h.clone(), self.u.clone(), self.cols).unwrap()
     }
 
-    fn bytes(&self, ty: GgmlType, w: &[f32], stage: Stage, isa: Isa) -> Vec<u8> {
+    pub fn bytes(&self, ty: GgmlType, w: &[f32], stage: Stage, isa: Isa) -> Vec<u8> {
         let prepared = Prepared::new(ty, &self.hessian()).unwrap();
         let mut out = vec![0xa5; w.len() / ty.block() * ty.block_bytes()];
         run(&prepared, w, &self.importance, stage, &mut out, isa).unwrap();
@@ -73,7 +74,7 @@ impl Problem {
     }
 
     /// e'He of every row.
-    fn losses(&self, ty: GgmlType, w: &[f32], bytes: &[u8]) -> Vec<f64> {
+    pub fn losses(&self, ty: GgmlType, w: &[f32], bytes: &[u8]) -> Vec<f64> {
         let mut decoded = vec![0.0; w.len()];
         dequantize_rows(ty, bytes, &mut decoded).unwrap();
         let rows = w.chunks_exact(self.cols).zip(decoded.chunks_exact(self.cols));
@@ -114,7 +115,7 @@ fn blocks_decode_to_the_values_that_were_reckoned_with() {
     let w = weights(LANES, p.cols, 9);
     for ty in TYPES {
         let layout = layout(ty).unwrap();
-        let prepared = Prepared::new(ty, &p.hessian()).unwrap();
+        let Grid::Levels(prepared) = Prepared::new(ty, &p.hessian()).unwrap().grid else { panic!("{ty}") };
         for (first, sweeps) in [(FirstPass::Ggml(prepared.quantize, &p.importance), 0), (FirstPass::InLoop, 2)] {
             let mut bundle = Bundle::new(&layout, &w, p.cols);
             let steps = Steps { layout: &layout, matrices: &prepared.matrices, first, sweeps };
@@ -185,7 +186,7 @@ fn bundles_equal_the_definition_row_by_row() {
 fn instruction_sets_threads_and_companions_change_nothing() {
     let p = problem(256);
     let w = weights(37, p.cols, 11);
-    for ty in TYPES {
+    for ty in TYPES.into_iter().chain(CODEBOOKS) {
         let reference = p.bytes(ty, &w, Stage::Polish(1), Isa::SCALAR);
         for isa in Isa::available() {
             for threads in [1, 3] {
@@ -203,8 +204,8 @@ fn instruction_sets_threads_and_companions_change_nothing() {
 
 #[test]
 fn odd_weights_give_sound_blocks() {
-    for ty in TYPES {
-        let p = problem(if layout(ty).unwrap().block == 32 { 96 } else { 256 });
+    for ty in TYPES.into_iter().chain(CODEBOOKS) {
+        let p = problem(if ty.block() == 32 { 96 } else { 256 });
         for scale in [0.0, 1e-38, 1e-9, 1.0, 1e6, 1e30] {
             for rows in [1, 3, 17] {
                 let mut w: Vec<f32> = weights(rows, p.cols, 2).iter().map(|v| v * scale).collect();
@@ -241,7 +242,7 @@ fn what_does_not_fit_is_refused() {
     assert!(matches!(go(&w, &p.importance[1..]), Err(QuantError::Length { .. })));
     w[77] = f32::NAN;
     assert!(matches!(go(&w, &p.importance), Err(QuantError::NotFinite { index: 77, .. })));
-    assert!(matches!(Prepared::new(GgmlType::IQ2_XS, &p.hessian()), Err(QuantError::Unsupported { .. })));
+    assert!(matches!(Prepared::new(GgmlType::TQ2_0, &p.hessian()), Err(QuantError::Unsupported { .. })));
     let short = Hessian::from_matrices(p.h.clone(), p.u.clone(), 128).unwrap();
     assert!(matches!(Prepared::new(GgmlType::Q4_K, &short), Err(QuantError::NotWholeBlocks { .. })));
     for (h, n) in [(&p.h[..], 100), (&p.h[..100], 256), (&p.h[..], 0)] {

@@ -8,7 +8,7 @@ use super::steps::{Refit, Search, Steps};
 use crate::quant::{f16_at, put_f16};
 
 /// What the digits of a point are worth, in quarters of the scale.
-const LEVELS: [f32; 3] = [8.0, 25.0, 43.0];
+pub const LEVELS: [f32; 3] = [8.0, 25.0, 43.0];
 
 const XXS: Search<8> = Search {
     grid: grids::iq2_xxs,

@@ -9,8 +9,8 @@ use super::steps::{Refit, Search, Steps};
 use crate::quant::{f16_at, put_f16};
 
 /// What the digits of a point are worth: in half scales, and in scales.
-const LEVELS_XXS: [f32; 8] = [4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0, 62.0];
-const LEVELS_S: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
+pub const LEVELS_XXS: [f32; 8] = [4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0, 62.0];
+pub const LEVELS_S: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
 
 const XXS: Search<4> = Search {
     grid: grids::iq3_xxs,

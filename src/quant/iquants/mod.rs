@@ -3,12 +3,12 @@
 //! steps of the codebook searches that have a lane form come through [`steps::Steps`].
 
 pub(super) mod binary;
-mod codes;
+pub(crate) mod codes;
 pub(super) mod fp4;
-pub(super) mod grids;
+pub(crate) mod grids;
 pub(super) mod iq1;
-pub(super) mod iq2;
-pub(super) mod iq3;
+pub(crate) mod iq2;
+pub(crate) mod iq3;
 pub(crate) mod iq4;
 mod numeric;
 pub(super) mod one_by_one;

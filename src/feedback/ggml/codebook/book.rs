@@ -1,0 +1,173 @@
+//! The codebook types as one table: how many weights share a scale, how many are chosen together, which points there are,
+//! and the way to a block's bytes. No search.
+//!
+//! In all of them a weight is `s · value` with `s = unit · d · (2 a + 1)`, where d is f16 and belongs to the super-block, a
+//! is an integer of 0 to 15 and belongs to the block. Values come from points of four or eight magnitudes and signs of
+//! their own; none is zero.
+
+use crate::quant::iquants::{codes, grids::unpack, iq2, iq3};
+use crate::quant::{GgmlType, put_f16};
+
+/// Weights of a super-block, the most of a block, and the most that are chosen together.
+pub const SUPER: usize = 256;
+pub const MAX_BLOCK: usize = 32;
+pub const MAX_VECTOR: usize = 8;
+/// The largest a.
+pub const TOP: f32 = 15.0;
+
+/// One type.
+pub struct Book {
+    pub ty: GgmlType,
+    /// Weights that share a scale.
+    pub block: usize,
+    /// Weights that are chosen together: those of a point, or of the points that share the rule of signs.
+    pub vector: usize,
+    /// Weights of a point.
+    pub point: usize,
+    /// Whether the number of minus signs of a vector is even.
+    pub even_signs: bool,
+    pub unit: f32,
+    /// The magnitudes, rising.
+    pub levels: &'static [f32],
+    /// By point: the places of its first and its second half among all patterns of so many magnitudes, the first magnitude
+    /// changing fastest.
+    pub halves: Vec<[u8; 2]>,
+    /// By point: its magnitudes.
+    pub values: Vec<[f32; MAX_VECTOR]>,
+    pack: fn(&Numbers, &mut [u8]),
+}
+
+/// What one super-block of one row holds.
+pub struct Numbers {
+    pub d: f32,
+    /// By block.
+    pub a: [u8; 16],
+    /// By point.
+    pub points: [u16; SUPER / 4],
+    /// By eight weights: bit i is set where weight i is negative.
+    pub signs: [u8; SUPER / 8],
+}
+
+impl Book {
+    /// `None` for types without a codebook, and for those whose codebook feedback does not make.
+    pub fn new(ty: GgmlType) -> Option<Self> {
+        use GgmlType::*;
+        let fours = |codes: &'static [u16], levels, block, vector, even_signs, unit, pack| {
+            let book = Book {
+                ty,
+                block,
+                vector,
+                point: 4,
+                even_signs,
+                unit,
+                levels,
+                halves: Vec::new(),
+                values: Vec::new(),
+                pack,
+            };
+            book.with_points(codes, 3)
+        };
+        let eights = |codes: &'static [u16], block, even_signs, pack| {
+            let levels = &iq2::LEVELS;
+            let book = Book {
+                ty,
+                block,
+                vector: 8,
+                point: 8,
+                even_signs,
+                unit: 0.125,
+                levels,
+                halves: Vec::new(),
+                values: Vec::new(),
+                pack,
+            };
+            book.with_points(codes, 2)
+        };
+        Some(match ty {
+            IQ3_S => fours(&codes::IQ3_S, &iq3::LEVELS_S, 32, 4, false, 1.0, pack_iq3_s),
+            IQ3_XXS => fours(&codes::IQ3_XXS, &iq3::LEVELS_XXS, 32, 8, true, 0.25, pack_iq3_xxs),
+            IQ2_S => eights(&codes::IQ2_S, 16, false, pack_iq2_s),
+            IQ2_XS => eights(&codes::IQ2_XS, 16, true, pack_iq2_xs),
+            IQ2_XXS => eights(&codes::IQ2_XXS, 32, true, pack_iq2_xxs),
+            _ => return None,
+        })
+    }
+
+    fn with_points(mut self, codes: &[u16], bits: usize) -> Self {
+        let place = |digits: &[u8]| digits.iter().rev().fold(0, |at, d| at * self.levels.len() + usize::from(*d)) as u8;
+        for code in codes {
+            let digits = unpack::<MAX_VECTOR>(*code, bits);
+            let (first, second) = digits[..self.point].split_at(self.point / 2);
+            self.halves.push([place(first), place(second)]);
+            let value = |i: usize| if i < self.point { self.levels[usize::from(digits[i])] } else { 0.0 };
+            self.values.push(std::array::from_fn(value));
+        }
+        self
+    }
+
+    /// The bytes of one super-block. Where d is 0 nothing else counts, and all bytes are zero.
+    pub fn pack(&self, numbers: &Numbers, out: &mut [u8]) {
+        out.fill(0);
+        if numbers.d != 0.0 {
+            put_f16(out, 0, numbers.d);
+            (self.pack)(numbers, out);
+        }
+    }
+}
+
+/// Two scales of four bits a byte, the first in the low half.
+fn put_scales(a: &[u8], out: &mut [u8]) {
+    for (pair, out) in a.chunks_exact(2).zip(out) {
+        *out = pair[0] | pair[1] << 4;
+    }
+}
+
+/// Signs of 32 weights, seven bits of each eight, and the block's scale.
+fn word(n: &Numbers, block: usize) -> [u8; 4] {
+    let signs = n.signs[4 * block..4 * block + 4].iter().enumerate();
+    let signs = signs.fold(0, |word, (k, signs)| word | u32::from(signs & 0x7f) << (7 * k));
+    (signs | u32::from(n.a[block]) << 28).to_le_bytes()
+}
+
+fn pack_iq3_s(n: &Numbers, out: &mut [u8]) {
+    for (k, point) in n.points.iter().enumerate() {
+        out[2 + k] = *point as u8;
+        out[66 + k / 8] |= ((point >> 8) << (k % 8)) as u8;
+    }
+    out[74..106].copy_from_slice(&n.signs);
+    put_scales(&n.a[..8], &mut out[106..]);
+}
+
+fn pack_iq3_xxs(n: &Numbers, out: &mut [u8]) {
+    for (out, point) in out[2..66].iter_mut().zip(&n.points) {
+        *out = *point as u8;
+    }
+    for (block, out) in out[66..].chunks_exact_mut(4).enumerate() {
+        out.copy_from_slice(&word(n, block));
+    }
+}
+
+fn pack_iq2_s(n: &Numbers, out: &mut [u8]) {
+    for (k, point) in n.points[..32].iter().enumerate() {
+        out[2 + k] = *point as u8;
+        out[66 + k / 4] |= ((point >> 8) << (2 * (k % 4))) as u8;
+    }
+    out[34..66].copy_from_slice(&n.signs);
+    put_scales(&n.a, &mut out[74..]);
+}
+
+fn pack_iq2_xs(n: &Numbers, out: &mut [u8]) {
+    for ((point, signs), out) in n.points.iter().zip(&n.signs).zip(out[2..66].chunks_exact_mut(2)) {
+        out.copy_from_slice(&(point | u16::from(signs & 0x7f) << 9).to_le_bytes());
+    }
+    put_scales(&n.a, &mut out[66..]);
+}
+
+fn pack_iq2_xxs(n: &Numbers, out: &mut [u8]) {
+    for (block, out) in out[2..].chunks_exact_mut(8).enumerate() {
+        for (out, point) in out.iter_mut().zip(&n.points[4 * block..4 * block + 4]) {
+            *out = *point as u8;
+        }
+        out[4..].copy_from_slice(&word(n, block));
+    }
+}
