@@ -80,7 +80,7 @@ pub struct OfTensor {
 /// ```
 /// use quantize::{Control, check, convert::{self, Recipe}, model::SourceModel};
 ///
-/// let source = std::path::Path::new("tests/fixtures/tiny-llama");
+/// let source = std::path::Path::new("tests/conformance/llama");
 /// let folder = tempfile::tempdir().unwrap();
 /// let mut plan = convert::plan(&SourceModel::open(source)?, &Recipe::to(["q8_0"])?)?;
 /// plan.place(folder.path())?;

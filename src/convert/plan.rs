@@ -163,6 +163,14 @@ impl Plan {
         self.outputs.iter().filter_map(|o| if let Decided::Folder(f) = &o.what { Some((o, &**f)) } else { None })
     }
 
+    /// Whether GGUF files hold a model that makes vectors of texts instead of continuing them.
+    pub(super) fn is_encoder(&self) -> bool {
+        let arch = &self.source.model.config.arch;
+        let Some(metadata) = &self.metadata else { return false };
+        metadata.get(&format!("{arch}.pooling_type")).is_some()
+            || metadata.bool(&format!("{arch}.attention.causal")) == Some(false)
+    }
+
     /// Weights of the model in GGUF files.
     pub fn weights(&self) -> u64 {
         stream::outputs(&self.source.model).iter().map(|(_, s)| s.iter().map(|d| *d as u64).product::<u64>()).sum()

@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn tensors_are_hashed_where_they_lie() {
         let control = Control::default();
-        let folder = Path::new("tests/fixtures/tiny-llama");
+        let folder = Path::new("tests/conformance/llama");
         let found = hash(folder, "model.safetensors", Run::new(&control, &())).unwrap();
         let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
         assert_eq!(found.sha256, crate::digest::sha256(&bytes));
