@@ -9,6 +9,7 @@ macro_rules! ggml_types {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr(u32)]
         pub enum GgmlType {
+            /// The type of that name in ggml.
             $($ty = $id,)*
         }
 

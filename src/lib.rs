@@ -59,7 +59,7 @@
 //! formats) → `writer` (a finished file) → `infer` and [`eval`] (what it is worth) → [`report`]; [`convert`] and [`check`] drive it, and
 //! `cli` alone reads flags and the environment. docs/architecture.md has the walks.
 
-#![cfg_attr(not(feature = "internals"), warn(missing_docs))]
+#![cfg_attr(not(feature = "internals"), deny(missing_docs))]
 // What only the command line uses.
 #![cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports))]
 

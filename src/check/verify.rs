@@ -16,6 +16,7 @@ use std::path::Path;
 /// What was found of a sound artifact.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verified {
+    /// How many tensors were looked at.
     pub tensors: usize,
     /// Of a checkpoint folder, how many of its tensors are packed layers; `None` for a GGUF file.
     pub packed: Option<usize>,

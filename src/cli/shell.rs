@@ -1,7 +1,7 @@
 //! What shells and `man` are told of the command line: completion scripts, manual pages.
 
-use super::output::print;
 use super::Cli;
+use super::output::print;
 use crate::{Error, Result, disk};
 use clap::{Args, Command, CommandFactory};
 use clap_mangen::Man;

@@ -87,10 +87,12 @@ impl Cache {
         self.len
     }
 
+    /// Whether nothing was seen yet.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
+    /// Positions that it has room for.
     pub fn capacity(&self) -> usize {
         self.capacity
     }

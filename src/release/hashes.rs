@@ -20,7 +20,9 @@ const PIECE: usize = 1 << 20;
 pub struct FileHash {
     /// From the release's folder on, with slashes.
     pub path: String,
+    /// Its length.
     pub bytes: u64,
+    /// Its SHA-256.
     pub sha256: String,
     /// Of a file of weights.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -30,12 +32,16 @@ pub struct FileHash {
 /// A tensor as it is stored.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TensorHash {
+    /// The tensor's name.
     pub name: String,
+    /// The type's name.
     #[serde(rename = "type")]
     pub ty: String,
     /// Outermost first.
     pub shape: Vec<u64>,
+    /// Bytes that it takes.
     pub bytes: u64,
+    /// Their SHA-256.
     pub sha256: String,
 }
 

@@ -63,6 +63,7 @@ pub struct Options {
     pub revision: Option<String>,
     /// The license, in the Hub's words, unless the source's card says so.
     pub license: Option<String>,
+    /// Who quantized it, for the model card.
     pub quantized_by: Option<String>,
     /// Where it will be published.
     pub repository: Option<String>,
@@ -79,7 +80,9 @@ pub struct Release {
     pub plan: Plan,
     /// What files are named after.
     pub name: String,
+    /// What the source's card says.
     pub parent: Parent,
+    /// What was asked for beside the recipe.
     pub options: Options,
     /// The folder that it becomes.
     pub target: PathBuf,
@@ -88,11 +91,13 @@ pub struct Release {
 /// A finished release.
 #[derive(Debug)]
 pub struct Released {
+    /// Where it lies.
     pub folder: PathBuf,
     /// Smallest first.
     pub artifacts: Vec<Artifact>,
     /// The comparison with the source, where there was one.
     pub report: Option<report::Report>,
+    /// Seconds that it took.
     pub seconds: f64,
 }
 
