@@ -45,7 +45,7 @@ pub fn manual(args: ManArgs) -> Result<()> {
 
 /// The name of the file and what is in it.
 fn page(command: &Command) -> Result<(String, String)> {
-    let man = Man::new(command.clone()).manual("quantize");
+    let man = Man::new(command.clone()).manual("quantize").source(concat!("quantize ", env!("CARGO_PKG_VERSION")));
     let mut page = Vec::new();
     man.render(&mut page).map_err(|e| Error::io("manual page", e))?;
     Ok((man.get_filename(), String::from_utf8_lossy(&page).into_owned()))
