@@ -3,7 +3,7 @@
 set -euo pipefail
 [[ $# -ge 2 ]] || { sed -n '2s/^# //p' "$0" >&2; exit 2; }
 repository=$(cd "$(dirname "$0")/.." && pwd)
-program=$1 name=$2 folder=$(cd "${3:-.}" && pwd)
+program=$(realpath "$1") name=$2 folder=$(cd "${3:-.}" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/$name/completions"

@@ -3,7 +3,7 @@
 # PREFIX/bin, completions for bash, zsh and fish, and a manual page for every command. PROGRAM must run on this machine.
 set -euo pipefail
 [[ $# -eq 2 ]] || { sed -n '2,3s/^# //p' "$0" >&2; exit 2; }
-program=$1 prefix=$2
+program=$(realpath "$1") prefix=$2
 share=$prefix/share
 mkdir -p "$prefix/bin" "$share/bash-completion/completions" "$share/zsh/vendor-completions" "$share/fish/vendor_completions.d"
 install -m 755 "$program" "$prefix/bin/"
