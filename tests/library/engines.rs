@@ -9,8 +9,11 @@ fn rows() -> Vec<(Vec<String>, [bool; 3])> {
     let page = std::fs::read_to_string(repo("docs/engines.md")).unwrap();
     let cells = |line: &str| line.trim_matches('|').split('|').map(|c| c.trim().to_string()).collect::<Vec<_>>();
     let rows = page.lines().filter(|line| line.starts_with("| `")).map(cells);
-    let names = |cell: &str| cell.split('`').skip(1).step_by(2).map(String::from).filter(|n| !n.starts_with("--"));
-    rows.map(|row| (names(&row[0]).collect(), [5, 6, 7].map(|i| row[i] != "–"))).collect()
+    let names = |cell: &str| {
+        let quoted = cell.split('`').skip(1).step_by(2).filter(|name| !name.starts_with("--"));
+        quoted.map(String::from).collect::<Vec<_>>()
+    };
+    rows.map(|row| (names(&row[0]), [5, 6, 7].map(|i| row[i] != "–"))).collect()
 }
 
 #[test]
