@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
+    /// A request that was not made yet.
     pub fn new() -> Self {
         Self::default()
     }
@@ -21,6 +22,7 @@ impl Cancel {
         self.0.swap(true, Ordering::SeqCst)
     }
 
+    /// Whether the run was asked to stop.
     pub fn is_requested(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
@@ -53,6 +55,7 @@ pub struct Control {
     /// Run what was made beside its source before it gets its name. `None`: where that costs less than the conversion, or
     /// little.
     pub check: Option<bool>,
+    /// Ends the run from anywhere.
     pub cancel: Cancel,
 }
 
@@ -67,7 +70,9 @@ impl Default for Control {
 /// What is counted in a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
+    /// Bytes that are read.
     Bytes,
+    /// Tokens that pass through the model.
     Tokens,
     /// Tokens that pass through so many layers one by one, and are counted in each.
     TokensByLayer(u64),
@@ -76,8 +81,11 @@ pub enum Unit {
 /// A part of a run that takes time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Phase {
+    /// What goes on, for people.
     pub name: String,
+    /// What is counted.
     pub unit: Unit,
+    /// How much there is of it.
     pub total: u64,
 }
 
@@ -89,9 +97,19 @@ pub enum Notice {
     /// The bundled texts stand in for calibration data that nobody named.
     BundledTexts,
     /// What an output departs from, or what was found out about it.
-    About { output: String, text: String },
+    About {
+        /// What the output is called by.
+        output: String,
+        /// A sentence.
+        text: String,
+    },
     /// An interrupted run goes on.
-    Resuming { layers: usize, of: usize },
+    Resuming {
+        /// Layers that are finished.
+        layers: usize,
+        /// All layers.
+        of: usize,
+    },
     /// The unfinished work of this run stays at a place from which it can be continued.
     Kept(PathBuf),
     /// Something is not as it should be, and the run goes on.
@@ -143,6 +161,7 @@ pub trait Report: Sync {
     /// The current phase has ended, also by an error.
     fn end(&self) {}
 
+    /// Something worth saying.
     fn notice(&self, _notice: &Notice) {}
 }
 
@@ -151,11 +170,14 @@ impl Report for () {}
 /// A run at work: how it is to behave, and who hears of it.
 #[derive(Clone, Copy)]
 pub struct Run<'a> {
+    /// How it is to behave.
     pub control: &'a Control,
+    /// Who hears of it.
     pub report: &'a dyn Report,
 }
 
 impl<'a> Run<'a> {
+    /// A run with this behaviour and listener.
     pub fn new(control: &'a Control, report: &'a dyn Report) -> Self {
         Self { control, report }
     }
@@ -171,14 +193,17 @@ impl<'a> Run<'a> {
         self.control.cancel.check()
     }
 
+    /// So much more of the current phase is done.
     pub fn advance(&self, n: u64) {
         self.report.advance(n);
     }
 
+    /// Worker threads, at least one.
     pub fn threads(&self) -> usize {
         self.control.threads.max(1)
     }
 
+    /// Says something to who listens.
     pub fn notice(&self, notice: Notice) {
         self.report.notice(&notice);
     }

@@ -9,7 +9,10 @@ macro_rules! ggml_types {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr(u32)]
         pub enum GgmlType {
-            $($ty = $id,)*
+            $(
+                /// The type of that name in ggml.
+                $ty = $id,
+            )*
         }
 
         impl GgmlType {

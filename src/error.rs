@@ -5,6 +5,7 @@ use crate::escape;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+/// What nearly everything here returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, by the class that decides the exit code.
@@ -22,14 +23,21 @@ pub enum Error {
     /// Something is there already where an output would go. Exit code 2.
     #[error("{} {}", escape::line(&path.to_string_lossy()), escape::message(what))]
     Exists {
+        /// The place.
         path: PathBuf,
+        /// What is there.
         what: &'static str,
         /// Whether it may be replaced on request.
         replaceable: bool,
     },
     /// Unfinished work of another run is at the place of this one. Exit code 2.
     #[error("{} {why}", escape::line(&path.to_string_lossy()))]
-    Unfinished { path: PathBuf, why: Unfinished },
+    Unfinished {
+        /// The place.
+        path: PathBuf,
+        /// What is there.
+        why: Unfinished,
+    },
     /// The input is corrupt, contradictory or hostile. Exit code 3.
     #[error("{0}")]
     BadInput(Box<Finding>),
@@ -38,7 +46,12 @@ pub enum Error {
     Unsupported(Box<Finding>),
     /// The disk or the network failed. Exit code 5.
     #[error("{}: {source}", escape::line(&path.to_string_lossy()))]
-    Io { path: PathBuf, source: std::io::Error },
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
     /// Like `Io`, where no single path is at fault (a download, too little space). Exit code 5.
     #[error("{0}")]
     Storage(Box<Finding>),
@@ -61,7 +74,14 @@ pub enum Unfinished {
     Parts(usize),
     /// That of a run with another recipe, source or version, which cannot be continued by this one: what differs, as it
     /// was and as it is.
-    OfAnotherRun { name: String, was: String, is: String },
+    OfAnotherRun {
+        /// What differs.
+        name: String,
+        /// As the other run has it.
+        was: String,
+        /// As this run has it.
+        is: String,
+    },
 }
 
 impl fmt::Display for Unfinished {
@@ -81,9 +101,13 @@ impl fmt::Display for Unfinished {
 /// What is wrong: where it is, what it is, and what to do about it.
 #[derive(Debug, Default)]
 pub struct Finding {
+    /// The file at fault.
     pub file: Option<PathBuf>,
+    /// The tensor at fault.
     pub tensor: Option<String>,
+    /// What is wrong, a sentence without its end.
     pub what: String,
+    /// What helps.
     pub hint: Option<Hint>,
 }
 
@@ -91,15 +115,24 @@ pub struct Finding {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hint {
     /// A tensor's weights are too large for its type.
-    WiderType { tensor: String },
+    WiderType {
+        /// The tensor's name.
+        tensor: String,
+    },
     /// A tensor's type needs importance, and there is none for it.
-    TypeWithoutImportance { tensor: String },
+    TypeWithoutImportance {
+        /// The tensor's name.
+        tensor: String,
+    },
     /// The target needs an importance matrix.
     MakeImportance,
     /// Calibration data are needed.
     Calibrate,
     /// A type stands in for one that does not fit, which was forbidden.
-    AllowFallback { instead: String },
+    AllowFallback {
+        /// The type that it would get.
+        instead: String,
+    },
     /// The source is quantized already.
     AcceptRequantizing,
     /// Calibration windows of at most so many tokens.
@@ -119,7 +152,12 @@ pub enum Hint {
     /// A type or format of this name, made of the checkpoint that this one was made from.
     OfOriginal(String),
     /// Integers in groups of so many columns: a format of this name.
-    Groups { of: usize, format: String },
+    Groups {
+        /// Columns of a group.
+        of: usize,
+        /// The format's name.
+        format: String,
+    },
     /// Layers are to be split over so many devices.
     Devices(usize),
     /// The importance matrix that a file was made with.
@@ -127,11 +165,17 @@ pub enum Hint {
     /// What was named is an adapter; the model is its base.
     NameBase,
     /// Another importance matrix; whether this one is sound, and of another model.
-    ImportanceOfModel { is_of_another: bool },
+    ImportanceOfModel {
+        /// Whether the matrix is another model's.
+        is_of_another: bool,
+    },
     /// The file's blocks and numbers should be looked at.
     Verify,
     /// What is missing is on the Hub, in this repository where that is known, and may not be fetched.
-    Online { id: Option<String> },
+    Online {
+        /// The repository.
+        id: Option<String>,
+    },
     /// The download goes on where it stopped; the cache can do without the network.
     DownloadAgain,
     /// Another revision on the Hub.
@@ -270,6 +314,7 @@ impl Error {
         Error::BadInput(Box::new(Finding { what: what.into(), ..Finding::default() }))
     }
 
+    /// A failure of the system at a path.
     pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
         Error::Io { path: path.as_ref().to_path_buf(), source }
     }

@@ -15,20 +15,20 @@
 //! }
 //!
 //! let folder = tempfile::tempdir().unwrap();
-//! let source = SourceModel::open("tests/fixtures/tiny-llama".as_ref())?;
-//! let mut plan = convert::plan(&source, &Recipe::to(["q4_k_m"])?)?;
+//! let source = SourceModel::open("tests/conformance/llama".as_ref())?;
+//! let mut plan = convert::plan(&source, &Recipe::to(["q8_0"])?)?;
 //! plan.place(folder.path())?;
 //! let file = convert::run(&plan, &Control::default(), &Print)?.outputs[0].paths[0].clone();
 //!
 //! // What is in it.
-//! assert_eq!(gguf::read_header(&file)?.find("blk.0.ffn_up.weight").unwrap().ty.name(), "Q4_K");
+//! assert_eq!(gguf::read_header(&file)?.find("blk.0.ffn_up.weight").unwrap().ty.name(), "Q8_0");
 //!
 //! // What was lost, over one stream of tokens.
 //! let (mut base, mut quantized) = (Runnable::load(&source)?, Runnable::open(&file)?);
 //! let tokens = base.tokenizer.encode(&"It was a bright cold day in April. ".repeat(4), false)?;
 //! let windows = Windows::plan(Method::LlamaCpp { ctx: 16 }, tokens.len(), None, None)?;
 //! let base = Base::Model(Candidate { name: "source".into(), model: &mut base });
-//! let mut candidates = [Candidate { name: "Q4_K_M".into(), model: &mut quantized }];
+//! let mut candidates = [Candidate { name: "Q8_0".into(), model: &mut quantized }];
 //! let compared = eval::compare(base, &mut candidates, &tokens, &windows, eval::Options::default())?;
 //! assert!(compared.candidates[0].iter().all(|position| position.kld < 1.0));
 //! # Ok::<(), quantize::Error>(())
@@ -41,7 +41,7 @@
 //! ```
 //! use quantize::{Control, convert::{Calibration, Data, UnseenExperts, calibrate}, matrix::{self, GgmlType}, model::SourceModel};
 //!
-//! let source = SourceModel::open("tests/fixtures/tiny-llama".as_ref())?;
+//! let source = SourceModel::open("tests/conformance/llama".as_ref())?;
 //! let data = Data { tokens: 512, window: 64, ..Data::default() };
 //! let calibration = Calibration { data, ..Calibration::default() };
 //! let made = calibrate(&source, &calibration, None, None, &Control::default(), &())?;
@@ -49,8 +49,8 @@
 //!
 //! let name = "blk.0.attn_q.weight";
 //! let matrix = matrix::read(&source, name)?;
-//! let blocks = matrix::quantize(matrix.view(), GgmlType::Q4_K, Some(weights.by_name[name].as_slice().into()))?;
-//! let back = matrix::dequantize(&blocks, GgmlType::Q4_K, matrix.dim().into())?;
+//! let blocks = matrix::quantize(matrix.view(), GgmlType::Q8_0, Some(weights.by_name[name].as_slice().into()))?;
+//! let back = matrix::dequantize(&blocks, GgmlType::Q8_0, matrix.dim().into())?;
 //! assert!((&back - &matrix).iter().all(|error| error.abs() < 0.1));
 //! # Ok::<(), quantize::Error>(())
 //! ```
@@ -59,6 +59,7 @@
 //! formats) → `writer` (a finished file) → `infer` and [`eval`] (what it is worth) → [`report`]; [`convert`] and [`check`] drive it, and
 //! `cli` alone reads flags and the environment. docs/architecture.md has the walks.
 
+#![cfg_attr(not(feature = "internals"), deny(missing_docs))]
 // What only the command line uses.
 #![cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports))]
 

@@ -31,7 +31,12 @@ pub enum Source {
     /// Plain text, or JSONL or Parquet with `text` or `messages`.
     File(PathBuf),
     /// A file of a data set on the Hub, and where it was fetched to, if it was.
-    Fetched { address: String, path: Option<PathBuf> },
+    Fetched {
+        /// Where it came from.
+        address: String,
+        /// Where it lies now; `None` before it was fetched.
+        path: Option<PathBuf>,
+    },
     /// Text sampled from the model itself at temperature 1 (after LLM-QAT, Liu et al. 2023).
     Model,
     /// Uniformly random tokens.
@@ -156,19 +161,27 @@ pub struct Drawn {
     pub report: DataReport,
 }
 
+/// What was calibrated on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct DataReport {
+    /// Tokens that were wanted.
     pub tokens_asked: usize,
+    /// Tokens that were used.
     pub tokens: usize,
+    /// Tokens of a window.
     pub seq_len: usize,
+    /// The seed of what was drawn.
     pub seed: u64,
     /// Hex SHA-256 of the tokens as little-endian `u32`, window after window.
     pub sha256: String,
+    /// Source by source.
     pub sources: Vec<SourceReport>,
 }
 
+/// One of the texts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct SourceReport {
+    /// Its name.
     pub name: String,
     /// Texts, lines of JSONL, rows of Parquet, or windows made.
     pub rows: usize,
@@ -176,7 +189,9 @@ pub struct SourceReport {
     pub rows_used: usize,
     /// Rows that hold no tokens.
     pub rows_dropped: usize,
+    /// Tokens that it has.
     pub tokens_available: usize,
+    /// Tokens that were drawn from it.
     pub tokens_used: usize,
     /// Tokens used of each domain; one unnamed domain for a file.
     pub domains: Vec<(String, usize)>,
@@ -442,6 +457,7 @@ pub struct Overlap {
 }
 
 impl Overlap {
+    /// As a share of all windows.
     pub fn share(self) -> f64 {
         self.shared as f64 / self.shingles.max(1) as f64
     }

@@ -112,9 +112,11 @@ impl Entry {
 /// An importance matrix: entries by GGUF tensor name.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Imatrix {
+    /// The statistics of each matrix, by its name in GGUF.
     pub entries: BTreeMap<String, Entry>,
     /// What it was computed on, as its maker says.
     pub datasets: Vec<String>,
+    /// Windows that were seen, in llama.cpp's count.
     pub chunks: u32,
     /// Tokens per chunk; 0 where the file does not say (`.dat`).
     pub chunk_size: u32,
@@ -134,6 +136,7 @@ pub enum UnseenExperts {
 }
 
 impl UnseenExperts {
+    /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             UnseenExperts::LayerMean => "layer-mean",

@@ -188,9 +188,13 @@ fn accumulate(x: &[f32], cols: usize, at: usize, sums: &mut [i128], magnitudes: 
 /// How the tokens went to the experts of one layer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ExpertUse {
+    /// The stacked matrix.
     pub tensor: String,
+    /// Tokens that the least used expert saw.
     pub min: u64,
+    /// The fifth percentile.
     pub p5: u64,
+    /// The median.
     pub median: u64,
     /// Experts that saw no token.
     pub unseen: Vec<usize>,

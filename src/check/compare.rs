@@ -73,8 +73,8 @@ pub fn perplexity(
 /// use quantize::{Control, convert::{self, Recipe}, eval::Method, model::SourceModel};
 ///
 /// let folder = tempfile::tempdir().unwrap();
-/// let base = std::path::Path::new("tests/fixtures/tiny-llama");
-/// let mut plan = convert::plan(&SourceModel::open(base)?, &Recipe::to(["q4_k_m"])?)?;
+/// let base = std::path::Path::new("tests/conformance/llama");
+/// let mut plan = convert::plan(&SourceModel::open(base)?, &Recipe::to(["q8_0"])?)?;
 /// plan.place(folder.path())?;
 /// let made = convert::run(&plan, &Control::default(), &())?.outputs[0].paths.clone();
 ///

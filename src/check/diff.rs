@@ -23,14 +23,17 @@ const SHOWN: usize = 100;
 pub struct Diff {
     /// Whether nothing below differs.
     pub same: bool,
+    /// Metadata keys whose values differ.
     pub metadata: Vec<OfKey>,
     /// Of two folders.
     pub config: Vec<OfKey>,
+    /// How the vocabularies differ; `None` where they do not.
     pub tokens: Option<OfTokens>,
     /// The chat templates, where they differ.
     pub template: Option<OfKey>,
     /// Tensors of the first alone.
     pub only_first: Vec<String>,
+    /// Tensors that only the second has.
     pub only_second: Vec<String>,
     /// Those that both have and that differ in type, shape or numbers.
     pub tensors: Vec<OfTensor>,
@@ -43,15 +46,20 @@ pub struct Diff {
 /// A key; `None` where one does not have it.
 #[derive(Clone, Debug, Serialize)]
 pub struct OfKey {
+    /// The key's name.
     pub key: String,
+    /// Its value in the first; `None` where it has no such key.
     pub first: Option<String>,
+    /// Its value in the second.
     pub second: Option<String>,
 }
 
 /// The vocabularies.
 #[derive(Clone, Debug, Serialize)]
 pub struct OfTokens {
+    /// How many tokens the first has.
     pub first: usize,
+    /// How many tokens the second has.
     pub second: usize,
     /// Places that hold other tokens.
     pub differing: usize,
@@ -59,12 +67,15 @@ pub struct OfTokens {
     pub example: Option<(usize, String, String)>,
 }
 
+/// A tensor that differs.
 #[derive(Clone, Debug, Serialize)]
 pub struct OfTensor {
+    /// The tensor's name.
     pub name: String,
     /// Type and shape where they differ.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub types: Option<(String, String)>,
+    /// The shapes, where they differ.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shapes: Option<(Vec<usize>, Vec<usize>)>,
     /// ‖A − B‖ / ‖A‖; absent where that cannot be said.
@@ -80,7 +91,7 @@ pub struct OfTensor {
 /// ```
 /// use quantize::{Control, check, convert::{self, Recipe}, model::SourceModel};
 ///
-/// let source = std::path::Path::new("tests/fixtures/tiny-llama");
+/// let source = std::path::Path::new("tests/conformance/llama");
 /// let folder = tempfile::tempdir().unwrap();
 /// let mut plan = convert::plan(&SourceModel::open(source)?, &Recipe::to(["q8_0"])?)?;
 /// plan.place(folder.path())?;

@@ -16,6 +16,7 @@ use std::path::Path;
 /// What was found of a sound artifact.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verified {
+    /// How many tensors were looked at.
     pub tensors: usize,
     /// Of a checkpoint folder, how many of its tensors are packed layers; `None` for a GGUF file.
     pub packed: Option<usize>,
@@ -34,8 +35,8 @@ pub struct Verified {
 /// use quantize::{Control, check::{self, Origin}, convert::{self, Recipe}, model::{Checkpoint, SourceModel}};
 ///
 /// let folder = tempfile::tempdir().unwrap();
-/// let source = std::path::PathBuf::from("tests/fixtures/tiny-llama");
-/// let mut plan = convert::plan(&SourceModel::open(&source)?, &Recipe::to(["q4_k_m"])?)?;
+/// let source = std::path::PathBuf::from("tests/conformance/llama");
+/// let mut plan = convert::plan(&SourceModel::open(&source)?, &Recipe::to(["q8_0"])?)?;
 /// plan.place(folder.path())?;
 /// let made = convert::run(&plan, &Control::default(), &())?.outputs[0].paths[0].clone();
 ///
@@ -60,6 +61,7 @@ pub fn verify(file: &Checkpoint, origin: Option<&Origin>, control: &Control, rep
         let fault = |tensor: &str, what: String| Error::bad_file(&part.path, what).tensor(tensor);
         let (tensors, start) = (&header.tensors, header.data_start);
         hashes.extend(check_blocks(part, tensors, start, run.threads(), &control.cancel, &fault)?);
+        #[cfg(feature = "cli")]
         cross_read(&part.path, &header)?;
     }
     let derived = origin.map(|origin| derive(file, origin, run)).transpose()?;
@@ -141,6 +143,7 @@ fn check_numbers(ckpt: &Checkpoint, t: &TensorMeta) -> Result<()> {
 
 /// Another reader's view of the same header. gguf-rs gets the sizes of some types wrong, so only fields that do not
 /// depend on them are compared, for the types it knows.
+#[cfg(feature = "cli")]
 fn cross_read(path: &Path, header: &gguf::Header) -> Result<()> {
     let text = path.to_string_lossy();
     let read = gguf_rs::get_gguf_container_array_size(&text, u64::MAX).and_then(|mut c| c.decode());

@@ -1,6 +1,6 @@
 //! Flags that several commands share.
 
-use super::values::{size, yes_or_no};
+use super::values::{TYPES, TYPES_AND_FORMATS, size, yes_or_no};
 use crate::calibration::data;
 use crate::calibration::imatrix::UnseenExperts;
 use clap::builder::PossibleValue;
@@ -52,7 +52,8 @@ pub struct CommonArgs {
 #[command(next_help_heading = "Types of tensors (GGUF)")]
 pub struct TypeArgs {
     /// Target types, comma-separated: q4_k_m, q8_0, f16, ... (any case; llama.cpp's file-type numbers work too)
-    #[arg(long = "to", visible_alias = "outtype", short = 'q', value_name = "TYPE", value_delimiter = ',')]
+    #[arg(long = "to", visible_alias = "outtype", short = 'q', value_name = "TYPE", value_delimiter = ',',
+          value_parser = TYPES_AND_FORMATS, hide_possible_values = true)]
     pub to: Vec<String>,
     /// Write the projector of a model that sees or hears, llama.cpp's mmproj file, in these types: f16, bf16, q8_0, f32
     #[arg(long, value_name = "TYPE", value_delimiter = ',', conflicts_with = "to")]
@@ -67,10 +68,10 @@ pub struct TypeArgs {
     #[arg(long, value_name = "FILE")]
     pub tensor_type_file: Option<PathBuf>,
     /// Type of output.weight
-    #[arg(long, value_name = "TYPE")]
+    #[arg(long, value_name = "TYPE", value_parser = TYPES, hide_possible_values = true)]
     pub output_tensor_type: Option<String>,
     /// Type of the token embeddings
-    #[arg(long, value_name = "TYPE")]
+    #[arg(long, value_name = "TYPE", value_parser = TYPES, hide_possible_values = true)]
     pub token_embedding_type: Option<String>,
     /// Do not quantize output.weight
     #[arg(long, conflicts_with = "output_tensor_type")]
@@ -190,7 +191,7 @@ pub struct BudgetArgs {
     pub target_size: Vec<String>,
     /// Choose types so that the file takes no more than that of this preset: q4_k_m (comma-separated; needs
     /// --calibration)
-    #[arg(long, value_name = "TYPE", value_delimiter = ',')]
+    #[arg(long, value_name = "TYPE", value_delimiter = ',', value_parser = TYPES, hide_possible_values = true)]
     pub like: Vec<String>,
 }
 

@@ -9,7 +9,7 @@ use super::progress::Terminal;
 use super::{advice, eval, idle, options, plan, recipe, words};
 use crate::check::{self, Measurement};
 use crate::control::Control;
-use crate::convert::{self, Made, Outcome, Plan, stream};
+use crate::convert::{self, Made, Outcome, Plan, running, stream};
 use crate::eval::Method;
 use crate::eval::gate::{self, Gates};
 use crate::model::SourceModel;
@@ -293,6 +293,9 @@ fn summary(plan: &Plan, outcome: &Outcome, quiet: bool) -> Result<()> {
             dropped_by_reason(dropped).iter().for_each(|line| say!("    dropped {line}"));
         }
         None => say!("  in {seconds:.1} s"),
+    }
+    if !quiet {
+        running::commands(plan, &outcome.outputs).iter().for_each(|command| say!("run it: {command}"));
     }
     print(&out)
 }

@@ -29,6 +29,7 @@ mod pull;
 mod push;
 mod recipe;
 mod release;
+mod shell;
 mod types;
 mod values;
 mod verify;
@@ -37,7 +38,6 @@ mod words;
 use crate::{Error, Result};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use commands::*;
-use output::print;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -118,8 +118,8 @@ enum Command {
     Families(FamiliesArgs),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
-    /// Print the manual page (roff)
-    Man,
+    /// Print a manual page (roff), or write all of them into a folder
+    Man(shell::ManArgs),
 }
 
 /// Parses the command line and runs it; returns the exit code.
@@ -168,17 +168,8 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<()> {
         Some(Command::Generate(args)) => generate::run(args),
         Some(Command::Types(args)) => types::run(args),
         Some(Command::Families(args)) => families::run(args),
-        Some(Command::Completions { shell }) => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "quantize", &mut script);
-            print(&String::from_utf8_lossy(&script))
-        }
-        Some(Command::Man) => {
-            let mut page = Vec::new();
-            let rendered = clap_mangen::Man::new(Cli::command()).render(&mut page);
-            rendered.map_err(|e| Error::io("manual page", e))?;
-            print(&String::from_utf8_lossy(&page))
-        }
+        Some(Command::Completions { shell }) => shell::completions(shell),
+        Some(Command::Man(args)) => shell::manual(args),
     }
 }
 

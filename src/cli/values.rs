@@ -1,6 +1,8 @@
 //! Values on the command line that are more than a word or a number.
 
+use crate::convert::catalogue;
 use crate::{Error, Result};
+use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 
 /// `4G`, `500M`, `24GB`, `1.5TiB`, `1000`: decimal units, binary with an `i`.
 pub fn size(text: &str) -> Result<u64> {
@@ -24,6 +26,33 @@ pub fn size(text: &str) -> Result<u64> {
     };
     let bytes = number * factor;
     if bytes < 1.0 || bytes > u64::MAX as f64 / 2.0 { Err(bad()) } else { Ok(bytes as u64) }
+}
+
+/// Any text; completion offers the names of these groups.
+#[derive(Clone)]
+pub struct Names(fn(&catalogue::Entry) -> bool);
+
+/// What `--to` takes.
+pub const TYPES_AND_FORMATS: Names = Names(|_| true);
+/// What goes into GGUF files.
+pub const TYPES: Names = Names(|entry| entry.kind == "gguf");
+
+impl TypedValueParser for Names {
+    type Value = String;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &std::ffi::OsStr,
+    ) -> Result<String, clap::Error> {
+        StringValueParser::new().parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let entries = catalogue::all().into_iter().flat_map(|(_, entries)| entries);
+        Some(Box::new(entries.filter(self.0).map(|entry| PossibleValue::new(entry.name))))
+    }
 }
 
 /// Tokens: `8192`, `32k` (binary, as context lengths are given).

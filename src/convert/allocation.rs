@@ -7,12 +7,15 @@ use serde::{Deserialize, Serialize};
 pub struct Allocation {
     /// Bytes that the tensors may take.
     pub budget: u64,
+    /// Bytes that the tensors take.
     pub spent: u64,
     /// Expected KL divergence from the source, nats per token, if the losses of single tensors add up.
     pub predicted_kl: f64,
     /// The same for the types of the preset that the size is taken from.
     pub preset_predicted_kl: Option<f64>,
+    /// What each tensor costs in each type, as measured.
     pub sensitivities: Vec<Sensitivity>,
+    /// What each tensor got.
     pub tensors: Vec<AllocatedTensor>,
 }
 
@@ -29,11 +32,15 @@ pub struct Sensitivity {
     pub kl: f64,
 }
 
+/// The type that a tensor got.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AllocatedTensor {
+    /// The tensor's name in the file.
     pub tensor: String,
+    /// The type's name.
     #[serde(rename = "type")]
     pub ty: String,
+    /// Bytes that it takes.
     pub bytes: u64,
     /// What the tensor is expected to add to the KL divergence.
     pub kl: f64,

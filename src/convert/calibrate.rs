@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Calibration {
+    /// Which texts.
     pub data: Data,
     /// Collect what enters the output matrix too.
     pub head: bool,
@@ -45,12 +46,17 @@ pub struct Checkpoints<'a> {
 
 /// The statistics of a model.
 pub struct Calibrated {
+    /// The importance matrix.
     pub imatrix: Imatrix,
+    /// What was calibrated on.
     pub data: DataReport,
     /// The windows, as text.
     pub text: String,
+    /// How often experts were used.
     pub experts: Vec<ExpertUse>,
+    /// What the data shares with the evaluation text, where one was named.
     pub overlap: Option<Overlap>,
+    /// How fast it went.
     pub tokens_per_second: f64,
 }
 

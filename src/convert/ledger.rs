@@ -10,9 +10,13 @@ pub struct LedgerRow {
     pub candidate: String,
     /// `fallback`, `dropped`, `damping`, ...
     pub kind: String,
+    /// The tensor; `None` for what is about all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tensor: Option<String>,
+    /// What was asked for.
     pub asked: String,
+    /// What was done.
     pub done: String,
+    /// Why.
     pub reason: String,
 }

@@ -48,6 +48,7 @@ mod published;
 pub mod recipe;
 pub(crate) mod record;
 pub(crate) mod rounding;
+pub(crate) mod running;
 pub(crate) mod sensitivity;
 pub(crate) mod sizes;
 mod sorting;
@@ -112,12 +113,12 @@ pub fn plan_assuming(source: &SourceModel, recipe: &Recipe, importance: AssumedI
 /// use quantize::convert::{self, Recipe};
 /// use quantize::{Control, model::SourceModel};
 ///
-/// let source = SourceModel::open("tests/fixtures/tiny-llama".as_ref())?;
-/// let mut plan = convert::plan(&source, &Recipe::to(["q4_k_m"])?)?;
+/// let source = SourceModel::open("tests/conformance/llama".as_ref())?;
+/// let mut plan = convert::plan(&source, &Recipe::to(["q8_0"])?)?;
 /// let folder = tempfile::tempdir().unwrap();
 /// plan.place(folder.path())?;
 /// let outcome = convert::run(&plan, &Control::default(), &())?;
-/// assert_eq!(outcome.outputs[0].paths, [folder.path().join("tiny-llama-Q4_K_M.gguf")]);
+/// assert_eq!(outcome.outputs[0].paths, [folder.path().join("llama-Q8_0.gguf")]);
 /// # Ok::<(), quantize::Error>(())
 /// ```
 pub fn run(plan: &Plan, control: &Control, report: &dyn Report) -> Result<Outcome> {

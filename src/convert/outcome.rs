@@ -33,9 +33,11 @@ pub struct Made {
     pub paths: Vec<PathBuf>,
     /// Of a file all bytes, of a folder those of its tensors.
     pub bytes: u64,
+    /// Bytes of the tensors alone.
     pub tensor_bytes: u64,
     /// Weights in the file, or those of a folder that are quantized.
     pub quantized_weights: u64,
+    /// Bits per weight of those, scales included.
     pub bits_per_weight: f64,
     /// What departs from what was asked.
     pub ledger: Vec<LedgerRow>,

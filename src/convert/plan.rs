@@ -22,7 +22,9 @@ use std::path::PathBuf;
 /// A run, decided.
 #[derive(Debug)]
 pub struct Plan {
+    /// The model.
     pub source: SourceModel,
+    /// What was asked for.
     pub recipe: Recipe,
     /// In the order of [`Recipe::outputs`].
     pub outputs: Vec<OutputPlan>,
@@ -43,9 +45,11 @@ pub struct Plan {
 pub struct OutputPlan {
     /// Its place in [`Recipe::outputs`].
     pub index: usize,
+    /// What was asked for.
     pub target: Target,
     /// The file (of a split one: the name that its shards' names are made of) or folder.
     pub place: PathBuf,
+    /// How it is made.
     pub what: Decided,
 }
 
@@ -59,7 +63,9 @@ impl OutputPlan {
 /// How an output is made.
 #[derive(Debug)]
 pub enum Decided {
+    /// A GGUF file.
     File(Box<FilePlan>),
+    /// A checkpoint folder.
     Folder(Box<FolderPlan>),
 }
 
@@ -72,6 +78,7 @@ pub struct FilePlan {
     pub file_type: u32,
     /// Whose rules it follows.
     pub preset: &'static Preset,
+    /// The budget, where types are chosen to fit one.
     pub limit: Option<Limit>,
     /// How a budget was spent.
     pub allocation: Option<Allocation>,
@@ -161,6 +168,14 @@ impl Plan {
     /// The folders, with the output that each is.
     pub fn folders(&self) -> impl Iterator<Item = (&OutputPlan, &FolderPlan)> {
         self.outputs.iter().filter_map(|o| if let Decided::Folder(f) = &o.what { Some((o, &**f)) } else { None })
+    }
+
+    /// Whether GGUF files hold a model that makes vectors of texts instead of continuing them.
+    pub(super) fn is_encoder(&self) -> bool {
+        let arch = &self.source.model.config.arch;
+        let Some(metadata) = &self.metadata else { return false };
+        metadata.get(&format!("{arch}.pooling_type")).is_some()
+            || metadata.bool(&format!("{arch}.attention.causal")) == Some(false)
     }
 
     /// Weights of the model in GGUF files.

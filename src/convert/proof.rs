@@ -27,6 +27,7 @@ pub struct Checked {
     pub kl: f64,
     /// Share of positions where both have the same first choice.
     pub same_top: f64,
+    /// Tokens that it ran over.
     pub tokens: usize,
     /// Mean entropy of the source's predictions, nats.
     pub entropy: f64,

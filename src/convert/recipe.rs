@@ -283,12 +283,12 @@ impl Recipe {
     /// use quantize::{Control, matrix::GgmlType, model::SourceModel};
     ///
     /// let mut recipe = Recipe::to(["q4_0"])?;
-    /// recipe.types.tensors = vec![TypeRule { pattern: "ffn_down".into(), ty: GgmlType::Q6_K }];
+    /// recipe.types.tensors = vec![TypeRule { pattern: "ffn_down".into(), ty: GgmlType::Q5_0 }];
     /// recipe.rounding.search = Some(Search::Feedback);
     /// let sources = vec![Source::File("calibration/dialogue.txt".into())];
     /// recipe.data = Some(Data { sources, tokens: 2048, window: 64, ..Data::default() });
     ///
-    /// let source = SourceModel::open("tests/fixtures/tiny-llama".as_ref())?;
+    /// let source = SourceModel::open("tests/conformance/llama".as_ref())?;
     /// let mut plan = convert::plan(&source, &recipe)?;
     /// let folder = tempfile::tempdir().unwrap();
     /// plan.place(folder.path())?;
@@ -597,7 +597,7 @@ mod tests {
     use super::*;
 
     fn full() -> Recipe {
-        let rule = TypeRule { pattern: "ffn_down".into(), ty: GgmlType::Q6_K };
+        let rule = TypeRule { pattern: "ffn_down".into(), ty: GgmlType::Q5_0 };
         Recipe {
             types: TypeRules { tensors: vec![rule], output: Some(GgmlType::Q8_0), ..TypeRules::default() },
             metadata: vec![Override { key: "a.b".into(), value: OverrideValue::Float(0.5) }],

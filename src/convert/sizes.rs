@@ -10,29 +10,37 @@ use serde::Serialize;
 /// One tensor of a file.
 #[derive(Clone, Debug, Serialize)]
 pub struct TensorRow {
+    /// The tensor's name in the file.
     pub name: String,
     /// Outermost first.
     pub shape: Vec<usize>,
+    /// The type, and why.
     #[serde(flatten)]
     pub choice: Choice,
+    /// Bytes that it takes.
     pub bytes: u64,
 }
 
 /// A GGUF file by tensors. Sizes in bytes.
 #[derive(Clone, Debug, Serialize)]
 pub struct FileSizes {
+    /// What the file is called by.
     #[serde(rename = "type")]
     pub name: String,
+    /// Bytes of the whole file.
     pub file_bytes: u64,
+    /// Bytes of the tensors alone.
     pub tensor_bytes: u64,
     /// The same with the padding between tensors.
     #[serde(skip)]
     pub padded_bytes: u64,
+    /// Bits per weight over all tensors.
     pub bits_per_weight: f64,
     /// Weights that did not get the type they should have.
     pub fallback_weights: u64,
     /// Whether this type cannot be made without an importance matrix. The rows are then those with one.
     pub needs_importance: bool,
+    /// All tensors, in file order.
     pub rows: Vec<TensorRow>,
 }
 

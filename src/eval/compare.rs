@@ -18,12 +18,15 @@ pub const BATCH: usize = 1024;
 
 /// A model under comparison and the name it goes by in errors and reports.
 pub struct Candidate<'a> {
+    /// What it is called.
     pub name: String,
+    /// What is asked for logits.
     pub model: &'a mut dyn Logits,
 }
 
 /// Where the base's logits come from.
 pub enum Base<'a> {
+    /// A model that is run.
     Model(Candidate<'a>),
     /// A file of llama-perplexity's `--kl-divergence-base`; stream and windows must be the file's own.
     File(Box<KlBaseReader>),
@@ -33,7 +36,9 @@ pub enum Base<'a> {
 pub struct Progress<'a> {
     /// Chunks finished by `model`, of `chunks`.
     pub done: usize,
+    /// Chunks that are done.
     pub chunks: usize,
+    /// Which model runs.
     pub model: &'a str,
     /// Records so far of the candidate just run; empty after the base.
     pub records: &'a [Record],
@@ -58,7 +63,9 @@ pub struct Options<'a> {
 pub struct Comparison {
     /// −ln p(actual token) of the base, nats.
     pub base: Vec<f64>,
+    /// The records of each candidate, position by position.
     pub candidates: Vec<Vec<Record>>,
+    /// Chunks that were run.
     pub chunks: usize,
 }
 

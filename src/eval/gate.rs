@@ -30,10 +30,15 @@ pub struct Gates {
 pub struct GateOutcome {
     /// `max_kld`, `max_ppl_increase` or `min_top1`.
     pub gate: String,
+    /// Which candidate.
     pub candidate: String,
+    /// The limit.
     pub limit: f64,
+    /// What was measured.
     pub value: f64,
+    /// The 95 % interval of that.
     pub ci95: [f64; 2],
+    /// Whether it holds.
     pub pass: bool,
     /// Whether the whole interval lies on the same side of the limit.
     pub certain: bool,
@@ -75,6 +80,7 @@ fn significant(v: f64) -> String {
 }
 
 impl Gates {
+    /// Whether there is no limit.
     pub fn is_empty(&self) -> bool {
         *self == Gates::default()
     }

@@ -18,10 +18,15 @@ const HEAD_BYTES: usize = 64 << 20;
 
 /// A model whose weights are in memory.
 pub struct Runnable {
+    /// Where its tensors lie.
     pub ckpt: Arc<Checkpoint>,
+    /// What they mean.
     pub model: Arc<Model>,
+    /// What runs it.
     pub engine: Engine,
+    /// Text to tokens and back.
     pub tokenizer: Arc<Tokenizer>,
+    /// What a report says of it.
     pub artifact: Artifact,
     work: Work,
 }

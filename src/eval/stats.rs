@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 pub struct Record {
     /// −ln p(actual token), base and candidate, in nats.
     pub nll_base: f64,
+    /// Negative log-likelihood of the token that follows, nats.
     pub nll: f64,
     /// KL(base ‖ candidate) in nats.
     pub kld: f64,
@@ -27,6 +28,7 @@ impl Record {
 /// A figure with its uncertainty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
+    /// The estimate.
     pub value: f64,
     /// Standard error over chunks, by the same bootstrap; with fewer than two chunks that of positions taken as independent.
     pub std_error: f64,
@@ -36,12 +38,14 @@ pub struct Estimate {
 }
 
 impl Estimate {
+    /// An estimate with its standard error.
     pub fn new(value: f64, std_error: f64) -> Estimate {
         Estimate { value, std_error, ci95: None }
     }
 }
 
 /// Order statistics of a sample, linearly interpolated.
+#[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Percentiles {
     pub min: f64,
@@ -99,20 +103,27 @@ pub fn percentile(sorted: &[f64], fraction: f64) -> f64 {
 pub struct Statistics {
     /// Scored positions.
     pub tokens: usize,
+    /// Perplexity of the candidate.
     pub ppl: Estimate,
+    /// Perplexity of the base.
     pub ppl_base: Estimate,
     /// ln(PPL / PPL_base); its error takes the covariance of the two into account.
     pub ln_ppl_ratio: Estimate,
+    /// The candidate's perplexity over the base's.
     pub ppl_ratio: Estimate,
+    /// The candidate's perplexity less the base's.
     pub ppl_difference: Estimate,
     /// Correlation of the two negative log-likelihoods, −1 to 1.
     pub correlation: f64,
     /// Mean KL divergence in nats.
     pub kld: Estimate,
+    /// How the divergences are distributed.
     pub kld_percentiles: Percentiles,
     /// Mean Δp of the actual token, as a fraction (0.01 is one percentage point).
     pub dp: Estimate,
+    /// Root mean square of the differences in probability.
     pub dp_rms: Estimate,
+    /// How these differences are distributed.
     pub dp_percentiles: Percentiles,
     /// Share of positions where base and candidate put the same token first, 0 to 1.
     pub same_top: Estimate,

@@ -9,13 +9,22 @@ use crate::{Error, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     /// llama-perplexity's: disjoint chunks of `ctx` tokens, the second half of each scored (`ctx - 1 - ctx / 2` positions).
-    LlamaCpp { ctx: usize },
+    LlamaCpp {
+        /// Tokens of a window.
+        ctx: usize,
+    },
     /// A window of `ctx` tokens moves on by `stride`; the last `stride` predictions of each window are scored, so that
     /// every scored token has at least `ctx - stride` tokens of context and is scored once.
-    Strided { ctx: usize, stride: usize },
+    Strided {
+        /// Tokens of a window.
+        ctx: usize,
+        /// Tokens that it moves on by.
+        stride: usize,
+    },
 }
 
 impl Method {
+    /// The name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Method::LlamaCpp { .. } => "llama.cpp",
@@ -23,6 +32,7 @@ impl Method {
         }
     }
 
+    /// Tokens of a window.
     pub fn ctx(self) -> usize {
         match self {
             Method::LlamaCpp { ctx } | Method::Strided { ctx, .. } => ctx,
@@ -67,15 +77,18 @@ fn nothing_to_score(ctx: usize) -> Error {
 /// One window: where it starts in the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
+    /// The first token.
     pub start: usize,
 }
 
 /// The plan of an evaluation: the windows over a stream, all of the same shape.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Windows {
+    /// How the text is cut.
     pub method: Method,
     /// Token that overwrites position 0 of every window, for tokenizers that ask for one.
     pub bos: Option<u32>,
+    /// How many windows there are.
     pub count: usize,
 }
 
@@ -102,6 +115,7 @@ impl Windows {
         Ok(Windows { method, bos, count: chunks.unwrap_or(fit).min(fit) })
     }
 
+    /// All windows, in order.
     pub fn iter(&self) -> impl Iterator<Item = Window> + '_ {
         (0..self.count).map(|i| Window { start: i * self.method.stride() })
     }

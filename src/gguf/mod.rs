@@ -29,9 +29,11 @@ pub const MAX_DIMS: usize = 4;
 /// A row of the tensor table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorInfo {
+    /// The tensor's name.
     pub name: String,
     /// ggml's order: row length first (`[in, out]` for a linear layer). No dimensions at all is a single number.
     pub dims: Vec<u64>,
+    /// The type of its blocks.
     pub ty: GgmlType,
     /// Where the data begins, in bytes from the start of the data section.
     pub offset: u64,
@@ -58,17 +60,22 @@ impl TensorInfo {
 /// Everything before the tensor data of one file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Header {
+    /// The version of the format.
     pub version: u32,
+    /// The keys and values.
     pub metadata: Metadata,
     /// In file order.
     pub tensors: Vec<TensorInfo>,
+    /// Bytes to whose multiples tensors are aligned.
     pub alignment: u64,
     /// Where the data section begins in the file, in bytes.
     pub data_start: u64,
+    /// Bytes of the whole file.
     pub file_len: u64,
 }
 
 impl Header {
+    /// The tensor of that name.
     pub fn find(&self, name: &str) -> Option<&TensorInfo> {
         self.tensors.iter().find(|t| t.name == name)
     }

@@ -6,7 +6,7 @@ use super::Buffers;
 use crate::isa::{Avx512, Isa};
 #[cfg(target_arch = "x86_64")]
 use crate::kernel::gemm;
-use crate::kernel::vector;
+use crate::kernel::{row_blocks, vector};
 use crate::{Error, Result};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -92,10 +92,12 @@ impl Cache {
         self.len
     }
 
+    /// Whether nothing was seen yet.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
+    /// Positions that it has room for.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
@@ -233,8 +235,10 @@ pub(super) fn attend(shape: Heads, q: &[f32], stride: usize, kv: Seen, packed: &
     let _ = packed;
     // Column-major [heads * dim, n], cut into one piece per head and block of queries.
     let out = MatMut::from_column_major_slice_mut(out, heads * value_dim, n);
-    out.par_row_chunks_mut(value_dim).enumerate().for_each(|(head, rows)| {
-        rows.par_col_chunks_mut(QUERY_BLOCK).enumerate().for_each(|(block, out)| {
+    row_blocks(out, value_dim).into_par_iter().enumerate().for_each(|(head, rows)| {
+        // A block of queries is a block of rows of the transpose.
+        row_blocks(rows.transpose_mut(), QUERY_BLOCK).into_par_iter().enumerate().for_each(|(block, out)| {
+            let out = out.transpose_mut();
             let queries = block * QUERY_BLOCK..((block + 1) * QUERY_BLOCK).min(n);
             let work = Block { shape, kv, head, queries, first };
             let q = &q[work.queries.start * stride + head * dim..(work.queries.end - 1) * stride + (head + 1) * dim];

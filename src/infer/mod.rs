@@ -62,6 +62,7 @@ struct Batch {
 
 /// A model that can run.
 pub struct Engine {
+    /// The hyper-parameters.
     pub config: Config,
     embedding: Linear,
     /// What is added at every position (GPT-2).

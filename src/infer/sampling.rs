@@ -13,6 +13,7 @@ pub struct Sampling {
     pub top_k: usize,
     /// Only the most likely tokens that together reach this probability are considered; 1 means all.
     pub top_p: f32,
+    /// What is drawn depends on it alone.
     pub seed: u64,
 }
 

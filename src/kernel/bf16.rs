@@ -79,7 +79,7 @@ pub(crate) mod fast {
     //! With AVX512-BF16: the loops of [`gemm`] over pairs instead of numbers.
 
     use super::super::gemm::{self, PANEL};
-    use super::super::{DECODE_ROWS, Output, ROW_BLOCK, RowSource};
+    use super::super::{DECODE_ROWS, Output, ROW_BLOCK, RowSource, row_blocks};
     use super::pairs;
     use crate::isa::Avx512Bf16;
     use bytemuck::{cast_slice, cast_slice_mut};
@@ -111,7 +111,7 @@ pub(crate) mod fast {
         // Column-major [out, n]: the transpose of the row-major result.
         let y = &mut data[at..at + (n - 1) * stride + out];
         let y = MatMut::from_column_major_slice_with_stride_mut(y, out, n, stride);
-        y.par_row_chunks_mut(ROW_BLOCK).enumerate().for_each(|(block, y)| {
+        row_blocks(y, ROW_BLOCK).into_par_iter().enumerate().for_each(|(block, y)| {
             DECODED.with_borrow_mut(|(decoded, scratch)| {
                 let (first, count) = (rows.start + block * ROW_BLOCK, y.nrows());
                 decoded.resize(DECODE_ROWS * cols, 0.0);

@@ -98,7 +98,7 @@ pub fn matmul(x: &[f32], w: &dyn RowSource, rows: Range<usize>, y: Output<'_>) {
     let xt = MatRef::from_column_major_slice(x, cols, n);
     #[cfg(target_arch = "x86_64")]
     let avx512 = Isa::active().avx512().filter(|_| n > DOT_ROWS);
-    y.par_row_chunks_mut(ROW_BLOCK).enumerate().for_each(|(block, mut y)| {
+    row_blocks(y, ROW_BLOCK).into_par_iter().enumerate().for_each(|(block, mut y)| {
         DECODED.with_borrow_mut(|scratch| {
             let first = rows.start + block * ROW_BLOCK;
             let count = y.nrows();
@@ -136,6 +136,20 @@ pub fn matmul(x: &[f32], w: &dyn RowSource, rows: Range<usize>, y: Output<'_>) {
             }
         });
     });
+}
+
+/// The matrix in blocks of so many rows, the last with what is left.
+pub(crate) fn row_blocks(mut matrix: MatMut<'_, f32>, rows: usize) -> Vec<MatMut<'_, f32>> {
+    let mut blocks = Vec::with_capacity(matrix.nrows().div_ceil(rows));
+    while matrix.nrows() > rows {
+        let (block, rest) = matrix.split_at_row_mut(rows);
+        blocks.push(block);
+        matrix = rest;
+    }
+    if matrix.nrows() > 0 {
+        blocks.push(matrix);
+    }
+    blocks
 }
 
 #[cfg(test)]

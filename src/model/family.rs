@@ -349,21 +349,31 @@ pub(super) const PLAIN_TOKENIZER: TokenizerFacts = TokenizerFacts {
 pub struct Family {
     /// GGUF `general.architecture`.
     pub gguf: &'static str,
+    /// Its names on the Hub.
     pub hf: &'static [HfName],
     /// The tensor table, in groups that families share.
     pub tables: &'static [&'static [Row]],
+    /// What becomes of the values of a role on their way to GGUF.
     pub maps: &'static [(Role, Map)],
+    /// How positions enter.
     pub rotation: Rotation,
     /// Metadata in the order of llama.cpp's converter, in groups that families share.
     pub keys: &'static [&'static [Entry]],
+    /// The kind of its norms.
     pub norm: Norm,
     /// Where `config.json` keeps the epsilon of norms.
     pub norm_eps_key: &'static str,
+    /// How attention and feed-forward blocks follow each other.
     pub wiring: Wiring,
+    /// The activation function.
     pub activations: Activations,
+    /// The cap of attention's logits.
     pub attn_softcap: Cap,
+    /// The cap of the output's logits.
     pub logit_softcap: Cap,
+    /// What attention's logits are multiplied by.
     pub attn_scale: AttnScale,
+    /// What embeddings are multiplied by.
     pub embedding_scale: EmbeddingScale,
     /// What is stated as the scale of logits is a divisor.
     pub logit_scale_divides: bool,
@@ -377,6 +387,7 @@ pub struct Family {
     pub long_rope: bool,
     /// Prefixes of tensors that belong to image encoders and are left out.
     pub towers: &'static [&'static str],
+    /// What its tokenizer does differently.
     pub tokenizer: TokenizerFacts,
     /// The layers that a `config.json` describes.
     pub layers: fn(&Reading) -> Result<Vec<LayerConfig>>,
@@ -396,6 +407,7 @@ impl EmbeddingScale {
 }
 
 impl Family {
+    /// The tensors that models of the family have.
     pub fn rows(&self) -> impl Iterator<Item = &'static Row> + use<> {
         self.tables.iter().flat_map(|t| t.iter())
     }
@@ -415,10 +427,12 @@ impl Family {
         self.row(role).is_some_and(|row| row.when.holds(Some(layer), config))
     }
 
+    /// What becomes of the values of one role.
     pub fn maps_of(&self, role: Role) -> impl Iterator<Item = Map> + use<> {
         self.maps.iter().filter(move |(r, _)| *r == role).map(|(_, map)| *map)
     }
 
+    /// The metadata keys of the family.
     pub fn entries(&self) -> impl Iterator<Item = &'static Entry> + use<> {
         self.keys.iter().flat_map(|k| k.iter())
     }

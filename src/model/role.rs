@@ -2,6 +2,7 @@
 //! `families`.
 
 /// What a tensor does in the model. One variant per GGUF tensor name.
+#[allow(missing_docs)] // Most names say it all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
     TokenEmbedding,
@@ -56,11 +57,13 @@ pub enum Role {
 }
 
 impl Role {
+    /// Whether it is the weight of a norm.
     pub fn is_norm(self) -> bool {
         use Role::*;
         matches!(self, OutputNorm | AttnNorm | AttnQNorm | AttnKNorm | PostAttnNorm | FfnNorm | PostFfnNorm)
     }
 
+    /// Whether it is a bias.
     pub fn is_bias(self) -> bool {
         use Role::*;
         let norms = matches!(self, OutputNormBias | AttnNormBias | FfnNormBias);
@@ -132,6 +135,7 @@ impl Role {
         matches!(self, Role::ExpertGate | Role::ExpertUp | Role::ExpertDown)
     }
 
+    /// Whether it chooses experts.
     pub fn is_router(self) -> bool {
         matches!(self, Role::Router | Role::SharedRouter)
     }

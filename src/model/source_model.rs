@@ -15,7 +15,9 @@ use std::sync::{Arc, OnceLock};
 pub struct SourceModel {
     /// What was opened: a folder, or a file.
     pub path: PathBuf,
+    /// Where the tensors lie.
     pub ckpt: Arc<Checkpoint>,
+    /// What they mean.
     pub model: Arc<Model>,
     tokenizer: Arc<OnceLock<Arc<Tokenizer>>>,
 }
@@ -40,6 +42,7 @@ impl SourceModel {
         Ok(Self::new(path, ckpt, model))
     }
 
+    /// A model whose parts were opened already.
     pub fn new(path: &Path, ckpt: Checkpoint, model: Model) -> Self {
         let (ckpt, model) = (Arc::new(ckpt), Arc::new(model));
         Self { path: path.to_path_buf(), ckpt, model, tokenizer: Arc::default() }

@@ -11,19 +11,25 @@ use std::sync::{Arc, OnceLock};
 /// A small tensor that follows from the configuration. Goes to the file as F32, before all others.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generated {
+    /// Its name in GGUF.
     pub name: String,
+    /// Its shape, rows first.
     pub shape: Vec<usize>,
+    /// What is in it.
     pub values: Vec<f32>,
 }
 
 /// How GGUF rows follow from source rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RowOrder {
+    /// As they are.
     Same,
     /// Per head, the two halves of the rotary dimensions are interleaved.
     Rope {
+        /// Heads, of which each is permuted alike.
         heads: usize,
     },
+    /// By a table.
     Gather(Arc<Gather>),
 }
 
@@ -63,6 +69,7 @@ impl Gather {
 /// How GGUF's values follow from the source's, one by one.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ValueMap {
+    /// As they are.
     Same,
     /// 1 is added.
     PlusOne,
@@ -150,9 +157,13 @@ pub struct MappedTensor {
     pub parts: Vec<usize>,
     /// The part is `[experts, 2 * out, in]`, and this is the first (0) or second (1) half of every expert.
     pub half: Option<usize>,
+    /// How rows are put into another order.
     pub rows: RowOrder,
+    /// What becomes of the values.
     pub values: ValueMap,
+    /// What it is for.
     pub role: Role,
+    /// The layer that it is in.
     pub layer: Option<usize>,
 }
 
@@ -167,6 +178,7 @@ impl MappedTensor {
         self.shape[..self.shape.len().saturating_sub(1)].iter().product()
     }
 
+    /// How many weights it has.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }

@@ -16,6 +16,7 @@ use crate::{Error, Result};
 /// A checkpoint whose tensors are understood.
 #[derive(Debug)]
 pub struct Model {
+    /// Its hyper-parameters.
     pub config: Config,
     /// Or why the meaning of the tensors is not known.
     pub family: Result<&'static Family, Opaque>,

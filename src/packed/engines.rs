@@ -7,15 +7,21 @@ use serde_json::Value;
 /// A program that loads checkpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
+    /// vLLM, on a GPU or a CPU.
     Vllm,
+    /// transformers, with the package of the format.
     Transformers,
+    /// llama.cpp, and what is built on it.
     LlamaCpp,
+    /// mlx-lm.
     Mlx,
 }
 
 impl Engine {
+    /// All of them.
     pub const ALL: [Engine; 4] = [Engine::Vllm, Engine::Transformers, Engine::LlamaCpp, Engine::Mlx];
 
+    /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Engine::Vllm => "vllm",

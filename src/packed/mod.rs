@@ -50,8 +50,11 @@ pub struct Format {
     pub names: &'static [Name],
     /// The name that [`parse`] takes back, complete where there is a choice.
     pub shown: fn(&Spec) -> String,
+    /// Bits per weight that it has.
     pub bits: Bits,
+    /// Columns under one scale.
     pub group: GroupRule,
+    /// Whether groups have zero points.
     pub symmetry: Symmetry,
     /// Further words of a name and the rows that they turn this one into.
     pub layouts: &'static [(&'static str, &'static Format)],
@@ -65,12 +68,15 @@ pub struct Format {
     pub orders_columns: bool,
     /// Whether block scales may be quantized too.
     pub nests: bool,
+    /// How far what one column costs is made good.
     pub reach: Reach,
+    /// How scales are stored.
     pub scales: Scales,
     /// Whether modules that engines fuse (query, key, value; gate, up) must agree on a scale: [`Module::fused_max`].
     pub shares_scale: bool,
     /// What engines do to the input of a module.
     pub activations: Activations,
+    /// What error feedback chooses in it.
     pub feedback: Feedback,
     /// How codes are chosen unless the user says so.
     pub rounding: DefaultRounding,
@@ -86,6 +92,7 @@ pub struct Format {
     pub entry: fn(&Spec) -> Value,
     /// The `quantization_config` object.
     pub config: fn(&Spec, Scope) -> Value,
+    /// What engines have against it.
     pub engines: &'static Engines,
 }
 
@@ -248,12 +255,15 @@ pub enum ChannelScaling {
 /// A format with the numbers that decide its bytes and its entry in `config.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Spec {
+    /// The format.
     pub format: &'static Format,
+    /// Bits per weight.
     pub bits: u8,
     /// Columns (for the flat blocks of bitsandbytes: weights) under one scale; `None`: a whole row, or what the format fixes.
     pub group: Option<usize>,
     /// Whether the group was asked for by name, so that no other may take its place.
     pub group_given: bool,
+    /// Groups without zero points.
     pub symmetric: bool,
     /// GPTQ: columns were quantized by falling activation, and `g_idx` says which group each belongs to.
     pub desc_act: bool,
@@ -310,8 +320,11 @@ pub struct Slot {
 /// One tensor of a packed module.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Piece {
+    /// What its name ends with.
     pub suffix: &'static str,
+    /// The type of its elements.
     pub dtype: Dtype,
+    /// Its shape.
     pub shape: Vec<usize>,
     /// Little-endian, row-major.
     pub data: Vec<u8>,
@@ -396,6 +409,7 @@ impl Spec {
         }
     }
 
+    /// How far what one column costs is made good.
     pub fn reach(&self) -> Reach {
         self.format.reach
     }

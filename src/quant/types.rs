@@ -192,11 +192,13 @@ pub static TYPES: &[TypeInfo] = &{
 };
 
 impl GgmlType {
+    /// What there is to know of the type.
     pub fn info(self) -> &'static TypeInfo {
         // The table has every type (it is made from all of them), so the search always ends on a row.
         TYPES.iter().find(|t| t.ty == self).unwrap_or(&TYPES[0])
     }
 
+    /// Its name in ggml.
     pub fn name(self) -> &'static str {
         self.info().name
     }
@@ -216,6 +218,7 @@ impl GgmlType {
         self.info().bytes
     }
 
+    /// The type of this number in ggml.
     pub fn from_id(id: u32) -> Option<Self> {
         TYPES.iter().find(|t| t.ty as u32 == id).map(|t| t.ty)
     }
@@ -231,6 +234,7 @@ impl GgmlType {
         if cols.is_multiple_of(info.block) { (cols / info.block).checked_mul(info.bytes) } else { None }
     }
 
+    /// Bits per weight, scales included.
     pub fn bits_per_weight(self) -> f64 {
         let info = self.info();
         8.0 * info.bytes as f64 / info.block as f64

@@ -28,7 +28,9 @@ pub struct Artifact {
     pub bytes: u64,
     /// Bytes of the tensors.
     pub tensor_bytes: u64,
+    /// Weights, in all.
     pub weights: u64,
+    /// Bits per weight.
     pub bits_per_weight: f64,
     /// How it was made, in words.
     pub how: String,
@@ -98,6 +100,7 @@ impl Artifact {
         })
     }
 
+    /// Whether it is a GGUF file.
     pub fn is_gguf(&self) -> bool {
         self.manifest.is_null()
     }

@@ -20,7 +20,9 @@ const PIECE: usize = 1 << 20;
 pub struct FileHash {
     /// From the release's folder on, with slashes.
     pub path: String,
+    /// Its length.
     pub bytes: u64,
+    /// Its SHA-256.
     pub sha256: String,
     /// Of a file of weights.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -30,12 +32,16 @@ pub struct FileHash {
 /// A tensor as it is stored.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TensorHash {
+    /// The tensor's name.
     pub name: String,
+    /// The type's name.
     #[serde(rename = "type")]
     pub ty: String,
     /// Outermost first.
     pub shape: Vec<u64>,
+    /// Bytes that it takes.
     pub bytes: u64,
+    /// Their SHA-256.
     pub sha256: String,
 }
 
@@ -191,7 +197,7 @@ mod tests {
     #[test]
     fn tensors_are_hashed_where_they_lie() {
         let control = Control::default();
-        let folder = Path::new("tests/fixtures/tiny-llama");
+        let folder = Path::new("tests/conformance/llama");
         let found = hash(folder, "model.safetensors", Run::new(&control, &())).unwrap();
         let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
         assert_eq!(found.sha256, crate::digest::sha256(&bytes));

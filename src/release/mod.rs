@@ -6,14 +6,14 @@
 //! ```
 //! use quantize::{Control, convert::Recipe, model::SourceModel, release::{self, Options}};
 //!
-//! let source = SourceModel::open("tests/fixtures/tiny-llama".as_ref())?;
+//! let source = SourceModel::open("tests/conformance/llama".as_ref())?;
 //! let folder = tempfile::tempdir().unwrap();
-//! let options = Options { base_model: Some("org/tiny-llama".into()), ..Options::default() };
-//! let release = release::plan(&source, &Recipe::to(["q4_k_m"])?, &folder.path().join("out"), options)?;
+//! let options = Options { base_model: Some("org/llama".into()), ..Options::default() };
+//! let release = release::plan(&source, &Recipe::to(["q8_0"])?, &folder.path().join("out"), options)?;
 //! let made = release::run(&release, &Control::default(), &())?;
-//! assert!(made.folder.join("tiny-llama-Q4_K_M.gguf").is_file() && made.folder.join("SHA256SUMS").is_file());
+//! assert!(made.folder.join("llama-Q8_0.gguf").is_file() && made.folder.join("SHA256SUMS").is_file());
 //! let card = std::fs::read_to_string(made.folder.join("README.md")).unwrap();
-//! assert!(card.starts_with("---\nbase_model: org/tiny-llama\nbase_model_relation: quantized\n"));
+//! assert!(card.starts_with("---\nbase_model: org/llama\nbase_model_relation: quantized\n"));
 //! # Ok::<(), quantize::Error>(())
 //! ```
 
@@ -63,6 +63,7 @@ pub struct Options {
     pub revision: Option<String>,
     /// The license, in the Hub's words, unless the source's card says so.
     pub license: Option<String>,
+    /// Who quantized it, for the model card.
     pub quantized_by: Option<String>,
     /// Where it will be published.
     pub repository: Option<String>,
@@ -79,7 +80,9 @@ pub struct Release {
     pub plan: Plan,
     /// What files are named after.
     pub name: String,
+    /// What the source's card says.
     pub parent: Parent,
+    /// What was asked for beside the recipe.
     pub options: Options,
     /// The folder that it becomes.
     pub target: PathBuf,
@@ -88,11 +91,13 @@ pub struct Release {
 /// A finished release.
 #[derive(Debug)]
 pub struct Released {
+    /// Where it lies.
     pub folder: PathBuf,
     /// Smallest first.
     pub artifacts: Vec<Artifact>,
     /// The comparison with the source, where there was one.
     pub report: Option<report::Report>,
+    /// Seconds that it took.
     pub seconds: f64,
 }
 

@@ -15,10 +15,12 @@ use crate::{Error, Result};
 /// The version that this tool writes.
 pub const SCHEMA: &str = "quantize-report/1";
 
+/// What was measured: the whole of the JSON report.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Always [`SCHEMA`].
     pub schema: String,
+    /// What made the report.
     pub tool: Tool,
     /// The command line that made the report.
     pub command: String,
@@ -34,11 +36,13 @@ pub struct Report {
     /// What the candidates are compared with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<Base>,
+    /// The artifacts, in the order in which they were named.
     #[serde(default)]
     pub candidates: Vec<Candidate>,
     /// Paired differences; `first` and `second` count `candidates` from 0.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pairs: Vec<Pair>,
+    /// The verdicts on the limits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gates: Vec<GateOutcome>,
     /// Where several texts were measured on: what each gave. All else is of the worst of them, and the gates are those that
@@ -48,27 +52,36 @@ pub struct Report {
     /// Every departure from what was asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ledger: Vec<LedgerRow>,
+    /// Where it was measured.
     #[serde(default)]
     pub environment: Environment,
 }
 
+/// The program.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tool {
+    /// Its name.
     pub name: String,
+    /// Its version.
     pub version: String,
 }
 
+/// How the text was cut and scored.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MethodInfo {
     /// `llama.cpp` or `strided`.
     pub name: String,
+    /// Tokens of a window.
     pub ctx: usize,
+    /// Tokens between the beginnings of two windows.
     pub stride: usize,
+    /// How many windows.
     pub chunks: usize,
     /// Positions scored.
     pub tokens: usize,
     /// Path of the text.
     pub text: String,
+    /// The hash of the text.
     pub text_sha256: String,
     /// `plain` or `chat`.
     pub text_format: String,
@@ -80,20 +93,26 @@ pub struct MethodInfo {
     /// Smallest ln p of the base that enters the KL divergence; absent if all do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kl_floor: Option<f64>,
+    /// How the intervals were made.
     #[serde(default)]
     pub bootstrap: Bootstrap,
 }
 
+/// The model that is compared with.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Base {
+    /// What it is.
     #[serde(flatten)]
     pub artifact: Artifact,
+    /// Its perplexity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ppl: Option<Estimate>,
 }
 
+/// An artifact, and what it lost.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Candidate {
+    /// What it is.
     #[serde(flatten)]
     pub artifact: Artifact,
     /// Absent if it was converted but not run.
@@ -102,8 +121,10 @@ pub struct Candidate {
     /// How it was made; absent where it does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made: Option<Made>,
+    /// What became of each tensor.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tensors: Vec<TensorDamage>,
+    /// What each group of tensors costs, where that was measured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ablation: Vec<Ablation>,
 }
@@ -111,11 +132,13 @@ pub struct Candidate {
 /// What one of several texts gave.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct OfText {
+    /// The text's name.
     pub text: String,
     /// Positions scored.
     pub tokens: usize,
     /// Of each candidate, in their order.
     pub klds: Vec<Estimate>,
+    /// How often the same token comes first, candidate by candidate.
     pub same_tops: Vec<Estimate>,
 }
 
@@ -170,10 +193,14 @@ pub struct Made {
     pub overlap: Option<f64>,
 }
 
+/// The machine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Environment {
+    /// The operating system.
     pub os: String,
+    /// The processor.
     pub cpu: String,
+    /// Threads that were used.
     pub threads: usize,
     /// Wall-clock seconds of the run.
     pub seconds: f64,

@@ -142,6 +142,7 @@ impl Checkpoint {
         &self.tensors
     }
 
+    /// The tensor of that name, by its index.
     pub fn find(&self, name: &str) -> Option<usize> {
         self.index.get(name).copied()
     }

@@ -30,7 +30,7 @@ impl Grams {
         let x = MatRef::from_row_major_slice(x, x.len() / cols, cols);
         let out = MatMut::from_row_major_slice_mut(gram, cols, cols);
         let full = BlockStructure::Rectangular;
-        matmul(out, full, Accum::Add, x.transpose(), full, x, full, 1.0, Par::rayon(0));
+        matmul(out, full, Accum::Add, x.transpose(), full, x, full, 1.0, Par::Seq);
     }
 }
 

@@ -292,7 +292,7 @@ fn verify_finds_a_changed_file_and_another_source() {
 }
 
 #[test]
-fn inspect_plan_completions_and_manual_page() {
+fn inspect_and_plan() {
     let dir = tempfile::tempdir().unwrap();
     ok(quantize(dir.path(), &["--to", "q4_k_m", &tiny()]));
     let text = ok(quantize(dir.path(), &["inspect", "tiny-llama-Q4_K_M.gguf"]));
@@ -309,11 +309,73 @@ fn inspect_plan_completions_and_manual_page() {
         serde_json::from_str::<serde_json::Value>(&plan).unwrap()["targets"][0]["tensor_bytes"].clone()
     };
     assert_eq!(from("config.json"), from(&tiny()));
-    for shell in ["bash", "zsh", "fish"] {
-        assert!(ok(quantize(dir.path(), &["completions", shell])).contains("quantize"));
-    }
-    assert!(ok(quantize(dir.path(), &["man"])).contains(".TH quantize"));
     assert!(ok(quantize(dir.path(), &["--help"])).contains("Examples:"));
+}
+
+#[test]
+fn shells_complete_types_and_every_command_has_its_manual_page() {
+    let dir = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = ok(quantize(dir.path(), &["completions", shell]));
+        assert!(script.contains("q4_k_m") && script.contains("nvfp4"), "{shell}");
+    }
+    assert!(ok(quantize(dir.path(), &["completions", "powershell"])).contains("quantize"));
+    // What bash puts in for `quantize --to q4<TAB>` and the like.
+    std::fs::write(dir.path().join("script"), ok(quantize(dir.path(), &["completions", "bash"]))).unwrap();
+    let complete = |words: &str| {
+        let at = words.split(' ').count() - 1;
+        let run = format!(
+            "source ./script; COMP_WORDS=({words}); COMP_CWORD={at}; \
+             _quantize quantize \"${{COMP_WORDS[{at}]}}\" \"${{COMP_WORDS[{at}-1]}}\"; echo \"${{COMPREPLY[@]}}\""
+        );
+        let out = std::process::Command::new("bash").args(["-c", &run]).current_dir(dir.path()).output().unwrap();
+        String::from_utf8(out.stdout).unwrap().split_whitespace().map(String::from).collect::<Vec<_>>()
+    };
+    let mut names_of_four_bits = complete("quantize --to q4");
+    names_of_four_bits.sort();
+    assert_eq!(names_of_four_bits, ["q4_0", "q4_1", "q4_k_m", "q4_k_s"]);
+    assert!(complete("quantize --to mlx").contains(&"mlx-4bit".to_string()));
+    assert!(complete("quantize plan model --to aw").contains(&"awq".to_string()));
+    assert!(!complete("quantize --like aw").contains(&"awq".to_string()), "a budget is for GGUF files");
+
+    ok(quantize(dir.path(), &["man", "--dir", "pages"]));
+    let pages = names(&dir.path().join("pages"));
+    let program = std::fs::read_to_string(dir.path().join("pages/quantize.1")).unwrap();
+    assert_eq!(program, ok(quantize(dir.path(), &["man"])));
+    let named: Vec<String> = program
+        .lines()
+        .filter_map(|line| Some(format!("{}.1", line.strip_suffix("(1)")?.replace("\\-", "-"))))
+        .collect();
+    assert!(named.contains(&"quantize-plan.1".to_string()));
+    assert!(named.iter().all(|page| pages.contains(page)), "{named:?} {pages:?}");
+    assert_eq!(pages.len(), named.len() + 1);
+    assert!(ok(quantize(dir.path(), &["man", "plan"])).contains(".TH quantize-plan"));
+    fails(&quantize(dir.path(), &["man", "nothing"]), 2, &["there is no command 'nothing'"]);
+}
+
+#[test]
+fn a_conversion_ends_with_the_command_that_runs_its_result() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model("llama");
+    let model = model.to_str().unwrap();
+    let run = |more: &[&str]| {
+        let out = quantize(
+            dir.path(),
+            &[&["--to", "q8_0,q4_0,fp8,mlx-4bit,nf4", model, "-o", "a b/", "--force"], more].concat(),
+        );
+        let said = stderr(&out);
+        ok(out);
+        said.lines().filter_map(|line| Some(line.strip_prefix("run it: ")?.to_string())).collect::<Vec<_>>()
+    };
+    std::fs::create_dir(dir.path().join("a b")).unwrap();
+    let commands = [
+        "llama-completion -m 'a b/llama-Q8_0.gguf' -p Hello",
+        "vllm serve 'a b/llama-fp8'",
+        "mlx_lm.generate --model 'a b/llama-mlx-4bit' --prompt Hello",
+        "transformers serve 'a b/llama-nf4'",
+    ];
+    assert_eq!(run(&[]), commands);
+    assert!(run(&["--quiet"]).is_empty());
 }
 
 #[test]

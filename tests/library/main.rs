@@ -7,6 +7,7 @@ mod architecture;
 mod awq;
 mod configurations;
 mod containers;
+mod engines;
 mod eval;
 mod families;
 mod faults;

@@ -15,6 +15,7 @@ use serde::Serialize;
 /// A target that the command line knows by name.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Preset {
+    /// Its name in llama.cpp.
     pub name: &'static str,
     /// GGUF `general.file_type` (llama.cpp's `llama_ftype`).
     pub file_type: u32,
@@ -128,10 +129,13 @@ pub enum Why {
 /// The decision on one tensor.
 #[derive(Clone, Debug, Serialize)]
 pub struct Choice {
+    /// What the preset's rules say.
     #[serde(serialize_with = "type_name")]
     pub wanted: GgmlType,
+    /// What the tensor got.
     #[serde(serialize_with = "type_name")]
     pub got: GgmlType,
+    /// Why that is another type, where it is.
     pub why: Why,
 }
 
