@@ -234,9 +234,24 @@ pub struct FolderArgs {
     /// INT8 with --calibration: SmoothQuant's exponent, which moves large input channels into the weights; 0 for none
     #[arg(long, value_name = "ALPHA", default_value_t = 0.5)]
     pub smooth: f32,
+    /// --to safetensors: the type of all weights [default: each tensor's own; of packed ones what config.json names, or bf16]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub dtype: Option<FloatType>,
+    /// --to safetensors, from a GGUF file: the folder whose config.json and tokenizer files are taken over
+    /// [default: what the file's metadata tell]
+    #[arg(long, value_name = "DIR")]
+    pub like_config: Option<PathBuf>,
     /// Devices over which an engine is to split every layer; groups are chosen so that they survive it
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub tp: usize,
+}
+
+/// What `--dtype` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FloatType {
+    Bf16,
+    F16,
+    F32,
 }
 
 /// Where Hub ids are resolved.

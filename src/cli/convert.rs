@@ -260,6 +260,7 @@ fn summary(plan: &Plan, outcome: &Outcome, quiet: bool) -> Result<()> {
                 ("bits per weight", what)
             }
             None => {
+                let plain = made.manifest["format"] == "safetensors";
                 let what = match made.ledger.len() {
                     0 => "as asked".to_string(),
                     n => {
@@ -267,7 +268,7 @@ fn summary(plan: &Plan, outcome: &Outcome, quiet: bool) -> Result<()> {
                         format!("{n} departures from what was asked (see {manifest})")
                     }
                 };
-                ("bits per quantized weight", what)
+                (if plain { "bits per weight" } else { "bits per quantized weight" }, what)
             }
         };
         let share = 100.0 * made.bytes as f64 / source_bytes(plan, made).max(1) as f64;

@@ -2,7 +2,7 @@
 //! conversion are given their meaning.
 
 use super::args::{
-    BudgetArgs, CalibrationArgs, ControlArgs, FolderArgs, HubArgs, Layout, MtpLayers, Rounding, TypeArgs,
+    BudgetArgs, CalibrationArgs, ControlArgs, FloatType, FolderArgs, HubArgs, Layout, MtpLayers, Rounding, TypeArgs,
 };
 use super::commands::{ConvertArgs, PlanArgs};
 use super::interrupt::CANCEL;
@@ -12,7 +12,7 @@ use crate::calibration::data::Source;
 use crate::control::{Cancel, Control};
 use crate::convert::Recipe;
 use crate::convert::recipe::{
-    Data, ImportanceFile, Limit, Override, OverrideValue, Search, Split, Target, TypeRule, TypeRules,
+    Data, Float, ImportanceFile, Limit, Override, OverrideValue, Search, Split, Target, TypeRule, TypeRules,
 };
 use crate::model::{Mtp, Part};
 use crate::packed::{self, Spec};
@@ -99,7 +99,10 @@ fn targets(types: &TypeArgs, budget: &BudgetArgs, folder: &FolderArgs) -> Result
     for name in types.to.iter().chain(&types.mmproj) {
         targets.push(match packed::parse(name) {
             Some(_) => Target::Folder { name: name.to_ascii_lowercase(), format: with_flags(name, folder)? },
-            None => Target::parse(name)?,
+            None => match Target::parse(name)? {
+                Target::Plain { name, .. } => plain(name, folder)?,
+                target => target,
+            },
         });
     }
     for text in &budget.target_bpw {
@@ -117,6 +120,17 @@ fn targets(types: &TypeArgs, budget: &BudgetArgs, folder: &FolderArgs) -> Result
         targets.push(Target::Budget { name: format!("like-{}", preset.name), limit: Limit::Like(preset) });
     }
     Ok(targets)
+}
+
+/// A folder without quantization.
+fn plain(name: String, args: &FolderArgs) -> Result<Target> {
+    let dtype = args.dtype.map(|ty| match ty {
+        FloatType::Bf16 => Float::Bf16,
+        FloatType::F16 => Float::F16,
+        FloatType::F32 => Float::F32,
+    });
+    let like = args.like_config.as_deref().map(crate::convert::like).transpose()?;
+    Ok(Target::Plain { name, dtype, like })
 }
 
 /// The format of a name, refined by the flags. Both speak one language: a flag is one more word of the name.

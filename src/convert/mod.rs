@@ -66,7 +66,8 @@ pub use ledger::LedgerRow;
 pub use outcome::{Made, MadeFile, Outcome};
 pub use plan::{AssumedImportance, Decided, FilePlan, OutputPlan, Plan};
 pub use proof::Checked;
-pub use recipe::{Data, ImportanceFile, Limit, Override, OverrideValue, Recipe, Split, Target, TypeRule, TypeRules};
+pub use folder::plain::like;
+pub use recipe::{Data, Float, ImportanceFile, Like, Limit, Override, OverrideValue, Recipe, Split, Target, TypeRule, TypeRules};
 pub use rounding::{Rounding, Search};
 pub use sizes::{FileSizes, TensorRow};
 
@@ -129,6 +130,7 @@ pub fn run(plan: &Plan, control: &Control, report: &dyn Report) -> Result<Outcom
     plan.check_places(control, &|output| published.has(output.index))?;
     files::run(plan, drawing.as_ref(), &mut published, run)?;
     folder::run(plan, drawing.as_ref(), &mut published, run)?;
+    folder::plain_job::run(plan, &mut published, run)?;
     let outputs = published.end(run);
     Ok(Outcome { outputs, data: drawing.map(|d| d.report), seconds: start.elapsed().as_secs_f64() })
 }

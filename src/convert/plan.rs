@@ -2,6 +2,7 @@
 //! every module of every folder, exact sizes, and where it all goes. Everything that can be refused is refused here.
 
 use super::allocation::Allocation;
+use super::folder::plain::PlainPlan;
 use super::folder::plan::FolderPlan;
 use super::ledger::LedgerRow;
 use super::recipe::{Limit, Recipe, Target};
@@ -61,6 +62,7 @@ impl OutputPlan {
 pub enum Decided {
     File(Box<FilePlan>),
     Folder(Box<FolderPlan>),
+    Plain(Box<PlainPlan>),
 }
 
 /// A GGUF file, decided.
@@ -139,6 +141,9 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
                 }
                 Decided::Folder(Box::new(FolderPlan::new(source, *format, recipe.devices)?))
             }
+            Target::Plain { dtype, like, .. } => {
+                Decided::Plain(Box::new(PlainPlan::new(source, *dtype, like.as_ref())?))
+            }
             _ => Decided::File(Box::new(plan.file(index, target, importance)?)),
         };
         let place = PathBuf::from(recipe.usual_place(target, &source.name()));
@@ -161,6 +166,11 @@ impl Plan {
     /// The folders, with the output that each is.
     pub fn folders(&self) -> impl Iterator<Item = (&OutputPlan, &FolderPlan)> {
         self.outputs.iter().filter_map(|o| if let Decided::Folder(f) = &o.what { Some((o, &**f)) } else { None })
+    }
+
+    /// The folders without quantization, with the output that each is.
+    pub fn plain(&self) -> impl Iterator<Item = (&OutputPlan, &PlainPlan)> {
+        self.outputs.iter().filter_map(|o| if let Decided::Plain(f) = &o.what { Some((o, &**f)) } else { None })
     }
 
     /// Weights of the model in GGUF files.
@@ -198,7 +208,7 @@ impl Plan {
             Target::Preset(preset) => (*preset, None),
             // Until the types are chosen.
             Target::Budget { limit, .. } => (f16()?, Some(*limit)),
-            Target::Folder { .. } => return Err(Error::Internal("a folder is no file".into())),
+            Target::Folder { .. } | Target::Plain { .. } => return Err(Error::Internal("a folder is no file".into())),
         };
         let decided =
             self.decided(target.name(), preset, if limit.is_some() { AssumedImportance::Given } else { importance })?;
@@ -279,6 +289,7 @@ impl OutputPlan {
         match &self.what {
             Decided::File(file) => file.ledger(self.target.name()),
             Decided::Folder(folder) => folder.departures.iter().map(|d| d.of(self.target.name())).collect(),
+            Decided::Plain(folder) => folder.departures.iter().map(|d| d.of(self.target.name())).collect(),
         }
     }
 }

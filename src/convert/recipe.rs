@@ -23,6 +23,9 @@ use serde_json::Value;
 /// The bytes that transformers puts into one file unless told otherwise.
 const MAX_SHARD: u64 = 5_000_000_000;
 
+/// What a folder without quantization is called by.
+pub const PLAIN: &str = "safetensors";
+
 /// Everything that decides the bytes of a run's outputs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -76,6 +79,44 @@ pub enum Target {
         #[serde(with = "spec_name")]
         format: Spec,
     },
+    /// A checkpoint folder without quantization.
+    Plain {
+        /// What the folder is called by.
+        name: String,
+        /// The type of all weights. `None`: each its own, and where it is packed that which the configuration names.
+        dtype: Option<Float>,
+        /// Whose configuration and tokenizer the folder gets (of a GGUF source). `None`: what the metadata tell.
+        like: Option<Like>,
+    },
+}
+
+/// A type of weights that are not quantized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Float {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Float {
+    pub fn stored(self) -> GgmlType {
+        match self {
+            Float::F32 => GgmlType::F32,
+            Float::F16 => GgmlType::F16,
+            Float::Bf16 => GgmlType::BF16,
+        }
+    }
+}
+
+/// A folder whose configuration and tokenizer are taken over, by what is in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Like {
+    /// As it was named.
+    pub folder: String,
+    /// Over the names and contents of its small files, in hexadecimal digits.
+    pub sha256: String,
 }
 
 impl Target {
@@ -83,12 +124,12 @@ impl Target {
     pub fn name(&self) -> &str {
         match self {
             Target::Preset(preset) => preset.name,
-            Target::Budget { name, .. } | Target::Folder { name, .. } => name,
+            Target::Budget { name, .. } | Target::Folder { name, .. } | Target::Plain { name, .. } => name,
         }
     }
 
     pub fn is_file(&self) -> bool {
-        !matches!(self, Target::Folder { .. })
+        !matches!(self, Target::Folder { .. } | Target::Plain { .. })
     }
 
     /// What an output of a model is called, unless told otherwise.
@@ -102,6 +143,9 @@ impl Target {
     /// # Errors
     /// `Request` for a name that is neither.
     pub fn parse(name: &str) -> Result<Self> {
+        if name.eq_ignore_ascii_case(PLAIN) {
+            return Ok(Target::Plain { name: PLAIN.into(), dtype: None, like: None });
+        }
         if let Some(format) = packed::parse(name) {
             return Ok(Target::Folder { name: name.to_ascii_lowercase(), format });
         }
@@ -442,6 +486,7 @@ impl Recipe {
         let target = outputs[output].clone();
         let alone = vec![target.clone()];
         match &target {
+            Target::Plain { .. } => Recipe { outputs: alone, split, hash_sources, ..Recipe::default() },
             Target::Folder { format, .. } => {
                 let given = self.data.is_some();
                 let feedback = has_feedback(format, &rounding, given);
