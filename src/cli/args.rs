@@ -49,7 +49,7 @@ pub struct CommonArgs {
 
 /// Which types tensors get. Shared by converting and planning.
 #[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Types of tensors (GGUF)")]
+#[command(next_help_heading = "Types of tensors")]
 pub struct TypeArgs {
     /// Target types, comma-separated: q4_k_m, q8_0, f16, ... (any case; llama.cpp's file-type numbers work too)
     #[arg(long = "to", visible_alias = "outtype", short = 'q', value_name = "TYPE", value_delimiter = ',')]
@@ -60,7 +60,8 @@ pub struct TypeArgs {
     /// Layers that predict more than the next token: keep them, drop them, or write a draft model of them alone
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
     pub mtp: MtpLayers,
-    /// Type for the tensors whose name matches: REGEX=TYPE (repeatable; the first rule that matches wins)
+    /// Type for the tensors whose name matches: REGEX=TYPE (repeatable; the first rule that matches wins). In folders a scheme of
+    /// the same tool (fp8, w4a16-32g), a width (6bit) or keep
     #[arg(long, value_name = "REGEX=TYPE")]
     pub tensor_type: Vec<String>,
     /// A file of such rules, one a line

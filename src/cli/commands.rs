@@ -288,6 +288,100 @@ pub struct CompareArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct EditArgs {
+    /// The GGUF file (of several shards, with --in-place, the first)
+    pub file: PathBuf,
+    /// Where the edited copy goes
+    #[arg(long, short, value_name = "FILE", required_unless_present = "in_place", conflicts_with = "in_place")]
+    pub output: Option<PathBuf>,
+    /// Replace the file itself, once its copy is whole
+    #[arg(long)]
+    pub in_place: bool,
+    /// Set a metadata key: KEY=VALUE in the type that it has (text for a new one), or KEY=TYPE:VALUE with a type such as u32,
+    /// f32, bool, str or [str] (lists in JSON; repeatable)
+    #[arg(long, value_name = "KEY=[TYPE:]VALUE")]
+    pub set: Vec<String>,
+    /// Remove a metadata key (repeatable)
+    #[arg(long, value_name = "KEY")]
+    pub remove: Vec<String>,
+    /// Give a metadata key another name (repeatable)
+    #[arg(long, value_name = "OLD=NEW")]
+    pub rename: Vec<String>,
+    /// Take the chat template from this file
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
+    /// What a token, by its text or number, is: normal, unknown, control, user-defined, unused, byte (repeatable)
+    #[arg(long, value_name = "TOKEN=TYPE")]
+    pub token_type: Vec<String>,
+    /// The token that ends a text (eos), a turn (eot) or a message (eom), by its text or number (repeatable)
+    #[arg(long, value_name = "KIND=TOKEN")]
+    pub stop_token: Vec<String>,
+    /// Replace what is there
+    #[arg(long, short)]
+    pub force: bool,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("by").required(true).args(["max_size", "max_tensors", "count"]))]
+pub struct SplitArgs {
+    /// The GGUF file
+    pub file: PathBuf,
+    /// What the names of the shards begin with [default: the file's name]
+    #[arg(long, short, value_name = "PREFIX")]
+    pub output: Option<PathBuf>,
+    /// Begin another shard before one would hold more bytes of tensors: 4G, 500M
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub max_size: Option<u64>,
+    /// Begin another shard after so many tensors
+    #[arg(long, value_name = "N")]
+    pub max_tensors: Option<NonZeroUsize>,
+    /// So many shards of about equal size
+    #[arg(long, value_name = "N")]
+    pub count: Option<NonZeroUsize>,
+    /// Replace what is there
+    #[arg(long, short)]
+    pub force: bool,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct MergeArgs {
+    /// One of the shards, which lie in one folder
+    pub file: PathBuf,
+    /// Where the whole file goes
+    #[arg(long, short, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Replace what is there
+    #[arg(long, short)]
+    pub force: bool,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ExtractArgs {
+    /// A checkpoint folder, a .safetensors or a .gguf file
+    pub file: PathBuf,
+    /// Tensors whose names hold this (repeatable)
+    #[arg(long, value_name = "REGEX", required = true)]
+    pub tensor: Vec<String>,
+    /// Of stacked experts, this one
+    #[arg(long, value_name = "N")]
+    pub expert: Option<usize>,
+    /// Where they go: a .safetensors file, or an .npy file of one tensor
+    #[arg(long, short, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Replace what is there
+    #[arg(long, short)]
+    pub force: bool,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
 pub struct DiffArgs {
     /// A folder, a GGUF file or a Hub id
     pub first: String,

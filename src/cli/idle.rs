@@ -85,8 +85,8 @@ macro_rules! rules {
 }
 
 const RULES: &[Rule] = rules! {
-    tensor_type          "--tensor-type"          |e| e.files, FILES;
-    tensor_type_file     "--tensor-type-file"     |e| e.files, FILES;
+    tensor_type          "--tensor-type"          |e| e.files || e.folders, "is for what is quantized, and nothing is";
+    tensor_type_file     "--tensor-type-file"     |e| e.files || e.folders, "is for what is quantized, and nothing is";
     output_tensor_type   "--output-tensor-type"   |e| e.files, FILES;
     token_embedding_type "--token-embedding-type" |e| e.files, FILES;
     leave_output_tensor  "--leave-output-tensor"  |e| e.files, FILES;

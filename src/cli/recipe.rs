@@ -12,7 +12,8 @@ use crate::calibration::data::Source;
 use crate::control::{Cancel, Control};
 use crate::convert::Recipe;
 use crate::convert::recipe::{
-    Data, Float, ImportanceFile, Limit, Override, OverrideValue, Search, Split, Target, TypeRule, TypeRules,
+    Data, Float, ImportanceFile, Limit, Override, OverrideValue, RuleType, Search, Split, Target, TypeRule,
+    TypeRules,
 };
 use crate::model::{Mtp, Part};
 use crate::packed::{self, Spec};
@@ -185,7 +186,7 @@ fn type_rules(args: &TypeArgs) -> Result<TypeRules> {
             return Err(bad("an empty pattern matches everything"));
         }
         regex::Regex::new(pattern).map_err(|e| bad(&crate::convert::plan::regex_fault(&e)))?;
-        Ok(TypeRule { pattern: pattern.to_string(), ty: tensor_type("--tensor-type", name)? })
+        Ok(TypeRule { pattern: pattern.to_string(), ty: rule_type(name)? })
     };
     Ok(TypeRules {
         tensors: args.tensor_type.iter().map(String::as_str).chain(lines).map(rule).collect::<Result<_>>()?,
@@ -193,6 +194,15 @@ fn type_rules(args: &TypeArgs) -> Result<TypeRules> {
         embedding: ty("--token-embedding-type", &args.token_embedding_type)?,
         keep_output: args.leave_output_tensor,
         pure: args.pure,
+    })
+}
+
+fn rule_type(name: &str) -> Result<RuleType> {
+    RuleType::parse(name).ok_or_else(|| {
+        Error::Usage(format!(
+            "--tensor-type: '{name}' is an unknown tensor type; try q6_k, q8_0, f16 or bf16 in GGUF files, and fp8, \
+             w4a16-32g, 6bit or keep in folders"
+        ))
     })
 }
 

@@ -67,7 +67,10 @@ pub use outcome::{Made, MadeFile, Outcome};
 pub use plan::{AssumedImportance, Decided, FilePlan, OutputPlan, Plan};
 pub use proof::Checked;
 pub use folder::plain::like;
-pub use recipe::{Data, Float, ImportanceFile, Like, Limit, Override, OverrideValue, Recipe, Split, Target, TypeRule, TypeRules};
+pub use recipe::{
+    Data, Float, FolderType, ImportanceFile, Like, Limit, Override, OverrideValue, Recipe, RuleType, Split, Target,
+    TypeRule, TypeRules,
+};
 pub use rounding::{Rounding, Search};
 pub use sizes::{FileSizes, TensorRow};
 

@@ -5,7 +5,8 @@ use super::allocation::Allocation;
 use super::folder::plain::PlainPlan;
 use super::folder::plan::FolderPlan;
 use super::ledger::LedgerRow;
-use super::recipe::{Limit, Recipe, Target};
+use super::folder::rules;
+use super::recipe::{Limit, Recipe, Target, TypeRule};
 use super::record::{self, Facts};
 use super::sizes::{self, FileSizes};
 use super::stream;
@@ -139,7 +140,7 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
                     let what = "there is no config.json, which every program that loads a folder reads";
                     return Err(Error::unsupported(format!("{}: {what}", source.ckpt.dir().display())));
                 }
-                Decided::Folder(Box::new(FolderPlan::new(source, *format, recipe.devices)?))
+                Decided::Folder(Box::new(FolderPlan::new(source, *format, recipe.devices, &recipe.types.tensors)?))
             }
             Target::Plain { dtype, like, .. } => {
                 Decided::Plain(Box::new(PlainPlan::new(source, *dtype, like.as_ref())?))
@@ -230,6 +231,10 @@ impl Plan {
             AssumedImportance::WhereNeeded => Known::WhereNeeded,
         };
         let request = request(preset, &self.recipe)?;
+        let of_files: Vec<&TypeRule> = self.recipe.types.tensors.iter().filter(|rule| rule.ty.file.is_some()).collect();
+        let matches = |regex: &regex::Regex| tensors.iter().any(|(name, _)| regex.is_match(name));
+        let matched = of_files.into_iter().zip(request.overrides.iter().map(|(regex, _)| matches(regex)));
+        rules::all_matched(matched, "tensor of the file")?;
         let metadata = self.metadata.as_ref().ok_or_else(|| Error::Internal("no metadata".into()))?;
         let mut choices = decide(&request, preset_facts(metadata), &tensors, &kept, importance)?;
         if self.source.ckpt.gguf().is_none() {
@@ -410,19 +415,17 @@ fn tensors_and_kept(source: &SourceModel) -> (Vec<(String, Vec<usize>)>, Vec<Ggm
 /// What a preset and the rules of the recipe ask for.
 fn request(preset: &'static Preset, recipe: &Recipe) -> Result<Request> {
     let types = &recipe.types;
-    let rule = |rule: &super::recipe::TypeRule| {
-        let regex = regex::RegexBuilder::new(&rule.pattern).case_insensitive(true).build();
-        let regex =
-            regex.map_err(|e| Error::request(format!("the pattern '{}': {}", rule.pattern, regex_fault(&e))))?;
-        Ok((regex, rule.ty))
-    };
+    let rule = |rule: &TypeRule| Ok(Some((rules::pattern(rule)?, match rule.ty.file {
+        Some(ty) => ty,
+        None => return Ok(None),
+    })));
     Ok(Request {
         preset,
         pure: types.pure,
         leave_output: types.keep_output,
         output: types.output,
         embedding: types.embedding,
-        overrides: types.tensors.iter().map(rule).collect::<Result<_>>()?,
+        overrides: types.tensors.iter().filter_map(|r| rule(r).transpose()).collect::<Result<_>>()?,
     })
 }
 

@@ -12,7 +12,7 @@ use crate::calibration::imatrix::UnseenExperts;
 use crate::error::Hint;
 use crate::model::{Mtp, Part};
 use crate::packed::{self, Spec};
-use crate::quant::GgmlType;
+use crate::quant::{GgmlType, codec};
 use crate::quant::presets::{self, Preset};
 use crate::writer::gguf;
 use crate::{Error, Result};
@@ -191,13 +191,84 @@ pub struct TypeRules {
     pub pure: bool,
 }
 
-/// A type for the tensors whose GGUF name matches a regular expression (any part of the name, in any case).
+/// A type for the tensors whose name matches a regular expression (any part of the name, in any case). In GGUF files the
+/// name is GGUF's; in folders that of either side.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TypeRule {
     pub pattern: String,
-    #[serde(with = "one_type_name", rename = "type")]
-    pub ty: GgmlType,
+    #[serde(rename = "type")]
+    pub ty: RuleType,
+}
+
+/// What a rule gives to a tensor. Some names mean something in files and in folders.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RuleType {
+    /// In GGUF files. `None`: the rule is not for them.
+    pub file: Option<GgmlType>,
+    /// In checkpoint folders. `None`: the rule is not for them.
+    pub folder: Option<FolderType>,
+}
+
+/// What a rule gives to a module of a folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FolderType {
+    /// It stays as it is.
+    Keep,
+    /// The folder's own format with so many bits.
+    Bits(u8),
+    /// Another format of the same tool.
+    Format(Spec),
+}
+
+impl RuleType {
+    /// `q6_k`, `fp8`, `w4a16-32g`, `6bit`, `keep`.
+    pub fn parse(name: &str) -> Option<Self> {
+        let lower = name.to_ascii_lowercase();
+        let bits = || lower.strip_suffix("bit")?.trim_end_matches('-').parse().ok().map(FolderType::Bits);
+        let folder = match lower.as_str() {
+            "keep" => Some(FolderType::Keep),
+            _ => bits().or_else(|| packed::parse(&lower).map(FolderType::Format)),
+        };
+        let file = GgmlType::from_name(name).filter(|ty| codec(*ty).is_some_and(|c| c.quantize.is_some()));
+        (file.is_some() || folder.is_some()).then_some(Self { file, folder })
+    }
+}
+
+impl From<GgmlType> for RuleType {
+    fn from(ty: GgmlType) -> Self {
+        Self { file: Some(ty), folder: None }
+    }
+}
+
+impl std::fmt::Display for RuleType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.file, self.folder) {
+            (Some(ty), _) => f.pad(ty.name()),
+            (None, Some(FolderType::Keep)) => f.pad("keep"),
+            (None, Some(FolderType::Bits(bits))) => f.pad(&format!("{bits}bit")),
+            (None, Some(FolderType::Format(spec))) => f.pad(&format!("{spec}{}", if spec.group_given { "!" } else { "" })),
+            (None, None) => f.pad("nothing"),
+        }
+    }
+}
+
+impl Serialize for RuleType {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for RuleType {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(d)?;
+        let (plain, given) = name.strip_suffix('!').map_or((name.as_str(), false), |name| (name, true));
+        let mut ty = RuleType::parse(plain).ok_or_else(|| D::Error::custom(format!("'{name}' is an unknown type")))?;
+        if let Some(FolderType::Format(spec)) = &mut ty.folder {
+            spec.group_given = given;
+        }
+        Ok(ty)
+    }
 }
 
 /// A metadata value that is set whatever the source says.
@@ -327,7 +398,7 @@ impl Recipe {
     /// use quantize::{Control, matrix::GgmlType, model::SourceModel};
     ///
     /// let mut recipe = Recipe::to(["q4_0"])?;
-    /// recipe.types.tensors = vec![TypeRule { pattern: "ffn_down".into(), ty: GgmlType::Q6_K }];
+    /// recipe.types.tensors = vec![TypeRule { pattern: "ffn_down".into(), ty: GgmlType::Q6_K.into() }];
     /// recipe.rounding.search = Some(Search::Feedback);
     /// let sources = vec![Source::File("calibration/dialogue.txt".into())];
     /// recipe.data = Some(Data { sources, tokens: 2048, window: 64, ..Data::default() });
@@ -365,6 +436,15 @@ impl Recipe {
         }
         if self.part == Part::Projector {
             self.check_projector()?;
+        }
+        let (files, folders) = (self.files().next().is_some(), self.folders().next().is_some());
+        for rule in &self.types.tensors {
+            let used = (files && rule.ty.file.is_some()) || (folders && rule.ty.folder.is_some());
+            if !used {
+                let kind = if rule.ty.file.is_some() { "GGUF files" } else { "checkpoint folders" };
+                let what = format!("the rule '{}={}' is for {kind}, and none is to be written", rule.pattern, rule.ty);
+                return Err(Error::request(what));
+            }
         }
         let share = |name: &str, value: f32, zero: bool| match value <= 1.0 && (value > 0.0 || zero && value == 0.0) {
             true => Ok(()),
@@ -502,11 +582,14 @@ impl Recipe {
                     smooth: smooth.filter(|_| given).unwrap_or(usual.smooth),
                     sort_channels: false,
                 };
+                let tensors = types.tensors.into_iter().filter(|rule| rule.ty.folder.is_some());
+                // The same rules, whatever else they might mean.
+                let tensors = tensors.map(|rule| TypeRule { ty: RuleType { file: None, ..rule.ty }, ..rule }).collect();
                 Recipe {
                     outputs: alone,
                     part: Part::Text,
                     mtp: Mtp::Keep,
-                    types: TypeRules::default(),
+                    types: TypeRules { tensors, ..TypeRules::default() },
                     metadata: Vec::new(),
                     pretokenizer: None,
                     requantize: false,
@@ -520,6 +603,8 @@ impl Recipe {
                 }
             }
             _ => {
+                let mut types = types;
+                types.tensors.retain(|rule| rule.ty.file.is_some());
                 let rounding = match self.file_feedback() {
                     true => Rounding {
                         search: Some(Search::Feedback),
@@ -610,18 +695,6 @@ mod type_name {
     }
 }
 
-mod one_type_name {
-    use super::*;
-
-    pub fn serialize<S: Serializer>(ty: &GgmlType, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_str(ty.name())
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<GgmlType, D::Error> {
-        type_of(&String::deserialize(d)?)
-    }
-}
-
 mod source_names {
     use super::*;
 
@@ -642,7 +715,7 @@ mod tests {
     use super::*;
 
     fn full() -> Recipe {
-        let rule = TypeRule { pattern: "ffn_down".into(), ty: GgmlType::Q6_K };
+        let rule = TypeRule { pattern: "ffn_down".into(), ty: GgmlType::Q6_K.into() };
         Recipe {
             types: TypeRules { tensors: vec![rule], output: Some(GgmlType::Q8_0), ..TypeRules::default() },
             metadata: vec![Override { key: "a.b".into(), value: OverrideValue::Float(0.5) }],

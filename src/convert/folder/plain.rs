@@ -7,7 +7,7 @@ use super::plan::Departure;
 use crate::convert::companions::others;
 use crate::convert::recipe::{Float, Like};
 use crate::digest::hex;
-use crate::model::back::{self, Back, Inexact, config::restated};
+use crate::model::back::{self, Back, Inexact, config::is_wrapper, config::restated};
 use crate::model::tokenizer::GgufVocab;
 use crate::model::{Model, Mtp, Part, SourceModel};
 use crate::quant::GgmlType;
@@ -220,6 +220,12 @@ fn form_of_folder(folder: &Path) -> Result<SourceModel> {
         return SourceModel::open(folder)?.for_files(Part::Text, Mtp::Keep);
     }
     let json = crate::input::read_json(&folder.join("config.json"))?;
+    let architecture = json.get("architectures").and_then(|a| a.get(0)?.as_str()).unwrap_or_default();
+    if is_wrapper(architecture) {
+        let what = "what tensors are called in a model with an encoder does not follow from its config.json alone";
+        return Err(Error::unsupported(format!("{}: {what}", folder.display()))
+            .hint("name the original's folder with its safetensors files; their names and shapes are read"));
+    }
     let (ckpt, model) = Model::imagined(json, Mtp::Keep)?;
     Ok(SourceModel::new(folder, ckpt, model))
 }

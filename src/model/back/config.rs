@@ -65,7 +65,9 @@ pub fn restated(ckpt: &Checkpoint, model: &Model) -> Result<Value> {
         })?),
         _ => None,
     };
-    let found = family.hf.iter().find_map(|name| stated(name, rope.as_ref()));
+    // A wrapper around a text model holds more than this file.
+    let whole = family.hf.iter().filter(|name| !is_wrapper(name.architecture));
+    let found = whole.into_iter().find_map(|name| stated(name, rope.as_ref()));
     let Some(mut json) = found else {
         let what = format!("the metadata do not tell all that the config.json of a {} model says", family.gguf);
         return Err(Error::unsupported(what).hint(Hint::NameConfiguration));
@@ -79,6 +81,11 @@ pub fn restated(ckpt: &Checkpoint, model: &Model) -> Result<Value> {
         }
     }
     Ok(json)
+}
+
+/// Whether a class holds a text model beside an encoder.
+pub fn is_wrapper(architecture: &str) -> bool {
+    architecture.ends_with("ForConditionalGeneration")
 }
 
 /// Whether a configuration says the same model.
@@ -101,7 +108,8 @@ fn leave_out(mut json: Value, config: &Config) -> Value {
 fn llama3(rope: &Rope, factors: &[f32]) -> Option<RopeScaling> {
     let candidates = [8.0, 32.0, 16.0, 4.0, 2.0, 64.0].into_iter().flat_map(|factor| {
         [(1.0, 4.0), (1.0, 1.0)].into_iter().flat_map(move |(low_freq_factor, high_freq_factor)| {
-            [8192, 4096, 16384, 32768, 2048, 65536, 131_072].into_iter().map(move |original_context| RopeScaling::Llama3 {
+            let contexts = std::iter::once(8192).chain((3..22).map(|n| 1usize << n));
+            contexts.map(move |original_context| RopeScaling::Llama3 {
                 factor,
                 low_freq_factor,
                 high_freq_factor,

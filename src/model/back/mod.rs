@@ -9,6 +9,7 @@ pub mod tokenizer;
 use super::source_model::SourceModel;
 use super::tensor::{MappedTensor, ValueMap};
 use crate::gguf::Metadata;
+use crate::quant::GgmlType;
 use crate::quant::presets::layer_of;
 use crate::source::{Checkpoint, Dtype};
 use crate::{Error, Result};
@@ -27,6 +28,9 @@ pub struct BackTensor {
     takes: Vec<Take>,
     /// Equal blocks that are put together one at a time.
     blocks: usize,
+    /// The last two dimensions of what the mapping reads change places: blocks and scales of MXFP4 lie the other way round
+    /// than the weights that transformers makes of them.
+    turned: bool,
 }
 
 /// Something that is not as it was in the checkpoint.
@@ -64,6 +68,7 @@ impl Back {
             let what = format!("is a {arch} model; the configuration is of a {} model", form.model.config.arch);
             return Err(Error::bad_file(file, what).hint("name the folder of the model that the file was made from"));
         }
+        let has_weights = !form.ckpt.files().is_empty();
         let mut parts: BTreeMap<usize, Vec<Take>> = BTreeMap::new();
         let (mut inexact, mut left_out) = (Vec::<Inexact>::new(), form.model.dropped.clone());
         let mut used: HashSet<&str> = form.model.generated.iter().map(|g| g.name.as_str()).collect();
@@ -90,7 +95,13 @@ impl Back {
                     .tensor(&t.name)
                     .hint("does the configuration belong to this file?"));
             }
-            if let Some((done, reason)) = inexactness(&t.values) {
+            let narrower = || {
+                let stored = t.parts.iter().map(|p| form.ckpt.tensors()[*p].dtype).find(|_| has_weights);
+                let held = ckpt.tensors()[index].dtype;
+                let differs = stored.is_some_and(|stored| stored != held) && held != Dtype::Ggml(GgmlType::F32);
+                differs.then_some(("as the file holds them", "the file's type holds fewer digits, or another range"))
+            };
+            if let Some((done, reason)) = inexactness(&t.values).or_else(narrower) {
                 match inexact.iter_mut().find(|i| i.done == done) {
                     Some(known) => known.tensors.push(t.name.clone()),
                     None => inexact.push(Inexact { tensors: vec![t.name.clone()], done, reason }),
@@ -105,18 +116,19 @@ impl Back {
             let what = "has no place in a folder of this configuration";
             return Err(Error::bad_file(&file, what).tensor(&t.name).hint("does the configuration belong to this file?"));
         }
-        let has_weights = !form.ckpt.files().is_empty();
         let tensor = |(part, takes): (usize, Vec<Take>)| {
             let meta = &form.ckpt.tensors()[part];
             let blocks = takes.first().map_or(1, Take::matrices);
             let even = takes.iter().all(|t| t.matrices() == blocks);
-            BackTensor {
-                name: meta.name.clone(),
-                shape: meta.shape.clone(),
-                stored: has_weights.then_some(meta.dtype),
-                takes,
-                blocks: if even { blocks } else { 1 },
+            let turned = meta.dtype == Dtype::Ggml(GgmlType::MXFP4) && meta.shape.len() > 2;
+            let (mut name, mut shape) = (meta.name.clone(), meta.shape.clone());
+            if turned {
+                name = name.trim_end_matches(".mxfp4").to_string();
+                let n = shape.len();
+                shape.swap(n - 2, n - 1);
             }
+            let stored = has_weights.then_some(meta.dtype);
+            BackTensor { name, shape, stored, takes, blocks: if even { blocks } else { 1 }, turned }
         };
         let tensors: Vec<BackTensor> = parts.into_iter().map(tensor).collect();
         let made: HashMap<&str, usize> = tensors.iter().map(|t| (t.name.as_str(), 0)).collect();
@@ -184,6 +196,7 @@ impl BackTensor {
     pub fn pieces(&self) -> Vec<Range<usize>> {
         let all = self.elements();
         let step = match self.is_plain() {
+            _ if self.turned => self.shape.iter().rev().take(2).product(),
             true => {
                 let cols = self.takes[0].map.cols().max(1);
                 (PIECE / cols).max(1) * cols
@@ -200,10 +213,15 @@ impl BackTensor {
     pub fn read(&self, ckpt: &Checkpoint, piece: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
         out.clear();
         out.resize(piece.len(), 0.0);
-        if self.is_plain() {
-            return self.takes[0].read_plain(ckpt, piece, out);
+        let (block, blocks) = (piece.start / piece.len().max(1), self.elements() / piece.len().max(1));
+        match self.is_plain() {
+            true => self.takes[0].read_plain(ckpt, piece, out)?,
+            false => self.takes.iter().try_for_each(|take| take.scatter(ckpt, (block, blocks), piece.start, out))?,
         }
-        let block = piece.start / piece.len().max(1);
-        self.takes.iter().try_for_each(|take| take.scatter(ckpt, (block, self.blocks), piece.start, out))
+        if let (true, [.., cols, rows]) = (self.turned, &self.shape[..]) {
+            let read = std::mem::take(out);
+            *out = (0..read.len()).map(|i| read[i % rows * cols + i / rows]).collect();
+        }
+        Ok(())
     }
 }
