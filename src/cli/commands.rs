@@ -31,6 +31,12 @@ pub struct ConvertArgs {
     /// Keep the importance matrix that --calibration makes
     #[arg(help_heading = "Calibration", long, value_name = "FILE", requires = "calibration")]
     pub save_imatrix: Option<PathBuf>,
+    /// Take everything that decides the outputs from this file, as --print-recipe or an output's record has it (JSON)
+    #[arg(help_heading = "Recipe", long, value_name = "FILE")]
+    pub recipe: Option<PathBuf>,
+    /// Print the recipe that these flags stand for and stop; MODEL is not needed
+    #[arg(help_heading = "Recipe", long)]
+    pub print_recipe: bool,
     /// Output file or folder [default: MODEL-TYPE.gguf in the current folder]
     #[arg(help_heading = "Output", short, long, visible_alias = "outfile", value_name = "PATH")]
     pub output: Option<PathBuf>,
@@ -86,7 +92,8 @@ pub struct ConvertArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(mut_arg("report", |a| a.hide(true)), mut_arg("modelfile", |a| a.hide(true)), mut_arg("save_imatrix", |a| a.hide(true)))]
+#[command(mut_arg("report", |a| a.hide(true)), mut_arg("modelfile", |a| a.hide(true)), mut_arg("save_imatrix", |a| a.hide(true)),
+          mut_arg("print_recipe", |a| a.hide(true)))]
 pub struct ReleaseArgs {
     /// What files are named after [default: the model's name]
     #[arg(help_heading = "Release", long, value_name = "NAME")]
@@ -155,7 +162,7 @@ pub struct PlanArgs {
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// A GGUF file, a checkpoint folder or a .safetensors file
+    /// A GGUF file, a checkpoint folder or a .safetensors file; or an importance matrix
     pub file: PathBuf,
     /// Print array values whole
     #[arg(long)]

@@ -51,9 +51,10 @@ fn changes(args: &EditArgs) -> Result<Vec<Change>> {
     }
     for text in &args.token_type {
         // A token may hold the sign itself.
-        let (token, ty) = text.rsplit_once('=').filter(|(token, _)| !token.is_empty()).ok_or_else(|| {
-            Error::Usage(format!("--token-type '{text}': write TOKEN=TYPE"))
-        })?;
+        let (token, ty) = text
+            .rsplit_once('=')
+            .filter(|(token, _)| !token.is_empty())
+            .ok_or_else(|| Error::Usage(format!("--token-type '{text}': write TOKEN=TYPE")))?;
         changes.push(Change::TokenType { token: token.into(), ty: ty.into() });
     }
     for text in &args.stop_token {
@@ -107,7 +108,8 @@ pub fn merge(args: MergeArgs) -> Result<()> {
 pub fn extract(args: ExtractArgs) -> Result<()> {
     catch_interrupt()?;
     let pattern = |text: &String| {
-        regex::Regex::new(text).map_err(|e| Error::Usage(format!("--tensor: {}", crate::convert::plan::regex_fault(&e))))
+        regex::Regex::new(text)
+            .map_err(|e| Error::Usage(format!("--tensor: {}", crate::convert::plan::regex_fault(&e))))
     };
     let names = args.tensor.iter().map(pattern).collect::<Result<_>>()?;
     let ckpt = Checkpoint::open(&args.file)?;
@@ -119,10 +121,8 @@ pub fn extract(args: ExtractArgs) -> Result<()> {
     let rows = edit::extract(&ckpt, &chosen, &args.output, args.force, &CANCEL)?;
     match args.common.format {
         Format::Json => {
-            let rows: Vec<Value> = rows
-                .iter()
-                .map(|row| json!({ "tensor": row.name, "type": row.dtype, "shape": row.shape }))
-                .collect();
+            let rows: Vec<Value> =
+                rows.iter().map(|row| json!({ "tensor": row.name, "type": row.dtype, "shape": row.shape })).collect();
             print_json(&json!({ "path": escape::path(&args.output), "tensors": rows }))
         }
         Format::Text => {

@@ -141,6 +141,8 @@ const ALWAYS: &[&str] = &[
     "rounding",
     "force",
     "output",
+    "recipe",
+    "print_recipe",
     "dry_run",
     "split_max_size",
     "no_source_hash",

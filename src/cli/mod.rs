@@ -11,6 +11,7 @@ mod args;
 mod calibrate;
 mod commands;
 mod convert;
+mod coverage;
 mod diff;
 mod edit;
 mod eval;
@@ -95,7 +96,7 @@ enum Command {
     Plan(PlanArgs),
     /// Make a folder that can be published: artifacts, reports, model card, hashes, manifest
     Release(Box<ReleaseArgs>),
-    /// Show the metadata and the tensors of a checkpoint or GGUF file
+    /// Show the metadata and the tensors of a checkpoint or GGUF file, or the coverage of an importance matrix
     Inspect(InspectArgs),
     /// Check a GGUF file, and derive its tensors again from the source it claims
     Verify(VerifyArgs),

@@ -12,8 +12,7 @@ use crate::calibration::data::Source;
 use crate::control::{Cancel, Control};
 use crate::convert::Recipe;
 use crate::convert::recipe::{
-    Data, Float, ImportanceFile, Limit, Override, OverrideValue, RuleType, Search, Split, Target, TypeRule,
-    TypeRules,
+    Data, Float, ImportanceFile, Limit, Override, OverrideValue, RuleType, Search, Split, Target, TypeRule, TypeRules,
 };
 use crate::model::{Mtp, Part};
 use crate::packed::{self, Spec};
@@ -22,8 +21,94 @@ use crate::source::sha256_file;
 use crate::{Error, Result};
 use std::path::Path;
 
+/// Flags that do not decide what a recipe decides.
+const BESIDE: [&str; 32] = [
+    "recipe",
+    "print_recipe",
+    "model",
+    "lora",
+    "output",
+    "dry_run",
+    "resume",
+    "force",
+    "max_memory",
+    "threads",
+    "format",
+    "quiet",
+    "check",
+    "no_check",
+    "text",
+    "chunks",
+    "ctx",
+    "report",
+    "max_kld",
+    "max_ppl_increase",
+    "min_top1",
+    "revision",
+    "offline",
+    "save_imatrix",
+    "modelfile",
+    "on_fallback",
+    "uncalibrated",
+    "name",
+    "repo",
+    "base_model",
+    "license",
+    "quantized_by",
+];
+
+/// A recipe is whole: no other flag changes it.
+///
+/// # Errors
+/// `Usage` for a flag beside `--recipe` that decides the outputs too.
+pub fn refuse_beside(args: &ConvertArgs, given: &[String]) -> Result<()> {
+    let other = given.iter().find(|id| !BESIDE.contains(&id.as_str()));
+    match (&args.recipe, other) {
+        (Some(_), Some(id)) => {
+            let flag = if id == "calibration_seed" { "seed".into() } else { id.replace('_', "-") };
+            Err(Error::Usage(format!("--{flag} and --recipe exclude each other; write what you want into the file")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The recipe of a file. What it names by its contents must still have them.
+fn of_file(path: &Path, hub: &HubArgs, quiet: bool) -> Result<Recipe> {
+    let mut recipe = Recipe::from_json(&crate::input::read_text(path)?).map_err(|e| match e {
+        Error::BadInput(finding) => Error::bad_file(path, finding.what),
+        other => other,
+    })?;
+    recipe.check()?;
+    if recipe.outputs.is_empty() {
+        return Err(Error::bad_file(path, "names no outputs"));
+    }
+    let changed = |what: &str| Error::bad_file(path, format!("names {what}, which is not what it was"));
+    if let Some(importance) = &recipe.importance
+        && sha256_file(Path::new(&importance.file), &Cancel::new())? != importance.sha256
+    {
+        return Err(changed(&importance.file));
+    }
+    for target in &recipe.outputs {
+        if let Target::Plain { like: Some(like), .. } = target
+            && crate::convert::like(Path::new(&like.folder))? != *like
+        {
+            return Err(changed(&like.folder));
+        }
+    }
+    if let Some(data) = &mut recipe.data {
+        for source in &mut data.sources {
+            let fetch = |address: &str| super::pull::fetch_dataset_file(address, hub, quiet).map(Some);
+            *source = Source::parse(&source.to_string(), fetch)?;
+        }
+    }
+    Ok(recipe)
+}
+
 /// The recipe of a conversion.
 pub fn of_convert(args: &ConvertArgs) -> Result<Recipe> {
+    if let Some(path) = &args.recipe {
+        return of_file(path, &args.hub, args.common.quiet);
+    }
     let data = match args.calibration.calibration.is_empty() {
         true => None,
         false => Some(data(&args.calibration, &args.hub, args.common.quiet)?),

@@ -61,12 +61,12 @@ pub use crate::packed::{Format, Spec};
 pub use crate::quant::presets::{Choice, Preset, Why};
 pub use allocation::{AllocatedTensor, Allocation};
 pub use calibrate::{Calibrated, Calibration, Checkpoints, calibrate};
+pub use folder::plain::like;
 pub use importance::{Importance, overlap_text};
 pub use ledger::LedgerRow;
 pub use outcome::{Made, MadeFile, Outcome};
 pub use plan::{AssumedImportance, Decided, FilePlan, OutputPlan, Plan};
 pub use proof::Checked;
-pub use folder::plain::like;
 pub use recipe::{
     Data, Float, FolderType, ImportanceFile, Like, Limit, Override, OverrideValue, Recipe, RuleType, Split, Target,
     TypeRule, TypeRules,

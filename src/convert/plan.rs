@@ -4,8 +4,8 @@
 use super::allocation::Allocation;
 use super::folder::plain::PlainPlan;
 use super::folder::plan::FolderPlan;
-use super::ledger::LedgerRow;
 use super::folder::rules;
+use super::ledger::LedgerRow;
 use super::recipe::{Limit, Recipe, Target, TypeRule};
 use super::record::{self, Facts};
 use super::sizes::{self, FileSizes};
@@ -415,10 +415,15 @@ fn tensors_and_kept(source: &SourceModel) -> (Vec<(String, Vec<usize>)>, Vec<Ggm
 /// What a preset and the rules of the recipe ask for.
 fn request(preset: &'static Preset, recipe: &Recipe) -> Result<Request> {
     let types = &recipe.types;
-    let rule = |rule: &TypeRule| Ok(Some((rules::pattern(rule)?, match rule.ty.file {
-        Some(ty) => ty,
-        None => return Ok(None),
-    })));
+    let rule = |rule: &TypeRule| {
+        Ok(Some((
+            rules::pattern(rule)?,
+            match rule.ty.file {
+                Some(ty) => ty,
+                None => return Ok(None),
+            },
+        )))
+    };
     Ok(Request {
         preset,
         pure: types.pure,

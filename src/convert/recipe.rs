@@ -12,8 +12,8 @@ use crate::calibration::imatrix::UnseenExperts;
 use crate::error::Hint;
 use crate::model::{Mtp, Part};
 use crate::packed::{self, Spec};
-use crate::quant::{GgmlType, codec};
 use crate::quant::presets::{self, Preset};
+use crate::quant::{GgmlType, codec};
 use crate::writer::gguf;
 use crate::{Error, Result};
 use serde::de::Error as _;
@@ -247,7 +247,9 @@ impl std::fmt::Display for RuleType {
             (Some(ty), _) => f.pad(ty.name()),
             (None, Some(FolderType::Keep)) => f.pad("keep"),
             (None, Some(FolderType::Bits(bits))) => f.pad(&format!("{bits}bit")),
-            (None, Some(FolderType::Format(spec))) => f.pad(&format!("{spec}{}", if spec.group_given { "!" } else { "" })),
+            (None, Some(FolderType::Format(spec))) => {
+                f.pad(&format!("{spec}{}", if spec.group_given { "!" } else { "" }))
+            }
             (None, None) => f.pad("nothing"),
         }
     }

@@ -43,12 +43,20 @@ const PIECE: usize = 1 << 20;
 ///
 /// # Errors
 /// `Request` where nothing is chosen, or several for one array; those of reading and writing.
-pub fn extract(ckpt: &Checkpoint, chosen: &Chosen, output: &Path, force: bool, cancel: &Cancel) -> Result<Vec<Extracted>> {
+pub fn extract(
+    ckpt: &Checkpoint,
+    chosen: &Chosen,
+    output: &Path,
+    force: bool,
+    cancel: &Cancel,
+) -> Result<Vec<Extracted>> {
     let extension = output.extension().and_then(|e| e.to_str()).unwrap_or_default();
     let numpy = match extension {
         "npy" => true,
         "safetensors" => false,
-        _ => return Err(Error::request(format!("{}: name a file that ends in .safetensors or .npy", output.display()))),
+        _ => {
+            return Err(Error::request(format!("{}: name a file that ends in .safetensors or .npy", output.display())));
+        }
     };
     let files = ckpt.files().iter().map(|f| f.path.as_path());
     crate::writer::places::check(files, [output], force)?;
@@ -181,7 +189,8 @@ mod tests {
 
     #[test]
     fn headers_of_arrays_are_aligned() {
-        let entry = |shape: &[usize]| Entry { name: "a".into(), dtype: Dtype::Ggml(GgmlType::F16), shape: shape.to_vec() };
+        let entry =
+            |shape: &[usize]| Entry { name: "a".into(), dtype: Dtype::Ggml(GgmlType::F16), shape: shape.to_vec() };
         for shape in [&[][..], &[3], &[2, 3], &[1_000_000, 2_000_000, 3]] {
             let header = numpy_header(&entry(shape)).unwrap();
             assert_eq!(header.len() % 64, 0);

@@ -11,14 +11,27 @@ use std::path::Path;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     /// `ty`: the value's type as GGUF names it (`u32`, `str`, `[f32]`); `None`: that of the value which is there, or text.
-    Set { key: String, ty: Option<String>, value: String },
+    Set {
+        key: String,
+        ty: Option<String>,
+        value: String,
+    },
     Remove(String),
-    Rename { from: String, to: String },
+    Rename {
+        from: String,
+        to: String,
+    },
     ChatTemplate(String),
     /// What a token, by its text or its number, is: `normal`, `unknown`, `control`, `user-defined`, `unused`, `byte`.
-    TokenType { token: String, ty: String },
+    TokenType {
+        token: String,
+        ty: String,
+    },
     /// The token that ends something: `eos` a text, `eot` a turn, `eom` a message.
-    Stop { kind: String, token: String },
+    Stop {
+        kind: String,
+        token: String,
+    },
 }
 
 const TEMPLATE: &str = "tokenizer.chat_template";
@@ -46,7 +59,8 @@ pub fn edit(input: &Path, output: &Path, changes: &[Change], force: bool, cancel
     let mut metadata = header.metadata.clone();
     changes.iter().try_for_each(|change| apply(&mut metadata, change))?;
     let file = SourceFile::open(input)?;
-    let copied = |info: &gguf::TensorInfo| Copied { info: info.clone(), file: &file, at: header.data_start + info.offset };
+    let copied =
+        |info: &gguf::TensorInfo| Copied { info: info.clone(), file: &file, at: header.data_start + info.offset };
     let tensors: Vec<Copied> = header.tensors.iter().map(copied).collect();
     copy::publish(vec![copy::write(output, &metadata, &tensors, force, cancel)?])
 }
@@ -233,7 +247,12 @@ mod tests {
     #[test]
     fn values_keep_their_types_unless_told_otherwise() {
         let mut m = metadata();
-        let ok = [set("a.number", None, "9"), set("a.flags", None, "[false]"), set("b", None, "text"), set("c", Some("f32"), "0.5")];
+        let ok = [
+            set("a.number", None, "9"),
+            set("a.flags", None, "[false]"),
+            set("b", None, "text"),
+            set("c", Some("f32"), "0.5"),
+        ];
         ok.iter().for_each(|change| apply(&mut m, change).unwrap());
         assert_eq!(m.get("a.number"), Some(&Value::U32(9)));
         assert_eq!(m.get("a.flags"), Some(&Value::from(vec![false])));

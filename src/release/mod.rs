@@ -118,7 +118,9 @@ pub fn plan(source: &SourceModel, recipe: &Recipe, target: &Path, options: Optio
         return Err(Error::request("a release has no artifacts; name types"));
     }
     if recipe.outputs.iter().any(|t| matches!(t, convert::Target::Plain { .. })) {
-        return Err(Error::request("a release holds what is quantized; a folder without quantization is not part of one"));
+        return Err(Error::request(
+            "a release holds what is quantized; a folder without quantization is not part of one",
+        ));
     }
     let mut plan = convert::plan(source, recipe)?;
     if let Some(how) = &options.measurement {

@@ -94,7 +94,8 @@ impl PlainPlan {
 /// The type that a configuration names, where a folder can have it.
 fn named_type(config: &Value) -> Option<GgmlType> {
     let text = config.get("text_config").unwrap_or(config);
-    let of = |table: &Value| ["dtype", "torch_dtype"].iter().find_map(|key| table.get(*key)?.as_str().map(String::from));
+    let of =
+        |table: &Value| ["dtype", "torch_dtype"].iter().find_map(|key| table.get(*key)?.as_str().map(String::from));
     match of(config).or_else(|| of(text))?.as_str() {
         "float16" => Some(GgmlType::F16),
         "bfloat16" => Some(GgmlType::BF16),

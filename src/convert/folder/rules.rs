@@ -12,7 +12,8 @@ use regex::{Regex, RegexBuilder};
 /// A rule's pattern, as it is searched in names.
 pub fn pattern(rule: &TypeRule) -> Result<Regex> {
     let regex = RegexBuilder::new(&rule.pattern).case_insensitive(true).build();
-    let fault = |e| Error::request(format!("the pattern '{}': {}", rule.pattern, crate::convert::plan::regex_fault(&e)));
+    let fault =
+        |e| Error::request(format!("the pattern '{}': {}", rule.pattern, crate::convert::plan::regex_fault(&e)));
     regex.map_err(fault)
 }
 
@@ -55,7 +56,8 @@ pub fn apply(spec: &Spec, contents: &Contents, rules: &[TypeRule], specs: &mut [
                 continue;
             }
             if *ty != FolderType::Keep {
-                let what = format!("{}: is no linear layer that {spec} quantizes, so it cannot be {}", kept.name, rule.ty);
+                let what =
+                    format!("{}: is no linear layer that {spec} quantizes, so it cannot be {}", kept.name, rule.ty);
                 return Err(Error::unsupported(what));
             }
             *matched = true;
@@ -74,7 +76,9 @@ fn chosen(spec: &Spec, rule: &TypeRule, ty: FolderType, module: &Module) -> Resu
     let cannot = |why: String| Error::request(format!("the rule '{}={}': {why}", rule.pattern, rule.ty));
     let own = match ty {
         FolderType::Keep => return Ok(None),
-        FolderType::Bits(bits) => spec.with_bits(bits).ok_or_else(|| cannot(format!("{spec} has no form of {bits} bits")))?,
+        FolderType::Bits(bits) => {
+            spec.with_bits(bits).ok_or_else(|| cannot(format!("{spec} has no form of {bits} bits")))?
+        }
         FolderType::Format(own) => own,
     };
     if !spec.mixes_with(&own) {

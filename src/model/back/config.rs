@@ -1,12 +1,12 @@
 //! The `config.json` that a GGUF file of a known family was made with, as far as the metadata tell. What was stated is
 //! read again, and has to give the same model; otherwise the original's configuration is asked for.
 
+use crate::error::Hint;
 use crate::model::Model;
 use crate::model::config::{Config, Rope, RopeScaling};
 use crate::model::family::{Family, HfName};
 use crate::model::tokenizer::GgufVocab;
 use crate::source::Checkpoint;
-use crate::error::Hint;
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -47,7 +47,8 @@ const RARE: [&str; 27] = [
 /// `Unsupported` where the metadata do not tell all of it.
 pub fn restated(ckpt: &Checkpoint, model: &Model) -> Result<Value> {
     let family = model.known().map_err(|_| {
-        let what = format!("a config.json of the architecture '{}' is not restated from a GGUF file", model.config.arch);
+        let what =
+            format!("a config.json of the architecture '{}' is not restated from a GGUF file", model.config.arch);
         Error::unsupported(what).hint(Hint::NameConfiguration)
     })?;
     let stated = |name: &HfName, rope: Option<&RopeScaling>| {
@@ -61,7 +62,8 @@ pub fn restated(ckpt: &Checkpoint, model: &Model) -> Result<Value> {
     let factors = model.generated.iter().find(|g| g.name == "rope_freqs.weight").map(|g| g.values.as_slice());
     let rope = match (factors, model.config.rope()) {
         (Some(factors), Some(rope)) => Some(llama3(rope, factors).ok_or_else(|| {
-            Error::unsupported("the file's rotary factors are none that a usual configuration gives").hint(Hint::NameConfiguration)
+            Error::unsupported("the file's rotary factors are none that a usual configuration gives")
+                .hint(Hint::NameConfiguration)
         })?),
         _ => None,
     };

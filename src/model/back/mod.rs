@@ -74,7 +74,8 @@ impl Back {
         let mut used: HashSet<&str> = form.model.generated.iter().map(|g| g.name.as_str()).collect();
         for t in &form.model.tensors {
             if t.parts.is_empty() {
-                let what = format!("{}: which tensors a {arch} folder has does not follow from config.json alone", t.name);
+                let what =
+                    format!("{}: which tensors a {arch} folder has does not follow from config.json alone", t.name);
                 return Err(Error::unsupported(what)
                     .hint("name the original's folder with its safetensors files; their names and shapes are read"));
             }
@@ -111,10 +112,13 @@ impl Back {
                 parts.entry(*part).or_default().push(Take { gguf: index, map: t.clone(), place });
             }
         }
-        let rotary = |name: &str| ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"].contains(&name);
+        let rotary =
+            |name: &str| ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"].contains(&name);
         if let Some(t) = ckpt.tensors().iter().find(|t| !used.contains(t.name.as_str()) && !rotary(&t.name)) {
             let what = "has no place in a folder of this configuration";
-            return Err(Error::bad_file(&file, what).tensor(&t.name).hint("does the configuration belong to this file?"));
+            return Err(Error::bad_file(&file, what)
+                .tensor(&t.name)
+                .hint("does the configuration belong to this file?"));
         }
         let tensor = |(part, takes): (usize, Vec<Take>)| {
             let meta = &form.ckpt.tensors()[part];
@@ -164,9 +168,13 @@ fn inexactness(values: &ValueMap) -> Option<(&'static str, &'static str)> {
         ValueMap::NegExp => ("log(-x)", "the file holds -exp(x), rounded"),
         ValueMap::Exp => ("log(x)", "the file holds exp(x), rounded"),
         ValueMap::Softplus => ("the inverse of softplus", "the file holds log(1 + exp(x)), rounded"),
-        ValueMap::Times(_) | ValueMap::RowTimes(_) => ("divided by the constants again", "the file holds the product, rounded"),
+        ValueMap::Times(_) | ValueMap::RowTimes(_) => {
+            ("divided by the constants again", "the file holds the product, rounded")
+        }
         ValueMap::SumOf(_) => ("the sum as one of the terms, zeros as the others", "the file holds the sum"),
-        ValueMap::ZeroMean => ("without the mean", "the file holds the values less their mean, which changes no result"),
+        ValueMap::ZeroMean => {
+            ("without the mean", "the file holds the values less their mean, which changes no result")
+        }
         ValueMap::Product => ("the product as one factor, ones as the other", "the file holds the product"),
         ValueMap::Ternary(_) => ("the ternary values", "the file holds what the model rounds the weights to"),
         ValueMap::UnitColumns(_) => ("columns of length 1", "the file holds the columns divided by their lengths"),

@@ -68,7 +68,13 @@ impl Take {
     }
 
     /// Puts what belongs to block `block` of `blocks`, whose first element is `base` of the part, where it was.
-    pub fn scatter(&self, ckpt: &Checkpoint, (block, blocks): (usize, usize), base: usize, out: &mut [f32]) -> Result<()> {
+    pub fn scatter(
+        &self,
+        ckpt: &Checkpoint,
+        (block, blocks): (usize, usize),
+        base: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
         if self.map.values == ValueMap::Product && self.place > 0 {
             out.fill(1.0);
             return Ok(());

@@ -22,8 +22,7 @@ pub fn restated(vocab: &GgufVocab, context: usize) -> Result<Vec<Named>, String>
     let token = |name: &str| vocab.special(name).and_then(|id| vocab.tokens().get(id as usize));
     let mut config = json!({ "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context,
         "clean_up_tokenization_spaces": false });
-    for (key, name) in
-        [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")]
+    for (key, name) in [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")]
     {
         if let Some(text) = token(name) {
             config[key] = text.as_str().into();
@@ -107,7 +106,8 @@ fn template(vocab: &GgufVocab, adds_bos: bool) -> Value {
 
 fn byte_level(vocab: &GgufVocab) -> Result<Value, String> {
     let name = vocab.pre().unwrap_or("default");
-    let (cuts, nfc) = pre::restated(name).ok_or_else(|| format!("how '{name}' cuts words has no form in tokenizer.json here"))?;
+    let (cuts, nfc) =
+        pre::restated(name).ok_or_else(|| format!("how '{name}' cuts words has no form in tokenizer.json here"))?;
     let known = pre::by_name(name);
     let adds_bos = vocab.flag("add_bos_token").unwrap_or_else(|| known.is_some_and(|pre| pre.add_bos));
     let (all, added) = tokens(vocab);
@@ -130,8 +130,13 @@ fn merged_pieces(vocab: &GgufVocab) -> Value {
     let (all, added) = tokens(vocab);
     let (types, scores) = (vocab.token_types(), vocab.scores());
     let is_piece = |id: usize| matches!(types[id], TokenType::Normal | TokenType::UserDefined | TokenType::Unused);
-    let ids: HashMap<&str, usize> =
-        vocab.tokens().iter().enumerate().filter(|(id, _)| is_piece(*id)).map(|(id, token)| (token.as_str(), id)).collect();
+    let ids: HashMap<&str, usize> = vocab
+        .tokens()
+        .iter()
+        .enumerate()
+        .filter(|(id, _)| is_piece(*id))
+        .map(|(id, token)| (token.as_str(), id))
+        .collect();
     let mut merges: Vec<(f32, usize, usize)> = Vec::new();
     for (id, token) in vocab.tokens().iter().enumerate().filter(|(id, _)| types[*id] == TokenType::Normal) {
         let cuts = token.char_indices().skip(1).map(|(at, _)| token.split_at(at));

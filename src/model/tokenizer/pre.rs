@@ -336,12 +336,8 @@ const SHAPES: &[Shape] = &[
 /// front of it. `None` where it is no list of patterns over bytes.
 pub fn restated(name: &str) -> Option<(Value, bool)> {
     let known = by_name(name).filter(|pre| pre.spelling == Spelling::Bytes)?;
-    let split = |pattern: &str| {
-        serde_json::json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false })
-    };
-    let byte_level = |regex: bool| {
-        serde_json::json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex })
-    };
+    let split = |pattern: &str| serde_json::json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false });
+    let byte_level = |regex: bool| serde_json::json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex });
     let shape = SHAPES.iter().find(|shape| shape.name == name);
     let steps: Vec<Value> = match shape {
         Some(shape) => shape.steps.iter().map(|step| match step {
@@ -352,7 +348,9 @@ pub fn restated(name: &str) -> Option<(Value, bool)> {
             Step::Other(_) => None,
         }),
         None if known.split.contains(&THREES) => return None,
-        None => return Some((sequence(known.split.iter().map(|p| split(p)).chain([byte_level(false)]).collect()), false)),
+        None => {
+            return Some((sequence(known.split.iter().map(|p| split(p)).chain([byte_level(false)]).collect()), false));
+        }
     }
     .collect::<Option<_>>()?;
     let nfc = shape.is_some_and(|shape| matches!(shape.when, When::Nfc | When::NfcAndToken(_)));
