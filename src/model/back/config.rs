@@ -77,9 +77,8 @@ pub fn restated(ckpt: &Checkpoint, model: &Model) -> Result<Value> {
     if let Some(vocab) = ckpt.gguf().and_then(|meta| GgufVocab::from_metadata(meta).ok()) {
         for name in ["bos", "eos", "pad"] {
             let key = if name == "pad" { "padding" } else { name };
-            if let Some(id) = vocab.special(key) {
-                json[format!("{name}_token_id")] = id.into();
-            }
+            // Where there is none, the default of the class would be.
+            json[format!("{name}_token_id")] = vocab.special(key).map_or(Value::Null, Value::from);
         }
     }
     Ok(json)
@@ -177,7 +176,9 @@ fn state(c: &Config, family: &Family, name: &HfName) -> Option<Value> {
     }
     let scalar = 1.0 / (heads.scale * heads.scale);
     let whole = scalar.round();
-    set("query_pre_attn_scalar", number(if (scalar - whole).abs() < 1e-3 * whole { whole } else { scalar }));
+    // transformers takes a whole number for one, and nothing else.
+    let scalar = if (scalar - whole).abs() < 1e-3 * whole { Value::from(whole as u64) } else { number(scalar) };
+    set("query_pre_attn_scalar", scalar);
     set("attention_multiplier", number(heads.scale));
     set("attn_logit_softcapping", heads.softcap.map_or(Value::Null, number));
     set("final_logit_softcapping", c.logit_softcap.map_or(Value::Null, number));
