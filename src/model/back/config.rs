@@ -4,7 +4,7 @@
 use crate::error::Hint;
 use crate::model::Model;
 use crate::model::config::{Config, Rope, RopeScaling};
-use crate::model::family::{Family, HfName};
+use crate::model::family::{Family, HfName, WindowRule};
 use crate::model::tokenizer::GgufVocab;
 use crate::source::Checkpoint;
 use crate::{Error, Result};
@@ -68,7 +68,12 @@ pub fn restated(ckpt: &Checkpoint, model: &Model) -> Result<Value> {
         _ => None,
     };
     // A wrapper around a text model holds more than this file.
-    let whole = family.hf.iter().filter(|name| !is_wrapper(name.architecture));
+    let mut whole: Vec<&HfName> = family.hf.iter().filter(|name| !is_wrapper(name.architecture)).collect();
+    // Of the names of one family only some have windows in transformers (Mistral, and not Llama).
+    let windowed = |name: &HfName| matches!(name.defaults.window, WindowRule::Every(Some(_)));
+    if model.config.window().is_some() && whole.iter().any(|name| windowed(name)) {
+        whole.retain(|name| windowed(name));
+    }
     let found = whole.into_iter().find_map(|name| stated(name, rope.as_ref()));
     let Some(mut json) = found else {
         let what = format!("the metadata do not tell all that the config.json of a {} model says", family.gguf);
