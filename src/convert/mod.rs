@@ -16,6 +16,7 @@
 //! [`calibrate`] makes importance matrices as results of their own.
 
 pub(crate) mod allocation;
+mod asked;
 #[doc(hidden)]
 pub mod blocks;
 pub(crate) mod budget;

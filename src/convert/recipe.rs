@@ -4,6 +4,7 @@
 //!
 //! What does not decide bytes (threads, memory, where an output lies) is [`crate::Control`]'s.
 
+pub use super::asked::{Float, FolderType, Like, RuleType};
 use super::catalogue;
 pub use super::rounding::{Rounding, Search};
 use super::rounding::{has_feedback, needs_data, smoothing};
@@ -12,8 +13,8 @@ use crate::calibration::imatrix::UnseenExperts;
 use crate::error::Hint;
 use crate::model::{Mtp, Part};
 use crate::packed::{self, Spec};
+use crate::quant::GgmlType;
 use crate::quant::presets::{self, Preset};
-use crate::quant::{GgmlType, codec};
 use crate::writer::gguf;
 use crate::{Error, Result};
 use serde::de::Error as _;
@@ -28,15 +29,13 @@ pub const PLAIN: &str = "safetensors";
 
 /// Everything that decides the bytes of a run's outputs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Recipe {
     /// What is made, in this order.
     pub outputs: Vec<Target>,
     /// Which part of the model GGUF files hold.
-    #[serde(default)]
     pub part: Part,
     /// What becomes of layers that predict more than the next token (GGUF).
-    #[serde(default)]
     pub mtp: Mtp,
     /// Types of single tensors (GGUF).
     pub types: TypeRules,
@@ -88,35 +87,6 @@ pub enum Target {
         /// Whose configuration and tokenizer the folder gets (of a GGUF source). `None`: what the metadata tell.
         like: Option<Like>,
     },
-}
-
-/// A type of weights that are not quantized.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Float {
-    F32,
-    F16,
-    Bf16,
-}
-
-impl Float {
-    pub fn stored(self) -> GgmlType {
-        match self {
-            Float::F32 => GgmlType::F32,
-            Float::F16 => GgmlType::F16,
-            Float::Bf16 => GgmlType::BF16,
-        }
-    }
-}
-
-/// A folder whose configuration and tokenizer are taken over, by what is in it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Like {
-    /// As it was named.
-    pub folder: String,
-    /// Over the names and contents of its small files, in hexadecimal digits.
-    pub sha256: String,
 }
 
 impl Target {
@@ -175,7 +145,7 @@ pub enum Limit {
 
 /// Types of single tensors, beyond what a preset says.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct TypeRules {
     /// The first rule whose pattern matches a tensor's name decides.
     pub tensors: Vec<TypeRule>,
@@ -199,78 +169,6 @@ pub struct TypeRule {
     pub pattern: String,
     #[serde(rename = "type")]
     pub ty: RuleType,
-}
-
-/// What a rule gives to a tensor. Some names mean something in files and in folders.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RuleType {
-    /// In GGUF files. `None`: the rule is not for them.
-    pub file: Option<GgmlType>,
-    /// In checkpoint folders. `None`: the rule is not for them.
-    pub folder: Option<FolderType>,
-}
-
-/// What a rule gives to a module of a folder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FolderType {
-    /// It stays as it is.
-    Keep,
-    /// The folder's own format with so many bits.
-    Bits(u8),
-    /// Another format of the same tool.
-    Format(Spec),
-}
-
-impl RuleType {
-    /// `q6_k`, `fp8`, `w4a16-32g`, `6bit`, `keep`.
-    pub fn parse(name: &str) -> Option<Self> {
-        let lower = name.to_ascii_lowercase();
-        let bits = || lower.strip_suffix("bit")?.trim_end_matches('-').parse().ok().map(FolderType::Bits);
-        let folder = match lower.as_str() {
-            "keep" => Some(FolderType::Keep),
-            _ => bits().or_else(|| packed::parse(&lower).map(FolderType::Format)),
-        };
-        let file = GgmlType::from_name(name).filter(|ty| codec(*ty).is_some_and(|c| c.quantize.is_some()));
-        (file.is_some() || folder.is_some()).then_some(Self { file, folder })
-    }
-}
-
-impl From<GgmlType> for RuleType {
-    fn from(ty: GgmlType) -> Self {
-        Self { file: Some(ty), folder: None }
-    }
-}
-
-impl std::fmt::Display for RuleType {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (self.file, self.folder) {
-            (Some(ty), _) => f.pad(ty.name()),
-            (None, Some(FolderType::Keep)) => f.pad("keep"),
-            (None, Some(FolderType::Bits(bits))) => f.pad(&format!("{bits}bit")),
-            (None, Some(FolderType::Format(spec))) => {
-                f.pad(&format!("{spec}{}", if spec.group_given { "!" } else { "" }))
-            }
-            (None, None) => f.pad("nothing"),
-        }
-    }
-}
-
-impl Serialize for RuleType {
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for RuleType {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let name = String::deserialize(d)?;
-        let (plain, given) = name.strip_suffix('!').map_or((name.as_str(), false), |name| (name, true));
-        let mut ty = RuleType::parse(plain).ok_or_else(|| D::Error::custom(format!("'{name}' is an unknown type")))?;
-        if let Some(FolderType::Format(spec)) = &mut ty.folder {
-            spec.group_given = given;
-        }
-        Ok(ty)
-    }
 }
 
 /// A metadata value that is set whatever the source says.
@@ -302,7 +200,7 @@ pub struct ImportanceFile {
 
 /// What a model is calibrated on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Data {
     /// They share the tokens equally.
     #[serde(with = "source_names")]
@@ -643,7 +541,8 @@ impl Recipe {
         serde_json::to_value(self).unwrap_or_default()
     }
 
-    /// Reads what [`Recipe::to_json`] or an output's record says. Data on the Hub are named, not fetched.
+    /// Reads what [`Recipe::to_json`] or an output's record says; what is not there is as usual. Data on the Hub are named, not
+    /// fetched.
     ///
     /// # Errors
     /// `BadInput` for unknown fields and values.

@@ -128,6 +128,11 @@ fn recipes_are_written_and_read() {
         }
     }
     fails(&quantize(d, &["--recipe", "r.json", &tiny(), "--to", "q8_0"]), 2, &["--to", "--recipe"]);
+    // What is not there is as usual.
+    let short = r#"{ "outputs": [{ "preset": "Q4_0" }, { "folder": { "name": "mlx-4bit-32g", "format": "mlx-4bit-32g!" } }],
+        "types": { "tensors": [{ "pattern": "ffn_down", "type": "q8_0" }, { "pattern": "v_proj", "type": "6bit" }] } }"#;
+    std::fs::write(d.join("short.json"), short).unwrap();
+    assert_eq!(ok(quantize(d, &["--recipe", "short.json", "--print-recipe"])), text);
     let mut recipe: Value = serde_json::from_str(&text).unwrap();
     recipe["tpyes"] = value!({});
     std::fs::write(d.join("bad.json"), recipe.to_string()).unwrap();
