@@ -6,6 +6,9 @@ use crate::quant::{GgmlType, codec};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+/// What a folder without quantization is called by.
+pub const PLAIN: &str = "safetensors";
+
 /// A type of weights that are not quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

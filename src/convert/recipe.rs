@@ -4,7 +4,7 @@
 //!
 //! What does not decide bytes (threads, memory, where an output lies) is [`crate::Control`]'s.
 
-pub use super::asked::{Float, FolderType, Like, RuleType};
+pub use super::asked::{Float, FolderType, Like, PLAIN, RuleType};
 use super::catalogue;
 pub use super::rounding::{Rounding, Search};
 use super::rounding::{has_feedback, needs_data, smoothing};
@@ -23,9 +23,6 @@ use serde_json::Value;
 
 /// The bytes that transformers puts into one file unless told otherwise.
 const MAX_SHARD: u64 = 5_000_000_000;
-
-/// What a folder without quantization is called by.
-pub const PLAIN: &str = "safetensors";
 
 /// Everything that decides the bytes of a run's outputs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
