@@ -3,6 +3,7 @@
 use super::copy::{self, Copied};
 use crate::control::Cancel;
 use crate::gguf::{self, ALIGNMENT_KEY, Array, Metadata, Value};
+use crate::model::tokenizer::{Message, render_chat};
 use crate::source::SourceFile;
 use crate::{Error, Result};
 use std::path::Path;
@@ -108,7 +109,11 @@ fn apply(metadata: &mut Metadata, change: &Change) -> Result<()> {
             if text.trim().is_empty() {
                 return bad("the chat template is empty; remove the key tokenizer.chat_template to have none".into());
             }
-            metadata.set(TEMPLATE, text.as_str());
+            // It may well refuse a conversation; but it has to be a template.
+            match render_chat(text, &[Message::new("user", "Hello")], "", "", true) {
+                Err(e) if e.to_string().contains("syntax error") => return bad(e.to_string()),
+                _ => metadata.set(TEMPLATE, text.as_str()),
+            }
         }
         Change::TokenType { token, ty } => {
             let id = token_of(metadata, token)?;
@@ -269,6 +274,7 @@ mod tests {
             Change::Rename { from: "absent".into(), to: "b2".into() },
             Change::Rename { from: "b".into(), to: "c".into() },
             Change::ChatTemplate(" \n".into()),
+            Change::ChatTemplate("{% if messages %}".into()),
         ] {
             let before = m.clone();
             assert!(matches!(apply(&mut m, &bad), Err(Error::Request(_))), "{bad:?}");
