@@ -164,6 +164,8 @@ pub enum Hint {
     NameImportance,
     /// What was named is an adapter; the model is its base.
     NameBase,
+    /// The original's configuration and tokenizer are needed.
+    NameConfiguration,
     /// Another importance matrix; whether this one is sound, and of another model.
     ImportanceOfModel {
         /// Whether the matrix is another model's.
@@ -238,6 +240,7 @@ impl fmt::Display for Hint {
             Hint::OfOriginal(name) => write!(f, "make one of the original: {name}"),
             Hint::Groups { of, format } => write!(f, "groups of {of} divide every row: {format}"),
             Hint::Devices(n) => write!(f, "quantize again for {n} devices"),
+            Hint::NameConfiguration => f.write_str("name the original's folder with config.json and tokenizer"),
             Hint::NameBase => f.write_str("name the base model, and this adapter as what is merged into it"),
             Hint::NameImportance => f.write_str("name the importance matrix"),
             Hint::ImportanceOfModel { is_of_another } => {

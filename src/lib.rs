@@ -72,6 +72,7 @@ mod clock;
 mod control;
 pub mod convert;
 mod digest;
+pub mod edit;
 mod error;
 pub mod eval;
 pub mod gguf;

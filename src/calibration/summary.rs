@@ -25,6 +25,62 @@ pub struct Row {
     pub similarity: f64,
 }
 
+/// How far the data reached into one tensor.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Coverage {
+    pub tensor: String,
+    /// Experts, or 1.
+    pub matrices: usize,
+    pub channels: usize,
+    /// Tokens that the least, the median and the most used matrix saw.
+    pub least: u64,
+    pub median: u64,
+    pub most: u64,
+    /// Matrices that saw none.
+    pub unseen: Vec<usize>,
+    /// Channels that were zero throughout, of the matrices that saw tokens.
+    pub silent: usize,
+    /// The mean square of the loudest channel over that of all.
+    pub outlier: f64,
+}
+
+/// A row for every tensor, in the order of layers.
+pub fn coverage(imatrix: &Imatrix) -> Vec<Coverage> {
+    let mut rows: Vec<Coverage> = imatrix.entries.iter().map(|(name, entry)| covered(name, entry)).collect();
+    let place =
+        |row: &Coverage| layer(&row.tensor).map_or((usize::MAX, row.tensor.clone()), |(n, rest)| (n, rest.into()));
+    rows.sort_by_key(place);
+    rows
+}
+
+fn covered(name: &str, entry: &Entry) -> Coverage {
+    let matrices = entry.counts.len();
+    let channels = entry.sums.len() / matrices.max(1);
+    let mut counts = entry.counts.clone();
+    counts.sort_unstable();
+    let seen = entry.sums.chunks(channels.max(1)).zip(&entry.counts).filter(|(_, count)| **count > 0);
+    let (mut silent, mut all, mut loudest, mut n) = (0, 0.0, 0f64, 0usize);
+    for (sums, count) in seen {
+        for sum in sums {
+            let square = f64::from(*sum) / *count as f64;
+            silent += usize::from(square == 0.0);
+            (all, loudest, n) = (all + square, loudest.max(square), n + 1);
+        }
+    }
+    let unseen = entry.counts.iter().enumerate().filter(|(_, count)| **count == 0).map(|(i, _)| i).collect();
+    Coverage {
+        tensor: name.to_string(),
+        matrices,
+        channels,
+        least: counts.first().copied().unwrap_or(0),
+        median: counts.get(matrices / 2).copied().unwrap_or(0),
+        most: counts.last().copied().unwrap_or(0),
+        unseen,
+        silent,
+        outlier: if all > 0.0 { loudest * n as f64 / all } else { 0.0 },
+    }
+}
+
 /// Rows by kind of tensor, and in a kind by falling sum.
 pub fn rows(imatrix: &Imatrix) -> Vec<Row> {
     let mut rows: Vec<Row> = imatrix.entries.iter().filter_map(|(name, entry)| row(imatrix, name, entry)).collect();

@@ -49,7 +49,7 @@ pub struct CommonArgs {
 
 /// Which types tensors get. Shared by converting and planning.
 #[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Types of tensors (GGUF)")]
+#[command(next_help_heading = "Types of tensors")]
 pub struct TypeArgs {
     /// Target types, comma-separated: q4_k_m, q8_0, f16, ... (any case; llama.cpp's file-type numbers work too)
     #[arg(long = "to", visible_alias = "outtype", short = 'q', value_name = "TYPE", value_delimiter = ',',
@@ -61,7 +61,8 @@ pub struct TypeArgs {
     /// Layers that predict more than the next token: keep them, drop them, or write a draft model of them alone
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
     pub mtp: MtpLayers,
-    /// Type for the tensors whose name matches: REGEX=TYPE (repeatable; the first rule that matches wins)
+    /// Type for the tensors whose name matches: REGEX=TYPE (repeatable; the first rule that matches wins). In folders a scheme of
+    /// the same tool (fp8, w4a16-32g), a width (6bit) or keep
     #[arg(long, value_name = "REGEX=TYPE")]
     pub tensor_type: Vec<String>,
     /// A file of such rules, one a line
@@ -235,9 +236,24 @@ pub struct FolderArgs {
     /// INT8 with --calibration: SmoothQuant's exponent, which moves large input channels into the weights; 0 for none
     #[arg(long, value_name = "ALPHA", default_value_t = 0.5)]
     pub smooth: f32,
+    /// --to safetensors: the type of all weights [default: each tensor's own; of packed ones what config.json names, or bf16]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub dtype: Option<FloatType>,
+    /// --to safetensors, from a GGUF file: the folder whose config.json and tokenizer files are taken over
+    /// [default: what the file's metadata tell]
+    #[arg(long, value_name = "DIR")]
+    pub like_config: Option<PathBuf>,
     /// Devices over which an engine is to split every layer; groups are chosen so that they survive it
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub tp: usize,
+}
+
+/// What `--dtype` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FloatType {
+    Bf16,
+    F16,
+    F32,
 }
 
 /// Where Hub ids are resolved.

@@ -31,6 +31,12 @@ pub struct ConvertArgs {
     /// Keep the importance matrix that --calibration makes
     #[arg(help_heading = "Calibration", long, value_name = "FILE", requires = "calibration")]
     pub save_imatrix: Option<PathBuf>,
+    /// Take everything that decides the outputs from this file, as --print-recipe or an output's record has it (JSON)
+    #[arg(help_heading = "Recipe", long, value_name = "FILE")]
+    pub recipe: Option<PathBuf>,
+    /// Print the recipe that these flags stand for and stop; MODEL is not needed
+    #[arg(help_heading = "Recipe", long)]
+    pub print_recipe: bool,
     /// Output file or folder [default: MODEL-TYPE.gguf in the current folder]
     #[arg(help_heading = "Output", short, long, visible_alias = "outfile", value_name = "PATH")]
     pub output: Option<PathBuf>,
@@ -86,7 +92,8 @@ pub struct ConvertArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(mut_arg("report", |a| a.hide(true)), mut_arg("modelfile", |a| a.hide(true)), mut_arg("save_imatrix", |a| a.hide(true)))]
+#[command(mut_arg("report", |a| a.hide(true)), mut_arg("modelfile", |a| a.hide(true)), mut_arg("save_imatrix", |a| a.hide(true)),
+          mut_arg("print_recipe", |a| a.hide(true)))]
 pub struct ReleaseArgs {
     /// What files are named after [default: the model's name]
     #[arg(help_heading = "Release", long, value_name = "NAME")]
@@ -155,7 +162,7 @@ pub struct PlanArgs {
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// A GGUF file, a checkpoint folder or a .safetensors file
+    /// A GGUF file, a checkpoint folder or a .safetensors file; or an importance matrix
     pub file: PathBuf,
     /// Print array values whole
     #[arg(long)]
@@ -282,6 +289,100 @@ pub struct CompareArgs {
     pub report: Vec<PathBuf>,
     /// Replace existing reports
     #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct EditArgs {
+    /// The GGUF file (of several shards, with --in-place, the first)
+    pub file: PathBuf,
+    /// Where the edited copy goes
+    #[arg(long, short, value_name = "FILE", required_unless_present = "in_place", conflicts_with = "in_place")]
+    pub output: Option<PathBuf>,
+    /// Replace the file itself, once its copy is whole
+    #[arg(long)]
+    pub in_place: bool,
+    /// Set a metadata key: KEY=VALUE in the type that it has (text for a new one), or KEY=TYPE:VALUE with a type such as u32,
+    /// f32, bool, str or [str] (lists in JSON; repeatable)
+    #[arg(long, value_name = "KEY=[TYPE:]VALUE")]
+    pub set: Vec<String>,
+    /// Remove a metadata key (repeatable)
+    #[arg(long, value_name = "KEY")]
+    pub remove: Vec<String>,
+    /// Give a metadata key another name (repeatable)
+    #[arg(long, value_name = "OLD=NEW")]
+    pub rename: Vec<String>,
+    /// Take the chat template from this file
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
+    /// What a token, by its text or number, is: normal, unknown, control, user-defined, unused, byte (repeatable)
+    #[arg(long, value_name = "TOKEN=TYPE")]
+    pub token_type: Vec<String>,
+    /// The token that ends a text (eos), a turn (eot) or a message (eom), by its text or number (repeatable)
+    #[arg(long, value_name = "KIND=TOKEN")]
+    pub stop_token: Vec<String>,
+    /// Replace what is there
+    #[arg(long, short)]
+    pub force: bool,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("by").required(true).args(["max_size", "max_tensors", "count"]))]
+pub struct SplitArgs {
+    /// The GGUF file
+    pub file: PathBuf,
+    /// What the names of the shards begin with [default: the file's name]
+    #[arg(long, short, value_name = "PREFIX")]
+    pub output: Option<PathBuf>,
+    /// Begin another shard before one would hold more bytes of tensors: 4G, 500M
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub max_size: Option<u64>,
+    /// Begin another shard after so many tensors
+    #[arg(long, value_name = "N")]
+    pub max_tensors: Option<NonZeroUsize>,
+    /// So many shards of about equal size
+    #[arg(long, value_name = "N")]
+    pub count: Option<NonZeroUsize>,
+    /// Replace what is there
+    #[arg(long, short)]
+    pub force: bool,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct MergeArgs {
+    /// One of the shards, which lie in one folder
+    pub file: PathBuf,
+    /// Where the whole file goes
+    #[arg(long, short, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Replace what is there
+    #[arg(long, short)]
+    pub force: bool,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ExtractArgs {
+    /// A checkpoint folder, a .safetensors or a .gguf file
+    pub file: PathBuf,
+    /// Tensors whose names hold this (repeatable)
+    #[arg(long, value_name = "REGEX", required = true)]
+    pub tensor: Vec<String>,
+    /// Of stacked experts, this one
+    #[arg(long, value_name = "N")]
+    pub expert: Option<usize>,
+    /// Where they go: a .safetensors file, or an .npy file of one tensor
+    #[arg(long, short, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Replace what is there
+    #[arg(long, short)]
     pub force: bool,
     #[command(flatten)]
     pub common: CommonArgs,

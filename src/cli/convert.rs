@@ -21,6 +21,15 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
+    recipe::refuse_beside(&args, given)?;
+    if args.print_recipe {
+        let mut args = args;
+        args.model.insert(0, String::new());
+        positionals(&mut args)?;
+        let recipe = recipe::of_convert(&args)?;
+        recipe.check()?;
+        return print_json(&recipe);
+    }
     refuse_words(&args)?;
     positionals(&mut args)?;
     let gates = eval::gates(&args.gates)?;
@@ -153,7 +162,8 @@ pub fn positionals(args: &mut ConvertArgs) -> Result<()> {
     }
     let mut rest = args.model.split_off(1);
     let budget = &args.budget;
-    if args.types.to.is_empty()
+    if args.recipe.is_none()
+        && args.types.to.is_empty()
         && args.types.mmproj.is_empty()
         && budget.target_bpw.is_empty()
         && budget.target_size.is_empty()
@@ -260,6 +270,7 @@ fn summary(plan: &Plan, outcome: &Outcome, quiet: bool) -> Result<()> {
                 ("bits per weight", what)
             }
             None => {
+                let plain = made.manifest["format"] == "safetensors";
                 let what = match made.ledger.len() {
                     0 => "as asked".to_string(),
                     n => {
@@ -267,7 +278,7 @@ fn summary(plan: &Plan, outcome: &Outcome, quiet: bool) -> Result<()> {
                         format!("{n} departures from what was asked (see {manifest})")
                     }
                 };
-                ("bits per quantized weight", what)
+                (if plain { "bits per weight" } else { "bits per quantized weight" }, what)
             }
         };
         let share = 100.0 * made.bytes as f64 / source_bytes(plan, made).max(1) as f64;

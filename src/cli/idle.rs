@@ -17,6 +17,8 @@ pub fn given(matches: &ArgMatches) -> Vec<String> {
 struct Effects {
     files: bool,
     folders: bool,
+    /// Folders without quantization.
+    plain: bool,
     /// GGUF files with error feedback.
     file_feedback: bool,
     /// Anything with error feedback.
@@ -45,6 +47,7 @@ impl Effects {
         Self {
             files,
             folders: recipe.folders().next().is_some(),
+            plain: recipe.outputs.iter().any(|t| matches!(t, Target::Plain { .. })),
             file_feedback,
             feedback: file_feedback || folder_feedback,
             calibrated: folder_data || (data && recipe.files().any(quantized)),
@@ -69,6 +72,7 @@ struct Rule {
 
 const FILES: &str = "is for GGUF files, and none is to be written";
 const FOLDERS: &str = "is for checkpoint folders (gptq, awq, fp8, ...), and none is to be written";
+const PLAIN: &str = "is for --to safetensors, and that is not asked for";
 const FEEDBACK: &str = "is for error feedback, which no output is rounded with";
 const FILE_FEEDBACK: &str = "is for GGUF files with error feedback: add --calibration default";
 const CALIBRATED: &str = "has no effect: no format asked for is calibrated";
@@ -81,8 +85,8 @@ macro_rules! rules {
 }
 
 const RULES: &[Rule] = rules! {
-    tensor_type          "--tensor-type"          |e| e.files, FILES;
-    tensor_type_file     "--tensor-type-file"     |e| e.files, FILES;
+    tensor_type          "--tensor-type"          |e| e.files || e.folders, "is for what is quantized, and nothing is";
+    tensor_type_file     "--tensor-type-file"     |e| e.files || e.folders, "is for what is quantized, and nothing is";
     output_tensor_type   "--output-tensor-type"   |e| e.files, FILES;
     token_embedding_type "--token-embedding-type" |e| e.files, FILES;
     leave_output_tensor  "--leave-output-tensor"  |e| e.files, FILES;
@@ -91,6 +95,8 @@ const RULES: &[Rule] = rules! {
     override_kv          "--override-kv"          |e| e.files, FILES;
     pretokenizer         "--pretokenizer"         |e| e.files, FILES;
     mtp                  "--mtp"                  |e| e.files, FILES;
+    dtype                "--dtype"                |e| e.plain, PLAIN;
+    like_config          "--like-config"          |e| e.plain, PLAIN;
     imatrix              "--imatrix"              |e| e.files, FILES;
     unseen_experts       "--unseen-experts"       |e| e.files && (e.importance || e.data), "is for GGUF files with an importance matrix";
     save_imatrix         "--save-imatrix"         |e| e.files && e.data, "is for GGUF files that are calibrated";
@@ -107,7 +113,7 @@ const RULES: &[Rule] = rules! {
     sort_channels        "--sort-channels"        |e| e.file_feedback, FILE_FEEDBACK;
     rho                  "--rho"                  |e| e.feedback, FEEDBACK;
     damp                 "--damp"                 |e| e.feedback, FEEDBACK;
-    resume               "--resume"               |e| e.folders || e.file_feedback, "continues checkpoint folders and GGUF files with error feedback";
+    resume               "--resume"               |e| e.folders || e.plain || e.file_feedback, "continues checkpoint folders and GGUF files with error feedback";
     group_size           "--group-size"           |e| e.folders, FOLDERS;
     bits                 "--bits"                 |e| e.folders, FOLDERS;
     sym                  "--sym"                  |e| e.folders, FOLDERS;
@@ -135,6 +141,8 @@ const ALWAYS: &[&str] = &[
     "rounding",
     "force",
     "output",
+    "recipe",
+    "print_recipe",
     "dry_run",
     "split_max_size",
     "no_source_hash",

@@ -2,6 +2,7 @@
 
 use super::args::Format;
 use super::commands::InspectArgs;
+use super::coverage;
 use super::output::{JsonText, stream};
 use crate::gguf::{Array, Metadata, Value};
 use crate::source::{Checkpoint, TensorMeta};
@@ -22,11 +23,14 @@ struct View<'a> {
 }
 
 pub fn run(args: InspectArgs) -> Result<()> {
-    let ckpt = Checkpoint::open(&args.file)?;
     let filter = match &args.filter {
         Some(text) => Some(regex::Regex::new(text).map_err(|e| Error::Usage(format!("--filter: {e}")))?),
         None => None,
     };
+    if coverage::is_imatrix(&args.file) {
+        return coverage::show(&args.file, filter.as_ref(), args.common.format);
+    }
+    let ckpt = Checkpoint::open(&args.file)?;
     let empty = Metadata::new();
     let view = View { ckpt: &ckpt, metadata: ckpt.gguf().unwrap_or(&empty), filter, full: args.full };
     match args.common.format {

@@ -11,7 +11,9 @@ mod args;
 mod calibrate;
 mod commands;
 mod convert;
+mod coverage;
 mod diff;
+mod edit;
 mod eval;
 mod failure;
 mod families;
@@ -55,6 +57,8 @@ Examples:
   quantize release ./model --to q4_k_m,q8_0 --text eval.txt -o release/     a folder to publish, with a model card
   quantize push release/ org/model-GGUF               to the Hub, with one commit
   quantize inspect model.gguf                         metadata and tensors
+  quantize --to safetensors model.gguf                back to a plain Hugging Face folder
+  quantize edit model.gguf --chat-template t.jinja -o fixed.gguf      other metadata, the same tensors
   quantize verify model.gguf --source ./model         derive every tensor again and compare
 
 Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 bad input, 4 unsupported model or type,
@@ -92,7 +96,7 @@ enum Command {
     Plan(PlanArgs),
     /// Make a folder that can be published: artifacts, reports, model card, hashes, manifest
     Release(Box<ReleaseArgs>),
-    /// Show the metadata and the tensors of a checkpoint or GGUF file
+    /// Show the metadata and the tensors of a checkpoint or GGUF file, or the coverage of an importance matrix
     Inspect(InspectArgs),
     /// Check a GGUF file, and derive its tensors again from the source it claims
     Verify(VerifyArgs),
@@ -108,6 +112,14 @@ enum Command {
     Compare(CompareArgs),
     /// Show how two artifacts or checkpoints differ: metadata, tokens, template, types, numbers
     Diff(DiffArgs),
+    /// Change the metadata of a GGUF file; tensors are copied as they are
+    Edit(EditArgs),
+    /// Cut a GGUF file into shards
+    Split(SplitArgs),
+    /// Put the shards of a GGUF file together
+    Merge(MergeArgs),
+    /// Write single tensors as safetensors or a NumPy array
+    Extract(ExtractArgs),
     /// Render a saved JSON report as HTML, Markdown or text
     Report(ReportArgs),
     /// Continue a prompt, or answer it with --chat
@@ -164,6 +176,10 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<()> {
         Some(Command::Eval(args)) => eval::eval(args),
         Some(Command::Compare(args)) => eval::compare(args),
         Some(Command::Diff(args)) => diff::run(args),
+        Some(Command::Edit(args)) => edit::edit(args),
+        Some(Command::Split(args)) => edit::split(args),
+        Some(Command::Merge(args)) => edit::merge(args),
+        Some(Command::Extract(args)) => edit::extract(args),
         Some(Command::Report(args)) => eval::render(args),
         Some(Command::Generate(args)) => generate::run(args),
         Some(Command::Types(args)) => types::run(args),

@@ -72,9 +72,14 @@ impl Shown<'_> {
                     json!({ "importance": self.work.cost(Pass::Importance), "feedback": self.work.cost(Pass::Blocks) });
             }
         }
-        if self.work.plan.folders().next().is_some() {
-            value["folders"] =
-                self.work.plan.folders().map(|(output, folder)| self.folder_json(output, folder)).collect();
+        let packed = self.work.plan.folders().map(|(output, folder)| self.folder_json(output, folder));
+        let plain = self.work.plan.plain().map(|(output, folder)| {
+            json!({ "type": output.target.name(), "format": "safetensors", "tensor_bytes": folder.tensor_bytes(),
+                "weights": folder.weights(), "ledger": ledger(&folder.departures) })
+        });
+        let folders: Vec<Value> = packed.chain(plain).collect();
+        if !folders.is_empty() {
+            value["folders"] = folders.into();
         }
         Ok(value)
     }
@@ -86,6 +91,13 @@ impl Shown<'_> {
         }
         for (output, folder) in self.work.plan.folders() {
             out += &self.folder_text(output, folder);
+        }
+        for (output, folder) in self.work.plan.plain() {
+            let (size, weights) = (human(folder.tensor_bytes()), folder.weights());
+            out += &format!("\n{}: {size}, {weights} weights without quantization\n", output.target.name());
+            for line in words::departures(&output.ledger()) {
+                out += &format!("  {line}\n");
+            }
         }
         out
     }

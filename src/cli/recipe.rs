@@ -2,7 +2,7 @@
 //! conversion are given their meaning.
 
 use super::args::{
-    BudgetArgs, CalibrationArgs, ControlArgs, FolderArgs, HubArgs, Layout, MtpLayers, Rounding, TypeArgs,
+    BudgetArgs, CalibrationArgs, ControlArgs, FloatType, FolderArgs, HubArgs, Layout, MtpLayers, Rounding, TypeArgs,
 };
 use super::commands::{ConvertArgs, PlanArgs};
 use super::interrupt::CANCEL;
@@ -12,7 +12,7 @@ use crate::calibration::data::Source;
 use crate::control::{Cancel, Control};
 use crate::convert::Recipe;
 use crate::convert::recipe::{
-    Data, ImportanceFile, Limit, Override, OverrideValue, Search, Split, Target, TypeRule, TypeRules,
+    Data, Float, ImportanceFile, Limit, Override, OverrideValue, RuleType, Search, Split, Target, TypeRule, TypeRules,
 };
 use crate::model::{Mtp, Part};
 use crate::packed::{self, Spec};
@@ -21,8 +21,94 @@ use crate::source::sha256_file;
 use crate::{Error, Result};
 use std::path::Path;
 
+/// Flags that do not decide what a recipe decides.
+const BESIDE: [&str; 32] = [
+    "recipe",
+    "print_recipe",
+    "model",
+    "lora",
+    "output",
+    "dry_run",
+    "resume",
+    "force",
+    "max_memory",
+    "threads",
+    "format",
+    "quiet",
+    "check",
+    "no_check",
+    "text",
+    "chunks",
+    "ctx",
+    "report",
+    "max_kld",
+    "max_ppl_increase",
+    "min_top1",
+    "revision",
+    "offline",
+    "save_imatrix",
+    "modelfile",
+    "on_fallback",
+    "uncalibrated",
+    "name",
+    "repo",
+    "base_model",
+    "license",
+    "quantized_by",
+];
+
+/// A recipe is whole: no other flag changes it.
+///
+/// # Errors
+/// `Usage` for a flag beside `--recipe` that decides the outputs too.
+pub fn refuse_beside(args: &ConvertArgs, given: &[String]) -> Result<()> {
+    let other = given.iter().find(|id| !BESIDE.contains(&id.as_str()));
+    match (&args.recipe, other) {
+        (Some(_), Some(id)) => {
+            let flag = if id == "calibration_seed" { "seed".into() } else { id.replace('_', "-") };
+            Err(Error::Usage(format!("--{flag} and --recipe exclude each other; write what you want into the file")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The recipe of a file. What it names by its contents must still have them.
+fn of_file(path: &Path, hub: &HubArgs, quiet: bool) -> Result<Recipe> {
+    let mut recipe = Recipe::from_json(&crate::input::read_text(path)?).map_err(|e| match e {
+        Error::BadInput(finding) => Error::bad_file(path, finding.what),
+        other => other,
+    })?;
+    recipe.check()?;
+    if recipe.outputs.is_empty() {
+        return Err(Error::bad_file(path, "names no outputs"));
+    }
+    let changed = |what: &str| Error::bad_file(path, format!("names {what}, which is not what it was"));
+    if let Some(importance) = &recipe.importance
+        && sha256_file(Path::new(&importance.file), &Cancel::new())? != importance.sha256
+    {
+        return Err(changed(&importance.file));
+    }
+    for target in &recipe.outputs {
+        if let Target::Plain { like: Some(like), .. } = target
+            && crate::convert::like(Path::new(&like.folder))? != *like
+        {
+            return Err(changed(&like.folder));
+        }
+    }
+    if let Some(data) = &mut recipe.data {
+        for source in &mut data.sources {
+            let fetch = |address: &str| super::pull::fetch_dataset_file(address, hub, quiet).map(Some);
+            *source = Source::parse(&source.to_string(), fetch)?;
+        }
+    }
+    Ok(recipe)
+}
+
 /// The recipe of a conversion.
 pub fn of_convert(args: &ConvertArgs) -> Result<Recipe> {
+    if let Some(path) = &args.recipe {
+        return of_file(path, &args.hub, args.common.quiet);
+    }
     let data = match args.calibration.calibration.is_empty() {
         true => None,
         false => Some(data(&args.calibration, &args.hub, args.common.quiet)?),
@@ -99,7 +185,10 @@ fn targets(types: &TypeArgs, budget: &BudgetArgs, folder: &FolderArgs) -> Result
     for name in types.to.iter().chain(&types.mmproj) {
         targets.push(match packed::parse(name) {
             Some(_) => Target::Folder { name: name.to_ascii_lowercase(), format: with_flags(name, folder)? },
-            None => Target::parse(name)?,
+            None => match Target::parse(name)? {
+                Target::Plain { name, .. } => plain(name, folder)?,
+                target => target,
+            },
         });
     }
     for text in &budget.target_bpw {
@@ -117,6 +206,17 @@ fn targets(types: &TypeArgs, budget: &BudgetArgs, folder: &FolderArgs) -> Result
         targets.push(Target::Budget { name: format!("like-{}", preset.name), limit: Limit::Like(preset) });
     }
     Ok(targets)
+}
+
+/// A folder without quantization.
+fn plain(name: String, args: &FolderArgs) -> Result<Target> {
+    let dtype = args.dtype.map(|ty| match ty {
+        FloatType::Bf16 => Float::Bf16,
+        FloatType::F16 => Float::F16,
+        FloatType::F32 => Float::F32,
+    });
+    let like = args.like_config.as_deref().map(crate::convert::like).transpose()?;
+    Ok(Target::Plain { name, dtype, like })
 }
 
 /// The format of a name, refined by the flags. Both speak one language: a flag is one more word of the name.
@@ -171,7 +271,7 @@ fn type_rules(args: &TypeArgs) -> Result<TypeRules> {
             return Err(bad("an empty pattern matches everything"));
         }
         regex::Regex::new(pattern).map_err(|e| bad(&crate::convert::plan::regex_fault(&e)))?;
-        Ok(TypeRule { pattern: pattern.to_string(), ty: tensor_type("--tensor-type", name)? })
+        Ok(TypeRule { pattern: pattern.to_string(), ty: rule_type(name)? })
     };
     Ok(TypeRules {
         tensors: args.tensor_type.iter().map(String::as_str).chain(lines).map(rule).collect::<Result<_>>()?,
@@ -179,6 +279,15 @@ fn type_rules(args: &TypeArgs) -> Result<TypeRules> {
         embedding: ty("--token-embedding-type", &args.token_embedding_type)?,
         keep_output: args.leave_output_tensor,
         pure: args.pure,
+    })
+}
+
+fn rule_type(name: &str) -> Result<RuleType> {
+    RuleType::parse(name).ok_or_else(|| {
+        Error::Usage(format!(
+            "--tensor-type: '{name}' is an unknown tensor type; try q6_k, q8_0, f16 or bf16 in GGUF files, and fp8, \
+             w4a16-32g, 6bit or keep in folders"
+        ))
     })
 }
 

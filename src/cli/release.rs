@@ -22,6 +22,10 @@ pub fn run(mut args: ReleaseArgs, given: &[String]) -> Result<()> {
     if device.is_some() && args.convert.types.to.is_empty() {
         args.convert.types.to = fitting::LADDER.map(String::from).to_vec();
     }
+    recipe::refuse_beside(&args.convert, given)?;
+    if args.convert.print_recipe {
+        return Err(Error::Usage("--print-recipe is for a conversion: leave the word release away".into()));
+    }
     convert::positionals(&mut args.convert)?;
     refuse(&args)?;
     let it = &args.convert;

@@ -69,6 +69,7 @@ fn flags(hint: &Hint) -> String {
         Hint::Groups { of, format } => format!("groups of {of} divide every row: --to {format}"),
         Hint::Devices(n) => format!("quantize again with --tp {n}"),
         Hint::NameBase => "give the base model's folder, and this one with --lora".into(),
+        Hint::NameConfiguration => "name the original's folder with --like-config DIR".into(),
         Hint::NameImportance => "name it with --imatrix FILE".into(),
         Hint::ImportanceOfModel { is_of_another } => {
             let why = if *is_of_another { "it was made of another model; " } else { "" };

@@ -1,6 +1,7 @@
 //! What can be made, for people: the names of types and formats with their bits and purposes, and what a name that is
 //! none of them may have meant.
 
+use super::asked::PLAIN;
 use crate::packed::{self, FORMATS};
 use crate::quant::presets::PRESETS;
 use serde::Serialize;
@@ -100,6 +101,8 @@ pub fn all() -> Vec<(&'static str, Vec<Entry>)> {
         let at = if mlx { 6 } else { 5 };
         groups[at].1.push(Entry { name, kind: "folder", group: GROUPS[at], bits: f64::from(first.bits), purpose });
     }
+    let (name, purpose) = (PLAIN.to_string(), "not quantized: back to plain weights, from anything that is read");
+    groups[5].1.push(Entry { name, kind: "folder", group: GROUPS[5], bits: 16.0, purpose });
     groups.iter_mut().for_each(|(_, entries)| entries.sort_by(|a, b| b.bits.total_cmp(&a.bits)));
     groups
 }
@@ -128,6 +131,7 @@ pub fn near(name: &str) -> Vec<String> {
     let known: Vec<String> = PRESETS
         .iter()
         .map(|p| p.name.to_lowercase())
+        .chain([PLAIN.to_string()])
         .chain(FORMATS.iter().flat_map(|f| f.names.iter().map(|n| n.words.to_string())))
         .collect();
     let most = if asked.len() < 4 { 1 } else { 2 };

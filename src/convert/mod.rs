@@ -16,6 +16,7 @@
 //! [`calibrate`] makes importance matrices as results of their own.
 
 pub(crate) mod allocation;
+mod asked;
 #[doc(hidden)]
 pub mod blocks;
 pub(crate) mod budget;
@@ -62,12 +63,16 @@ pub use crate::packed::{Format, Spec};
 pub use crate::quant::presets::{Choice, Preset, Why};
 pub use allocation::{AllocatedTensor, Allocation};
 pub use calibrate::{Calibrated, Calibration, Checkpoints, calibrate};
+pub use folder::plain::like;
 pub use importance::{Importance, overlap_text};
 pub use ledger::LedgerRow;
 pub use outcome::{Made, MadeFile, Outcome};
 pub use plan::{AssumedImportance, Decided, FilePlan, OutputPlan, Plan};
 pub use proof::Checked;
-pub use recipe::{Data, ImportanceFile, Limit, Override, OverrideValue, Recipe, Split, Target, TypeRule, TypeRules};
+pub use recipe::{
+    Data, Float, FolderType, ImportanceFile, Like, Limit, Override, OverrideValue, Recipe, RuleType, Split, Target,
+    TypeRule, TypeRules,
+};
 pub use rounding::{Rounding, Search};
 pub use sizes::{FileSizes, TensorRow};
 
@@ -130,6 +135,7 @@ pub fn run(plan: &Plan, control: &Control, report: &dyn Report) -> Result<Outcom
     plan.check_places(control, &|output| published.has(output.index))?;
     files::run(plan, drawing.as_ref(), &mut published, run)?;
     folder::run(plan, drawing.as_ref(), &mut published, run)?;
+    folder::plain_job::run(plan, &mut published, run)?;
     let outputs = published.end(run);
     Ok(Outcome { outputs, data: drawing.map(|d| d.report), seconds: start.elapsed().as_secs_f64() })
 }

@@ -24,7 +24,8 @@ impl Plan {
             ));
         }
         let marker = ["{type}", "{ftype}"].into_iter().find(|m| text.contains(m));
-        let (files, folders) = (self.files().count(), self.folders().count());
+        let files = self.files().count();
+        let folders = self.outputs.len() - files;
         let mut into = false;
         for o in &mut self.outputs {
             let usual = output.join(o.place.file_name().unwrap_or_default());
@@ -75,7 +76,7 @@ impl Plan {
             match output.what {
                 _ if finished(output) => {}
                 Decided::File(_) => partial::refuse_existing(&output.place, control.force)?,
-                Decided::Folder(_) => folder::refuse_existing(&output.place, control.force)?,
+                Decided::Folder(_) | Decided::Plain(_) => folder::refuse_existing(&output.place, control.force)?,
             }
             if self.outputs[..i].iter().any(|other| other.place == output.place) {
                 return Err(Error::request(format!("two outputs would be called {}", output.place.display())));

@@ -2,9 +2,11 @@
 //! every module of every folder, exact sizes, and where it all goes. Everything that can be refused is refused here.
 
 use super::allocation::Allocation;
+use super::folder::plain::PlainPlan;
 use super::folder::plan::FolderPlan;
+use super::folder::rules;
 use super::ledger::LedgerRow;
-use super::recipe::{Limit, Recipe, Target};
+use super::recipe::{Limit, Recipe, Target, TypeRule};
 use super::record::{self, Facts};
 use super::sizes::{self, FileSizes};
 use super::stream;
@@ -67,6 +69,7 @@ pub enum Decided {
     File(Box<FilePlan>),
     /// A checkpoint folder.
     Folder(Box<FolderPlan>),
+    Plain(Box<PlainPlan>),
 }
 
 /// A GGUF file, decided.
@@ -144,7 +147,10 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
                     let what = "there is no config.json, which every program that loads a folder reads";
                     return Err(Error::unsupported(format!("{}: {what}", source.ckpt.dir().display())));
                 }
-                Decided::Folder(Box::new(FolderPlan::new(source, *format, recipe.devices)?))
+                Decided::Folder(Box::new(FolderPlan::new(source, *format, recipe.devices, &recipe.types.tensors)?))
+            }
+            Target::Plain { dtype, like, .. } => {
+                Decided::Plain(Box::new(PlainPlan::new(source, *dtype, like.as_ref())?))
             }
             _ => Decided::File(Box::new(plan.file(index, target, importance)?)),
         };
@@ -176,6 +182,11 @@ impl Plan {
         let Some(metadata) = &self.metadata else { return false };
         metadata.get(&format!("{arch}.pooling_type")).is_some()
             || metadata.bool(&format!("{arch}.attention.causal")) == Some(false)
+    }
+
+    /// The folders without quantization, with the output that each is.
+    pub fn plain(&self) -> impl Iterator<Item = (&OutputPlan, &PlainPlan)> {
+        self.outputs.iter().filter_map(|o| if let Decided::Plain(f) = &o.what { Some((o, &**f)) } else { None })
     }
 
     /// Weights of the model in GGUF files.
@@ -213,7 +224,7 @@ impl Plan {
             Target::Preset(preset) => (*preset, None),
             // Until the types are chosen.
             Target::Budget { limit, .. } => (f16()?, Some(*limit)),
-            Target::Folder { .. } => return Err(Error::Internal("a folder is no file".into())),
+            Target::Folder { .. } | Target::Plain { .. } => return Err(Error::Internal("a folder is no file".into())),
         };
         let decided =
             self.decided(target.name(), preset, if limit.is_some() { AssumedImportance::Given } else { importance })?;
@@ -235,6 +246,10 @@ impl Plan {
             AssumedImportance::WhereNeeded => Known::WhereNeeded,
         };
         let request = request(preset, &self.recipe)?;
+        let of_files: Vec<&TypeRule> = self.recipe.types.tensors.iter().filter(|rule| rule.ty.file.is_some()).collect();
+        let matches = |regex: &regex::Regex| tensors.iter().any(|(name, _)| regex.is_match(name));
+        let matched = of_files.into_iter().zip(request.overrides.iter().map(|(regex, _)| matches(regex)));
+        rules::all_matched(matched, "tensor of the file")?;
         let metadata = self.metadata.as_ref().ok_or_else(|| Error::Internal("no metadata".into()))?;
         let mut choices = decide(&request, preset_facts(metadata), &tensors, &kept, importance)?;
         if self.source.ckpt.gguf().is_none() {
@@ -294,6 +309,7 @@ impl OutputPlan {
         match &self.what {
             Decided::File(file) => file.ledger(self.target.name()),
             Decided::Folder(folder) => folder.departures.iter().map(|d| d.of(self.target.name())).collect(),
+            Decided::Plain(folder) => folder.departures.iter().map(|d| d.of(self.target.name())).collect(),
         }
     }
 }
@@ -414,11 +430,14 @@ fn tensors_and_kept(source: &SourceModel) -> (Vec<(String, Vec<usize>)>, Vec<Ggm
 /// What a preset and the rules of the recipe ask for.
 fn request(preset: &'static Preset, recipe: &Recipe) -> Result<Request> {
     let types = &recipe.types;
-    let rule = |rule: &super::recipe::TypeRule| {
-        let regex = regex::RegexBuilder::new(&rule.pattern).case_insensitive(true).build();
-        let regex =
-            regex.map_err(|e| Error::request(format!("the pattern '{}': {}", rule.pattern, regex_fault(&e))))?;
-        Ok((regex, rule.ty))
+    let rule = |rule: &TypeRule| {
+        Ok(Some((
+            rules::pattern(rule)?,
+            match rule.ty.file {
+                Some(ty) => ty,
+                None => return Ok(None),
+            },
+        )))
     };
     Ok(Request {
         preset,
@@ -426,7 +445,7 @@ fn request(preset: &'static Preset, recipe: &Recipe) -> Result<Request> {
         leave_output: types.keep_output,
         output: types.output,
         embedding: types.embedding,
-        overrides: types.tensors.iter().map(rule).collect::<Result<_>>()?,
+        overrides: types.tensors.iter().filter_map(|r| rule(r).transpose()).collect::<Result<_>>()?,
     })
 }
 

@@ -4,6 +4,7 @@
 //!
 //! What does not decide bytes (threads, memory, where an output lies) is [`crate::Control`]'s.
 
+pub use super::asked::{Float, FolderType, Like, PLAIN, RuleType};
 use super::catalogue;
 pub use super::rounding::{Rounding, Search};
 use super::rounding::{has_feedback, needs_data, smoothing};
@@ -25,15 +26,13 @@ const MAX_SHARD: u64 = 5_000_000_000;
 
 /// Everything that decides the bytes of a run's outputs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Recipe {
     /// What is made, in this order.
     pub outputs: Vec<Target>,
     /// Which part of the model GGUF files hold.
-    #[serde(default)]
     pub part: Part,
     /// What becomes of layers that predict more than the next token (GGUF).
-    #[serde(default)]
     pub mtp: Mtp,
     /// Types of single tensors (GGUF).
     pub types: TypeRules,
@@ -76,6 +75,15 @@ pub enum Target {
         #[serde(with = "spec_name")]
         format: Spec,
     },
+    /// A checkpoint folder without quantization.
+    Plain {
+        /// What the folder is called by.
+        name: String,
+        /// The type of all weights. `None`: each its own, and where it is packed that which the configuration names.
+        dtype: Option<Float>,
+        /// Whose configuration and tokenizer the folder gets (of a GGUF source). `None`: what the metadata tell.
+        like: Option<Like>,
+    },
 }
 
 impl Target {
@@ -83,12 +91,12 @@ impl Target {
     pub fn name(&self) -> &str {
         match self {
             Target::Preset(preset) => preset.name,
-            Target::Budget { name, .. } | Target::Folder { name, .. } => name,
+            Target::Budget { name, .. } | Target::Folder { name, .. } | Target::Plain { name, .. } => name,
         }
     }
 
     pub fn is_file(&self) -> bool {
-        !matches!(self, Target::Folder { .. })
+        !matches!(self, Target::Folder { .. } | Target::Plain { .. })
     }
 
     /// What an output of a model is called, unless told otherwise.
@@ -102,6 +110,9 @@ impl Target {
     /// # Errors
     /// `Request` for a name that is neither.
     pub fn parse(name: &str) -> Result<Self> {
+        if name.eq_ignore_ascii_case(PLAIN) {
+            return Ok(Target::Plain { name: PLAIN.into(), dtype: None, like: None });
+        }
         if let Some(format) = packed::parse(name) {
             return Ok(Target::Folder { name: name.to_ascii_lowercase(), format });
         }
@@ -131,7 +142,7 @@ pub enum Limit {
 
 /// Types of single tensors, beyond what a preset says.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct TypeRules {
     /// The first rule whose pattern matches a tensor's name decides.
     pub tensors: Vec<TypeRule>,
@@ -147,13 +158,14 @@ pub struct TypeRules {
     pub pure: bool,
 }
 
-/// A type for the tensors whose GGUF name matches a regular expression (any part of the name, in any case).
+/// A type for the tensors whose name matches a regular expression (any part of the name, in any case). In GGUF files the
+/// name is GGUF's; in folders that of either side.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TypeRule {
     pub pattern: String,
-    #[serde(with = "one_type_name", rename = "type")]
-    pub ty: GgmlType,
+    #[serde(rename = "type")]
+    pub ty: RuleType,
 }
 
 /// A metadata value that is set whatever the source says.
@@ -185,7 +197,7 @@ pub struct ImportanceFile {
 
 /// What a model is calibrated on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Data {
     /// They share the tokens equally.
     #[serde(with = "source_names")]
@@ -283,7 +295,7 @@ impl Recipe {
     /// use quantize::{Control, matrix::GgmlType, model::SourceModel};
     ///
     /// let mut recipe = Recipe::to(["q4_0"])?;
-    /// recipe.types.tensors = vec![TypeRule { pattern: "ffn_down".into(), ty: GgmlType::Q5_0 }];
+    /// recipe.types.tensors = vec![TypeRule { pattern: "ffn_down".into(), ty: GgmlType::Q5_0.into() }];
     /// recipe.rounding.search = Some(Search::Feedback);
     /// let sources = vec![Source::File("calibration/dialogue.txt".into())];
     /// recipe.data = Some(Data { sources, tokens: 2048, window: 64, ..Data::default() });
@@ -321,6 +333,15 @@ impl Recipe {
         }
         if self.part == Part::Projector {
             self.check_projector()?;
+        }
+        let (files, folders) = (self.files().next().is_some(), self.folders().next().is_some());
+        for rule in &self.types.tensors {
+            let used = (files && rule.ty.file.is_some()) || (folders && rule.ty.folder.is_some());
+            if !used {
+                let kind = if rule.ty.file.is_some() { "GGUF files" } else { "checkpoint folders" };
+                let what = format!("the rule '{}={}' is for {kind}, and none is to be written", rule.pattern, rule.ty);
+                return Err(Error::request(what));
+            }
         }
         let share = |name: &str, value: f32, zero: bool| match value <= 1.0 && (value > 0.0 || zero && value == 0.0) {
             true => Ok(()),
@@ -442,6 +463,7 @@ impl Recipe {
         let target = outputs[output].clone();
         let alone = vec![target.clone()];
         match &target {
+            Target::Plain { .. } => Recipe { outputs: alone, split, hash_sources, ..Recipe::default() },
             Target::Folder { format, .. } => {
                 let given = self.data.is_some();
                 let feedback = has_feedback(format, &rounding, given);
@@ -457,11 +479,14 @@ impl Recipe {
                     smooth: smooth.filter(|_| given).unwrap_or(usual.smooth),
                     sort_channels: false,
                 };
+                let tensors = types.tensors.into_iter().filter(|rule| rule.ty.folder.is_some());
+                // The same rules, whatever else they might mean.
+                let tensors = tensors.map(|rule| TypeRule { ty: RuleType { file: None, ..rule.ty }, ..rule }).collect();
                 Recipe {
                     outputs: alone,
                     part: Part::Text,
                     mtp: Mtp::Keep,
-                    types: TypeRules::default(),
+                    types: TypeRules { tensors, ..TypeRules::default() },
                     metadata: Vec::new(),
                     pretokenizer: None,
                     requantize: false,
@@ -475,6 +500,8 @@ impl Recipe {
                 }
             }
             _ => {
+                let mut types = types;
+                types.tensors.retain(|rule| rule.ty.file.is_some());
                 let rounding = match self.file_feedback() {
                     true => Rounding {
                         search: Some(Search::Feedback),
@@ -511,7 +538,8 @@ impl Recipe {
         serde_json::to_value(self).unwrap_or_default()
     }
 
-    /// Reads what [`Recipe::to_json`] or an output's record says. Data on the Hub are named, not fetched.
+    /// Reads what [`Recipe::to_json`] or an output's record says; what is not there is as usual. Data on the Hub are named, not
+    /// fetched.
     ///
     /// # Errors
     /// `BadInput` for unknown fields and values.
@@ -565,18 +593,6 @@ mod type_name {
     }
 }
 
-mod one_type_name {
-    use super::*;
-
-    pub fn serialize<S: Serializer>(ty: &GgmlType, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_str(ty.name())
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<GgmlType, D::Error> {
-        type_of(&String::deserialize(d)?)
-    }
-}
-
 mod source_names {
     use super::*;
 
@@ -597,7 +613,7 @@ mod tests {
     use super::*;
 
     fn full() -> Recipe {
-        let rule = TypeRule { pattern: "ffn_down".into(), ty: GgmlType::Q5_0 };
+        let rule = TypeRule { pattern: "ffn_down".into(), ty: GgmlType::Q5_0.into() };
         Recipe {
             types: TypeRules { tensors: vec![rule], output: Some(GgmlType::Q8_0), ..TypeRules::default() },
             metadata: vec![Override { key: "a.b".into(), value: OverrideValue::Float(0.5) }],

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// How scales and codes are chosen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Rounding {
     /// `None`: error feedback where there is calibration data (folders: where the format has integers in groups), the
     /// format's own search elsewhere.

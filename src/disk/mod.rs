@@ -117,6 +117,34 @@ impl Written {
         }
     }
 
+    /// Copies `len` bytes of another file, from byte `from` on, to byte `to`; inside the file system where it can, and holes
+    /// stay holes where the length was set before.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the other file is shorter.
+    pub fn copy_range(&self, other: &File, from: u64, to: u64, len: u64) -> Result<()> {
+        fault::before("write", &self.path)?;
+        #[cfg(target_os = "linux")]
+        return copy_on_linux(other, from, &self.file, to, len);
+        #[cfg(not(target_os = "linux"))]
+        self.copy_through_memory(other, from, to, len)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn copy_through_memory(&self, other: &File, from: u64, to: u64, len: u64) -> Result<()> {
+        use std::io::{Seek, SeekFrom};
+        let mut other = other;
+        other.seek(SeekFrom::Start(from))?;
+        let (mut done, mut buffer) = (0, vec![0; (1u64 << 20).min(len) as usize]);
+        while done < len {
+            let n = (len - done).min(buffer.len() as u64) as usize;
+            other.read_exact(&mut buffer[..n])?;
+            self.write_at(to + done, &buffer[..n])?;
+            done += n as u64;
+        }
+        Ok(())
+    }
+
     /// All of the file, from its start.
     pub fn read_all(&mut self) -> Result<Vec<u8>> {
         use std::io::Seek;
@@ -144,6 +172,63 @@ impl Written {
         }
         Ok(())
     }
+}
+
+/// Copies the parts of a range that hold data; the rest are holes, which the other file has there too.
+#[cfg(target_os = "linux")]
+fn copy_on_linux(from: &File, start: u64, to: &File, at: u64, len: u64) -> Result<()> {
+    use rustix::fs::{SeekFrom, seek};
+    use rustix::io::Errno;
+    let end = start + len;
+    if from.metadata()?.len() < end {
+        return Err(ErrorKind::UnexpectedEof.into());
+    }
+    let mut position = start;
+    while position < end {
+        let data = match seek(from, SeekFrom::Data(position)) {
+            Ok(data) => data,
+            Err(Errno::NXIO) => break,
+            // A file system that tells of no holes.
+            Err(_) => position,
+        };
+        if data >= end {
+            break;
+        }
+        let hole = seek(from, SeekFrom::Hole(data)).unwrap_or(end).clamp(data, end);
+        let stop = if hole == data { end } else { hole };
+        copy_data(from, data, to, at + (data - start), stop - data)?;
+        position = stop;
+    }
+    Ok(())
+}
+
+#[cfg(target_os = "linux")]
+fn copy_data(from: &File, start: u64, to: &File, at: u64, len: u64) -> Result<()> {
+    use rustix::io::Errno;
+    use std::os::unix::fs::FileExt;
+    let (mut read, mut written) = (start, at);
+    let mut buffer = Vec::new();
+    while read < start + len {
+        let left = start + len - read;
+        if buffer.is_empty() {
+            // At most so much at once, so that a signal is heard.
+            let n = usize::try_from(left.min(256 << 20)).unwrap_or(usize::MAX);
+            match rustix::fs::copy_file_range(from, Some(&mut read), to, Some(&mut written), n) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(_) | Err(Errno::INTR) => continue,
+                Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM) => {
+                    buffer.resize(1 << 20, 0);
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        let n = left.min(buffer.len() as u64) as usize;
+        from.read_exact_at(&mut buffer[..n], read)?;
+        to.write_all_at(&buffer[..n], written)?;
+        read += n as u64;
+        written += n as u64;
+    }
+    Ok(())
 }
 
 /// Renames a file or a folder, in place of a file that has the name.

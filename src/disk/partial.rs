@@ -73,6 +73,16 @@ impl PartialFile {
         self.file.write_at(offset, bytes).map_err(|e| Error::io(&self.target, e))
     }
 
+    /// Sets the length, without space for what is not written.
+    pub fn set_len(&self, len: u64) -> Result<()> {
+        self.file.set_len(len).map_err(|e| Error::io(&self.target, e))
+    }
+
+    /// Copies bytes of another file; see [`Written::copy_range`].
+    pub fn copy_range(&self, other: &std::fs::File, from: u64, to: u64, len: u64) -> Result<()> {
+        self.file.copy_range(other, from, to, len).map_err(|e| Error::io(&self.target, e))
+    }
+
     /// Makes sure that the bytes are on the disk.
     pub fn sync(&self) -> Result<()> {
         self.file.sync().map_err(|e| Error::io(&self.target, e))

@@ -79,6 +79,12 @@ impl Metadata {
         self.entries.iter().find(|(k, _)| k == key).map(|(_, v)| v)
     }
 
+    /// Gives an entry another key, in its place. Whether there was one.
+    pub fn rename(&mut self, from: &str, to: &str) -> bool {
+        let entry = self.entries.iter_mut().find(|(k, _)| k == from);
+        entry.map(|entry| entry.0 = to.to_string()).is_some()
+    }
+
     pub fn remove(&mut self, key: &str) {
         self.entries.retain(|(k, _)| k != key);
     }

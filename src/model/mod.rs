@@ -2,6 +2,7 @@
 //! source tensors to GGUF tensors. It decides from metadata and shapes; weights pass through, row by row, when asked.
 
 mod anatomy;
+pub(crate) mod back;
 mod blueprint;
 #[doc(hidden)]
 pub mod config;

@@ -73,6 +73,7 @@ pub(super) static TOOL: Tool = Tool {
     metadata_format: "pt",
     doubles_config: false,
     extra_config_files: &[],
+    mixes: |_, _| false,
     engines: |_| &ENGINES,
 };
 

@@ -94,6 +94,7 @@ pub(super) static TOOL: Tool = Tool {
     metadata_format: "pt",
     doubles_config: false,
     extra_config_files: &["quantize_config.json"],
+    mixes: |a, b| a.format == b.format && a.desc_act == b.desc_act,
     engines: |_| &ENGINES,
 };
 

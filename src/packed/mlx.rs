@@ -169,6 +169,7 @@ pub(super) static TOOL: Tool = Tool {
     metadata_format: "mlx",
     doubles_config: true,
     extra_config_files: &[],
+    mixes: |_, _| true,
     engines: |_| &ENGINES,
 };
 

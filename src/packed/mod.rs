@@ -401,6 +401,21 @@ impl Spec {
         cols.div_ceil(self.group_of(cols))
     }
 
+    /// The same format with another width, where it has that.
+    pub fn with_bits(&self, bits: u8) -> Option<Spec> {
+        let has = match self.format.bits {
+            Bits::Named => self.format.names.iter().any(|name| name.bits == bits),
+            Bits::Of(widths) => widths.contains(&bits),
+        };
+        has.then_some(Spec { bits, ..*self })
+    }
+
+    /// Whether a loader reads modules of both formats in one folder.
+    pub fn mixes_with(&self, other: &Spec) -> bool {
+        let same_tool = std::ptr::eq(self.format.tool, other.format.tool);
+        same_tool && (self == other || (self.format.tool.mixes)(self, other))
+    }
+
     /// Whether another group may be asked for, or take the place of the usual one.
     pub fn has_free_group(&self) -> bool {
         match self.format.group {

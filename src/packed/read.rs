@@ -36,6 +36,8 @@ pub struct Tool {
     pub doubles_config: bool,
     /// Files beside `config.json` that hold the object once more.
     pub extra_config_files: &'static [&'static str],
+    /// Whether a loader reads modules of both in one folder.
+    pub mixes: fn(&super::Spec, &super::Spec) -> bool,
     /// What engines say of a checkpoint with this configuration.
     pub engines: fn(&Value) -> &'static super::Engines,
 }

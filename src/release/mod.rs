@@ -122,6 +122,11 @@ pub fn plan(source: &SourceModel, recipe: &Recipe, target: &Path, options: Optio
     if recipe.outputs.is_empty() {
         return Err(Error::request("a release has no artifacts; name types"));
     }
+    if recipe.outputs.iter().any(|t| matches!(t, convert::Target::Plain { .. })) {
+        return Err(Error::request(
+            "a release holds what is quantized; a folder without quantization is not part of one",
+        ));
+    }
     let mut plan = convert::plan(source, recipe)?;
     if let Some(how) = &options.measurement {
         check::text_suffices(&source.to_run()?, how)?;
@@ -175,7 +180,7 @@ impl Release {
         let name = |place: &Path| place.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         let outputs = self.plan.outputs.iter().map(|o| match o.what {
             Decided::File(_) => name(&o.place),
-            Decided::Folder(_) => name(&o.place) + "/",
+            Decided::Folder(_) | Decided::Plain(_) => name(&o.place) + "/",
         });
         let importance = self.plan.save_importance.iter().map(|path| name(path));
         let reports = REPORTS.iter().filter(|_| self.options.measurement.is_some()).map(|s| s.to_string());
@@ -247,6 +252,7 @@ fn enough_space(release: &Release) -> Result<()> {
         .map(|o| match &o.what {
             Decided::File(file) => file.sizes.file_bytes,
             Decided::Folder(folder) => folder.tensor_bytes(),
+            Decided::Plain(folder) => folder.tensor_bytes(),
         })
         .sum();
     match free_space(&release.target).filter(|free| *free < bytes) {

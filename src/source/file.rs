@@ -36,6 +36,22 @@ impl SourceFile {
         Ok(Self { path: path.to_path_buf(), len: metadata.len(), modified: metadata.modified().ok(), handle })
     }
 
+    /// Bytes that it takes on the disk, where the system tells; holes take none.
+    pub fn stored(&self) -> u64 {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            self.handle.metadata().map_or(self.len, |m| m.blocks().saturating_mul(512))
+        }
+        #[cfg(not(unix))]
+        self.len
+    }
+
+    /// The open file, for copies inside the file system; see [`crate::disk::Written::copy_range`].
+    pub fn handle(&self) -> &File {
+        &self.handle
+    }
+
     /// That the file is the one that was opened: as long, and changed no later.
     ///
     /// Errors: `BadInput` when it is another.

@@ -312,7 +312,10 @@ pub fn shard_path(target: &Path, no: usize, count: usize) -> PathBuf {
 }
 
 /// Which tensors go into which shard.
-fn group(tensors: &[TensorInfo], split: Split) -> Result<Vec<std::ops::Range<usize>>> {
+///
+/// # Errors
+/// `Request` for more shards than a file can count.
+pub fn group(tensors: &[TensorInfo], split: Split) -> Result<Vec<std::ops::Range<usize>>> {
     let total: u64 = tensors.iter().filter_map(TensorInfo::bytes).sum();
     let mut groups = Vec::new();
     let (mut start, mut bytes) = (0, 0u64);

@@ -166,7 +166,7 @@ fn a_weight_that_is_no_number_is_named() {
 /// Makes a folder as `rounded` has it.
 fn made(dir: &Path, name: &str, rounded: impl FnOnce(&Job) -> quantize::Result<()>) -> Written {
     let source = SourceModel::open(Path::new(&family("llama"))).unwrap();
-    let plan = FolderPlan::new(&source, quantize::packed::parse("gptq-32g").unwrap(), 1).unwrap();
+    let plan = FolderPlan::new(&source, quantize::packed::parse("gptq-32g").unwrap(), 1, &[]).unwrap();
     let control = Control { threads: 2, ..Control::default() };
     let recipe = Recipe::to(["gptq-32g"]).unwrap();
     let job = Job::new(&source, &plan, &recipe, &dir.join(name), None, Run::new(&control, &())).unwrap();

@@ -5,9 +5,11 @@ mod common;
 
 mod allocate;
 mod awq;
+mod back;
 mod bytes;
 mod calibration;
 mod convert;
+mod edit;
 mod eval;
 mod feedback;
 mod folder;
@@ -22,4 +24,5 @@ mod plan_sizes;
 #[cfg(feature = "hub")]
 mod push;
 mod release;
+mod rules;
 mod verify;

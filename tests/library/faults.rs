@@ -4,8 +4,9 @@
 
 use crate::common::{everything, model};
 use quantize::convert::recipe::Data;
-use quantize::convert::{self, Calibration, Checkpoints, Recipe, Split, calibrate};
+use quantize::convert::{self, Calibration, Checkpoints, Recipe, Split, Target, calibrate};
 use quantize::disk::fault::{self, Fault};
+use quantize::edit::{self, Change, Shards};
 use quantize::model::SourceModel;
 use quantize::{Control, Result};
 use std::collections::BTreeMap;
@@ -129,7 +130,7 @@ fn sweep(kind: &Kind) {
 }
 
 fn kind(name: &'static str, recipe: Recipe, output: &'static str) -> Kind {
-    let plain = recipe.folders().next().is_none();
+    let plain = recipe.outputs.iter().all(Target::is_file);
     let every = if recipe.data.is_some() { 41 } else { 13 };
     Kind { name, run: conversion(recipe, output), before: None, plain, every }
 }
@@ -158,6 +159,33 @@ fn folders() {
     sweep(&kind("folder", to(&["fp8"]), "out"));
     sweep(&replacing(kind("a folder replaced", to(&["fp8"]), "out"), to(&["nf4"]), "out"));
     sweep(&kind("file and folder", to(&["q4_0", "fp8"]), "./"));
+}
+
+#[test]
+fn plain_folders() {
+    sweep(&kind("plain folder", to(&["safetensors"]), "out"));
+    sweep(&replacing(kind("a plain folder replaced", to(&["safetensors"]), "out"), to(&["fp8"]), "out"));
+}
+
+/// What is made of a finished file, by a run of its own that may replace what is there.
+fn of_file(name: &'static str, work: fn(&Path, &Control) -> Result<()>) -> Kind {
+    let run = Box::new(work);
+    Kind { name, run, before: Some(conversion(to(&["q4_0"]), "a.gguf")), plain: true, every: 5 }
+}
+
+#[test]
+fn edits() {
+    const NAME: &str = "a name that is longer than the one before, so that everything moves";
+    fn renamed(folder: &Path, to: &str, control: &Control) -> Result<()> {
+        let change = [Change::Set { key: "general.name".into(), ty: None, value: NAME.into() }];
+        edit::edit(&folder.join("a.gguf"), &folder.join(to), &change, control.force, &control.cancel)
+    }
+    sweep(&of_file("an edited copy", |folder, control| renamed(folder, "b.gguf", control)));
+    sweep(&of_file("a file edited in its place", |folder, control| renamed(folder, "a.gguf", control)));
+    sweep(&of_file("shards of a file", |folder, control| {
+        let by = Shards::MaxTensors(9);
+        edit::split(&folder.join("a.gguf"), &folder.join("s"), by, control.force, &control.cancel).map(|_| ())
+    }));
 }
 
 #[test]

@@ -126,7 +126,7 @@ impl<'a> Job<'a> {
     }
 
     /// The journal of an earlier run that this one continues.
-    fn left(target: &Path, key: &Value, run: Run) -> Result<Option<Journal>> {
+    pub fn left(target: &Path, key: &Value, run: Run) -> Result<Option<Journal>> {
         let path = folder::journal_path(target);
         let known = match run.control.resume {
             true => Journal::resume(&path, key, run)?,

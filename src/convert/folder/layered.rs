@@ -326,11 +326,19 @@ impl Visit for Visitor<'_> {
                     Some(columns) => Cow::Owned(scaled::divided(moments, columns)),
                     None => Cow::Borrowed(moments),
                 };
-                let spec = members.iter().find_map(|i| self.job.plan.specs[*i]);
-                let takes = spec.filter(|spec| self.options.feedback && spec.takes_feedback());
-                let feedback = takes.map(|spec| feedback(&self.options, &moments, &spec));
+                // Columns go in another order where groups are others.
+                let mut known: Vec<((bool, usize), Feedback)> = Vec::new();
                 for index in members {
-                    if let Some(packed) = self.module(index, &moments, feedback.as_ref())? {
+                    let spec = self.job.plan.specs[index];
+                    let takes = spec.filter(|spec| self.options.feedback && spec.takes_feedback());
+                    let order = takes.map(|spec| (spec.desc_act, spec.group_of(moments.cols)));
+                    if let (Some(spec), Some(order)) = (takes, order)
+                        && !known.iter().any(|(known, _)| *known == order)
+                    {
+                        known.push((order, feedback(&self.options, &moments, &spec)));
+                    }
+                    let own = known.iter().find(|(known, _)| Some(*known) == order).map(|(_, feedback)| feedback);
+                    if let Some(packed) = self.module(index, &moments, own)? {
                         done.push((index, packed));
                     }
                 }

@@ -1,7 +1,9 @@
 //! What a checkpoint folder will hold, decided from the configuration and the shapes alone: how each linear layer is
 //! stored, where that departs from what was asked and why, and every tensor's type and shape. No weight is read.
 
+use super::rules;
 use crate::convert::ledger::LedgerRow;
+use crate::convert::recipe::TypeRule;
 use crate::error::Hint;
 use crate::model::graph::{Shard, shards, stored_alike};
 use crate::model::modules::{Contents, Module};
@@ -67,14 +69,14 @@ pub struct FolderPlan {
 }
 
 /// What stays in the source's type, as the name that follows "to" in a sentence.
-const KEPT: &str = "left as it is";
+pub(super) const KEPT: &str = "left as it is";
 
 impl FolderPlan {
-    /// Decides a folder in a format that survives a split over so many devices.
+    /// Decides a folder in a format that survives a split over so many devices, with `rules` for single modules.
     ///
     /// # Errors
-    /// `Unsupported` when a group that was asked for by name does not divide the rows, or nothing at all can be stored so.
-    pub fn new(source: &SourceModel, spec: Spec, devices: usize) -> Result<FolderPlan> {
+    /// Those of [`rules::apply`]; `Unsupported` when a group that was asked for by name does not divide the rows, or nothing at all can be stored so.
+    pub fn new(source: &SourceModel, spec: Spec, devices: usize, rules: &[TypeRule]) -> Result<FolderPlan> {
         let (ckpt, model, request) = (&*source.ckpt, &*source.model, &Request { spec, devices: devices.max(1) });
         if source.model.hf_config.is_none() {
             source.model.known()?;
@@ -92,7 +94,8 @@ impl FolderPlan {
         }
         let spec = settle_group(request, &contents.modules, &mut departures)?;
         let mut specs: Vec<Option<Spec>> = vec![Some(spec); contents.modules.len()];
-        for (module, chosen) in contents.modules.iter().zip(&mut specs) {
+        let ruled = rules::apply(&spec, &contents, rules, &mut specs)?;
+        for ((module, chosen), _) in contents.modules.iter().zip(&mut specs).zip(&ruled).filter(|(_, ruled)| !**ruled) {
             let Some(reason) = refusal(&spec, module, request.devices) else { continue };
             let instead = spec.fallback();
             departures.push(Departure {

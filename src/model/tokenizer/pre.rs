@@ -332,6 +332,38 @@ const SHAPES: &[Shape] = &[
     shape("viking", &[Step::Split(BLOOM_JSON), SINGLE_DIGITS, RESPELL], When::Always),
 ];
 
+/// A `pre_tokenizer` of `tokenizer.json` that cuts as the one of this name, and whether a normalizer composes characters in
+/// front of it. `None` where it is no list of patterns over bytes.
+pub fn restated(name: &str) -> Option<(Value, bool)> {
+    let known = by_name(name).filter(|pre| pre.spelling == Spelling::Bytes)?;
+    let split = |pattern: &str| serde_json::json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false });
+    let byte_level = |regex: bool| serde_json::json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex });
+    let shape = SHAPES.iter().find(|shape| shape.name == name);
+    let steps: Vec<Value> = match shape {
+        Some(shape) => shape.steps.iter().map(|step| match step {
+            Step::Split(pattern) => Some(split(pattern)),
+            Step::Digits { single } => Some(serde_json::json!({ "type": "Digits", "individual_digits": single })),
+            Step::ByteLevel { regex } => Some(byte_level(*regex)),
+            Step::Punctuation => Some(serde_json::json!({ "type": "Punctuation", "behavior": "Contiguous" })),
+            Step::Other(_) => None,
+        }),
+        None if known.split.contains(&THREES) => return None,
+        None => {
+            return Some((sequence(known.split.iter().map(|p| split(p)).chain([byte_level(false)]).collect()), false));
+        }
+    }
+    .collect::<Option<_>>()?;
+    let nfc = shape.is_some_and(|shape| matches!(shape.when, When::Nfc | When::NfcAndToken(_)));
+    Some((sequence(steps), nfc))
+}
+
+fn sequence(mut steps: Vec<Value>) -> Value {
+    match steps.len() {
+        1 => steps.remove(0),
+        _ => serde_json::json!({ "type": "Sequence", "pretokenizers": steps }),
+    }
+}
+
 /// The name for `tokenizer.ggml.pre`: `chosen` if the user named one, else what the structure of `tokenizer.json` says.
 ///
 /// # Errors

@@ -324,6 +324,7 @@ pub(super) static TOOL: Tool = Tool {
     doubles_config: false,
     extra_config_files: &[],
     // Formats of one name have the same engines; of mixed checkpoints only the whole is known.
+    mixes: |_, _| true,
     engines: |config| {
         let mut own = FORMATS.iter().copied().filter(|format| std::ptr::eq(format.tool, &TOOL));
         own.find(|format| format_name(format) == text(config, "format")).map_or(&SILENT, |format| format.engines)

@@ -27,6 +27,7 @@ const STOREYS: &[&[&str]] = &[
     &["eval"],
     &["matrix"],
     &["writer"],
+    &["edit"],
     &["calibration"],
     &["awq"],
     &["convert"],

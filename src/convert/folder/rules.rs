@@ -1,0 +1,132 @@
+//! Rules for single modules of a folder: another scheme of the same tool, another width, or none. The first rule that
+//! matches decides; modules that engines fuse must come out alike.
+
+use super::plan::KEPT;
+use crate::convert::recipe::{FolderType, TypeRule};
+use crate::model::graph::stored_alike;
+use crate::model::modules::{Contents, Module};
+use crate::packed::Spec;
+use crate::{Error, Result};
+use regex::{Regex, RegexBuilder};
+
+/// A rule's pattern, as it is searched in names.
+pub fn pattern(rule: &TypeRule) -> Result<Regex> {
+    let regex = RegexBuilder::new(&rule.pattern).case_insensitive(true).build();
+    let fault =
+        |e| Error::request(format!("the pattern '{}': {}", rule.pattern, crate::convert::plan::regex_fault(&e)));
+    regex.map_err(fault)
+}
+
+/// That every rule matched something.
+///
+/// # Errors
+/// `Request` naming the first that did not.
+pub fn all_matched<'a>(rules: impl IntoIterator<Item = (&'a TypeRule, bool)>, what: &str) -> Result<()> {
+    match rules.into_iter().find(|(_, matched)| !matched) {
+        None => Ok(()),
+        Some((rule, _)) => {
+            let what = format!("the rule '{}={}' matches no {what}", rule.pattern, rule.ty);
+            Err(Error::request(what).hint("names are those of tensors in a folder or in a GGUF file"))
+        }
+    }
+}
+
+/// Gives modules what the rules say. `specs`: what they have without. Whether a rule decided, by module.
+///
+/// # Errors
+/// `Request` for a rule that matches nothing, or what no folder of this format can hold; `Unsupported` where a module
+/// cannot have what its rule says, or engines fuse it with one that has something else.
+pub fn apply(spec: &Spec, contents: &Contents, rules: &[TypeRule], specs: &mut [Option<Spec>]) -> Result<Vec<bool>> {
+    let mut ruled: Vec<Option<usize>> = vec![None; contents.modules.len()];
+    let rules: Vec<(&TypeRule, FolderType)> = rules.iter().filter_map(|rule| Some((rule, rule.ty.folder?))).collect();
+    let patterns = rules.iter().map(|(rule, _)| pattern(rule)).collect::<Result<Vec<_>>>()?;
+    let mut matched = vec![false; rules.len()];
+    for (i, module) in contents.modules.iter().enumerate() {
+        let name = format!("{}.weight", module.path);
+        let finds = |p: &Regex| p.is_match(&name) || p.is_match(&module.gguf);
+        patterns.iter().zip(&mut matched).filter(|(p, _)| finds(p)).for_each(|(_, m)| *m = true);
+        let Some(decides) = patterns.iter().position(finds) else { continue };
+        let (rule, ty) = rules[decides];
+        specs[i] = chosen(spec, rule, ty, module)?;
+        ruled[i] = Some(decides);
+    }
+    for kept in &contents.kept {
+        for ((pattern, matched), (rule, ty)) in patterns.iter().zip(&mut matched).zip(&rules) {
+            if *matched || !pattern.is_match(&kept.name) {
+                continue;
+            }
+            if *ty != FolderType::Keep {
+                let what =
+                    format!("{}: is no linear layer that {spec} quantizes, so it cannot be {}", kept.name, rule.ty);
+                return Err(Error::unsupported(what));
+            }
+            *matched = true;
+        }
+    }
+    all_matched(rules.iter().map(|(rule, _)| *rule).zip(matched), "module of this model")?;
+    // MLX fuses nothing.
+    if spec.metadata_format() != "mlx" {
+        agree(contents, specs, &ruled, &rules)?;
+    }
+    Ok(ruled.iter().map(Option::is_some).collect())
+}
+
+/// What a module has by a rule.
+fn chosen(spec: &Spec, rule: &TypeRule, ty: FolderType, module: &Module) -> Result<Option<Spec>> {
+    let cannot = |why: String| Error::request(format!("the rule '{}={}': {why}", rule.pattern, rule.ty));
+    let own = match ty {
+        FolderType::Keep => return Ok(None),
+        FolderType::Bits(bits) => {
+            spec.with_bits(bits).ok_or_else(|| cannot(format!("{spec} has no form of {bits} bits")))?
+        }
+        FolderType::Format(own) => own,
+    };
+    if !spec.mixes_with(&own) {
+        return Err(cannot(format!("{own} and {spec} cannot lie in one folder: no loader reads both")));
+    }
+    if own.needs_inputs() && !spec.needs_inputs() {
+        let why = format!("{own} needs calibration data; make it the folder's format, and {spec} the exception");
+        return Err(cannot(why));
+    }
+    // A group that nobody named is one that fits.
+    let groups = [128, 64, 32].into_iter().filter(|_| own.has_free_group() && !own.group_given);
+    let smaller = groups.filter(|g| own.group.is_some_and(|own| *g < own)).map(|g| Spec { group: Some(g), ..own });
+    let fits = |s: &Spec| s.refuses(module.rows, module.cols).is_none();
+    match std::iter::once(own).chain(smaller).find(fits) {
+        Some(found) => Ok(Some(found)),
+        None => {
+            let why = own.refuses(module.rows, module.cols).unwrap_or_default();
+            Err(Error::unsupported(format!("{}: cannot be {own}, as a rule says: {why}", module.path)))
+        }
+    }
+}
+
+/// Engines put some modules into one matrix, or run them by one kernel.
+fn agree(
+    contents: &Contents,
+    specs: &[Option<Spec>],
+    ruled: &[Option<usize>],
+    rules: &[(&TypeRule, FolderType)],
+) -> Result<()> {
+    let set = |m: &Module| Some((m.layer, stored_alike(m.role)?));
+    let name = |spec: &Option<Spec>| spec.map_or(KEPT.to_string(), |s| s.to_string());
+    let mut first: std::collections::HashMap<_, usize> = std::collections::HashMap::new();
+    for (i, module) in contents.modules.iter().enumerate() {
+        let Some(set) = set(module) else { continue };
+        let j = *first.entry(set).or_insert(i);
+        if specs[i] == specs[j] || (ruled[i].is_none() && ruled[j].is_none()) {
+            continue;
+        }
+        let rule = ruled[i].or(ruled[j]).map(|r| rules[r].0);
+        let by = rule.map_or_else(String::new, |rule| format!(" by the rule '{}={}'", rule.pattern, rule.ty));
+        let other = &contents.modules[j].path;
+        let what = format!(
+            "engines fuse {} with {other}, but{by} one is {} and the other {}",
+            module.path,
+            name(&specs[i]),
+            name(&specs[j])
+        );
+        return Err(Error::unsupported(what).hint("let one rule match all of them"));
+    }
+    Ok(())
+}
