@@ -62,7 +62,9 @@ const BESIDE: [&str; 32] = [
 /// # Errors
 /// `Usage` for a flag beside `--recipe` that decides the outputs too.
 pub fn refuse_beside(args: &ConvertArgs, given: &[String]) -> Result<()> {
-    let other = given.iter().find(|id| !BESIDE.contains(&id.as_str()));
+    // Groups of flags have names too, which begin with a capital.
+    let is_flag = |id: &&String| id.starts_with(|c: char| c.is_ascii_lowercase());
+    let other = given.iter().filter(is_flag).find(|id| !BESIDE.contains(&id.as_str()));
     match (&args.recipe, other) {
         (Some(_), Some(id)) => {
             let flag = if id == "calibration_seed" { "seed".into() } else { id.replace('_', "-") };

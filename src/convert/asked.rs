@@ -109,3 +109,10 @@ impl<'de> Deserialize<'de> for RuleType {
         Ok(ty)
     }
 }
+
+/// What is wrong with a regular expression, in one line: the last of the parser's, without its drawing.
+pub fn regex_fault(error: &regex::Error) -> String {
+    let text = error.to_string();
+    let last = text.lines().last().unwrap_or_default();
+    last.strip_prefix("error: ").unwrap_or(last).to_string()
+}

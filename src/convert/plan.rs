@@ -2,6 +2,7 @@
 //! every module of every folder, exact sizes, and where it all goes. Everything that can be refused is refused here.
 
 use super::allocation::Allocation;
+pub use super::asked::regex_fault;
 use super::folder::plain::PlainPlan;
 use super::folder::plan::FolderPlan;
 use super::folder::rules;
@@ -447,13 +448,6 @@ fn request(preset: &'static Preset, recipe: &Recipe) -> Result<Request> {
         embedding: types.embedding,
         overrides: types.tensors.iter().filter_map(|r| rule(r).transpose()).collect::<Result<_>>()?,
     })
-}
-
-/// What is wrong with a regular expression, in one line: the last of the parser's, without its drawing.
-pub fn regex_fault(error: &regex::Error) -> String {
-    let text = error.to_string();
-    let last = text.lines().last().unwrap_or_default();
-    last.strip_prefix("error: ").unwrap_or(last).to_string()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

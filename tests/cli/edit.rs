@@ -42,7 +42,7 @@ fn metadata_change_and_tensors_do_not() {
         "--token-type",
         "5=control",
         "--stop-token",
-        "eot=7",
+        "eot=300",
     ];
     assert_eq!(ok(quantize(d, &args)), "b.gguf\n");
     let meta = gguf::read_header(&d.join("b.gguf")).unwrap().metadata;
@@ -52,7 +52,7 @@ fn metadata_change_and_tensors_do_not() {
     assert!(meta.get("general.size_label").is_none() && meta.get("quantize.version").is_none());
     assert!(meta.str("general.old").is_some());
     assert_eq!(meta.str("tokenizer.chat_template"), Some("{{ messages[0].content }} ü"));
-    assert_eq!(meta.uint("tokenizer.ggml.eot_token_id"), Some(7));
+    assert_eq!(meta.uint("tokenizer.ggml.eot_token_id"), Some(300));
     assert_eq!(data(&d.join("a.gguf")), data(&d.join("b.gguf")));
     assert_eq!(std::fs::read(d.join("a.gguf")).unwrap(), before);
     // In its place; and back again it is the file that it was.

@@ -20,7 +20,7 @@ fn stored(folder: &Path, name: &str) -> Dtype {
 fn compressed_tensors_get_a_group_for_every_scheme() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
-    let rules = ["self_attn=fp8", "layers.0.mlp=keep", "ffn_down=w8a16", "lm_head=keep"];
+    let rules = ["self_attn=fp8", "layers.0.mlp=keep", "ffn_down=w8a16", "embed_tokens=keep"];
     ok(make(d, &family("qwen3"), "w4a16-32g", &rules));
     let config = json(&d.join("out/config.json"))["quantization_config"].clone();
     assert_eq!(config["format"], "mixed-precision");

@@ -122,8 +122,9 @@ fn one(plan: &Plan, output: &OutputPlan, plain: &PlainPlan, published: &mut Publ
         for name in others(dir)?.iter().map(String::as_str).filter(|name| *name != "hf_quant_config.json") {
             folder.copy(&dir.join(name), name)?;
         }
-        // Of a copy of the model its own card is as true as of the original.
-        if dir.join("README.md").is_file() {
+        // A card that speaks of quantization, or of another file, is not true of what is made here.
+        let is_copy = source.ckpt.gguf().is_none() && source.ckpt.scheme().is_none();
+        if is_copy && dir.join("README.md").is_file() {
             folder.copy(&dir.join("README.md"), "README.md")?;
         }
     }

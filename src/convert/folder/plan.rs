@@ -1,7 +1,7 @@
 //! What a checkpoint folder will hold, decided from the configuration and the shapes alone: how each linear layer is
 //! stored, where that departs from what was asked and why, and every tensor's type and shape. No weight is read.
 
-use super::rules;
+use super::rules::{self, KEPT};
 use crate::convert::ledger::LedgerRow;
 use crate::convert::recipe::TypeRule;
 use crate::error::Hint;
@@ -67,9 +67,6 @@ pub struct FolderPlan {
     /// The `quantization_config` object.
     pub config: Value,
 }
-
-/// What stays in the source's type, as the name that follows "to" in a sentence.
-pub(super) const KEPT: &str = "left as it is";
 
 impl FolderPlan {
     /// Decides a folder in a format that survives a split over so many devices, with `rules` for single modules.

@@ -1,7 +1,6 @@
 //! Rules for single modules of a folder: another scheme of the same tool, another width, or none. The first rule that
 //! matches decides; modules that engines fuse must come out alike.
 
-use super::plan::KEPT;
 use crate::convert::recipe::{FolderType, TypeRule};
 use crate::model::graph::stored_alike;
 use crate::model::modules::{Contents, Module};
@@ -9,11 +8,14 @@ use crate::packed::Spec;
 use crate::{Error, Result};
 use regex::{Regex, RegexBuilder};
 
+/// What stays in the source's type, as the name that follows "to" in a sentence.
+pub(super) const KEPT: &str = "left as it is";
+
 /// A rule's pattern, as it is searched in names.
 pub fn pattern(rule: &TypeRule) -> Result<Regex> {
     let regex = RegexBuilder::new(&rule.pattern).case_insensitive(true).build();
     let fault =
-        |e| Error::request(format!("the pattern '{}': {}", rule.pattern, crate::convert::plan::regex_fault(&e)));
+        |e| Error::request(format!("the pattern '{}': {}", rule.pattern, crate::convert::asked::regex_fault(&e)));
     regex.map_err(fault)
 }
 

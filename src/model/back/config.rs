@@ -11,7 +11,7 @@ use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 
 /// Keys that are left out where they say what is assumed anyway.
-const RARE: [&str; 27] = [
+const RARE: [&str; 26] = [
     "attention_bias",
     "mlp_bias",
     "use_qkv_bias",
@@ -35,7 +35,6 @@ const RARE: [&str; 27] = [
     "no_rope_layers",
     "rope_local_base_freq",
     "rope_scaling",
-    "original_max_position_embeddings",
     "norm_topk_prob",
     "hidden_act",
     "hidden_activation",
