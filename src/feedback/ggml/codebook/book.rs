@@ -52,54 +52,37 @@ impl Book {
     /// `None` for types without a codebook, and for those whose codebook feedback does not make.
     pub fn new(ty: GgmlType) -> Option<Self> {
         use GgmlType::*;
-        let fours = |codes: &'static [u16], levels, block, vector, even_signs, unit, pack| {
-            let book = Book {
-                ty,
-                block,
-                vector,
-                point: 4,
-                even_signs,
-                unit,
-                levels,
-                halves: Vec::new(),
-                values: Vec::new(),
-                pack,
-            };
-            book.with_points(codes, 3)
+        let row = |block, vector, even_signs, unit, levels, pack| Book {
+            ty,
+            block,
+            vector,
+            point: 0,
+            even_signs,
+            unit,
+            levels,
+            halves: Vec::new(),
+            values: Vec::new(),
+            pack,
         };
-        let eights = |codes: &'static [u16], block, even_signs, pack| {
-            let levels = &iq2::LEVELS;
-            let book = Book {
-                ty,
-                block,
-                vector: 8,
-                point: 8,
-                even_signs,
-                unit: 0.125,
-                levels,
-                halves: Vec::new(),
-                values: Vec::new(),
-                pack,
-            };
-            book.with_points(codes, 2)
-        };
+        let (iq2, iq3_s, iq3_xxs): (&[f32], &[f32], &[f32]) = (&iq2::LEVELS, &iq3::LEVELS_S, &iq3::LEVELS_XXS);
         Some(match ty {
-            IQ3_S => fours(&codes::IQ3_S, &iq3::LEVELS_S, 32, 4, false, 1.0, pack_iq3_s),
-            IQ3_XXS => fours(&codes::IQ3_XXS, &iq3::LEVELS_XXS, 32, 8, true, 0.25, pack_iq3_xxs),
-            IQ2_S => eights(&codes::IQ2_S, 16, false, pack_iq2_s),
-            IQ2_XS => eights(&codes::IQ2_XS, 16, true, pack_iq2_xs),
-            IQ2_XXS => eights(&codes::IQ2_XXS, 32, true, pack_iq2_xxs),
+            IQ3_S => row(32, 4, false, 1.0, iq3_s, pack_iq3_s).with_points::<4>(&codes::IQ3_S, 3),
+            IQ3_XXS => row(32, 8, true, 0.25, iq3_xxs, pack_iq3_xxs).with_points::<4>(&codes::IQ3_XXS, 3),
+            IQ2_S => row(16, 8, false, 0.125, iq2, pack_iq2_s).with_points::<8>(&codes::IQ2_S, 2),
+            IQ2_XS => row(16, 8, true, 0.125, iq2, pack_iq2_xs).with_points::<8>(&codes::IQ2_XS, 2),
+            IQ2_XXS => row(32, 8, true, 0.125, iq2, pack_iq2_xxs).with_points::<8>(&codes::IQ2_XXS, 2),
             _ => return None,
         })
     }
 
-    fn with_points(mut self, codes: &[u16], bits: usize) -> Self {
+    fn with_points<const N: usize>(mut self, codes: &[u16], bits: usize) -> Self {
+        self.point = N;
         let place = |digits: &[u8]| digits.iter().rev().fold(0, |at, d| at * self.levels.len() + usize::from(*d)) as u8;
         for code in codes {
-            let digits = unpack::<MAX_VECTOR>(*code, bits);
-            let (first, second) = digits[..self.point].split_at(self.point / 2);
+            let digits = unpack::<N>(*code, bits);
+            let (first, second) = digits.split_at(N / 2);
             self.halves.push([place(first), place(second)]);
-            let value = |i: usize| if i < self.point { self.levels[usize::from(digits[i])] } else { 0.0 };
+            let value = |i: usize| digits.get(i).map_or(0.0, |digit| self.levels[usize::from(*digit)]);
             self.values.push(std::array::from_fn(value));
         }
         self
