@@ -8,7 +8,7 @@ use super::super::rounding::{Sub, subtract};
 use super::book::{Book, MAX_BLOCK, MAX_VECTOR, Numbers, SUPER, TOP};
 use super::scan::{Tables, nearest};
 use super::vectors::Vectors;
-use crate::simd::F32x16;
+use crate::simd::{F32x16, Mask};
 
 /// A bundle of rows, transposed: everything is `[columns]`, `[points]`, `[blocks]` or `[super-blocks]` of rows.
 pub struct Bundle {
@@ -95,13 +95,15 @@ pub fn solve_around<V: Lanes, const LEVELS: usize, const HALF: usize>(
     out: &mut Solved,
 ) -> (V, V) {
     let width = sub.x.len();
-    let mut best = a;
-    let mut loss = solve::<V, LEVELS, HALF>(book, tables, sub, weights, scale(book, d, best), out);
+    let (mut best, mut loss) = (a, V::zero());
     let mut other = Solved::new();
-    for step in [-1.0, 1.0] {
+    for step in [0.0, -1.0, 1.0] {
         let code = a.add(V::splat(step)).clamp(0.0, TOP);
         let this = solve::<V, LEVELS, HALF>(book, tables, sub, weights, scale(book, d, code), &mut other);
-        let take = |from: &F32x16, to: &mut F32x16| this.if_less(loss, V::read(from), V::read(to)).write(to);
+        // The first is taken whatever it loses, should that be more than a float holds.
+        let first = V::zero().lt(V::splat(if step == 0.0 { 1.0 } else { 0.0 }));
+        let better = this.lt(loss).or(first);
+        let take = |from: &F32x16, to: &mut F32x16| V::select(better, V::read(from), V::read(to)).write(to);
         for j in 0..width {
             take(&other.values[j], &mut out.values[j]);
             take(&other.errors[j], &mut out.errors[j]);
@@ -109,8 +111,8 @@ pub fn solve_around<V: Lanes, const LEVELS: usize, const HALF: usize>(
         for j in 0..width / book.point {
             take(&other.points[j], &mut out.points[j]);
         }
-        best = this.if_less(loss, code, best);
-        loss = this.min(loss);
+        best = V::select(better, code, best);
+        loss = V::select(better, this, loss);
     }
     (best, loss)
 }
