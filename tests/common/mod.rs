@@ -34,6 +34,11 @@ pub fn repo(path: &str) -> PathBuf {
 }
 
 /// A folder of `tests/conformance`, or `tiny-llama`: the small trained model.
+/// Whether to test everything (`QUANTIZE_TEST_ALL=1`), where a sample is tested otherwise.
+pub fn everything() -> bool {
+    std::env::var_os("QUANTIZE_TEST_ALL").is_some()
+}
+
 pub fn model(name: &str) -> PathBuf {
     repo(if name == "tiny-llama" { "tests/fixtures" } else { "tests/conformance" }).join(name)
 }

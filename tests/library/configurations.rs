@@ -1,6 +1,6 @@
 //! Every number of every family's configuration, changed: the conversion ends well or names what is wrong.
 
-use crate::common::{json, names, repo};
+use crate::common::{everything, json, names, repo};
 use crate::families::restore;
 use quantize::convert::{self, Recipe};
 use quantize::model::SourceModel;
@@ -43,7 +43,7 @@ fn convert_folder(folder: &Path, to: &Path, golden: &Value) -> quantize::Result<
 /// One change in `every`, in turn; all of them where the environment says `QUANTIZE_TEST_ALL`.
 #[test]
 fn a_changed_number_in_a_configuration_is_converted_or_named() {
-    let every = if std::env::var_os("QUANTIZE_TEST_ALL").is_some() { 1 } else { 16 };
+    let every = if everything() { 1 } else { 16 };
     let mut bad = Vec::new();
     let (mut tried, mut turn) = (0, 0);
     for file in names(&repo("tests/golden/families")) {

@@ -2,7 +2,7 @@
 //! lies under a final name, the next run gives the bytes of an undisturbed one, and nothing is left over. A sample of the
 //! operations; all of them with `QUANTIZE_TEST_ALL=1`.
 
-use crate::common::model;
+use crate::common::{everything, model};
 use quantize::convert::recipe::Data;
 use quantize::convert::{self, Calibration, Checkpoints, Recipe, Split, calibrate};
 use quantize::disk::fault::{self, Fault};
@@ -94,7 +94,7 @@ fn sweep(kind: &Kind) {
     let new = contents(dir.path());
     let operations = seen.operations;
     assert!(operations.len() > 10, "{}: {} operations", kind.name, operations.len());
-    let all = std::env::var_os("QUANTIZE_TEST_ALL").is_some();
+    let all = everything();
     let (step, mut runs) = (if all { 1 } else { kind.every }, 0);
     let modes = [Fault::Kill, Fault::Once(ErrorKind::Other), Fault::Full];
     for (m, mode) in modes.into_iter().enumerate() {
