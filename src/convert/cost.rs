@@ -63,6 +63,7 @@ pub fn codebook(ty: GgmlType) -> f64 {
         GgmlType::IQ2_S => 1e-6,
         GgmlType::IQ2_XS => 1e-6,
         GgmlType::IQ2_XXS => 1e-6,
+        GgmlType::IQ1_M => 1e-6,
         _ => 0.0,
     }
 }

@@ -7,8 +7,8 @@ use super::*;
 use crate::quant::{dequantize_rows, quantize_rows};
 use crate::simd::{F32x16, Plain};
 
-pub const CODEBOOKS: [GgmlType; 5] =
-    [GgmlType::IQ3_S, GgmlType::IQ3_XXS, GgmlType::IQ2_S, GgmlType::IQ2_XS, GgmlType::IQ2_XXS];
+pub const CODEBOOKS: [GgmlType; 6] =
+    [GgmlType::IQ3_S, GgmlType::IQ3_XXS, GgmlType::IQ2_S, GgmlType::IQ2_XS, GgmlType::IQ2_XXS, GgmlType::IQ1_M];
 
 #[test]
 fn feedback_loses_far_less_than_ggmls_search() {
@@ -106,7 +106,7 @@ fn the_scan_finds_the_nearest_signed_point() {
         for (j, t) in target.iter_mut().enumerate() {
             *t = F32x16(std::array::from_fn(|lane| targets[lane * 8 + j]));
         }
-        let s = 0.09 / book.levels[book.levels.len() - 1];
+        let s = 0.09 / book.reach();
         let (mut values, mut points) = ([F32x16::ZERO; 8], [F32x16::ZERO; 2]);
         let mut tables = Tables::new();
         let (target, metric) = (&target[..n], &metric[..n]);
@@ -124,7 +124,7 @@ fn the_scan_finds_the_nearest_signed_point() {
             let point = |from: usize| {
                 let mut best = [f64::INFINITY; 2];
                 for point in &book.values {
-                    for signs in 0u32..1 << book.point {
+                    for signs in 0u32..if book.has_signs() { 1 << book.point } else { 1 } {
                         let sign = |i: usize| if signs >> i & 1 == 1 { -1.0 } else { 1.0 };
                         let sum = (0..book.point).map(|i| cost(from + i, sign(i) * point[i])).sum();
                         let best = &mut best[signs.count_ones() as usize % 2];
