@@ -68,8 +68,7 @@ impl Shown<'_> {
                 value["targets"][i]["devices"] = json!(self.fits(files, target));
             }
             if self.work.plan.source.model.runnable().is_ok() {
-                value["calibration"] =
-                    json!({ "importance": self.work.cost(Pass::Importance), "feedback": self.work.cost(Pass::Blocks) });
+                value["calibration"] = json!({ "importance": self.work.cost(Pass::Importance), "feedback": self.work.feedback_cost(files) });
             }
         }
         let packed = self.work.plan.folders().map(|(output, folder)| self.folder_json(output, folder));
@@ -135,7 +134,7 @@ impl Shown<'_> {
         if self.work.plan.source.model.runnable().is_err() {
             return out;
         }
-        let (importance, feedback) = (self.work.cost(Pass::Importance), self.work.cost(Pass::Blocks));
+        let (importance, feedback) = (self.work.cost(Pass::Importance), self.work.feedback_cost(files));
         let _ = writeln!(
             out,
             "with --calibration: about {} of memory, {} per file; with --rounding nearest {}, {}",

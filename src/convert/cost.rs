@@ -4,6 +4,7 @@
 
 use crate::model::graph::leads_input;
 use crate::model::{Config, MappedTensor, Model};
+use crate::quant::GgmlType;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -50,6 +51,20 @@ impl Pass {
             Pass::Awq => Rates { product: 1.15e-11, feedback: 4.2e-11, weight: 3e-7 },
             Pass::Blocks => Rates { product: 8.9e-12, feedback: 4.2e-11, weight: 5e-7 },
         }
+    }
+}
+
+/// Seconds that a weight in a codebook takes beyond what [`Pass::Blocks`] counts for all: ggml's search and feedback's, each
+/// over hundreds of points. Measured on a core with AVX2: see `docs/benchmarks.md`, "Error feedback on codebooks".
+pub fn codebook(ty: GgmlType) -> f64 {
+    match ty {
+        GgmlType::IQ3_S => 1e-6,
+        GgmlType::IQ3_XXS => 1e-6,
+        GgmlType::IQ2_S => 1e-6,
+        GgmlType::IQ2_XS => 1e-6,
+        GgmlType::IQ2_XXS => 1e-6,
+        GgmlType::IQ1_M => 1e-6,
+        _ => 0.0,
     }
 }
 

@@ -6,7 +6,7 @@ use super::folder::{FolderPlan, nearest};
 use super::plan::{AssumedImportance, Plan, sizes_of_model};
 use super::recipe::Recipe;
 use super::rounding::{has_feedback, needs_data};
-use super::sizes::{self, FileSizes};
+use super::sizes::{self, FileSizes, TensorRow};
 use super::stream;
 use crate::model::{Cache, Model, SourceModel};
 use crate::packed::ChannelScaling;
@@ -127,6 +127,15 @@ impl Forecast<'_> {
     /// What a pass over the calibration data takes.
     pub fn cost(&self, pass: Pass) -> Cost {
         cost::of(&self.plan.source.model, pass, self.calibration_tokens, self.threads)
+    }
+
+    /// What error feedback takes for the one of `files` that takes longest.
+    pub fn feedback_cost(&self, files: &Files) -> Cost {
+        let seconds = |row: &TensorRow| row.shape.iter().product::<usize>() as f64 * cost::codebook(row.choice.got);
+        let codebooks = files.targets.iter().map(|file| file.rows.iter().map(seconds).sum());
+        let mut cost = self.cost(Pass::Blocks);
+        cost.cpu_seconds += codebooks.fold(0.0, f64::max);
+        cost
     }
 
     /// What the calibration of a folder takes; `None` where there is none.

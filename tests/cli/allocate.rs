@@ -117,11 +117,11 @@ fn what_cannot_be_met_is_refused_with_the_range() {
     let out = dir.path().join("out.gguf");
     for (flag, value) in [("--target-bpw", "1"), ("--target-bpw", "17")] {
         let message = refused(&mut convert(&out, &[flag, value]));
-        assert!(message.contains("2.65 to 16.01 bits per weight"), "{message}");
+        assert!(message.contains("2.14 to 16.01 bits per weight"), "{message}");
     }
     for (flag, value) in [("--target-size", "100K"), ("--target-size", "1G"), ("--like", "iq1_s")] {
         let message = refused(&mut convert(&out, &[flag, value]));
-        assert!(message.contains("out of reach") && message.contains("1.8 MB to 10.6 MB"), "{message}");
+        assert!(message.contains("out of reach") && message.contains("1.5 MB to 10.6 MB"), "{message}");
     }
     let bad = [
         (["--target-bpw", "many"], "not a number"),

@@ -235,6 +235,9 @@ fn a_plan_says_what_calibration_takes() {
         both["calibration"]["feedback"]["cpu_seconds"].as_f64()
             > both["calibration"]["importance"]["cpu_seconds"].as_f64()
     );
+    // Codebooks take longer than levels do.
+    let seconds = |ty: &str| plan(&[ty])["calibration"]["feedback"]["cpu_seconds"].as_f64().unwrap();
+    assert!(seconds("iq2_m") > 1.1 * seconds("q2_k"));
     let out = quantize(dir.path(), &["plan", "x", "--to", "q4_k_m", "--group-size", "64"]);
     assert_eq!(out.status.code(), Some(2));
 }

@@ -98,10 +98,9 @@ pub fn layout(ty: GgmlType) -> Option<Layout> {
         Q4_1 => row(32, 32, 0.0, 15.0, Fixed(1.0), Fixed(-1.0), legacy_asymmetric()),
         Q5_1 => row(32, 32, 0.0, 31.0, Fixed(1.0), Fixed(-1.0), legacy_asymmetric()),
         // Codebooks, which choose several weights at once, are in `codebook/book.rs`.
-        IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S => return None,
-        // Not made: one-bit codebooks; ternary, binary and four-bit floats; plain numbers.
-        IQ1_S | IQ1_M => return None,
-        TQ1_0 | TQ2_0 | Q1_0 | Q2_0 | MXFP4 | NVFP4 => return None,
+        IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S => return None,
+        // Not made: the codebook whose shift is of a whole block; ternary, binary and four-bit floats; plain numbers.
+        IQ1_S | TQ1_0 | TQ2_0 | Q1_0 | Q2_0 | MXFP4 | NVFP4 => return None,
         F32 | F16 | BF16 | F64 | I8 | I16 | I32 | I64 => return None,
     })
 }

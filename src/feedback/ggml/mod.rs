@@ -1,5 +1,5 @@
 //! Error feedback on ggml's grids: blocks of Q2_K .. Q6_K, Q4_0 .. Q8_0, IQ4_NL and IQ4_XS, and in [`codebook`] those of the
-//! 2- and 3-bit i-quants, whose scales and codes are chosen under the whole Hessian of the layer, so that one weight's error is made good by the others, in bytes that every
+//! i-quants below four bits, whose scales and codes are chosen under the whole Hessian of the layer, so that one weight's error is made good by the others, in bytes that every
 //! reader of these types decodes. Pure functions on rows and matrices: no files, no models.
 //!
 //! The problem, row by row: minimise e'He over all blocks that the type can hold, where e = w − ŵ and H is the second

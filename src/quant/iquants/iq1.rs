@@ -9,7 +9,7 @@ use super::steps::{Sorted, Split, Steps};
 use crate::quant::{f16_at, put_f16};
 use half::f16;
 
-const DELTA: f32 = 0.125;
+pub const DELTA: f32 = 0.125;
 /// The three values under either shift.
 pub const UP: [f32; 3] = [-1.0 + DELTA, DELTA, 1.0 + DELTA];
 pub const DOWN: [f32; 3] = [-1.0 - DELTA, -DELTA, 1.0 - DELTA];

@@ -6,7 +6,7 @@ pub(super) mod binary;
 pub(crate) mod codes;
 pub(super) mod fp4;
 pub(crate) mod grids;
-pub(super) mod iq1;
+pub(crate) mod iq1;
 pub(crate) mod iq2;
 pub(crate) mod iq3;
 pub(crate) mod iq4;

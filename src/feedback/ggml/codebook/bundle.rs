@@ -5,10 +5,10 @@
 use super::super::bundle::sub_of;
 use super::super::lanes::Lanes;
 use super::super::rounding::{Sub, subtract};
-use super::book::{Book, MAX_BLOCK, MAX_VECTOR, Numbers, SUPER, TOP};
+use super::book::{Book, MAX_BLOCK, MAX_VECTOR, Numbers, SUPER};
 use super::scan::{Tables, nearest};
 use super::vectors::Vectors;
-use crate::simd::F32x16;
+use crate::simd::{F32x16, Mask};
 
 /// A bundle of rows, transposed: everything is `[columns]`, `[points]`, `[blocks]` or `[super-blocks]` of rows.
 pub struct Bundle {
@@ -95,13 +95,15 @@ pub fn solve_around<V: Lanes, const LEVELS: usize, const HALF: usize>(
     out: &mut Solved,
 ) -> (V, V) {
     let width = sub.x.len();
-    let mut best = a;
-    let mut loss = solve::<V, LEVELS, HALF>(book, tables, sub, weights, scale(book, d, best), out);
+    let (mut best, mut loss) = (a, V::zero());
     let mut other = Solved::new();
-    for step in [-1.0, 1.0] {
-        let code = a.add(V::splat(step)).clamp(0.0, TOP);
+    for step in [0.0, -1.0, 1.0] {
+        let code = a.add(V::splat(step)).clamp(0.0, book.top);
         let this = solve::<V, LEVELS, HALF>(book, tables, sub, weights, scale(book, d, code), &mut other);
-        let take = |from: &F32x16, to: &mut F32x16| this.if_less(loss, V::read(from), V::read(to)).write(to);
+        // The first is taken whatever it loses, should that be more than a float holds.
+        let first = V::zero().lt(V::splat(if step == 0.0 { 1.0 } else { 0.0 }));
+        let better = this.lt(loss).or(first);
+        let take = |from: &F32x16, to: &mut F32x16| V::select(better, V::read(from), V::read(to)).write(to);
         for j in 0..width {
             take(&other.values[j], &mut out.values[j]);
             take(&other.errors[j], &mut out.errors[j]);
@@ -109,14 +111,12 @@ pub fn solve_around<V: Lanes, const LEVELS: usize, const HALF: usize>(
         for j in 0..width / book.point {
             take(&other.points[j], &mut out.points[j]);
         }
-        best = this.if_less(loss, code, best);
-        loss = this.min(loss);
+        best = V::select(better, code, best);
+        loss = V::select(better, this, loss);
     }
     (best, loss)
 }
 
-/// The scales tried for a block, as shares of the one that takes its largest weight to the largest magnitude.
-const TRIALS: [f32; 8] = [0.70, 0.77, 0.84, 0.91, 0.98, 1.05, 1.12, 1.20];
 /// Room for scale codes that grow by one.
 const HEADROOM: f32 = 1.07;
 
@@ -192,8 +192,8 @@ impl Bundle {
                 reach = reach.max(V::read(x).abs());
             }
             let (mut best, mut scale) = (V::zero(), V::zero());
-            for trial in TRIALS {
-                let s = reach.mul(V::splat(trial / book.levels[LEVELS - 1]));
+            for trial in book.trials {
+                let s = reach.mul(V::splat(trial / book.reach()));
                 let (mut sum_xq, mut sum_qq) = (V::zero(), V::zero());
                 for (x, w) in x.chunks_exact(book.vector).zip(w.chunks_exact(book.vector)) {
                     let (mut values, mut points) = ([F32x16::ZERO; MAX_VECTOR], [F32x16::ZERO; MAX_VECTOR / 4]);
@@ -214,12 +214,12 @@ impl Bundle {
             largest = largest.max(scale);
             scale.write(&mut scales[b]);
         }
-        let d = largest.mul(V::splat(HEADROOM / (book.unit * (2.0 * TOP + 1.0)))).round_f16();
+        let d = largest.mul(V::splat(HEADROOM / (book.unit * (2.0 * book.top + 1.0)))).round_f16();
         d.write(&mut self.d[first / SUPER]);
         let over = d.mul(V::splat(book.unit)).inverse();
         for (scale, a) in scales.iter().zip(&mut self.a[first / book.block..(first + SUPER) / book.block]) {
             let a2 = V::read(scale).mul(over).sub(V::splat(1.0)).mul(V::splat(0.5));
-            a2.clamp(0.0, TOP).round().write(a);
+            a2.clamp(0.0, book.top).round().write(a);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Error feedback on ggml's codebooks (IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS), whose points are four or eight weights that
+//! Error feedback on ggml's codebooks (IQ3_S, IQ3_XXS, IQ2_S, IQ2_XS, IQ2_XXS, IQ1_M), whose points are four or eight weights that
 //! are chosen together: block LDLQ as in QuIP# (arXiv 2402.04396) on these grids, with scales chosen in the loop, and sweeps
 //! of coordinate descent. The same problem and the same stages as one folder up; ggml's own search has no part in it.
 

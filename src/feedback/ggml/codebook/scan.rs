@@ -21,7 +21,7 @@ impl Tables {
 /// `Σ w (a − s g)² − Σ w a²`, over s, for all patterns of `HALF` magnitudes g out of `LEVELS`.
 #[inline(always)]
 fn costs<V: Lanes, const LEVELS: usize, const HALF: usize>(
-    levels: &[f32],
+    (levels, shift): (&[f32], f32),
     s: V,
     weights: &[f32],
     a: &[V],
@@ -33,7 +33,7 @@ fn costs<V: Lanes, const LEVELS: usize, const HALF: usize>(
         let (linear, square) = (a[k].mul(V::splat(2.0 * weights[k])), s.mul(V::splat(weights[k])));
         // From the last level down, for the first one takes the place of what all are made of.
         for l in (0..LEVELS).rev() {
-            let g = V::splat(levels[l]);
+            let g = V::splat(levels[l] + shift);
             let term = g.mul(square.mul(g).sub(linear));
             for i in 0..len {
                 V::read(&out[i]).add(term).write(&mut out[l * len + i]);
@@ -43,10 +43,10 @@ fn costs<V: Lanes, const LEVELS: usize, const HALF: usize>(
     }
 }
 
-/// The place of the least cost in each row, the first of equals. `CHAINS` comparisons do not wait for each other; their
+/// The place of the least cost in each row, the first of equals, and that cost. `CHAINS` comparisons do not wait for each other; their
 /// number changes nothing.
 #[inline(always)]
-fn least<V: Lanes, const CHAINS: usize>(halves: &[[u8; 2]], tables: &Tables) -> V {
+fn least<V: Lanes, const CHAINS: usize>(halves: &[[u8; 2]], tables: &Tables) -> (V, V) {
     let mut best = [V::splat(f32::INFINITY); CHAINS];
     let mut at = [V::zero(); CHAINS];
     let mut round = V::zero();
@@ -66,7 +66,7 @@ fn least<V: Lanes, const CHAINS: usize>(halves: &[[u8; 2]], tables: &Tables) -> 
         place = V::select(first, this, place);
         cost = V::select(first, best[c], cost);
     }
-    place
+    (place, cost)
 }
 
 /// The points nearest to `target` (a vector of the book) under the scale `s` and the weights of squared errors: writes each
@@ -86,8 +86,10 @@ pub fn nearest<V: Lanes, const LEVELS: usize, const HALF: usize>(
     let mut product = one;
     for (j, target) in target.iter().enumerate() {
         let t = V::read(target);
-        sign[j] = t.if_less(V::zero(), one.neg(), one);
-        a[j] = t.abs();
+        if book.has_signs() {
+            sign[j] = t.if_less(V::zero(), one.neg(), one);
+        }
+        a[j] = t.mul(sign[j]);
         product = product.mul(sign[j]);
     }
     if book.even_signs {
@@ -108,9 +110,17 @@ pub fn nearest<V: Lanes, const LEVELS: usize, const HALF: usize>(
     }
     for (p, point) in points.iter_mut().enumerate() {
         let (from, middle, to) = (2 * HALF * p, 2 * HALF * p + HALF, 2 * HALF * (p + 1));
-        costs::<V, LEVELS, HALF>(book.levels, s, &weights[from..middle], &a[from..middle], &mut tables.first);
-        costs::<V, LEVELS, HALF>(book.levels, s, &weights[middle..to], &a[middle..to], &mut tables.second);
-        let place = if V::WIDE { least::<V, 4>(&book.halves, tables) } else { least::<V, 2>(&book.halves, tables) };
+        let (mut place, mut cost) = (V::zero(), V::splat(f32::INFINITY));
+        for (i, shift) in book.shifts.iter().enumerate() {
+            let levels = (book.levels, *shift);
+            costs::<V, LEVELS, HALF>(levels, s, &weights[from..middle], &a[from..middle], &mut tables.first);
+            costs::<V, LEVELS, HALF>(levels, s, &weights[middle..to], &a[middle..to], &mut tables.second);
+            let (this, its_cost) =
+                if V::WIDE { least::<V, 4>(&book.halves, tables) } else { least::<V, 2>(&book.halves, tables) };
+            let less = its_cost.lt(cost);
+            place = V::select(less, this.add(V::splat((i * book.halves.len()) as f32)), place);
+            cost = V::select(less, its_cost, cost);
+        }
         place.write(point);
         for lane in 0..F32x16::LANES {
             let point = &book.values[point.0[lane] as usize];
