@@ -184,8 +184,8 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<()> {
         Some(Command::Generate(args)) => generate::run(args),
         Some(Command::Types(args)) => types::run(args),
         Some(Command::Families(args)) => families::run(args),
-        Some(Command::Completions { shell }) => shell::completions(shell),
-        Some(Command::Man(args)) => shell::manual(args),
+        Some(Command::Completions { shell }) => shell::completions(shell, Cli::command()),
+        Some(Command::Man(args)) => shell::manual(args, Cli::command()),
     }
 }
 

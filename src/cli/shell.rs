@@ -1,9 +1,8 @@
 //! What shells and `man` are told of the command line: completion scripts, manual pages.
 
-use super::Cli;
 use super::output::print;
 use crate::{Error, Result, disk};
-use clap::{Args, Command, CommandFactory};
+use clap::{Args, Command};
 use clap_mangen::Man;
 use std::path::PathBuf;
 
@@ -16,15 +15,16 @@ pub struct ManArgs {
     pub dir: Option<PathBuf>,
 }
 
-pub fn completions(shell: clap_complete::Shell) -> Result<()> {
+/// `program` is the whole command line.
+pub fn completions(shell: clap_complete::Shell, mut program: Command) -> Result<()> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "quantize", &mut script);
+    clap_complete::generate(shell, &mut program, "quantize", &mut script);
     print(&String::from_utf8_lossy(&script))
 }
 
-pub fn manual(args: ManArgs) -> Result<()> {
+pub fn manual(args: ManArgs, program: Command) -> Result<()> {
     // The page of the program names those of its commands, and of `help` there is none.
-    let mut program = Cli::command().disable_help_subcommand(true);
+    let mut program = program.disable_help_subcommand(true);
     program.build();
     if let Some(folder) = &args.dir {
         disk::create_folders(folder).map_err(|e| Error::io(folder, e))?;
