@@ -193,7 +193,8 @@ mod tests {
     fn every_name_is_one_and_says_what_it_is_for() {
         let all = all();
         let entries: Vec<&Entry> = all.iter().flat_map(|(_, entries)| entries).collect();
-        assert_eq!(entries.len(), PRESETS.len() + FORMATS.len());
+        // And the one without quantization.
+        assert_eq!(entries.len(), PRESETS.len() + FORMATS.len() + 1);
         for entry in entries {
             assert!(crate::convert::Target::parse(&entry.name).is_ok(), "{}", entry.name);
             assert!(!entry.purpose.is_empty(), "{} has no purpose", entry.name);
