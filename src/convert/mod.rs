@@ -135,7 +135,7 @@ pub fn run(plan: &Plan, control: &Control, report: &dyn Report) -> Result<Outcom
     plan.check_places(control, &|output| published.has(output.index))?;
     files::run(plan, drawing.as_ref(), &mut published, run)?;
     folder::run(plan, drawing.as_ref(), &mut published, run)?;
-    folder::plain_job::run(plan, &mut published, run)?;
+    folder::run_plain(plan, &mut published, run)?;
     let outputs = published.end(run);
     Ok(Outcome { outputs, data: drawing.map(|d| d.report), seconds: start.elapsed().as_secs_f64() })
 }

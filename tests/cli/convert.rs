@@ -180,7 +180,7 @@ fn types_follow_what_is_asked_tensor_by_tensor() {
     fails(
         &quantize(dir.path(), &["--to", "q8_0", &tiny(), "--tensor-type", "nothing=q4_0"]),
         2,
-        &["'nothing'", "no tensor"],
+        &["'nothing=Q4_0'", "no tensor"],
     );
     fails(&quantize(dir.path(), &["--to", "q8_0", &tiny(), "--tensor-type", "ffn_down=q9"]), 2, &["'q9'"]);
     fails(&quantize(dir.path(), &["--to", "q9_z", &tiny()]), 2, &["q9_z", "q4_k_m"]);

@@ -12,7 +12,7 @@ pub mod judged;
 pub mod layered;
 pub mod nearest;
 pub mod plain;
-pub mod plain_job;
+mod plain_job;
 pub mod plan;
 pub mod rules;
 pub mod scaled;
@@ -48,6 +48,11 @@ fn scaling(spec: &Spec, rounding: &Rounding) -> Option<Scaling> {
         }
         ChannelScaling::None => None,
     }
+}
+
+/// Makes the plain folders of a plan that are not published yet.
+pub(super) fn run_plain(plan: &Plan, published: &mut Published, run: Run) -> Result<()> {
+    plain_job::run(plan, published, run)
 }
 
 /// Makes the folders of a plan that are not published yet, one after the other. `drawing`: the calibration data, where one

@@ -52,7 +52,7 @@ struct Work<'a> {
 }
 
 /// Makes the plain folders of a plan that are not published yet.
-pub fn run(plan: &Plan, published: &mut Published, run: Run) -> Result<()> {
+pub(super) fn run(plan: &Plan, published: &mut Published, run: Run) -> Result<()> {
     let left: Vec<_> = plan.plain().filter(|(output, _)| !published.has(output.index)).collect();
     left.into_iter().try_for_each(|(output, plain)| one(plan, output, plain, published, run))
 }
