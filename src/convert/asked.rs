@@ -13,12 +13,16 @@ pub const PLAIN: &str = "safetensors";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Float {
+    /// IEEE single precision.
     F32,
+    /// IEEE half precision.
     F16,
+    /// bfloat16.
     Bf16,
 }
 
 impl Float {
+    /// The type that a tensor has then.
     pub fn stored(self) -> GgmlType {
         match self {
             Float::F32 => GgmlType::F32,

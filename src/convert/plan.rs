@@ -70,6 +70,7 @@ pub enum Decided {
     File(Box<FilePlan>),
     /// A checkpoint folder.
     Folder(Box<FolderPlan>),
+    /// A folder without quantization.
     Plain(Box<PlainPlan>),
 }
 

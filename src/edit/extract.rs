@@ -21,9 +21,13 @@ pub struct Chosen {
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extracted {
+    /// The tensor's name.
     pub name: String,
+    /// Slowest dimension first.
     pub shape: Vec<usize>,
+    /// The type as safetensors names it.
     pub dtype: String,
+    /// The file that holds it now.
     pub path: PathBuf,
 }
 

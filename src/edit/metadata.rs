@@ -13,24 +13,36 @@ use std::path::Path;
 pub enum Change {
     /// `ty`: the value's type as GGUF names it (`u32`, `str`, `[f32]`); `None`: that of the value which is there, or text.
     Set {
+        /// The key, whether it is there or not.
         key: String,
+        /// The type by its name.
         ty: Option<String>,
+        /// The value as text.
         value: String,
     },
+    /// Takes the key of this name out.
     Remove(String),
+    /// Gives a key another name.
     Rename {
+        /// The name that it has.
         from: String,
+        /// The name that it gets.
         to: String,
     },
+    /// The chat template, as text.
     ChatTemplate(String),
     /// What a token, by its text or its number, is: `normal`, `unknown`, `control`, `user-defined`, `unused`, `byte`.
     TokenType {
+        /// Text or number.
         token: String,
+        /// What it is.
         ty: String,
     },
     /// The token that ends something: `eos` a text, `eot` a turn, `eom` a message.
     Stop {
+        /// `eos`, `eot` or `eom`.
         kind: String,
+        /// Text or number.
         token: String,
     },
 }
