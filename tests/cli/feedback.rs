@@ -141,7 +141,7 @@ fn threads_change_nothing() {
         let files: Vec<Vec<u8>> = ["1", "2", "7"]
             .iter()
             .map(|threads| {
-                let path = dir.path().join(format!("{name}-{threads}.gguf"));
+                let path = dir.path().join(format!("{name}-{ty}-{threads}.gguf"));
                 ok(convert(name, ty, "feedback", &path).args(["-t", threads]));
                 std::fs::read(&path).unwrap()
             })

@@ -162,7 +162,17 @@ fn bytes_of_outputs() {
 fn bytes_of_calibrated_outputs() {
     let (set, found) = (instructions(), all(CALIBRATED));
     match expected(&["calibrated", &set], &found) {
-        Some(expected) => check(&found, &expected),
+        Some(expected) => {
+            // Cases that were not recorded on such a processor are compared with another run of themselves.
+            let of = |name: &str| name.split_once('/').map(|(case, _)| case.to_string());
+            let recorded: BTreeSet<_> = expected.keys().map(|name| of(name)).collect();
+            let (known, new): (Hashes, Hashes) = found.into_iter().partition(|(name, _)| recorded.contains(&of(name)));
+            check(&known, &expected);
+            let names: BTreeSet<_> = new.keys().filter_map(|name| of(name)).collect();
+            let cases = CALIBRATED.iter().filter(|case| names.contains(case.name));
+            let again: Hashes = cases.flat_map(hashes).collect();
+            check(&again, &new);
+        }
         None => {
             eprintln!("tests/golden/outputs.json has no hashes for {set}: only compared two runs");
             check(&all(CALIBRATED), &found);
