@@ -31,7 +31,7 @@ pub struct Latent {
     pub value_dim: usize,
     /// Width of the vector that a token leaves behind.
     pub rank: usize,
-    /// Which of [`Config::ropes`]; `None`: no positions.
+    /// Which of `Config::ropes`; `None`: no positions.
     pub rope: Option<usize>,
     pub scale: f32,
     pub temperature: Option<Temperature>,
@@ -191,7 +191,7 @@ pub struct Heads {
     pub value_dim: usize,
     /// Each position sees itself and the `window - 1` positions before it; `None`: all before it.
     pub window: Option<usize>,
-    /// Which of [`Config::ropes`] rotates queries and keys; `None`: no positions.
+    /// Which of `Config::ropes` rotates queries and keys; `None`: no positions.
     pub rope: Option<usize>,
     /// Scores are multiplied by this; `1/sqrt(dim)` unless the family says otherwise.
     pub scale: f32,
