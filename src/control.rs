@@ -74,6 +74,8 @@ pub enum Unit {
     Bytes,
     /// Tokens that pass through the model.
     Tokens,
+    /// Questions that are answered.
+    Questions,
     /// Tokens that pass through so many layers one by one, and are counted in each.
     TokensByLayer(u64),
 }

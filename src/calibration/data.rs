@@ -12,16 +12,12 @@ use crate::infer::{Sampling, sample_together};
 use crate::model::tokenizer::{Message, Tokenizer};
 use crate::{Error, Result};
 use serde::Serialize;
-use std::collections::HashSet;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 /// Tokens drawn unless asked otherwise.
 pub const DEFAULT_TOKENS: usize = 65_536;
 /// Tokens per window unless asked otherwise; llama-imatrix's.
 pub const DEFAULT_SEQ_LEN: usize = 512;
-/// Tokens in a row that count as the same text (the 13-grams of Brown et al. 2020, appendix C).
-const SHINGLE: usize = 13;
 
 /// Where calibration tokens come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -447,39 +443,6 @@ pub fn text(windows: &[Vec<u32>], tokenizer: &Tokenizer) -> String {
     tokenizer.decode(&tokens)
 }
 
-/// How much of an evaluation text the calibration has seen.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Overlap {
-    /// Runs of 13 tokens of the evaluation text.
-    pub shingles: usize,
-    /// Those that are also in the calibration windows.
-    pub shared: usize,
-}
-
-impl Overlap {
-    /// As a share of all windows.
-    pub fn share(self) -> f64 {
-        self.shared as f64 / self.shingles.max(1) as f64
-    }
-
-    /// Above one in a hundred a score says little about unseen text.
-    pub fn is_suspicious(self) -> bool {
-        self.share() > 0.01
-    }
-}
-
-/// Compares windows with an evaluation text in the same tokens.
-pub fn overlap(windows: &[Vec<u32>], evaluation: &[u32]) -> Overlap {
-    let hash = |tokens: &[u32]| {
-        let mut hasher = DefaultHasher::new();
-        tokens.hash(&mut hasher);
-        hasher.finish()
-    };
-    let seen: HashSet<u64> = windows.iter().flat_map(|w| w.windows(SHINGLE)).map(hash).collect();
-    let shared = evaluation.windows(SHINGLE).filter(|s| seen.contains(&hash(s))).count();
-    Overlap { shingles: evaluation.len().saturating_sub(SHINGLE - 1), shared }
-}
-
 fn digest(bytes: impl Iterator<Item = u8>) -> String {
     let bytes: Vec<u8> = bytes.collect();
     sha256(&bytes)
@@ -506,6 +469,7 @@ impl SplitMix {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
 
     /// Bytes as tokens.
     struct Bytes;
@@ -615,15 +579,5 @@ mod tests {
             cfg!(feature = "parquet")
         );
         assert!(drawn(&[], amount(100, 50)).is_err());
-    }
-
-    #[test]
-    fn overlap_counts_shared_runs() {
-        let text: Vec<u32> = (0..100).collect();
-        let windows = vec![(0..50).collect::<Vec<u32>>(), (200..250).collect()];
-        let found = overlap(&windows, &text);
-        assert_eq!(found, Overlap { shingles: 88, shared: 38 });
-        assert!(found.is_suspicious());
-        assert_eq!(overlap(&windows, &[1, 2, 3]), Overlap { shingles: 0, shared: 0 });
     }
 }

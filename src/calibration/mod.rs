@@ -7,6 +7,7 @@ pub mod hessians;
 pub mod imatrix;
 pub mod layerwise;
 pub mod moments;
+pub mod overlap;
 mod parquet;
 pub mod pass;
 mod probe;

@@ -203,7 +203,7 @@ impl<'a> Field<'a> {
                 Some(_) => Entrant::idle(path, &model, rounded, run),
             });
         }
-        turns::unique_names(&mut entrants);
+        turns::unique_names(entrants.iter_mut().map(|entrant| &mut entrant.artifact));
         how.gates.check_size(text.windows.scored_tokens(), text.windows.count)?;
         Ok(Self { path, base, source: opened, candidates: entrants, text, turn })
     }

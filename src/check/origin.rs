@@ -1,6 +1,7 @@
 //! How an artifact was made, read from its own record, and whether what it was calibrated on holds the evaluation text.
 
-use crate::calibration::data::{self, Source};
+use crate::calibration::data::Source;
+use crate::calibration::overlap;
 use crate::control::Run;
 use crate::convert::{data as windows, recipe::Recipe, record};
 use crate::gguf::Metadata;
@@ -74,5 +75,5 @@ fn overlap(source: &SourceModel, text: &[u32], recipe: &Recipe, run: Run) -> Opt
         return None;
     }
     let drawing = windows::draw(source, data, None, run.unheard()).ok()?;
-    Some(data::overlap(&drawing.windows, text).share())
+    Some(overlap::overlap(&drawing.windows, text).share())
 }

@@ -97,11 +97,11 @@ impl Logits for Entrant<'_> {
 }
 
 /// Candidates of one type are told apart by their files' names, and these by as much of their paths as it takes.
-pub fn unique_names(candidates: &mut [Entrant]) {
-    let known: Vec<(String, String)> =
-        candidates.iter().map(|c| (c.artifact.name.clone(), c.artifact.path.clone())).collect();
+pub fn unique_names<'a>(candidates: impl IntoIterator<Item = &'a mut Artifact>) {
+    let mut candidates: Vec<&mut Artifact> = candidates.into_iter().collect();
+    let known: Vec<(String, String)> = candidates.iter().map(|c| (c.name.clone(), c.path.clone())).collect();
     for (candidate, name) in candidates.iter_mut().zip(told_apart(&known)) {
-        candidate.artifact.name = name;
+        candidate.name = name;
     }
 }
 

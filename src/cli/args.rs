@@ -301,6 +301,19 @@ pub struct TextArgs {
     pub activations: Activations,
 }
 
+/// Questions with several answers.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Questions")]
+pub struct TaskArgs {
+    /// Questions with several answers: HellaSwag, WinoGrande, ARC, MMLU or TruthfulQA, as JSON lines or in llama-perplexity's
+    /// forms (repeatable). Without --text nothing else is measured
+    #[arg(long, value_name = "FILE")]
+    pub task: Vec<PathBuf>,
+    /// At most so many questions of each file, spread evenly over it [default: all]
+    #[arg(long, value_name = "N", requires = "task", value_parser = clap::value_parser!(u32).range(1..))]
+    pub questions: Option<u32>,
+}
+
 /// Limits that end the run with exit code 6.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Quality gates (exit code 6)")]

@@ -250,6 +250,8 @@ pub struct EvalArgs {
     pub lora: Option<PathBuf>,
     #[command(flatten)]
     pub text: TextArgs,
+    #[command(flatten)]
+    pub tasks: TaskArgs,
     /// Store the logits in llama-perplexity's --kl-divergence-base format
     #[arg(long, value_name = "FILE")]
     pub save_logits: Option<PathBuf>,
@@ -273,6 +275,8 @@ pub struct CompareArgs {
     pub lora: Option<PathBuf>,
     #[command(flatten)]
     pub text: TextArgs,
+    #[command(flatten)]
+    pub tasks: TaskArgs,
     /// Also measure the loss of each group of tensors quantized alone (loads the base twice)
     #[arg(long)]
     pub ablate: bool,

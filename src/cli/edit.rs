@@ -5,7 +5,7 @@ use super::commands::{EditArgs, ExtractArgs, MergeArgs, SplitArgs};
 use super::interrupt::{CANCEL, catch_interrupt};
 use super::options;
 use super::output::{print, print_json};
-use crate::edit::{self, Change, Chosen, Shards};
+use crate::edit::{self, Change, Chosen, SCALARS, Shards};
 use crate::source::Checkpoint;
 use crate::{Error, Result, escape};
 use serde_json::{Value, json};
@@ -66,11 +66,10 @@ fn changes(args: &EditArgs) -> Result<Vec<Change>> {
 
 /// `KEY=VALUE` or `KEY=TYPE:VALUE`; what stands before a colon is a type where it is the name of one.
 fn set(text: &str) -> Result<Change> {
-    const TYPES: [&str; 12] = ["u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64", "f32", "f64", "bool", "str"];
     let Some((key, value)) = text.split_once('=').filter(|(key, _)| !key.is_empty()) else {
         return Err(Error::Usage(format!("--set '{text}': write KEY=VALUE or KEY=TYPE:VALUE")));
     };
-    let is_type = |ty: &str| TYPES.contains(&ty.trim_start_matches('[').trim_end_matches(']'));
+    let is_type = |ty: &str| SCALARS.contains(&ty.trim_start_matches('[').trim_end_matches(']'));
     let (ty, value) = match value.split_once(':') {
         Some((ty, value)) if is_type(ty) => (Some(ty.to_string()), value),
         _ => (None, value),

@@ -1,13 +1,13 @@
 //! `quantize eval`, `quantize compare` and `quantize report`: what an artifact is worth, as text, JSON, HTML and Markdown,
 //! and an exit code that says whether quality held. Also used after a conversion, for the gates there.
 
-use super::args::{Activations, CommonArgs, Format, GateArgs, TextArgs};
+use super::args::{Activations, CommonArgs, Format, GateArgs, TaskArgs, TextArgs};
 use super::commands::{CompareArgs, EvalArgs, ReportArgs};
 use super::interrupt::{CANCEL, catch_interrupt};
 use super::options;
 use super::output::print;
 use super::progress::Terminal;
-use crate::check::{self, Measurement};
+use crate::check::{self, Measurement, Questions};
 use crate::control::Control;
 use crate::disk::folder_of;
 use crate::disk::partial::{refuse_existing, write_text};
@@ -24,13 +24,22 @@ pub fn eval(args: EvalArgs) -> Result<()> {
     let control = start(&args.common, None)?;
     args.report.iter().try_for_each(|path| check_report(path, None, args.force))?;
     let outputs = args.save_logits.iter().chain(&args.report).map(PathBuf::as_path);
-    places::check(inputs(std::slice::from_ref(&args.model), &args.text), outputs, args.force)?;
+    places::check(inputs(std::slice::from_ref(&args.model), &args.text, &args.tasks), outputs, args.force)?;
     if args.text.text.len() > 1 {
         return Err(Error::Usage("eval takes one --text; compare takes several".into()));
     }
     let how = Measurement { adapter: args.lora.clone(), ..measurement(&args.text, args.text.text.first()) };
     let terminal = Terminal::new(args.common.quiet);
-    let report = check::perplexity(&args.model, &how, args.save_logits.as_deref(), &control, &terminal)?;
+    let questions = questions(&args.tasks, &args.text, &args.lora);
+    let answers = || check::answers(&args.model, &[], &questions, &control, &terminal);
+    let report = if how.text.is_none() && !questions.files.is_empty() {
+        without_text(&args.text, &[("--save-logits", args.save_logits.is_some())])?;
+        answers()?
+    } else {
+        let mut report = check::perplexity(&args.model, &how, args.save_logits.as_deref(), &control, &terminal)?;
+        report.tasks = if questions.files.is_empty() { Vec::new() } else { answers()?.tasks };
+        report
+    };
     finish(&named(report), &args.report, args.common.format, args.force)
 }
 
@@ -40,20 +49,37 @@ pub fn compare(args: CompareArgs) -> Result<()> {
     let gates = gates(&args.gates)?;
     gates.check_limits()?;
     args.report.iter().try_for_each(|path| check_report(path, None, args.force))?;
-    places::check(inputs(&args.models, &args.text), args.report.iter().map(PathBuf::as_path), args.force)?;
+    places::check(inputs(&args.models, &args.text, &args.tasks), args.report.iter().map(PathBuf::as_path), args.force)?;
     let ablation = args.ablate.then_some(args.ablate_chunks);
     let how = |text: Option<&PathBuf>| {
         let adapter = args.lora.clone();
         Measurement { gates, ablation, adapter, ..measurement(&args.text, text) }
     };
+    let questions = questions(&args.tasks, &args.text, &args.lora);
+    let is_stored = args.models.first().is_some_and(|base| check::is_logits(base));
+    if is_stored && !questions.files.is_empty() {
+        return Err(Error::Usage("--task needs the base model itself, not its stored logits".into()));
+    }
     let texts: Vec<Option<&PathBuf>> = match args.text.text.as_slice() {
-        [] => vec![None],
+        [] if questions.files.is_empty() => vec![None],
+        [] => Vec::new(),
         texts => texts.iter().map(Some).collect(),
     };
+    if texts.is_empty() {
+        without_text(&args.text, &[("--ablate", args.ablate), ("a quality gate", gates != Gates::default())])?;
+    }
     check_texts(&args, how)?;
     let reports: Result<Vec<Report>> =
         texts.into_iter().map(|text| measure(&args.models, &how(text), &control, args.common.quiet)).collect();
-    let report = report::worst_of(reports?).ok_or_else(|| Error::Internal("no text".into()))?;
+    let mut report = report::worst_of(reports?);
+    if !questions.files.is_empty() {
+        let (base, candidates) = args.models.split_first().ok_or_else(|| Error::Internal("no base".into()))?;
+        let terminal = Terminal::new(args.common.quiet);
+        let answers = named(check::answers(base, candidates, &questions, &control, &terminal)?);
+        let tasks = answers.tasks.clone();
+        report.get_or_insert(answers).tasks = tasks;
+    }
+    let report = report.ok_or_else(|| Error::Internal("no text".into()))?;
     let outcome = gate::verdict(&report.gates);
     finish(&report, &args.report, args.common.format, args.force)?;
     outcome
@@ -82,8 +108,27 @@ pub fn render(args: ReportArgs) -> Result<()> {
 }
 
 /// What a measurement reads.
-fn inputs<'a>(models: &'a [PathBuf], text: &'a TextArgs) -> impl Iterator<Item = &'a Path> {
-    models.iter().chain(&text.text).map(PathBuf::as_path)
+fn inputs<'a>(models: &'a [PathBuf], text: &'a TextArgs, tasks: &'a TaskArgs) -> impl Iterator<Item = &'a Path> {
+    models.iter().chain(&text.text).chain(&tasks.task).map(PathBuf::as_path)
+}
+
+/// What the flags ask of the models.
+fn questions(tasks: &TaskArgs, text: &TextArgs, adapter: &Option<PathBuf>) -> Questions {
+    Questions {
+        files: tasks.task.clone(),
+        most: tasks.questions.map(|n| n as usize),
+        adapter: adapter.clone(),
+        rounded_activations: text.activations == Activations::Q8,
+    }
+}
+
+/// Flags that say how a text is measured on mean nothing without one.
+fn without_text(text: &TextArgs, others: &[(&str, bool)]) -> Result<()> {
+    let of_text = [("--stride", text.stride.is_some()), ("--chunks", text.chunks.is_some())];
+    match of_text.iter().chain(others).find(|(_, given)| *given) {
+        Some((flag, _)) => Err(Error::Usage(format!("{flag} has no effect without a text; add --text FILE"))),
+        None => Ok(()),
+    }
 }
 
 /// How the flags have it measured, but for gates and ablation.

@@ -132,27 +132,12 @@ impl Serialize for Tensors<'_> {
     }
 }
 
-/// The GGUF name of a value's type.
+/// The name of a value's type; arrays of rare types are called that alone.
 fn kind(value: &Value) -> &'static str {
     match value {
-        Value::U8(_) => "u8",
-        Value::I8(_) => "i8",
-        Value::U16(_) => "u16",
-        Value::I16(_) => "i16",
-        Value::U32(_) => "u32",
-        Value::I32(_) => "i32",
-        Value::F32(_) => "f32",
-        Value::Bool(_) => "bool",
-        Value::String(_) => "str",
-        Value::U64(_) => "u64",
-        Value::I64(_) => "i64",
-        Value::F64(_) => "f64",
-        Value::Array(Array::String(_)) => "[str]",
-        Value::Array(Array::F32(_)) => "[f32]",
-        Value::Array(Array::I32(_)) => "[i32]",
-        Value::Array(Array::U32(_)) => "[u32]",
-        Value::Array(Array::Bool(_)) => "[bool]",
+        Value::Array(Array::String(_) | Array::F32(_) | Array::I32(_) | Array::U32(_) | Array::Bool(_)) => value.kind(),
         Value::Array(_) => "array",
+        _ => value.kind(),
     }
 }
 

@@ -94,7 +94,8 @@ impl Progress {
             Unit::Bytes => {
                 "{prefix:>12} {wide_bar} {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left"
             }
-            _ => "{prefix:>12} {wide_bar} {done}/{all} tokens  {rate}  {eta} left",
+            Unit::Questions => "{prefix:>12} {wide_bar} {done}/{all} questions  {rate}  {eta} left",
+            Unit::Tokens | Unit::TokensByLayer(_) => "{prefix:>12} {wide_bar} {done}/{all} tokens  {rate}  {eta} left",
         };
         let count = move |n: u64| HumanCount(n / steps(unit));
         if let Ok(style) = ProgressStyle::with_template(template) {
@@ -146,6 +147,7 @@ impl Plain {
         let left = Duration::from_secs_f64((self.total.saturating_sub(done)) as f64 / rate.max(1.0));
         let rate = match self.unit {
             Unit::Bytes => format!("{}/s", crate::writer::gguf::human(rate as u64)),
+            Unit::Questions => format!("{rate:.1} questions/s"),
             unit => format!("{:.0} tokens/s", rate / steps(unit) as f64),
         };
         let percent = 100.0 * done as f64 / self.total.max(1) as f64;

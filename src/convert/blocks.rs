@@ -142,8 +142,8 @@ impl<'a, 'o> Refine<'a, 'o> {
     fn restore(&mut self) -> Result<()> {
         let Some(journal) = &self.journal else { return Ok(()) };
         let damaged = || Error::bad_input("the journal of the interrupted run is damaged; remove it to begin again");
-        while let Some(record) = journal.finished(&part(self.finished)) {
-            let record: LayerRecord = serde_json::from_value(record.clone()).map_err(|_| damaged())?;
+        while let Some(record) = journal.finished(&part(self.finished))? {
+            let record: LayerRecord = serde_json::from_value(record).map_err(|_| damaged())?;
             if record.outputs.len() != self.outputs.len() {
                 return Err(damaged());
             }

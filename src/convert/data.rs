@@ -3,7 +3,8 @@
 
 use super::judge::{HeldOut, Scored};
 use super::recipe::Data;
-use crate::calibration::data::{self, Amount, DataReport, Drawn, Overlap, Source, TextOnly};
+use crate::calibration::data::{self, Amount, DataReport, Drawn, Source, TextOnly};
+use crate::calibration::overlap::{Overlap, overlap};
 use crate::control::{Notice, Run, Unit};
 use crate::error::Hint;
 use crate::eval::Runnable;
@@ -50,7 +51,7 @@ pub fn draw(source: &SourceModel, data: &Data, text: Option<&Path>, run: Run) ->
         })?
     };
     let overlap = match &evaluation {
-        Some(corpus) => Some(data::overlap(&windows, &corpus.tokens(&idle)?)),
+        Some(corpus) => Some(overlap(&windows, &corpus.tokens(&idle)?)),
         None => None,
     };
     if report.tokens < report.tokens_asked {

@@ -160,7 +160,7 @@ fn with_feedback(
     };
     let rounded = round(plan, &mut outputs, &windows, sets, &mut journal, run);
     // Once there is something to go on with, it stays until all is whole.
-    let keep = rounded.is_ok() || !journal.parts().is_empty();
+    let keep = rounded.is_ok() || journal.parts() > 0;
     journal.keep_on_drop(keep);
     outputs.iter_mut().flat_map(Output::artifacts_mut).for_each(|a| a.keep_on_drop(keep));
     let inputs = rounded.inspect_err(|_| {

@@ -45,14 +45,18 @@ pub struct Journal {
     file: Written,
     len: u64,
     /// In the order in which they were finished; of a part that was done twice, both.
-    parts: Vec<(String, Value)>,
+    parts: Vec<Line>,
     keep: bool,
 }
 
-/// What was written for a part, and where its line begins.
-struct Noted {
+/// A journal that was read, with what was written for each of its parts.
+type Opened = (Head, Journal, Vec<Vec<Piece>>);
+
+/// Where the line of a part lies. Its record stays on the disk: those of all layers together are large.
+struct Line {
+    part: String,
     at: u64,
-    pieces: Vec<Piece>,
+    len: usize,
 }
 
 /// What an earlier run left.
@@ -115,8 +119,8 @@ impl Journal {
                 journal.parts.len()
             );
             run.notice(crate::control::Notice::Warning(what));
+            journal.len = journal.parts[sound].at;
             journal.parts.truncate(sound);
-            journal.len = pieces.get(sound).map_or(journal.len, |noted| noted.at);
             journal.file.set_len(journal.len).map_err(|e| Error::io(path, e))?;
         }
         Ok(Some(Left { journal, key: head.key, files: head.files }))
@@ -134,8 +138,7 @@ impl Journal {
         }))
     }
 
-    /// The journal, and of every part where its line begins and what was written for it.
-    fn open(path: &Path) -> Result<Option<(Head, Journal, Vec<Noted>)>> {
+    fn open(path: &Path) -> Result<Option<Opened>> {
         let io = |e| Error::io(path, e);
         let metadata = match path.symlink_metadata() {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
@@ -161,8 +164,8 @@ impl Journal {
         let (mut parts, mut pieces) = (Vec::new(), Vec::new());
         for line in lines {
             let Some(part) = read_line::<Part>(line) else { break };
-            parts.push((part.part, part.record));
-            pieces.push(Noted { at: len, pieces: part.pieces });
+            parts.push(Line { part: part.part, at: len, len: line.len() });
+            pieces.push(part.pieces);
             len += line.len() as u64;
         }
         // What a kill cut short goes, so that the next line begins on its own.
@@ -174,14 +177,29 @@ impl Journal {
         self.file.path()
     }
 
-    /// Parts that are finished.
-    pub fn parts(&self) -> &[(String, Value)] {
-        &self.parts
+    /// How many parts are finished.
+    pub fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// Whether a part is finished.
+    pub fn has(&self, part: &str) -> bool {
+        self.find(part).is_some()
+    }
+
+    fn find(&self, part: &str) -> Option<&Line> {
+        self.parts.iter().rev().find(|line| line.part == part)
     }
 
     /// What was noted about a finished part.
-    pub fn finished(&self, part: &str) -> Option<&Value> {
-        self.parts.iter().rev().find(|(name, _)| name == part).map(|(_, record)| record)
+    ///
+    /// # Errors
+    /// `Io`; `BadInput` when the journal was changed since it was read.
+    pub fn finished(&self, part: &str) -> Result<Option<Value>> {
+        let Some(line) = self.find(part) else { return Ok(None) };
+        let bytes = self.file.read_at(line.at, line.len).map_err(|e| Error::io(self.path(), e))?;
+        let changed = || Error::bad_file(self.path(), "was changed while it was in use");
+        Ok(Some(read_line::<Part>(&bytes).ok_or_else(changed)?.record))
     }
 
     /// Notes a part whose bytes are on the disk, where they lie and what they are.
@@ -193,8 +211,8 @@ impl Journal {
         let text = line(&part)?;
         let written = self.file.write_at(self.len, &text).and_then(|()| self.file.sync());
         written.map_err(|e| Error::io(self.file.path(), e))?;
+        self.parts.push(Line { part: part.part, at: self.len, len: text.len() });
         self.len += text.len() as u64;
-        self.parts.push((part.part, part.record));
         Ok(())
     }
 
@@ -223,13 +241,13 @@ impl Drop for Journal {
 
 /// How many parts, from the first, have the bytes that were noted. What a later part has written over is that part's, and
 /// if that one is forgotten, the earlier one's bytes are gone.
-fn sound(files: &[PathBuf], parts: &[Noted], run: Run) -> Result<usize> {
+fn sound(files: &[PathBuf], parts: &[Vec<Piece>], run: Run) -> Result<usize> {
     let mut known: HashMap<&Piece, bool> = HashMap::new();
     let mut sound = parts.len();
     loop {
         let (mut later, mut damaged) = (BTreeSet::new(), None);
-        for (i, noted) in parts[..sound].iter().enumerate().rev() {
-            for piece in noted.pieces.iter().filter(|piece| later.insert((piece.file, piece.at))) {
+        for (i, pieces) in parts[..sound].iter().enumerate().rev() {
+            for piece in pieces.iter().filter(|piece| later.insert((piece.file, piece.at))) {
                 let there = match known.get(piece) {
                     Some(there) => *there,
                     None => piece.is_there(files, run)?,
@@ -301,14 +319,14 @@ mod tests {
         drop(journal);
         let whole = std::fs::read(&path).unwrap();
         let left = resume(&path, &key);
-        assert_eq!((left.files, left.journal.parts().len()), (vec![dir.path().join("x")], 2));
-        assert_eq!(left.journal.finished("layer 0").unwrap()["sum"], (0.1f64 + 0.2).to_bits());
+        assert_eq!((left.files, left.journal.parts()), (vec![dir.path().join("x")], 2));
+        assert_eq!(left.journal.finished("layer 0").unwrap().unwrap()["sum"], (0.1f64 + 0.2).to_bits());
         drop(left.journal);
         // Any cut leaves the parts before it.
         for cut in [1, 10] {
             std::fs::write(&path, &whole[..whole.len() - cut]).unwrap();
             let mut journal = resume(&path, &key).journal;
-            assert!(journal.finished("layer 1").is_none() && journal.finished("layer 0").is_some());
+            assert!(!journal.has("layer 1") && journal.has("layer 0"));
             journal.finish("layer 1", json!([]), Vec::new()).unwrap();
             drop(journal);
             assert_eq!(std::fs::read(&path).unwrap(), whole);
@@ -356,10 +374,10 @@ mod tests {
         let parts = |bytes: &[u8]| {
             std::fs::write(&path, &whole).unwrap();
             std::fs::write(&file, bytes).unwrap();
-            let parts = resume(&path, &key).journal.parts().len();
+            let parts = resume(&path, &key).journal.parts();
             // What is forgotten stays so.
             std::fs::write(&file, b"onetwothree").unwrap();
-            assert_eq!(resume(&path, &key).journal.parts().len(), parts);
+            assert_eq!(resume(&path, &key).journal.parts(), parts);
             parts
         };
         assert_eq!(parts(b"onetwothree"), 4);
@@ -372,6 +390,6 @@ mod tests {
         let mut damaged = whole.clone();
         damaged[at] ^= 1;
         std::fs::write(&path, &damaged).unwrap();
-        assert_eq!(resume(&path, &key).journal.parts().len(), 3);
+        assert_eq!(resume(&path, &key).journal.parts(), 3);
     }
 }

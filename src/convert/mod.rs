@@ -55,9 +55,11 @@ pub(crate) mod sizes;
 mod sorting;
 #[doc(hidden)]
 pub mod stream;
+mod written;
 
-pub use crate::calibration::data::{DataReport, Overlap, Source, SourceReport};
+pub use crate::calibration::data::{DataReport, Source, SourceReport};
 pub use crate::calibration::imatrix::{Imatrix, UnseenExperts, Weights};
+pub use crate::calibration::overlap::Overlap;
 pub use crate::calibration::stats::ExpertUse;
 pub use crate::packed::{Format, Spec};
 pub use crate::quant::presets::{Choice, Preset, Why};

@@ -8,6 +8,7 @@ pub use super::asked::{Float, FolderType, Like, PLAIN, RuleType};
 use super::catalogue;
 pub use super::rounding::{Rounding, Search};
 use super::rounding::{has_feedback, needs_data, smoothing};
+use super::written::{preset_name, source_names, spec_name, type_name};
 use crate::calibration::data::{self, Source};
 use crate::calibration::imatrix::UnseenExperts;
 use crate::error::Hint;
@@ -17,8 +18,7 @@ use crate::quant::GgmlType;
 use crate::quant::presets::{self, Preset};
 use crate::writer::gguf;
 use crate::{Error, Result};
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// The bytes that transformers puts into one file unless told otherwise.
@@ -545,66 +545,6 @@ impl Recipe {
     /// `BadInput` for unknown fields and values.
     pub fn from_json(text: &str) -> Result<Self> {
         serde_json::from_str(text).map_err(|e| Error::bad_input(format!("not a recipe: {e}")))
-    }
-}
-
-mod preset_name {
-    use super::*;
-
-    pub fn serialize<S: Serializer>(preset: &&'static Preset, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_str(preset.name)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<&'static Preset, D::Error> {
-        let name = String::deserialize(d)?;
-        presets::find(&name).ok_or_else(|| D::Error::custom(format!("'{name}' is an unknown preset")))
-    }
-}
-
-mod spec_name {
-    use super::*;
-
-    pub fn serialize<S: Serializer>(spec: &Spec, s: S) -> Result<S::Ok, S::Error> {
-        // Whether the group was asked for decides what happens where it does not fit.
-        s.serialize_str(&format!("{spec}{}", if spec.group_given { "!" } else { "" }))
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Spec, D::Error> {
-        let name = String::deserialize(d)?;
-        let (plain, group_given) = name.strip_suffix('!').map_or((name.as_str(), false), |name| (name, true));
-        let spec = packed::parse(plain).ok_or_else(|| D::Error::custom(format!("'{name}' is an unknown format")))?;
-        Ok(Spec { group_given, ..spec })
-    }
-}
-
-fn type_of<E: serde::de::Error>(name: &str) -> Result<GgmlType, E> {
-    GgmlType::from_name(name).ok_or_else(|| E::custom(format!("'{name}' is an unknown tensor type")))
-}
-
-mod type_name {
-    use super::*;
-
-    pub fn serialize<S: Serializer>(ty: &Option<GgmlType>, s: S) -> Result<S::Ok, S::Error> {
-        ty.map(|ty| ty.name()).serialize(s)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<GgmlType>, D::Error> {
-        Option::<String>::deserialize(d)?.map(|name| type_of(&name)).transpose()
-    }
-}
-
-mod source_names {
-    use super::*;
-
-    pub fn serialize<S: Serializer>(sources: &[Source], s: S) -> Result<S::Ok, S::Error> {
-        s.collect_seq(sources.iter().map(ToString::to_string))
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<Source>, D::Error> {
-        // Whoever runs the recipe fetches what is on the Hub.
-        let unfetched = |_: &str| Ok(None);
-        let names = Vec::<String>::deserialize(d)?;
-        names.iter().map(|name| Source::parse(name, unfetched).map_err(D::Error::custom)).collect()
     }
 }
 

@@ -145,6 +145,19 @@ impl Written {
         Ok(())
     }
 
+    /// `len` bytes from `offset` on.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the file is shorter.
+    pub fn read_at(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
+        use std::io::{Seek, SeekFrom};
+        let mut bytes = vec![0; len];
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(offset))?;
+        file.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
     /// All of the file, from its start.
     pub fn read_all(&mut self) -> Result<Vec<u8>> {
         use std::io::Seek;

@@ -47,6 +47,9 @@ pub enum Change {
     },
 }
 
+/// The names of types of single values; in brackets they are lists.
+pub const SCALARS: [&str; 12] = ["u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64", "f32", "f64", "bool", "str"];
+
 const TEMPLATE: &str = "tokenizer.chat_template";
 const TYPES: [(&str, i32); 6] =
     [("normal", 1), ("unknown", 2), ("control", 3), ("user-defined", 4), ("unused", 5), ("byte", 6)];
@@ -176,47 +179,9 @@ fn same_length(metadata: &Metadata, value: &Value) -> Result<()> {
     }
 }
 
-/// The GGUF name of a value's type.
-fn kind(value: &Value) -> String {
-    let scalar = match value {
-        Value::U8(_) => "u8",
-        Value::I8(_) => "i8",
-        Value::U16(_) => "u16",
-        Value::I16(_) => "i16",
-        Value::U32(_) => "u32",
-        Value::I32(_) => "i32",
-        Value::F32(_) => "f32",
-        Value::Bool(_) => "bool",
-        Value::String(_) => "str",
-        Value::U64(_) => "u64",
-        Value::I64(_) => "i64",
-        Value::F64(_) => "f64",
-        Value::Array(array) => {
-            return match array {
-                Array::U8(_) => "[u8]",
-                Array::I8(_) => "[i8]",
-                Array::U16(_) => "[u16]",
-                Array::I16(_) => "[i16]",
-                Array::U32(_) => "[u32]",
-                Array::I32(_) => "[i32]",
-                Array::F32(_) => "[f32]",
-                Array::Bool(_) => "[bool]",
-                Array::String(_) => "[str]",
-                Array::Nested(_) => "[[]]",
-                Array::U64(_) => "[u64]",
-                Array::I64(_) => "[i64]",
-                Array::F64(_) => "[f64]",
-            }
-            .into();
-        }
-    };
-    scalar.into()
-}
-
 /// The value that a text stands for.
 fn typed(old: Option<&Value>, key: &str, ty: Option<&str>, text: &str) -> Result<Value> {
-    let known = old.map(kind);
-    let ty = ty.or(known.as_deref()).unwrap_or("str");
+    let ty = ty.or(old.map(Value::kind)).unwrap_or("str");
     let bad = |what: &str| Error::request(format!("{key}: '{text}' is {what}"));
     macro_rules! value {
         ($($name:literal $array:literal $rust:ty;)*) => {
@@ -226,8 +191,8 @@ fn typed(old: Option<&Value>, key: &str, ty: Option<&str>, text: &str) -> Result
                 $($name => text.trim().parse::<$rust>().map(Value::from).map_err(|_| bad(concat!("no ", $name))),
                   $array => serde_json::from_str::<Vec<$rust>>(text).map(Value::from).map_err(|_| bad(concat!("no JSON list of ", $name))),)*
                 _ => Err(Error::request(format!(
-                    "{key}: '{ty}' is no type of values; they are u8, i8, u16, i16, u32, i32, u64, i64, f32, f64, bool, \
-                     str, and lists such as [str]"
+                    "{key}: '{ty}' is no type of values; they are {}, and lists such as [str]",
+                    SCALARS.join(", ")
                 ))),
             }
         };

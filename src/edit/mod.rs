@@ -25,5 +25,5 @@ mod metadata;
 mod shards;
 
 pub use extract::{Chosen, Extracted, extract};
-pub use metadata::{Change, edit};
+pub use metadata::{Change, SCALARS, edit};
 pub use shards::{Shards, merge, split};

@@ -18,6 +18,8 @@ mod runnable;
 #[doc(hidden)]
 pub mod softmax;
 pub(crate) mod stats;
+#[doc(hidden)]
+pub mod tasks;
 pub(crate) mod text;
 pub(crate) mod windows;
 

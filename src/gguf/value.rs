@@ -45,6 +45,39 @@ macro_rules! from {
 }
 from!(u8 => U8, i8 => I8, u16 => U16, i16 => I16, u32 => U32, i32 => I32, f32 => F32, bool => Bool, String => String, u64 => U64, i64 => I64, f64 => F64);
 
+impl Value {
+    /// The name of its type: `u32`, `str`, `[f32]`; `[[]]` for arrays of arrays.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Value::U8(_) => "u8",
+            Value::I8(_) => "i8",
+            Value::U16(_) => "u16",
+            Value::I16(_) => "i16",
+            Value::U32(_) => "u32",
+            Value::I32(_) => "i32",
+            Value::F32(_) => "f32",
+            Value::Bool(_) => "bool",
+            Value::String(_) => "str",
+            Value::U64(_) => "u64",
+            Value::I64(_) => "i64",
+            Value::F64(_) => "f64",
+            Value::Array(Array::U8(_)) => "[u8]",
+            Value::Array(Array::I8(_)) => "[i8]",
+            Value::Array(Array::U16(_)) => "[u16]",
+            Value::Array(Array::I16(_)) => "[i16]",
+            Value::Array(Array::U32(_)) => "[u32]",
+            Value::Array(Array::I32(_)) => "[i32]",
+            Value::Array(Array::F32(_)) => "[f32]",
+            Value::Array(Array::Bool(_)) => "[bool]",
+            Value::Array(Array::String(_)) => "[str]",
+            Value::Array(Array::Nested(_)) => "[[]]",
+            Value::Array(Array::U64(_)) => "[u64]",
+            Value::Array(Array::I64(_)) => "[i64]",
+            Value::Array(Array::F64(_)) => "[f64]",
+        }
+    }
+}
+
 impl From<&str> for Value {
     fn from(v: &str) -> Self {
         Value::String(v.to_string())

@@ -4,6 +4,7 @@
 
 use super::linear::Linear;
 use super::norm::Norm;
+use super::streams::each_stream;
 use super::{Engine, Observer};
 use crate::kernel::{Output, vector};
 use std::ops::ControlFlow;
@@ -76,7 +77,7 @@ impl AltUp {
         for ((x, carried), weights) in rows {
             let streams = &mut carried[at..at + n * hidden];
             let old: Vec<f32> = x.iter().chain(&streams[..(n - 1) * hidden]).copied().collect();
-            for (to, stream) in std::iter::once(&mut *x).chain(streams.chunks_exact_mut(hidden)).take(n).enumerate() {
+            for (to, stream) in each_stream(x, streams, n).enumerate() {
                 for (from, old) in old.chunks_exact(hidden).enumerate() {
                     vector::add_scaled(stream, weights[to * n + from], old);
                 }
@@ -119,7 +120,7 @@ impl AltUp {
             let (others, first) = carried[at..at + n * hidden].split_at_mut((n - 1) * hidden);
             let news: Vec<f32> = x.iter().zip(&*first).map(|(x, predicted)| x - predicted).collect();
             x.copy_from_slice(first);
-            for (stream, weight) in std::iter::once(x).chain(others.chunks_exact_mut(hidden)).zip(weights) {
+            for (stream, weight) in each_stream(x, others, n).zip(weights) {
                 vector::add_scaled(stream, weight + 1.0, &news);
             }
         }

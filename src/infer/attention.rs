@@ -362,16 +362,17 @@ impl Block<'_> {
                 let n = row.len();
                 row.iter_mut().enumerate().for_each(|(i, score)| *score -= slope * (n - 1 - i) as f32);
             }
-            match self.shape.sinks {
-                None => vector::softmax(row),
-                Some(sinks) => {
-                    let shift = vector::max(row).max(sinks[self.head]);
-                    let sum = vector::exp_sum(row, shift) + (sinks[self.head] - shift).exp();
-                    vector::scale(row, 1.0 / sum);
-                }
-            }
+            softmax_beside(row, self.shape.sinks.map(|sinks| sinks[self.head]));
         }
     }
+}
+
+/// Softmax over scores, beside one that nothing is read for.
+pub(super) fn softmax_beside(row: &mut [f32], sink: Option<f32>) {
+    let Some(sink) = sink else { return vector::softmax(row) };
+    let shift = vector::max(row).max(sink);
+    let sum = vector::exp_sum(row, shift) + (sink - shift).exp();
+    vector::scale(row, 1.0 / sum);
 }
 
 #[cfg(test)]

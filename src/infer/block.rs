@@ -167,9 +167,6 @@ impl Engine {
             let what = format!("{} tokens do not fit the context of {}", first + n, cache.capacity());
             return Err(Error::bad_input(what));
         }
-        let mut buffers = std::mem::take(&mut cache.buffers);
-        let Buffers { normed, qkv, packed_keys, attended, result, beside, .. } = &mut buffers;
-        let left = batch.sequences * (n - batch.from);
         let altup = layer.streams.as_ref().and_then(Between::altup);
         if altup.is_some_and(|altup| altup.predict(self, x, carried, observer).is_break()) {
             return Ok(ControlFlow::Break(()));
@@ -183,6 +180,9 @@ impl Engine {
         let ControlFlow::Continue(entered) = self.enter(streams, 0, (x, carried), observer) else {
             return Ok(ControlFlow::Break(()));
         };
+        let mut buffers = std::mem::take(&mut cache.buffers);
+        let Buffers { normed, qkv, packed_keys, attended, result, beside, .. } = &mut buffers;
+        let left = batch.sequences * (n - batch.from);
         let into = entered.as_ref().map_or(x.as_slice(), |entered| entered.x.as_slice());
         let into = match &layer.attn_norm {
             Some(norm) if !layer.mixers.is_empty() => {
@@ -278,12 +278,12 @@ impl Engine {
     ) -> Result<ControlFlow<()>> {
         let layer = self.loaded(index)?;
         let hidden = self.config.hidden;
-        let mut buffers = std::mem::take(&mut cache.buffers);
-        let Buffers { normed, result, inner, beside, .. } = &mut buffers;
-        let (normed, result) = (sized(normed, x.len()), sized(result, x.len()));
         let ControlFlow::Continue(entered) = self.enter(layer.streams.as_ref(), 1, (x, carried), observer) else {
             return Ok(ControlFlow::Break(()));
         };
+        let mut buffers = std::mem::take(&mut cache.buffers);
+        let Buffers { normed, result, inner, beside, .. } = &mut buffers;
+        let (normed, result) = (sized(normed, x.len()), sized(result, x.len()));
         let stream = entered.as_ref().map_or(&*x, |entered| entered.x.as_slice());
         let into: &[f32] = match &layer.ffn_norm {
             _ if layer.parallel => &beside[..stream.len()],

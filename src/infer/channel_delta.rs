@@ -2,7 +2,7 @@
 //! convolutions of their own, decays and gates through narrow matrices.
 
 use super::linear::{Linear, products, sigmoid, softplus};
-use super::norm::Norm;
+use super::norm::{Norm, unit_length};
 use super::recurrent::{Conv, each_sequence, silu};
 use super::{Call, Observer};
 use crate::Result;
@@ -37,12 +37,6 @@ fn through(linears: &[Linear], x: &[f32], rows: usize, observer: &mut dyn Observ
         inner = out;
     }
     ControlFlow::Continue(inner)
-}
-
-/// `x /= sqrt(x · x + 1e-6)`.
-pub(super) fn unit_length(x: &mut [f32]) {
-    let length = 1.0 / (vector::dot(x, x) + 1e-6).sqrt();
-    vector::scale(x, length);
 }
 
 impl ChannelDelta {
@@ -83,8 +77,9 @@ impl ChannelDelta {
             let x = &qkv[i * n * 3 * width..(i + 1) * n * 3 * width];
             let mut x = self.conv.run(x, 3 * width, &mut kept.recent, silu);
             x.par_chunks_exact_mut(3 * width).for_each(|row| {
-                row[..2 * width].chunks_exact_mut(dim).for_each(unit_length);
-                vector::scale(&mut row[..width], 1.0 / (dim as f32).sqrt());
+                let (q, k) = row[..2 * width].split_at_mut(width);
+                q.chunks_exact_mut(dim).for_each(|head| unit_length(head, 1.0 / (dim as f32).sqrt()));
+                k.chunks_exact_mut(dim).for_each(|head| unit_length(head, 1.0));
             });
             kept.state.resize(width * dim, 0.0);
             let results: Vec<Vec<f32>> = kept

@@ -1,7 +1,7 @@
 //! Sparse attention (DeepSeek-V3.2, section 2.1): a small attention without values, the indexer, ranks the positions before
 //! a token, and only the best of them are read.
 
-use super::attention::{Heads, Seen};
+use super::attention::{Heads, Seen, softmax_beside};
 use super::linear::Linear;
 use super::norm::Norm;
 use super::rope::Angles;
@@ -167,12 +167,10 @@ pub(super) fn attend(shape: Heads, q: &[f32], stride: usize, kv: Seen, choice: &
             let head = h / (heads / kv_heads);
             let key = |p: &u32| &kv.keys[*p as usize * kv.step + head * dim..][..dim];
             let mut weights: Vec<f32> = chosen.iter().map(|p| vector::dot(q, key(p)) * scale).collect();
-            let sink = sinks.map(|sinks| sinks[h]);
-            let shift = vector::max(&weights).max(sink.unwrap_or(f32::NEG_INFINITY));
-            let sum = vector::exp_sum(&mut weights, shift) + sink.map_or(0.0, |sink| (sink - shift).exp());
+            softmax_beside(&mut weights, sinks.map(|sinks| sinks[h]));
             for (p, weight) in chosen.iter().zip(&weights) {
                 let value = &kv.values[*p as usize * kv.value_step + head * value_dim..][..value_dim];
-                vector::add_scaled(out, weight / sum, value);
+                vector::add_scaled(out, *weight, value);
             }
         }
     });

@@ -143,7 +143,7 @@ impl Block<'_> {
             norm_key: norm("ple_norm_key")?,
             norm_query: norm("ple_norm_query")?,
             norm_conv: norm("ple_norm_conv")?,
-            conv: self.numbers("ple_conv1d.weight", conv)?,
+            conv: Conv { gap: own.size, ..self.conv("ple_conv1d", wide, conv / wide)? },
         })))
     }
 
@@ -305,7 +305,7 @@ impl Block<'_> {
 
     fn conv(&self, stem: &str, channels: usize, kernel: usize) -> Result<Conv> {
         let weight = self.numbers(&format!("{stem}.weight"), channels * kernel)?;
-        Ok(Conv { weight, bias: self.optional(&format!("{stem}.bias"), channels)?, kernel })
+        Ok(Conv { weight, bias: self.optional(&format!("{stem}.bias"), channels)?, kernel, gap: 1 })
     }
 
     fn delta(&self, own: &config::Delta) -> Result<Delta> {

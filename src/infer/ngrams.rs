@@ -4,8 +4,8 @@
 
 use super::linear::{Linear, sigmoid};
 use super::norm::Norm;
-use super::recurrent::silu;
-use super::streams::group_norm;
+use super::recurrent::{Conv, silu};
+use super::streams::{each_stream, group_norm};
 use super::{Batch, Cache, Engine, Observer};
 use crate::kernel::{Output, vector};
 use crate::model::config;
@@ -21,8 +21,8 @@ pub(super) struct Ngrams {
     pub norm_key: Norm,
     pub norm_query: Norm,
     pub norm_conv: Norm,
-    /// `[streams * hidden, kernel]`.
-    pub conv: Vec<f32>,
+    /// Of all streams, with a gap of the longest n-gram.
+    pub conv: Conv,
 }
 
 /// The rows of the table that the last of `tokens` chooses; those before it are its past.
@@ -80,9 +80,8 @@ impl Ngrams {
         cache: &mut Cache,
         observer: &mut dyn Observer,
     ) -> ControlFlow<()> {
-        let (c, Some(own), Some(streams)) = (&engine.config, &engine.config.ngrams, engine.config.streams) else {
-            return ControlFlow::Continue(());
-        };
+        let c = &engine.config;
+        let Some(streams) = c.streams else { return ControlFlow::Continue(()) };
         let (hidden, place) = (c.hidden, c.carried_ngrams());
         let (wide, rows) = (streams.count * hidden, x.len() / c.hidden);
         let found: Vec<f32> =
@@ -104,35 +103,26 @@ impl Ngrams {
         });
         let mut normed = gated.clone();
         group_norm(&self.norm_conv, &mut normed, hidden);
-        let kernel = self.conv.len() / wide;
         let n = rows / batch.sequences.max(1);
         for (i, gated) in gated.chunks_exact_mut(n * wide).enumerate() {
             let new = &normed[i * n * wide..(i + 1) * n * wide];
-            let (seen, first): (&[f32], usize) = match cache.keeps() {
-                true => {
-                    let first = cache.len();
-                    let kept = cache.ranked(index, i, wide);
-                    kept.extend_from_slice(new);
-                    (kept, first)
-                }
-                false => (new, 0),
-            };
-            gated.par_chunks_exact_mut(wide).enumerate().for_each(|(t, gated)| {
-                for (channel, gated) in gated.iter_mut().enumerate() {
-                    let tap = |k: usize| {
-                        let at = (first + t).checked_sub((kernel - 1 - k) * own.size)?;
-                        Some(self.conv[channel * kernel + k] * seen[at * wide + channel])
-                    };
-                    *gated += silu((0..kernel).filter_map(tap).sum());
-                }
-            });
+            let mut recent = vec![0.0; self.conv.before() * wide];
+            if cache.keeps() {
+                let kept = cache.ranked(index, i, wide);
+                let len = kept.len().min(recent.len());
+                let from = recent.len() - len;
+                recent[from..].copy_from_slice(&kept[kept.len() - len..]);
+                kept.extend_from_slice(new);
+            }
+            vector::add_scaled(gated, 1.0, &self.conv.run(new, wide, &mut recent, silu));
         }
         let at = c.carried_streams();
         let all =
             x.chunks_exact_mut(hidden).zip(carried.chunks_exact_mut(engine.carried)).zip(gated.chunks_exact(wide));
         for ((x, carried), gated) in all {
-            let streams = std::iter::once(x).chain(carried[at..].chunks_exact_mut(hidden).take(streams.count - 1));
-            streams.zip(gated.chunks_exact(hidden)).for_each(|(stream, more)| vector::add_scaled(stream, 1.0, more));
+            each_stream(x, &mut carried[at..], streams.count)
+                .zip(gated.chunks_exact(hidden))
+                .for_each(|(stream, more)| vector::add_scaled(stream, 1.0, more));
         }
         ControlFlow::Continue(())
     }

@@ -47,6 +47,12 @@ fn layer_norm(x: &mut [f32], weight: &[f32], eps: f32) {
     vector::rms_norm(x, weight, eps);
 }
 
+/// `x *= scale / sqrt(x · x + 1e-6)`: vectors of length `scale`, as the delta rule has its queries and keys.
+pub(super) fn unit_length(x: &mut [f32], scale: f32) {
+    let length = 1.0 / (vector::dot(x, x) + 1e-6).sqrt();
+    vector::scale(x, length * scale);
+}
+
 /// `x /= sqrt(mean(x²) + eps)`.
 pub(super) fn unit_norm(x: &mut [f32], eps: f32) {
     let scale = 1.0 / (vector::dot(x, x) / x.len().max(1) as f32 + eps).sqrt();

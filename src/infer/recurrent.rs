@@ -3,7 +3,7 @@
 
 use super::attention::Recurrent;
 use super::linear::{Linear, columns, products, sigmoid, softplus};
-use super::norm::{Norm, unit_norm};
+use super::norm::{Norm, unit_length, unit_norm};
 use super::{Call, Observer};
 use crate::Result;
 use crate::kernel::{Output, vector};
@@ -20,11 +20,18 @@ pub(super) struct Conv {
     pub weight: Vec<f32>,
     pub bias: Option<Vec<f32>>,
     pub kernel: usize,
+    /// Rows from one tap to the next.
+    pub gap: usize,
 }
 
 impl Conv {
+    /// Rows in front of a sequence that it sees.
+    pub fn before(&self) -> usize {
+        (self.kernel - 1) * self.gap
+    }
+
     /// Over the rows of one sequence (`x` and the result are `[n, channels]`), behind those of `recent`
-    /// (`[kernel - 1, channels]`), which become the last of the sequence.
+    /// (`[(kernel - 1) * gap, channels]`), which become the last of the sequence.
     pub fn run(
         &self,
         x: &[f32],
@@ -32,7 +39,7 @@ impl Conv {
         recent: &mut Vec<f32>,
         after: impl Fn(f32) -> f32 + Sync,
     ) -> Vec<f32> {
-        let before = (self.kernel - 1) * channels;
+        let before = self.before() * channels;
         recent.resize(before, 0.0);
         recent.extend_from_slice(x);
         let all = &*recent;
@@ -40,7 +47,7 @@ impl Conv {
         out.par_chunks_exact_mut(channels).enumerate().for_each(|(t, out)| {
             for (c, out) in out.iter_mut().enumerate() {
                 let taps = &self.weight[c * self.kernel..(c + 1) * self.kernel];
-                let sum: f32 = taps.iter().enumerate().map(|(k, w)| w * all[(t + k) * channels + c]).sum();
+                let sum: f32 = taps.iter().enumerate().map(|(k, w)| w * all[(t + k * self.gap) * channels + c]).sum();
                 *out = after(sum + self.bias.as_ref().map_or(0.0, |bias| bias[c]));
             }
         });
@@ -109,12 +116,8 @@ impl Delta {
             let mut x = self.conv.run(x, channels, &mut kept.recent, silu);
             x.par_chunks_exact_mut(channels).for_each(|row| {
                 let (q, k) = row[..2 * keys].split_at_mut(keys);
-                for (part, scale) in [(q, 1.0 / (key_dim as f32).sqrt()), (k, 1.0)] {
-                    for head in part.chunks_exact_mut(key_dim) {
-                        let length = 1.0 / (vector::dot(head, head) + 1e-6).sqrt();
-                        vector::scale(head, length * scale);
-                    }
-                }
+                q.chunks_exact_mut(key_dim).for_each(|head| unit_length(head, 1.0 / (key_dim as f32).sqrt()));
+                k.chunks_exact_mut(key_dim).for_each(|head| unit_length(head, 1.0));
             });
             kept.state.resize(values * key_dim, 0.0);
             let rates = &rates[i * n * 2 * value_heads..];

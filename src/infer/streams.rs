@@ -64,6 +64,16 @@ impl GatedMix {
     }
 }
 
+/// The streams of one row: the first, and those in `carried`, which begins with the second.
+pub(super) fn each_stream<'a>(
+    x: &'a mut [f32],
+    carried: &'a mut [f32],
+    count: usize,
+) -> impl Iterator<Item = &'a mut [f32]> {
+    let hidden = x.len();
+    std::iter::once(x).chain(carried.chunks_exact_mut(hidden).take(count - 1))
+}
+
 /// Normalises every stream of rows of several by itself.
 pub(super) fn group_norm(norm: &Norm, all: &mut [f32], hidden: usize) {
     let streams = (norm.weight.len() / hidden).max(1);
@@ -213,8 +223,7 @@ impl Engine {
             let old = &all[row * count * hidden..(row + 1) * count * hidden];
             let write = &entered.write[row * count..(row + 1) * count];
             let flow = entered.flow.get(row * count * count..(row + 1) * count * count);
-            let streams = std::iter::once(x).chain(carried[at..].chunks_exact_mut(hidden).take(count - 1));
-            for (to, stream) in streams.enumerate() {
+            for (to, stream) in each_stream(x, &mut carried[at..], count).enumerate() {
                 if let Some(flow) = flow {
                     stream.fill(0.0);
                     for (from, old) in old.chunks_exact(hidden).enumerate() {

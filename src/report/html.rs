@@ -43,7 +43,16 @@ pub fn render_html(report: &Report) -> String {
         &mut out,
         "By text",
         &["KL divergence on each text; all else on this page is of the first, the worst."],
-        by_text(report),
+        sortable(&super::text::texts(report)),
+    );
+    section(
+        &mut out,
+        "Questions",
+        &[
+            "The right answer is the one that the model finds the most likely per token. Intervals are Wilson's; p is that of McNemar's \
+         exact test on the pairs of answers.",
+        ],
+        answers(report),
     );
     section(
         &mut out,
@@ -206,7 +215,7 @@ fn range(e: Estimate, show: impl Fn(f64) -> String) -> String {
 }
 
 fn results(report: &Report) -> Option<String> {
-    if report.candidates.is_empty() && report.base.is_none() {
+    if (report.candidates.is_empty() && report.base.is_none()) || summary::answers_only(report) {
         return None;
     }
     let mut out = String::from(
@@ -432,8 +441,8 @@ fn ablations(report: &Report) -> Option<String> {
     (!out.is_empty()).then_some(out)
 }
 
-fn by_text(report: &Report) -> Option<String> {
-    let rows = super::text::texts(report);
+/// A table that sorts; the first row is its head.
+fn sortable(rows: &[Vec<String>]) -> Option<String> {
     let (head, rows) = rows.split_first()?;
     let mut out = String::from("<div class=\"scroll\"><table class=\"cards sort\"><thead><tr>");
     head.iter().for_each(|name| add!(out, "<th>{}</th>", escape(name)));
@@ -445,6 +454,14 @@ fn by_text(report: &Report) -> Option<String> {
     }
     out += "</tbody></table></div>";
     Some(out)
+}
+
+fn answers(report: &Report) -> Option<String> {
+    let mut out = String::new();
+    for (title, rows) in super::tasks::tables(report) {
+        add!(out, "<h3>{}</h3>{}", escape(&title), sortable(&rows)?);
+    }
+    (!out.is_empty()).then_some(out)
 }
 
 /// More departures than this are folded away behind their number.

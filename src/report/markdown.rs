@@ -47,7 +47,7 @@ pub fn render_markdown(report: &Report) -> String {
     }
     out.push('\n');
     let rows = text::table(report);
-    if rows.len() > 1 {
+    if rows.len() > 1 && !summary::answers_only(report) {
         table(&mut out, &rows);
         out += "<sub>KL: mean KL divergence from the base in nats per token. Δp: change in the probability of the actual \
                 token. Same top: share of positions where both put the same token first. ± is one standard error over chunks of the text.</sub>\n\n";
@@ -56,6 +56,10 @@ pub fn render_markdown(report: &Report) -> String {
     if !texts.is_empty() {
         out += "KL divergence by text; all else here is of the first, the worst.\n\n";
         table(&mut out, &texts);
+    }
+    for (title, rows) in super::tasks::tables(report) {
+        out += &format!("**{}**\n\n", inert(&title));
+        table(&mut out, &rows);
     }
     if !report.pairs.is_empty() {
         let name = |i: usize| report.candidates.get(i).map_or("?", |c| c.artifact.name.as_str());

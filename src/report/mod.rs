@@ -7,6 +7,7 @@ mod html;
 mod markdown;
 mod schema;
 pub(crate) mod summary;
+mod tasks;
 pub(crate) mod text;
 
 pub use html::render_html;

@@ -9,6 +9,7 @@ use crate::error::Hint;
 use crate::eval::bootstrap::{Bootstrap, Pair};
 use crate::eval::gate::GateOutcome;
 use crate::eval::stats::{Estimate, Statistics};
+pub use crate::eval::tasks::Kind;
 pub use crate::eval::{Ablation, Artifact, TensorDamage};
 use crate::{Error, Result};
 
@@ -49,6 +50,9 @@ pub struct Report {
     /// came out worst.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub texts: Vec<OfText>,
+    /// What was answered to questions with several answers, file by file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<TaskResult>,
     /// Every departure from what was asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ledger: Vec<LedgerRow>,
@@ -127,6 +131,43 @@ pub struct Candidate {
     /// What each group of tensors costs, where that was measured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ablation: Vec<Ablation>,
+}
+
+/// What the models answered to the questions of one file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskResult {
+    /// Path of the file.
+    pub file: String,
+    /// The hash of its bytes.
+    pub sha256: String,
+    /// What kind of questions it holds.
+    pub kind: Kind,
+    /// How many were asked.
+    pub questions: usize,
+    /// The share of right answers that guessing gives.
+    pub chance: f64,
+    /// What the base answered.
+    pub base: Answered,
+    /// What each candidate answered, in their order.
+    pub candidates: Vec<Answered>,
+}
+
+/// What one model answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Answered {
+    /// Share of right answers; its interval is Wilson's.
+    pub accuracy: Estimate,
+    /// How much more that is than the base's: of paired differences.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub difference: Option<Estimate>,
+    /// How likely such a difference is between equal models: McNemar's test, exact, two-sided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p: Option<f64>,
+    /// How often it is the base's answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub same: Option<Estimate>,
+    /// The answer chosen to each question, from 0.
+    pub answers: Vec<usize>,
 }
 
 /// What one of several texts gave.

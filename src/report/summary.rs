@@ -2,7 +2,7 @@
 //! held. Plain text without markup.
 
 use super::format::{bytes, percent, signed_percent, significant};
-use super::schema::{Candidate, Report};
+use super::schema::{Answered, Candidate, Report};
 use crate::eval::stats::Statistics;
 
 /// Every candidate that was run, smallest first, with its statistics.
@@ -120,6 +120,7 @@ pub fn headline(report: &Report) -> String {
                 let ppl = base.ppl.unwrap_or_default();
                 format!("{} has a perplexity of {}.", title(report), significant(ppl.value, 5))
             }
+            _ if !report.tasks.is_empty() => answered(report),
             (_, 0) => "Nothing was measured.".to_string(),
             (_, 1) => "One artifact was written; its quality was not measured.".to_string(),
             (_, n) => format!("{n} artifacts were written; their quality was not measured."),
@@ -127,9 +128,31 @@ pub fn headline(report: &Report) -> String {
     }
 }
 
+/// How many answers of the first task are right, and how many candidates are significantly worse in any.
+fn answered(report: &Report) -> String {
+    let Some(first) = report.tasks.first() else { return String::new() };
+    let base = percent(first.base.accuracy.value, 1);
+    if report.candidates.is_empty() {
+        return format!("{} answers {base} of {} questions rightly.", title(report), first.kind.title());
+    }
+    let is_worse = |a: &Answered| a.p.is_some_and(|p| p < 0.05) && a.difference.is_some_and(|d| d.value < 0.0);
+    let worse = (0..report.candidates.len())
+        .filter(|i| report.tasks.iter().any(|t| t.candidates.get(*i).is_some_and(is_worse)));
+    match worse.count() {
+        0 => format!("No candidate answers significantly fewer questions rightly than the base ({base})."),
+        1 => format!("One candidate answers significantly fewer questions rightly than the base ({base})."),
+        n => format!("{n} candidates answer significantly fewer questions rightly than the base ({base})."),
+    }
+}
+
 /// One decimal, two where one would round to 100 %.
 fn top1(s: &Statistics) -> String {
     percent(s.same_top.value, if s.same_top.value > 0.9995 { 2 } else { 1 })
+}
+
+/// Whether questions were answered and no text was read.
+pub fn answers_only(report: &Report) -> bool {
+    !report.tasks.is_empty() && report.method.is_none()
 }
 
 /// What goes with the headline, a sentence each.

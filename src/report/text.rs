@@ -83,6 +83,19 @@ fn add(out: &mut String, line: &str) {
     out.push('\n');
 }
 
+/// Rows with their cells under each other, the first column to the left.
+fn aligned(out: &mut String, rows: &[Vec<String>]) {
+    let rows: Vec<Vec<_>> = rows.iter().map(|row| row.iter().map(|cell| escape::line(cell)).collect()).collect();
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |c: usize| rows.iter().filter_map(|row| row.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    for row in &rows {
+        let cells = row.iter().zip(&widths).enumerate();
+        let cells = cells.map(|(i, (cell, &w))| if i == 0 { format!("{cell:<w$}") } else { format!("{cell:>w$}") });
+        add(out, &cells.collect::<Vec<_>>().join("  "));
+    }
+}
+
 /// Renders for a terminal: at most about 110 columns, aligned by characters.
 pub fn render_text(report: &Report) -> String {
     let mut out = String::new();
@@ -91,37 +104,21 @@ pub fn render_text(report: &Report) -> String {
     for line in summary::verdict(report).into_iter().chain(summary::details(report)) {
         add(&mut out, &line);
     }
-    let mut rows = table(report);
-    for cell in rows.iter_mut().flatten() {
-        *cell = escape::line(cell).into_owned();
-    }
-    if rows.len() > 1 {
-        let widths: Vec<usize> =
-            (0..rows[0].len()).map(|c| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0)).collect();
+    let rows = table(report);
+    if rows.len() > 1 && !summary::answers_only(report) {
         out.push('\n');
-        for row in &rows {
-            let line: Vec<String> = row
-                .iter()
-                .zip(&widths)
-                .enumerate()
-                .map(|(i, (cell, &w))| if i == 0 { format!("{cell:<w$}") } else { format!("{cell:>w$}") })
-                .collect();
-            add(&mut out, &line.join("  "));
-        }
+        aligned(&mut out, &rows);
         out += "\nKL in nats per token; ± is one standard error over chunks of the text.\n";
     }
     let texts = texts(report);
-    if let Some(first) = texts.first() {
-        let widths: Vec<usize> =
-            (0..first.len()).map(|c| texts.iter().map(|r| r[c].chars().count()).max().unwrap_or(0)).collect();
+    if !texts.is_empty() {
         out += "\nKL by text; all above is of the first, the worst:\n";
-        for row in &texts {
-            let cells = row.iter().zip(&widths).enumerate();
-            let line: Vec<String> = cells
-                .map(|(i, (cell, &w))| if i == 0 { format!("{cell:<w$}") } else { format!("{cell:>w$}") })
-                .collect();
-            add(&mut out, &line.join("  "));
-        }
+        aligned(&mut out, &texts);
+    }
+    for (title, rows) in super::tasks::tables(report) {
+        out.push('\n');
+        add(&mut out, &title);
+        aligned(&mut out, &rows);
     }
     if let Some((_, verdict)) = summary::gates(report) {
         out += &format!("\n{verdict}\n");

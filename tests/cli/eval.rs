@@ -217,3 +217,65 @@ fn what_blueprints_convert_is_evaluated_and_compared() {
     assert!(run(&["eval", "m.gguf"]).contains("perplexity"));
     assert!(run(&["compare", &folder, "m.gguf"]).contains("m"));
 }
+
+#[test]
+fn questions_are_answered_and_compared_pair_by_pair() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model("tiny-llama");
+    let line = |i: usize| {
+        let right = i % 3;
+        format!(r#"{{"question":"Number {i} is","choices":["a cat {i}","the dog","of"],"answer":{right}}}"#) + "\n"
+    };
+    std::fs::write(dir.path().join("q.jsonl"), (0..30).map(line).collect::<String>()).unwrap();
+    std::fs::write(dir.path().join("w.csv"), "0,\"So it was, as _ said, the end.\",Ann,the man,1\n").unwrap();
+    ok(quantize(dir.path(), &["--to", "f32,q2_k", str(&model), "--no-check", "-q"]));
+    let files = ["tiny-llama-F32.gguf", "tiny-llama-Q2_K.gguf"];
+
+    let common = ["--task", "q.jsonl", "--task", "w.csv", "--format", "json", "-t", "2"];
+    let args =
+        [&["compare", str(&model), files[0], files[1], "--report", "r.md", "--report", "r.html"], &common[..]].concat();
+    let report = json(&quantize(dir.path(), &args));
+    let tasks = report["tasks"].as_array().unwrap();
+    assert_eq!((tasks[0]["kind"].as_str(), tasks[1]["kind"].as_str()), (Some("multiple-choice"), Some("winogrande")));
+    assert!((tasks[0]["chance"].as_f64().unwrap() - 1.0 / 3.0).abs() < 1e-12);
+    // The same weights answer the same; two bits change some answers.
+    let [same, other] = [0, 1].map(|i| &tasks[0]["candidates"][i]);
+    assert_eq!(same["answers"], tasks[0]["base"]["answers"]);
+    assert_eq!((same["difference"]["value"].as_f64(), same["p"].as_f64()), (Some(0.0), Some(1.0)));
+    assert!(other["same"]["value"].as_f64().unwrap() < 1.0, "{other}");
+    for (file, wanted) in [("r.md", "| same answer |"), ("r.html", "<th>same answer</th>")] {
+        assert!(std::fs::read_to_string(dir.path().join(file)).unwrap().contains(wanted), "{file}");
+    }
+
+    // Alone, on fewer of them, and beside a text.
+    let alone =
+        json(&quantize(dir.path(), &["eval", files[0], "--task", "q.jsonl", "--questions", "10", "--format", "json"]));
+    assert_eq!(alone["tasks"][0]["questions"], 10);
+    let every_third: Vec<_> = (0..10).map(|i| same["answers"][3 * i].clone()).collect();
+    assert_eq!(alone["tasks"][0]["base"]["answers"], serde_json::Value::from(every_third));
+    let text = text();
+    let both = [
+        "eval",
+        files[0],
+        "--text",
+        str(&text),
+        "--chunks",
+        "2",
+        "--ctx",
+        "64",
+        "--task",
+        "q.jsonl",
+        "--format",
+        "json",
+    ];
+    let both = json(&quantize(dir.path(), &both));
+    assert!(both["base"]["ppl"]["value"].as_f64().unwrap() > 1.0);
+    assert_eq!(both["tasks"][0]["base"]["answers"], same["answers"]);
+
+    // Mistakes.
+    let bad = |args: &[&str], code, said: &[&str]| fails(&quantize(dir.path(), args), code, said);
+    bad(&["compare", str(&model), files[0], "--task", "q.jsonl", "--max-kld", "1"], 2, &["a quality gate", "--text"]);
+    bad(&["eval", files[0], "--task", "q.jsonl", "--chunks", "3"], 2, &["--chunks", "--text"]);
+    bad(&["eval", files[0], "--questions", "3"], 2, &["--task"]);
+    bad(&["eval", files[0], "--task", "r.md"], 3, &["r.md", "no form that is known", "JSON lines"]);
+}

@@ -16,9 +16,10 @@ use crate::kernel::RowSource;
 use crate::model::{Model, SourceModel};
 use crate::packed::{self, Packed, Piece, Scheme, StoredPiece};
 use crate::quant;
-use crate::source::{Checkpoint, Dtype};
+use crate::source::{Checkpoint, Dtype, TensorMeta};
 use crate::writer::folder::{self, Folder};
 use crate::writer::publish::Step;
+use crate::writer::safetensors::Entry;
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -105,28 +106,14 @@ impl<'a> Job<'a> {
         let config = json!({ "quantization_config": plan.config });
         let scheme = Scheme::of(&config).map_err(Error::Internal)?;
         let scheme = scheme.ok_or_else(|| Error::Internal("the configuration names no format".into()))?;
-        let (format, max_shard) = (plan.spec.metadata_format(), recipe.split.of_folders());
-        let layout = crate::writer::safetensors::layout(&plan.entries, format, max_shard)?;
-        let shards = layout.shards.iter().map(|shard| folder::partial_path(target).join(&shard.name)).collect();
-        let layout = layout.shards.iter().map(|shard| sha256(&shard.header)).collect();
         let name = recipe.outputs.first().map_or_else(String::new, |t| t.name().to_string());
-        let key = Identity::new(ckpt, windows, layout, &run.control.cancel)?.key(std::slice::from_ref(recipe));
-        let mut journal = Self::left(target, &key, run)?;
-        // By its journal an unfinished folder is known as this program's, so that comes first.
-        let born = || {
-            if journal.is_none() {
-                journal = Some(Journal::create(&folder::journal_path(target), &key, shards)?);
-            }
-            Ok(())
-        };
-        let mut folder = Folder::create(target, plan.entries.clone(), format, max_shard, run.control.force, born)?;
-        let journal = journal.ok_or_else(|| Error::Internal("a folder without a journal".into()))?;
-        folder.keep_on_drop(!journal.parts().is_empty());
+        let (folder, journal, key) =
+            begin(ckpt, (&plan.entries, plan.spec.metadata_format()), recipe, target, windows, run)?;
         Ok(Self { ckpt, model, plan, folder, run, scheme, journal: Mutex::new(journal), name, key })
     }
 
     /// The journal of an earlier run that this one continues.
-    pub fn left(target: &Path, key: &Value, run: Run) -> Result<Option<Journal>> {
+    fn left(target: &Path, key: &Value, run: Run) -> Result<Option<Journal>> {
         let path = folder::journal_path(target);
         let known = match run.control.resume {
             true => Journal::resume(&path, key, run)?,
@@ -136,7 +123,7 @@ impl<'a> Job<'a> {
             if run.control.resume {
                 return Ok(Some(journal));
             }
-            let parts = journal.parts().len();
+            let parts = journal.parts();
             if parts > 0 && !run.control.force {
                 let why = Unfinished::Parts(parts);
                 return Err(Error::Unfinished { path: folder::partial_path(target), why });
@@ -155,7 +142,7 @@ impl<'a> Job<'a> {
         provenance: &Provenance,
     ) -> Result<Written> {
         let done = self.unless_finished("kept", || self.copy_kept()).and_then(|()| rounded(&self));
-        let worth_keeping = !self.journal()?.parts().is_empty();
+        let worth_keeping = self.journal()?.parts() > 0;
         self.folder.keep_on_drop(worth_keeping);
         self.journal()?.keep_on_drop(worth_keeping);
         let done = done.and_then(|()| self.run.check());
@@ -176,14 +163,15 @@ impl<'a> Job<'a> {
         let mut departures = self.plan.departures.clone();
         let mut modules = Vec::new();
         let parts = [VERDICT.to_string()].into_iter().chain(parts(self.plan).into_iter().map(part));
-        for mut record in parts.filter_map(|part| self.finished(&part)) {
+        for part in parts {
+            let Some(mut record) = self.finished(&part)? else { continue };
             departures.extend(files::departures(&record));
             if let Some(Value::Array(rows)) = record.get_mut("modules").map(Value::take) {
                 modules.extend(rows);
             }
         }
         let mut manifest = self.manifest(provenance, &departures, modules);
-        if let Some(mut held_out) = self.finished(VERDICT) {
+        if let Some(mut held_out) = self.finished(VERDICT)? {
             held_out.as_object_mut().and_then(|record| record.remove("ledger"));
             manifest["held_out"] = held_out;
         }
@@ -214,13 +202,21 @@ impl<'a> Job<'a> {
     }
 
     /// What was noted about a finished part, by this run or an earlier one.
-    pub fn finished(&self, part: &str) -> Option<Value> {
-        self.journal().ok()?.finished(part).cloned()
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn finished(&self, part: &str) -> Result<Option<Value>> {
+        self.journal()?.finished(part)
+    }
+
+    /// Whether a part is finished.
+    pub fn has(&self, part: &str) -> Result<bool> {
+        Ok(self.journal()?.has(part))
     }
 
     /// Does a part of the work and notes that it is done, unless that was noted before.
     pub fn unless_finished(&self, part: &str, work: impl FnOnce() -> Result<Value>) -> Result<()> {
-        if self.finished(part).is_some() {
+        if self.has(part)? {
             return Ok(());
         }
         let record = work()?;
@@ -256,14 +252,7 @@ impl<'a> Job<'a> {
             self.run.check()?;
             buffer.resize(PIECE.min((len - at) as usize), 0);
             self.ckpt.read(t, offset + at, &mut buffer)?;
-            if let Dtype::Ggml(ty) = t.dtype
-                && quant::check_rows(ty, &buffer).is_err()
-            {
-                let file = &self.ckpt.files()[t.file].path;
-                return Err(Error::bad_file(file, "holds a number that is not finite")
-                    .tensor(&t.name)
-                    .hint("the checkpoint is damaged or its training diverged; download it again or ask its author"));
-            }
+            look(self.ckpt, t, &buffer)?;
             self.folder.put(entry, at, &buffer)?;
             self.run.advance(buffer.len() as u64);
         }
@@ -341,15 +330,10 @@ impl<'a> Job<'a> {
 
 impl Job<'_> {
     fn manifest(&self, provenance: &Provenance, departures: &[Departure], modules: Vec<Value>) -> Value {
-        let name = |f: &crate::source::SourceFile| f.path.file_name().map(|n| n.to_string_lossy().into_owned());
-        let hash = |i: usize| provenance.hashes.as_ref().and_then(|h| h.get(i).cloned());
-        let files = self.ckpt.files().iter().enumerate();
-        let files: Vec<Value> =
-            files.map(|(i, f)| json!({ "name": name(f), "bytes": f.len, "sha256": hash(i) })).collect();
         let (weights, bits) = self.plan.quantized(self.ckpt);
         json!({
             "quantize_version": env!("CARGO_PKG_VERSION"),
-            "source": { "name": provenance.name, "files": files },
+            "source": source(provenance.name, self.ckpt, provenance.hashes.as_deref()),
             "format": self.plan.spec.to_string(),
             "recipe": self.key["recipes"][0],
             "calibration": provenance.calibration,
@@ -358,6 +342,63 @@ impl Job<'_> {
             "ledger": files::ledger(departures),
             "modules": modules,
         })
+    }
+}
+
+/// A folder under its temporary name and its journal, new ones or those of an earlier run that this one continues, and
+/// what decides the bytes. `layout`: the tensors, and the format that a header names. Neither outlives a run that gets
+/// nowhere.
+///
+/// # Errors
+/// As [`Job::new`].
+pub fn begin(
+    ckpt: &Checkpoint,
+    (entries, format): (&[Entry], &'static str),
+    recipe: &Recipe,
+    target: &Path,
+    windows: Option<(&[Vec<u32>], &[usize])>,
+    run: Run,
+) -> Result<(Folder, Journal, Value)> {
+    let max_shard = recipe.split.of_folders();
+    let layout = crate::writer::safetensors::layout(entries, format, max_shard)?;
+    let shards = layout.shards.iter().map(|shard| folder::partial_path(target).join(&shard.name)).collect();
+    let layout = layout.shards.iter().map(|shard| sha256(&shard.header)).collect();
+    let key = Identity::new(ckpt, windows, layout, &run.control.cancel)?.key(std::slice::from_ref(recipe));
+    let mut journal = Job::left(target, &key, run)?;
+    // By its journal an unfinished folder is known as this program's, so that comes first.
+    let born = || {
+        if journal.is_none() {
+            journal = Some(Journal::create(&folder::journal_path(target), &key, shards)?);
+        }
+        Ok(())
+    };
+    let mut folder = Folder::create(target, entries.to_vec(), format, max_shard, run.control.force, born)?;
+    let journal = journal.ok_or_else(|| Error::Internal("a folder without a journal".into()))?;
+    folder.keep_on_drop(journal.parts() > 0);
+    Ok((folder, journal, key))
+}
+
+/// The manifest's account of the source; `hashes` are those of its files.
+pub fn source(name: &str, ckpt: &Checkpoint, hashes: Option<&[String]>) -> Value {
+    let base = |f: &crate::source::SourceFile| f.path.file_name().map(|n| n.to_string_lossy().into_owned());
+    let hash = |i: usize| hashes.and_then(|h| h.get(i));
+    let files = ckpt.files().iter().enumerate();
+    let files: Vec<Value> = files.map(|(i, f)| json!({ "name": base(f), "bytes": f.len, "sha256": hash(i) })).collect();
+    json!({ "name": name, "files": files })
+}
+
+/// Looks at numbers of a tensor that are copied as they are.
+///
+/// # Errors
+/// `BadInput` for one that is not finite.
+pub fn look(ckpt: &Checkpoint, t: &TensorMeta, bytes: &[u8]) -> Result<()> {
+    match t.dtype {
+        Dtype::Ggml(ty) if quant::check_rows(ty, bytes).is_err() => {
+            Err(Error::bad_file(&ckpt.files()[t.file].path, "holds a number that is not finite")
+                .tensor(&t.name)
+                .hint("the checkpoint is damaged or its training diverged; download it again or ask its author"))
+        }
+        _ => Ok(()),
     }
 }
 

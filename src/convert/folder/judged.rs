@@ -17,7 +17,11 @@ use serde_json::{Value, json};
 pub fn run(job: &Job, method: &Layered, held: &HeldOut) -> Result<()> {
     let all = parts(job.plan);
     // A run that comes back to finished layers need not take the tokens through them.
-    if all.iter().any(|layer| job.finished(&part(*layer)).is_none()) {
+    let mut is_done = true;
+    for layer in &all {
+        is_done &= job.has(&part(*layer))?;
+    }
+    if !is_done {
         method.run(job)?;
     }
     if held.sets.is_empty() {
@@ -32,7 +36,7 @@ pub fn run(job: &Job, method: &Layered, held: &HeldOut) -> Result<()> {
         verdict.check(&job.name, job.plan.quantized(job.ckpt).1)?;
         Ok(record(job, verdict))
     })?;
-    let Some(record) = job.finished(VERDICT) else { return Ok(()) };
+    let Some(record) = job.finished(VERDICT)? else { return Ok(()) };
     if let Some(text) = in_words(&record) {
         job.run.notice(Notice::About { output: job.name.clone(), text });
     }
@@ -40,7 +44,7 @@ pub fn run(job: &Job, method: &Layered, held: &HeldOut) -> Result<()> {
         return Ok(());
     }
     for layer in all {
-        let done = job.finished(&part(layer)).is_some_and(|record| record["nearest"] == true);
+        let done = job.finished(&part(layer))?.is_some_and(|record| record["nearest"] == true);
         if !done {
             let mut record = rounded_part(job, layer)?;
             record["nearest"] = json!(true);

@@ -300,10 +300,11 @@ impl Visitor<'_> {
 
 impl Visit for Visitor<'_> {
     fn stage(&mut self, layer: usize, stage: Stage, captured: &[&Captured], linears: Vec<&mut Linear>) -> Result<()> {
-        let finished = self.job.finished(&part(Some(layer))).is_some();
+        let record = self.job.finished(&part(Some(layer)))?;
+        let finished = record.is_some();
         let modules = &self.job.plan.contents.modules;
         let mut done = Vec::new();
-        match (self.options.scaling, self.job.finished(&part(Some(layer)))) {
+        match (self.options.scaling, record) {
             (Some(scaling), None) => self.scale(scaling, layer, stage, captured)?,
             (Some(_), Some(record)) => self.factors = Factors::restored(self.job, layer, &record["factors"]),
             (None, _) => {}
@@ -354,7 +355,7 @@ impl Visit for Visitor<'_> {
         let factors = if self.options.sequential { self.factors.record() } else { json!(null) };
         self.release()?;
         let scaled = std::mem::take(&mut self.factors);
-        if self.job.finished(&part(Some(layer))).is_none() {
+        if !self.job.has(&part(Some(layer)))? {
             scaled.write_kept(self.job, layer)?;
         }
         let mut records = std::mem::take(&mut self.records);

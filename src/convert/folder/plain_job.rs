@@ -1,23 +1,21 @@
 //! Makes a plain folder: tensors in parts of about a gigabyte, each noted in the folder's journal when it is complete.
 
 use super::files::pretty;
-use super::job::Job;
+use super::job;
 use super::plain::{From, PlainPlan, config_text};
 use crate::control::{Notice, Run, Unit};
 use crate::convert::companions::others;
 use crate::convert::hashes;
-use crate::convert::identity::Identity;
 use crate::convert::journal::Journal;
 use crate::convert::ledger::LedgerRow;
 use crate::convert::outcome::Made;
 use crate::convert::plan::{OutputPlan, Plan};
 use crate::convert::published::Published;
-use crate::digest::sha256;
 use crate::disk::folder_of;
 use crate::model::SourceModel;
 use crate::quant::{self, GgmlType, QuantError};
 use crate::source::Dtype;
-use crate::writer::folder::{self, Folder, MANIFEST};
+use crate::writer::folder::{Folder, MANIFEST};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -61,22 +59,9 @@ fn one(plan: &Plan, output: &OutputPlan, plain: &PlainPlan, published: &mut Publ
     let (source, target) = (&plan.source, &output.place);
     let recipe = plan.recipe.of_output(output.index);
     let hashes = if recipe.hash_sources { Some(hashes::all(&source.ckpt, run)?) } else { None };
-    let max_shard = recipe.split.of_folders();
-    let layout = crate::writer::safetensors::layout(&plain.entries, "pt", max_shard)?;
-    let shards = layout.shards.iter().map(|shard| folder::partial_path(target).join(&shard.name)).collect();
-    let layout = layout.shards.iter().map(|shard| sha256(&shard.header)).collect();
-    let key = Identity::new(&source.ckpt, None, layout, &run.control.cancel)?.key(std::slice::from_ref(&recipe));
-    let mut journal = Job::left(target, &key, run)?;
-    let born = || {
-        if journal.is_none() {
-            journal = Some(Journal::create(&folder::journal_path(target), &key, shards)?);
-        }
-        Ok(())
-    };
-    let mut folder = Folder::create(target, plain.entries.clone(), "pt", max_shard, run.control.force, born)?;
-    let mut journal = journal.ok_or_else(|| Error::Internal("a folder without a journal".into()))?;
+    let (mut folder, mut journal, key) = job::begin(&source.ckpt, (&plain.entries, "pt"), &recipe, target, None, run)?;
     let keep = |folder: &mut Folder, journal: &mut Journal| {
-        let keep = !journal.parts().is_empty();
+        let keep = journal.parts() > 0;
         folder.keep_on_drop(keep);
         journal.keep_on_drop(keep);
         keep
@@ -105,15 +90,10 @@ fn one(plan: &Plan, output: &OutputPlan, plain: &PlainPlan, published: &mut Publ
         let text = format!("{} instead of {}: {}", row.done, row.asked, row.reason);
         run.notice(Notice::About { output: output.target.name().to_string(), text });
     }
-    let name = |f: &crate::source::SourceFile| f.path.file_name().map(|n| n.to_string_lossy().into_owned());
-    let hash = |i: usize| hashes.as_ref().and_then(|h| h.get(i).cloned());
-    let sources = source.ckpt.files().iter().enumerate();
-    let sources: Vec<Value> =
-        sources.map(|(i, f)| json!({ "name": name(f), "bytes": f.len, "sha256": hash(i) })).collect();
     let row = |r: &LedgerRow| json!({ "module": r.tensor, "asked": r.asked, "done": r.done, "reason": r.reason });
     let manifest = json!({
         "quantize_version": env!("CARGO_PKG_VERSION"),
-        "source": { "name": source.name(), "files": sources },
+        "source": job::source(&source.name(), &source.ckpt, hashes.as_deref()),
         "format": "safetensors",
         "recipe": key["recipes"][0],
         "ledger": ledger.iter().map(row).collect::<Vec<_>>(),
@@ -185,8 +165,8 @@ impl Work<'_> {
     /// Makes the tensors of a part, unless an earlier run did. What was rounded in it.
     fn part(&self, journal: &mut Journal, name: &str, tensors: Range<usize>) -> Result<Rounded> {
         let number = |record: &Value, key: &str| record[key].as_u64().unwrap_or(0);
-        if let Some(record) = journal.finished(name) {
-            return Ok(Rounded { count: number(record, "rounded"), of: number(record, "of") });
+        if let Some(record) = journal.finished(name)? {
+            return Ok(Rounded { count: number(&record, "rounded"), of: number(&record, "of") });
         }
         let (mut together, mut alone) = (Vec::new(), Vec::new());
         for tensor in tensors {
@@ -280,14 +260,7 @@ impl Work<'_> {
         let (ckpt, t) = (&self.source.ckpt, &self.source.ckpt.tensors()[source]);
         let mut bytes = vec![0; piece.len()];
         ckpt.read(t, piece.start as u64, &mut bytes)?;
-        if let Dtype::Ggml(ty) = t.dtype
-            && quant::check_rows(ty, &bytes).is_err()
-        {
-            let file = &ckpt.files()[t.file].path;
-            return Err(Error::bad_file(file, "holds a number that is not finite")
-                .tensor(&t.name)
-                .hint("the checkpoint is damaged or its training diverged; download it again or ask its author"));
-        }
+        job::look(ckpt, t, &bytes)?;
         self.folder.put(tensor, piece.start as u64, &bytes)?;
         self.run.advance(bytes.len() as u64);
         Ok(Rounded::default())
