@@ -2,7 +2,7 @@
 
 use super::measurement::Measurement;
 use super::text::Prepared;
-use super::turns::{self, Entrant};
+use super::turns::{self, Entrant, Simulated};
 use super::{machine, origin};
 use crate::calibration::{stats, totals};
 use crate::control::{self, Control, Notice, Run, Unit};
@@ -41,7 +41,7 @@ pub fn perplexity(
     let (begin, run) = (Instant::now(), Run::new(control, report));
     let source = SourceModel::open_merged(model, how.adapter.as_deref())?.to_run()?;
     let text = Prepared::new(&source, how)?;
-    let mut base = turns::load(&source, how.rounded_activations, run)?;
+    let mut base = turns::load(&source, Simulated::of(how), run)?;
     let save = save_logits.map(|path| KlBaseWriter::create(path, &text.windows, base.vocab(), &text.stream));
     let save = save.transpose()?;
     let artifact = base.artifact.clone();
@@ -161,7 +161,7 @@ impl<'a> Field<'a> {
         let Some(first) = candidates.first() else {
             return Err(Error::request("a comparison needs a base and at least one candidate"));
         };
-        let rounded = how.rounded_activations;
+        let simulated = Simulated::of(how);
         // A stored base has its own tokens; otherwise the base's tokenizer makes them.
         let mut opened = None;
         let (base, text, sizes) = match is_logits(path) {
@@ -181,7 +181,7 @@ impl<'a> Field<'a> {
                 // Whatever the text does not do for is said before a weight is read.
                 let text = Prepared::new(&source, how)?;
                 how.gates.check_size(text.windows.scored_tokens(), text.windows.count)?;
-                let model = turns::load(&source, rounded, run)?;
+                let model = turns::load(&source, Simulated::of_base(how), run)?;
                 let config = &model.engine.config;
                 let sizes = (config.vocab, config.hidden);
                 opened = Some(source);
@@ -192,15 +192,15 @@ impl<'a> Field<'a> {
         let mut entrants: Vec<Entrant> = Vec::with_capacity(candidates.len());
         for path in candidates {
             let model = match turn {
-                None => turns::open(path, None, rounded, run)?,
+                None => turns::open(path, None, simulated, run)?,
                 Some(_) => Runnable::open_idle(path)?,
             };
             if let Reference::Model(base) = &base {
                 text.same_tokens(base, &model)?;
             }
             entrants.push(match turn {
-                None => Entrant::loaded(path, model, rounded, run),
-                Some(_) => Entrant::idle(path, &model, rounded, run),
+                None => Entrant::loaded(path, model, simulated, run),
+                Some(_) => Entrant::idle(path, &model, simulated, run),
             });
         }
         turns::unique_names(entrants.iter_mut().map(|entrant| &mut entrant.artifact));
@@ -241,7 +241,7 @@ impl<'a> Field<'a> {
         let (cancel, text) = (&run.control.cancel, &self.text);
         let seen = activations(base, text)?;
         let mut twin = match how.ablation {
-            Some(_) => Some(turns::open(self.path, how.adapter.as_deref(), how.rounded_activations, run)?),
+            Some(_) => Some(turns::open(self.path, how.adapter.as_deref(), Simulated::of_base(how), run)?),
             None => None,
         };
         for (candidate, row) in self.candidates.iter_mut().zip(rows) {

@@ -1,6 +1,6 @@
 //! How models are measured: plain data.
 
-use crate::eval::{Gates, Method};
+use crate::eval::{Gates, KvCache, Method};
 use std::path::PathBuf;
 
 /// How models are measured.
@@ -18,6 +18,9 @@ pub struct Measurement {
     /// Round activations to 8 bits before products with quantized weights, as llama.cpp's CPU kernels do. Without it the
     /// loss is the weights' alone.
     pub rounded_activations: bool,
+    /// Round keys and values as an engine does that keeps them in these types: the candidates' (of [`super::perplexity`], the
+    /// model's), never the base's.
+    pub kv_cache: Option<KvCache>,
     /// Limits that the candidates are judged by.
     pub gates: Gates,
     /// Also run the base with one group of each candidate's tensors at a time, on so many windows. The base is loaded
@@ -34,6 +37,7 @@ impl Default for Measurement {
             method: Method::LlamaCpp { ctx: 512 },
             windows: None,
             rounded_activations: false,
+            kv_cache: None,
             gates: Gates::default(),
             ablation: None,
         }

@@ -2,11 +2,11 @@
 //! what candidates answer beside what the base does.
 
 use super::machine;
-use super::turns;
+use super::turns::{self, Simulated};
 use crate::clock::{now, strftime};
 use crate::control::{self, Control, Run, Unit};
-use crate::eval::Runnable;
 use crate::eval::tasks::{self, Answer, Task, paired, share};
+use crate::eval::{KvCache, Runnable};
 use crate::model::name_of;
 use crate::report::{self, Answered, Artifact, Report, TaskResult};
 use crate::{Error, Result};
@@ -24,6 +24,8 @@ pub struct Questions {
     pub adapter: Option<PathBuf>,
     /// Round activations to 8 bits before products with quantized weights.
     pub rounded_activations: bool,
+    /// Round keys and values as an engine does that keeps them in these types: the candidates', or of a model alone.
+    pub kv_cache: Option<KvCache>,
 }
 
 /// How many questions the base and each candidate answer rightly, with intervals, and the paired differences. The report
@@ -50,7 +52,10 @@ pub fn answers(
     let _phase = run.phase("answering", (asked * (candidates.len() + 1)) as u64, Unit::Questions);
     for (i, path) in std::iter::once(base).chain(candidates.iter().map(PathBuf::as_path)).enumerate() {
         let adapter = questions.adapter.as_deref().filter(|_| i == 0);
-        let mut model = turns::open(path, adapter, questions.rounded_activations, run)?;
+        let is_base = i == 0 && !candidates.is_empty();
+        let kv_cache = questions.kv_cache.filter(|_| !is_base);
+        let simulated = Simulated { activations: questions.rounded_activations, kv_cache };
+        let mut model = turns::open(path, adapter, simulated, run)?;
         artifacts.push(model.artifact.clone());
         let of_file = |(task, file): (&Task, &PathBuf)| all(&mut model, task, run).map_err(|e| e.in_file(file));
         answers.push(tasks.iter().zip(&questions.files).map(of_file).collect::<Result<_>>()?);

@@ -7,7 +7,7 @@ use crate::error::Hint;
 use crate::eval::bootstrap::Bootstrap;
 use crate::eval::klbase::{FLOOR, KlBaseReader, KlBaseWriter};
 use crate::eval::text::{Corpus, Encoder};
-use crate::eval::{self, Base, Candidate, Method, Options, Runnable, Windows};
+use crate::eval::{self, Base, Candidate, KvCache, Method, Options, Runnable, Windows};
 use crate::model::SourceModel;
 use crate::report::{MethodInfo, Report};
 use crate::{Error, Result};
@@ -19,6 +19,7 @@ pub struct Prepared {
     pub stream: Vec<u32>,
     pub windows: Windows,
     rounded_activations: bool,
+    kv_cache: Option<KvCache>,
 }
 
 impl Prepared {
@@ -39,7 +40,8 @@ impl Prepared {
             let what = format!("windows of {asked} tokens are longer than the model's context of {most}");
             return Err(Error::request(what).hint(Hint::ContextUpTo(most)));
         }
-        Ok(Self { corpus, path, stream, windows, rounded_activations: how.rounded_activations })
+        let (rounded_activations, kv_cache) = (how.rounded_activations, how.kv_cache);
+        Ok(Self { corpus, path, stream, windows, rounded_activations, kv_cache })
     }
 
     /// The tokens of a file of logits; `model` knows what stands in front of every window.
@@ -50,6 +52,7 @@ impl Prepared {
             stream: base.tokens().to_vec(),
             windows: base.windows(Encoder::bos(model)),
             rounded_activations: how.rounded_activations,
+            kv_cache: how.kv_cache,
         }
     }
 
@@ -105,6 +108,7 @@ impl Prepared {
             text_format: self.corpus.format.into(),
             bos: self.windows.bos,
             activations: if self.rounded_activations { "q8" } else { "f32" }.into(),
+            kv_cache: self.kv_cache.map(|types| types.to_string()),
             kl_floor: matches!(method, Method::LlamaCpp { .. }).then_some(f64::from(FLOOR)),
             bootstrap: Bootstrap::default(),
         });

@@ -2,10 +2,11 @@
 //! the alternative: one after the other, each over as many chunks as there is room for the base's logits.
 
 use super::machine::{available, resident};
+use super::measurement::Measurement;
 use crate::control::{Notice, Run};
 use crate::error::Hint;
 use crate::eval::compare::BATCH;
-use crate::eval::{Artifact, EachRows, Logits, Runnable, Windows};
+use crate::eval::{Artifact, EachRows, KvCache, Logits, Runnable, Windows};
 use crate::model::SourceModel;
 use crate::{Error, Result};
 use std::ops::Range;
@@ -18,17 +19,39 @@ const WORK: u64 = 24;
 /// The share of the free memory that is used where no limit was given.
 const SHARE: f64 = 0.8;
 
-/// Loads a model with an adapter merged into it; `rounded`: its activations are rounded to 8 bits.
-pub fn open(path: &Path, adapter: Option<&Path>, rounded: bool, run: Run) -> Result<Runnable> {
-    load(&SourceModel::open_merged(path, adapter)?, rounded, run)
+/// What of an engine's arithmetic is simulated.
+#[derive(Clone, Copy, Default)]
+pub struct Simulated {
+    /// Activations are rounded to 8 bits.
+    pub activations: bool,
+    /// Keys and values are kept in these types.
+    pub kv_cache: Option<KvCache>,
+}
+
+impl Simulated {
+    /// Of the candidates; the base keeps its keys and values.
+    pub fn of(how: &Measurement) -> Self {
+        Self { activations: how.rounded_activations, kv_cache: how.kv_cache }
+    }
+
+    pub fn of_base(how: &Measurement) -> Self {
+        Self { kv_cache: None, ..Self::of(how) }
+    }
+}
+
+/// Loads a model with an adapter merged into it.
+pub fn open(path: &Path, adapter: Option<&Path>, simulated: Simulated, run: Run) -> Result<Runnable> {
+    load(&SourceModel::open_merged(path, adapter)?, simulated, run)
 }
 
 /// The same of a model that is open.
-pub fn load(source: &SourceModel, rounded: bool, run: Run) -> Result<Runnable> {
+pub fn load(source: &SourceModel, simulated: Simulated, run: Run) -> Result<Runnable> {
     run.check()?;
     run.notice(Notice::Loading(source.path.clone()));
     let mut model = Runnable::load(source)?;
-    model.engine.round_activations(rounded);
+    model.engine.round_activations(simulated.activations);
+    let kept = model.engine.round_keys_and_values(simulated.kv_cache);
+    kept.map_err(|e| e.in_file(&source.path))?;
     Ok(model)
 }
 
@@ -36,7 +59,7 @@ pub fn load(source: &SourceModel, rounded: bool, run: Run) -> Result<Runnable> {
 pub struct Entrant<'a> {
     pub path: PathBuf,
     pub artifact: Artifact,
-    rounded: bool,
+    simulated: Simulated,
     vocab: usize,
     loaded: Option<Runnable>,
     stays: bool,
@@ -45,18 +68,18 @@ pub struct Entrant<'a> {
 
 impl<'a> Entrant<'a> {
     /// One that stays in memory.
-    pub fn loaded(path: &Path, model: Runnable, rounded: bool, run: Run<'a>) -> Self {
-        let mut entrant = Self::idle(path, &model, rounded, run);
+    pub fn loaded(path: &Path, model: Runnable, simulated: Simulated, run: Run<'a>) -> Self {
+        let mut entrant = Self::idle(path, &model, simulated, run);
         (entrant.loaded, entrant.stays) = (Some(model), true);
         entrant
     }
 
     /// One that is loaded for its turn; `model` need not be able to run.
-    pub fn idle(path: &Path, model: &Runnable, rounded: bool, run: Run<'a>) -> Self {
+    pub fn idle(path: &Path, model: &Runnable, simulated: Simulated, run: Run<'a>) -> Self {
         Self {
             path: path.to_path_buf(),
             artifact: model.artifact.clone(),
-            rounded,
+            simulated,
             vocab: model.engine.config.vocab,
             loaded: None,
             stays: false,
@@ -67,7 +90,7 @@ impl<'a> Entrant<'a> {
     /// The model itself, loaded if it is not.
     pub fn model(&mut self) -> Result<&mut Runnable> {
         if self.loaded.is_none() {
-            let model = open(&self.path, None, self.rounded, self.run.unheard())?;
+            let model = open(&self.path, None, self.simulated, self.run.unheard())?;
             // Known of the layers alone.
             self.artifact.activations = model.artifact.activations.clone();
             self.loaded = Some(model);

@@ -3,6 +3,7 @@
 use super::values::{TYPES, TYPES_AND_FORMATS, size, yes_or_no};
 use crate::calibration::data;
 use crate::calibration::imatrix::UnseenExperts;
+use crate::eval::KvCache;
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -299,6 +300,10 @@ pub struct TextArgs {
     /// Activations in f32, or rounded to 8 bits as llama.cpp's CPU kernels do
     #[arg(long, value_enum, default_value_t, value_name = "KIND")]
     pub activations: Activations,
+    /// Keys and values rounded as an engine keeps them that is told to, llama.cpp or vLLM: q8_0, q4_0, fp8 and the like, or
+    /// KEYS,VALUES. To compare, those of the candidates
+    #[arg(long, value_name = "TYPE")]
+    pub kv_cache: Option<KvCache>,
 }
 
 /// Questions with several answers.

@@ -119,6 +119,7 @@ fn questions(tasks: &TaskArgs, text: &TextArgs, adapter: &Option<PathBuf>) -> Qu
         most: tasks.questions.map(|n| n as usize),
         adapter: adapter.clone(),
         rounded_activations: text.activations == Activations::Q8,
+        kv_cache: text.kv_cache,
     }
 }
 
@@ -141,6 +142,7 @@ fn measurement(args: &TextArgs, text: Option<&PathBuf>) -> Measurement {
         },
         windows: args.chunks,
         rounded_activations: args.activations == Activations::Q8,
+        kv_cache: args.kv_cache,
         ..Measurement::default()
     }
 }

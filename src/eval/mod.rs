@@ -27,7 +27,7 @@ use std::ops::Range;
 
 use crate::Result;
 
-pub use crate::infer::{Cache, Engine, Observer, Sampling};
+pub use crate::infer::{Cache, Engine, KvCache, Observer, Sampling};
 pub use artifact::{Ablation, Artifact, TensorDamage};
 pub use compare::{Base, Candidate, Comparison, Options, Progress, compare, compare_in_turns};
 pub use gate::{GateOutcome, Gates};

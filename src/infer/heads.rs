@@ -122,6 +122,10 @@ impl Attention {
             if let Some(scale) = few.value_scale {
                 vector::scale(v, scale);
             }
+            if let Some(kept) = engine.kv_cache.filter(|_| shared.is_none()) {
+                kept.keys(k, own.dim);
+                kept.values(v, own.value_dim);
+            }
             let factor = temperature(few.temperature, first + i % n);
             if factor != 1.0 {
                 vector::scale(&mut row[..q_width], factor);

@@ -75,6 +75,9 @@ impl Latent {
             if let Some(angles) = &angles {
                 engine.rotate(&mut row[rank..], angles, i % n);
             }
+            if let Some(kept) = engine.kv_cache {
+                kept.keys(row, kv_width);
+            }
         });
         q.par_chunks_exact_mut(heads * head).enumerate().for_each(|(i, row)| {
             if let Some(angles) = &angles {

@@ -11,6 +11,7 @@ mod channel_delta;
 mod chosen;
 mod experts;
 mod heads;
+mod kv_cache;
 mod latent;
 mod linear;
 mod load;
@@ -23,6 +24,7 @@ mod streams;
 mod weights;
 
 pub use attention::Cache;
+pub use kv_cache::KvCache;
 pub use linear::Linear;
 pub use sampling::{Sampling, generate, sample_together};
 pub use weights::Stored;
@@ -86,6 +88,8 @@ pub struct Engine {
     ngram_table: Option<Linear>,
     /// Where streams alternate, how they begin and end.
     altup: Option<altup::Ends>,
+    /// How keys and values are rounded.
+    kv_cache: Option<KvCache>,
 }
 
 impl Engine {
@@ -360,6 +364,18 @@ impl Engine {
             let block = linear.weight.ggml_type().filter(|_| on).and_then(activations::block_for);
             linear.rounding = block.map_or(Rounding::None, Rounding::Ggml);
         }
+    }
+
+    /// Rounds keys and values as an engine does that keeps them in these types; `None`, the default, leaves them as they are.
+    ///
+    /// # Errors
+    /// `Request` for heads that are no whole blocks of a type, and for a model that keeps no keys.
+    pub fn round_keys_and_values(&mut self, types: Option<KvCache>) -> Result<()> {
+        if let Some(types) = types {
+            types.fit(&self.config)?;
+        }
+        self.kv_cache = types;
+        Ok(())
     }
 
     /// What a checkpoint's own format rounds activations to, if it does.

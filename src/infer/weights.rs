@@ -387,6 +387,7 @@ impl Engine {
             per_layer: (each > 0).then(per_layer).transpose()?,
             carried: c.carried(),
             altup: loader.altup_ends(c)?,
+            kv_cache: None,
             last_gate: loader.has("output_hc_up.weight").then(|| loader.gated_mix(c, "output_hc")).transpose()?,
             ngram_table: match &c.ngrams {
                 Some(own) => {

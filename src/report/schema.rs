@@ -94,6 +94,9 @@ pub struct MethodInfo {
     pub bos: Option<u32>,
     /// `f32`: the loss is the weights' alone, unless an artifact has `activations`. `q8`: activations rounded to 8 bits as llama.cpp's CPU kernels do.
     pub activations: String,
+    /// The types in which keys and values were kept: the candidates', or of a model alone. Absent: as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_cache: Option<String>,
     /// Smallest ln p of the base that enters the KL divergence; absent if all do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kl_floor: Option<f64>,

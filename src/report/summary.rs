@@ -248,5 +248,6 @@ pub fn method(report: &Report) -> Option<String> {
         true => String::new(),
         false => format!(", but for {}, whose formats round activations too", rounding.join(", ")),
     };
-    Some(format!("{} tokens of {} in {windows}; {activations}{except}.", super::format::count(m.tokens), m.text))
+    let cache = m.kv_cache.as_ref().map(|types| format!("; keys and values kept in {types}")).unwrap_or_default();
+    Some(format!("{} tokens of {} in {windows}; {activations}{except}{cache}.", super::format::count(m.tokens), m.text))
 }

@@ -279,3 +279,20 @@ fn questions_are_answered_and_compared_pair_by_pair() {
     bad(&["eval", files[0], "--questions", "3"], 2, &["--task"]);
     bad(&["eval", files[0], "--task", "r.md"], 3, &["r.md", "no form that is known", "JSON lines"]);
 }
+
+#[test]
+fn a_cache_of_fewer_bits_costs_what_it_costs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, text) = (model("tiny-llama"), text());
+    let common = ["--text", str(&text), "--ctx", "128", "--chunks", "4", "--format", "json", "-t", "2"];
+    let kld = |cache: &str| {
+        let args = [&["compare", str(&model), str(&model), "--kv-cache", cache], &common[..]].concat();
+        let report = json(&quantize(dir.path(), &args));
+        assert_eq!(report["method"]["kv_cache"], cache);
+        report["candidates"][0]["stats"]["kld"]["value"].as_f64().unwrap()
+    };
+    let [f16, q8, q4, mixed] = ["f16", "q8_0", "q4_0", "q8_0,q4_0"].map(kld);
+    assert!(f16 < q8 && q8 < mixed && mixed < q4 && f16 < 1e-5, "{f16} {q8} {mixed} {q4}");
+    let args = [&["eval", str(&model), "--kv-cache", "q6_k"], &common[..]].concat();
+    fails(&quantize(dir.path(), &args), 2, &["q6_k", "q8_0", "fp8"]);
+}

@@ -44,6 +44,7 @@ fn sample(text: &str) -> Report {
         text_format: "plain".to_string(),
         bos: Some(1),
         activations: "f32".to_string(),
+        kv_cache: None,
         kl_floor: Some(-16.0),
         bootstrap: Bootstrap::default(),
     });
