@@ -213,6 +213,7 @@ impl<'a> Run<'a> {
     /// Begins a phase, which ends when the value is dropped.
     #[must_use = "the phase ends when this is dropped"]
     pub fn phase(&self, name: impl Into<String>, total: u64, unit: Unit) -> Running<'a> {
+        return_freed_memory();
         self.report.begin(&Phase { name: name.into(), unit, total });
         Running { report: self.report }
     }
@@ -224,6 +225,19 @@ impl<'a> Run<'a> {
             _ => PathBuf::from("."),
         };
         self.control.spill.clone().unwrap_or_else(beside)
+    }
+}
+
+/// Gives memory that was freed back to the system, so that the parts of a run do not add up to its peak: glibc keeps what lies
+/// below something that is still in use.
+fn return_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        unsafe extern "C" {
+            fn malloc_trim(pad: usize) -> i32;
+        }
+        // SAFETY: glibc's own function, which may be called at any time from any thread (malloc_trim(3)).
+        unsafe { malloc_trim(0) };
     }
 }
 

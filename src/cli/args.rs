@@ -44,7 +44,7 @@ pub struct CommonArgs {
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub format: Format,
     /// No progress on standard error
-    #[arg(long)]
+    #[arg(long, short)]
     pub quiet: bool,
 }
 
@@ -53,7 +53,7 @@ pub struct CommonArgs {
 #[command(next_help_heading = "Types of tensors")]
 pub struct TypeArgs {
     /// Target types, comma-separated: q4_k_m, q8_0, f16, ... (any case; llama.cpp's file-type numbers work too)
-    #[arg(long = "to", visible_alias = "outtype", short = 'q', value_name = "TYPE", value_delimiter = ',',
+    #[arg(long = "to", visible_alias = "outtype", value_name = "TYPE", value_delimiter = ',',
           value_parser = TYPES_AND_FORMATS, hide_possible_values = true)]
     pub to: Vec<String>,
     /// Write the projector of a model that sees or hears, llama.cpp's mmproj file, in these types: f16, bf16, q8_0, f32
