@@ -230,7 +230,7 @@ fn results(report: &Report) -> Option<String> {
         out += &"<td>–</td>".repeat(3);
         match base.ppl.or(all.first().map(|(_, s)| s.ppl_base)) {
             Some(p) => {
-                let d = decimals_for(p).min(3);
+                let d = decimals_for(p).clamp(2, 3);
                 cell(&mut out, p.value, &fixed(p.value, d), &range(p, |v| fixed(v, d)));
             }
             None => out += "<td>–</td>",
@@ -254,7 +254,7 @@ fn results(report: &Report) -> Option<String> {
                 cell(&mut out, s.kld.value, &fixed(s.kld.value, d), &range(s.kld, |v| fixed(v, d)));
                 cell(&mut out, s.kld_percentiles.p99, &significant(s.kld_percentiles.p99, 3), "");
                 cell(&mut out, s.same_top.value, &percent(s.same_top.value, 1), &range(s.same_top, bare));
-                let d = decimals_for(s.ppl).min(3);
+                let d = decimals_for(s.ppl).clamp(2, 3);
                 cell(&mut out, s.ppl.value, &fixed(s.ppl.value, d), &range(s.ppl, |v| fixed(v, d)));
                 let d = decimals_for(Estimate::new(0.0, 100.0 * s.ppl_ratio.std_error)).min(2);
                 let change = |v: f64| signed(100.0 * (v - 1.0), d);

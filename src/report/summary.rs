@@ -27,6 +27,11 @@ pub fn beaten(points: &[(&Candidate, &Statistics)]) -> Vec<bool> {
     points.iter().map(one).collect()
 }
 
+/// Those that none beats.
+fn unbeaten<'a>(points: &[(&'a Candidate, &'a Statistics)]) -> Vec<(&'a Candidate, &'a Statistics)> {
+    points.iter().zip(beaten(points)).filter(|(_, beaten)| !beaten).map(|(point, _)| *point).collect()
+}
+
 /// What to take and what to leave, a sentence each: the smallest that passes the gates, the most for its bytes, and what
 /// others beat.
 pub fn verdict(report: &Report) -> Vec<String> {
@@ -43,8 +48,7 @@ pub fn verdict(report: &Report) -> Vec<String> {
         });
     }
     let beaten = beaten(&all);
-    let kept: Vec<_> = all.iter().zip(&beaten).filter(|(_, beaten)| !**beaten).map(|(point, _)| *point).collect();
-    if let Some((c, s)) = best_per_byte(&kept) {
+    if let Some((c, s)) = best_per_byte(&unbeaten(&all)) {
         let kl = significant(s.kld.value, 2);
         lines.push(format!("Best for its size: {} ({}, KL {kl}).", c.artifact.name, bytes(c.artifact.bytes)));
     }
@@ -92,13 +96,14 @@ pub fn title(report: &Report) -> String {
         .unwrap_or_else(|| "Quantization report".to_string())
 }
 
-/// The candidate the headline speaks of: the smallest one that passes all gates if there are any; without gates the
-/// smallest whose KL divergence stays below 0.1, and failing that the closest one.
+/// The candidate the headline speaks of: the smallest one that passes all gates if there are any; without gates the best
+/// for its size, of two the smaller whose KL divergence stays below 0.1, and failing that the closest one.
 pub fn headline_candidate(report: &Report) -> Option<(&Candidate, &Statistics)> {
     let all = measured(report);
     let failed = |name: &str| report.gates.iter().any(|g| g.candidate == name && !g.pass);
     let good = if report.gates.is_empty() {
-        all.iter().find(|(_, s)| s.kld.value < 0.1)
+        let best = best_per_byte(&unbeaten(&all));
+        all.iter().find(|(c, s)| best.map_or(s.kld.value < 0.1, |(best, _)| std::ptr::eq(*c, best)))
     } else {
         all.iter().find(|(c, _)| !failed(&c.artifact.name))
     };
@@ -202,7 +207,7 @@ pub fn origins(report: &Report) -> Vec<String> {
             Some(share) if share > 0.0 => {
                 format!("; {} of the text's runs of 13 tokens are in what it was calibrated on", percent(share, 2))
             }
-            Some(_) => "; it was calibrated on nothing of this text".to_string(),
+            Some(_) => "; none of this text is in its calibration data".to_string(),
         };
         Some((c.artifact.name.as_str(), format!("{}{seen}.", made.how)))
     }

@@ -29,7 +29,7 @@ pub fn table(report: &Report) -> Vec<Vec<String>> {
             bytes(a.bytes),
             percent(1.0, 0),
             fixed(a.bpw, 2),
-            ppl.map_or_else(dash, |p| with_error(p, decimals_for(p).min(3))),
+            ppl.map_or_else(dash, |p| with_error(p, decimals_for(p).clamp(2, 3))),
             dash(),
             dash(),
             dash(),
@@ -45,7 +45,7 @@ pub fn table(report: &Report) -> Vec<Vec<String>> {
         let mut row = vec![a.name.clone(), bytes(a.bytes), share, fixed(a.bpw, 2)];
         match &c.stats {
             Some(s) => row.extend([
-                with_error(s.ppl, decimals_for(s.ppl).min(3)),
+                with_error(s.ppl, decimals_for(s.ppl).clamp(2, 3)),
                 signed_percent(s.ppl_ratio.value - 1.0, 2),
                 with_error(s.kld, decimals_for(s.kld)),
                 significant(s.kld_percentiles.p99, 3),
