@@ -132,6 +132,13 @@ impl Isa {
         (self.0 >= Level::Avx512).then_some(Avx512(()))
     }
 
+    /// Whether AVX512-VNNI may run besides AVX-512. It changes no result, so that it is no level of its own.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    pub(crate) fn has_vnni(self) -> bool {
+        self.0 >= Level::Avx512 && is_x86_feature_detected!("avx512vnni")
+    }
+
     /// The permission to run AVX512-BF16, if this set has it.
     #[cfg(target_arch = "x86_64")]
     #[inline]
