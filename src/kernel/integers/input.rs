@@ -3,7 +3,8 @@
 //! With what is left, rounding shifts a product by a random amount whose standard deviation is at most
 //! `LARGE / TOP / sqrt(12)`, 1.1e-6, of `|x| |w|`: reached only where every block has a number just below the limit.
 
-use crate::isa::{Isa, multiversion};
+use crate::isa::Isa;
+use crate::kernel::vector::dot;
 use crate::quant::integers::BLOCK;
 use crate::simd::{self, F32x16, Float, Int, Kernel, Mask};
 use rayon::prelude::*;
@@ -88,7 +89,7 @@ impl Kernel for Round<'_> {
         // Lanes without a row repeat the first.
         let (mut rows, mut limits, mut spoiled) = ([x.as_ptr(); ROOM], [f32::INFINITY; ROOM], [0f32; ROOM]);
         for (t, x) in x.chunks_exact(cols).enumerate() {
-            let norm = square(x).sqrt();
+            let norm = norm(x);
             (rows[t], limits[t]) = (x.as_ptr(), (LARGE * norm) as f32);
             // The products of a row with a number that is not finite are none.
             spoiled[t] = if norm.is_finite() { 0.0 } else { f32::NAN };
@@ -150,12 +151,15 @@ fn measure<V: Float>(columns: &[V; BLOCK]) -> (V, V) {
 }
 
 /// Takes out the numbers above the limits of their rows.
-#[cold]
-#[inline(never)]
+#[inline(always)]
 fn set_aside<V: Float>(columns: &mut [V; BLOCK], limits: &[f32; ROOM], first: usize, large: &mut [Vec<(usize, f32)>]) {
+    // SAFETY: sixteen floats, here and below.
+    let limit = unsafe { V::load(limits.as_ptr()) };
     for (i, column) in columns.iter_mut().enumerate() {
+        if !limit.lt(column.abs()).any() {
+            continue;
+        }
         let mut lanes = [0f32; ROOM];
-        // SAFETY: sixteen floats, here and below.
         unsafe { column.store(lanes.as_mut_ptr()) };
         for ((lane, limit), large) in lanes.iter_mut().zip(limits).zip(&mut *large) {
             if lane.abs() > *limit {
@@ -167,23 +171,8 @@ fn set_aside<V: Float>(columns: &mut [V; BLOCK], limits: &[f32; ROOM], first: us
     }
 }
 
-multiversion! {
-    /// `|x|²`, in fixed lanes.
-    fn square(x: &[f32]) -> f64 {
-        let (chunks, rest) = x.as_chunks::<32>();
-        let mut lanes = [0f64; 32];
-        for chunk in chunks {
-            for i in 0..32 {
-                lanes[i] += f64::from(chunk[i]) * f64::from(chunk[i]);
-            }
-        }
-        let mut sum = 0.0;
-        for lane in lanes {
-            sum += lane;
-        }
-        for v in rest {
-            sum += f64::from(*v) * f64::from(*v);
-        }
-        sum
-    }
+/// `|x|`. Squares of numbers above 1e19 need more than an `f32`.
+fn norm(x: &[f32]) -> f64 {
+    let square = f64::from(dot(x, x));
+    if square.is_finite() { square.sqrt() } else { x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt() }
 }
