@@ -132,6 +132,12 @@ impl Isa {
         (self.0 >= Level::Avx512).then_some(Avx512(()))
     }
 
+    /// Whether vectors multiply pairs of 16-bit numbers faster than `f32`.
+    #[inline]
+    pub(crate) fn has_pairs(self) -> bool {
+        self.0 >= Level::Avx2
+    }
+
     /// Whether AVX512-VNNI may run besides AVX-512. It changes no result, so that it is no level of its own.
     #[cfg(target_arch = "x86_64")]
     #[inline]

@@ -101,6 +101,7 @@ pub fn matmul(x: &[f32], w: &dyn RowSource, rows: Range<usize>, y: Output<'_>) {
     let y = &mut data[at..at + (n - 1) * stride + out];
     let y = MatMut::from_column_major_slice_with_stride_mut(y, out, n, stride);
     if n > DOT_ROWS
+        && Isa::active().has_pairs()
         && w.stored(rows.clone()).is_some()
         && let Some(known) = w.ggml_type().and_then(integers)
     {

@@ -12,7 +12,7 @@ use super::{GgmlType, f16_at};
 /// Weights under one step.
 pub const BLOCK: usize = 32;
 
-/// No integer of any type is larger in magnitude.
+/// No integer of any type is larger in magnitude: those of Q6_K are 8 bits by 6, with signs.
 pub const LARGEST: i32 = 4096;
 
 /// How the weights of a type are integers.
@@ -31,82 +31,88 @@ pub fn integers(ty: GgmlType) -> Option<Integers> {
     use GgmlType::*;
     let symmetric = |largest, read| Some(Integers { largest, offsets: 0, read });
     match ty {
-        Q4_0 => symmetric(8, |row, steps, _| each::<18, 1>(row, steps, |b, _| f16_at(b, 0))),
-        Q5_0 => symmetric(16, |row, steps, _| each::<22, 1>(row, steps, |b, _| f16_at(b, 0))),
-        Q8_0 => symmetric(128, |row, steps, _| each::<34, 1>(row, steps, |b, _| f16_at(b, 0))),
+        Q4_0 => symmetric(8, |row, steps, _| each::<18, 1, 0>(row, steps, |d, _, _| d)),
+        Q5_0 => symmetric(16, |row, steps, _| each::<22, 1, 0>(row, steps, |d, _, _| d)),
+        Q8_0 => symmetric(128, |row, steps, _| each::<34, 1, 0>(row, steps, |d, _, _| d)),
         Q4_1 => Some(Integers { largest: 15, offsets: 1, read: legacy::<20> }),
         Q5_1 => Some(Integers { largest: 31, offsets: 1, read: legacy::<24> }),
         // Four bits of scale by two of code.
         Q2_K => Some(Integers { largest: 15 * 3, offsets: 2, read: q2_k }),
         // Six bits by three, with signs.
-        Q3_K => symmetric(32 * 4, |row, steps, _| each::<110, 8>(row, steps, |b, _| f16_at(b, 108))),
+        Q3_K => symmetric(32 * 4, |row, steps, _| each::<110, 8, 108>(row, steps, |d, _, _| d)),
         Q4_K => Some(Integers { largest: 15, offsets: 1, read: q45_k::<144> }),
         Q5_K => Some(Integers { largest: 31, offsets: 1, read: q45_k::<176> }),
-        // Eight bits by six, with signs.
-        Q6_K => symmetric(128 * 32, |row, steps, _| each::<210, 8>(row, steps, |b, _| f16_at(b, 208))),
+        Q6_K => symmetric(LARGEST, |row, steps, _| each::<210, 8, 208>(row, steps, |d, _, _| d)),
         IQ2_XXS => symmetric(43, |row, steps, _| {
-            each::<66, 8>(row, steps, |b, i| f16_at(b, 0) * (0.5 + (get_u32(b, 6 + 8 * i) >> 28) as f32) * 0.25);
+            each::<66, 8, 0>(row, steps, |d, b, i| d * (0.5 + (get_u32(b, 6 + 8 * i) >> 28) as f32) * 0.25);
         }),
         // The scale is an eighth of an odd number up to 31.
-        IQ2_XS => symmetric(31 * 43, |row, steps, _| each::<74, 8>(row, steps, |b, _| f16_at(b, 0) * 0.125)),
-        IQ2_S => symmetric(31 * 43, |row, steps, _| each::<82, 8>(row, steps, |b, _| f16_at(b, 0) * 0.125)),
+        IQ2_XS => symmetric(31 * 43, |row, steps, _| each::<74, 8, 0>(row, steps, |d, _, _| d * 0.125)),
+        IQ2_S => symmetric(31 * 43, |row, steps, _| each::<82, 8, 0>(row, steps, |d, _, _| d * 0.125)),
         IQ3_XXS => symmetric(62, |row, steps, _| {
-            each::<98, 8>(row, steps, |b, i| f16_at(b, 0) * (0.5 + (get_u32(b, 66 + 4 * i) >> 28) as f32) * 0.5);
+            each::<98, 8, 0>(row, steps, |d, b, i| d * (0.5 + (get_u32(b, 66 + 4 * i) >> 28) as f32) * 0.5);
         }),
         IQ3_S => symmetric(15, |row, steps, _| {
-            each::<110, 8>(row, steps, |b, i| f16_at(b, 0) * f32::from(1 + 2 * (b[106 + i / 2] >> (4 * (i % 2)) & 15)));
+            each::<110, 8, 0>(row, steps, |d, b, i| d * f32::from(1 + 2 * (b[106 + i / 2] >> (4 * (i % 2)) & 15)));
         }),
         // In eighths.
         IQ1_S => symmetric(9, |row, steps, _| {
-            each::<50, 8>(row, steps, |b, i| {
-                f16_at(b, 0) * f32::from(2 * (get_u16(b, 34 + 2 * i) >> 12 & 7) + 1) * 0.125
-            });
+            each::<50, 8, 0>(row, steps, |d, b, i| d * f32::from(2 * (get_u16(b, 34 + 2 * i) >> 12 & 7) + 1) * 0.125);
         }),
-        IQ1_M => symmetric(15 * 9, |row, steps, _| each::<56, 8>(row, steps, |b, _| scale_m(b) * 0.125)),
-        IQ4_NL => symmetric(127, |row, steps, _| each::<18, 1>(row, steps, |b, _| f16_at(b, 0))),
+        IQ1_M => symmetric(15 * 9, |row, steps, _| {
+            for (b, steps) in row.as_chunks::<56>().0.iter().zip(steps.as_chunks_mut::<8>().0) {
+                steps.fill(scale_m(b) * 0.125);
+            }
+        }),
+        IQ4_NL => symmetric(127, |row, steps, _| each::<18, 1, 0>(row, steps, |d, _, _| d)),
         IQ4_XS => symmetric(127, |row, steps, _| {
-            each::<136, 8>(row, steps, |b, i| {
+            each::<136, 8, 0>(row, steps, |d, b, i| {
                 let low = u16::from(b[4 + i / 2] >> (4 * (i % 2)) & 15);
-                f16_at(b, 0) * (f32::from(low | (get_u16(b, 2) >> (2 * i) & 3) << 4) - 32.0)
+                d * (f32::from(low | (get_u16(b, 2) >> (2 * i) & 3) << 4) - 32.0)
             });
         }),
-        TQ1_0 => symmetric(1, |row, steps, _| each::<54, 8>(row, steps, |b, _| f16_at(b, 52))),
-        TQ2_0 => symmetric(2, |row, steps, _| each::<66, 8>(row, steps, |b, _| f16_at(b, 64))),
-        Q1_0 => symmetric(1, |row, steps, _| each::<18, 4>(row, steps, |b, _| f16_at(b, 0))),
-        Q2_0 => symmetric(2, |row, steps, _| each::<18, 2>(row, steps, |b, _| f16_at(b, 0))),
-        MXFP4 => symmetric(12, |row, steps, _| each::<17, 1>(row, steps, |b, _| half_e8m0(b[0]))),
+        TQ1_0 => symmetric(1, |row, steps, _| each::<54, 8, 52>(row, steps, |d, _, _| d)),
+        TQ2_0 => symmetric(2, |row, steps, _| each::<66, 8, 64>(row, steps, |d, _, _| d)),
+        Q1_0 => symmetric(1, |row, steps, _| each::<18, 4, 0>(row, steps, |d, _, _| d)),
+        Q2_0 => symmetric(2, |row, steps, _| each::<18, 2, 0>(row, steps, |d, _, _| d)),
+        MXFP4 => symmetric(12, |row, steps, _| {
+            for (b, step) in row.as_chunks::<17>().0.iter().zip(steps) {
+                *step = half_e8m0(b[0]);
+            }
+        }),
         // The scales of NVFP4 are floats, one for 16 weights.
         NVFP4 | F32 | F16 | BF16 | F64 | I8 | I16 | I32 | I64 => None,
     }
 }
 
-/// Steps of stored blocks of `BYTES` that are `COUNT` blocks of 32.
+/// `COUNT` numbers of each stored block of `BYTES`, made of the f16 at byte `AT`.
 #[inline(always)]
-fn each<const BYTES: usize, const COUNT: usize>(
+fn each<const BYTES: usize, const COUNT: usize, const AT: usize>(
     row: &[u8],
-    steps: &mut [f32],
-    step: impl Fn(&[u8; BYTES], usize) -> f32,
+    out: &mut [f32],
+    number: impl Fn(f32, &[u8; BYTES], usize) -> f32,
 ) {
-    for (b, steps) in row.as_chunks::<BYTES>().0.iter().zip(steps.as_chunks_mut::<COUNT>().0) {
-        for (i, out) in steps.iter_mut().enumerate() {
-            *out = step(b, i);
+    for (b, out) in row.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<COUNT>().0) {
+        let d = f16_at(b, AT);
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = number(d, b, i);
         }
     }
 }
 
 fn legacy<const BYTES: usize>(row: &[u8], steps: &mut [f32], offsets: &mut [f32]) {
-    each::<BYTES, 1>(row, steps, |b, _| f16_at(b, 0));
-    each::<BYTES, 1>(row, offsets, |b, _| f16_at(b, 2));
+    each::<BYTES, 1, 0>(row, steps, |d, _, _| d);
+    each::<BYTES, 1, 2>(row, offsets, |m, _, _| m);
 }
 
 fn q2_k(row: &[u8], steps: &mut [f32], offsets: &mut [f32]) {
-    each::<84, 8>(row, steps, |b, _| f16_at(b, 80));
-    each::<84, 16>(row, offsets, |b, i| -(f16_at(b, 82) * f32::from(b[i] >> 4)));
+    each::<84, 8, 80>(row, steps, |d, _, _| d);
+    each::<84, 16, 82>(row, offsets, |dmin, b, i| -(dmin * f32::from(b[i] >> 4)));
 }
 
 fn q45_k<const BYTES: usize>(row: &[u8], steps: &mut [f32], offsets: &mut [f32]) {
-    each::<BYTES, 8>(row, steps, |b, i| f16_at(b, 0) * f32::from(unpack_scale_min(&b[4..16], i).0));
-    each::<BYTES, 8>(row, offsets, |b, i| -(f16_at(b, 2) * f32::from(unpack_scale_min(&b[4..16], i).1)));
+    each::<BYTES, 8, 0>(row, steps, |d, b, i| d * f32::from(unpack_scale_min(&b[4..16], i).0));
+    each::<BYTES, 8, 2>(row, offsets, |dmin, b, i| -(dmin * f32::from(unpack_scale_min(&b[4..16], i).1)));
 }
 
 #[cfg(test)]

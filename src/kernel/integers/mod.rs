@@ -9,7 +9,7 @@ mod tile;
 
 use super::{ROW_BLOCK, RowSource};
 use crate::isa::Isa;
-use crate::quant::integers::{BLOCK, Integers};
+use crate::quant::integers::{BLOCK, Integers, LARGEST};
 use crate::simd;
 use faer::MatMut;
 use input::Input;
@@ -38,6 +38,7 @@ thread_local! {
 pub(super) fn matmul(isa: Isa, known: Integers, x: &[f32], w: &dyn RowSource, first: usize, y: MatMut<'_, f32>) {
     let (cols, stride) = (w.cols(), y.col_stride() as usize);
     let (blocks, offsets) = (cols / BLOCK, known.offsets);
+    assert!(known.largest <= LARGEST, "sums might overflow");
     let mut input = INPUT.take();
     input.set(isa, x, cols, offsets);
     super::row_blocks(y, ROW_BLOCK).into_par_iter().enumerate().for_each(|(block, y)| {

@@ -107,7 +107,7 @@ impl Multiply<'_> {
         y: *mut f32,
         (rows, columns): (usize, usize),
     ) {
-        let (cols, blocks) = (self.x.cols, self.x.cols / BLOCK);
+        let blocks = self.x.cols / BLOCK;
         let mut sums: Sums<M> = [[F32x16::ZERO; WIDE]; M];
         // SAFETY: by the caller's promise.
         unsafe {
@@ -168,7 +168,7 @@ impl Multiply<'_> {
             let words = &self.w.pairs[(panel * half + col / 2) * WIDE + vector];
             // SAFETY: sixteen words.
             let pair = unsafe { V::Int::load(words.0.as_ptr().cast()) };
-            let upper = if col % 2 == 0 { pair.shl::<16>() } else { pair & V::Int::splat(!0xffff) };
+            let upper = if col.is_multiple_of(2) { pair.shl::<16>() } else { pair & V::Int::splat(!0xffff) };
             let integer = upper.to_float() * V::splat(1.0 / 65536.0);
             let mut weight = integer * V::read(&self.w.steps[(panel * blocks + col / BLOCK) * WIDE + vector]);
             if offsets > 0 {
