@@ -83,7 +83,7 @@ fn types() -> impl Iterator<Item = GgmlType> {
 
 #[test]
 fn products_of_every_type_are_right_and_the_same_with_all_instructions() {
-    let (n, cols) = (15, 2048);
+    let (n, cols) = (14, 2048);
     let mut x = bell(n * cols, 9);
     for (t, x) in x.chunks_exact_mut(cols).enumerate().skip(3) {
         // A few channels that stand out in all rows, as models have them; one alone; a row of small numbers but for one.
@@ -95,12 +95,12 @@ fn products_of_every_type_are_right_and_the_same_with_all_instructions() {
         }
     }
     for ty in types() {
-        let w = Blocks::new(ty, 39, cols);
-        let first = product(Isa::SCALAR, &x, &w, 2..39);
-        let worst = error(&first, &x, &w, 2..39);
+        let w = Blocks::new(ty, 21, cols);
+        let first = product(Isa::SCALAR, &x, &w, 2..21);
+        let worst = error(&first, &x, &w, 2..21);
         assert!(worst < 3e-6, "{ty}: {worst}");
         for isa in Isa::available() {
-            assert_eq!(first, product(isa, &x, &w, 2..39), "{ty}, {}", isa.name());
+            assert_eq!(first, product(isa, &x, &w, 2..21), "{ty}, {}", isa.name());
         }
     }
 }
