@@ -171,7 +171,7 @@ fn set_aside<V: Float>(columns: &mut [V; BLOCK], limits: &[f32; ROOM], first: us
     }
 }
 
-/// `|x|`. Squares of numbers above 1e19 need more than an `f32`.
+/// `|x|`. Squares of numbers above 1e19 need more than an `f32`; where those of small ones are lost, more is set aside.
 fn norm(x: &[f32]) -> f64 {
     let square = f64::from(dot(x, x));
     if square.is_finite() { square.sqrt() } else { x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt() }
