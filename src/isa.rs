@@ -7,15 +7,16 @@
 //! | `scalar` | those of the target | quantizers run their specification, one weight after another; vectors are arrays |
 //! | `portable` | those of the target (NEON on aarch64) | vectors are arrays of four; on x86-64 in unit tests only |
 //! | `sse2` | those of x86-64 | vectors of four |
-//! | `avx2` | AVX2, F16C | vectors of eight |
+//! | `avx2` | AVX2, F16C | vectors of eight; products of quantized weights in 16-bit integers |
 //! | `avx512` | the above, FMA, AVX-512 F, BW, DQ, VL (Skylake-X, Zen 4) | vectors of sixteen; matrix products of [`crate::kernel`]'s own |
 //! | `avx512bf16` | the above, AVX512-BF16 (Cooper Lake, Zen 4) | products of bfloat16 in pairs |
 //!
 //! Quantized blocks, error feedback, element-wise functions and softmax have the same bits with every level: no operation
-//! is fused or reordered. Matrix products, attention and moments differ in their last bits: up to `avx2` they are faer's,
-//! from `avx512` on those of `kernel::gemm`, and with `avx512bf16` products of bfloat16 are summed in pairs. faer asks
-//! the processor itself; with AVX2 and with AVX-512 it adds in the same order, so a lowered level gives what a machine
-//! of that level gives from `avx2` on.
+//! is fused or reordered. So have products of quantized weights with the activations of more than a few tokens, from
+//! `avx2` on (`kernel::integers`). Other matrix products, attention and moments differ in their last bits: up to `avx2`
+//! they are faer's, from `avx512` on those of `kernel::gemm`, and with `avx512bf16` products of bfloat16 are summed in
+//! pairs. faer asks the processor itself; with AVX2 and with AVX-512 it adds in the same order, so a lowered level gives
+//! what a machine of that level gives from `avx2` on.
 
 use std::sync::OnceLock;
 
@@ -130,6 +131,19 @@ impl Isa {
     #[inline]
     pub(crate) fn avx512(self) -> Option<Avx512> {
         (self.0 >= Level::Avx512).then_some(Avx512(()))
+    }
+
+    /// Whether vectors multiply pairs of 16-bit numbers faster than `f32`.
+    #[inline]
+    pub(crate) fn has_pairs(self) -> bool {
+        self.0 >= Level::Avx2
+    }
+
+    /// Whether AVX512-VNNI may run besides AVX-512. It changes no result, so that it is no level of its own.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    pub(crate) fn has_vnni(self) -> bool {
+        self.0 >= Level::Avx512 && is_x86_feature_detected!("avx512vnni")
     }
 
     /// The permission to run AVX512-BF16, if this set has it.

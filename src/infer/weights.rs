@@ -69,6 +69,10 @@ impl RowSource for Stored {
         Some(self.ty)
     }
 
+    fn stored(&self, rows: Range<usize>) -> Option<&[u8]> {
+        self.bytes.get(rows.start * self.row_bytes..rows.end * self.row_bytes)
+    }
+
     fn plain(&self, rows: Range<usize>) -> Option<&[f32]> {
         let stored = self.ty == GgmlType::F32 && cfg!(target_endian = "little");
         let bytes = stored.then(|| self.bytes.get(rows.start * self.row_bytes..rows.end * self.row_bytes))??;

@@ -2,6 +2,7 @@
 //! family is in a file of its own. Nothing here knows files, models or threads: rows in, bytes out.
 
 pub mod allocate;
+pub(crate) mod integers;
 pub(crate) mod iquants;
 pub(crate) mod kquants;
 mod lanes;

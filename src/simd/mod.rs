@@ -58,3 +58,19 @@ pub(crate) fn run_16<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
         avx512: kernel.run::<x86::F16>(), avx2: kernel.run::<Two<x86::F8>>(), baseline: kernel.run::<Two<Two<Baseline>>>()
     }
 }
+
+/// As [`run_16`], with instructions that multiply pairs of 16-bit numbers and add at once, where there are some: the
+/// compiler takes them for [`Int::add_products`].
+#[inline]
+pub(crate) fn run_16_pairs<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_vnni() {
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+        fn vnni<K: Kernel>(kernel: K) -> K::Output {
+            kernel.run::<x86::F16>()
+        }
+        // SAFETY: an `Isa` says so only where the features were detected.
+        return unsafe { vnni(kernel) };
+    }
+    run_16(isa, kernel)
+}

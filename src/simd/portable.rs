@@ -126,6 +126,11 @@ impl Int for I {
         // SAFETY: the caller's.
         unsafe { to.cast::<[u8; N]>().write(self.0.map(|v| v as u8)) }
     }
+    #[inline(always)]
+    fn add_products(self, a: Self, b: Self) -> Self {
+        let product = |a: i32, b: i32| (i32::from(a as i16) * i32::from(b as i16)).wrapping_add((a >> 16) * (b >> 16));
+        I(from_fn(|i| self.0[i].wrapping_add(product(a.0[i], b.0[i]))))
+    }
     lanewise! {
         fn min(self: Self, other: Self) -> I = i32::min;
         fn max(self: Self, other: Self) -> I = i32::max;

@@ -188,6 +188,8 @@ pub trait Int: Copy + Add<Output = Self> + Sub<Output = Self> + BitAnd<Output = 
     fn select(mask: Self::Mask, yes: Self, no: Self) -> Self;
     fn shl<const BITS: i32>(self) -> Self;
     fn shr<const BITS: i32>(self) -> Self;
+    /// `self` and the products of the lower and of the upper halves of `a` and `b`, each a signed 16-bit number.
+    fn add_products(self, a: Self, b: Self) -> Self;
 
     /// # Safety
     /// `from` must be readable for `N` integers.
@@ -397,6 +399,10 @@ impl<T: Int> Int for Two<T> {
     #[inline(always)]
     fn shr<const BITS: i32>(self) -> Self {
         Two(self.0.shr::<BITS>(), self.1.shr::<BITS>())
+    }
+    #[inline(always)]
+    fn add_products(self, a: Self, b: Self) -> Self {
+        Two(self.0.add_products(a.0, b.0), self.1.add_products(a.1, b.1))
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut i32) {

@@ -179,6 +179,8 @@ impl Int for I4 {
         I4(unsafe { _mm_srli_epi32::<BITS>(self.0) })
     }
     methods! {
+        fn add_products(self: Self, a: Self, b: Self) -> Self =
+            I4(_mm_add_epi32(self.0, _mm_madd_epi16(a.0, b.0)));
         fn splat(value: i32) -> Self = I4(_mm_set1_epi32(value));
         fn min(self: Self, other: Self) -> Self = I4(blend4i(_mm_cmplt_epi32(self.0, other.0), self.0, other.0));
         fn max(self: Self, other: Self) -> Self = I4(blend4i(_mm_cmpgt_epi32(self.0, other.0), self.0, other.0));
@@ -338,6 +340,8 @@ impl Int for I8 {
         I8(unsafe { _mm256_srli_epi32::<BITS>(self.0) })
     }
     methods! {
+        fn add_products(self: Self, a: Self, b: Self) -> Self =
+            I8(_mm256_add_epi32(self.0, _mm256_madd_epi16(a.0, b.0)));
         fn splat(value: i32) -> Self = I8(_mm256_set1_epi32(value));
         fn min(self: Self, other: Self) -> Self = I8(_mm256_min_epi32(self.0, other.0));
         fn max(self: Self, other: Self) -> Self = I8(_mm256_max_epi32(self.0, other.0));
@@ -542,6 +546,8 @@ impl Int for I16 {
         I16(unsafe { _mm512_srlv_epi32(self.0, _mm512_set1_epi32(BITS)) })
     }
     methods! {
+        fn add_products(self: Self, a: Self, b: Self) -> Self =
+            I16(_mm512_add_epi32(self.0, _mm512_madd_epi16(a.0, b.0)));
         fn splat(value: i32) -> Self = I16(_mm512_set1_epi32(value));
         fn min(self: Self, other: Self) -> Self = I16(_mm512_min_epi32(self.0, other.0));
         fn max(self: Self, other: Self) -> Self = I16(_mm512_max_epi32(self.0, other.0));

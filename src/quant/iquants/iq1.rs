@@ -343,7 +343,7 @@ pub fn quantize_m<P: Steps>(row: &[f32], importance: Option<&[f32]>, out: &mut [
 }
 
 /// The f16 scale that is spread over the top nibbles of the four scale words.
-fn scale_m(block: &[u8]) -> f32 {
+pub fn scale_m(block: &[u8]) -> f32 {
     f16::from_bits((0..4).fold(0, |bits, k| bits | (get_u16(block, 48 + 2 * k) >> 12) << (4 * k))).to_f32()
 }
 

@@ -10,7 +10,7 @@ pub(crate) mod iq1;
 pub(crate) mod iq2;
 pub(crate) mod iq3;
 pub(crate) mod iq4;
-mod numeric;
+pub(super) mod numeric;
 pub(super) mod one_by_one;
 pub(super) mod search;
 pub(super) mod steps;
