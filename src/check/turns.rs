@@ -5,7 +5,7 @@ use super::machine::{available, resident};
 use crate::control::{Notice, Run};
 use crate::error::Hint;
 use crate::eval::compare::BATCH;
-use crate::eval::{Artifact, EachRows, Logits, Runnable, Windows};
+use crate::eval::{Artifact, EachRows, Logits, Runnable, Vectors, Windows};
 use crate::model::SourceModel;
 use crate::{Error, Result};
 use std::ops::Range;
@@ -93,6 +93,20 @@ impl Logits for Entrant<'_> {
         if !self.stays {
             self.loaded = None;
         }
+    }
+}
+
+impl Vectors for Entrant<'_> {
+    fn vectors(&mut self, chunks: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
+        self.model()?.vectors(chunks)
+    }
+
+    fn width(&mut self) -> Result<usize> {
+        self.model()?.width()
+    }
+
+    fn put_away(&mut self) {
+        self.release();
     }
 }
 

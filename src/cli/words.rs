@@ -91,6 +91,8 @@ fn flags(hint: &Hint) -> String {
         Hint::ContextUpTo(n) => format!("--ctx {n} or less"),
         Hint::TextOrContext(n) => format!("give a longer text, or a smaller context with --ctx {n}"),
         Hint::NoStride => "leave out --stride".into(),
+        Hint::GateOfVectors => "its gate is --min-cosine".into(),
+        Hint::GateOfLogits => "its gates are --max-kld, --max-ppl-increase and --min-top1".into(),
         Hint::TextForGate => "give a longer --text, raise --chunks, or loosen the gate".into(),
         Hint::Types => "`quantize types` lists them all, with bits and purposes".into(),
         Hint::CompareFirst => "write one with `quantize compare ... --report out.json`".into(),

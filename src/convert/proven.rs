@@ -6,7 +6,7 @@ use super::folder::plan::FolderPlan;
 use super::judge::{Layers, Stored};
 use super::loadable;
 use super::plan::Plan;
-use super::proof::{self, Checked, TOKENS};
+use super::proof::{self, Checked, Nearness, TOKENS};
 use crate::control::{Notice, Run};
 use crate::disk;
 use crate::model::keys::lost;
@@ -158,8 +158,8 @@ pub fn suspect_name(target: &Path) -> PathBuf {
 /// The error of a run with such an output.
 pub fn suspicious(name: &str, checked: &Checked, kept: &Path) -> Error {
     let why = checked.suspicion.as_deref().unwrap_or_default();
-    let blind = match checked.blind {
-        blind if blind > 0.0 && blind < 0.05 * checked.entropy => {
+    let blind = match checked.nearness {
+        Nearness::Logits { blind, entropy, .. } if blind > 0.0 && blind < 0.05 * entropy => {
             "; the source itself makes little of what it reads, so it may be the one that is broken"
         }
         _ => "",

@@ -8,7 +8,7 @@ use super::rope::Factors;
 use super::streams::{GatedMix, Mix};
 use super::{Engine, Linear, altup};
 use crate::kernel::{Dense, RowSource, vector};
-use crate::model::config::Mixing;
+use crate::model::config::{Ending, Mixing};
 use crate::model::{Config, Generated, MappedTensor, Model};
 use crate::model::{RowOrder, ValueMap};
 use crate::packed::{Input, Packed};
@@ -159,6 +159,23 @@ impl<'a> Loader<'a> {
 
     pub fn optional(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>> {
         self.has(name).then(|| self.numbers(name, len)).transpose()
+    }
+
+    /// The first row of a matrix, where there is one.
+    fn first_row(&self, name: &str, cols: usize) -> Result<Option<Vec<f32>>> {
+        let Some(shape) = self.shape(name) else { return Ok(None) };
+        let mut all = self.numbers(name, shape.iter().product())?;
+        if all.len() < cols || shape.last() != Some(&cols) {
+            return Err(self.wrong_shape(self.find(name)?, &format!("[.., {cols}]")));
+        }
+        all.truncate(cols);
+        Ok(Some(all))
+    }
+
+    /// A linear layer of whatever shape it has, where there is one.
+    fn dense(&self, name: &str) -> Option<Result<Linear>> {
+        let shape = self.shape(&format!("{name}.weight")).filter(|shape| shape.len() == 2)?;
+        Some(self.linear(name, shape[0], shape[1]))
     }
 
     /// The norm `{name}.weight` over rows of `len`, with its bias if there is one.
@@ -367,8 +384,12 @@ impl Engine {
         let factors = |name: &str| loader.shape(name).map(|s| loader.numbers(name, s.iter().product())).transpose();
         let untied = loader.has("output.weight");
         // LFM2's last norm is called that of the embedding.
-        let last = if loader.has("output_norm.weight") { "output_norm" } else { "token_embd_norm" };
-        let first = loader.has("token_embd_norm.weight") && last == "output_norm";
+        let last = match loader.has("output_norm.weight") {
+            _ if c.norms.are_on_sums() => None,
+            true => Some("output_norm"),
+            false => Some("token_embd_norm"),
+        };
+        let first = loader.has("token_embd_norm.weight") && last != Some("token_embd_norm");
         // What a configuration says of the vocabulary counts tokens; the matrix may have more rows.
         let vocab = loader.shape("token_embd.weight").map_or(c.vocab, |shape| shape[0]);
         let positions = loader.shape("position_embd.weight").map(|shape| shape[0]);
@@ -397,6 +418,15 @@ impl Engine {
             last_mix: loader.has("output_hc_fn.weight").then(|| loader.mix("output_hc")).transpose()?,
             embedding: loader.linear("token_embd", vocab, c.hidden)?,
             positions: positions.map(|n| loader.linear("position_embd", n, c.hidden)).transpose()?,
+            segment: loader.first_row("token_types.weight", c.hidden)?,
+            dense: match c.ending {
+                Ending::Logits => Vec::new(),
+                Ending::Vectors(_) => ["dense_2", "dense_3"]
+                    .map(|name| loader.dense(name))
+                    .into_iter()
+                    .flatten()
+                    .collect::<Result<_>>()?,
+            },
             embedding_norm: match c.embedding_unit_norm {
                 true => Some(loader.weightless(c)),
                 false => first.then(|| loader.norm(c, "token_embd_norm", c.hidden)).transpose()?,
@@ -405,7 +435,7 @@ impl Engine {
             output_norm: match c.weightless_norms {
                 true => Some(loader.weightless(c)),
                 false if loader.has("output_hc_up.weight") => None,
-                false => Some(loader.norm(c, last, c.hidden)?),
+                false => last.map(|last| loader.norm(c, last, c.hidden)).transpose()?,
             },
             output: untied.then(|| loader.linear("output", vocab, c.hidden)).transpose()?,
             rope_factors: Factors {

@@ -8,6 +8,7 @@ mod markdown;
 mod schema;
 pub(crate) mod summary;
 pub(crate) mod text;
+pub(crate) mod vectors;
 
 pub use html::render_html;
 pub use markdown::render_markdown;

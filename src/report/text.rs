@@ -2,7 +2,7 @@
 
 use super::format::{bytes, fixed, percent, signed_percent, significant};
 use super::schema::Report;
-use super::summary;
+use super::{summary, vectors};
 use crate::escape;
 use crate::eval::Estimate;
 
@@ -18,6 +18,9 @@ pub fn decimals_for(e: Estimate) -> usize {
 
 /// The table's cells, header first. Shared with Markdown.
 pub fn table(report: &Report) -> Vec<Vec<String>> {
+    if report.is_of_vectors() {
+        return vectors::table(report);
+    }
     let head = ["model", "size", "of base", "bpw", "perplexity", "vs base", "KL mean", "KL 99%", "RMS Δp", "same top"];
     let mut rows = vec![head.map(str::to_string).to_vec()];
     let dash = || "–".to_string();
@@ -59,20 +62,23 @@ pub fn table(report: &Report) -> Vec<Vec<String>> {
     rows
 }
 
-/// The KL divergence of every candidate on each of several texts, the worst text first; a header before. Empty for one.
+/// The KL divergence, or mean cosine, of every candidate on each of several texts, the worst text first; a header before. Empty for one.
 pub fn texts(report: &Report) -> Vec<Vec<String>> {
     if report.texts.is_empty() {
         return Vec::new();
     }
     let mut texts: Vec<_> = report.texts.iter().collect();
-    let largest = |t: &super::schema::OfText| t.klds.iter().map(|k| k.value).fold(0.0, f64::max);
-    texts.sort_by(|a, b| largest(b).total_cmp(&largest(a)));
+    texts.sort_by(|a, b| b.worst().total_cmp(&a.worst()));
     let name = |t: &&super::schema::OfText| t.text.rsplit('/').next().unwrap_or(&t.text).to_string();
     let mut rows: Vec<Vec<String>> = vec![std::iter::once("model".into()).chain(texts.iter().map(name)).collect()];
-    let measured = report.candidates.iter().filter(|c| c.stats.is_some());
+    let measured = report.candidates.iter().filter(|c| c.stats.is_some() || c.cosine.is_some());
     for (i, c) in measured.enumerate() {
-        let kl = |t: &&super::schema::OfText| t.klds.get(i).map_or("–".into(), |k| with_error(*k, decimals_for(*k)));
-        rows.push(std::iter::once(c.artifact.name.clone()).chain(texts.iter().map(kl)).collect());
+        let shown = |e: &Estimate| match report.is_of_vectors() {
+            true => vectors::with_error(*e),
+            false => with_error(*e, decimals_for(*e)),
+        };
+        let figure = |t: &&super::schema::OfText| t.figures().get(i).map_or("–".into(), shown);
+        rows.push(std::iter::once(c.artifact.name.clone()).chain(texts.iter().map(figure)).collect());
     }
     rows
 }
@@ -108,13 +114,17 @@ pub fn render_text(report: &Report) -> String {
                 .collect();
             add(&mut out, &line.join("  "));
         }
-        out += "\nKL in nats per token; ± is one standard error over chunks of the text.\n";
+        out += &match report.is_of_vectors() {
+            true => format!("\n{}\n", vectors::LEGEND),
+            false => "\nKL in nats per token; ± is one standard error over chunks of the text.\n".to_string(),
+        };
     }
     let texts = texts(report);
     if let Some(first) = texts.first() {
         let widths: Vec<usize> =
             (0..first.len()).map(|c| texts.iter().map(|r| r[c].chars().count()).max().unwrap_or(0)).collect();
-        out += "\nKL by text; all above is of the first, the worst:\n";
+        let what = if report.is_of_vectors() { "Mean cosine" } else { "KL" };
+        out += &format!("\n{what} by text; all above is of the first, the worst:\n");
         for row in &texts {
             let cells = row.iter().zip(&widths).enumerate();
             let line: Vec<String> = cells

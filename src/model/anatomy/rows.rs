@@ -22,6 +22,8 @@ const PLAIN: Anatomy = Anatomy {
     gating: Gating::Softmax,
     norm_topk: true,
     all_but_every: None,
+    full_first: false,
+    encodes: false,
     full_rope: true,
     indexer_pairs: true,
     indexer_turns_end: false,
@@ -36,6 +38,16 @@ const PAIRS: Anatomy = Anatomy { pairs: true, ..PLAIN };
 
 /// GPT-2's time: LayerNorm, no gate.
 const GPT: Anatomy = Anatomy { norm: Norm::Layer, activation: Activation::GeluTanh, ..PLAIN };
+
+/// BERT's line: learnt positions, and norms behind what is added up.
+const BERT: Anatomy = Anatomy {
+    encodes: true,
+    rope: false,
+    norm: Norm::Layer,
+    activation: Activation::Gelu,
+    norms: NormNames::ON_SUMS,
+    ..PLAIN
+};
 
 /// Command R's line.
 const COHERE: Anatomy =
@@ -74,6 +86,28 @@ pub(super) static ALL: &[Anatomy] = &[
         rope: false,
         layer: |_, _, layer| on_heads(layer, |h| h.peculiar.alibi = Some(8.0)),
         ..GPT
+    },
+    Anatomy { gguf: &["bert"], ..BERT },
+    Anatomy { gguf: &["nomic-bert"], rope: true, activation: Activation::Silu, ..BERT },
+    Anatomy {
+        gguf: &["modern-bert"],
+        encodes: true,
+        full_first: true,
+        norm: Norm::Layer,
+        activation: Activation::Gelu,
+        ..PLAIN
+    },
+    Anatomy { gguf: &["eurobert"], encodes: true, ..PLAIN },
+    Anatomy {
+        gguf: &["gemma-embedding"],
+        encodes: true,
+        all_but_every: Some(6),
+        activation: Activation::GeluTanh,
+        finish: |_, c| {
+            c.embedding_scale = (c.hidden as f32).sqrt();
+            Ok(())
+        },
+        ..PLAIN
     },
     Anatomy { gguf: &["mpt"], rope: false, activation: Activation::Gelu, ..GPT },
     Anatomy { gguf: &["jais2", "nemotron"], activation: Activation::SquaredRelu, ..GPT },
@@ -321,12 +355,7 @@ pub(super) static ALL: &[Anatomy] = &[
     },
     Anatomy { gguf: &["qwen3next", "qwen35", "qwen35moe"], ..PLAIN },
     Anatomy { gguf: &["qwen4exp"], finish: ngrams, ..PLAIN },
-    Anatomy {
-        gguf: &["lfm2", "lfm2moe"],
-        without: &["Lfm2Model", "Lfm2BidirectionalModel"],
-        gating: Gating::Sigmoid,
-        ..PLAIN
-    },
+    Anatomy { gguf: &["lfm2", "lfm2moe"], gating: Gating::Sigmoid, ..PLAIN },
     Anatomy { gguf: &["mamba", "mamba2", "jamba"], rope: false, norm_topk: false, ..PLAIN },
     Anatomy {
         gguf: &["nemotron_h", "nemotron_h_moe"],
