@@ -3,7 +3,7 @@
 
 use super::bootstrap::{self, Bootstrap};
 use super::compare::BATCH;
-use super::stats::{Estimate, Percentiles};
+use super::stats::{Estimate, Percentiles, Statistics};
 use super::windows::Windows;
 use crate::model::config::Ending;
 use crate::{Error, Result};
@@ -87,6 +87,25 @@ impl Cosines {
             mean: bootstrap::mean(chunks, config),
             worst: all.iter().copied().fold(f64::INFINITY, f64::min).min(1.0),
             percentiles: Percentiles::of(all),
+        }
+    }
+}
+
+/// What was measured of an artifact.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Measured {
+    /// Of a model with a head.
+    Logits(Statistics),
+    /// Of one without.
+    Vectors(Cosines),
+}
+
+impl Measured {
+    /// The mean KL divergence, or 1 − the mean cosine.
+    pub fn loss(&self) -> f64 {
+        match self {
+            Measured::Logits(s) => s.kld.value,
+            Measured::Vectors(cosines) => 1.0 - cosines.mean.value,
         }
     }
 }

@@ -31,7 +31,7 @@ use crate::Result;
 pub use crate::infer::{Cache, Engine, Observer, Sampling};
 pub use artifact::{Ablation, Artifact, TensorDamage};
 pub use compare::{Base, Candidate, Comparison, Options, Progress, compare, compare_in_turns};
-pub use cosine::{Cosines, Loss, Vectors};
+pub use cosine::{Cosines, Loss, Measured, Vectors};
 pub use gate::{GateOutcome, Gates};
 pub use runnable::Runnable;
 pub use stats::{Estimate, Percentiles, Record, Statistics};

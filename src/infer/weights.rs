@@ -174,8 +174,17 @@ impl<'a> Loader<'a> {
 
     /// A linear layer of whatever shape it has, where there is one.
     fn dense(&self, name: &str) -> Option<Result<Linear>> {
-        let shape = self.shape(&format!("{name}.weight")).filter(|shape| shape.len() == 2)?;
-        Some(self.linear(name, shape[0], shape[1]))
+        let name_of_weight = format!("{name}.weight");
+        let shape = self.shape(&name_of_weight).filter(|shape| shape.len() == 2)?;
+        // In a folder it lies beside the checkpoint.
+        let beside = self.generated.iter().find(|g| g.name == name_of_weight && g.values.len() == shape[0] * shape[1]);
+        Some(match beside {
+            Some(made) => {
+                let weight = Box::new(Dense { data: made.values.clone(), cols: shape[1] });
+                Ok(Linear { name: name_of_weight, weight, bias: None, rounding: Rounding::None })
+            }
+            None => self.linear(name, shape[0], shape[1]),
+        })
     }
 
     /// The norm `{name}.weight` over rows of `len`, with its bias if there is one.

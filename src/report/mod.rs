@@ -6,6 +6,7 @@ pub(crate) mod format;
 mod html;
 mod markdown;
 mod schema;
+mod sizes;
 pub(crate) mod summary;
 pub(crate) mod text;
 pub(crate) mod vectors;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::convert::LedgerRow;
 use crate::error::Hint;
 use crate::eval::bootstrap::{Bootstrap, Pair};
-use crate::eval::cosine::Cosines;
+use crate::eval::cosine::{Cosines, Measured};
 use crate::eval::gate::GateOutcome;
 use crate::eval::stats::{Estimate, Percentiles, Statistics};
 pub use crate::eval::{Ablation, Artifact, TensorDamage};
@@ -146,6 +146,13 @@ pub struct Candidate {
     /// What each group of tensors costs, where that was measured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ablation: Vec<Ablation>,
+}
+
+impl Candidate {
+    /// What was measured of it.
+    pub fn measured(&self) -> Option<Measured> {
+        self.stats.map(Measured::Logits).or(self.cosine.map(Measured::Vectors))
+    }
 }
 
 /// What one of several texts gave.

@@ -3,6 +3,7 @@
 
 use super::format::{bytes, percent, signed_percent, significant};
 use super::schema::{Candidate, Report};
+pub use super::sizes::{base_bytes, size_share, title};
 use super::vectors;
 use crate::eval::gate::shown_cosine;
 use crate::eval::stats::Statistics;
@@ -16,8 +17,7 @@ pub fn measured(report: &Report) -> Vec<(&Candidate, &Statistics)> {
 
 /// Every candidate that was run, smallest first, with its loss: KL divergence, or 1 − cosine.
 pub fn losses(report: &Report) -> Vec<(&Candidate, f64)> {
-    let loss = |c: &Candidate| c.stats.map(|s| s.kld.value).or(c.cosine.map(|cosine| 1.0 - cosine.mean.value));
-    let mut all: Vec<_> = report.candidates.iter().filter_map(|c| Some((c, loss(c)?))).collect();
+    let mut all: Vec<_> = report.candidates.iter().filter_map(|c| Some((c, c.measured()?.loss()))).collect();
     all.sort_by_key(|(c, _)| c.artifact.bytes);
     all
 }
@@ -86,28 +86,6 @@ fn best_per_byte<'a>(kept: &[(&'a Candidate, f64)]) -> Option<(&'a Candidate, f6
         first.1 + (last.1 - first.1) * (x - first.0) / (last.0 - first.0) - y
     };
     kept.iter().max_by(|a, b| below(a).total_cmp(&below(b))).filter(|p| below(p) > 0.0).copied()
-}
-
-/// Bytes of the base, or of the source if the base is unknown.
-pub fn base_bytes(report: &Report) -> Option<u64> {
-    let base = report.base.as_ref().map(|b| b.artifact.bytes).filter(|&b| b > 0);
-    base.or_else(|| report.source.as_ref().map(|s| s.bytes)).filter(|&b| b > 0)
-}
-
-/// Size of a candidate as a share of the base.
-pub fn size_share(report: &Report, c: &Candidate) -> Option<f64> {
-    base_bytes(report).map(|b| c.artifact.bytes as f64 / b as f64)
-}
-
-/// The title: the model's name.
-pub fn title(report: &Report) -> String {
-    let name = |n: &str| (!n.is_empty()).then(|| n.to_string());
-    report
-        .source
-        .as_ref()
-        .and_then(|s| name(&s.name))
-        .or_else(|| report.base.as_ref().and_then(|b| name(&b.artifact.name)))
-        .unwrap_or_else(|| "Quantization report".to_string())
 }
 
 /// The candidate the headline speaks of: the smallest one that passes all gates if there are any; without gates the

@@ -1,5 +1,6 @@
 //! The report on a terminal, line by line and each line escaped: the headline, one aligned table, gates, significant differences, departures. No colour.
 
+pub use super::format::decimals_for;
 use super::format::{bytes, fixed, percent, signed_percent, significant};
 use super::schema::Report;
 use super::{summary, vectors};
@@ -9,11 +10,6 @@ use crate::eval::Estimate;
 /// `value ± standard error`.
 pub fn with_error(e: Estimate, decimals: usize) -> String {
     format!("{} ± {}", fixed(e.value, decimals), fixed(e.std_error, decimals))
-}
-
-/// Decimals that show two digits of a standard error.
-pub fn decimals_for(e: Estimate) -> usize {
-    if e.std_error > 0.0 { (1 - e.std_error.log10().floor() as i32).clamp(0, 7) as usize } else { 4 }
 }
 
 /// The table's cells, header first. Shared with Markdown.
@@ -71,7 +67,7 @@ pub fn texts(report: &Report) -> Vec<Vec<String>> {
     texts.sort_by(|a, b| b.worst().total_cmp(&a.worst()));
     let name = |t: &&super::schema::OfText| t.text.rsplit('/').next().unwrap_or(&t.text).to_string();
     let mut rows: Vec<Vec<String>> = vec![std::iter::once("model".into()).chain(texts.iter().map(name)).collect()];
-    let measured = report.candidates.iter().filter(|c| c.stats.is_some() || c.cosine.is_some());
+    let measured = report.candidates.iter().filter(|c| c.measured().is_some());
     for (i, c) in measured.enumerate() {
         let shown = |e: &Estimate| match report.is_of_vectors() {
             true => vectors::with_error(*e),

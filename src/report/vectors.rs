@@ -1,9 +1,9 @@
 //! What is said of models without a head: the cosines between an artifact's vectors and the original's. Everything that does
 //! not depend on what was measured is where it is for all.
 
-use super::format::{bytes, fixed, html as escape, percent};
+use super::format::{bytes, decimals_for, fixed, html as escape, percent};
 use super::schema::{Candidate, Report};
-use super::summary;
+use super::sizes;
 use crate::eval::Estimate;
 use crate::eval::cosine::Cosines;
 use crate::eval::gate::shown_cosine;
@@ -32,7 +32,7 @@ fn spoken_of(report: &Report) -> Option<(&Candidate, &Cosines)> {
 /// `Q4_K_M gives vectors with a mean cosine of 0.9987 to the original's, at 32 % of the size.`
 pub fn headline(report: &Report) -> String {
     if let Some((c, cosines)) = spoken_of(report) {
-        let size = match summary::size_share(report, c) {
+        let size = match sizes::size_share(report, c) {
             Some(share) => format!("{} of the size", percent(share, 0)),
             None => bytes(c.artifact.bytes),
         };
@@ -41,7 +41,7 @@ pub fn headline(report: &Report) -> String {
     }
     let vectors = report.base.as_ref().and_then(|base| base.vectors.as_ref());
     vectors.map_or_else(String::new, |vectors| {
-        let (title, width, pooling) = (summary::title(report), vectors.width, &vectors.pooling);
+        let (title, width, pooling) = (sizes::title(report), vectors.width, &vectors.pooling);
         format!("{title} gives vectors of {width} numbers for a text (pooling: {pooling}), and no logits.")
     })
 }
@@ -50,7 +50,7 @@ pub fn headline(report: &Report) -> String {
 pub fn details(report: &Report) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some((c, cosines)) = spoken_of(report) {
-        let size = summary::base_bytes(report).map(|b| format!("from {} to {}", bytes(b), bytes(c.artifact.bytes)));
+        let size = sizes::base_bytes(report).map(|b| format!("from {} to {}", bytes(b), bytes(c.artifact.bytes)));
         let size = size.map(|s| format!("It shrinks {s}. ")).unwrap_or_default();
         lines.push(format!(
             "{size}Of {} vectors the one that changed most has a cosine of {} to the original's.",
@@ -76,7 +76,7 @@ pub fn with_error(mean: Estimate) -> String {
     if mean.std_error <= 0.0 {
         return shown_cosine(mean.value);
     }
-    let decimals = super::text::decimals_for(mean);
+    let decimals = decimals_for(mean);
     format!("{} ± {}", fixed(mean.value, decimals), fixed(mean.std_error, decimals))
 }
 
@@ -94,7 +94,7 @@ pub fn table(report: &Report) -> Vec<Vec<String>> {
     candidates.sort_by_key(|c| std::cmp::Reverse(c.artifact.bytes));
     for c in candidates {
         let a = &c.artifact;
-        let share = summary::size_share(report, c).map_or_else(dash, |s| percent(s, 0));
+        let share = sizes::size_share(report, c).map_or_else(dash, |s| percent(s, 0));
         let mut row = vec![a.name.clone(), bytes(a.bytes), share, fixed(a.bpw, 2)];
         match &c.cosine {
             Some(cosines) => row.extend([

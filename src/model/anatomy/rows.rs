@@ -3,8 +3,8 @@
 use super::Anatomy;
 use super::facts::Facts;
 use crate::model::config::{
-    Activation, Chosen, Config, Gate, Gating, Heads, Latent, LayerConfig, Mixer, Mixing, Ngrams, Norm, NormNames,
-    RopeScaling, Streams, Temperature,
+    Activation, Chosen, Config, Ending, Gate, Gating, Heads, Latent, LayerConfig, Mixer, Mixing, Ngrams, Norm,
+    NormNames, RopeScaling, Streams, Temperature,
 };
 use crate::{Error, Result};
 
@@ -87,17 +87,29 @@ pub(super) static ALL: &[Anatomy] = &[
         layer: |_, _, layer| on_heads(layer, |h| h.peculiar.alibi = Some(8.0)),
         ..GPT
     },
-    Anatomy { gguf: &["bert"], ..BERT },
+    // Heads of classifiers are not run. Camembert's positions begin behind that of the padding, which its files do not say.
+    Anatomy {
+        gguf: &["bert"],
+        without: &[
+            "BertForSequenceClassification",
+            "DistilBertForSequenceClassification",
+            "RobertaForSequenceClassification",
+            "XLMRobertaForSequenceClassification",
+            "CamembertModel",
+        ],
+        ..BERT
+    },
     Anatomy { gguf: &["nomic-bert"], rope: true, activation: Activation::Silu, ..BERT },
     Anatomy {
         gguf: &["modern-bert"],
+        without: &["ModernBertForSequenceClassification"],
         encodes: true,
         full_first: true,
         norm: Norm::Layer,
         activation: Activation::Gelu,
         ..PLAIN
     },
-    Anatomy { gguf: &["eurobert"], encodes: true, ..PLAIN },
+    Anatomy { gguf: &["eurobert"], without: &["JinaEmbeddingsV5Model"], encodes: true, ..PLAIN },
     Anatomy {
         gguf: &["gemma-embedding"],
         encodes: true,
@@ -355,7 +367,19 @@ pub(super) static ALL: &[Anatomy] = &[
     },
     Anatomy { gguf: &["qwen3next", "qwen35", "qwen35moe"], ..PLAIN },
     Anatomy { gguf: &["qwen4exp"], finish: ngrams, ..PLAIN },
-    Anatomy { gguf: &["lfm2", "lfm2moe"], gating: Gating::Sigmoid, ..PLAIN },
+    Anatomy {
+        gguf: &["lfm2", "lfm2moe"],
+        without: &["Lfm2BidirectionalModel"],
+        gating: Gating::Sigmoid,
+        finish: |f, c| {
+            let class = f.said("architectures").and_then(|all| all.get(0)?.as_str());
+            match (class, c.ending) {
+                (Some("Lfm2Model"), Ending::Logits) => Err(Error::unsupported("nothing says what they end in")),
+                _ => Ok(()),
+            }
+        },
+        ..PLAIN
+    },
     Anatomy { gguf: &["mamba", "mamba2", "jamba"], rope: false, norm_topk: false, ..PLAIN },
     Anatomy {
         gguf: &["nemotron_h", "nemotron_h_moe"],
