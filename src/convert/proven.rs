@@ -9,6 +9,7 @@ use super::plan::Plan;
 use super::proof::{self, Checked, Nearness, TOKENS};
 use crate::control::{Notice, Run};
 use crate::disk;
+use crate::model::config::Ending;
 use crate::model::keys::lost;
 use crate::model::{Mtp, Part, SourceModel};
 use crate::quant::presets::layer_of;
@@ -25,7 +26,8 @@ const CONVERSION: f64 = 4e-9;
 /// Seconds of one core that the check of one output takes: three passes of its tokens, two readings of the weights.
 pub fn seconds(plan: &Plan) -> f64 {
     let (model, config) = (&plan.source.model, &plan.source.model.config);
-    let head = 3.0 * (TOKENS * config.vocab * config.hidden) as f64 * 7e-12;
+    let vocab = if config.ending == Ending::Logits { config.vocab } else { 0 };
+    let head = 3.0 * (TOKENS * vocab * config.hidden) as f64 * 7e-12;
     3.0 * cost::of(model, Pass::Importance, TOKENS as u64, 1).cpu_seconds + head
 }
 

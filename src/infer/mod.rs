@@ -9,6 +9,7 @@ mod block;
 mod carried;
 mod channel_delta;
 mod chosen;
+mod erf;
 mod experts;
 mod heads;
 mod latent;

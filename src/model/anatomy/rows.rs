@@ -115,6 +115,14 @@ pub(super) static ALL: &[Anatomy] = &[
         encodes: true,
         all_but_every: Some(6),
         activation: Activation::GeluTanh,
+        layer: |f, index, layer| {
+            let kind = f.said("layer_types").and_then(|v| v.get(index)?.as_str());
+            on_heads(layer, |h| {
+                if kind == Some("full_attention") {
+                    (h.window, h.rope) = (None, Some(0));
+                }
+            })
+        },
         finish: |_, c| {
             c.embedding_scale = (c.hidden as f32).sqrt();
             Ok(())
