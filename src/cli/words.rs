@@ -169,7 +169,7 @@ pub fn allocation(name: &str, allocation: &Allocation) -> String {
             None => types.push((&row.ty, 1)),
         }
     }
-    let mut out = format!("{name}: expected KL {:.4}", allocation.predicted_kl);
+    let mut out = format!("{name}: expected {} {:.4}", allocation.loss.short(), allocation.predicted_kl);
     if let Some(of_preset) = allocation.preset_predicted_kl {
         out += &format!(" (the preset's types {of_preset:.4})");
     }

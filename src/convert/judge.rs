@@ -194,7 +194,7 @@ pub(super) fn worth(sum: &[f64], entropy: f64, n: f64) -> f64 {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
     /// In what the loss is measured.
-    #[serde(default, skip_serializing_if = "is_divergence")]
+    #[serde(default, skip_serializing_if = "Loss::is_divergence")]
     pub loss: Loss,
     /// Of what calibration made: mean KL divergence in nats per token, or mean of 1 − cosine.
     pub kl: Vec<f64>,
@@ -205,10 +205,6 @@ pub struct Verdict {
     /// The loss of a model that knows how often the source expects each token, or its mean vector, and nothing of what it
     /// reads: what the source's context is worth.
     pub blind: f64,
-}
-
-fn is_divergence(loss: &Loss) -> bool {
-    *loss == Loss::Divergence
 }
 
 /// Bits per weight from which on rounding never costs a model all that its context is worth.

@@ -48,6 +48,11 @@ impl Loss {
         }
     }
 
+    /// Whether it is that of models with a head.
+    pub fn is_divergence(&self) -> bool {
+        *self == Loss::Divergence
+    }
+
     /// In words.
     pub fn name(self) -> &'static str {
         match self {
