@@ -221,7 +221,7 @@ fn what_blueprints_convert_is_evaluated_and_compared() {
 #[test]
 fn embedding_models_are_compared_by_the_cosine_of_their_vectors() {
     let dir = tempfile::tempdir().unwrap();
-    let (model, text) = (repo("tests/lineages/modernbert"), text());
+    let (model, text) = (repo("tests/lineages/eurobert"), text());
     let made = quantize(dir.path(), &["--to", "q8_0,q4_0", str(&model)]);
     assert!(made.status.success(), "{}", stderr(&made));
     assert!(
@@ -231,7 +231,7 @@ fn embedding_models_are_compared_by_the_cosine_of_their_vectors() {
     );
     let cut = ["--text", str(&text), "--ctx", "64", "--chunks", "12"];
     let compare = |more: &[&str]| {
-        let models = ["compare", str(&model), "modernbert-Q8_0.gguf", "modernbert-Q4_0.gguf"];
+        let models = ["compare", str(&model), "eurobert-Q8_0.gguf", "eurobert-Q4_0.gguf"];
         quantize(dir.path(), &[&models[..], &cut, more].concat())
     };
     let report = json(&compare(&["--format", "json", "--report", "r.html", "--report", "r.md", "--report", "r.json"]));
@@ -240,7 +240,7 @@ fn embedding_models_are_compared_by_the_cosine_of_their_vectors() {
     assert!(mean(0) > 0.999 && mean(1) > 0.9 && 1.0 - mean(1) > 10.0 * (1.0 - mean(0)), "{} {}", mean(0), mean(1));
     assert!(cosine(1, "worst").as_f64().unwrap() < mean(1) && cosine(1, "vectors") == 12);
     let vectors = &report["base"]["vectors"];
-    assert_eq!((vectors["width"].as_u64(), vectors["pooling"].as_str()), (Some(64), Some("first token")));
+    assert_eq!((vectors["width"].as_u64(), vectors["pooling"].as_str()), (Some(64), Some("mean")));
     assert!(report["base"].get("ppl").is_none() && report["candidates"][0].get("stats").is_none());
     assert!(!report["candidates"][1]["tensors"].as_array().unwrap().is_empty());
     for file in ["r.html", "r.md"] {
@@ -263,11 +263,11 @@ fn embedding_models_are_compared_by_the_cosine_of_their_vectors() {
     let args = ["compare", &llama, &llama, "--text", str(&text), "--ctx", "64", "--min-cosine", "0.9"];
     fails(&quantize(dir.path(), &args), 2, &["gives logits", "--max-kld"]);
 
-    let eval = |more: &[&str]| quantize(dir.path(), &[&["eval", "modernbert-Q8_0.gguf"], &cut[..], more].concat());
+    let eval = |more: &[&str]| quantize(dir.path(), &[&["eval", "eurobert-Q8_0.gguf"], &cut[..], more].concat());
     let said = eval(&[]);
     let said = String::from_utf8_lossy(&said.stdout).into_owned();
     assert!(said.contains("vectors of 64 numbers") && said.contains("told by compare"), "{said}");
     fails(&eval(&["--save-logits", "x.kld"]), 4, &["a file of logits needs logits"]);
-    let out = quantize(dir.path(), &["generate", "modernbert-Q8_0.gguf", "-p", "x"]);
+    let out = quantize(dir.path(), &["generate", "eurobert-Q8_0.gguf", "-p", "x"]);
     fails(&out, 4, &["generating text needs logits, and this model gives vectors of texts"]);
 }

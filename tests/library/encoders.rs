@@ -31,6 +31,8 @@ struct Expected {
     /// Of all sequences, `[tokens, hidden]`.
     states: Vec<f32>,
     std: f32,
+    /// Largest allowed difference of a file, where the converter rounds norms that the model computes with.
+    of_file: f32,
     /// `[sequences, width]`; none where tokens are not pooled.
     pooled: Vec<f32>,
 }
@@ -49,6 +51,7 @@ impl Expected {
             sequences: if hidden { serde_json::from_value(json["input_ids"].clone()).unwrap() } else { Vec::new() },
             states: floats("expected_logits.f32"),
             std: json["std"].as_f64().unwrap() as f32,
+            of_file: json["file_tolerance"].as_f64().unwrap_or(5e-4) as f32,
             pooled: floats("expected_pooled.f32"),
         }
     }
@@ -106,7 +109,8 @@ fn hidden_states_and_vectors_agree_with_transformers() {
         let (file, nearness) = convert_to(&source, &Recipe::to(["f16"]).unwrap(), dir.path());
         let of_file = differences(&file, &expected);
         eprintln!("{name}: {of_folder:?} {of_file:?}");
-        if !of_folder.into_iter().chain(of_file).all(|d| d <= 5e-4) {
+        let within = |all: [f32; 3], most: f32| all.into_iter().all(|d| d <= most);
+        if !within(of_folder, 5e-4) || !within(of_file, expected.of_file) {
             wrong.push(format!("{name}: {of_folder:?} {of_file:?}"));
         }
         assert!(matches!(nearness, Some(Nearness::Vectors { cosine, .. }) if cosine > 0.99999), "{name}: {nearness:?}");
