@@ -198,6 +198,10 @@ pub enum Hint {
     NoStride,
     /// More text for a gate.
     TextForGate,
+    /// `--min-cosine` is the gate.
+    GateOfVectors,
+    /// It is not.
+    GateOfLogits,
     /// A report as JSON, which a comparison writes.
     CompareFirst,
     /// All types and formats, with what they are for.
@@ -261,6 +265,8 @@ impl fmt::Display for Hint {
             Hint::ContextUpTo(n) => write!(f, "take {n} tokens or fewer"),
             Hint::TextOrContext(n) => write!(f, "give a longer text, or take a smaller context of {n} tokens"),
             Hint::NoStride => f.write_str("cut the text without a stride"),
+            Hint::GateOfVectors => f.write_str("limit the mean cosine instead"),
+            Hint::GateOfLogits => f.write_str("limit the KL divergence instead"),
             Hint::TextForGate => f.write_str("give a longer text, use more of it, or loosen the gate"),
             Hint::Types => f.write_str("there is a list of them with bits and purposes"),
             Hint::CompareFirst => f.write_str("write one with a comparison"),

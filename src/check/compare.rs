@@ -3,14 +3,16 @@
 use super::measurement::Measurement;
 use super::text::Prepared;
 use super::turns::{self, Entrant, Simulated};
-use super::{machine, origin};
+use super::{machine, origin, vectors};
 use crate::calibration::{stats, totals};
 use crate::control::{self, Control, Notice, Run, Unit};
 use crate::eval::ablation::ablate;
 use crate::eval::bootstrap::{self, Bootstrap};
+use crate::eval::cosine::{Cosines, Embedder};
 use crate::eval::klbase::{KlBaseReader, KlBaseWriter};
-use crate::eval::{self, Base, Candidate, Logits, Runnable, Windows};
+use crate::eval::{self, Base, Candidate, Gates, Logits, Runnable, Vectors, Windows};
 use crate::infer::Cache;
+use crate::model::config::{Ending, Pooling};
 use crate::model::{Model, SourceModel, name_of};
 use crate::report::{self, Artifact, Report};
 use crate::source::Checkpoint;
@@ -22,7 +24,7 @@ use std::time::Instant;
 /// Windows whose activations weigh the errors of the damage report.
 const DAMAGE_WINDOWS: usize = 4;
 
-/// The perplexity of one model. With `save_logits`, its logits go to a file of that name, in the form of llama-perplexity's
+/// The perplexity of one model; of one without a head, what its vectors of the text's windows are like. With `save_logits`, its logits go to a file of that name, in the form of llama-perplexity's
 /// `--kl-divergence-base`, which [`compare`] takes in place of the model.
 ///
 /// The report has a base and no candidates; its `command` is empty, for the caller to fill. Gates and ablation have no
@@ -40,6 +42,12 @@ pub fn perplexity(
 ) -> Result<Report> {
     let (begin, run) = (Instant::now(), Run::new(control, report));
     let source = SourceModel::open_merged(model, how.adapter.as_deref())?.to_run()?;
+    if let Ending::Vectors(pooling) = source.model.config.ending {
+        if save_logits.is_some() {
+            source.model.config.ending.needs_logits("a file of logits")?;
+        }
+        return vectors::facts(&source, pooling, how, begin, run);
+    }
     let text = Prepared::new(&source, how)?;
     let mut base = turns::load(&source, Simulated::of(how), run)?;
     let save = save_logits.map(|path| KlBaseWriter::create(path, &text.windows, base.vocab(), &text.stream));
@@ -58,7 +66,7 @@ pub fn perplexity(
 }
 
 /// Everything that is said about each candidate against the base: KL divergence, perplexity and agreement with their
-/// intervals, the damage of every tensor, and the verdicts of the gates. `base` is a model, or a file of its logits. A gate
+/// intervals, or of models without a head the cosines between vectors, the damage of every tensor, and the verdicts of the gates. `base` is a model, or a file of its logits. A gate
 /// that fails is a verdict in the report, and no error.
 ///
 /// Candidates that do not fit into memory together are loaded in turn; [`Control::max_memory`] is what the whole process
@@ -94,28 +102,10 @@ pub fn compare(
 ) -> Result<Report> {
     let (begin, run) = (Instant::now(), Run::new(control, report));
     let mut field = Field::open(base, candidates, how, run)?;
-    let comparison = field.run(run)?;
-    let (statistics, pairs) = comparison.summarize(Bootstrap::default());
-    let mut report = field.text.report();
-    let artifact = match &field.base {
-        Reference::Model(model) => model.artifact.clone(),
-        Reference::Logits(_) => Artifact {
-            name: "base".into(),
-            path: base.display().to_string(),
-            format: "logits".into(),
-            ..Artifact::default()
-        },
+    let mut report = match field.pooling() {
+        None => field.by_logits(base, how, run)?,
+        Some(pooling) => field.by_vectors(base, pooling, how, run)?,
     };
-    if let Reference::Model(_) = &field.base {
-        report.source = Some(Artifact { name: name_of(base), ..artifact.clone() });
-    }
-    report.base = Some(measured_base(artifact, &comparison));
-    report.pairs = pairs;
-    for (candidate, stats) in field.candidates.iter().zip(statistics) {
-        let artifact = candidate.artifact.clone();
-        report.gates.extend(how.gates.judge(&artifact.name, &stats, field.text.windows.count)?);
-        report.candidates.push(report::Candidate { artifact, stats: Some(stats), ..report::Candidate::default() });
-    }
     field.origins(&mut report.candidates, run)?;
     field.damage(&mut report.candidates, how, run)?;
     report.environment = machine::environment(run.threads(), begin);
@@ -127,13 +117,20 @@ pub fn compare(
 /// # Errors
 /// `Request` and `BadInput` as [`compare`] has them.
 pub fn text_suffices(source: &SourceModel, how: &Measurement) -> Result<()> {
-    let text = Prepared::new(source, how)?;
-    how.gates.check_size(text.windows.scored_tokens(), text.windows.count)
+    how.gates.check_ending(source.model.config.ending)?;
+    suffices(&Prepared::new(source, how)?, source.model.config.ending, &how.gates)
+}
+
+fn suffices(text: &Prepared, ending: Ending, gates: &Gates) -> Result<()> {
+    match ending {
+        Ending::Logits => gates.check_size(text.windows.scored_tokens(), text.windows.count),
+        Ending::Vectors(_) => gates.check_chunks(text.windows.count),
+    }
 }
 
 fn measured_base(artifact: Artifact, comparison: &eval::Comparison) -> report::Base {
     let ppl = bootstrap::perplexity(&comparison.base, comparison.chunks, Bootstrap::default());
-    report::Base { artifact, ppl: Some(ppl) }
+    report::Base { artifact, ppl: Some(ppl), vectors: None }
 }
 
 /// What candidates are compared with.
@@ -173,17 +170,25 @@ impl<'a> Field<'a> {
             }
             true => {
                 let (stored, model) = (KlBaseReader::open(path)?, Runnable::open_idle(first)?);
+                model.engine.config.ending.needs_logits("a comparison with stored logits")?;
+                how.gates.check_ending(Ending::Logits)?;
                 let (text, vocab) = (Prepared::stored(&stored, &model, how), stored.vocab());
                 (Reference::Logits(Some(Box::new(stored))), text, (vocab, model.engine.config.hidden))
             }
             false => {
                 let source = SourceModel::open_merged(path, how.adapter.as_deref())?.to_run()?;
+                let ending = source.model.config.ending;
+                how.gates.check_ending(ending)?;
+                if how.ablation.is_some() {
+                    ending.needs_logits("an ablation")?;
+                }
                 // Whatever the text does not do for is said before a weight is read.
                 let text = Prepared::new(&source, how)?;
-                how.gates.check_size(text.windows.scored_tokens(), text.windows.count)?;
+                suffices(&text, ending, &how.gates)?;
                 let model = turns::load(&source, Simulated::of_base(how), run)?;
                 let config = &model.engine.config;
-                let sizes = (config.vocab, config.hidden);
+                // Of vectors hardly anything is held.
+                let sizes = (if ending == Ending::Logits { config.vocab } else { 1 }, config.hidden);
                 opened = Some(source);
                 (Reference::Model(Box::new(model)), text, sizes)
             }
@@ -204,8 +209,79 @@ impl<'a> Field<'a> {
             });
         }
         turns::unique_names(entrants.iter_mut().map(|entrant| &mut entrant.artifact));
-        how.gates.check_size(text.windows.scored_tokens(), text.windows.count)?;
+        if opened.is_none() {
+            suffices(&text, Ending::Logits, &how.gates)?;
+        }
         Ok(Self { path, base, source: opened, candidates: entrants, text, turn })
+    }
+
+    /// How the models make vectors of a text, where they give no logits.
+    fn pooling(&self) -> Option<Pooling> {
+        self.source.as_ref().and_then(|source| source.model.config.ending.pooling())
+    }
+
+    /// The report of a comparison by logits, as far as it is measured.
+    fn by_logits(&mut self, base: &Path, how: &Measurement, run: Run) -> Result<Report> {
+        let comparison = self.run(run)?;
+        let (statistics, pairs) = comparison.summarize(Bootstrap::default());
+        let mut report = self.text.report();
+        let artifact = match &self.base {
+            Reference::Model(model) => model.artifact.clone(),
+            Reference::Logits(_) => Artifact {
+                name: "base".into(),
+                path: base.display().to_string(),
+                format: "logits".into(),
+                ..Artifact::default()
+            },
+        };
+        if let Reference::Model(_) = &self.base {
+            report.source = Some(Artifact { name: name_of(base), ..artifact.clone() });
+        }
+        report.base = Some(measured_base(artifact, &comparison));
+        report.pairs = pairs;
+        for (candidate, stats) in self.candidates.iter().zip(statistics) {
+            let artifact = candidate.artifact.clone();
+            report.gates.extend(how.gates.judge(&artifact.name, &stats, self.text.windows.count)?);
+            report.candidates.push(report::Candidate { artifact, stats: Some(stats), ..report::Candidate::default() });
+        }
+        Ok(report)
+    }
+
+    /// The same by vectors.
+    fn by_vectors(&mut self, path: &Path, pooling: Pooling, how: &Measurement, run: Run) -> Result<Report> {
+        let Reference::Model(base) = &mut self.base else {
+            return Err(Error::Internal("vectors are not stored".into()));
+        };
+        let total = (self.text.windows.covered_tokens() * (self.candidates.len() + 1)) as u64;
+        let (artifact, width) = (base.artifact.clone(), base.engine.vector_width());
+        let cosines = {
+            let _phase = run.phase("comparing", total, Unit::Tokens);
+            let mut base = Embedder { name: artifact.name.clone(), model: &mut **base };
+            let mut rows: Vec<Embedder> = self
+                .candidates
+                .iter_mut()
+                .map(|model| Embedder { name: model.artifact.name.clone(), model: model as &mut dyn Vectors })
+                .collect();
+            self.text.cosines(&mut base, &mut rows, run)?
+        };
+        let mut report = self.text.report_of_vectors();
+        report.source = Some(Artifact { name: name_of(path), ..artifact.clone() });
+        let vectors = report::OfVectors { width, pooling: pooling.name().into(), between: None };
+        report.base = Some(report::Base { artifact, ppl: None, vectors: Some(vectors) });
+        for (candidate, chunks) in self.candidates.iter().zip(cosines) {
+            let cosines = Cosines::of(&chunks, Bootstrap::default());
+            if !cosines.mean.value.is_finite() {
+                return Err(Error::bad_input(format!("{} gives vectors that are no numbers", candidate.artifact.name)));
+            }
+            let artifact = candidate.artifact.clone();
+            report.gates.extend(how.gates.judge_vectors(&artifact.name, &cosines, chunks.len())?);
+            report.candidates.push(report::Candidate {
+                artifact,
+                cosine: Some(cosines),
+                ..report::Candidate::default()
+            });
+        }
+        Ok(report)
     }
 
     /// Runs all of them over the text.
@@ -272,7 +348,9 @@ fn activations(base: &Runnable, text: &Prepared) -> Result<BTreeMap<String, Vec<
     for window in text.windows.iter().take(DAMAGE_WINDOWS) {
         let tokens = text.windows.input(&text.stream, window);
         let hidden = base.engine.hidden(&tokens, &mut Cache::one_batch(tokens.len()), &mut seen)?;
-        base.engine.head(&hidden[..base.engine.config.hidden], &mut seen);
+        if base.engine.config.ending == Ending::Logits {
+            base.engine.head(&hidden[..base.engine.config.hidden], &mut seen);
+        }
         seen.check()?;
     }
     let sums = seen.totals().0.into_iter();

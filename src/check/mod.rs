@@ -13,11 +13,12 @@ pub(crate) mod origin;
 mod tasks;
 mod text;
 mod turns;
+mod vectors;
 mod verify;
 
 pub use crate::calibration::imatrix::UnseenExperts;
-pub use crate::convert::Checked;
 pub use crate::convert::folder::engines::{Engine, Objection};
+pub use crate::convert::{Checked, Nearness};
 pub use beside::beside;
 pub use compare::{compare, is_logits, perplexity, text_suffices};
 pub use derive::{Derived, Origin};

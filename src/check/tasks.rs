@@ -56,6 +56,7 @@ pub fn answers(
         let kv_cache = questions.kv_cache.filter(|_| !is_base);
         let simulated = Simulated { activations: questions.rounded_activations, kv_cache };
         let mut model = turns::open(path, adapter, simulated, run)?;
+        model.model.config.ending.needs_logits("a question").map_err(|e| e.in_file(path))?;
         artifacts.push(model.artifact.clone());
         let of_file = |(task, file): (&Task, &PathBuf)| all(&mut model, task, run).map_err(|e| e.in_file(file));
         answers.push(tasks.iter().zip(&questions.files).map(of_file).collect::<Result<_>>()?);
@@ -79,7 +80,7 @@ pub fn answers(
     let mut artifacts = artifacts.into_iter();
     if let Some(artifact) = artifacts.next() {
         report.source = Some(Artifact { name: name_of(base), ..artifact.clone() });
-        report.base = Some(report::Base { artifact, ppl: None });
+        report.base = Some(report::Base { artifact, ..report::Base::default() });
     }
     report.candidates =
         artifacts.map(|artifact| report::Candidate { artifact, ..report::Candidate::default() }).collect();

@@ -5,10 +5,12 @@ use crate::clock::{now, strftime};
 use crate::control::Run;
 use crate::error::Hint;
 use crate::eval::bootstrap::Bootstrap;
+use crate::eval::cosine::{self, Embedder};
 use crate::eval::klbase::{FLOOR, KlBaseReader, KlBaseWriter};
 use crate::eval::text::{Corpus, Encoder};
 use crate::eval::{self, Base, Candidate, KvCache, Method, Options, Runnable, Windows};
 use crate::model::SourceModel;
+use crate::model::config::Ending;
 use crate::report::{MethodInfo, Report};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -34,7 +36,10 @@ impl Prepared {
         let corpus = Corpus::open(&path)?;
         let tokenizer = source.tokenizer()?;
         let stream = corpus.tokens(&*tokenizer).map_err(|e| e.in_file(&source.path))?;
-        let windows = Windows::plan(how.method, stream.len(), how.windows, Encoder::bos(&*tokenizer))?;
+        let mut windows = Windows::plan(how.method, stream.len(), how.windows, Encoder::bos(&*tokenizer))?;
+        if source.model.config.ending != Ending::Logits {
+            windows = windows.ending_in(Encoder::eos(&*tokenizer));
+        }
         let (asked, most) = (how.method.ctx(), source.model.config.context);
         if asked > most {
             let what = format!("windows of {asked} tokens are longer than the model's context of {most}");
@@ -92,6 +97,22 @@ impl Prepared {
         eval::compare_in_turns(base, candidates, &self.stream, &self.windows, options, turn)
     }
 
+    /// The vectors of a model without a head, window by window.
+    ///
+    /// # Errors
+    /// Those of the model; `Interrupted`.
+    pub fn vectors(&self, model: &mut Embedder, run: Run) -> Result<Vec<Vec<f32>>> {
+        model.run(&self.stream, &self.windows, &mut |tokens| advance(run, tokens))
+    }
+
+    /// The cosines of the candidates' vectors with the base's, window by window.
+    ///
+    /// # Errors
+    /// As [`cosine::compare`].
+    pub fn cosines(&self, base: &mut Embedder, candidates: &mut [Embedder], run: Run) -> Result<Vec<Vec<Vec<f64>>>> {
+        cosine::compare(base, candidates, &self.stream, &self.windows, &mut |tokens| advance(run, tokens))
+    }
+
     /// A report that says how it was measured, and nothing of results yet.
     pub fn report(&self) -> Report {
         let mut report = Report::new("");
@@ -114,4 +135,19 @@ impl Prepared {
         });
         report
     }
+
+    /// The same where each window is a text that vectors stand for.
+    pub fn report_of_vectors(&self) -> Report {
+        let mut report = self.report();
+        if let Some(method) = &mut report.method {
+            method.name = "vectors".into();
+            (method.tokens, method.kl_floor) = (self.windows.count * method.ctx, None);
+        }
+        report
+    }
+}
+
+fn advance(run: Run, tokens: usize) -> Result<()> {
+    run.advance(tokens as u64);
+    run.check()
 }

@@ -6,7 +6,7 @@ use super::measurement::Measurement;
 use crate::control::{Notice, Run};
 use crate::error::Hint;
 use crate::eval::compare::BATCH;
-use crate::eval::{Artifact, EachRows, KvCache, Logits, Runnable, Windows};
+use crate::eval::{Artifact, EachRows, KvCache, Logits, Runnable, Vectors, Windows};
 use crate::model::SourceModel;
 use crate::{Error, Result};
 use std::ops::Range;
@@ -48,6 +48,9 @@ pub fn open(path: &Path, adapter: Option<&Path>, simulated: Simulated, run: Run)
 pub fn load(source: &SourceModel, simulated: Simulated, run: Run) -> Result<Runnable> {
     run.check()?;
     run.notice(Notice::Loading(source.path.clone()));
+    if simulated.kv_cache.is_some() {
+        source.model.config.ending.needs_logits("a cache of keys and values").map_err(|e| e.in_file(&source.path))?;
+    }
     let mut model = Runnable::load(source)?;
     model.engine.round_activations(simulated.activations);
     let kept = model.engine.round_keys_and_values(simulated.kv_cache);
@@ -116,6 +119,20 @@ impl Logits for Entrant<'_> {
         if !self.stays {
             self.loaded = None;
         }
+    }
+}
+
+impl Vectors for Entrant<'_> {
+    fn vectors(&mut self, chunks: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
+        self.model()?.vectors(chunks)
+    }
+
+    fn width(&mut self) -> Result<usize> {
+        self.model()?.width()
+    }
+
+    fn put_away(&mut self) {
+        self.release();
     }
 }
 

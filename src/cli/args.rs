@@ -332,6 +332,9 @@ pub struct GateArgs {
     /// Fail when the same token comes first less often: 95% or 0.95
     #[arg(long, value_name = "SHARE")]
     pub min_top1: Option<String>,
+    /// Fail when the mean cosine of an embedding model's vectors is below this: 0.999
+    #[arg(long, value_name = "COSINE")]
+    pub min_cosine: Option<f64>,
 }
 
 impl ValueEnum for UnseenExperts {

@@ -19,7 +19,7 @@ use crate::writer::places;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
-/// `quantize eval MODEL`: perplexity alone.
+/// `quantize eval MODEL`: perplexity alone, or what an embedding model's vectors are like.
 pub fn eval(args: EvalArgs) -> Result<()> {
     let control = start(&args.common, None)?;
     args.report.iter().try_for_each(|path| check_report(path, None, args.force))?;
@@ -169,6 +169,7 @@ pub fn gates(args: &GateArgs) -> Result<Gates> {
         max_kld: args.max_kld,
         max_ppl_increase: share("--max-ppl-increase", &args.max_ppl_increase)?,
         min_top1: share("--min-top1", &args.min_top1)?,
+        min_cosine: args.min_cosine,
     })
 }
 

@@ -32,7 +32,7 @@ fn text(all: &[Known]) -> String {
     let running: usize = all.iter().map(|k| k.runs.len()).sum();
     let _ = write!(
         out,
-        "\n{} architectures, {classes} classes; {running} of them run (calibration, error feedback, eval, compare, generate),\n\
+        "\n{} architectures, {classes} classes; {running} of them run (calibration, error feedback, eval, compare; generate with a head),\n\
          all are converted to GGUF and to folders by rounding to nearest. Of any other architecture, folders are made by\n\
          rounding to nearest, and GGUF files are quantized by the names of their tensors.\n",
         all.len()

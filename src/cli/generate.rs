@@ -18,6 +18,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     options::threads(args.common.threads)?;
     let path = options::resolve_model(&args.model, &args.hub, args.common.quiet)?;
     let model = Runnable::open(&path)?;
+    model.engine.config.ending.needs_logits("generating text")?;
     let prompt = prompt(&model, &args)?;
     let sampling =
         Sampling { temperature: args.temp, top_k: args.top_k, top_p: args.top_p, seed: args.seed.unwrap_or(0) };

@@ -152,6 +152,7 @@ const ALWAYS: &[&str] = &[
     "max_kld",
     "max_ppl_increase",
     "min_top1",
+    "min_cosine",
     "revision",
     "offline",
     "check",

@@ -106,9 +106,9 @@ enum Command {
     Push(PushArgs),
     /// Make an importance matrix: show the model texts, and record what its layers see
     Calibrate(CalibrateArgs),
-    /// Measure the perplexity of a model on a text
+    /// Measure the perplexity of a model on a text, or look at the vectors of an embedding model
     Eval(EvalArgs),
-    /// Compare artifacts with the model they were made from: KL divergence, perplexity, top-1 agreement, with error bars
+    /// Compare artifacts with the model they were made from: KL divergence, perplexity, top-1 agreement, or cosines of vectors, with error bars
     Compare(CompareArgs),
     /// Show how two artifacts or checkpoints differ: metadata, tokens, template, types, numbers
     Diff(DiffArgs),

@@ -22,7 +22,7 @@ use crate::{Error, Result};
 use std::path::Path;
 
 /// Flags that do not decide what a recipe decides.
-const BESIDE: [&str; 32] = [
+const BESIDE: [&str; 33] = [
     "recipe",
     "print_recipe",
     "model",
@@ -44,6 +44,7 @@ const BESIDE: [&str; 32] = [
     "max_kld",
     "max_ppl_increase",
     "min_top1",
+    "min_cosine",
     "revision",
     "offline",
     "save_imatrix",

@@ -9,6 +9,7 @@ use crate::control::Control;
 use crate::convert::devices::Device;
 use crate::convert::forecast::Files;
 use crate::convert::{AssumedImportance, Recipe, fitting, proven};
+use crate::eval::Measured;
 use crate::model::SourceModel;
 use crate::release::{self, Options, Release, Released};
 use crate::report::render_text;
@@ -139,7 +140,10 @@ fn say_done(made: &Released, format: Format) -> Result<()> {
         let mut row = json!({
             "type": a.target, "path": a.path, "format": a.format, "bytes": a.bytes, "bits_per_weight": a.bits_per_weight,
         });
-        if let Some(s) = &a.measured {
+        if let Some(Measured::Vectors(cosines)) = &a.measured {
+            row["cosine"] = json!(cosines);
+        }
+        if let Some(Measured::Logits(s)) = &a.measured {
             row["kl_divergence"] = json!(s.kld);
             row["same_top"] = json!(s.same_top);
         }

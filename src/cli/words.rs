@@ -91,6 +91,8 @@ fn flags(hint: &Hint) -> String {
         Hint::ContextUpTo(n) => format!("--ctx {n} or less"),
         Hint::TextOrContext(n) => format!("give a longer text, or a smaller context with --ctx {n}"),
         Hint::NoStride => "leave out --stride".into(),
+        Hint::GateOfVectors => "its gate is --min-cosine".into(),
+        Hint::GateOfLogits => "its gates are --max-kld, --max-ppl-increase and --min-top1".into(),
         Hint::TextForGate => "give a longer --text, raise --chunks, or loosen the gate".into(),
         Hint::Types => "`quantize types` lists them all, with bits and purposes".into(),
         Hint::CompareFirst => "write one with `quantize compare ... --report out.json`".into(),
@@ -167,7 +169,7 @@ pub fn allocation(name: &str, allocation: &Allocation) -> String {
             None => types.push((&row.ty, 1)),
         }
     }
-    let mut out = format!("{name}: expected KL {:.4}", allocation.predicted_kl);
+    let mut out = format!("{name}: expected {} {:.4}", allocation.loss.short(), allocation.predicted_kl);
     if let Some(of_preset) = allocation.preset_predicted_kl {
         out += &format!(" (the preset's types {of_preset:.4})");
     }

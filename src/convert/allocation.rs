@@ -1,5 +1,6 @@
 //! How the budget of a GGUF file was spent, as results and reports show it.
 
+use crate::eval::Loss;
 use serde::{Deserialize, Serialize};
 
 /// How a budget was spent.
@@ -9,7 +10,10 @@ pub struct Allocation {
     pub budget: u64,
     /// Bytes that the tensors take.
     pub spent: u64,
-    /// Expected KL divergence from the source, nats per token, if the losses of single tensors add up.
+    /// In what losses are measured.
+    #[serde(default, skip_serializing_if = "Loss::is_divergence")]
+    pub loss: Loss,
+    /// Expected KL divergence from the source, nats per token, or 1 − cosine, if the losses of single tensors add up.
     pub predicted_kl: f64,
     /// The same for the types of the preset that the size is taken from.
     pub preset_predicted_kl: Option<f64>,
@@ -28,7 +32,7 @@ pub struct Sensitivity {
     pub tensors: usize,
     #[serde(rename = "type")]
     pub ty: String,
-    /// KL divergence, nats per token, with the group alone in that type.
+    /// KL divergence, nats per token, or 1 − cosine, with the group alone in that type.
     pub kl: f64,
 }
 
@@ -42,6 +46,6 @@ pub struct AllocatedTensor {
     pub ty: String,
     /// Bytes that it takes.
     pub bytes: u64,
-    /// What the tensor is expected to add to the KL divergence.
+    /// What the tensor is expected to add to the loss.
     pub kl: f64,
 }

@@ -12,6 +12,7 @@ use crate::control::Run;
 use crate::feedback::ggml::{self, Gauge, Hessian, Prepared, Verdict, feedback_rows};
 use crate::feedback::{Factor, Order, Shrink};
 use crate::infer::{Linear, Stored};
+use crate::model::config::Ending;
 use crate::model::{MappedTensor, Model, fault};
 use crate::quant::{self, GgmlType, QuantError};
 use crate::source::Checkpoint;
@@ -168,8 +169,11 @@ impl<'a, 'o> Refine<'a, 'o> {
         self.finished
     }
 
-    /// The matrix that makes the logits, whose input comes after the last layer.
+    /// The matrix that makes the logits, whose input comes after the last layer; models that give vectors have none.
     pub fn head(&mut self, captured: &Captured) -> Result<()> {
+        if self.model.config.ending != Ending::Logits {
+            return Ok(());
+        }
         let name = if self.index.contains_key("output.weight") { "output.weight" } else { "token_embd.weight" };
         self.matrices(&[name.to_string()], captured, &mut [])
     }

@@ -13,7 +13,7 @@ use super::sizes::{TensorRow, bytes_of};
 use crate::calibration::data::DataReport;
 use crate::calibration::layerwise;
 use crate::control::{Run, Unit};
-use crate::eval::{Method, Runnable, Windows};
+use crate::eval::{Loss, Method, Runnable, Windows};
 use crate::feedback::{Shrink, ggml};
 use crate::gguf::DEFAULT_ALIGNMENT;
 use crate::quant::allocate::{Choice, allocate};
@@ -245,6 +245,7 @@ impl Order<'_> {
         file.allocation = Some(Allocation {
             budget: bytes,
             spent: items.iter().zip(&types).map(|(item, ty)| item.bytes(*ty, limit.is_padded())).sum(),
+            loss: Loss::of(plan.source.model.config.ending),
             predicted_kl: tensors.iter().map(|row| row.kl).sum(),
             preset_predicted_kl: like
                 .as_ref()

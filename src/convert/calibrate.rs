@@ -75,6 +75,9 @@ pub fn calibrate(
     report: &dyn Report,
 ) -> Result<Calibrated> {
     let source = &source.to_run()?;
+    if calibration.head {
+        source.model.config.ending.needs_logits("an importance matrix of the output matrix")?;
+    }
     let run = Run::new(control, report);
     let drawing = data::draw(source, &calibration.data, evaluation, run)?;
     match (calibration.hessians, checkpoints) {

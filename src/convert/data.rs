@@ -41,6 +41,7 @@ pub fn draw(source: &SourceModel, data: &Data, text: Option<&Path>, run: Run) ->
     let Drawn { windows, report } = if of_model == 0 {
         data::draw(&data.sources, amount, &idle, &mut || Ok(()))?
     } else {
+        source.model.config.ending.needs_logits("text sampled from the model")?;
         run.notice(Notice::Loading(source.path.clone()));
         let model = Runnable::load(source)?;
         let sampled = of_model * amount.tokens / data.sources.len().max(1);

@@ -394,8 +394,9 @@ fn judge(plan: &Plan, outputs: &mut [Output], held: &HoldOut, run: Run) -> Resul
         let bits = 8.0 * output.artifact.tensor_bytes() as f64 / plan.weights().max(1) as f64;
         verdict.check(output.name(), bits)?;
         let sets = verdict.kl.iter().zip(&verdict.rival);
-        let sets: Vec<String> = sets.map(|(f, g)| format!("{f:.4} (ggml's search {g:.4})")).collect();
-        let text = format!("KL {}", sets.join(", on the bundled texts "));
+        let shown = |loss: &f64| verdict.shown(*loss);
+        let sets: Vec<String> = sets.map(|(f, g)| format!("{} (ggml's search {})", shown(f), shown(g))).collect();
+        let text = format!("{} {}", verdict.loss.short(), sets.join(", on the bundled texts "));
         run.notice(Notice::About { output: output.name().to_string(), text });
         output.ledger.extend(verdict.ledger_row(output.plan.target.name(), "error feedback", "ggml's search"));
         if !verdict.keeps()

@@ -1,13 +1,16 @@
 //! Whether calibration was worth it, by the only measure that counts: on text that had no part in it, the outputs of what
-//! was made are compared with the source's, and so are those of its rival, which the format's own search makes alone.
+//! was made (logits, or vectors where there is no head) are compared with the source's, and so are those of its rival, which the format's own search makes alone.
 //! Files and folders are judged alike. One layer of one model is in memory at a time. With every statistic of every
 //! token, for models that fit into memory, see [`mod@crate::eval::compare`].
 
 use super::ledger::LedgerRow;
 use crate::control::{Run, Unit};
+use crate::eval::Loss;
+use crate::eval::cosine::{self, cosines};
 use crate::eval::softmax::{add_probabilities, kl_of_rows};
 use crate::infer::{Cache, Engine};
 use crate::model::Model;
+use crate::model::config::Ending;
 use crate::source::Checkpoint;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -51,6 +54,11 @@ pub enum Scored {
 }
 
 impl Scored {
+    /// What is scored of a model that ends so: the vector of a window is made of all of its tokens.
+    pub fn of(self, ending: Ending) -> Self {
+        if ending == Ending::Logits { self } else { Scored::All }
+    }
+
     /// Of a window of `len` tokens.
     pub fn positions(self, len: usize) -> Range<usize> {
         match self {
@@ -104,16 +112,28 @@ pub fn results(model: &dyn Layers, windows: &[&[u32]], scored: Scored, run: Run)
     Ok(streams)
 }
 
-/// The mean KL divergence (nats per token) of a candidate from the base over the scored positions of each window, by the
-/// [`results`] of both.
+/// The loss of a candidate in each window, by the [`results`] of both: the mean KL divergence from the base (nats per token)
+/// over the scored positions, or the mean of 1 − cosine.
 ///
 /// Errors: `BadInput` when the base's logits are not finite; those of loading.
-pub fn divergences(
+pub fn losses(
     (base, base_results): (&dyn Layers, &[Vec<f32>]),
     (candidate, candidate_results): (&dyn Layers, &[Vec<f32>]),
     run: Run,
 ) -> Result<Vec<f64>> {
     let engines = (base.shell()?, candidate.shell()?);
+    if Loss::of(engines.0.config.ending) == Loss::Distance {
+        let distance = |(x, y): (&Vec<f32>, &Vec<f32>)| {
+            run.check()?;
+            let all = cosines(&engines.0.vectors(x)?, &engines.1.vectors(y)?, engines.0.vector_width());
+            let distance = all.iter().map(|cosine| 1.0 - cosine).sum::<f64>() / all.len().max(1) as f64;
+            match distance.is_nan() {
+                true => Err(Error::bad_input("the vectors of the model that is quantized are not finite")),
+                false => Ok(distance),
+            }
+        };
+        return base_results.iter().zip(candidate_results).map(distance).collect();
+    }
     let (mut logits, vocab) = ((Vec::new(), Vec::new()), engines.0.config.vocab);
     let widths = (engines.0.config.hidden, engines.1.config.hidden);
     let means = base_results.iter().zip(candidate_results).map(|(x, y)| {
@@ -134,9 +154,14 @@ pub fn divergences(
     means.collect()
 }
 
-/// The mean divergence (nats per token) of a model's predictions from their own mean.
+/// The mean loss of a model that ignores its context: the divergence (nats per token) of predictions from their own mean, or
+/// the distance of vectors from theirs.
 fn worth_of_context(model: &dyn Layers, results: &[Vec<f32>], run: Run) -> Result<f64> {
     let engine = model.shell()?;
+    if Loss::of(engine.config.ending) == Loss::Distance {
+        let all = results.iter().map(|x| engine.vectors(x)).collect::<Result<Vec<_>>>()?;
+        return Ok(cosine::blind(&all.concat(), engine.vector_width()));
+    }
     let (vocab, width) = (engine.config.vocab, engine.config.hidden);
     let (mut logits, mut mean) = (Vec::new(), vec![0.0; vocab]);
     let (mut entropy, mut rows) = (0.0, 0);
@@ -165,17 +190,20 @@ pub(super) fn worth(sum: &[f64], entropy: f64, n: f64) -> f64 {
     of_mean - entropy / n
 }
 
-/// What held-out text says of an output: mean KL divergence from the source in nats per token, set by set.
+/// What held-out text says of an output: its loss against the source, set by set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// Of what calibration made.
+    /// In what the loss is measured.
+    #[serde(default, skip_serializing_if = "Loss::is_divergence")]
+    pub loss: Loss,
+    /// Of what calibration made: mean KL divergence in nats per token, or mean of 1 − cosine.
     pub kl: Vec<f64>,
     /// Of its rival.
     pub rival: Vec<f64>,
     /// Tokens in the windows.
     pub tokens: usize,
-    /// The divergence of a model that knows how often the source expects each token, and nothing of what came before
-    /// (nats per token): what the source's context is worth.
+    /// The loss of a model that knows how often the source expects each token, or its mean vector, and nothing of what it
+    /// reads: what the source's context is worth.
     pub blind: f64,
 }
 
@@ -191,7 +219,11 @@ impl Verdict {
         if bits_per_weight < SOUND_BITS || worst <= self.blind {
             return Ok(());
         }
-        let what = format!("{name} diverges from the source by {worst:.2} nats per token on held-out text");
+        let unit = match self.loss {
+            Loss::Divergence => "nats per token",
+            Loss::Distance => "(1 − cosine of their vectors)",
+        };
+        let what = format!("{name} diverges from the source by {worst:.2} {unit} on held-out text");
         let blind = format!("a model that ignores its context by {:.2}", self.blind);
         Err(Error::Internal(format!("{what}, {blind}; rounding does not explain that, and nothing was published")))
     }
@@ -199,6 +231,14 @@ impl Verdict {
     /// Whether what calibration made is kept: on no set is it worse. What is no number is no better.
     pub fn keeps(&self) -> bool {
         self.kl.iter().zip(&self.rival).all(Self::is_kept)
+    }
+
+    /// A loss with the digits that it deserves.
+    pub fn shown(&self, loss: f64) -> String {
+        match self.loss {
+            Loss::Divergence => format!("{loss:.4}"),
+            Loss::Distance => format!("{loss:.6}"),
+        }
     }
 
     fn is_kept((kl, rival): (&f64, &f64)) -> bool {
@@ -214,29 +254,36 @@ impl Verdict {
             tensor: None,
             asked: asked.into(),
             done: done.into(),
-            reason: format!("on held-out text its KL divergence is {kl:.4}, that of {done} {rival:.4}"),
+            reason: format!(
+                "on held-out text its {} is {}, that of {done} {}",
+                self.loss.name(),
+                self.shown(*kl),
+                self.shown(*rival)
+            ),
         })
     }
 }
 
 /// Judges pairs of what calibration made and its rival. The source runs once.
 ///
-/// Errors: those of [`results`] and [`divergences`].
+/// Errors: those of [`results`] and [`losses`].
 pub fn judge(source: Stored, pairs: &[(&dyn Layers, &dyn Layers)], held: &HeldOut, run: Run) -> Result<Vec<Verdict>> {
     let windows = held.windows();
     let layers = source.model.config.layers.len() as u64;
     let tokens = windows.iter().map(|w| w.len() as u64).sum::<u64>() * (1 + 2 * pairs.len() as u64);
     let _phase = run.phase("measuring held-out text", tokens * layers, Unit::TokensByLayer(layers));
-    let base = results(&source, &windows, held.scored, run)?;
+    let ending = source.model.config.ending;
+    let (loss, scored) = (Loss::of(ending), held.scored.of(ending));
+    let base = results(&source, &windows, scored, run)?;
     let blind = worth_of_context(&source, &base, run)?;
     let by_set = |candidate: &dyn Layers| -> Result<Vec<f64>> {
-        let results = results(candidate, &windows, held.scored, run)?;
-        let mut kl = divergences((&source, &base), (candidate, &results), run)?.into_iter();
+        let results = results(candidate, &windows, scored, run)?;
+        let mut kl = losses((&source, &base), (candidate, &results), run)?.into_iter();
         let mean = |n: usize| kl.by_ref().take(n).sum::<f64>() / n as f64;
         Ok(held.sets.iter().map(Vec::len).map(mean).collect())
     };
     let verdict = |(made, rival): &(&dyn Layers, &dyn Layers)| {
-        Ok(Verdict { kl: by_set(*made)?, rival: by_set(*rival)?, tokens: held.tokens(), blind })
+        Ok(Verdict { loss, kl: by_set(*made)?, rival: by_set(*rival)?, tokens: held.tokens(), blind })
     };
     pairs.iter().map(verdict).collect()
 }
@@ -247,8 +294,13 @@ mod tests {
 
     #[test]
     fn an_output_is_kept_where_it_is_worse_on_no_set() {
-        let verdict =
-            |kl: &[f64], rival: &[f64]| Verdict { kl: kl.to_vec(), rival: rival.to_vec(), tokens: 1, blind: 2.0 };
+        let verdict = |kl: &[f64], rival: &[f64]| Verdict {
+            loss: Loss::Divergence,
+            kl: kl.to_vec(),
+            rival: rival.to_vec(),
+            tokens: 1,
+            blind: 2.0,
+        };
         assert!(verdict(&[1.0, 0.5], &[1.0, 0.6]).keeps());
         assert!(!verdict(&[1.0, 0.7], &[1.0, 0.6]).keeps());
         assert!(!verdict(&[f64::NAN], &[1.0]).keeps());
@@ -259,7 +311,9 @@ mod tests {
 
     #[test]
     fn a_loss_that_no_rounding_explains_is_refused() {
-        let verdict = |kl: f64, rival| Verdict { kl: vec![0.1, kl], rival: vec![0.1, rival], tokens: 1, blind: 3.9 };
+        let loss = Loss::Divergence;
+        let verdict =
+            |kl: f64, rival| Verdict { loss, kl: vec![0.1, kl], rival: vec![0.1, rival], tokens: 1, blind: 3.9 };
         verdict(0.2, 4.7).check("Q4_K_M", 4.8).unwrap();
         verdict(4.73, 4.7).check("IQ1_S", 1.6).unwrap();
         let error = verdict(4.73, 4.7).check("Q4_K_M", 4.8).unwrap_err().to_string();

@@ -70,7 +70,7 @@ pub use importance::{Importance, overlap_text};
 pub use ledger::LedgerRow;
 pub use outcome::{Made, MadeFile, Outcome};
 pub use plan::{AssumedImportance, Decided, FilePlan, OutputPlan, Plan};
-pub use proof::Checked;
+pub use proof::{Checked, Nearness};
 pub use recipe::{
     Data, Float, FolderType, ImportanceFile, Like, Limit, Override, OverrideValue, Recipe, RuleType, Split, Target,
     TypeRule, TypeRules,

@@ -8,10 +8,13 @@ use super::record::{used_feedback, used_imatrix};
 use crate::calibration::data::{self, Amount, Source, TextOnly};
 use crate::control::{Run, Unit};
 use crate::eval::TensorDamage;
+use crate::eval::cosine::cosines;
 use crate::eval::damage::{self, Transform};
+use crate::eval::gate::shown_cosine;
 use crate::eval::softmax::{add_probabilities, kl_of_rows};
 use crate::infer::{Cache, Engine};
 use crate::model::SourceModel;
+use crate::model::config::Ending;
 use crate::quant::GgmlType;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -23,17 +26,11 @@ const WINDOW: usize = 128;
 /// What was seen of an artifact beside its source.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Checked {
-    /// Mean KL divergence from the source, nats per token.
-    pub kl: f64,
-    /// Share of positions where both have the same first choice.
-    pub same_top: f64,
+    /// How near it comes to the source.
+    #[serde(flatten)]
+    pub nearness: Nearness,
     /// Tokens that it ran over.
     pub tokens: usize,
-    /// Mean entropy of the source's predictions, nats.
-    pub entropy: f64,
-    /// The divergence of a model that knows how often the source expects each token and nothing of what came before: what
-    /// the source's context is worth.
-    pub blind: f64,
     /// The largest difference of a part of the model in terms of what its types explain; above 1 it is a fault.
     pub worst: f64,
     /// Why the artifact cannot be what was meant; `None` for a sound one.
@@ -41,10 +38,51 @@ pub struct Checked {
     pub suspicion: Option<String>,
 }
 
+/// How near an artifact comes to its source, by what both end in.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Nearness {
+    /// By logits.
+    Logits {
+        /// Mean KL divergence from the source, nats per token.
+        kl: f64,
+        /// Share of positions where both have the same first choice.
+        same_top: f64,
+        /// Mean entropy of the source's predictions, nats.
+        entropy: f64,
+        /// The divergence of a model that knows how often the source expects each token and nothing of what came before:
+        /// what the source's context is worth.
+        blind: f64,
+    },
+    /// By the vectors of windows.
+    Vectors {
+        /// The mean cosine with the source's.
+        cosine: f64,
+        /// The smallest.
+        worst_cosine: f64,
+        /// Windows.
+        chunks: usize,
+    },
+}
+
+impl Default for Nearness {
+    fn default() -> Self {
+        Nearness::Logits { kl: 0.0, same_top: 0.0, entropy: 0.0, blind: 0.0 }
+    }
+}
+
 impl std::fmt::Display for Checked {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (kl, same) = (significant(self.kl), 100.0 * self.same_top);
-        write!(f, "KL {kl}, same top choice {same:.0} % over {} tokens", self.tokens)
+        match self.nearness {
+            Nearness::Logits { kl, same_top, .. } => {
+                let (kl, same) = (significant(kl), 100.0 * same_top);
+                write!(f, "KL {kl}, same top choice {same:.0} % over {} tokens", self.tokens)
+            }
+            Nearness::Vectors { cosine, worst_cosine, chunks } => {
+                let (mean, worst) = (shown_cosine(cosine), shown_cosine(worst_cosine));
+                write!(f, "cosine {mean}, worst {worst} over {chunks} chunks")
+            }
+        }
     }
 }
 
@@ -205,11 +243,51 @@ pub fn check(
         ours.unload_layer(layer);
         theirs.unload_layer(layer);
     }
+    let mut apart = Apart::default();
+    checked.nearness = match ours.config.ending {
+        Ending::Logits => by_logits((&ours, &streams), (&theirs, &own), &mut apart, run)?,
+        Ending::Vectors(_) => by_vectors((&ours, &streams), (&theirs, &own), &mut apart, run)?,
+    };
+    judge("the output".into(), apart, bits(None), false);
+    Ok(checked)
+}
+
+/// Vectors of the windows' last streams; to `apart` goes what both make of the source's.
+fn by_vectors(
+    ours: (&Engine, &[Vec<f32>]),
+    theirs: (&Engine, &[Vec<f32>]),
+    apart: &mut Apart,
+    run: Run,
+) -> Result<Nearness> {
+    let width = ours.0.vector_width();
+    let mut all = Vec::new();
+    for (x, y) in ours.1.iter().zip(theirs.1) {
+        run.check()?;
+        let (x, y) = (ours.0.channels(x), theirs.0.channels(y));
+        let (a, b) = (ours.0.vectors(&x)?, theirs.0.vectors(&x)?);
+        apart.add(&a, &b, None);
+        all.extend(cosines(&a, &theirs.0.vectors(&y)?, width));
+    }
+    let mean = all.iter().sum::<f64>() / all.len().max(1) as f64;
+    if !mean.is_finite() {
+        return Err(Error::unsupported("the vectors of the model that is quantized are not finite"));
+    }
+    let worst_cosine = all.iter().copied().fold(1.0, f64::min);
+    Ok(Nearness::Vectors { cosine: mean, worst_cosine, chunks: ours.1.len() })
+}
+
+/// The same of logits.
+fn by_logits(
+    (ours, streams): (&Engine, &[Vec<f32>]),
+    (theirs, own): (&Engine, &[Vec<f32>]),
+    apart: &mut Apart,
+    run: Run,
+) -> Result<Nearness> {
     let (width, vocab) = (ours.config.hidden, ours.config.vocab);
-    let (mut a, mut b, mut apart) = (Vec::new(), Vec::new(), Apart::default());
+    let (mut a, mut b) = (Vec::new(), Vec::new());
     let (mut kl, mut same, mut rows, mut entropy) = (0.0, 0usize, 0usize, 0.0);
     let mut mean = vec![0.0; vocab];
-    for (x, y) in streams.iter().zip(&own) {
+    for (x, y) in streams.iter().zip(own) {
         let (x, y) = (ours.channels(x), theirs.channels(y));
         for (x, y) in x.chunks(ROWS * width).zip(y.chunks(ROWS * width)) {
             run.check()?;
@@ -228,13 +306,13 @@ pub fn check(
     if !entropy.is_finite() {
         return Err(Error::unsupported("the logits of the model that is quantized are not finite"));
     }
-    judge("the output".into(), apart, bits(None), false);
     let n = rows.max(1) as f64;
-    checked.kl = if kl.is_nan() { f64::INFINITY } else { (kl / n).max(0.0) };
-    checked.same_top = same as f64 / n;
-    checked.entropy = entropy / n;
-    checked.blind = worth(&mean, entropy, n);
-    Ok(checked)
+    Ok(Nearness::Logits {
+        kl: if kl.is_nan() { f64::INFINITY } else { (kl / n).max(0.0) },
+        same_top: same as f64 / n,
+        entropy: entropy / n,
+        blind: worth(&mean, entropy, n),
+    })
 }
 
 /// Why the two cannot be compared.

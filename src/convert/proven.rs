@@ -6,9 +6,10 @@ use super::folder::plan::FolderPlan;
 use super::judge::{Layers, Stored};
 use super::loadable;
 use super::plan::Plan;
-use super::proof::{self, Checked, TOKENS};
+use super::proof::{self, Checked, Nearness, TOKENS};
 use crate::control::{Notice, Run};
 use crate::disk;
+use crate::model::config::Ending;
 use crate::model::keys::lost;
 use crate::model::{Mtp, Part, SourceModel};
 use crate::quant::presets::layer_of;
@@ -25,7 +26,8 @@ const CONVERSION: f64 = 4e-9;
 /// Seconds of one core that the check of one output takes: three passes of its tokens, two readings of the weights.
 pub fn seconds(plan: &Plan) -> f64 {
     let (model, config) = (&plan.source.model, &plan.source.model.config);
-    let head = 3.0 * (TOKENS * config.vocab * config.hidden) as f64 * 7e-12;
+    let vocab = if config.ending == Ending::Logits { config.vocab } else { 0 };
+    let head = 3.0 * (TOKENS * vocab * config.hidden) as f64 * 7e-12;
     3.0 * cost::of(model, Pass::Importance, TOKENS as u64, 1).cpu_seconds + head
 }
 
@@ -158,8 +160,8 @@ pub fn suspect_name(target: &Path) -> PathBuf {
 /// The error of a run with such an output.
 pub fn suspicious(name: &str, checked: &Checked, kept: &Path) -> Error {
     let why = checked.suspicion.as_deref().unwrap_or_default();
-    let blind = match checked.blind {
-        blind if blind > 0.0 && blind < 0.05 * checked.entropy => {
+    let blind = match checked.nearness {
+        Nearness::Logits { blind, entropy, .. } if blind > 0.0 && blind < 0.05 * entropy => {
             "; the source itself makes little of what it reads, so it may be the one that is broken"
         }
         _ => "",

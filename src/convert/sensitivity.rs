@@ -1,5 +1,6 @@
 //! What each tensor would lose in each type, in one currency for the whole model: the error of a layer's output under the
-//! second moments of its input, converted to KL divergence by measuring groups of tensors quantized alone. The table that
+//! second moments of its input, converted to KL divergence (of models without a head, to the distance of vectors) by measuring
+//! groups of tensors quantized alone. The table that
 //! a budget of bytes is spent by; which type a tensor gets is decided elsewhere.
 //!
 //! The model: to first order the errors of different tensors add up, and the KL divergence that a tensor causes is
@@ -10,11 +11,13 @@ use super::blocks::mean_gram;
 use crate::calibration::layerwise::{Captured, Stage, Visit};
 use crate::calibration::moments::Moments;
 use crate::control::Run;
+use crate::eval::cosine::{Embedder, cosines};
 use crate::eval::klbase::{KlBaseReader, KlBaseWriter};
 use crate::eval::{self, Base, Candidate, Logits, Runnable, Windows};
 use crate::feedback::ggml::{self, Gauge, losses_by_type};
 use crate::feedback::{Factor, Order, Shrink};
 use crate::infer::{Linear, Stored};
+use crate::model::config::Ending;
 use crate::model::{MappedTensor, Model, fault};
 use crate::quant::{self, GgmlType, QuantError};
 use crate::source::Checkpoint;
@@ -82,10 +85,12 @@ impl<'a> Estimate<'a> {
     /// The matrix that makes the logits, whose input comes after the last layer, and the embeddings where they are
     /// another one.
     pub fn ends(&mut self, captured: &Captured) -> Result<()> {
-        if !self.index.contains_key("output.weight") {
-            return self.matrices(&["token_embd.weight".to_string()], captured);
+        if self.model.config.ending == Ending::Logits {
+            if !self.index.contains_key("output.weight") {
+                return self.matrices(&["token_embd.weight".to_string()], captured);
+            }
+            self.matrices(&["output.weight".to_string()], captured)?;
         }
-        self.matrices(&["output.weight".to_string()], captured)?;
         let Some(&index) = self.index.get("token_embd.weight") else { return Ok(()) };
         // An embedding is not multiplied with anything: its error is what comes out.
         let tensor = &self.model.tensors[index];
@@ -266,7 +271,7 @@ pub struct Group {
     pub layers: Range<usize>,
     /// Tensors of the model.
     pub members: Vec<usize>,
-    /// KL divergence, nats per token, with the members in [`probe_type`] and everything else as it was.
+    /// KL divergence, nats per token, or mean of 1 − cosine, with the members in [`probe_type`] and everything else as it was.
     pub kl: f64,
 }
 
@@ -328,21 +333,25 @@ pub fn measure(
     Ok(())
 }
 
-/// The logits of the model as it is, in a file.
-struct Reference<'a> {
-    path: &'a Path,
+/// What the model gives as it is: its logits, in a file, or vectors.
+enum Reference<'a> {
+    Logits(&'a Path),
+    Vectors(Vec<Vec<f32>>),
 }
 
 impl<'a> Reference<'a> {
     fn new(model: &mut Runnable, text: &Text, path: &'a Path) -> Result<Self> {
+        if model.engine.config.ending != Ending::Logits {
+            return Ok(Self::Vectors(vectors(model, text)?));
+        }
         let writer = KlBaseWriter::create(path, text.windows, model.vocab(), text.stream)?;
         let base = Base::Model(Candidate { name: "base".into(), model });
         let options = eval::Options { save_base: Some(writer), progress: None };
         eval::compare(base, &mut [], text.stream, text.windows, options)?;
-        Ok(Self { path })
+        Ok(Self::Logits(path))
     }
 
-    /// The KL divergence with some tensors quantized by ggml's search.
+    /// The KL divergence, or mean of 1 − cosine, with some tensors quantized by ggml's search.
     fn kl(
         &self,
         model: &mut Runnable,
@@ -358,16 +367,32 @@ impl<'a> Reference<'a> {
             other.push((tensor.name.clone(), stored));
         }
         swap(model, &mut other);
-        let run = {
-            let base = Base::File(Box::new(KlBaseReader::open(self.path)?));
-            let with = Candidate { name: "one group quantized".into(), model };
-            eval::compare(base, &mut [with], text.stream, text.windows, eval::Options::default())
-        };
+        let losses = self.losses(model, text);
         swap(model, &mut other);
-        let run = run?;
-        let records = &run.candidates[0];
-        Ok(records.iter().map(|r| r.kld).sum::<f64>() / records.len().max(1) as f64)
+        let losses = losses?;
+        Ok(losses.iter().sum::<f64>() / losses.len().max(1) as f64)
     }
+
+    /// Of every position, or of every vector.
+    fn losses(&self, model: &mut Runnable, text: &Text) -> Result<Vec<f64>> {
+        match self {
+            Reference::Logits(path) => {
+                let base = Base::File(Box::new(KlBaseReader::open(path)?));
+                let with = Candidate { name: "one group quantized".into(), model };
+                let run = eval::compare(base, &mut [with], text.stream, text.windows, eval::Options::default())?;
+                Ok(run.candidates[0].iter().map(|r| r.kld).collect())
+            }
+            Reference::Vectors(base) => {
+                let (theirs, width) = (vectors(model, text)?, model.engine.vector_width());
+                let cosines = base.iter().zip(&theirs).flat_map(|(a, b)| cosines(a, b, width));
+                Ok(cosines.map(|cosine| 1.0 - cosine).collect())
+            }
+        }
+    }
+}
+
+fn vectors(model: &mut Runnable, text: &Text) -> Result<Vec<Vec<f32>>> {
+    Embedder { name: "the model".into(), model }.run(text.stream, text.windows, &mut |_| Ok(()))
 }
 
 /// Exchanges the weights of the linear layers named.

@@ -185,6 +185,23 @@ fn correct(pairs: &mut [Pair]) {
     }
 }
 
+/// The mean of a figure that chunks have one or several of each, with its interval over chunks where there are two or more.
+pub fn mean(chunks: &[Vec<f64>], config: Bootstrap) -> Estimate {
+    let sums: Vec<(f64, f64)> = chunks.iter().map(|c| (c.iter().sum(), c.len() as f64)).collect();
+    let of = |picked: &mut dyn Iterator<Item = (f64, f64)>| {
+        let (sum, n) = picked.fold((0.0, 0.0), |all, one| (all.0 + one.0, all.1 + one.1));
+        sum / n.max(1.0)
+    };
+    let value = of(&mut sums.iter().copied());
+    if sums.len() < 2 || config.resamples == 0 {
+        return Estimate::new(value, 0.0);
+    }
+    let mut rng = Rng::new(config.seed);
+    let mut draw = || of(&mut (0..sums.len()).map(|_| sums[rng.below(sums.len())]));
+    let mut draws: Vec<f64> = (0..config.resamples).map(|_| draw()).collect();
+    Estimate { value, std_error: deviation(&draws), ci95: Some(interval(&mut draws)) }
+}
+
 /// The standard deviation of the resampled values: the standard error over chunks.
 fn deviation(draws: &[f64]) -> f64 {
     let n = draws.len() as f64;

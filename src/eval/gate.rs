@@ -3,8 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::cosine::Cosines;
 use super::stats::{Estimate, Statistics};
 use crate::error::Hint;
+use crate::model::config::Ending;
 use crate::{Error, Result};
 
 /// Fewest scored positions for any gate.
@@ -23,12 +25,14 @@ pub struct Gates {
     pub max_ppl_increase: Option<f64>,
     /// Smallest share of equal first choices, as a fraction.
     pub min_top1: Option<f64>,
+    /// Smallest mean cosine between vectors, of models without a head.
+    pub min_cosine: Option<f64>,
 }
 
 /// What one gate said about one candidate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GateOutcome {
-    /// `max_kld`, `max_ppl_increase` or `min_top1`.
+    /// `max_kld`, `max_ppl_increase`, `min_top1` or `min_cosine`.
     pub gate: String,
     /// Which candidate.
     pub candidate: String,
@@ -52,15 +56,21 @@ impl GateOutcome {
             ("max_kld", false) => ("KL divergence", "above"),
             ("max_ppl_increase", true) => ("perplexity increase", "within"),
             ("max_ppl_increase", false) => ("perplexity increase", "above"),
+            ("min_cosine", true) => ("mean cosine", "at or above"),
+            ("min_cosine", false) => ("mean cosine", "below"),
             (_, true) => ("same top choice", "at or above"),
             (_, false) => ("same top choice", "below"),
         };
         // The limit as it was asked for; what was measured with the digits it deserves.
         let limit = match self.gate.as_str() {
-            "max_kld" => format!("{}", self.limit),
+            "max_kld" | "min_cosine" => format!("{}", self.limit),
             _ => format!("{} %", (self.limit * 1e8).round() / 1e6),
         };
-        let show = |v: f64| if self.gate == "max_kld" { significant(v) } else { format!("{:.2} %", 100.0 * v) };
+        let show = |v: f64| match self.gate.as_str() {
+            "max_kld" => significant(v),
+            "min_cosine" => shown_cosine(v),
+            _ => format!("{:.2} %", 100.0 * v),
+        };
         let unsure =
             if self.certain { "" } else { "; the interval includes the limit, so more text could change this" };
         format!(
@@ -77,6 +87,12 @@ impl GateOutcome {
 fn significant(v: f64) -> String {
     let digits = if v == 0.0 { 0 } else { (2 - v.abs().log10().floor() as i32).clamp(0, 9) };
     format!("{v:.*}", digits as usize)
+}
+
+/// A cosine with as many nines as it has, and two digits behind them.
+pub fn shown_cosine(v: f64) -> String {
+    let decimals = if v < 1.0 { (1.0 - (1.0 - v).log10().floor()).clamp(3.0, 9.0) } else { 4.0 };
+    format!("{v:.*}", decimals as usize)
 }
 
 impl Gates {
@@ -109,6 +125,49 @@ impl Gates {
         Ok(())
     }
 
+    /// That a model that ends so can be held to the limits.
+    ///
+    /// # Errors
+    /// `Request`.
+    pub fn check_ending(&self, ending: Ending) -> Result<()> {
+        let of_logits = self.max_kld.or(self.max_ppl_increase).or(self.min_top1).is_some();
+        match ending {
+            Ending::Vectors(_) if of_logits => Err(Error::request(
+                "the model gives vectors of texts and no logits: no KL divergence, perplexity or top choice can be held to a limit",
+            )
+            .hint(Hint::GateOfVectors)),
+            Ending::Logits if self.min_cosine.is_some() => Err(Error::request(
+                "the model gives logits and no vectors of texts: no cosine can be held to a limit",
+            )
+            .hint(Hint::GateOfLogits)),
+            _ => Ok(()),
+        }
+    }
+
+    /// [`Gates::check_size`] for a model that gives vectors, of which each chunk is one.
+    ///
+    /// # Errors
+    /// As that.
+    pub fn check_chunks(&self, chunks: usize) -> Result<()> {
+        self.check_limits()?;
+        if self.is_empty() || chunks >= MIN_CHUNKS {
+            return Ok(());
+        }
+        let what = format!("too little text for the asked gate: {chunks} chunks, needed {MIN_CHUNKS}");
+        Err(Error::bad_input(what).hint(Hint::TextForGate))
+    }
+
+    /// Judges one candidate by its vectors.
+    ///
+    /// # Errors
+    /// As [`Gates::judge`].
+    pub fn judge_vectors(&self, candidate: &str, cosines: &Cosines, chunks: usize) -> Result<Vec<GateOutcome>> {
+        self.check_chunks(chunks)?;
+        let mut outcomes = Vec::new();
+        judge(candidate, &mut outcomes, "min_cosine", self.min_cosine, cosines.mean, |limit| 1.0 - limit, false)?;
+        Ok(outcomes)
+    }
+
     /// That the limits are such as something can be held to.
     ///
     /// # Errors
@@ -118,6 +177,7 @@ impl Gates {
             ("max_kld", self.max_kld, 0.0, f64::MAX),
             ("max_ppl_increase", self.max_ppl_increase, 0.0, f64::MAX),
             ("min_top1", self.min_top1, 0.0, 1.0),
+            ("min_cosine", self.min_cosine, -1.0, 1.0),
         ] {
             if let Some(limit) = limit.filter(|l| !(low..=high).contains(l)) {
                 return Err(Error::request(format!("the limit {limit} of {gate} is out of range")));
@@ -132,24 +192,7 @@ impl Gates {
         self.check_size(s.tokens, chunks)?;
         let mut outcomes = Vec::new();
         let mut judge = |gate: &str, limit: Option<f64>, e: Estimate, room: fn(f64) -> f64, upper: bool| {
-            let Some(limit) = limit else { return Ok(()) };
-            let ci95 = e.ci95.unwrap_or([e.value - 1.96 * e.std_error, e.value + 1.96 * e.std_error]);
-            let passes = |v: f64| if upper { v <= limit } else { v >= limit };
-            let certain = passes(ci95[0]) == passes(ci95[1]);
-            let half = (ci95[1] - ci95[0]) / 2.0;
-            if !certain && half > room(limit) && room(limit) > 0.0 {
-                return Err(Error::bad_input(format!(
-                    "too few tokens for the asked gate: {candidate}'s {gate} is {} with a 95 % interval of {} to {}, \
-                     too wide to judge a limit of {limit}",
-                    significant(e.value),
-                    significant(ci95[0]),
-                    significant(ci95[1])
-                ))
-                .hint(Hint::TextForGate));
-            }
-            let (gate, candidate) = (gate.to_string(), candidate.to_string());
-            outcomes.push(GateOutcome { gate, candidate, limit, value: e.value, ci95, pass: passes(e.value), certain });
-            Ok(())
+            judge(candidate, &mut outcomes, gate, limit, e, room, upper)
         };
         let rise = |r: Estimate| Estimate {
             value: r.value - 1.0,
@@ -161,6 +204,36 @@ impl Gates {
         judge("min_top1", self.min_top1, s.same_top, |limit| 1.0 - limit, false)?;
         Ok(outcomes)
     }
+}
+
+/// The outcome of one limit, where there is one: `upper` ones are not to be exceeded. `room` is how wide an interval may be.
+fn judge(
+    candidate: &str,
+    outcomes: &mut Vec<GateOutcome>,
+    gate: &str,
+    limit: Option<f64>,
+    e: Estimate,
+    room: fn(f64) -> f64,
+    upper: bool,
+) -> Result<()> {
+    let Some(limit) = limit else { return Ok(()) };
+    let ci95 = e.ci95.unwrap_or([e.value - 1.96 * e.std_error, e.value + 1.96 * e.std_error]);
+    let passes = |v: f64| if upper { v <= limit } else { v >= limit };
+    let certain = passes(ci95[0]) == passes(ci95[1]);
+    let half = (ci95[1] - ci95[0]) / 2.0;
+    if !certain && half > room(limit) && room(limit) > 0.0 {
+        return Err(Error::bad_input(format!(
+            "too few tokens for the asked gate: {candidate}'s {gate} is {} with a 95 % interval of {} to {}, \
+             too wide to judge a limit of {limit}",
+            significant(e.value),
+            significant(ci95[0]),
+            significant(ci95[1])
+        ))
+        .hint(Hint::TextForGate));
+    }
+    let (gate, candidate) = (gate.to_string(), candidate.to_string());
+    outcomes.push(GateOutcome { gate, candidate, limit, value: e.value, ci95, pass: passes(e.value), certain });
+    Ok(())
 }
 
 /// The error of a build whose gates failed, or `Ok`.
@@ -188,6 +261,7 @@ pub fn parse_share(text: &str) -> Result<f64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::config::Pooling;
 
     fn stats(kld: f64, half: f64) -> Statistics {
         let e =
@@ -203,7 +277,7 @@ mod tests {
 
     #[test]
     fn the_point_estimate_decides_and_the_interval_is_said() {
-        let gates = Gates { max_kld: Some(0.05), max_ppl_increase: Some(0.03), min_top1: Some(0.95) };
+        let gates = Gates { max_kld: Some(0.05), max_ppl_increase: Some(0.03), min_top1: Some(0.95), min_cosine: None };
         let outcomes = gates.judge("Q4_K_M", &stats(0.048, 0.004), 40).unwrap();
         assert_eq!(outcomes.iter().map(|o| o.pass).collect::<Vec<_>>(), [true, true, false]);
         assert_eq!(outcomes.iter().map(|o| o.certain).collect::<Vec<_>>(), [false, true, true]);
@@ -230,6 +304,26 @@ mod tests {
         let tight = Gates { max_kld: Some(0.001), ..Gates::default() };
         assert!(tight.judge("a", &stats(0.0005, 0.002), 40).unwrap_err().to_string().contains("too wide to judge"));
         assert!(!tight.judge("a", &stats(0.5, 0.02), 40).unwrap()[0].pass, "a clear failure needs no precision");
+    }
+
+    #[test]
+    fn cosines_are_judged_where_there_are_vectors() {
+        let vectors = Ending::Vectors(Pooling::Mean);
+        let (kld, cosine) =
+            (Gates { max_kld: Some(0.1), ..Gates::default() }, Gates { min_cosine: Some(0.999), ..Gates::default() });
+        assert!(kld.check_ending(Ending::Logits).is_ok() && cosine.check_ending(vectors).is_ok());
+        assert_eq!(kld.check_ending(vectors).unwrap_err().exit_code(), 2);
+        assert_eq!(cosine.check_ending(Ending::Logits).unwrap_err().exit_code(), 2);
+        assert!(cosine.check_chunks(3).unwrap_err().to_string().contains("too little text"));
+        let mean = |value| Cosines {
+            mean: Estimate { value, std_error: 1e-5, ci95: Some([value - 2e-5, value + 2e-5]) },
+            ..Cosines::default()
+        };
+        let judge = |value| cosine.judge_vectors("Q4_0", &mean(value), 8).unwrap().remove(0);
+        assert!(judge(0.9997).pass && !judge(0.9979).pass);
+        let sentence = judge(0.9979).sentence();
+        assert_eq!(sentence, "Q4_0: mean cosine 0.9979 (95 % interval 0.9979 to 0.9979) is below the limit of 0.999");
+        assert_eq!([1.0, 0.5, 0.999_961].map(shown_cosine), ["1.0000", "0.500", "0.999961"]);
     }
 
     #[test]

@@ -95,7 +95,7 @@ impl KlBaseReader {
 
     /// The windows that the file was made with; `bos` as the tokenizer of the models says.
     pub fn windows(&self, bos: Option<u32>) -> Windows {
-        Windows { method: Method::LlamaCpp { ctx: self.ctx }, bos, count: self.chunks }
+        Windows { method: Method::LlamaCpp { ctx: self.ctx }, bos, eos: None, count: self.chunks }
     }
 
     /// Reads the log-probabilities of the next scored position into `out` `[vocab]`.

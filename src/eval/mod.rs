@@ -1,5 +1,6 @@
 //! What an artifact is worth: perplexity, KL divergence and their error bars, over one token stream for any number of
-//! models in lock-step. It knows logits, not models: the forward pass comes in through [`Logits`].
+//! models in lock-step; of models without a head the cosines between their vectors. It knows logits and vectors, not models: the
+//! forward pass comes in through [`Logits`] and [`Vectors`].
 //!
 //! The definitions are those of llama.cpp's `llama-perplexity --kl-divergence`; what it lacks (confidence intervals by
 //! block bootstrap, paired differences, gates) is added in [`bootstrap`] and [`gate`].
@@ -9,6 +10,8 @@ mod artifact;
 #[doc(hidden)]
 pub mod bootstrap;
 pub(crate) mod compare;
+#[doc(hidden)]
+pub mod cosine;
 #[doc(hidden)]
 pub mod damage;
 pub(crate) mod gate;
@@ -30,6 +33,7 @@ use crate::Result;
 pub use crate::infer::{Cache, Engine, KvCache, Observer, Sampling};
 pub use artifact::{Ablation, Artifact, TensorDamage};
 pub use compare::{Base, Candidate, Comparison, Options, Progress, compare, compare_in_turns};
+pub use cosine::{Cosines, Loss, Measured, Vectors};
 pub use gate::{GateOutcome, Gates};
 pub use runnable::Runnable;
 pub use stats::{Estimate, Percentiles, Record, Statistics};

@@ -2,7 +2,7 @@
 //! a GGUF file alone. This is where the evaluator's view of a model (logits of tokens) meets the forward pass.
 
 use super::text::Encoder;
-use super::{Artifact, EachRows, Logits};
+use super::{Artifact, EachRows, Logits, Vectors};
 use crate::infer::{Cache, Engine};
 use crate::model::tokenizer::{Message, Tokenizer};
 use crate::model::{Model, SourceModel};
@@ -138,6 +138,7 @@ impl Logits for Runnable {
     }
 
     fn logits(&mut self, chunk: usize, wanted: Range<usize>, each: &mut EachRows) -> Result<()> {
+        self.engine.config.ending.needs_logits("a comparison by logits")?;
         let (width, vocab) = (self.engine.config.hidden, self.vocab());
         let Work { hidden, logits, len, from, .. } = &mut self.work;
         let first = chunk * (*len - *from);
@@ -161,6 +162,22 @@ impl Logits for Runnable {
     }
 }
 
+impl Vectors for Runnable {
+    fn vectors(&mut self, chunks: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
+        Logits::run(self, chunks, 0)?;
+        let each = self.work.len * self.engine.config.hidden;
+        self.work.hidden.chunks_exact(each.max(1)).map(|hidden| self.engine.vectors(hidden)).collect()
+    }
+
+    fn width(&mut self) -> Result<usize> {
+        Ok(self.engine.vector_width())
+    }
+
+    fn put_away(&mut self) {
+        self.work = Work::default();
+    }
+}
+
 /// The model's own tokenizer, as the evaluation uses it.
 impl Encoder for Runnable {
     fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>> {
@@ -169,6 +186,10 @@ impl Encoder for Runnable {
 
     fn bos(&self) -> Option<u32> {
         Encoder::bos(&*self.tokenizer)
+    }
+
+    fn eos(&self) -> Option<u32> {
+        Encoder::eos(&*self.tokenizer)
     }
 
     fn render_chat(&self, messages: &[Message]) -> Result<String> {
@@ -184,6 +205,10 @@ impl Encoder for Tokenizer {
     /// The token that stands in front of a text, where the tokenizer asks for one.
     fn bos(&self) -> Option<u32> {
         Tokenizer::bos(self).filter(|_| self.add_bos())
+    }
+
+    fn eos(&self) -> Option<u32> {
+        Tokenizer::eos(self).filter(|_| self.add_eos())
     }
 
     fn render_chat(&self, messages: &[Message]) -> Result<String> {

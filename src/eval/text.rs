@@ -15,6 +15,10 @@ pub trait Encoder {
     fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>>;
     /// The BOS token, for tokenizers that put one before every text.
     fn bos(&self) -> Option<u32>;
+    /// The token that such as put one behind every text end it with.
+    fn eos(&self) -> Option<u32> {
+        None
+    }
     /// The conversation through the model's chat template, without a generation prompt.
     fn render_chat(&self, messages: &[Message]) -> Result<String>;
 }

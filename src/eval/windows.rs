@@ -88,6 +88,8 @@ pub struct Windows {
     pub method: Method,
     /// Token that overwrites position 0 of every window, for tokenizers that ask for one.
     pub bos: Option<u32>,
+    /// Token that overwrites the last of every window, where each is a text of its own: of models that give vectors.
+    pub eos: Option<u32>,
     /// How many windows there are.
     pub count: usize,
 }
@@ -112,7 +114,12 @@ impl Windows {
             return Err(Error::request("0 chunks leave nothing to evaluate"));
         }
         let fit = (tokens - ctx) / method.stride() + 1;
-        Ok(Windows { method, bos, count: chunks.unwrap_or(fit).min(fit) })
+        Ok(Windows { method, bos, eos: None, count: chunks.unwrap_or(fit).min(fit) })
+    }
+
+    /// The same windows as texts of their own, each with a token at its end.
+    pub fn ending_in(self, eos: Option<u32>) -> Windows {
+        Windows { eos, ..self }
     }
 
     /// All windows, in order.
@@ -130,11 +137,15 @@ impl Windows {
         (self.count - 1) * self.method.stride() + self.method.ctx()
     }
 
-    /// The input of one window: its stretch of the stream with the first token replaced by BOS where one is asked for.
+    /// The input of one window: its stretch of the stream with the first token replaced by BOS, and the last by EOS, where they
+    /// are asked for.
     pub fn input(&self, stream: &[u32], window: Window) -> Vec<u32> {
         let mut tokens = stream[window.start..window.start + self.method.ctx()].to_vec();
         if let (Some(bos), Some(first)) = (self.bos, tokens.first_mut()) {
             *first = bos;
+        }
+        if let (Some(eos), Some(last)) = (self.eos, tokens.last_mut()) {
+            *last = eos;
         }
         tokens
     }

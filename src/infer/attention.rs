@@ -1,5 +1,5 @@
-//! Causal attention of a batch of queries over the key/value cache: grouped heads, sliding windows, soft-capping. The
-//! projections before and after it are not here.
+//! Attention of a batch of queries over the key/value cache: grouped heads, sliding windows, soft-capping; causal, or in both
+//! directions. The projections before and after it are not here.
 
 use super::Buffers;
 #[cfg(target_arch = "x86_64")]
@@ -186,6 +186,8 @@ pub(super) struct Heads<'a> {
     pub window: Option<usize>,
     /// Those of its chunk of `window` positions instead.
     pub chunked: bool,
+    /// Those behind it too; with a window, what is at most half of it away.
+    pub both_ways: bool,
     /// A score of each head that nothing is read for.
     pub sinks: Option<&'a [f32]>,
     /// The largest slope of linear biases.
@@ -217,7 +219,7 @@ thread_local! {
 #[cfg(target_arch = "x86_64")]
 const FEW_QUERIES: usize = 4;
 
-/// Attends from the last `n` positions of `kv` to all before them. The queries are the first `heads * dim` columns of
+/// Attends from the last `n` positions of `kv` to all before them, or to all. The queries are the first `heads * dim` columns of
 /// `q` (`[n, stride]`); the result goes to `out` (`[n, heads * value_dim]`). `packed` is working memory.
 pub(super) fn attend(shape: Heads, q: &[f32], stride: usize, kv: Seen, packed: &mut Vec<f32>, out: &mut [f32]) {
     let Heads { heads, dim, value_dim, .. } = shape;
@@ -284,6 +286,10 @@ impl Block<'_> {
     fn seen(&self, query: usize) -> Range<usize> {
         let end = self.first + query + 1;
         match self.shape.window {
+            None if self.shape.both_ways => 0..self.kv.len,
+            Some(window) if self.shape.both_ways => {
+                (end - 1).saturating_sub(window / 2)..(end + window / 2).min(self.kv.len)
+            }
             Some(chunk) if self.shape.chunked => (end - 1) / chunk * chunk..end,
             window => window.map_or(0, |w| end.saturating_sub(w))..end,
         }
@@ -359,8 +365,8 @@ impl Block<'_> {
                 vector::soft_cap(row, cap);
             }
             if let Some(slope) = slope {
-                let n = row.len();
-                row.iter_mut().enumerate().for_each(|(i, score)| *score -= slope * (n - 1 - i) as f32);
+                let distance = |i: usize| (self.first + query).abs_diff(seen.start + i) as f32;
+                row.iter_mut().enumerate().for_each(|(i, score)| *score -= slope * distance(i));
             }
             softmax_beside(row, self.shape.sinks.map(|sinks| sinks[self.head]));
         }
@@ -396,6 +402,7 @@ mod tests {
                 softcap,
                 window,
                 chunked: false,
+                both_ways: false,
                 sinks: None,
                 alibi: None,
             };
@@ -450,6 +457,7 @@ mod tests {
                 softcap: None,
                 window,
                 chunked: true,
+                both_ways: false,
                 sinks,
                 alibi,
             };
@@ -478,6 +486,50 @@ mod tests {
                     let exact: f64 = (first..=position).map(|p| score(p) / total * value(p)).sum();
                     let got = f64::from(out[(t * heads + h) * value_dim + d]);
                     assert!((got - exact).abs() < 1e-5, "{window:?} {alibi:?} query {t} head {h}: {got} {exact}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn in_both_directions_everything_is_seen_or_half_a_window_on_either_side() {
+        let (heads, n) = (2, 130);
+        for (window, alibi, dim) in [(None, None, 8), (Some(16), None, 32), (Some(7), None, 8), (None, Some(8.0), 32)] {
+            let shape = Heads {
+                heads,
+                kv_heads: 1,
+                dim,
+                value_dim: dim,
+                scale: 0.9,
+                softcap: None,
+                window,
+                chunked: false,
+                both_ways: true,
+                sinks: None,
+                alibi,
+            };
+            let (keys, values, q) = (numbers(n * dim, 1), numbers(n * dim, 2), numbers(n * heads * dim, 3));
+            let seen = Seen { keys: &keys, values: &values, step: dim, value_step: dim, len: n };
+            // All queries, and the last ones alone.
+            for from in [0, 100] {
+                let mut out = vec![f32::NAN; (n - from) * heads * dim];
+                attend(shape, &q[from * heads * dim..], heads * dim, seen, &mut Vec::new(), &mut out);
+                for (t, h) in (from..n).flat_map(|t| (0..heads).map(move |h| (t, h))) {
+                    let near = |p: &usize| window.is_none_or(|w| p.abs_diff(t) <= w / 2);
+                    let score = |p: usize| {
+                        let query = &q[(t * heads + h) * dim..][..dim];
+                        let products = query.iter().zip(&keys[p * dim..]).map(|(a, b)| f64::from(*a) * f64::from(*b));
+                        let slope =
+                            alibi.map_or(0.0, |a: f32| 2f64.powf(-f64::from(a) * (h + 1) as f64 / heads as f64));
+                        (products.sum::<f64>() * 0.9 - slope * p.abs_diff(t) as f64).exp()
+                    };
+                    let total: f64 = (0..n).filter(near).map(score).sum();
+                    for d in 0..dim {
+                        let value = |p: usize| f64::from(values[p * dim + d]);
+                        let exact: f64 = (0..n).filter(near).map(|p| score(p) / total * value(p)).sum();
+                        let got = f64::from(out[((t - from) * heads + h) * dim + d]);
+                        assert!((got - exact).abs() < 1e-5, "{window:?} {alibi:?} query {t} head {h}: {got} {exact}");
+                    }
                 }
             }
         }

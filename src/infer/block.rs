@@ -109,16 +109,23 @@ impl Call<'_> {
     }
 }
 
+/// How a part's result joins the stream.
+pub(super) struct Joint {
+    /// The norm on the result (gemma2, gemma3).
+    pub result: Option<Norm>,
+    /// That on the stream, once the result was added (BERT).
+    pub sum: Option<Norm>,
+}
+
 pub(super) struct Layer {
     /// `None`: the part reads the stream as it is.
     pub attn_norm: Option<Norm>,
     /// What mixes tokens, each with its last matrix; results are added up.
     pub mixers: Vec<(Mixer, Linear)>,
-    /// Norms on the results of mixer and feed-forward (gemma2, gemma3).
-    pub post_attn_norm: Option<Norm>,
+    pub after_attn: Joint,
     pub ffn_norm: Option<Norm>,
     pub mlp: Mlp,
-    pub post_ffn_norm: Option<Norm>,
+    pub after_ffn: Joint,
     /// Mixer and feed-forward read the same stream.
     pub parallel: bool,
     /// How both parts read and write the residual streams, where there are several.
@@ -240,7 +247,7 @@ impl Engine {
             match &entered {
                 Some(entered) => self.leave(entered, result, x, carried),
                 None if layer.mixers.is_empty() => {}
-                None => self.add(x, result, layer.post_attn_norm.as_ref()),
+                None => self.add(x, result, &layer.after_attn),
             }
             if let Some(altup) = altup {
                 let read = &normed[..x.len()];
@@ -302,7 +309,7 @@ impl Engine {
         match &entered {
             _ if run.is_break() || matches!(layer.mlp, Mlp::None) => {}
             Some(entered) => self.leave(entered, result, x, carried),
-            None => self.add(x, result, layer.post_ffn_norm.as_ref()),
+            None => self.add(x, result, &layer.after_ffn),
         }
         let altup = layer.streams.as_ref().and_then(Between::altup);
         if let Some(altup) = altup.filter(|_| run.is_continue()) {
@@ -331,15 +338,18 @@ impl Engine {
         Ok(run)
     }
 
-    /// `x += result`, which is normalised before where the family has a norm there, and scaled where it has a factor.
-    pub(super) fn add(&self, x: &mut [f32], result: &mut [f32], norm: Option<&Norm>) {
+    /// `x += result`, which is scaled where the family has a factor; both are normalised where it has a norm there.
+    pub(super) fn add(&self, x: &mut [f32], result: &mut [f32], joint: &Joint) {
         let hidden = self.config.hidden;
         let rows = x.par_chunks_exact_mut(hidden).zip(result.par_chunks_exact_mut(hidden));
         rows.with_min_len(ROWS_PER_TASK).for_each(|(x, result)| {
-            if let Some(norm) = norm {
+            if let Some(norm) = &joint.result {
                 norm.apply(result, 0);
             }
             vector::add_scaled(x, self.config.residual_scale, result);
+            if let Some(norm) = &joint.sum {
+                norm.apply(x, 0);
+            }
         });
     }
 }

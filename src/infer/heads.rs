@@ -6,9 +6,9 @@ use super::chosen::{self, Indexer};
 use super::linear::{Linear, ROWS_PER_TASK, sigmoid, sized, softplus};
 use super::norm::{Norm, unit_norm};
 use super::{Call, Observer};
-use crate::Result;
 use crate::kernel::{Output, vector};
 use crate::model::config::{self, Gate, Temperature};
+use crate::{Error, Result};
 use rayon::prelude::*;
 use std::ops::ControlFlow;
 
@@ -42,6 +42,9 @@ impl Attention {
         let (hidden, first, rows, n) = (c.hidden, call.cache.len(), call.rows, call.n);
         let (q_width, kv_width, v_width) = (own.q_width(), own.k_width(), own.v_width());
         let shared = own.peculiar.shared;
+        if own.peculiar.both_ways && first > 0 {
+            return Err(Error::Internal("tokens that see those behind them were read without them".into()));
+        }
         // Columns of the keys and values that this layer makes.
         let (k_cols, v_cols) = if shared.is_some() { (0, 0) } else { (kv_width, v_width) };
         let stride = q_width + k_cols + v_cols;
@@ -151,6 +154,7 @@ impl Attention {
             softcap: own.softcap,
             window: own.window.map(|w| w.max(1)),
             chunked: few.chunked,
+            both_ways: few.both_ways,
             sinks: self.sinks.as_deref(),
             alibi: few.alibi,
         };

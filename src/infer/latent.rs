@@ -239,6 +239,7 @@ fn heads_shape(own: &config::Latent) -> Heads<'static> {
         softcap: None,
         window: None,
         chunked: false,
+        both_ways: false,
         sinks: None,
         alibi: None,
     }

@@ -2,6 +2,7 @@
 
 use super::Observer;
 use super::activations::Rounding;
+use super::erf::erf;
 use crate::kernel::{Output, RowSource, bf16, matmul, vector};
 use crate::model::config::Activation;
 use rayon::prelude::*;
@@ -212,24 +213,6 @@ pub(super) fn times(activation: Activation, gate: f32, up: f32) -> f32 {
             value * up
         }
     }
-}
-
-/// The error function, to about 1e-7 (Abramowitz and Stegun 7.1.5, and the continued fraction 7.1.14).
-fn erf(x: f32) -> f32 {
-    let x = f64::from(x);
-    let z = x.abs();
-    let value = if z < 2.0 {
-        let (mut term, mut sum) = (z, z);
-        for k in 1..40 {
-            term *= -z * z / k as f64;
-            sum += term / (2 * k + 1) as f64;
-        }
-        sum * std::f64::consts::FRAC_2_SQRT_PI
-    } else {
-        let fraction = (1..=24).rev().fold(0.0, |f, k| k as f64 / 2.0 / (z + f));
-        1.0 - (-z * z).exp() / ((z + fraction) * std::f64::consts::PI.sqrt())
-    };
-    value.copysign(x) as f32
 }
 
 /// Rows of activations that are worth handing to another thread.

@@ -2,7 +2,7 @@
 //! configuration.
 
 use super::altup::AltUp;
-use super::block::{Both, Layer, Mixer, Mlp};
+use super::block::{Both, Joint, Layer, Mixer, Mlp};
 use super::carried::LayerVector;
 use super::channel_delta::ChannelDelta;
 use super::chosen::Indexer;
@@ -88,13 +88,17 @@ impl Block<'_> {
             let norm = if wiring.post_norm { self.norm(stem, hidden)? } else { None };
             Ok(norm.map(|norm| Norm { eps: c.post_norm_eps.unwrap_or(norm.eps), ..norm }))
         };
+        let joint = |result: &str, sum: &str| -> Result<Joint> {
+            let sum = if sum.is_empty() { None } else { Some(self.loader.norm(c, &self.name(sum), hidden)?) };
+            Ok(Joint { result: after(result)?, sum })
+        };
         Ok(Layer {
             attn_norm: before(names.attn, wiring.pre_norm && !alone)?,
             mixers,
-            post_attn_norm: after(names.post_attn)?,
+            after_attn: joint(names.post_attn, names.attn_sum)?,
             ffn_norm: before(if alone { names.attn } else { names.ffn }, wiring.pre_norm)?,
             mlp: self.mlp(&described.ffn)?,
-            post_ffn_norm: after(names.post_ffn)?,
+            after_ffn: joint(names.post_ffn, names.ffn_sum)?,
             parallel: wiring.parallel,
             streams: self.streams()?,
             ngrams: self.ngrams()?,

@@ -9,6 +9,7 @@ mod block;
 mod carried;
 mod channel_delta;
 mod chosen;
+mod erf;
 mod experts;
 mod heads;
 mod kv_cache;
@@ -17,6 +18,7 @@ mod linear;
 mod load;
 mod ngrams;
 mod norm;
+mod pooling;
 mod recurrent;
 mod rope;
 mod sampling;
@@ -33,7 +35,7 @@ use crate::kernel::{Output, vector};
 use crate::model::Config;
 use crate::{Error, Result};
 use activations::Rounding;
-use block::{Buffers, Call, Layer, Mlp};
+use block::{Buffers, Call, Joint, Layer, Mlp};
 use carried::PerLayer;
 use linear::{FeedForward, Inner, sized};
 use norm::Norm;
@@ -69,10 +71,12 @@ pub struct Engine {
     embedding: Linear,
     /// What is added at every position (GPT-2).
     positions: Option<Linear>,
+    /// What is added to every token of a text that is read alone (BERT's first segment).
+    segment: Option<Vec<f32>>,
     embedding_norm: Option<Norm>,
     /// `None`: not in memory (now).
     layers: Vec<Option<Layer>>,
-    /// `None`: what mixes the streams has normalised them.
+    /// `None`: what mixes the streams, or the last layer, has normalised them.
     output_norm: Option<Norm>,
     /// `None`: the embedding (tied).
     output: Option<Linear>,
@@ -90,6 +94,8 @@ pub struct Engine {
     altup: Option<altup::Ends>,
     /// How keys and values are rounded.
     kv_cache: Option<KvCache>,
+    /// What pooled vectors go through, of models without a head.
+    dense: Vec<Linear>,
 }
 
 impl Engine {
@@ -101,8 +107,10 @@ impl Engine {
     /// Runs `tokens` after those in `cache` and returns the logits `[wanted.len(), vocab]` of the positions `wanted` of
     /// this batch.
     ///
-    /// Errors: `BadInput` for a token beyond the vocabulary, or more tokens than the cache has room for.
+    /// Errors: `BadInput` for a token beyond the vocabulary, or more tokens than the cache has room for; `Unsupported` for a model
+    /// without a head.
     pub fn forward(&self, tokens: &[u32], cache: &mut Cache, wanted: Range<usize>) -> Result<Vec<f32>> {
+        self.config.ending.needs_logits("a forward pass to the head")?;
         let hidden = self.hidden(tokens, cache, &mut ())?;
         let width = self.config.hidden;
         let wanted = hidden.get(wanted.start * width..wanted.end * width);
@@ -162,6 +170,7 @@ impl Engine {
     ///
     /// Errors: as [`Engine::forward`].
     pub fn step(&self, tokens: &[u32], cache: &mut Cache) -> Result<Vec<f32>> {
+        self.config.ending.needs_logits("generating text")?;
         let mut x = self.embed_at(tokens, cache.len(), 1)?;
         let mut carried = self.carry(tokens, &x, cache.before());
         cache.read(tokens, tokens.len());
@@ -211,6 +220,9 @@ impl Engine {
                 positions.weight.decode(position..position + 1, &mut own);
                 vector::add_scaled(row, 1.0, &own);
             }
+        }
+        if let Some(segment) = &self.segment {
+            x.chunks_exact_mut(hidden).for_each(|row| vector::add_scaled(row, 1.0, segment));
         }
         if let Some(norm) = &self.embedding_norm {
             x.chunks_exact_mut(hidden).for_each(|row| norm.apply(row, 0));
@@ -294,7 +306,7 @@ impl Engine {
     pub fn attention_end(&self, index: usize, attended: &[f32], x: &mut [f32], cache: &mut Cache) -> Result<()> {
         let layer = self.loaded(index)?;
         if let [(_, output)] = &layer.mixers[..] {
-            self.end(output, attended, x, layer.post_attn_norm.as_ref(), cache);
+            self.end(output, attended, x, &layer.after_attn, cache);
         }
         Ok(())
     }
@@ -307,14 +319,14 @@ impl Engine {
         let Mlp::Dense(mlp) = &layer.mlp else {
             return Err(Error::Internal(format!("layer {index} has experts")));
         };
-        self.end(&mlp.down, activated, x, layer.post_ffn_norm.as_ref(), cache);
+        self.end(&mlp.down, activated, x, &layer.after_ffn, cache);
         Ok(())
     }
 
-    fn end(&self, last: &Linear, inner: &[f32], x: &mut [f32], norm: Option<&Norm>, cache: &mut Cache) {
+    fn end(&self, last: &Linear, inner: &[f32], x: &mut [f32], joint: &Joint, cache: &mut Cache) {
         let result = sized(&mut cache.buffers.result, x.len());
         let _ = last.product(inner, Output::whole(result, self.config.hidden), &mut ());
-        self.add(x, result, norm);
+        self.add(x, result, joint);
     }
 
     fn loaded(&self, index: usize) -> Result<&Layer> {
@@ -402,6 +414,7 @@ impl Engine {
             .chain(self.last_gate.iter_mut().flat_map(streams::GatedMix::linears_mut))
             .chain(layers)
             .chain(&mut self.output)
+            .chain(&mut self.dense)
     }
 
     /// The angles of one of the rotary embeddings for the next `n` positions; what a checkpoint brings of factors is the

@@ -8,7 +8,7 @@ use super::rope::Factors;
 use super::streams::{GatedMix, Mix};
 use super::{Engine, Linear, altup};
 use crate::kernel::{Dense, RowSource, vector};
-use crate::model::config::Mixing;
+use crate::model::config::{Ending, Mixing};
 use crate::model::{Config, Generated, MappedTensor, Model};
 use crate::model::{RowOrder, ValueMap};
 use crate::packed::{Input, Packed};
@@ -163,6 +163,32 @@ impl<'a> Loader<'a> {
 
     pub fn optional(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>> {
         self.has(name).then(|| self.numbers(name, len)).transpose()
+    }
+
+    /// The first row of a matrix, where there is one.
+    fn first_row(&self, name: &str, cols: usize) -> Result<Option<Vec<f32>>> {
+        let Some(shape) = self.shape(name) else { return Ok(None) };
+        let mut all = self.numbers(name, shape.iter().product())?;
+        if all.len() < cols || shape.last() != Some(&cols) {
+            return Err(self.wrong_shape(self.find(name)?, &format!("[.., {cols}]")));
+        }
+        all.truncate(cols);
+        Ok(Some(all))
+    }
+
+    /// A linear layer of whatever shape it has, where there is one.
+    fn dense(&self, name: &str) -> Option<Result<Linear>> {
+        let name_of_weight = format!("{name}.weight");
+        let shape = self.shape(&name_of_weight).filter(|shape| shape.len() == 2)?;
+        // In a folder it lies beside the checkpoint.
+        let beside = self.generated.iter().find(|g| g.name == name_of_weight && g.values.len() == shape[0] * shape[1]);
+        Some(match beside {
+            Some(made) => {
+                let weight = Box::new(Dense { data: made.values.clone(), cols: shape[1] });
+                Ok(Linear { name: name_of_weight, weight, bias: None, rounding: Rounding::None })
+            }
+            None => self.linear(name, shape[0], shape[1]),
+        })
     }
 
     /// The norm `{name}.weight` over rows of `len`, with its bias if there is one.
@@ -371,8 +397,12 @@ impl Engine {
         let factors = |name: &str| loader.shape(name).map(|s| loader.numbers(name, s.iter().product())).transpose();
         let untied = loader.has("output.weight");
         // LFM2's last norm is called that of the embedding.
-        let last = if loader.has("output_norm.weight") { "output_norm" } else { "token_embd_norm" };
-        let first = loader.has("token_embd_norm.weight") && last == "output_norm";
+        let last = match loader.has("output_norm.weight") {
+            _ if c.norms.are_on_sums() => None,
+            true => Some("output_norm"),
+            false => Some("token_embd_norm"),
+        };
+        let first = loader.has("token_embd_norm.weight") && last != Some("token_embd_norm");
         // What a configuration says of the vocabulary counts tokens; the matrix may have more rows.
         let vocab = loader.shape("token_embd.weight").map_or(c.vocab, |shape| shape[0]);
         let positions = loader.shape("position_embd.weight").map(|shape| shape[0]);
@@ -402,6 +432,15 @@ impl Engine {
             last_mix: loader.has("output_hc_fn.weight").then(|| loader.mix("output_hc")).transpose()?,
             embedding: loader.linear("token_embd", vocab, c.hidden)?,
             positions: positions.map(|n| loader.linear("position_embd", n, c.hidden)).transpose()?,
+            segment: loader.first_row("token_types.weight", c.hidden)?,
+            dense: match c.ending {
+                Ending::Logits => Vec::new(),
+                Ending::Vectors(_) => ["dense_2", "dense_3"]
+                    .map(|name| loader.dense(name))
+                    .into_iter()
+                    .flatten()
+                    .collect::<Result<_>>()?,
+            },
             embedding_norm: match c.embedding_unit_norm {
                 true => Some(loader.weightless(c)),
                 false => first.then(|| loader.norm(c, "token_embd_norm", c.hidden)).transpose()?,
@@ -410,7 +449,7 @@ impl Engine {
             output_norm: match c.weightless_norms {
                 true => Some(loader.weightless(c)),
                 false if loader.has("output_hc_up.weight") => None,
-                false => Some(loader.norm(c, last, c.hidden)?),
+                false => last.map(|last| loader.norm(c, last, c.hidden)).transpose()?,
             },
             output: untied.then(|| loader.linear("output", vocab, c.hidden)).transpose()?,
             rope_factors: Factors {

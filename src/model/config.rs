@@ -141,12 +141,32 @@ pub struct NormNames {
     pub post_attn: &'static str,
     pub ffn: &'static str,
     pub post_ffn: &'static str,
+    /// Norms of the stream itself, once the result of mixer or feed-forward was added (BERT).
+    pub attn_sum: &'static str,
+    pub ffn_sum: &'static str,
 }
 
 impl NormNames {
     /// Those of most architectures.
-    pub const USUAL: NormNames =
-        NormNames { attn: "attn_norm", post_attn: "post_attention_norm", ffn: "ffn_norm", post_ffn: "post_ffw_norm" };
+    pub const USUAL: NormNames = NormNames {
+        attn: "attn_norm",
+        post_attn: "post_attention_norm",
+        ffn: "ffn_norm",
+        post_ffn: "post_ffw_norm",
+        ..NormNames::NONE
+    };
+
+    /// Those of BERT.
+    pub const ON_SUMS: NormNames =
+        NormNames { attn_sum: "attn_output_norm", ffn_sum: "layer_output_norm", ..NormNames::NONE };
+
+    pub(super) const NONE: NormNames =
+        NormNames { attn: "", post_attn: "", ffn: "", post_ffn: "", attn_sum: "", ffn_sum: "" };
+
+    /// Whether what leaves the last layer is normalised already.
+    pub fn are_on_sums(&self) -> bool {
+        !self.ffn_sum.is_empty()
+    }
 }
 
 /// Everything the converter, the planner and the forward pass need to know about a model.
@@ -190,6 +210,8 @@ pub struct Config {
     /// Residual streams beside each other.
     pub streams: Option<Streams>,
     pub ngrams: Option<Ngrams>,
+    /// Logits, or vectors of texts.
+    pub ending: Ending,
 }
 
 impl Default for Config {
@@ -219,6 +241,7 @@ impl Default for Config {
             per_layer: 0,
             streams: None,
             ngrams: None,
+            ending: Ending::Logits,
         }
     }
 }
@@ -274,6 +297,11 @@ impl Config {
     /// The rotary embedding that GGUF's `rope.*` keys state; `None` for models without any.
     pub fn rope(&self) -> Option<&Rope> {
         self.ropes.first()
+    }
+
+    /// Whether tokens see those behind them, so that a text is read whole or not at all.
+    pub fn reads_whole_texts(&self) -> bool {
+        self.attention().any(|heads| heads.peculiar.both_ways)
     }
 
     /// The attention of every layer that has one.

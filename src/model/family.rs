@@ -454,6 +454,7 @@ impl Family {
             post_attn: stem(Role::PostAttnNorm),
             ffn: stem(Role::FfnNorm),
             post_ffn: stem(Role::PostFfnNorm),
+            ..NormNames::NONE
         }
     }
 

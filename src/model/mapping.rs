@@ -2,8 +2,8 @@
 //! reason, and everything the configuration promises is there in the right shape. How rows are read
 //! through the mapping is in `tensor`. It does not quantize and writes nothing.
 
-use super::blueprint::Mtp;
-use super::config::{Config, LayerConfig, RopeScaling};
+use super::blueprint::{self, Mtp};
+use super::config::{Config, Ending, LayerConfig, Pooling, RopeScaling};
 use super::family::{Family, Map, Row, Source, When};
 use super::hf_config::family_of;
 use super::mistral;
@@ -162,7 +162,16 @@ fn open_hf(ckpt: &Checkpoint) -> Result<Model> {
         }
         config => config.map_err(|e| in_file(e, &path))?,
     };
-    of_config(ckpt, config, json)
+    // A way of pooling that GGUF has no number for is refused where it is to be written.
+    let pooling = blueprint::pooling(ckpt.dir()).unwrap_or_default();
+    let ending = ending(pooling.map(u64::from));
+    of_config(ckpt, Config { ending, ..config }, json)
+}
+
+/// Families have a head unless their tokens' vectors are said to be pooled.
+fn ending(pooling: Option<u64>) -> Ending {
+    let pooling = pooling.filter(|n| *n > 0).and_then(Pooling::of_gguf);
+    pooling.map_or(Ending::Logits, Ending::Vectors)
 }
 
 fn of_config(ckpt: &Checkpoint, mut config: Config, mut json: serde_json::Value) -> Result<Model> {
@@ -434,6 +443,7 @@ fn open_family(ckpt: &Checkpoint, meta: &Metadata) -> Result<Model> {
         family.row(role).is_some_and(|r| ckpt.find(&named(r.gguf, Some(layer), 0)).is_some())
     };
     config.tied_embeddings = !has(Role::Output, 0);
+    config.ending = ending(meta.uint(&format!("{}.pooling_type", config.arch)));
     for (i, layer) in config.layers.iter_mut().enumerate() {
         if let Some(heads) = layer.heads_mut() {
             (heads.qkv_bias, heads.output_bias) = (has(Role::AttnQBias, i), has(Role::AttnOutputBias, i));

@@ -3,7 +3,8 @@
 use crate::check::origin;
 use crate::control::Run;
 use crate::convert::OutputPlan;
-use crate::eval::stats::Statistics;
+use crate::eval::Measured;
+use crate::eval::gate::shown_cosine;
 use crate::report::format::{percent, significant};
 use crate::source::Checkpoint;
 use crate::writer::folder::MANIFEST;
@@ -35,7 +36,7 @@ pub struct Artifact {
     /// How it was made, in words.
     pub how: String,
     /// What was lost, where that was measured.
-    pub measured: Option<Statistics>,
+    pub measured: Option<Measured>,
     /// Of a GGUF file, how many tensors of each part have which type.
     pub types: Vec<(String, Vec<(String, usize)>)>,
     /// SHA-256 of the source's files as it records them.
@@ -107,13 +108,23 @@ impl Artifact {
 
     /// What was lost, as a sentence; empty where that was not measured.
     pub fn in_words(&self) -> String {
-        self.measured.as_ref().map_or_else(String::new, |s| {
-            let (kl, top) = (significant(s.kld.value, 2), percent(s.same_top.value, 1));
-            format!(
-                "KL divergence from the source {kl} nats per token, same top token {top}, over {} positions of text.\n\n",
-                s.tokens
-            )
-        })
+        match &self.measured {
+            None => String::new(),
+            Some(Measured::Logits(s)) => {
+                let (kl, top) = (significant(s.kld.value, 2), percent(s.same_top.value, 1));
+                format!(
+                    "KL divergence from the source {kl} nats per token, same top token {top}, over {} positions of text.\n\n",
+                    s.tokens
+                )
+            }
+            Some(Measured::Vectors(cosines)) => {
+                let (mean, worst) = (shown_cosine(cosines.mean.value), shown_cosine(cosines.worst));
+                format!(
+                    "Mean cosine between its vectors and the source's {mean}, the worst {worst}, over {} chunks of text.\n\n",
+                    cosines.vectors
+                )
+            }
+        }
     }
 }
 

@@ -10,9 +10,11 @@ use crate::convert::devices;
 use crate::convert::folder::files::{has_chat, loader, tags};
 use crate::convert::forecast;
 use crate::escape::markdown;
+use crate::eval::Measured;
+use crate::eval::gate::shown_cosine;
 use crate::report::format::{bytes, count, fixed, percent, signed_percent};
 use crate::report::text::{decimals_for, with_error};
-use crate::report::{Report, summary};
+use crate::report::{Report, summary, vectors};
 use crate::writer::folder::MANIFEST;
 use std::collections::BTreeSet;
 
@@ -75,23 +77,27 @@ fn tags_of(release: &Release) -> Vec<String> {
 /// The table of artifacts, and what the comparison says of them.
 fn files(release: &Release, artifacts: &[Artifact], report: Option<&Report>) -> String {
     let mut head = vec!["File".to_string(), "Size".into(), "Bits per weight".into()];
-    let measured = artifacts.iter().any(|a| a.measured.is_some());
-    if measured {
-        head.extend(["KL divergence", "Same top token", "Perplexity"].map(String::from));
-    }
+    let columns: &[&str] = match artifacts.iter().find_map(|a| a.measured) {
+        Some(Measured::Logits(_)) => &["KL divergence", "Same top token", "Perplexity"],
+        Some(Measured::Vectors(_)) => &["Mean cosine", "Worst cosine"],
+        None => &[],
+    };
+    head.extend(columns.iter().map(|name| name.to_string()));
     let mut rows = vec![head];
     for a in artifacts {
         let name = if a.is_gguf() { a.path.clone() } else { format!("{}/", a.path) };
         let mut row =
             vec![format!("[{}](./{})", markdown(&name), address(&a.path)), bytes(a.bytes), fixed(a.bits_per_weight, 2)];
         match &a.measured {
-            Some(s) => row.extend([
+            Some(Measured::Logits(s)) => row.extend([
                 with_error(s.kld, decimals_for(s.kld)),
                 percent(s.same_top.value, 1),
                 signed_percent(s.ppl_ratio.value - 1.0, 2),
             ]),
-            None if measured => row.extend((0..3).map(|_| "–".to_string())),
-            None => {}
+            Some(Measured::Vectors(cosines)) => {
+                row.extend([vectors::with_error(cosines.mean), shown_cosine(cosines.worst)]);
+            }
+            None => row.extend(columns.iter().map(|_| "–".to_string())),
         }
         rows.push(row);
     }
@@ -100,7 +106,16 @@ fn files(release: &Release, artifacts: &[Artifact], report: Option<&Report>) -> 
         for line in summary::verdict(report) {
             out += &format!("- {}\n", markdown(&line));
         }
-        if let Some(method) = &report.method {
+        if let Some(method) = report.method.as_ref().filter(|_| report.is_of_vectors()) {
+            out += &format!(
+                "\nCosines are between each file's vectors and those of the unquantized model, over {} chunks of {} ({} tokens \
+                 each); 1 is no loss, ± one standard error. More in [the report](./{}).\n\n",
+                count(method.chunks),
+                markdown(&method.text),
+                method.ctx,
+                REPORTS[1]
+            );
+        } else if let Some(method) = &report.method {
             out += &format!(
                 "\nKL divergence is the mean over {} positions of {} (windows of {} tokens), in nats per token, of each \
                  file from the unquantized model; 0 is no loss, ± one standard error. Same top token: how often both put \
@@ -131,7 +146,7 @@ fn address(name: &str) -> String {
 
 /// The best artifact by what was measured; where nothing was, the largest.
 fn best<'a>(fitting: impl Iterator<Item = &'a Artifact>) -> Option<&'a Artifact> {
-    let loss = |a: &Artifact| a.measured.as_ref().map_or(f64::INFINITY, |s| s.kld.value);
+    let loss = |a: &Artifact| a.measured.as_ref().map_or(f64::INFINITY, Measured::loss);
     fitting.min_by(|a, b| loss(a).total_cmp(&loss(b)).then(b.bytes.cmp(&a.bytes)))
 }
 

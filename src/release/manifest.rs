@@ -4,6 +4,7 @@ use super::artifact::Artifact;
 use super::hashes::FileHash;
 use super::{Release, card};
 use crate::convert::folder::files::pretty;
+use crate::eval::Measured;
 use serde_json::{Value, json};
 
 /// The version that this tool writes.
@@ -30,7 +31,10 @@ pub fn text(release: &Release, artifacts: &[Artifact], files: &[FileHash]) -> St
             "weights": artifact.weights, "bits_per_weight": artifact.bits_per_weight, "how": artifact.how,
             "files": files.iter().filter(own).collect::<Vec<_>>(),
         });
-        if let Some(s) = &artifact.measured {
+        if let Some(Measured::Vectors(cosines)) = &artifact.measured {
+            row["cosine"] = json!(cosines);
+        }
+        if let Some(Measured::Logits(s)) = &artifact.measured {
             row["kl_divergence"] = json!(s.kld);
             row["same_top"] = json!(s.same_top);
             row["perplexity_ratio"] = json!(s.ppl_ratio);

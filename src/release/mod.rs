@@ -334,7 +334,7 @@ fn measured(release: &Release, made: &[Made], artifacts: &mut [Artifact], run: R
     let paths: Vec<PathBuf> = artifacts.iter().filter_map(|a| a.places.first().cloned()).collect();
     let mut report = check::compare(&release.plan.source.path, &paths, how, run.control, run.report)?;
     for (artifact, candidate) in artifacts.iter_mut().zip(&mut report.candidates) {
-        artifact.measured = candidate.stats;
+        artifact.measured = candidate.measured();
         candidate.artifact.path = artifact.path.clone();
         let rows = made.iter().filter(|made| made.name == artifact.target).flat_map(|made| &made.ledger);
         let name = &candidate.artifact.name;

@@ -133,7 +133,8 @@ pub fn scatter(report: &Report) -> Option<String> {
             let text = format!("limit {limit}");
             add!(out, "<text x=\"{x1}\" y=\"{:.1}\" class=\"limit-label end\">{text}</text>", y(limit) - 6.0);
         }
-        let beaten = summary::beaten(&points);
+        let losses: Vec<_> = points.iter().map(|(c, s)| (*c, s.kld.value)).collect();
+        let beaten = summary::beaten(&losses);
         let frontier: Vec<String> = points
             .iter()
             .zip(&beaten)

@@ -2,6 +2,7 @@
 //! looks the same in all of them.
 
 use crate::escape;
+use crate::eval::Estimate;
 
 /// `digits` significant digits without exponent, for magnitudes from 1e-9 up.
 pub fn significant(v: f64, digits: i32) -> String {
@@ -10,6 +11,11 @@ pub fn significant(v: f64, digits: i32) -> String {
     }
     let decimals = (digits - 1 - v.abs().log10().floor() as i32).clamp(0, 9) as usize;
     minus(format!("{v:.decimals$}"))
+}
+
+/// Decimals that show two digits of a standard error.
+pub fn decimals_for(e: Estimate) -> usize {
+    if e.std_error > 0.0 { (1 - e.std_error.log10().floor() as i32).clamp(0, 7) as usize } else { 4 }
 }
 
 /// Fixed decimals.

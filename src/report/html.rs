@@ -38,11 +38,18 @@ pub fn render_html(report: &Report) -> String {
         ],
         charts::scatter(report),
     );
-    section(&mut out, "Results", &["Small figures are 95 % intervals."], results(report));
+    match report.is_of_vectors() {
+        true => section(&mut out, "Results", &[], super::vectors::results(report)),
+        false => section(&mut out, "Results", &["Small figures are 95 % intervals."], results(report)),
+    }
     section(
         &mut out,
         "By text",
-        &["KL divergence on each text; all else on this page is of the first, the worst."],
+        &[if report.is_of_vectors() {
+            "Mean cosine on each text; all else on this page is of the first, the worst."
+        } else {
+            "KL divergence on each text; all else on this page is of the first, the worst."
+        }],
         sortable(&super::text::texts(report)),
     );
     section(

@@ -3,7 +3,7 @@
 
 use super::format::{html as escape, percent, significant};
 use super::schema::{Report, TensorDamage};
-use super::{summary, text};
+use super::{summary, text, vectors};
 use crate::escape::markdown as inert;
 
 /// Most damaged tensors shown per candidate.
@@ -49,12 +49,17 @@ pub fn render_markdown(report: &Report) -> String {
     let rows = text::table(report);
     if rows.len() > 1 && !summary::answers_only(report) {
         table(&mut out, &rows);
-        out += "<sub>KL: mean KL divergence from the base in nats per token. Δp: change in the probability of the actual \
+        if report.is_of_vectors() {
+            out += &format!("<sub>{}</sub>\n\n", vectors::LEGEND);
+        } else {
+            out += "<sub>KL: mean KL divergence from the base in nats per token. Δp: change in the probability of the actual \
                 token. Same top: share of positions where both put the same token first. ± is one standard error over chunks of the text.</sub>\n\n";
+        }
     }
     let texts = text::texts(report);
     if !texts.is_empty() {
-        out += "KL divergence by text; all else here is of the first, the worst.\n\n";
+        out += if report.is_of_vectors() { "Mean cosine" } else { "KL divergence" };
+        out += " by text; all else here is of the first, the worst.\n\n";
         table(&mut out, &texts);
     }
     for (title, rows) in super::tasks::tables(report) {

@@ -6,9 +6,11 @@ pub(crate) mod format;
 mod html;
 mod markdown;
 mod schema;
+mod sizes;
 pub(crate) mod summary;
 mod tasks;
 pub(crate) mod text;
+pub(crate) mod vectors;
 
 pub use html::render_html;
 pub use markdown::render_markdown;

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 pub use crate::convert::LedgerRow;
 use crate::error::Hint;
 use crate::eval::bootstrap::{Bootstrap, Pair};
+use crate::eval::cosine::{Cosines, Measured};
 use crate::eval::gate::GateOutcome;
-use crate::eval::stats::{Estimate, Statistics};
+use crate::eval::stats::{Estimate, Percentiles, Statistics};
 pub use crate::eval::tasks::Kind;
 pub use crate::eval::{Ablation, Artifact, TensorDamage};
 use crate::{Error, Result};
@@ -73,7 +74,7 @@ pub struct Tool {
 /// How the text was cut and scored.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MethodInfo {
-    /// `llama.cpp` or `strided`.
+    /// `llama.cpp` or `strided`; `vectors` where each window is a text that vectors stand for.
     pub name: String,
     /// Tokens of a window.
     pub ctx: usize,
@@ -114,6 +115,21 @@ pub struct Base {
     /// Its perplexity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ppl: Option<Estimate>,
+    /// What it gives instead of logits, where it has no head.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vectors: Option<OfVectors>,
+}
+
+/// The vectors of a model without a head.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OfVectors {
+    /// Numbers of one.
+    pub width: usize,
+    /// How they are made of those of tokens, in words.
+    pub pooling: String,
+    /// The cosines between the vectors of different chunks of the text; of the base alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub between: Option<Percentiles>,
 }
 
 /// An artifact, and what it lost.
@@ -125,6 +141,9 @@ pub struct Candidate {
     /// Absent if it was converted but not run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stats: Option<Statistics>,
+    /// How near its vectors are to the base's, where models have no head.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cosine: Option<Cosines>,
     /// How it was made; absent where it does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made: Option<Made>,
@@ -173,6 +192,13 @@ pub struct Answered {
     pub answers: Vec<usize>,
 }
 
+impl Candidate {
+    /// What was measured of it.
+    pub fn measured(&self) -> Option<Measured> {
+        self.stats.map(Measured::Logits).or(self.cosine.map(Measured::Vectors))
+    }
+}
+
 /// What one of several texts gave.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct OfText {
@@ -184,9 +210,25 @@ pub struct OfText {
     pub klds: Vec<Estimate>,
     /// How often the same token comes first, candidate by candidate.
     pub same_tops: Vec<Estimate>,
+    /// Of models without a head: the mean cosines.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cosines: Vec<Estimate>,
 }
 
-/// One report of those on several texts: that on which a candidate diverges most, with a row for each text.
+impl OfText {
+    /// What is compared between texts, candidate by candidate: KL divergence, or cosine.
+    pub fn figures(&self) -> &[Estimate] {
+        if self.cosines.is_empty() { &self.klds } else { &self.cosines }
+    }
+
+    /// The largest loss.
+    pub fn worst(&self) -> f64 {
+        let losses = self.cosines.iter().map(|c| 1.0 - c.value).chain(self.klds.iter().map(|k| k.value));
+        losses.fold(0.0, f64::max)
+    }
+}
+
+/// One report of those on several texts: that on which a candidate loses most, with a row for each text.
 pub fn worst_of(mut reports: Vec<Report>) -> Option<Report> {
     if reports.len() < 2 {
         return reports.pop();
@@ -199,19 +241,22 @@ pub fn worst_of(mut reports: Vec<Report>) -> Option<Report> {
             tokens,
             klds: stats().map(|s| s.kld).collect(),
             same_tops: stats().map(|s| s.same_top).collect(),
+            cosines: r.candidates.iter().filter_map(|c| Some(c.cosine?.mean)).collect(),
         }
     };
     let texts: Vec<OfText> = reports.iter().map(of_text).collect();
-    let largest = |t: &OfText| t.klds.iter().map(|k| k.value).fold(0.0, f64::max);
-    let at = (0..texts.len()).max_by(|a, b| largest(&texts[*a]).total_cmp(&largest(&texts[*b])))?;
+    let at = (0..texts.len()).max_by(|a, b| texts[*a].worst().total_cmp(&texts[*b].worst()))?;
     let mut gates: Vec<GateOutcome> = Vec::new();
     for outcome in reports.iter().flat_map(|r| &r.gates) {
         let same = |g: &&mut GateOutcome| (&g.gate, &g.candidate) == (&outcome.gate, &outcome.candidate);
         match gates.iter_mut().find(same) {
             None => gates.push(outcome.clone()),
             Some(worst) => {
-                let is_worse =
-                    if worst.gate == "min_top1" { outcome.value < worst.value } else { outcome.value > worst.value };
+                let is_worse = if worst.gate.starts_with("min_") {
+                    outcome.value < worst.value
+                } else {
+                    outcome.value > worst.value
+                };
                 if is_worse {
                     *worst = outcome.clone();
                 }
@@ -254,6 +299,11 @@ pub struct Environment {
 }
 
 impl Report {
+    /// Whether the models have no head, so that all is told of their vectors.
+    pub fn is_of_vectors(&self) -> bool {
+        self.base.as_ref().is_some_and(|base| base.vectors.is_some())
+    }
+
     /// An empty report of this tool.
     pub fn new(command: impl Into<String>) -> Report {
         Report {

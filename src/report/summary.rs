@@ -3,6 +3,9 @@
 
 use super::format::{bytes, percent, signed_percent, significant};
 use super::schema::{Answered, Candidate, Report};
+pub use super::sizes::{base_bytes, size_share, title};
+use super::vectors;
+use crate::eval::gate::shown_cosine;
 use crate::eval::stats::Statistics;
 
 /// Every candidate that was run, smallest first, with its statistics.
@@ -12,30 +15,45 @@ pub fn measured(report: &Report) -> Vec<(&Candidate, &Statistics)> {
     all
 }
 
+/// Every candidate that was run, smallest first, with its loss: KL divergence, or 1 − cosine.
+pub fn losses(report: &Report) -> Vec<(&Candidate, f64)> {
+    let mut all: Vec<_> = report.candidates.iter().filter_map(|c| Some((c, c.measured()?.loss()))).collect();
+    all.sort_by_key(|(c, _)| c.artifact.bytes);
+    all
+}
+
+/// A loss in words.
+fn figure(report: &Report, loss: f64) -> String {
+    match report.is_of_vectors() {
+        true => format!("cosine {}", shown_cosine(1.0 - loss)),
+        false => format!("KL {}", significant(loss, 2)),
+    }
+}
+
 /// Sizes that differ by less are alike: half a hundredth.
 const ALIKE: f64 = 0.005;
 
 /// Which of the candidates, smallest first, are beaten: by one that is no larger, but for a little, and closer.
-pub fn beaten(points: &[(&Candidate, &Statistics)]) -> Vec<bool> {
-    let one = |(c, s): &(&Candidate, &Statistics)| {
+pub fn beaten(points: &[(&Candidate, f64)]) -> Vec<bool> {
+    let one = |(c, loss): &(&Candidate, f64)| {
         points.iter().any(|(other, theirs)| {
             let no_larger = other.artifact.bytes as f64 <= c.artifact.bytes as f64 * (1.0 + ALIKE);
             let smaller = (other.artifact.bytes as f64) < c.artifact.bytes as f64 * (1.0 - ALIKE);
-            no_larger && (theirs.kld.value < s.kld.value || (smaller && theirs.kld.value == s.kld.value))
+            no_larger && (theirs < loss || (smaller && theirs == loss))
         })
     };
     points.iter().map(one).collect()
 }
 
 /// Those that none beats.
-fn unbeaten<'a>(points: &[(&'a Candidate, &'a Statistics)]) -> Vec<(&'a Candidate, &'a Statistics)> {
+fn unbeaten<'a>(points: &[(&'a Candidate, f64)]) -> Vec<(&'a Candidate, f64)> {
     points.iter().zip(beaten(points)).filter(|(_, beaten)| !beaten).map(|(point, _)| *point).collect()
 }
 
 /// What to take and what to leave, a sentence each: the smallest that passes the gates, the most for its bytes, and what
 /// others beat.
 pub fn verdict(report: &Report) -> Vec<String> {
-    let all = measured(report);
+    let all = losses(report);
     let mut lines = Vec::new();
     if all.len() < 2 {
         return lines;
@@ -48,9 +66,9 @@ pub fn verdict(report: &Report) -> Vec<String> {
         });
     }
     let beaten = beaten(&all);
-    if let Some((c, s)) = best_per_byte(&unbeaten(&all)) {
-        let kl = significant(s.kld.value, 2);
-        lines.push(format!("Best for its size: {} ({}, KL {kl}).", c.artifact.name, bytes(c.artifact.bytes)));
+    if let Some((c, loss)) = best_per_byte(&unbeaten(&all)) {
+        let figure = figure(report, loss);
+        lines.push(format!("Best for its size: {} ({}, {figure}).", c.artifact.name, bytes(c.artifact.bytes)));
     }
     let avoid: Vec<&str> =
         all.iter().zip(&beaten).filter(|(_, beaten)| **beaten).map(|((c, _), _)| c.artifact.name.as_str()).collect();
@@ -61,39 +79,17 @@ pub fn verdict(report: &Report) -> Vec<String> {
 }
 
 /// Where the curve of size against ln KL bends most: the point furthest below the line from its one end to the other.
-fn best_per_byte<'a>(kept: &[(&'a Candidate, &'a Statistics)]) -> Option<(&'a Candidate, &'a Statistics)> {
-    let at = |(c, s): &(&Candidate, &Statistics)| (c.artifact.bytes as f64, s.kld.value.max(1e-12).ln());
+fn best_per_byte<'a>(kept: &[(&'a Candidate, f64)]) -> Option<(&'a Candidate, f64)> {
+    let at = |(c, loss): &(&Candidate, f64)| (c.artifact.bytes as f64, loss.max(1e-12).ln());
     let (first, last) = (at(kept.first()?), at(kept.last()?));
     if kept.len() < 3 || last.0 <= first.0 {
         return None;
     }
-    let below = |p: &(&Candidate, &Statistics)| {
+    let below = |p: &(&Candidate, f64)| {
         let (x, y) = at(p);
         first.1 + (last.1 - first.1) * (x - first.0) / (last.0 - first.0) - y
     };
     kept.iter().max_by(|a, b| below(a).total_cmp(&below(b))).filter(|p| below(p) > 0.0).copied()
-}
-
-/// Bytes of the base, or of the source if the base is unknown.
-pub fn base_bytes(report: &Report) -> Option<u64> {
-    let base = report.base.as_ref().map(|b| b.artifact.bytes).filter(|&b| b > 0);
-    base.or_else(|| report.source.as_ref().map(|s| s.bytes)).filter(|&b| b > 0)
-}
-
-/// Size of a candidate as a share of the base.
-pub fn size_share(report: &Report, c: &Candidate) -> Option<f64> {
-    base_bytes(report).map(|b| c.artifact.bytes as f64 / b as f64)
-}
-
-/// The title: the model's name.
-pub fn title(report: &Report) -> String {
-    let name = |n: &str| (!n.is_empty()).then(|| n.to_string());
-    report
-        .source
-        .as_ref()
-        .and_then(|s| name(&s.name))
-        .or_else(|| report.base.as_ref().and_then(|b| name(&b.artifact.name)))
-        .unwrap_or_else(|| "Quantization report".to_string())
 }
 
 /// The candidate the headline speaks of: the smallest one that passes all gates if there are any; without gates the best
@@ -102,7 +98,7 @@ pub fn headline_candidate(report: &Report) -> Option<(&Candidate, &Statistics)> 
     let all = measured(report);
     let failed = |name: &str| report.gates.iter().any(|g| g.candidate == name && !g.pass);
     let good = if report.gates.is_empty() {
-        let best = best_per_byte(&unbeaten(&all));
+        let best = best_per_byte(&unbeaten(&losses(report)));
         all.iter().find(|(c, s)| best.map_or(s.kld.value < 0.1, |(best, _)| std::ptr::eq(*c, best)))
     } else {
         all.iter().find(|(c, _)| !failed(&c.artifact.name))
@@ -112,6 +108,9 @@ pub fn headline_candidate(report: &Report) -> Option<(&Candidate, &Statistics)> 
 
 /// `Q4_K_M keeps 93.1 % of the top choices at 32 % of the size.`
 pub fn headline(report: &Report) -> String {
+    if report.is_of_vectors() {
+        return vectors::headline(report);
+    }
     match headline_candidate(report) {
         Some((c, s)) => {
             let size = match size_share(report, c) {
@@ -162,7 +161,7 @@ pub fn answers_only(report: &Report) -> bool {
 
 /// What goes with the headline, a sentence each.
 pub fn details(report: &Report) -> Vec<String> {
-    let mut lines = Vec::new();
+    let mut lines = vectors::details(report);
     if let Some((c, s)) = headline_candidate(report) {
         let size = base_bytes(report).map(|b| format!("from {} to {}", bytes(b), bytes(c.artifact.bytes)));
         let size = size.map(|s| format!("It shrinks {s}. ")).unwrap_or_default();
@@ -174,20 +173,19 @@ pub fn details(report: &Report) -> Vec<String> {
             significant(s.kld.value, 3),
         ));
     }
-    let all = measured(report);
-    let ranked =
-        |a: &&(&Candidate, &Statistics), b: &&(&Candidate, &Statistics)| a.1.kld.value.total_cmp(&b.1.kld.value);
+    let all = losses(report);
+    let ranked = |a: &&(&Candidate, f64), b: &&(&Candidate, f64)| a.1.total_cmp(&b.1);
     if let (Some(best), Some(worst)) = (all.iter().min_by(ranked), all.iter().max_by(ranked))
         && all.len() > 1
     {
         lines.push(format!(
-            "Of {} candidates, {} is closest to the original (KL {}, {} of its size) and {} is furthest (KL {}, {}).",
+            "Of {} candidates, {} is closest to the original ({}, {} of its size) and {} is furthest ({}, {}).",
             all.len(),
             best.0.artifact.name,
-            significant(best.1.kld.value, 2),
+            figure(report, best.1),
             size_share(report, best.0).map_or("–".into(), |s| percent(s, 0)),
             worst.0.artifact.name,
-            significant(worst.1.kld.value, 2),
+            figure(report, worst.1),
             size_share(report, worst.0).map_or("–".into(), |s| percent(s, 0)),
         ));
     }
@@ -241,6 +239,7 @@ pub fn method(report: &Report) -> Option<String> {
         "llama.cpp" => {
             format!("{} chunks of {} tokens, the second half of each scored (llama.cpp's method)", m.chunks, m.ctx)
         }
+        "vectors" => format!("{} chunks of {} tokens, each a text of its own", m.chunks, m.ctx),
         _ => format!("{} windows of {} tokens, {} scored in each", m.chunks, m.ctx, m.stride),
     };
     let activations = match m.activations.as_str() {

@@ -1,8 +1,9 @@
 //! The report on a terminal, line by line and each line escaped: the headline, one aligned table, gates, significant differences, departures. No colour.
 
+pub use super::format::decimals_for;
 use super::format::{bytes, fixed, percent, signed_percent, significant};
 use super::schema::Report;
-use super::summary;
+use super::{summary, vectors};
 use crate::escape;
 use crate::eval::Estimate;
 
@@ -11,13 +12,11 @@ pub fn with_error(e: Estimate, decimals: usize) -> String {
     format!("{} ± {}", fixed(e.value, decimals), fixed(e.std_error, decimals))
 }
 
-/// Decimals that show two digits of a standard error.
-pub fn decimals_for(e: Estimate) -> usize {
-    if e.std_error > 0.0 { (1 - e.std_error.log10().floor() as i32).clamp(0, 7) as usize } else { 4 }
-}
-
 /// The table's cells, header first. Shared with Markdown.
 pub fn table(report: &Report) -> Vec<Vec<String>> {
+    if report.is_of_vectors() {
+        return vectors::table(report);
+    }
     let head = ["model", "size", "of base", "bpw", "perplexity", "vs base", "KL mean", "KL 99%", "RMS Δp", "same top"];
     let mut rows = vec![head.map(str::to_string).to_vec()];
     let dash = || "–".to_string();
@@ -59,20 +58,23 @@ pub fn table(report: &Report) -> Vec<Vec<String>> {
     rows
 }
 
-/// The KL divergence of every candidate on each of several texts, the worst text first; a header before. Empty for one.
+/// The KL divergence, or mean cosine, of every candidate on each of several texts, the worst text first; a header before. Empty for one.
 pub fn texts(report: &Report) -> Vec<Vec<String>> {
     if report.texts.is_empty() {
         return Vec::new();
     }
     let mut texts: Vec<_> = report.texts.iter().collect();
-    let largest = |t: &super::schema::OfText| t.klds.iter().map(|k| k.value).fold(0.0, f64::max);
-    texts.sort_by(|a, b| largest(b).total_cmp(&largest(a)));
+    texts.sort_by(|a, b| b.worst().total_cmp(&a.worst()));
     let name = |t: &&super::schema::OfText| t.text.rsplit('/').next().unwrap_or(&t.text).to_string();
     let mut rows: Vec<Vec<String>> = vec![std::iter::once("model".into()).chain(texts.iter().map(name)).collect()];
-    let measured = report.candidates.iter().filter(|c| c.stats.is_some());
+    let measured = report.candidates.iter().filter(|c| c.measured().is_some());
     for (i, c) in measured.enumerate() {
-        let kl = |t: &&super::schema::OfText| t.klds.get(i).map_or("–".into(), |k| with_error(*k, decimals_for(*k)));
-        rows.push(std::iter::once(c.artifact.name.clone()).chain(texts.iter().map(kl)).collect());
+        let shown = |e: &Estimate| match report.is_of_vectors() {
+            true => vectors::with_error(*e),
+            false => with_error(*e, decimals_for(*e)),
+        };
+        let figure = |t: &&super::schema::OfText| t.figures().get(i).map_or("–".into(), shown);
+        rows.push(std::iter::once(c.artifact.name.clone()).chain(texts.iter().map(figure)).collect());
     }
     rows
 }
@@ -108,11 +110,15 @@ pub fn render_text(report: &Report) -> String {
     if rows.len() > 1 && !summary::answers_only(report) {
         out.push('\n');
         aligned(&mut out, &rows);
-        out += "\nKL in nats per token; ± is one standard error over chunks of the text.\n";
+        out += &match report.is_of_vectors() {
+            true => format!("\n{}\n", vectors::LEGEND),
+            false => "\nKL in nats per token; ± is one standard error over chunks of the text.\n".to_string(),
+        };
     }
     let texts = texts(report);
     if !texts.is_empty() {
-        out += "\nKL by text; all above is of the first, the worst:\n";
+        let what = if report.is_of_vectors() { "Mean cosine" } else { "KL" };
+        out += &format!("\n{what} by text; all above is of the first, the worst:\n");
         aligned(&mut out, &texts);
     }
     for (title, rows) in super::tasks::tables(report) {

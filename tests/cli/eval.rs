@@ -296,3 +296,57 @@ fn a_cache_of_fewer_bits_costs_what_it_costs() {
     let args = [&["eval", str(&model), "--kv-cache", "q6_k"], &common[..]].concat();
     fails(&quantize(dir.path(), &args), 2, &["q6_k", "q8_0", "fp8"]);
 }
+
+#[test]
+fn embedding_models_are_compared_by_the_cosine_of_their_vectors() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, text) = (repo("tests/lineages/eurobert"), text());
+    let made = quantize(dir.path(), &["--to", "q8_0,q4_0", str(&model)]);
+    assert!(made.status.success(), "{}", stderr(&made));
+    assert!(
+        stderr(&made).contains("checked: cosine 0.99") && stderr(&made).contains("over 2 chunks"),
+        "{}",
+        stderr(&made)
+    );
+    let cut = ["--text", str(&text), "--ctx", "64", "--chunks", "12"];
+    let compare = |more: &[&str]| {
+        let models = ["compare", str(&model), "eurobert-Q8_0.gguf", "eurobert-Q4_0.gguf"];
+        quantize(dir.path(), &[&models[..], &cut, more].concat())
+    };
+    let report = json(&compare(&["--format", "json", "--report", "r.html", "--report", "r.md", "--report", "r.json"]));
+    let cosine = |i: usize, key: &str| report["candidates"][i]["cosine"][key].clone();
+    let mean = |i: usize| cosine(i, "mean")["value"].as_f64().unwrap();
+    assert!(mean(0) > 0.999 && mean(1) > 0.9 && 1.0 - mean(1) > 10.0 * (1.0 - mean(0)), "{} {}", mean(0), mean(1));
+    assert!(cosine(1, "worst").as_f64().unwrap() < mean(1) && cosine(1, "vectors") == 12);
+    let vectors = &report["base"]["vectors"];
+    assert_eq!((vectors["width"].as_u64(), vectors["pooling"].as_str()), (Some(64), Some("mean")));
+    assert!(report["base"].get("ppl").is_none() && report["candidates"][0].get("stats").is_none());
+    assert!(!report["candidates"][1]["tensors"].as_array().unwrap().is_empty());
+    for file in ["r.html", "r.md"] {
+        let rendered = std::fs::read_to_string(dir.path().join(file)).unwrap();
+        assert!(rendered.contains("mean cosine") && !rendered.contains("nats"), "{file}: {rendered}");
+    }
+    let again = quantize(dir.path(), &["report", "r.json"]);
+    assert!(String::from_utf8_lossy(&again.stdout).contains("mean cosine"), "{}", stderr(&again));
+
+    fails(
+        &compare(&["--min-cosine", "0.9995"]),
+        6,
+        &["quality gate failed", "Q4_0: mean cosine", "below the limit of 0.9995"],
+    );
+    assert!(compare(&["--min-cosine", "0.5", "--quiet"]).status.success());
+    fails(&compare(&["--max-kld", "1"]), 2, &["gives vectors of texts", "--min-cosine"]);
+    fails(&compare(&["--min-cosine", "2"]), 2, &["min_cosine", "out of range"]);
+    fails(&compare(&["--ablate"]), 4, &["an ablation needs logits"]);
+    let llama = crate::common::tiny();
+    let args = ["compare", &llama, &llama, "--text", str(&text), "--ctx", "64", "--min-cosine", "0.9"];
+    fails(&quantize(dir.path(), &args), 2, &["gives logits", "--max-kld"]);
+
+    let eval = |more: &[&str]| quantize(dir.path(), &[&["eval", "eurobert-Q8_0.gguf"], &cut[..], more].concat());
+    let said = eval(&[]);
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(said.contains("vectors of 64 numbers") && said.contains("told by compare"), "{said}");
+    fails(&eval(&["--save-logits", "x.kld"]), 4, &["a file of logits needs logits"]);
+    let out = quantize(dir.path(), &["generate", "eurobert-Q8_0.gguf", "-p", "x"]);
+    fails(&out, 4, &["generating text needs logits, and this model gives vectors of texts"]);
+}

@@ -7,6 +7,7 @@ mod architecture;
 mod awq;
 mod configurations;
 mod containers;
+mod encoders;
 mod engines;
 mod eval;
 mod families;

@@ -32,7 +32,11 @@ fn sample(text: &str) -> Report {
     let mut report = Report::new(format!("quantize compare {text}"));
     report.created = "2026-01-02T03:04:05Z".to_string();
     report.source = Some(artifact(&format!("Tiny{text}"), 269_000_000));
-    report.base = Some(Base { artifact: artifact(&format!("F16{text}"), 270_000_000), ppl: Some(stats[0].ppl_base) });
+    report.base = Some(Base {
+        artifact: artifact(&format!("F16{text}"), 270_000_000),
+        ppl: Some(stats[0].ppl_base),
+        vectors: None,
+    });
     report.method = Some(MethodInfo {
         name: "llama.cpp".to_string(),
         ctx: 512,
@@ -48,7 +52,7 @@ fn sample(text: &str) -> Report {
         kl_floor: Some(-16.0),
         bootstrap: Bootstrap::default(),
     });
-    let gates = Gates { max_kld: Some(0.05), max_ppl_increase: Some(0.5), min_top1: Some(0.8) };
+    let gates = Gates { max_kld: Some(0.05), max_ppl_increase: Some(0.5), min_top1: Some(0.8), min_cosine: None };
     for ((name, stats), bytes) in names.iter().zip(&stats).zip([143_000_000, 88_000_000, 60_000_000]) {
         report.gates.extend(gates.judge(name, stats, 12).unwrap());
         let tensor = |layer: usize| TensorDamage {
@@ -64,6 +68,7 @@ fn sample(text: &str) -> Report {
         report.candidates.push(Candidate {
             artifact: artifact(name, bytes),
             stats: Some(*stats),
+            cosine: None,
             made: Some(Made { how: format!("by hand{text}"), recipe: None, overlap: Some(0.02) }),
             tensors: (0..4).map(tensor).collect(),
             ablation: vec![ablation],

@@ -7,7 +7,7 @@ use super::plan::{Departure, FolderPlan};
 use crate::control::{Notice, Run};
 use crate::convert::identity::Identity;
 use crate::convert::journal::{Journal, Left};
-use crate::convert::proof::Checked;
+use crate::convert::proof::{Checked, Nearness};
 use crate::convert::proven;
 use crate::convert::recipe::Recipe;
 use crate::digest::sha256;
@@ -177,8 +177,13 @@ impl<'a> Job<'a> {
         }
         if let Some(checked) = &checked {
             // With as many digits as another processor gives too.
-            manifest["checked"] = json!({ "tokens": checked.tokens, "kl_divergence": rounded_to(checked.kl, 2),
-                "same_top": rounded_to(checked.same_top, 2) });
+            manifest["checked"] = match checked.nearness {
+                Nearness::Logits { kl, same_top, .. } => json!({ "tokens": checked.tokens,
+                    "kl_divergence": rounded_to(kl, 2), "same_top": rounded_to(same_top, 2) }),
+                Nearness::Vectors { cosine, .. } => {
+                    json!({ "tokens": checked.tokens, "distance": rounded_to(1.0 - cosine, 2) })
+                }
+            };
         }
         let Some(config) = &self.model.hf_config else {
             return Err(Error::Internal("a folder is made of a source without config.json".into()));

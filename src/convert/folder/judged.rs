@@ -8,6 +8,7 @@ use super::nearest::rounded_part;
 use crate::Result;
 use crate::control::Notice;
 use crate::convert::judge::{self, HeldOut, Layers, Stored, Verdict};
+use crate::eval::Loss;
 use crate::infer::Engine;
 use crate::packed::Packed;
 use rayon::prelude::*;
@@ -62,32 +63,39 @@ fn record(job: &Job, verdict: &Verdict) -> Value {
         .iter()
         .map(|row| json!({ "module": null, "asked": row.asked, "done": row.done, "reason": row.reason }))
         .collect();
+    let [of, of_nearest, blind] = keys(verdict.loss);
     json!({
         "tokens": verdict.tokens,
-        "kl_divergence": verdict.kl.first(),
-        "kl_divergence_of_nearest": verdict.rival.first(),
-        "kl_divergence_without_context": verdict.blind,
+        of: verdict.kl.first(),
+        of_nearest: verdict.rival.first(),
+        blind: verdict.blind,
         "chosen": if verdict.keeps() { "calibrated" } else { "nearest" },
         "ledger": ledger,
     })
 }
 
+/// How the record calls losses: of the folder, of its rival, and of a model that ignores its context.
+fn keys(loss: Loss) -> [&'static str; 3] {
+    match loss {
+        Loss::Divergence => ["kl_divergence", "kl_divergence_of_nearest", "kl_divergence_without_context"],
+        Loss::Distance => ["distance", "distance_of_nearest", "distance_without_context"],
+    }
+}
+
 /// The verdict that a folder's record holds.
 pub fn verdict(record: &Value) -> Option<Verdict> {
-    let kl = |key: &str| record[key].as_f64().map(|kl| vec![kl]);
+    let loss = if record.get("distance").is_some() { Loss::Distance } else { Loss::Divergence };
+    let [of, of_nearest, blind] = keys(loss);
+    let value = |key: &str| record[key].as_f64().map(|kl| vec![kl]);
     let tokens = record["tokens"].as_u64()? as usize;
-    Some(Verdict {
-        kl: kl("kl_divergence")?,
-        rival: kl("kl_divergence_of_nearest")?,
-        tokens,
-        blind: record["kl_divergence_without_context"].as_f64()?,
-    })
+    Some(Verdict { loss, kl: value(of)?, rival: value(of_nearest)?, tokens, blind: record[blind].as_f64()? })
 }
 
 fn in_words(record: &Value) -> Option<String> {
     let verdict = verdict(record)?;
     let (kl, nearest, tokens) = (verdict.kl.first()?, verdict.rival.first()?, verdict.tokens);
-    Some(format!("KL divergence {kl:.4} on {tokens} held-out tokens, {nearest:.4} if rounded to nearest"))
+    let (name, kl, nearest) = (verdict.loss.name(), verdict.shown(*kl), verdict.shown(*nearest));
+    Some(format!("{name} {kl} on {tokens} held-out tokens, {nearest} if rounded to nearest"))
 }
 
 /// The layers of an unfinished folder, or of the source rounded to nearest.

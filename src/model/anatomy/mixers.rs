@@ -94,7 +94,7 @@ fn uneven(heads: usize, groups: usize) -> Error {
 /// Whether a layer sees a window, and how much.
 fn window(f: &Facts, row: &Anatomy, index: usize) -> Option<usize> {
     let window = f.size("attention.sliding_window", index).filter(|n| *n > 0)?;
-    let every = |n: usize| !(index + 1).is_multiple_of(n.max(1));
+    let every = |n: usize| !(if row.full_first { index } else { index + 1 }).is_multiple_of(n.max(1));
     let slides = match f.flag_of("attention.sliding_window_pattern", index) {
         Some(slides) => slides,
         None => match f.size("attention.sliding_window_pattern", index).or(row.all_but_every) {

@@ -10,8 +10,8 @@ mod rows;
 use crate::gguf::Metadata;
 use crate::model::blueprint;
 use crate::model::config::{
-    Activation, Config, Dense, Experts, Ffn, Gating, LayerConfig, Mixer, Mixing, Norm, NormNames, Rope, RopeScaling,
-    Routing, Streams, Wiring,
+    Activation, Config, Dense, Ending, Experts, Ffn, Gating, LayerConfig, Mixer, Mixing, Norm, NormNames, Pooling,
+    Rope, RopeScaling, Routing, Streams, Wiring,
 };
 use crate::model::tensor::{Generated, MappedTensor};
 use crate::{Error, Result};
@@ -38,6 +38,10 @@ pub(super) struct Anatomy {
     pub norm_topk: bool,
     /// Which layers see a window where no key says so: all but every n-th.
     pub all_but_every: Option<usize>,
+    /// It is the first of every n layers that sees everything, not the last.
+    pub full_first: bool,
+    /// Every token sees all others, and there is no head.
+    pub encodes: bool,
     /// Whether layers that see everything have rotary positions where others have a window.
     pub full_rope: bool,
     /// How indexers of sparse attention turn their channels: as neighbours, and those at the end of a head.
@@ -71,6 +75,7 @@ const KNOWN: &[&str] = &[
     "attn_qkv",
     "attn_output",
     "attn_output_norm",
+    "layer_output_norm",
     "attn_q_norm",
     "attn_k_norm",
     "attn_sinks",
@@ -167,7 +172,10 @@ const KNOWN: &[&str] = &[
 const ENDS: &[&str] = &[
     "token_embd",
     "token_embd_norm",
+    "token_types",
     "position_embd",
+    "dense_2",
+    "dense_3",
     "output",
     "output_norm",
     "rope_freqs",
@@ -204,7 +212,9 @@ pub(super) fn config(
     if let Some(class) = json.and_then(blueprint::class).filter(|class| row.without.contains(class)) {
         return Err(no(format!("{class} computes something else")));
     }
-    if f.flag("attention.causal") == Some(false) {
+    let ending = ending(&f, row).map_err(no)?;
+    let both_ways = f.flag("attention.causal").map_or(row.encodes, |causal| !causal);
+    if both_ways && ending == Ending::Logits {
         return Err(no("every token sees those behind it".into()));
     }
     let said = ["hidden_act", "hidden_activation", "activation_function"].iter().find_map(|key| f.said(key)?.as_str());
@@ -247,6 +257,7 @@ pub(super) fn config(
         norms: row.norms,
         // Sections of the head are rotated by positions in images too, and then as halves.
         pairs: row.pairs && !(row.halves_in_sections && f.size("rope.dimension_sections", 0).is_some()),
+        ending,
         ..Config::default()
     };
     if config.hidden != embedding[1] {
@@ -256,7 +267,13 @@ pub(super) fn config(
         )));
     }
     for index in 0..trunk {
-        config.layers.push(layer(&f, row, &config, index)?);
+        let mut layer = layer(&f, row, &config, index)?;
+        layer.heads_mut().into_iter().for_each(|heads| heads.peculiar.both_ways = both_ways);
+        config.layers.push(layer);
+    }
+    let past = |layer: &LayerConfig| !matches!(layer.mixer, Mixer::Attention(_) | Mixer::None);
+    if both_ways && config.layers.iter().any(past) {
+        return Err(no("every token sees those behind it, in layers that are no attention".into()));
     }
     // A block with one norm behind its attention has it in front of the feed-forward part.
     let alone = f.has(0, "post_attention_norm.weight") && !f.has(0, "ffn_norm.weight");
@@ -277,10 +294,25 @@ pub(super) fn config(
     Ok(config)
 }
 
+/// Whether there is a head, or how the vectors of tokens become those of a text. Where no key says it, the mean of all
+/// tokens is taken, as sentence-transformers does; or each token's vector where a dense layer waits for it.
+fn ending(f: &Facts, row: &Anatomy) -> Result<Ending, String> {
+    let each = f.tensors.contains_key("dense_2.weight") && !row.encodes;
+    match f.size("pooling_type", 0).map(|n| n as u64) {
+        Some(n) => match Pooling::of_gguf(n) {
+            Some(pooling) => Ok(Ending::Vectors(pooling)),
+            None => Err("their vectors are ranked by a head that has no forward pass".into()),
+        },
+        None if each => Ok(Ending::Vectors(Pooling::Each)),
+        None if row.encodes => Ok(Ending::Vectors(Pooling::Mean)),
+        None => Ok(Ending::Logits),
+    }
+}
+
 /// Whether the activation that `config.json` names is that of the architecture, where it is one of the usual.
 fn agrees(activation: Activation, said: &str) -> bool {
     match activation {
-        Activation::Silu => ["silu", "swish"].contains(&said),
+        Activation::Silu => ["silu", "swish", "swiglu"].contains(&said),
         Activation::Gelu => said == "gelu",
         Activation::GeluTanh => said.starts_with("gelu_"),
         Activation::SquaredRelu => said == "relu2",

@@ -3,8 +3,8 @@
 use super::Anatomy;
 use super::facts::Facts;
 use crate::model::config::{
-    Activation, Chosen, Config, Gate, Gating, Heads, Latent, LayerConfig, Mixer, Mixing, Ngrams, Norm, NormNames,
-    RopeScaling, Streams, Temperature,
+    Activation, Chosen, Config, Ending, Gate, Gating, Heads, Latent, LayerConfig, Mixer, Mixing, Ngrams, Norm,
+    NormNames, RopeScaling, Streams, Temperature,
 };
 use crate::{Error, Result};
 
@@ -22,6 +22,8 @@ const PLAIN: Anatomy = Anatomy {
     gating: Gating::Softmax,
     norm_topk: true,
     all_but_every: None,
+    full_first: false,
+    encodes: false,
     full_rope: true,
     indexer_pairs: true,
     indexer_turns_end: false,
@@ -36,6 +38,16 @@ const PAIRS: Anatomy = Anatomy { pairs: true, ..PLAIN };
 
 /// GPT-2's time: LayerNorm, no gate.
 const GPT: Anatomy = Anatomy { norm: Norm::Layer, activation: Activation::GeluTanh, ..PLAIN };
+
+/// BERT's line: learnt positions, and norms behind what is added up.
+const BERT: Anatomy = Anatomy {
+    encodes: true,
+    rope: false,
+    norm: Norm::Layer,
+    activation: Activation::Gelu,
+    norms: NormNames::ON_SUMS,
+    ..PLAIN
+};
 
 /// Command R's line.
 const COHERE: Anatomy =
@@ -74,6 +86,48 @@ pub(super) static ALL: &[Anatomy] = &[
         rope: false,
         layer: |_, _, layer| on_heads(layer, |h| h.peculiar.alibi = Some(8.0)),
         ..GPT
+    },
+    // Heads of classifiers are not run. Camembert's positions begin behind that of the padding, which its files do not say.
+    Anatomy {
+        gguf: &["bert"],
+        without: &[
+            "BertForSequenceClassification",
+            "DistilBertForSequenceClassification",
+            "RobertaForSequenceClassification",
+            "XLMRobertaForSequenceClassification",
+            "CamembertModel",
+        ],
+        ..BERT
+    },
+    Anatomy { gguf: &["nomic-bert"], rope: true, activation: Activation::Silu, ..BERT },
+    Anatomy {
+        gguf: &["modern-bert"],
+        without: &["ModernBertForSequenceClassification"],
+        encodes: true,
+        full_first: true,
+        norm: Norm::Layer,
+        activation: Activation::Gelu,
+        ..PLAIN
+    },
+    Anatomy { gguf: &["eurobert"], without: &["JinaEmbeddingsV5Model"], encodes: true, ..PLAIN },
+    Anatomy {
+        gguf: &["gemma-embedding"],
+        encodes: true,
+        all_but_every: Some(6),
+        activation: Activation::GeluTanh,
+        layer: |f, index, layer| {
+            let kind = f.said("layer_types").and_then(|v| v.get(index)?.as_str());
+            on_heads(layer, |h| {
+                if kind == Some("full_attention") {
+                    (h.window, h.rope) = (None, Some(0));
+                }
+            })
+        },
+        finish: |_, c| {
+            c.embedding_scale = (c.hidden as f32).sqrt();
+            Ok(())
+        },
+        ..PLAIN
     },
     Anatomy { gguf: &["mpt"], rope: false, activation: Activation::Gelu, ..GPT },
     Anatomy { gguf: &["jais2", "nemotron"], activation: Activation::SquaredRelu, ..GPT },
@@ -323,8 +377,15 @@ pub(super) static ALL: &[Anatomy] = &[
     Anatomy { gguf: &["qwen4exp"], finish: ngrams, ..PLAIN },
     Anatomy {
         gguf: &["lfm2", "lfm2moe"],
-        without: &["Lfm2Model", "Lfm2BidirectionalModel"],
+        without: &["Lfm2BidirectionalModel"],
         gating: Gating::Sigmoid,
+        finish: |f, c| {
+            let class = f.said("architectures").and_then(|all| all.get(0)?.as_str());
+            match (class, c.ending) {
+                (Some("Lfm2Model"), Ending::Logits) => Err(Error::unsupported("nothing says what they end in")),
+                _ => Ok(()),
+            }
+        },
         ..PLAIN
     },
     Anatomy { gguf: &["mamba", "mamba2", "jamba"], rope: false, norm_topk: false, ..PLAIN },

@@ -1,4 +1,6 @@
-//! What blocks are made of: mixers of tokens, feed-forward parts, and the streams between them.
+//! What models are made of: mixers of tokens, feed-forward parts, the streams between them, and what stands at their end.
+
+use crate::{Error, Result};
 
 /// How a block mixes tokens.
 #[derive(Clone, Debug, PartialEq)]
@@ -174,6 +176,8 @@ pub struct Peculiar {
     pub temperature: Option<Temperature>,
     /// A window is a chunk of positions that see only each other (Llama 4).
     pub chunked: bool,
+    /// Each position sees those behind it too; with a window, those at most half of it away on either side (encoders).
+    pub both_ways: bool,
     /// Which of the positions are read; `None`: all.
     pub chosen: Option<Indexer>,
     /// The layer whose keys and values are read, where this one has none of its own (Gemma 4 E).
@@ -314,6 +318,65 @@ pub struct Experts {
 pub struct Ffn {
     pub dense: Option<Dense>,
     pub experts: Option<Experts>,
+}
+
+/// What a model ends in, behind its last layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ending {
+    /// A head: logits of the token that comes next.
+    #[default]
+    Logits,
+    /// No head: vectors that stand for a text.
+    Vectors(Pooling),
+}
+
+impl Ending {
+    /// How a text's vectors are made, of a model without a head.
+    pub fn pooling(self) -> Option<Pooling> {
+        match self {
+            Ending::Logits => None,
+            Ending::Vectors(pooling) => Some(pooling),
+        }
+    }
+
+    /// # Errors
+    /// `Unsupported` for a model without a head; `what` says what needs one.
+    pub fn needs_logits(self, what: &str) -> Result<()> {
+        match self {
+            Ending::Logits => Ok(()),
+            Ending::Vectors(_) => {
+                Err(Error::unsupported(format!("{what} needs logits, and this model gives vectors of texts")))
+            }
+        }
+    }
+}
+
+/// How the vectors of a text's tokens become those of the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    Mean,
+    /// That of the first token, which stands for the text (`[CLS]`).
+    First,
+    Last,
+    /// They are not pooled: each is one of the text's vectors (ColBERT).
+    Each,
+}
+
+impl Pooling {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Pooling::Mean => "mean",
+            Pooling::First => "first token",
+            Pooling::Last => "last token",
+            Pooling::Each => "none: every token has a vector",
+        }
+    }
+
+    /// By llama.cpp's number; `None` for rerankers', and what it does not know.
+    pub fn of_gguf(number: u64) -> Option<Pooling> {
+        [Pooling::Each, Pooling::Mean, Pooling::First, Pooling::Last].get(usize::try_from(number).ok()?).copied()
+    }
 }
 
 /// Residual streams of which every part of a block reads a mixture, and to which its result is added in parts
