@@ -1,7 +1,7 @@
-//! Whether calibration was worth it, by the only measure that counts: on text that had no part in it, the outputs of what
-//! was made (logits, or vectors where there is no head) are compared with the source's, and so are those of its rival, which the format's own search makes alone.
-//! Files and folders are judged alike. One layer of one model is in memory at a time. With every statistic of every
-//! token, for models that fit into memory, see [`mod@crate::eval::compare`].
+//! Whether calibration was worth it, by the only measure that counts: on text that had no part in it, the outputs of what was
+//! made (logits, or vectors where there is no head) are compared with the source's, and so are those of its rival, which the
+//! format's own search makes alone. Files and folders are judged alike. One layer of one model is in memory at a time. With
+//! every statistic of every token, for models that fit into memory, see [`mod@crate::eval::compare`].
 
 use super::ledger::LedgerRow;
 use crate::control::{Run, Unit};
