@@ -198,9 +198,9 @@ pub enum Hint {
     NoStride,
     /// More text for a gate.
     TextForGate,
-    /// `--min-cosine` is the gate.
+    /// Of a model that gives vectors a cosine is limited.
     GateOfVectors,
-    /// It is not.
+    /// Of one that gives logits, their divergence.
     GateOfLogits,
     /// A report as JSON, which a comparison writes.
     CompareFirst,

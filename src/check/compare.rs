@@ -24,8 +24,9 @@ use std::time::Instant;
 /// Windows whose activations weigh the errors of the damage report.
 const DAMAGE_WINDOWS: usize = 4;
 
-/// The perplexity of one model; of one without a head, what its vectors of the text's windows are like. With `save_logits`, its logits go to a file of that name, in the form of llama-perplexity's
-/// `--kl-divergence-base`, which [`compare`] takes in place of the model.
+/// The perplexity of one model; of one without a head, what its vectors of the text's windows are like. With `save_logits`,
+/// its logits go to a file of that name, in the form of llama-perplexity's `--kl-divergence-base`, which [`compare`] takes
+/// in place of the model.
 ///
 /// The report has a base and no candidates; its `command` is empty, for the caller to fill. Gates and ablation have no
 /// meaning here.
@@ -66,8 +67,8 @@ pub fn perplexity(
 }
 
 /// Everything that is said about each candidate against the base: KL divergence, perplexity and agreement with their
-/// intervals, or of models without a head the cosines between vectors, the damage of every tensor, and the verdicts of the gates. `base` is a model, or a file of its logits. A gate
-/// that fails is a verdict in the report, and no error.
+/// intervals, or of models without a head the cosines between vectors; the damage of every tensor, and the verdicts of the
+/// gates. `base` is a model, or a file of its logits. A gate that fails is a verdict in the report, and no error.
 ///
 /// Candidates that do not fit into memory together are loaded in turn; [`Control::max_memory`] is what the whole process
 /// may take, in bytes. The report's `command` is empty, for the caller to fill.

@@ -1,7 +1,7 @@
-//! Whether calibration was worth it, by the only measure that counts: on text that had no part in it, the outputs of what
-//! was made (logits, or vectors where there is no head) are compared with the source's, and so are those of its rival, which the format's own search makes alone.
-//! Files and folders are judged alike. One layer of one model is in memory at a time. With every statistic of every
-//! token, for models that fit into memory, see [`mod@crate::eval::compare`].
+//! Whether calibration was worth it, by the only measure that counts: on text that had no part in it, the outputs of what was
+//! made (logits, or vectors where there is no head) are compared with the source's, and so are those of its rival, which the
+//! format's own search makes alone. Files and folders are judged alike. One layer of one model is in memory at a time. With
+//! every statistic of every token, for models that fit into memory, see [`mod@crate::eval::compare`].
 
 use super::ledger::LedgerRow;
 use crate::control::{Run, Unit};
@@ -154,13 +154,17 @@ pub fn losses(
     means.collect()
 }
 
+/// Vectors of different texts may be near each other, and there may be only one: rounding is never suspected below this
+/// distance.
+const UNLIKE: f64 = 0.5;
+
 /// The mean loss of a model that ignores its context: the divergence (nats per token) of predictions from their own mean, or
 /// the distance of vectors from theirs.
 fn worth_of_context(model: &dyn Layers, results: &[Vec<f32>], run: Run) -> Result<f64> {
     let engine = model.shell()?;
     if Loss::of(engine.config.ending) == Loss::Distance {
         let all = results.iter().map(|x| engine.vectors(x)).collect::<Result<Vec<_>>>()?;
-        return Ok(cosine::blind(&all.concat(), engine.vector_width()));
+        return Ok(cosine::blind(&all.concat(), engine.vector_width()).max(UNLIKE));
     }
     let (vocab, width) = (engine.config.vocab, engine.config.hidden);
     let (mut logits, mut mean) = (Vec::new(), vec![0.0; vocab]);

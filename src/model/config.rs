@@ -299,11 +299,6 @@ impl Config {
         self.ropes.first()
     }
 
-    /// Whether tokens see those behind them, so that a text is read whole or not at all.
-    pub fn reads_whole_texts(&self) -> bool {
-        self.attention().any(|heads| heads.peculiar.both_ways)
-    }
-
     /// The attention of every layer that has one.
     pub fn attention(&self) -> impl Iterator<Item = &Heads> {
         self.layers.iter().filter_map(LayerConfig::heads)
