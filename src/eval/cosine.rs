@@ -97,10 +97,10 @@ impl Cosines {
 }
 
 /// What was measured of an artifact.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Measured {
     /// Of a model with a head.
-    Logits(Statistics),
+    Logits(Box<Statistics>),
     /// Of one without.
     Vectors(Cosines),
 }

@@ -77,7 +77,7 @@ fn tags_of(release: &Release) -> Vec<String> {
 /// The table of artifacts, and what the comparison says of them.
 fn files(release: &Release, artifacts: &[Artifact], report: Option<&Report>) -> String {
     let mut head = vec!["File".to_string(), "Size".into(), "Bits per weight".into()];
-    let columns: &[&str] = match artifacts.iter().find_map(|a| a.measured) {
+    let columns: &[&str] = match artifacts.iter().find_map(|a| a.measured.as_ref()) {
         Some(Measured::Logits(_)) => &["KL divergence", "Same top token", "Perplexity"],
         Some(Measured::Vectors(_)) => &["Mean cosine", "Worst cosine"],
         None => &[],

@@ -195,7 +195,7 @@ pub struct Answered {
 impl Candidate {
     /// What was measured of it.
     pub fn measured(&self) -> Option<Measured> {
-        self.stats.map(Measured::Logits).or(self.cosine.map(Measured::Vectors))
+        self.stats.map(|s| Measured::Logits(Box::new(s))).or(self.cosine.map(Measured::Vectors))
     }
 }
 
