@@ -97,6 +97,8 @@ impl Cosines {
 }
 
 /// What was measured of an artifact.
+// There is one for an artifact, so its size is of no account.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Measured {
     /// Of a model with a head.
