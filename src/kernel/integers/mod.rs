@@ -7,7 +7,7 @@ mod panel;
 mod tests;
 mod tile;
 
-use super::{ROW_BLOCK, RowSource};
+use super::rows::{ROW_BLOCK, RowSource, row_blocks};
 use crate::isa::Isa;
 use crate::quant::integers::{BLOCK, Integers, LARGEST};
 use crate::simd;
@@ -41,7 +41,7 @@ pub(super) fn matmul(isa: Isa, known: Integers, x: &[f32], w: &dyn RowSource, fi
     assert!(known.largest <= LARGEST, "sums might overflow");
     let mut input = INPUT.take();
     input.set(isa, x, cols, offsets);
-    super::row_blocks(y, ROW_BLOCK).into_par_iter().enumerate().for_each(|(block, y)| {
+    row_blocks(y, ROW_BLOCK).into_par_iter().enumerate().for_each(|(block, y)| {
         SCRATCH.with_borrow_mut(|scratch| {
             let (first, rows) = (first + block * ROW_BLOCK, y.nrows());
             scratch.weights.resize(PACKED * cols, 0.0);

@@ -6,8 +6,9 @@ use super::panel::{PANEL, Panels, WIDE, Words};
 use crate::quant::integers::{BLOCK, LARGEST};
 use crate::simd::{F32x16, Float, Int, Kernel};
 
-/// Blocks of columns that are multiplied before the next: a tile's share of the activations stays near the core.
-const DEPTH: usize = 32;
+/// Blocks of columns that are multiplied before the next: what a block of rows shares of them stays in the second-level
+/// cache.
+const DEPTH: usize = 128;
 
 // No sum of integers overflows.
 const _: () = assert!(LARGEST as i64 * SUM as i64 <= 1 << 31);
