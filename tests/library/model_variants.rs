@@ -220,7 +220,12 @@ fn refusals_of_configurations_say_what_is_wrong() {
         4,
         &["UnheardModel", "LlamaForCausalLM", "Gemma3ForCausalLM"],
     );
-    refused("llama", json!({"architectures": ["T5EncoderModel"]}), 4, &["BertModel", "converted only", "importance matrix"]);
+    refused(
+        "llama",
+        json!({"architectures": ["T5EncoderModel"]}),
+        4,
+        &["T5EncoderModel", "converted only", "importance matrix"],
+    );
     refused("llama", json!({"num_hidden_layers": 0}), 3, &["layers", "0"]);
     refused("llama", json!({"num_hidden_layers": 1_000_000_000}), 3, &["layers"]);
     refused("llama", json!({"hidden_size": -64}), 3, &["hidden_size", "-64"]);
