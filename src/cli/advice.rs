@@ -3,6 +3,7 @@
 use crate::convert::cost::{self, Pass};
 use crate::convert::{Plan, plan::FilePlan};
 use crate::error::Hint;
+use crate::model::config::Ending;
 use crate::{Error, Result};
 
 /// Mean KL divergence of a model of 135 million weights, without calibration and with 65,536 tokens of the bundled texts
@@ -34,7 +35,9 @@ pub fn uncalibrated(plan: &Plan, accepted: bool, quiet: bool) -> Result<()> {
         return Err(Error::request(what).hint(Hint::Text(hint.into())));
     }
     let blind = plan.recipe.importance.is_none() && plan.recipe.data.is_none();
-    if quiet || !blind || plan.source.model.runnable().is_err() {
+    // The figures are of predictions.
+    let predicts = plan.source.model.config.ending == Ending::Logits;
+    if quiet || !blind || !predicts || plan.source.model.runnable().is_err() {
         return Ok(());
     }
     let below = |file: &FilePlan| file.limit.is_none() && file.sizes.bits_per_weight < ENOUGH;
