@@ -1,5 +1,5 @@
 //! Questions with several answers, of which a model is to find the right one likelier than the others: HellaSwag,
-//! WinoGrande, ARC, MMLU, TruthfulQA. [`read`] knows the forms of their files, [`answer`] what a model answers, as
+//! WinoGrande, ARC, MMLU, TruthfulQA. `read` knows the forms of their files, `answer` what a model answers, as
 //! llama-perplexity's `--hellaswag`, `--winogrande` and `--multiple-choice` have it; here is what the answers say.
 
 mod answer;
