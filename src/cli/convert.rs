@@ -265,6 +265,7 @@ fn summary(plan: &Plan, outcome: &Outcome, quiet: bool) -> Result<()> {
                 }
                 let what = match file.fallbacks {
                     0 => "no fallbacks".to_string(),
+                    1 => "1 tensor fell back to another type".to_string(),
                     n => format!("{n} tensors fell back to another type"),
                 };
                 ("bits per weight", what)

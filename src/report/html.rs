@@ -56,7 +56,7 @@ pub fn render_html(report: &Report) -> String {
         &mut out,
         "Questions",
         &[
-            "The right answer is the one that the model finds the most likely per token. Intervals are Wilson's; p is that of McNemar's \
+            "A model's answer is the one that it finds the most likely per token. Intervals are Wilson's; p is that of McNemar's \
          exact test on the pairs of answers.",
         ],
         answers(report),
