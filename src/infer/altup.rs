@@ -2,9 +2,9 @@
 //! first; the others, and the first itself, are predicted before it and corrected by its result. Beside attention lies a
 //! narrow residual path (LAuReL, Menghani et al. 2024).
 
+use super::carried::each_stream;
 use super::linear::Linear;
 use super::norm::Norm;
-use super::streams::each_stream;
 use super::{Engine, Observer};
 use crate::kernel::{Output, vector};
 use std::ops::ControlFlow;

@@ -10,6 +10,16 @@ use crate::model::config::Activation;
 use std::borrow::Cow;
 use std::ops::ControlFlow;
 
+/// The streams of one row: the first, and those in `carried`, which begins with the second.
+pub(super) fn each_stream<'a>(
+    x: &'a mut [f32],
+    carried: &'a mut [f32],
+    count: usize,
+) -> impl Iterator<Item = &'a mut [f32]> {
+    let hidden = x.len();
+    std::iter::once(x).chain(carried.chunks_exact_mut(hidden).take(count - 1))
+}
+
 /// What makes every token's vectors for all layers.
 pub(super) struct PerLayer {
     /// `[vocab, layers * width]`.

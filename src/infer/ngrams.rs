@@ -2,10 +2,11 @@
 //! choose rows of a table; keys made of these rows are compared with every residual stream and decide how much of a value,
 //! and of its neighbours by a convolution with gaps, is added.
 
+use super::carried::each_stream;
 use super::linear::{Linear, sigmoid};
 use super::norm::Norm;
 use super::recurrent::{Conv, silu};
-use super::streams::{each_stream, group_norm};
+use super::streams::group_norm;
 use super::{Batch, Cache, Engine, Observer};
 use crate::kernel::{Output, vector};
 use crate::model::config;

@@ -3,6 +3,7 @@
 //! the residual stream of other models; the others travel behind it.
 
 use super::altup::AltUp;
+use super::carried::each_stream;
 use super::linear::{Linear, sigmoid};
 use super::norm::{Norm, unit_norm};
 use super::recurrent::silu;
@@ -62,16 +63,6 @@ impl GatedMix {
         }
         ControlFlow::Continue(Entered { x, write, flow: Vec::new() })
     }
-}
-
-/// The streams of one row: the first, and those in `carried`, which begins with the second.
-pub(super) fn each_stream<'a>(
-    x: &'a mut [f32],
-    carried: &'a mut [f32],
-    count: usize,
-) -> impl Iterator<Item = &'a mut [f32]> {
-    let hidden = x.len();
-    std::iter::once(x).chain(carried.chunks_exact_mut(hidden).take(count - 1))
 }
 
 /// Normalises every stream of rows of several by itself.

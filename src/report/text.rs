@@ -1,9 +1,9 @@
 //! The report on a terminal, line by line and each line escaped: the headline, one aligned table, gates, significant differences, departures. No colour.
 
 pub use super::format::decimals_for;
-use super::format::{bytes, fixed, percent, signed_percent, significant};
+use super::format::{fixed, percent, signed_percent, significant};
 use super::schema::Report;
-use super::{summary, vectors};
+use super::{sizes, summary, vectors};
 use crate::escape;
 use crate::eval::Estimate;
 
@@ -20,28 +20,13 @@ pub fn table(report: &Report) -> Vec<Vec<String>> {
     let head = ["model", "size", "of base", "bpw", "perplexity", "vs base", "KL mean", "KL 99%", "RMS Δp", "same top"];
     let mut rows = vec![head.map(str::to_string).to_vec()];
     let dash = || "–".to_string();
-    if let Some(base) = &report.base {
-        let a = &base.artifact;
-        let ppl = base.ppl.or_else(|| summary::measured(report).first().map(|(_, s)| s.ppl_base));
-        rows.push(vec![
-            format!("{} (base)", a.name),
-            bytes(a.bytes),
-            percent(1.0, 0),
-            fixed(a.bpw, 2),
-            ppl.map_or_else(dash, |p| with_error(p, decimals_for(p).clamp(2, 3))),
-            dash(),
-            dash(),
-            dash(),
-            dash(),
-            dash(),
-        ]);
+    if let Some(mut row) = sizes::of_base(report) {
+        let ppl = report.base.as_ref().and_then(|base| base.ppl);
+        let ppl = ppl.or_else(|| summary::measured(report).first().map(|(_, s)| s.ppl_base));
+        row.push(ppl.map_or_else(dash, |p| with_error(p, decimals_for(p).clamp(2, 3))));
+        rows.push(row.into_iter().chain((0..5).map(|_| dash())).collect());
     }
-    let mut candidates: Vec<_> = report.candidates.iter().collect();
-    candidates.sort_by_key(|c| std::cmp::Reverse(c.artifact.bytes));
-    for c in candidates {
-        let a = &c.artifact;
-        let share = summary::size_share(report, c).map_or_else(dash, |s| percent(s, 0));
-        let mut row = vec![a.name.clone(), bytes(a.bytes), share, fixed(a.bpw, 2)];
+    for (c, mut row) in sizes::of_candidates(report) {
         match &c.stats {
             Some(s) => row.extend([
                 with_error(s.ppl, decimals_for(s.ppl).clamp(2, 3)),

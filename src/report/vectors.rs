@@ -85,17 +85,10 @@ pub fn table(report: &Report) -> Vec<Vec<String>> {
     let head = ["model", "size", "of base", "bpw", "mean cosine", "5 % below", "worst"];
     let mut rows = vec![head.map(str::to_string).to_vec()];
     let dash = || "–".to_string();
-    if let Some(base) = &report.base {
-        let a = &base.artifact;
-        let first = vec![format!("{} (base)", a.name), bytes(a.bytes), percent(1.0, 0), fixed(a.bpw, 2)];
+    if let Some(first) = sizes::of_base(report) {
         rows.push(first.into_iter().chain((0..3).map(|_| dash())).collect());
     }
-    let mut candidates: Vec<_> = report.candidates.iter().collect();
-    candidates.sort_by_key(|c| std::cmp::Reverse(c.artifact.bytes));
-    for c in candidates {
-        let a = &c.artifact;
-        let share = sizes::size_share(report, c).map_or_else(dash, |s| percent(s, 0));
-        let mut row = vec![a.name.clone(), bytes(a.bytes), share, fixed(a.bpw, 2)];
+    for (c, mut row) in sizes::of_candidates(report) {
         match &c.cosine {
             Some(cosines) => row.extend([
                 with_error(cosines.mean),
