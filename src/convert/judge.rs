@@ -3,11 +3,12 @@
 //! format's own search makes alone. Files and folders are judged alike. One layer of one model is in memory at a time. With
 //! every statistic of every token, for models that fit into memory, see [`mod@crate::eval::compare`].
 
+use super::blind::Blind;
 use super::ledger::LedgerRow;
 use crate::control::{Run, Unit};
 use crate::eval::Loss;
 use crate::eval::cosine::{self, cosines};
-use crate::eval::softmax::{add_probabilities, kl_of_rows};
+use crate::eval::softmax::kl_of_rows;
 use crate::infer::{Cache, Engine};
 use crate::model::Model;
 use crate::model::config::Ending;
@@ -16,8 +17,17 @@ use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// Rows of logits in memory at once.
-pub(super) const ROWS: usize = 64;
+/// Rows of logits in memory at once: 4 MiB of them, but enough for a row of the head to be worth decoding.
+pub(super) fn rows_at_once(vocab: usize) -> usize {
+    ((1 << 20) / vocab.max(1)).clamp(16, 64)
+}
+
+/// The head of a model, and nothing else of it.
+pub(super) fn head(model: &dyn Layers) -> Result<Engine> {
+    let mut engine = model.shell()?;
+    engine.unload_beginning();
+    Ok(engine)
+}
 
 /// A model whose layers come one at a time.
 pub trait Layers {
@@ -113,15 +123,17 @@ pub fn results(model: &dyn Layers, windows: &[&[u32]], scored: Scored, run: Run)
 }
 
 /// The loss of a candidate in each window, by the [`results`] of both: the mean KL divergence from the base (nats per token)
-/// over the scored positions, or the mean of 1 − cosine.
+/// over the scored positions, or the mean of 1 − cosine. `heard` is given the base's
+/// logits `[rows, vocab]` and their width.
 ///
 /// Errors: `BadInput` when the base's logits are not finite; those of loading.
 pub fn losses(
     (base, base_results): (&dyn Layers, &[Vec<f32>]),
     (candidate, candidate_results): (&dyn Layers, &[Vec<f32>]),
+    heard: &mut dyn FnMut(&[f32], usize),
     run: Run,
 ) -> Result<Vec<f64>> {
-    let engines = (base.shell()?, candidate.shell()?);
+    let engines = (head(base)?, head(candidate)?);
     if Loss::of(engines.0.config.ending) == Loss::Distance {
         let distance = |(x, y): (&Vec<f32>, &Vec<f32>)| {
             run.check()?;
@@ -136,11 +148,13 @@ pub fn losses(
     }
     let (mut logits, vocab) = ((Vec::new(), Vec::new()), engines.0.config.vocab);
     let widths = (engines.0.config.hidden, engines.1.config.hidden);
+    let at_once = rows_at_once(vocab);
     let means = base_results.iter().zip(candidate_results).map(|(x, y)| {
         let (mut sum, mut rows) = (0.0, 0);
-        for (x, y) in x.chunks(ROWS * widths.0).zip(y.chunks(ROWS * widths.1)) {
+        for (x, y) in x.chunks(at_once * widths.0).zip(y.chunks(at_once * widths.1)) {
             run.check()?;
             engines.0.head_into(x, &mut logits.0, &mut ());
+            heard(&logits.0, vocab);
             engines.1.head_into(y, &mut logits.1, &mut ());
             let kl = kl_of_rows(&logits.0, &logits.1, vocab);
             rows += kl.len();
@@ -158,26 +172,11 @@ pub fn losses(
 /// distance.
 const UNLIKE: f64 = 0.5;
 
-/// The mean loss of a model that ignores its context: the divergence (nats per token) of predictions from their own mean, or
-/// the distance of vectors from theirs.
-fn worth_of_context(model: &dyn Layers, results: &[Vec<f32>], run: Run) -> Result<f64> {
-    let engine = model.shell()?;
-    if Loss::of(engine.config.ending) == Loss::Distance {
-        let all = results.iter().map(|x| engine.vectors(x)).collect::<Result<Vec<_>>>()?;
-        return Ok(cosine::blind(&all.concat(), engine.vector_width()).max(UNLIKE));
-    }
-    let (vocab, width) = (engine.config.vocab, engine.config.hidden);
-    let (mut logits, mut mean) = (Vec::new(), vec![0.0; vocab]);
-    let (mut entropy, mut rows) = (0.0, 0);
-    for x in results.iter().flat_map(|x| x.chunks(ROWS * width)) {
-        run.check()?;
-        engine.head_into(x, &mut logits, &mut ());
-        for row in logits.chunks(vocab) {
-            entropy += add_probabilities(row, &mut mean);
-            rows += 1;
-        }
-    }
-    Ok(worth(&mean, entropy, f64::from(rows.max(1))))
+/// The mean distance of the vectors of a model that ignores its context from the source's.
+fn blind_distance(model: &dyn Layers, results: &[Vec<f32>]) -> Result<f64> {
+    let engine = head(model)?;
+    let all = results.iter().map(|x| engine.vectors(x)).collect::<Result<Vec<_>>>()?;
+    Ok(cosine::blind(&all.concat(), engine.vector_width()).max(UNLIKE))
 }
 
 /// One sequence through a loaded layer, from its beginning.
@@ -186,12 +185,6 @@ pub(super) fn step(engine: &Engine, layer: usize, x: &mut Vec<f32>, cache: &mut 
     // As in `Engine::hidden_from`.
     let _ = rayon::scope(|_| engine.layer(layer, x, cache, &mut ()))?;
     Ok(())
-}
-
-/// How much predictions tell that their mean does not, in nats: of `n` of them the sum by token and that of the entropies.
-pub(super) fn worth(sum: &[f64], entropy: f64, n: f64) -> f64 {
-    let of_mean: f64 = sum.iter().map(|p| p / n).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
-    of_mean - entropy / n
 }
 
 /// What held-out text says of an output: its loss against the source, set by set.
@@ -279,17 +272,30 @@ pub fn judge(source: Stored, pairs: &[(&dyn Layers, &dyn Layers)], held: &HeldOu
     let ending = source.model.config.ending;
     let (loss, scored) = (Loss::of(ending), held.scored.of(ending));
     let base = results(&source, &windows, scored, run)?;
-    let blind = worth_of_context(&source, &base, run)?;
-    let by_set = |candidate: &dyn Layers| -> Result<Vec<f64>> {
+    // The base's logits are made for each candidate anew; once is enough for what they say of the base.
+    let (mut predictions, mut unheard) = (Blind::default(), true);
+    let mut by_set = |candidate: &dyn Layers| -> Result<Vec<f64>> {
         let results = results(candidate, &windows, scored, run)?;
-        let mut kl = losses((&source, &base), (candidate, &results), run)?.into_iter();
+        let first = std::mem::take(&mut unheard);
+        let mut heard = |logits: &[f32], vocab: usize| {
+            if first {
+                predictions.add(logits, vocab);
+            }
+        };
+        let mut kl = losses((&source, &base), (candidate, &results), &mut heard, run)?.into_iter();
         let mean = |n: usize| kl.by_ref().take(n).sum::<f64>() / n as f64;
         Ok(held.sets.iter().map(Vec::len).map(mean).collect())
     };
-    let verdict = |(made, rival): &(&dyn Layers, &dyn Layers)| {
-        Ok(Verdict { loss, kl: by_set(*made)?, rival: by_set(*rival)?, tokens: held.tokens(), blind })
+    let mut verdict = |(made, rival): &(&dyn Layers, &dyn Layers)| {
+        Ok(Verdict { loss, kl: by_set(*made)?, rival: by_set(*rival)?, tokens: held.tokens(), blind: 0.0 })
     };
-    pairs.iter().map(verdict).collect()
+    let mut verdicts = pairs.iter().map(&mut verdict).collect::<Result<Vec<_>>>()?;
+    let blind = match loss {
+        Loss::Divergence => predictions.loss(),
+        Loss::Distance => blind_distance(&source, &base)?,
+    };
+    verdicts.iter_mut().for_each(|verdict| verdict.blind = blind);
+    Ok(verdicts)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@
 
 pub(crate) mod allocation;
 mod asked;
+mod blind;
 #[doc(hidden)]
 pub mod blocks;
 pub(crate) mod budget;

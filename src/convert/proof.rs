@@ -3,7 +3,8 @@
 //! it is, as a difference that no rounding of its types explains. Whether a calibration was worth it is another question,
 //! which [`super::judge`] answers.
 
-use super::judge::{Layers, ROWS, Stored, step, worth};
+use super::blind::Blind;
+use super::judge::{Layers, Stored, rows_at_once, step};
 use super::record::{used_feedback, used_imatrix};
 use crate::calibration::data::{self, Amount, Source, TextOnly};
 use crate::control::{Run, Unit};
@@ -11,7 +12,7 @@ use crate::eval::TensorDamage;
 use crate::eval::cosine::cosines;
 use crate::eval::damage::{self, Transform};
 use crate::eval::gate::shown_cosine;
-use crate::eval::softmax::{add_probabilities, kl_of_rows};
+use crate::eval::softmax::kl_of_rows;
 use crate::infer::{Cache, Engine};
 use crate::model::SourceModel;
 use crate::model::config::Ending;
@@ -285,33 +286,33 @@ fn by_logits(
 ) -> Result<Nearness> {
     let (width, vocab) = (ours.config.hidden, ours.config.vocab);
     let (mut a, mut b) = (Vec::new(), Vec::new());
-    let (mut kl, mut same, mut rows, mut entropy) = (0.0, 0usize, 0usize, 0.0);
-    let mut mean = vec![0.0; vocab];
+    let (mut kl, mut same, mut rows) = (0.0, 0usize, 0usize);
+    let (mut blind, at_once) = (Blind::default(), rows_at_once(vocab));
     for (x, y) in streams.iter().zip(own) {
         let (x, y) = (ours.channels(x), theirs.channels(y));
-        for (x, y) in x.chunks(ROWS * width).zip(y.chunks(ROWS * width)) {
+        for (x, y) in x.chunks(at_once * width).zip(y.chunks(at_once * width)) {
             run.check()?;
             ours.head_into(x, &mut a, &mut ());
             theirs.head_into(x, &mut b, &mut ());
             apart.add(&a, &b, None);
             theirs.head_into(y, &mut b, &mut ());
             kl += kl_of_rows(&a, &b, vocab).iter().sum::<f64>();
+            blind.add(&a, vocab);
             for (a, b) in a.chunks(vocab).zip(b.chunks(vocab)) {
                 same += usize::from(first(a) == first(b));
-                entropy += add_probabilities(a, &mut mean);
                 rows += 1;
             }
         }
     }
-    if !entropy.is_finite() {
+    if !blind.entropy().is_finite() {
         return Err(Error::unsupported("the logits of the model that is quantized are not finite"));
     }
     let n = rows.max(1) as f64;
     Ok(Nearness::Logits {
         kl: if kl.is_nan() { f64::INFINITY } else { (kl / n).max(0.0) },
         same_top: same as f64 / n,
-        entropy: entropy / n,
-        blind: worth(&mean, entropy, n),
+        entropy: blind.entropy(),
+        blind: blind.loss(),
     })
 }
 

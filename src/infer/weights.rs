@@ -478,6 +478,17 @@ impl Engine {
         self.ngram_table = None;
     }
 
+    /// Frees what only the first layer reads: the embedding too, where the head is another matrix.
+    pub fn unload_beginning(&mut self) {
+        let head = self.output.take();
+        if head.is_some() {
+            self.unload_ends();
+        }
+        self.output = head;
+        self.per_layer = None;
+        self.ngram_table = None;
+    }
+
     /// Frees the memory of layer `index`.
     pub fn unload_layer(&mut self, index: usize) {
         self.layers[index] = None;

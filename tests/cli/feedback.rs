@@ -81,14 +81,14 @@ fn a_file_is_judged_layer_by_layer_as_it_is_as_a_whole() {
         let other = Runnable::open_idle(&file).unwrap();
         let sides = [&base, &other].map(|m| Stored { ckpt: &m.ckpt, model: &m.model });
         let results = sides.map(|side| judge::results(&side, &held, Scored::SecondHalf, run).unwrap());
-        let kl = judge::losses((&sides[0], &results[0]), (&sides[1], &results[1]), run).unwrap();
+        let kl = judge::losses((&sides[0], &results[0]), (&sides[1], &results[1]), &mut |_, _| (), run).unwrap();
         assert_eq!(kl.len(), held.len());
         let mean = kl.iter().sum::<f64>() / kl.len() as f64;
         // Windows run alone here, in pairs there, so that logits differ by some 1e-5 of rounding (gemma's embeddings are
         // large), and a divergence of half their squared change by that times the change.
         let rounding = 3e-5 * (2.0 * whole).sqrt();
         assert!(whole > 1e-5 && (mean - whole).abs() <= rounding, "{name}: {mean} {whole}");
-        let same = judge::losses((&sides[0], &results[0]), (&sides[0], &results[0]), run).unwrap();
+        let same = judge::losses((&sides[0], &results[0]), (&sides[0], &results[0]), &mut |_, _| (), run).unwrap();
         assert!(same.iter().all(|kl| kl.abs() < 1e-9), "{name}: {same:?}");
         std::fs::remove_file(&file).unwrap();
     }
