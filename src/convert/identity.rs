@@ -3,7 +3,7 @@
 //! left behind.
 
 use super::companions::companions;
-use super::recipe::Recipe;
+use super::recipe::{Data, Recipe};
 use crate::Result;
 use crate::control::Cancel;
 use crate::digest::hex;
@@ -77,6 +77,18 @@ impl Identity {
             windows: windows.map(|(windows, sets)| digest_of_windows(windows, sets)),
             layout,
         })
+    }
+
+    /// The identity of a run over what is calibrated on where no windows are drawn yet: the SHA-256 of every file of `data`.
+    ///
+    /// # Errors
+    /// `Io`; `Interrupted`.
+    pub fn of_data(data: &Data, cancel: &Cancel) -> Result<BTreeMap<String, String>> {
+        let files = data.sources.iter().filter_map(|source| Some((source.to_string(), source.path()?)));
+        let mut hashes =
+            files.map(|(name, path)| Ok((name, sha256_file(path, cancel)?))).collect::<Result<BTreeMap<_, _>>>()?;
+        hashes.insert("instructions".into(), Isa::active().name().to_string());
+        Ok(hashes)
     }
 
     /// The key of a run: the recipes of its outputs and what it is of.

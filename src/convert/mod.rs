@@ -41,6 +41,7 @@ pub mod judge;
 mod ledger;
 pub(crate) mod loadable;
 mod outcome;
+mod per_output;
 pub(crate) mod places;
 pub(crate) mod plan;
 pub(crate) mod proof;
@@ -171,7 +172,7 @@ fn draw(plan: &Plan, run: Run) -> Result<Option<Drawing>> {
 }
 
 /// What the model is calibrated on for some output, and whether that was named.
-fn data_of(plan: &Plan) -> Option<(Data, bool)> {
+pub(crate) fn data_of(plan: &Plan) -> Option<(Data, bool)> {
     let recipe = &plan.recipe;
     let given = recipe.data.is_some();
     let files = given && recipe.files().next().is_some();

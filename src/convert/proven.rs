@@ -3,7 +3,7 @@
 
 use super::cost::{self, Pass};
 use super::folder::plan::FolderPlan;
-use super::judge::{Layers, Stored};
+use super::judge::Stored;
 use super::loadable;
 use super::plan::Plan;
 use super::proof::{self, Checked, Nearness, TOKENS};
@@ -129,19 +129,22 @@ fn of_source(ckpt: &Checkpoint) -> f64 {
     if ckpt.scheme().is_some() { ROUNDED } else { 32.0 }
 }
 
-/// A finished folder, layer by layer as `layers` reads it back.
+/// A finished folder under its temporary name: what it does beside its source, read as anybody reads it.
 ///
 /// # Errors
-/// Those of running it.
-pub fn folder(plan: &Plan, folder: &FolderPlan, layers: &dyn Layers, run: Run) -> Result<Option<Checked>> {
+/// Those of opening and running it.
+pub fn folder(plan: &Plan, folder: &FolderPlan, path: &Path, run: Run) -> Result<Option<Checked>> {
     if !is_run(plan, run.control.check) {
         return Ok(None);
     }
+    let artifact = SourceModel::open(path)?;
     let source = Stored { ckpt: &plan.source.ckpt, model: &plan.source.model };
+    let made = Stored { ckpt: &artifact.ckpt, model: &artifact.model };
     let bits = folder.quantized(&plan.source.ckpt).1.min(ROUNDED).min(of_source(&plan.source.ckpt));
-    let of = |layer: Option<usize>| if layer.is_some() { bits } else { 16.0 };
+    let ends = folder.contents.layer(None).any(|(index, _)| folder.specs[index].is_some());
+    let of = |layer: Option<usize>| if layer.is_some() || ends { bits } else { 16.0 };
     if_it_runs(
-        proof::windows(&plan.source).and_then(|windows| proof::check(&source, layers, &windows, &of, run.unheard())),
+        proof::windows(&plan.source).and_then(|windows| proof::check(&source, &made, &windows, &of, run.unheard())),
     )
 }
 

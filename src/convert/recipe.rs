@@ -7,7 +7,6 @@
 pub use super::asked::{Float, FolderType, Like, PLAIN, RuleType};
 use super::catalogue;
 pub use super::rounding::{Rounding, Search};
-use super::rounding::{has_feedback, needs_data, smoothing};
 use super::written::{preset_name, source_names, spec_name, type_name};
 use crate::calibration::data::{self, Source};
 use crate::calibration::imatrix::UnseenExperts;
@@ -440,98 +439,6 @@ impl Recipe {
         self.rounding.sequential.unwrap_or(false)
     }
 
-    /// What of the recipe decides the bytes of one of its outputs: two runs that make it, with whatever else, have this
-    /// in common. It is what the output records.
-    pub fn of_output(&self, output: usize) -> Recipe {
-        // Every field is named, so that a new one asks for a decision here.
-        let Recipe {
-            outputs,
-            part,
-            mtp,
-            types,
-            metadata,
-            pretokenizer,
-            requantize,
-            importance,
-            unseen_experts,
-            data,
-            rounding,
-            split,
-            devices,
-            hash_sources,
-        } = self.clone();
-        let target = outputs[output].clone();
-        let alone = vec![target.clone()];
-        match &target {
-            Target::Plain { .. } => Recipe { outputs: alone, split, hash_sources, ..Recipe::default() },
-            Target::Folder { format, .. } => {
-                let given = self.data.is_some();
-                let feedback = has_feedback(format, &rounding, given);
-                let data = needs_data(format, &rounding, given).then(|| data.unwrap_or_default());
-                let usual = Rounding::default();
-                let smooth = smoothing(format, &rounding);
-                let rounding = Rounding {
-                    search: Some(if feedback { Search::Feedback } else { Search::Nearest }),
-                    rho: if feedback { rounding.rho } else { usual.rho },
-                    damping: if feedback { rounding.damping } else { usual.damping },
-                    sequential: data.as_ref().map(|_| rounding.sequential.unwrap_or(true)),
-                    static_groups: rounding.static_groups && feedback && format.desc_act,
-                    smooth: smooth.filter(|_| given).unwrap_or(usual.smooth),
-                    sort_channels: false,
-                };
-                let tensors = types.tensors.into_iter().filter(|rule| rule.ty.folder.is_some());
-                // The same rules, whatever else they might mean.
-                let tensors = tensors.map(|rule| TypeRule { ty: RuleType { file: None, ..rule.ty }, ..rule }).collect();
-                Recipe {
-                    outputs: alone,
-                    part: Part::Text,
-                    mtp: Mtp::Keep,
-                    types: TypeRules { tensors, ..TypeRules::default() },
-                    metadata: Vec::new(),
-                    pretokenizer: None,
-                    requantize: false,
-                    importance: None,
-                    unseen_experts: UnseenExperts::default(),
-                    data,
-                    rounding,
-                    split,
-                    devices,
-                    hash_sources,
-                }
-            }
-            _ => {
-                let mut types = types;
-                types.tensors.retain(|rule| rule.ty.file.is_some());
-                let rounding = match self.file_feedback() {
-                    true => Rounding {
-                        search: Some(Search::Feedback),
-                        sequential: Some(self.sequential_files()),
-                        static_groups: false,
-                        smooth: Rounding::default().smooth,
-                        ..rounding
-                    },
-                    false => Rounding { search: Some(Search::Nearest), ..Rounding::default() },
-                };
-                Recipe {
-                    outputs: alone,
-                    part,
-                    mtp,
-                    types,
-                    metadata,
-                    pretokenizer,
-                    requantize,
-                    importance,
-                    unseen_experts,
-                    data,
-                    rounding,
-                    split,
-                    devices: 1,
-                    hash_sources,
-                }
-            }
-        }
-    }
-
     /// The whole recipe as JSON, fields in the order of the struct.
     pub fn to_json(&self) -> Value {
         // Strings, numbers and lists of them: this cannot fail.
@@ -549,10 +456,10 @@ impl Recipe {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn full() -> Recipe {
+    pub(in crate::convert) fn full() -> Recipe {
         let rule = TypeRule { pattern: "ffn_down".into(), ty: GgmlType::Q5_0.into() };
         Recipe {
             types: TypeRules { tensors: vec![rule], output: Some(GgmlType::Q8_0), ..TypeRules::default() },
@@ -571,17 +478,6 @@ mod tests {
         let mut json = recipe.to_json();
         json["new"] = 1.into();
         assert!(Recipe::from_json(&json.to_string()).unwrap_err().to_string().contains("unknown field"));
-    }
-
-    #[test]
-    fn an_output_records_what_decides_its_bytes() {
-        let (all, alone) = (full(), Recipe { outputs: vec![full().outputs[0].clone()], ..full() });
-        assert_eq!(all.of_output(0), alone.of_output(0));
-        assert!(all.of_output(2).data.is_none(), "fp8 is not calibrated");
-        assert!(all.of_output(1).data.is_some() && all.of_output(1).types == TypeRules::default());
-        let plain = Recipe { data: None, ..alone };
-        let other = Recipe { rounding: Rounding { rho: 0.9, ..Rounding::default() }, ..plain.clone() };
-        assert_eq!(plain.of_output(0), other.of_output(0), "without feedback there is no rho");
     }
 
     #[test]

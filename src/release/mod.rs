@@ -226,6 +226,10 @@ pub fn run(release: &Release, control: &Control, report: &dyn Report) -> Result<
     let identity = Identity::new(&release.plan.source.ckpt, None, Vec::new(), &control.cancel)?;
     let mut key = identity.key(std::slice::from_ref(&release.plan.recipe));
     key["name"] = release.name.clone().into();
+    // What is made already is known by its name alone, so that what it was calibrated on stands here.
+    if let Some((data, _)) = convert::data_of(&release.plan) {
+        key["calibration"] = serde_json::json!(Identity::of_data(&data, &control.cancel)?);
+    }
     let place = Place::begin(&release.target, &key, run)?;
     if !place.resumed {
         enough_space(release)?;

@@ -228,13 +228,13 @@ impl Folder {
         disk::write(&path, &bytes).map_err(|e| Error::io(&path, e))
     }
 
-    /// Writes the index (where there are several shards) and `config.json`, syncs and reads the headers back, so that
-    /// nothing but the name is missing. How that is given. `config.json` comes last: without it no loader takes the folder
-    /// for a model.
+    /// Writes the index (where there are several shards) and `config.json`, syncs and reads the headers back, so that the
+    /// folder can be opened under its temporary name. `config.json` comes last: without it no loader takes the folder for
+    /// a model.
     ///
     /// # Errors
-    /// `Exists` when the name is taken by what is not replaced; `Storage`; `Io`.
-    pub fn complete(&self, config: &str, parameters: Option<u64>) -> Result<Step> {
+    /// `Storage`; `Io`.
+    pub fn seal(&self, config: &str, parameters: Option<u64>) -> Result<()> {
         let index = "model.safetensors.index.json";
         // MLX always has one.
         if self.layout.shards.len() > 1 || parameters.is_some() {
@@ -242,7 +242,14 @@ impl Folder {
         }
         self.sync()?;
         self.check()?;
-        self.text("config.json", config)?;
+        self.text("config.json", config)
+    }
+
+    /// How a sealed folder is given its name, which is all that is missing.
+    ///
+    /// # Errors
+    /// `Exists` when the name is taken by what is not replaced.
+    pub fn complete(&self) -> Result<Step> {
         disk::sync_folder_of(&self.partial.join("config.json"));
         refuse_existing(&self.target, self.force)?;
         let old = self.partial.with_extension("replaced");

@@ -188,6 +188,35 @@ fn a_killed_release_goes_on() {
     }
 }
 
+/// What is made already is not made again, so it must have been calibrated on the same text.
+#[test]
+fn a_release_goes_on_with_its_own_calibration_text_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let tiny = tiny();
+    let text = dir.path().join("data.txt");
+    std::fs::write(&text, "A text about this and that, and about how it goes on.\n".repeat(400)).unwrap();
+    let data = ["--calibration", "data.txt", "--calibration-tokens", "2048"];
+    let base = ["release", &tiny, "--to", "q4_0,gptq", "--quiet", "-o", "cut", data[0], data[1], data[2], data[3]];
+    let run = |more: &[&str]| command(dir.path(), &[&base[..], more].concat());
+    let mut child = run(&[]).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let is_there = || {
+        let entries = std::fs::read_dir(dir.path()).unwrap().flatten().filter(|entry| entry.path().is_dir());
+        let inner = entries.flat_map(|entry| names(&entry.path()));
+        inner.into_iter().any(|name| name.ends_with(".gguf"))
+    };
+    while !is_there() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(is_there() && !dir.path().join("cut").exists(), "it was not cut in the middle");
+    let old = std::fs::read_to_string(&text).unwrap();
+    std::fs::write(&text, old.replace("this", "that")).unwrap();
+    fails(&run(&["--resume"]).output().unwrap(), 4, &["calibration"]);
+    std::fs::write(&text, old).unwrap();
+    ok(run(&["--resume"]).output().unwrap());
+}
+
 #[test]
 fn types_are_listed_and_typing_errors_are_understood() {
     let dir = tempfile::tempdir().unwrap();

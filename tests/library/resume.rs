@@ -147,6 +147,9 @@ fn every_field_of_a_folders_recipe_counts() {
     every_field_counts("llama", calibrated("gptq-4bit-32g"), &[&OF_FILES[..], &of_other_formats].concat());
     // With groups in the order of the activations.
     every_field_counts("llama", calibrated("gptq-4bit-32g-desc"), &[&OF_FILES[..], &["/rounding/smooth"]].concat());
+    // With channels scaled, and nothing that error feedback decides.
+    let of_feedback = ["/rounding/search", "/rounding/rho", "/rounding/damping", "/rounding/static_groups"];
+    every_field_counts("llama", calibrated("int8"), &[&OF_FILES[..], &of_feedback].concat());
 }
 
 /// Asks a run to stop as soon as a phase begins.

@@ -133,12 +133,12 @@ impl<'a> Job<'a> {
         Ok(None)
     }
 
-    /// Copies what is not quantized, lets `rounded` make the rest, and completes the folder but for its name.
-    /// `prove` runs it beside its source before.
+    /// Copies what is not quantized, lets `rounded` make the rest, and completes the folder but for its name. `prove` runs
+    /// what lies under the temporary name beside the source.
     pub fn make(
         mut self,
         rounded: impl FnOnce(&Self) -> Result<()>,
-        prove: impl FnOnce(&Self) -> Result<Option<Checked>>,
+        prove: impl FnOnce(&Path) -> Result<Option<Checked>>,
         provenance: &Provenance,
     ) -> Result<Written> {
         let done = self.unless_finished("kept", || self.copy_kept()).and_then(|()| rounded(&self));
@@ -152,13 +152,6 @@ impl<'a> Job<'a> {
                 self.run.notice(Notice::Kept(self.folder.partial().to_path_buf()));
             }
             return Err(e);
-        }
-        let checked = prove(&self)?;
-        if let Some(checked) = checked.as_ref().filter(|c| c.suspicion.is_some()) {
-            self.folder.keep_on_drop(true);
-            self.journal()?.keep_on_drop(false);
-            let kept = proven::set_aside(self.folder.partial(), self.folder.target())?;
-            return Err(proven::suspicious(&self.name, checked, &kept));
         }
         let mut departures = self.plan.departures.clone();
         let mut modules = Vec::new();
@@ -175,6 +168,22 @@ impl<'a> Job<'a> {
             held_out.as_object_mut().and_then(|record| record.remove("ledger"));
             manifest["held_out"] = held_out;
         }
+        let Some(config) = &self.model.hf_config else {
+            return Err(Error::Internal("a folder is made of a source without config.json".into()));
+        };
+        let about = About::of(self.ckpt, self.model, provenance.name);
+        let name = format!("{}-{}", provenance.name, self.name);
+        files::write(&self.folder, self.ckpt, self.plan, &manifest, &name, &departures, &about)?;
+        let tensor_bytes = self.folder.tensor_bytes();
+        let parameters = (self.plan.spec.metadata_format() == "mlx").then(|| parameters(self.ckpt));
+        self.folder.seal(&files::config(config, self.plan), parameters)?;
+        let checked = prove(self.folder.partial())?;
+        if let Some(checked) = checked.as_ref().filter(|c| c.suspicion.is_some()) {
+            self.folder.keep_on_drop(true);
+            self.journal()?.keep_on_drop(false);
+            let kept = proven::set_aside(self.folder.partial(), self.folder.target())?;
+            return Err(proven::suspicious(&self.name, checked, &kept));
+        }
         if let Some(checked) = &checked {
             // With as many digits as another processor gives too.
             manifest["checked"] = match checked.nearness {
@@ -184,16 +193,9 @@ impl<'a> Job<'a> {
                     json!({ "tokens": checked.tokens, "distance": rounded_to(1.0 - cosine, 2) })
                 }
             };
+            self.folder.text(folder::MANIFEST, &files::pretty(&manifest))?;
         }
-        let Some(config) = &self.model.hf_config else {
-            return Err(Error::Internal("a folder is made of a source without config.json".into()));
-        };
-        let about = About::of(self.ckpt, self.model, provenance.name);
-        let name = format!("{}-{}", provenance.name, self.name);
-        files::write(&self.folder, self.ckpt, self.plan, &manifest, &name, &departures, &about)?;
-        let tensor_bytes = self.folder.tensor_bytes();
-        let parameters = (self.plan.spec.metadata_format() == "mlx").then(|| parameters(self.ckpt));
-        let step = self.folder.complete(&files::config(config, self.plan), parameters)?;
+        let step = self.folder.complete()?;
         // Whatever happens from here on, there is something to go on with.
         self.folder.keep_on_drop(true);
         self.journal()?.keep_on_drop(true);

@@ -34,7 +34,6 @@ use crate::feedback::{Shrink, int};
 use crate::packed::{ChannelScaling, Spec};
 use crate::{Error, Result};
 use job::{Job, Provenance};
-use judged::FolderLayers;
 use layered::Layered;
 use scaled::Scaling;
 use serde_json::Value;
@@ -80,7 +79,6 @@ fn one(
     let given = plan.recipe.data.is_some();
     let recipe = plan.recipe.of_output(output.index);
     let (feedback, scaling) = (has_feedback(spec, rounding, given), scaling(spec, rounding));
-    let scaled = scaling.is_some() && drawing.is_some();
     let drawing = match needs_data(spec, rounding, given) {
         true => Some(drawing.ok_or_else(|| Error::Internal("no calibration data were drawn".into()))?),
         false => None,
@@ -117,11 +115,7 @@ fn one(
                 judged::run(job, &Layered { windows: &split.seen, options }, &split.held)
             }
         },
-        |job| match scaled {
-            // Norms take factors up, which the layers of an unfinished folder do not show.
-            true => Ok(None),
-            false => proven::folder(plan, folder, &FolderLayers::made(job), run),
-        },
+        |path| proven::folder(plan, folder, path, run),
         &provenance,
     )?;
     drop(phase);

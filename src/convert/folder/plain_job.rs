@@ -111,7 +111,8 @@ fn one(plan: &Plan, output: &OutputPlan, plain: &PlainPlan, published: &mut Publ
     plain.small.iter().try_for_each(|(name, text)| folder.text(name, text))?;
     folder.text(MANIFEST, &pretty(&manifest))?;
     let (tensor_bytes, weights) = (folder.tensor_bytes(), plain.weights());
-    let step = folder.complete(&config_text(plain), None)?;
+    folder.seal(&config_text(plain), None)?;
+    let step = folder.complete()?;
     folder.keep_on_drop(true);
     journal.keep_on_drop(true);
     let made = Made {

@@ -1,0 +1,141 @@
+//! What of a recipe decides the bytes of one of its outputs.
+
+use super::recipe::{Recipe, RuleType, Search, Target, TypeRule, TypeRules};
+use super::rounding::{Rounding, has_feedback, needs_data, smoothing};
+use crate::calibration::imatrix::UnseenExperts;
+use crate::model::{Mtp, Part};
+
+impl Recipe {
+    /// What of the recipe decides the bytes of one of its outputs: two runs that make it, with whatever else, have this
+    /// in common. It is what the output records.
+    pub fn of_output(&self, output: usize) -> Recipe {
+        // Every field is named, so that a new one asks for a decision here.
+        let Recipe {
+            outputs,
+            part,
+            mtp,
+            types,
+            metadata,
+            pretokenizer,
+            requantize,
+            importance,
+            unseen_experts,
+            data,
+            rounding,
+            split,
+            devices,
+            hash_sources,
+        } = self.clone();
+        let target = outputs[output].clone();
+        let (alone, usual) = (vec![target.clone()], Rounding::default());
+        match &target {
+            Target::Plain { .. } => Recipe {
+                outputs: alone,
+                part: Part::Text,
+                mtp: Mtp::Keep,
+                types: TypeRules::default(),
+                metadata: Vec::new(),
+                pretokenizer: None,
+                requantize: false,
+                importance: None,
+                unseen_experts: UnseenExperts::default(),
+                data: None,
+                rounding: Rounding::default(),
+                split,
+                devices: 1,
+                hash_sources,
+            },
+            Target::Folder { format, .. } => {
+                let given = self.data.is_some();
+                let feedback = has_feedback(format, &rounding, given);
+                let data = needs_data(format, &rounding, given).then(|| data.unwrap_or_default());
+                let smooth = smoothing(format, &rounding);
+                let rounding = Rounding {
+                    search: Some(if feedback { Search::Feedback } else { Search::Nearest }),
+                    rho: if feedback { rounding.rho } else { usual.rho },
+                    damping: if feedback { rounding.damping } else { usual.damping },
+                    sequential: data.as_ref().map(|_| rounding.sequential.unwrap_or(true)),
+                    static_groups: rounding.static_groups && feedback && format.desc_act,
+                    smooth: smooth.filter(|_| given).unwrap_or(usual.smooth),
+                    sort_channels: false,
+                };
+                let tensors = types.tensors.into_iter().filter(|rule| rule.ty.folder.is_some());
+                // The same rules, whatever else they might mean.
+                let tensors = tensors.map(|rule| TypeRule { ty: RuleType { file: None, ..rule.ty }, ..rule }).collect();
+                Recipe {
+                    outputs: alone,
+                    part: Part::Text,
+                    mtp: Mtp::Keep,
+                    types: TypeRules { tensors, output: None, embedding: None, keep_output: false, pure: false },
+                    metadata: Vec::new(),
+                    pretokenizer: None,
+                    requantize: false,
+                    importance: None,
+                    unseen_experts: UnseenExperts::default(),
+                    data,
+                    rounding,
+                    split,
+                    devices,
+                    hash_sources,
+                }
+            }
+            _ => {
+                let mut types = types;
+                types.tensors.retain(|rule| rule.ty.file.is_some());
+                let rounding = match self.file_feedback() {
+                    true => Rounding {
+                        search: Some(Search::Feedback),
+                        rho: rounding.rho,
+                        damping: rounding.damping,
+                        sequential: Some(self.sequential_files()),
+                        sort_channels: rounding.sort_channels,
+                        static_groups: false,
+                        smooth: usual.smooth,
+                    },
+                    false => Rounding {
+                        search: Some(Search::Nearest),
+                        rho: usual.rho,
+                        damping: usual.damping,
+                        sequential: None,
+                        sort_channels: false,
+                        static_groups: false,
+                        smooth: usual.smooth,
+                    },
+                };
+                Recipe {
+                    outputs: alone,
+                    part,
+                    mtp,
+                    types,
+                    metadata,
+                    pretokenizer,
+                    requantize,
+                    importance,
+                    unseen_experts,
+                    data,
+                    rounding,
+                    split,
+                    devices: 1,
+                    hash_sources,
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::convert::recipe::tests::full;
+
+    #[test]
+    fn an_output_records_what_decides_its_bytes() {
+        let (all, alone) = (full(), Recipe { outputs: vec![full().outputs[0].clone()], ..full() });
+        assert_eq!(all.of_output(0), alone.of_output(0));
+        assert!(all.of_output(2).data.is_none(), "fp8 is not calibrated");
+        assert!(all.of_output(1).data.is_some() && all.of_output(1).types == TypeRules::default());
+        let plain = Recipe { data: None, ..alone };
+        let other = Recipe { rounding: Rounding { rho: 0.9, ..Rounding::default() }, ..plain.clone() };
+        assert_eq!(plain.of_output(0), other.of_output(0), "without feedback there is no rho");
+    }
+}
