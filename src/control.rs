@@ -1,5 +1,6 @@
 //! What a long run is told beside its recipe, and what it tells meanwhile: threads, memory, where spilled data goes, when
-//! to stop; phases with their progress, and notices. Nothing here decides a byte of an output.
+//! to stop; phases with their progress, and notices. Nothing here decides what is in an output, but for the line of a folder's
+//! manifest that says what a check saw.
 
 use crate::error::{Error, Result};
 use std::fmt;
@@ -96,7 +97,7 @@ pub struct Phase {
 pub enum Notice {
     /// A model is about to be loaded.
     Loading(PathBuf),
-    /// The bundled texts stand in for calibration data that nobody named.
+    /// The bundled texts are calibrated on, since no data was given.
     BundledTexts,
     /// What an output departs from, or what was found out about it.
     About {
@@ -184,7 +185,7 @@ impl<'a> Run<'a> {
         Self { control, report }
     }
 
-    /// The same run, whose progress nobody hears of.
+    /// The same run without progress or notices.
     pub fn unheard(self) -> Run<'a> {
         Run { control: self.control, report: &() }
     }

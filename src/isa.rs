@@ -171,8 +171,7 @@ impl Avx512Bf16 {
     }
 }
 
-/// Evaluates one of three expressions over the arguments, compiled for the features of its level: the only place that
-/// turns an [`Isa`] into instructions. What the expressions call must be inlined (`#[inline(always)]`) to take part.
+/// Evaluates one of three expressions over the arguments, compiled for the features of its level. What the expressions call must be inlined (`#[inline(always)]`) to take part.
 macro_rules! by_isa {
     (
         $isa:expr, [$($generics:tt)*] ($($arg:ident: $ty:ty),*) $(-> $ret:ty)?;

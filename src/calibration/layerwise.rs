@@ -79,7 +79,7 @@ pub struct Options {
     pub spill: PathBuf,
 }
 
-/// Runs `windows` through the layers of `model`. `control.advance` hears of `tokens` per window and layer. Returns the
+/// Runs `windows` through the layers of `model`. `run` advances by the tokens of a window per layer. Returns the
 /// moments of the output matrix's input, taken after the last layer.
 ///
 /// Errors: `BadInput` for activations that are not finite, those of loading, of the visitor and of the disk.

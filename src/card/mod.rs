@@ -77,7 +77,7 @@ pub struct FolderCard<'a> {
     pub bits_per_weight: f64,
     /// How it was made and what that cost, in Markdown.
     pub more: &'a str,
-    /// Where it will be; a placeholder where nobody knows.
+    /// Where it will be; a placeholder where that is not known.
     pub repository: &'a str,
     /// Its name within that, where it is a part of it.
     pub sub: Option<&'a str>,

@@ -3,6 +3,7 @@
 use super::values::{TYPES, TYPES_AND_FORMATS, size, yes_or_no};
 use crate::calibration::data;
 use crate::calibration::imatrix::UnseenExperts;
+use crate::convert::recipe;
 use crate::eval::KvCache;
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
@@ -158,10 +159,10 @@ pub struct RoundingArgs {
     #[arg(long, conflicts_with = "sequential")]
     pub sort_channels: bool,
     /// Error feedback: how far the Hessian's off-diagonals are shrunk, 0 to 1
-    #[arg(long, value_name = "RHO", default_value_t = 0.3)]
+    #[arg(long, value_name = "RHO", default_value_t = recipe::Rounding::default().rho)]
     pub rho: f32,
     /// Error feedback: share of the mean diagonal that steadies the Hessian; raised by itself where that is too little
-    #[arg(long, alias = "damping", value_name = "SHARE", default_value_t = 0.01)]
+    #[arg(long, alias = "damping", value_name = "SHARE", default_value_t = recipe::Rounding::default().damping)]
     pub damp: f32,
 }
 
@@ -235,7 +236,7 @@ pub struct FolderArgs {
     #[arg(long, requires = "desc_act")]
     pub static_groups: bool,
     /// INT8 with --calibration: SmoothQuant's exponent, which moves large input channels into the weights; 0 for none
-    #[arg(long, value_name = "ALPHA", default_value_t = 0.5)]
+    #[arg(long, value_name = "ALPHA", default_value_t = recipe::Rounding::default().smooth)]
     pub smooth: f32,
     /// --to safetensors: the type of all weights [default: each tensor's own; of packed ones what config.json names, or bf16]
     #[arg(long, value_enum, value_name = "TYPE")]

@@ -8,12 +8,11 @@ use super::progress::Terminal;
 use super::{options, recipe};
 use crate::calibration::hessians::{self, Hessians};
 use crate::calibration::imatrix::Imatrix;
-use crate::calibration::{resume, summary};
-use crate::convert::calibrate::{Calibrated, Calibration, Checkpoints, calibrate, extra};
+use crate::calibration::summary;
+use crate::convert::calibrate::{Calibrated, Calibration, Checkpoints, calibrate, write};
 use crate::convert::overlap_text;
 use crate::disk::folder_of;
 use crate::disk::partial::{PartialFile, write_text};
-use crate::gguf::Metadata;
 use crate::model::SourceModel;
 use crate::{Error, Result, escape};
 use serde_json::json;
@@ -59,15 +58,8 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
         }
     }
     let imatrix = imatrix.ok_or_else(|| Error::Internal("no importance matrix".into()))?;
-    if let Some(output) = &args.output {
-        if let Some(file) = reserved {
-            let extra = made.as_ref().map_or_else(version_alone, |made| extra(&made.data));
-            imatrix.write_into(&file, &extra)?;
-            file.finish()?;
-        }
-        if args.model.is_some() {
-            resume::forget(output)?;
-        }
+    if let Some(file) = reserved {
+        write(&imatrix, made.as_ref().map(|made| &made.data), file)?;
     }
     let rows = if args.show_statistics { summary::rows(&imatrix) } else { Vec::new() };
     let written = args.output.as_deref().filter(|_| args.hessians);
@@ -127,12 +119,6 @@ fn check(args: &CalibrateArgs) -> Result<()> {
         return Err(Error::Usage("--hessians needs llama.cpp's newer form: name the output .gguf".into()));
     }
     Ok(())
-}
-
-fn version_alone() -> Metadata {
-    let mut extra = Metadata::new();
-    extra.set("quantize.version", env!("CARGO_PKG_VERSION"));
-    extra
 }
 
 /// The Hessians of the one file that is to be shown. Sums of several would not be those of one run.

@@ -216,7 +216,6 @@ fn summary_json(plan: &Plan, outcome: &Outcome) -> Value {
             None => {
                 row["format"] = made.manifest["format"].clone();
                 row["quantized_weights"] = json!(made.quantized_weights);
-                row["ledger"] = made.manifest["ledger"].clone();
             }
         }
         row

@@ -46,7 +46,7 @@ pub fn resolve_model(model: &str, hub: &HubArgs, quiet: bool) -> Result<PathBuf>
         .hint("name a checkpoint folder, a .safetensors or .gguf file, or a Hub id such as org/name"))
 }
 
-/// The same for who needs no weights: of a Hub id, config.json alone may be fetched.
+/// The same where no weights are needed: of a Hub id, config.json alone may be fetched.
 pub fn resolve_plan(model: &str, hub: &HubArgs, quiet: bool) -> Result<PathBuf> {
     match !Path::new(model).exists() && is_hub_id(model) {
         true => super::pull::fetch_config(&of_address(model), hub, quiet),

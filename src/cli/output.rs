@@ -2,7 +2,7 @@
 
 use crate::{Error, Result, escape};
 
-/// A message on standard error. Where that cannot be written (a full device), nobody is there to be told.
+/// A message on standard error. A failure to write it (a full device) is ignored: there is nowhere to report it.
 pub fn say(message: &str) {
     say_block(&(escape::message(message).into_owned() + "\n"));
 }

@@ -3,7 +3,7 @@
 use super::words;
 use crate::convert::cost::{Cost, Pass};
 use crate::convert::devices::{Device, Fit};
-use crate::convert::folder::{FolderPlan, files::ledger};
+use crate::convert::folder::FolderPlan;
 use crate::convert::forecast::{Files, Forecast};
 use crate::convert::plan::OutputPlan;
 use crate::convert::proven;
@@ -24,9 +24,9 @@ pub struct Shown<'a> {
     pub devices: Option<&'a [Device]>,
     /// Tokens of context to leave room for.
     pub context: usize,
-    /// One row per tensor.
     /// Whether the outputs are to be run at the end, where somebody said so.
     pub check: Option<bool>,
+    /// One row per tensor.
     pub all: bool,
 }
 
@@ -74,7 +74,7 @@ impl Shown<'_> {
         let packed = self.work.plan.folders().map(|(output, folder)| self.folder_json(output, folder));
         let plain = self.work.plan.plain().map(|(output, folder)| {
             json!({ "type": output.target.name(), "format": "safetensors", "tensor_bytes": folder.tensor_bytes(),
-                "weights": folder.weights(), "ledger": ledger(&folder.departures) })
+                "weights": folder.weights(), "ledger": output.ledger() })
         });
         let folders: Vec<Value> = packed.chain(plain).collect();
         if !folders.is_empty() {
@@ -152,7 +152,7 @@ impl Shown<'_> {
             "type": output.target.name(), "format": folder.spec.to_string(), "tensor_bytes": folder.tensor_bytes(),
             "quantized_weights": weights, "bits_per_weight": bits, "quantization_config": folder.config,
             "peak_memory": self.work.folder_memory(folder), "calibration": self.work.folder_cost(folder),
-            "ledger": ledger(&folder.departures),
+            "ledger": output.ledger(),
         })
     }
 

@@ -150,7 +150,7 @@ pub fn of_convert(args: &ConvertArgs) -> Result<Recipe> {
     Ok(recipe)
 }
 
-/// The recipe of a plan, whose data nobody has to have.
+/// The recipe of a plan, whose data need not be there.
 pub fn of_plan(args: &PlanArgs) -> Result<Recipe> {
     let mut recipe = of_types(&args.types, &BudgetArgs::default(), &args.folder)?;
     recipe.rounding.search = args.rounding.map(search);

@@ -183,7 +183,7 @@ impl Table {
         let known = self.kl[index].as_ref().zip(self.types[index].iter().position(|t| *t == ty));
         match known {
             Some((kl, at)) => kl[at],
-            None if ty.bits_per_weight() < 8.0 => f64::NAN,
+            None if ty.bits() < 8.0 => f64::NAN,
             None => 0.0,
         }
     }

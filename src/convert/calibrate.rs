@@ -16,6 +16,7 @@ use crate::calibration::stats::{self, ExpertUse};
 use crate::calibration::totals::Totals;
 use crate::control::{Control, Report};
 use crate::control::{Notice, Run, Unit};
+use crate::disk::partial::PartialFile;
 use crate::gguf::Metadata;
 use crate::model::SourceModel;
 use crate::{Error, Result};
@@ -61,8 +62,8 @@ pub struct Calibrated {
     pub tokens_per_second: f64,
 }
 
-/// Draws the data, and runs the model over it. Hessians are written to the output of `checkpoints` on the way; a matrix alone
-/// is the caller's to write. `evaluation` is a text to compare the data with.
+/// Draws the data, and runs the model over it. Hessians are written to the output of `checkpoints` on the way; a matrix alone is
+/// what [`Calibrated::write`] writes. `evaluation` is a text to compare the data with.
 ///
 /// # Errors
 /// Those of drawing, of loading, and of activations that are not finite; `Request` for Hessians without an output.
@@ -120,7 +121,7 @@ pub(super) fn importance(
 fn with_hessians(source: &SourceModel, drawing: Drawing, output: &Path, run: Run) -> Result<Calibrated> {
     let Drawing { windows, report: data, overlap } = drawing;
     let model = &source.model;
-    let mut writer = HessianWriter::create(output, run.control.force, model, &data, &extra(&data))?;
+    let mut writer = HessianWriter::create(output, run.control.force, model, &data, &extra(Some(&data)))?;
     let options = layerwise::Options {
         max_memory: run.control.max_memory,
         spill: run.spill_folder(output),
@@ -134,20 +135,45 @@ fn with_hessians(source: &SourceModel, drawing: Drawing, output: &Path, run: Run
     }
     let tokens_per_second = data.tokens as f64 / start.elapsed().as_secs_f64();
     let imatrix = writer.finish(&data)?;
+    resume::forget(output)?;
     let experts = stats::expert_use(imatrix.entries.iter().map(|(name, e)| (name.as_str(), e.counts.as_slice())));
     let text = text(&windows, &*source.tokenizer()?);
     Ok(Calibrated { imatrix, data, text, experts, overlap, tokens_per_second })
 }
 
+impl Calibrated {
+    /// Writes the importance matrix to `output` (the old format where that ends in `.dat`) and removes the checkpoint beside
+    /// it: the calibration is finished.
+    ///
+    /// # Errors
+    /// `Exists` unless `control` forces it; `Io`; `Storage`.
+    pub fn write(&self, output: &Path, control: &Control) -> Result<()> {
+        write(&self.imatrix, Some(&self.data), PartialFile::create(output, control.force)?)
+    }
+}
+
+/// Writes an importance matrix; `data`: what it was made on, where this run made it.
+///
+/// # Errors
+/// `Io`; `Storage`.
+pub(crate) fn write(imatrix: &Imatrix, data: Option<&DataReport>, file: PartialFile) -> Result<()> {
+    let output = file.target().to_path_buf();
+    imatrix.write_into(&file, &extra(data))?;
+    file.finish()?;
+    if data.is_some() { resume::forget(&output) } else { Ok(()) }
+}
+
 /// What an importance matrix says of its making.
-pub fn extra(data: &DataReport) -> Metadata {
+pub fn extra(data: Option<&DataReport>) -> Metadata {
     let mut extra = Metadata::new();
     extra.set("quantize.version", env!("CARGO_PKG_VERSION"));
-    describe(&mut extra, data);
+    if let Some(data) = data {
+        describe(&mut extra, data);
+    }
     extra
 }
 
-/// Checkpoints come so seldom that writing them takes at most one part in so many of the time.
+/// Writing checkpoints takes at most one part in so many of the time.
 const CHEAP: u32 = 20;
 
 /// Runs the windows. The sums, and the tokens per second.

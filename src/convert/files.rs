@@ -337,7 +337,7 @@ fn round(
 fn saved_importance(plan: &Plan, imatrix: &Imatrix, drawing: &Drawing, run: Run) -> Result<Option<PartialFile>> {
     let Some(path) = &plan.save_importance else { return Ok(None) };
     let file = PartialFile::create(path, run.control.force)?;
-    imatrix.write_into(&file, &extra(&drawing.report))?;
+    imatrix.write_into(&file, &extra(Some(&drawing.report)))?;
     Ok(Some(file))
 }
 

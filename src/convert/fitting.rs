@@ -7,7 +7,7 @@ use crate::writer::gguf::human;
 use crate::{Error, Result};
 use serde::Serialize;
 
-/// What is chosen from where nobody names types: those that lose little at their size.
+/// The types that are chosen from where none are named: those that lose little at their size.
 pub const LADDER: [&str; 7] = ["q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q3_k_s", "q2_k"];
 
 /// An output on a device.

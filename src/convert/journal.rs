@@ -126,7 +126,7 @@ impl Journal {
         Ok(Some(Left { journal, key: head.key, files: head.files }))
     }
 
-    /// The journal at `path` whatever its key, for who wants to know what is there or to remove it.
+    /// The journal at `path` whatever its key: to say what is there, or to remove it.
     ///
     /// # Errors
     /// As [`Journal::resume`].

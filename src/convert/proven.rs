@@ -3,12 +3,13 @@
 
 use super::cost::{self, Pass};
 use super::folder::plan::FolderPlan;
-use super::judge::Stored;
+use super::judge::{Layers, Stored};
 use super::loadable;
 use super::plan::Plan;
 use super::proof::{self, Checked, Nearness, TOKENS};
 use crate::control::{Notice, Run};
 use crate::disk;
+use crate::infer::Engine;
 use crate::model::config::Ending;
 use crate::model::keys::lost;
 use crate::model::{Mtp, Part, SourceModel};
@@ -31,7 +32,7 @@ pub fn seconds(plan: &Plan) -> f64 {
     3.0 * cost::of(model, Pass::Importance, TOKENS as u64, 1).cpu_seconds + head
 }
 
-/// Whether the outputs are run where nobody said: where that takes little, or less than the conversion.
+/// Whether the outputs are run where that was left open: where that takes little, or less than the conversion.
 pub fn is_cheap(plan: &Plan) -> bool {
     let outputs = plan.outputs.len().max(1) as f64;
     let calibrated = plan.recipe.data.is_some();
@@ -129,7 +130,23 @@ fn of_source(ckpt: &Checkpoint) -> f64 {
     if ckpt.scheme().is_some() { ROUNDED } else { 32.0 }
 }
 
-/// A finished folder under its temporary name: what it does beside its source, read as anybody reads it.
+/// The layers of a folder, without the rounding of activations: what that costs depends on the model's outliers and has no
+/// bound, while a fault is one of the weights.
+struct Weights<'a>(Stored<'a>);
+
+impl Layers for Weights<'_> {
+    fn shell(&self) -> Result<Engine> {
+        self.0.shell()
+    }
+
+    fn load(&self, engine: &mut Engine, layer: usize) -> Result<()> {
+        self.0.load(engine, layer)?;
+        engine.keep_activations(layer);
+        Ok(())
+    }
+}
+
+/// A finished folder under its temporary name: what its weights do beside the source, read as any loader reads them.
 ///
 /// # Errors
 /// Those of opening and running it.
@@ -139,7 +156,7 @@ pub fn folder(plan: &Plan, folder: &FolderPlan, path: &Path, run: Run) -> Result
     }
     let artifact = SourceModel::open(path)?;
     let source = Stored { ckpt: &plan.source.ckpt, model: &plan.source.model };
-    let made = Stored { ckpt: &artifact.ckpt, model: &artifact.model };
+    let made = Weights(Stored { ckpt: &artifact.ckpt, model: &artifact.model });
     let bits = folder.quantized(&plan.source.ckpt).1.min(ROUNDED).min(of_source(&plan.source.ckpt));
     let ends = folder.contents.layer(None).any(|(index, _)| folder.specs[index].is_some());
     let of = |layer: Option<usize>| if layer.is_some() || ends { bits } else { 16.0 };

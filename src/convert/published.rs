@@ -87,7 +87,7 @@ pub(super) fn tidied(removed: Result<()>, run: Run) {
     }
 }
 
-/// One record, where it is of this program and of nobody who is still at work, with its names given. `None` where it does
+/// One record, where it is of this program and no run is at work on it, with its names given. `None` where it does
 /// not matter to this plan.
 fn taken_up(plan: &Plan, folder: &Path, path: &Path, run: Run) -> Result<Option<(PathBuf, Journal, Record)>> {
     let Left { mut journal, key, .. } = match Journal::peek(path) {
@@ -112,7 +112,7 @@ fn taken_up(plan: &Plan, folder: &Path, path: &Path, run: Run) -> Result<Option<
     match plan.outputs.iter().any(ours) {
         true => Ok(Some((folder.to_path_buf(), journal, record))),
         false => {
-            // Of another run: once its names are given, nobody needs it.
+            // Of another run: once its names are given, it has served.
             journal.keep_on_drop(!due);
             Ok(None)
         }

@@ -1,5 +1,6 @@
 //! How scales and codes are chosen, and what that asks of a run: error feedback, calibration data.
 
+use crate::feedback::Shrink;
 use crate::packed::{ChannelScaling, Spec};
 use serde::{Deserialize, Serialize};
 
@@ -26,15 +27,8 @@ pub struct Rounding {
 
 impl Default for Rounding {
     fn default() -> Self {
-        Self {
-            search: None,
-            rho: 0.3,
-            damping: 0.01,
-            sequential: None,
-            sort_channels: false,
-            static_groups: false,
-            smooth: 0.5,
-        }
+        let Shrink { rho, damping } = Shrink::default();
+        Self { search: None, rho, damping, sequential: None, sort_channels: false, static_groups: false, smooth: 0.5 }
     }
 }
 
@@ -57,7 +51,7 @@ pub fn has_feedback(spec: &Spec, rounding: &Rounding, given: bool) -> bool {
     }
 }
 
-/// Whether the model has to be run on calibration data for a format, be it data that nobody named.
+/// Whether the model has to be run on calibration data for a format: on the bundled texts, where none are given.
 pub fn needs_data(spec: &Spec, rounding: &Rounding, given: bool) -> bool {
     (given && scales(spec, rounding)) || spec.needs_inputs() || has_feedback(spec, rounding, given)
 }

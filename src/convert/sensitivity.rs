@@ -310,7 +310,7 @@ pub struct Text<'a> {
     pub folder: &'a Path,
 }
 
-/// Measures the KL divergence of each group. `model` is as before afterwards. `done` hears of every group.
+/// Measures the KL divergence of each group. `model` is as before afterwards.
 ///
 /// Errors: those of running the model; `Interrupted`; disk.
 pub fn measure(

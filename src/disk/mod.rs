@@ -322,7 +322,7 @@ pub fn create_folders(path: &Path) -> Result<()> {
     std::fs::create_dir_all(path)
 }
 
-/// Writes a file whole, which nobody looks at until its folder is finished.
+/// Writes a whole file of a folder that is not finished yet.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let file = Written::open_public(path)?;
     file.set_len(0)?;

@@ -10,6 +10,8 @@ pub mod fp4;
 pub mod ggml;
 pub mod int;
 pub mod lanes;
+#[cfg(any(test, feature = "internals"))]
+pub mod nearest;
 
 pub use crate::simd::F32x16;
 pub use factor::{Choose, Factor, Local, Order, Shrink};

@@ -2,6 +2,7 @@
 
 use super::cholesky::tests::spd;
 use super::int::{IntSpec, Search, quantize};
+use super::nearest::nearest;
 use super::*;
 use crate::kernel::tests::numbers;
 
@@ -104,7 +105,7 @@ fn feedback_beats_rounding_to_nearest() {
     let (factor, _) = Factor::new(&gram, n, shrink, Order::Natural).unwrap();
     let spec = IntSpec { group: 32, ..SPEC };
     let error = |codes: &int::Codes| output_error(&w, &values(codes), &gram, n);
-    let nearest = error(&int::nearest(&w, rows, n, &spec));
+    let nearest = error(&nearest(&w, rows, n, &spec));
     let weighted = error(&quantize(&w, &Factor::diagonal(factor.importance()), &spec, Search::default()).0);
     let plain = error(&quantize(&w, &factor, &spec, PLAIN).0);
     let full = error(&quantize(&w, &factor, &spec, Search::default()).0);
@@ -136,7 +137,7 @@ fn orders_and_static_groups_hold_what_they_promise() {
     let (n, rows) = (96, 20);
     let gram = spd(n, 200, 15);
     let w = numbers(rows * n, 16);
-    let nearest = output_error(&w, &values(&int::nearest(&w, rows, n, &SPEC)), &gram, n);
+    let nearest = output_error(&w, &values(&nearest(&w, rows, n, &SPEC)), &gram, n);
     for (order, static_groups) in [(Order::Activity, true), (Order::Activity, false), (Order::Groups(16), false)] {
         let (factor, _) = Factor::new(&gram, n, Shrink::default(), order).unwrap();
         let (codes, _) = quantize(&w, &factor, &SPEC, Search { static_groups, ..Search::default() });

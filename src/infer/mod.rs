@@ -43,7 +43,7 @@ use rayon::prelude::*;
 use rope::Angles;
 use std::ops::{ControlFlow, Range};
 
-/// Sees what goes into every linear layer while a batch runs; `()` looks away.
+/// Sees what goes into every linear layer while a batch runs. `()` ignores it.
 pub trait Observer {
     /// `x` (`[tokens, in]`) is about to be multiplied with the matrix of the GGUF name `linear`; of a stacked one with
     /// `expert`'s part, and `x` are the tokens that chose it (possibly none). `Break` ends the run right here;
@@ -376,6 +376,11 @@ impl Engine {
             let block = linear.weight.ggml_type().filter(|_| on).and_then(activations::block_for);
             linear.rounding = block.map_or(Rounding::None, Rounding::Ggml);
         }
+    }
+
+    /// Leaves the activations of layer `index` as they are, whatever its format does with them.
+    pub fn keep_activations(&mut self, index: usize) {
+        self.layer_linears_mut(index).for_each(|linear| linear.rounding = Rounding::None);
     }
 
     /// Rounds keys and values as an engine does that keeps them in these types; `None`, the default, leaves them as they are.

@@ -450,7 +450,7 @@ impl Spec {
         }
     }
 
-    /// Whether codes are chosen with error feedback where nobody says how; `given`: there is calibration data.
+    /// Whether codes are chosen with error feedback unless the recipe says otherwise; `given`: there is calibration data.
     pub fn prefers_feedback(&self, given: bool) -> bool {
         match self.format.rounding {
             DefaultRounding::Nearest => false,

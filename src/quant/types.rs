@@ -234,12 +234,6 @@ impl GgmlType {
         if cols.is_multiple_of(info.block) { (cols / info.block).checked_mul(info.bytes) } else { None }
     }
 
-    /// Bits per weight, scales included.
-    pub fn bits_per_weight(self) -> f64 {
-        let info = self.info();
-        8.0 * info.bytes as f64 / info.block as f64
-    }
-
     /// Whether llama-quantize refuses to make a tensor of this name without importance, in the preset of this name.
     pub fn requires_importance(self, name: &str, preset: &str) -> bool {
         // Embeddings and the output are looked up or never calibrated.
@@ -264,7 +258,7 @@ impl GgmlType {
         };
         let fits = |row: &&TypeInfo| cols.is_multiple_of(row.block);
         let mut types: Vec<_> = TYPES.iter().filter(considered).filter(fits).map(|row| row.ty).collect();
-        types.sort_by(|a, b| a.bits_per_weight().total_cmp(&b.bits_per_weight()));
+        types.sort_by(|a, b| a.bits().total_cmp(&b.bits()));
         types
     }
 

@@ -156,7 +156,7 @@ fn importance_name(name: &str) -> String {
     format!("{name}-imatrix.gguf")
 }
 
-/// What whoever publishes should know.
+/// What a person who publishes should know.
 fn remark(plan: &mut Plan, parent: &Parent) {
     let mut remarks = Vec::new();
     let large = plan.files().find(|(_, file)| file.sizes.file_bytes > LARGEST_ON_HUB);
@@ -344,7 +344,7 @@ fn measured(release: &Release, made: &[Made], artifacts: &mut [Artifact], run: R
         let name = &candidate.artifact.name;
         report.ledger.extend(rows.map(|row| report::LedgerRow { candidate: name.clone(), ..row.clone() }));
     }
-    // Paths of this machine are nobody's business.
+    // A published report names no paths of the machine it was made on.
     let parent = release.parent.id.clone().unwrap_or_else(|| release.name.clone());
     for artifact in report.source.iter_mut().chain(report.base.as_mut().map(|base| &mut base.artifact)) {
         artifact.path = parent.clone();

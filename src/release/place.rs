@@ -196,7 +196,7 @@ fn locked(note: &Path, target: &Path) -> Result<File> {
     }
 }
 
-/// What a folder says that it is, where it is a release; for who finds it in the way.
+/// What the release in a folder calls itself, for the message that it is in the way; `None` where there is none.
 pub fn describe(target: &Path) -> Option<String> {
     let manifest: Value = crate::input::read_json(&target.join(MANIFEST)).ok()?;
     let text = |key: &str| manifest[key].as_str().map(String::from);

@@ -38,7 +38,7 @@ pub(super) struct Compressed {
     recent: Mutex<VecDeque<(String, Slot)>>,
 }
 
-/// Empty until whoever came first has read the module.
+/// Empty until the first reader has read the module.
 type Slot = Arc<Mutex<Option<Arc<Packed>>>>;
 
 #[derive(Debug)]

@@ -324,7 +324,8 @@ mod tests {
     }
 
     fn publish(mut folder: Folder) -> Result<()> {
-        let step = folder.complete("{}", None)?;
+        folder.seal("{}", None)?;
+        let step = folder.complete()?;
         folder.keep_on_drop(true);
         step.carry_out(disk::folder_of(folder.target()))
     }

@@ -33,12 +33,12 @@ pub fn repo(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// A folder of `tests/conformance`, or `tiny-llama`: the small trained model.
 /// Whether to test everything (`QUANTIZE_TEST_ALL=1`), where a sample is tested otherwise.
 pub fn everything() -> bool {
     std::env::var_os("QUANTIZE_TEST_ALL").is_some()
 }
 
+/// A folder of `tests/conformance`, or `tiny-llama`: the small trained model.
 pub fn model(name: &str) -> PathBuf {
     repo(if name == "tiny-llama" { "tests/fixtures" } else { "tests/conformance" }).join(name)
 }

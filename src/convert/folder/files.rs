@@ -171,7 +171,7 @@ pub fn write(
 
 /// Departures as rows of the manifest.
 pub fn ledger(departures: &[Departure]) -> Value {
-    let row = |d: &Departure| json!({ "module": d.module, "asked": d.asked, "done": d.done, "reason": d.reason });
+    let row = |d: &Departure| json!({ "kind": d.kind, "module": d.module, "asked": d.asked, "done": d.done, "reason": d.reason });
     departures.iter().map(row).collect()
 }
 
@@ -179,7 +179,13 @@ pub fn ledger(departures: &[Departure]) -> Value {
 pub fn departures(record: &Value) -> Vec<Departure> {
     let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_string();
     let rows = record["ledger"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let kind = |row: &Value| match row["kind"].as_str() {
+        Some("search") => "search",
+        Some("scaling") => "scaling",
+        _ => "fallback",
+    };
     let row = |row: &Value| Departure {
+        kind: kind(row),
         module: row["module"].as_str().map(String::from),
         asked: text(row, "asked"),
         done: text(row, "done"),

@@ -61,7 +61,7 @@ fn record(job: &Job, verdict: &Verdict) -> Value {
     let lost = verdict.ledger_row(&job.name, &asked, "rounding to nearest");
     let ledger: Vec<Value> = lost
         .iter()
-        .map(|row| json!({ "module": null, "asked": row.asked, "done": row.done, "reason": row.reason }))
+        .map(|row| json!({ "kind": row.kind, "module": null, "asked": row.asked, "done": row.done, "reason": row.reason }))
         .collect();
     let [of, of_nearest, blind] = keys(verdict.loss);
     json!({

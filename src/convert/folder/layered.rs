@@ -147,7 +147,8 @@ impl Visitor<'_> {
             Feedback::Full(factor) => factor,
             Feedback::Diagonal(factor, why) => {
                 self.ledger.push(json!({
-                    "module": module.path, "asked": "error feedback", "done": "nearest, scales searched", "reason": why,
+                    "kind": "search", "module": module.path, "asked": "error feedback",
+                    "done": "nearest, scales searched", "reason": why,
                 }));
                 factor
             }

@@ -173,6 +173,7 @@ fn of_file(source: &SourceModel, asked: Option<GgmlType>, like: Option<&Like>) -
     let mut departures = Vec::new();
     for Inexact { tensors, done, reason } in &back.inexact {
         departures.push(Departure {
+            kind: "fallback",
             module: tensors.first().cloned(),
             asked: format!("the checkpoint's own values, in {} tensors", tensors.len()),
             done: (*done).into(),
@@ -188,6 +189,7 @@ fn of_file(source: &SourceModel, asked: Option<GgmlType>, like: Option<&Like>) -
     }
     for (reason, names) in reasons {
         departures.push(Departure {
+            kind: "fallback",
             module: names.first().map(|name| name.to_string()),
             asked: format!("{} tensors of the original's folder", names.len()),
             done: "not there".into(),
@@ -210,7 +212,7 @@ fn of_file(source: &SourceModel, asked: Option<GgmlType>, like: Option<&Like>) -
 }
 
 fn no_tokenizer(reason: String) -> Departure {
-    Departure { module: None, asked: "the tokenizer's files".into(), done: "none".into(), reason }
+    Departure { kind: "fallback", module: None, asked: "the tokenizer's files".into(), done: "none".into(), reason }
 }
 
 /// A folder whose names and configuration are taken over; without weights its configuration alone tells them.

@@ -90,7 +90,7 @@ fn one(plan: &Plan, output: &OutputPlan, plain: &PlainPlan, published: &mut Publ
         let text = format!("{} instead of {}: {}", row.done, row.asked, row.reason);
         run.notice(Notice::About { output: output.target.name().to_string(), text });
     }
-    let row = |r: &LedgerRow| json!({ "module": r.tensor, "asked": r.asked, "done": r.done, "reason": r.reason });
+    let row = |r: &LedgerRow| json!({ "kind": r.kind, "module": r.tensor, "asked": r.asked, "done": r.done, "reason": r.reason });
     let manifest = json!({
         "quantize_version": env!("CARGO_PKG_VERSION"),
         "source": job::source(&source.name(), &source.ckpt, hashes.as_deref()),

@@ -25,6 +25,8 @@ struct Request {
 /// One way in which the folder departs from what was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Departure {
+    /// As in [`LedgerRow`].
+    pub kind: &'static str,
     /// `None`: all modules.
     pub module: Option<String>,
     pub asked: String,
@@ -37,7 +39,7 @@ impl Departure {
     pub fn of(&self, candidate: &str) -> LedgerRow {
         LedgerRow {
             candidate: candidate.to_string(),
-            kind: "fallback".into(),
+            kind: self.kind.into(),
             tensor: self.module.clone(),
             asked: self.asked.clone(),
             done: self.done.clone(),
@@ -96,6 +98,7 @@ impl FolderPlan {
             let Some(reason) = refusal(&spec, module, request.devices) else { continue };
             let instead = spec.fallback();
             departures.push(Departure {
+                kind: "fallback",
                 module: Some(module.path.clone()),
                 asked: spec.to_string(),
                 done: instead.map_or(KEPT.into(), |s| s.to_string()),
@@ -138,6 +141,7 @@ fn stacks(ckpt: &Checkpoint, model: &Model, spec: &Spec) -> Vec<Departure> {
     let unknown = model.tensors.iter().filter(|t| t.role == Role::Unknown && t.shape.len() == 3);
     let large = unknown.filter(|t| t.shape[1] >= 16 && t.shape[2] >= 16);
     let row = |t: &crate::model::MappedTensor| Departure {
+        kind: "fallback",
         module: t.parts.first().map(|part| ckpt.tensors()[*part].name.clone()),
         asked: spec.to_string(),
         done: KEPT.into(),
@@ -175,6 +179,7 @@ fn settle_group(request: &Request, modules: &[Module], departures: &mut Vec<Depa
     let group = best.unwrap_or(32.min(asked));
     spec.group = Some(group);
     departures.push(Departure {
+        kind: "fallback",
         module: None,
         asked: format!("groups of {asked}"),
         done: format!("groups of {group}"),
@@ -214,6 +219,7 @@ fn agree(modules: &[Module], specs: &mut [Option<Spec>], departures: &mut Vec<De
         let departed = |k: usize| departures.iter().any(|d| d.module.as_deref() == Some(modules[k].path.as_str()));
         if departed(j) && !departed(i) {
             departures.push(Departure {
+                kind: "fallback",
                 module: Some(modules[i].path.clone()),
                 asked: specs[i].map_or(KEPT.into(), |s| s.to_string()),
                 done: specs[j].map_or(KEPT.into(), |s| s.to_string()),

@@ -90,7 +90,7 @@ fn chosen(spec: &Spec, rule: &TypeRule, ty: FolderType, module: &Module) -> Resu
         let why = format!("{own} needs calibration data; make it the folder's format, and {spec} the exception");
         return Err(cannot(why));
     }
-    // A group that nobody named is one that fits.
+    // Where no group was asked for, one that fits is taken.
     let groups = [128, 64, 32].into_iter().filter(|_| own.has_free_group() && !own.group_given);
     let smaller = groups.filter(|g| own.group.is_some_and(|own| *g < own)).map(|g| Spec { group: Some(g), ..own });
     let fits = |s: &Spec| s.refuses(module.rows, module.cols).is_none();

@@ -76,7 +76,8 @@ impl Factors {
                 Err(reason) => {
                     for (_, m) in readers(job, &group) {
                         ledger.push(json!({
-                            "module": m.path, "asked": "scaled channels", "done": "channels as they are", "reason": reason,
+                            "kind": "scaling", "module": m.path, "asked": "scaled channels",
+                            "done": "channels as they are", "reason": reason,
                         }));
                     }
                 }
@@ -305,7 +306,7 @@ impl Settle {
         let limits = rows.map(|scales| {
             let used = scales.iter().map(|s| s.abs()).filter(|s| *s > 0.0);
             let (low, high) = used.fold((f32::MAX, 0f32), |(low, high), s| (low.min(s), high.max(s)));
-            // A row of zeros can be divided by anything, which helps nobody.
+            // A row of zeros could be divided by anything, to no use.
             if high == 0.0 { (1.0, 1.0) } else { ((high / SCALES.1).min(1.0), (low / SCALES.0).max(1.0)) }
         });
         Ok(Ok(Settle::Linear { limits: limits.collect() }))

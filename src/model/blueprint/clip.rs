@@ -60,7 +60,7 @@ impl Processor {
 }
 
 fn absent(key: &str) -> Error {
-    Error::bad_input(format!("preprocessor_config.json: '{key}' is missing, without which nobody can prepare images"))
+    Error::bad_input(format!("preprocessor_config.json: '{key}' is missing; images cannot be prepared without it"))
         .hint("copy the file from the model's page beside the weights")
 }
 
