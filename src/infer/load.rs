@@ -9,6 +9,7 @@ use super::chosen::Indexer;
 use super::experts::{Experts, SharedExpert};
 use super::heads::Attention;
 use super::latent::{Expand, Latent};
+use super::lightning::Lightning;
 use super::ngrams::Ngrams;
 use super::norm::Norm;
 use super::recurrent::{Conv, Delta, Mamba, Mamba2, ShortConv};
@@ -88,17 +89,18 @@ impl Block<'_> {
             let norm = if wiring.post_norm { self.norm(stem, hidden)? } else { None };
             Ok(norm.map(|norm| Norm { eps: c.post_norm_eps.unwrap_or(norm.eps), ..norm }))
         };
-        let joint = |result: &str, sum: &str| -> Result<Joint> {
+        let joint = |read: &str, result: &str, sum: &str| -> Result<Joint> {
+            let onto = c.norm_residual.map(|factor| Ok((self.loader.norm(c, &self.name(read), hidden)?, factor)));
             let sum = if sum.is_empty() { None } else { Some(self.loader.norm(c, &self.name(sum), hidden)?) };
-            Ok(Joint { result: after(result)?, sum })
+            Ok(Joint { onto: onto.transpose()?, result: after(result)?, sum })
         };
         Ok(Layer {
             attn_norm: before(names.attn, wiring.pre_norm && !alone)?,
             mixers,
-            after_attn: joint(names.post_attn, names.attn_sum)?,
+            after_attn: joint(names.attn, names.post_attn, names.attn_sum)?,
             ffn_norm: before(if alone { names.attn } else { names.ffn }, wiring.pre_norm)?,
             mlp: self.mlp(&described.ffn)?,
-            after_ffn: joint(names.post_ffn, names.ffn_sum)?,
+            after_ffn: joint(names.ffn, names.post_ffn, names.ffn_sum)?,
             parallel: wiring.parallel,
             streams: self.streams()?,
             ngrams: self.ngrams()?,
@@ -189,6 +191,14 @@ impl Block<'_> {
             Mixes::Delta(own) => (Mixer::Delta(Box::new(self.delta(own)?)), "ssm_out", own.value_heads * own.value_dim),
             Mixes::ChannelDelta(own) => {
                 (Mixer::ChannelDelta(Box::new(self.channel_delta(own)?)), "attn_output", own.heads * own.dim)
+            }
+            Mixes::Lightning(own) => {
+                let width = own.rates.len() * own.dim;
+                // Their norm has an epsilon of its own.
+                let norm = Norm { eps: 1e-6, ..self.loader.norm(self.c, &self.name("attn_norm_2"), width)? };
+                let (qkv, gate) =
+                    (self.linear("attn_qkv", 3 * width, hidden)?, self.linear("attn_gate", width, hidden)?);
+                (Mixer::Lightning(Box::new(Lightning { qkv, gate, norm })), "attn_output", width)
             }
             Mixes::Mamba(own) => (Mixer::Mamba(Box::new(self.mamba(own)?)), "ssm_out", own.inner),
             Mixes::Mamba2(own) => (Mixer::Mamba2(Box::new(self.mamba2(own)?)), "ssm_out", own.inner),

@@ -26,6 +26,8 @@ const DIFFERENT: &[(&str, &str, &str)] = &[
     ("qwen3-asr", "tokenizer.ggml.bos_token_id", "the end of a turn begins no text"),
     ("puzzle", "tensor blk.0.ssm_a", "torch's exp is not rounded correctly everywhere"),
     ("bailing-norm-head", "tensor output.weight", "torch adds up the squares of a column in another order"),
+    ("bert-reranker", "tensor cls.weight", "the pooler is a part of the scores"),
+    ("bert-reranker", "tensor cls.bias", "the pooler is a part of the scores"),
     ("qwen3-reranker", "", "the converter goes by words in a README"),
     ("deepseek-v4", "", "not yet"),
     ("rwkv6qwen2", "", "not yet"),

@@ -173,6 +173,7 @@ const ENDS: &[&str] = &[
     "token_embd",
     "token_embd_norm",
     "token_types",
+    "cls",
     "position_embd",
     "dense_2",
     "dense_3",
@@ -297,7 +298,14 @@ pub(super) fn config(
 /// Whether there is a head, or how the vectors of tokens become those of a text. Where no key says it, the mean of all
 /// tokens is taken, as sentence-transformers does; or each token's vector where a dense layer waits for it.
 fn ending(f: &Facts, row: &Anatomy) -> Result<Ending, String> {
-    let each = f.tensors.contains_key("dense_2.weight") && !row.encodes;
+    let (has, said) = (|name: &str| f.tensors.contains_key(name), f.size("classifier.pooling_type", 0));
+    if row.encodes && has("cls.output.weight") {
+        return Ok(Ending::Vectors(if said == Some(1) { Pooling::Mean } else { Pooling::First }));
+    }
+    if has("cls.weight") {
+        return Err("their classifier has no last layer".into());
+    }
+    let each = has("dense_2.weight") && !row.encodes;
     match f.size("pooling_type", 0).map(|n| n as u64) {
         Some(n) => match Pooling::of_gguf(n) {
             Some(pooling) => Ok(Ending::Vectors(pooling)),
