@@ -90,9 +90,12 @@ impl Block<'_> {
             Ok(norm.map(|norm| Norm { eps: c.post_norm_eps.unwrap_or(norm.eps), ..norm }))
         };
         let joint = |read: &str, result: &str, sum: &str| -> Result<Joint> {
-            let onto = c.norm_residual.map(|factor| Ok((self.loader.norm(c, &self.name(read), hidden)?, factor)));
+            let onto = match c.norm_residual {
+                Some(factor) => Some((self.loader.norm(c, &self.name(read), hidden)?, factor)),
+                None => None,
+            };
             let sum = if sum.is_empty() { None } else { Some(self.loader.norm(c, &self.name(sum), hidden)?) };
-            Ok(Joint { onto: onto.transpose()?, result: after(result)?, sum })
+            Ok(Joint { onto, result: after(result)?, sum })
         };
         Ok(Layer {
             attn_norm: before(names.attn, wiring.pre_norm && !alone)?,

@@ -302,8 +302,8 @@ fn ending(f: &Facts, row: &Anatomy) -> Result<Ending, String> {
     if row.encodes && has("cls.output.weight") {
         return Ok(Ending::Vectors(if said == Some(1) { Pooling::Mean } else { Pooling::First }));
     }
-    if has("cls.weight") {
-        return Err("their classifier has no last layer".into());
+    if has("cls.weight") || has("cls.output.weight") {
+        return Err("their classifier has no last layer, or stands behind no encoder".into());
     }
     let each = has("dense_2.weight") && !row.encodes;
     match f.size("pooling_type", 0).map(|n| n as u64) {
