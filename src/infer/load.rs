@@ -245,6 +245,7 @@ impl Block<'_> {
             q_norm: head_norm("attn_q_norm")?,
             k_norm: head_norm("attn_k_norm")?,
             sinks: self.optional("attn_sinks.weight", heads.q)?,
+            out_norm: self.norm("attn_sub_norm", heads.out_width())?,
             indexer: heads.peculiar.chosen.as_ref().map(|own| self.plain_indexer(own)).transpose()?,
         })
     }
@@ -413,7 +414,11 @@ impl Block<'_> {
 
     fn mlp(&self, ffn: &config::Ffn) -> Result<Mlp> {
         let dense = ffn.dense.as_ref().map(|d| -> Result<FeedForward> {
-            Ok(FeedForward { cutoff: d.cutoff, ..self.feed_forward("", d.width, d.gated, d.activation)? })
+            Ok(FeedForward {
+                cutoff: d.cutoff,
+                norm: self.norm("ffn_sub_norm", d.width)?,
+                ..self.feed_forward("", d.width, d.gated, d.activation)?
+            })
         });
         let experts = ffn.experts.as_ref().map(|e| self.experts(e));
         let norm = |stem: &str| self.loader.norm(self.c, &self.name(stem), self.c.hidden);
@@ -440,7 +445,8 @@ impl Block<'_> {
             (true, false) => vec![part("ffn_up", 2 * width, hidden)?],
             (false, _) => vec![part("ffn_up", width, hidden)?],
         };
-        Ok(FeedForward { gate_up, gated, down: part("ffn_down", hidden, width)?, width, activation, cutoff: None })
+        let down = part("ffn_down", hidden, width)?;
+        Ok(FeedForward { gate_up, gated, down, width, activation, cutoff: None, norm: None })
     }
 
     fn experts(&self, sizes: &config::Experts) -> Result<Experts> {
@@ -478,6 +484,7 @@ impl Block<'_> {
                 width,
                 activation: sizes.activation,
                 cutoff: None,
+                norm: None,
             },
             scales: self.optional("ffn_down_exps.scale", count)?,
             latent: match latent {

@@ -18,6 +18,7 @@ use crate::{Error, Result};
 use facts::Facts;
 
 /// What nothing in a file tells of an architecture.
+#[derive(Clone, Copy)]
 pub(super) struct Anatomy {
     /// `general.architecture`.
     pub gguf: &'static [&'static str],
@@ -79,6 +80,7 @@ const KNOWN: &[&str] = &[
     "attn_q_norm",
     "attn_k_norm",
     "attn_sinks",
+    "attn_sub_norm",
     "attn_gate",
     "attn_q_a",
     "attn_q_b",
@@ -90,6 +92,7 @@ const KNOWN: &[&str] = &[
     "attn_v_b",
     "post_attention_norm",
     "ffn_norm",
+    "ffn_sub_norm",
     "post_ffw_norm",
     "post_ffw_norm_1",
     "post_ffw_norm_2",
@@ -213,6 +216,8 @@ pub(super) fn config(
     if let Some(class) = json.and_then(blueprint::class).filter(|class| row.without.contains(class)) {
         return Err(no(format!("{class} computes something else")));
     }
+    // Of few architectures the file says it.
+    let row = &Anatomy { activation: stated(&f).map_err(no)?.unwrap_or(row.activation), ..*row };
     let ending = ending(&f, row).map_err(no)?;
     let both_ways = f.flag("attention.causal").map_or(row.encodes, |causal| !causal);
     if both_ways && ending == Ending::Logits {
@@ -314,6 +319,16 @@ fn ending(f: &Facts, row: &Anatomy) -> Result<Ending, String> {
         None if each => Ok(Ending::Vectors(Pooling::Each)),
         None if row.encodes => Ok(Ending::Vectors(Pooling::Mean)),
         None => Ok(Ending::Logits),
+    }
+}
+
+/// The activation that the metadata names.
+fn stated(f: &Facts) -> Result<Option<Activation>, String> {
+    let known = [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::SquaredRelu];
+    let Some(name) = f.text("hidden_activation") else { return Ok(None) };
+    match known.into_iter().find(|activation| agrees(*activation, name)) {
+        Some(activation) => Ok(Some(activation)),
+        None => Err(format!("their activation would be '{name}'")),
     }
 }
 

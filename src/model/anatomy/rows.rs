@@ -170,7 +170,7 @@ pub(super) static ALL: &[Anatomy] = &[
         },
         ..PLAIN
     },
-    Anatomy { gguf: &["falcon-h1"], ..PLAIN },
+    Anatomy { gguf: &["falcon-h1", "bitnet"], ..PLAIN },
     Anatomy {
         gguf: &["hunyuan-dense", "hunyuan-moe", "hunyuan_vl"],
         layer: |_, _, layer| on_heads(layer, |h| h.peculiar.norm_after_rope = true),
