@@ -28,6 +28,7 @@ const DIFFERENT: &[(&str, &str, &str)] = &[
     ("bailing-norm-head", "tensor output.weight", "torch adds up the squares of a column in another order"),
     ("bert-reranker", "tensor cls.weight", "the pooler is a part of the scores"),
     ("bert-reranker", "tensor cls.bias", "the pooler is a part of the scores"),
+    ("bert-reranker", "general.size_label", "counts the pooler"),
     ("qwen3-reranker", "", "the converter goes by words in a README"),
     ("deepseek-v4", "", "not yet"),
     ("rwkv6qwen2", "", "not yet"),
