@@ -8,7 +8,7 @@ use crate::calibration::{stats, totals};
 use crate::control::{self, Control, Notice, Run, Unit};
 use crate::eval::ablation::ablate;
 use crate::eval::bootstrap::{self, Bootstrap};
-use crate::eval::cosine::{Cosines, Embedder};
+use crate::eval::cosine::{Compared, Cosines, Embedder};
 use crate::eval::klbase::{KlBaseReader, KlBaseWriter};
 use crate::eval::{self, Base, Candidate, Gates, Logits, Runnable, Vectors, Windows};
 use crate::infer::Cache;
@@ -255,7 +255,7 @@ impl<'a> Field<'a> {
         };
         let total = (self.text.windows.covered_tokens() * (self.candidates.len() + 1)) as u64;
         let (artifact, width) = (base.artifact.clone(), base.engine.vector_width());
-        let cosines = {
+        let compared = {
             let _phase = run.phase("comparing", total, Unit::Tokens);
             let mut base = Embedder { name: artifact.name.clone(), model: &mut **base };
             let mut rows: Vec<Embedder> = self
@@ -269,7 +269,7 @@ impl<'a> Field<'a> {
         report.source = Some(Artifact { name: name_of(path), ..artifact.clone() });
         let vectors = report::OfVectors { width, pooling: pooling.name().into(), between: None };
         report.base = Some(report::Base { artifact, ppl: None, vectors: Some(vectors) });
-        for (candidate, chunks) in self.candidates.iter().zip(cosines) {
+        for (candidate, Compared { cosines: chunks, scores }) in self.candidates.iter().zip(compared) {
             let cosines = Cosines::of(&chunks, Bootstrap::default());
             if !cosines.mean.value.is_finite() {
                 return Err(Error::bad_input(format!("{} gives vectors that are no numbers", candidate.artifact.name)));
@@ -279,6 +279,7 @@ impl<'a> Field<'a> {
             report.candidates.push(report::Candidate {
                 artifact,
                 cosine: Some(cosines),
+                scores,
                 ..report::Candidate::default()
             });
         }

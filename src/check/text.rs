@@ -5,7 +5,7 @@ use crate::clock::{now, strftime};
 use crate::control::Run;
 use crate::error::Hint;
 use crate::eval::bootstrap::Bootstrap;
-use crate::eval::cosine::{self, Embedder};
+use crate::eval::cosine::{self, Compared, Embedder};
 use crate::eval::klbase::{FLOOR, KlBaseReader, KlBaseWriter};
 use crate::eval::text::{Corpus, Encoder};
 use crate::eval::{self, Base, Candidate, KvCache, Method, Options, Runnable, Windows};
@@ -105,11 +105,11 @@ impl Prepared {
         model.run(&self.stream, &self.windows, &mut |tokens| advance(run, tokens))
     }
 
-    /// The cosines of the candidates' vectors with the base's, window by window.
+    /// The candidates' vectors beside the base's, window by window.
     ///
     /// # Errors
     /// As [`cosine::compare`].
-    pub fn cosines(&self, base: &mut Embedder, candidates: &mut [Embedder], run: Run) -> Result<Vec<Vec<Vec<f64>>>> {
+    pub fn cosines(&self, base: &mut Embedder, candidates: &mut [Embedder], run: Run) -> Result<Vec<Compared>> {
         cosine::compare(base, candidates, &self.stream, &self.windows, &mut |tokens| advance(run, tokens))
     }
 

@@ -131,6 +131,10 @@ impl Vectors for Entrant<'_> {
         self.model()?.width()
     }
 
+    fn scores(&mut self, vector: &[f32]) -> Result<Option<Vec<f32>>> {
+        Vectors::scores(self.model()?, vector)
+    }
+
     fn put_away(&mut self) {
         self.release();
     }

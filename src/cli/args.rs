@@ -64,7 +64,8 @@ pub struct TypeArgs {
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
     pub mtp: MtpLayers,
     /// Type for the tensors whose name matches: REGEX=TYPE (repeatable; the first rule that matches wins). In folders a scheme of
-    /// the same tool (fp8, w4a16-32g), a width (6bit) or keep
+    /// the same tool (fp8, w4a16-32g), a width (6bit) or keep. `hybrid` keeps what mixes tokens in models with recurrent layers in
+    /// 8 bits (GGUF)
     #[arg(long, value_name = "REGEX=TYPE")]
     pub tensor_type: Vec<String>,
     /// A file of such rules, one a line

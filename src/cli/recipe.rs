@@ -10,10 +10,10 @@ use super::options;
 use super::values::size;
 use crate::calibration::data::Source;
 use crate::control::{Cancel, Control};
-use crate::convert::Recipe;
 use crate::convert::recipe::{
     Data, Float, ImportanceFile, Limit, Override, OverrideValue, RuleType, Search, Split, Target, TypeRule, TypeRules,
 };
+use crate::convert::{Recipe, rule_sets};
 use crate::model::{Mtp, Part};
 use crate::packed::{self, Spec};
 use crate::quant::{GgmlType, codec, presets};
@@ -267,17 +267,27 @@ fn type_rules(args: &TypeArgs) -> Result<TypeRules> {
         None => String::new(),
     };
     let lines = file.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
-    let rule = |rule: &str| {
-        let bad = |why: &str| Error::Usage(format!("--tensor-type '{rule}': {why}; write REGEX=TYPE"));
+    let rules = |rule: &str| -> Result<Vec<TypeRule>> {
+        let bad = |why: &str| Error::Usage(format!("--tensor-type '{rule}': {why}; write REGEX=TYPE, or hybrid"));
+        if let Some(set) = rule_sets::named(rule) {
+            return Ok(set);
+        }
         let (pattern, name) = rule.rsplit_once('=').ok_or_else(|| bad("no '='"))?;
         if pattern.is_empty() {
             return Err(bad("an empty pattern matches everything"));
         }
         regex::Regex::new(pattern).map_err(|e| bad(&crate::convert::plan::regex_fault(&e)))?;
-        Ok(TypeRule { pattern: pattern.to_string(), ty: rule_type(name)? })
+        Ok(vec![TypeRule { pattern: pattern.to_string(), ty: rule_type(name)? }])
     };
     Ok(TypeRules {
-        tensors: args.tensor_type.iter().map(String::as_str).chain(lines).map(rule).collect::<Result<_>>()?,
+        tensors: args
+            .tensor_type
+            .iter()
+            .map(String::as_str)
+            .chain(lines)
+            .map(rules)
+            .collect::<Result<Vec<_>>>()?
+            .concat(),
         output: ty("--output-tensor-type", &args.output_tensor_type)?,
         embedding: ty("--token-embedding-type", &args.token_embedding_type)?,
         keep_output: args.leave_output_tensor,

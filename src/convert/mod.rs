@@ -51,6 +51,7 @@ mod published;
 pub mod recipe;
 pub(crate) mod record;
 pub(crate) mod rounding;
+pub(crate) mod rule_sets;
 pub(crate) mod running;
 pub(crate) mod sensitivity;
 pub(crate) mod sizes;

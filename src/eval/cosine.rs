@@ -3,6 +3,7 @@
 
 use super::bootstrap::{self, Bootstrap};
 use super::compare::BATCH;
+use super::scores::Scores;
 use super::stats::{Estimate, Percentiles, Statistics};
 use super::windows::Windows;
 use crate::model::config::Ending;
@@ -23,6 +24,14 @@ pub trait Vectors {
     /// # Errors
     /// Those of loading it.
     fn width(&mut self) -> Result<usize>;
+
+    /// The scores that go with a text's vector; `None` for a model that gives none.
+    ///
+    /// # Errors
+    /// Those of loading it.
+    fn scores(&mut self, _vector: &[f32]) -> Result<Option<Vec<f32>>> {
+        Ok(None)
+    }
 
     /// The model is not needed for a while.
     fn put_away(&mut self) {}
@@ -163,9 +172,22 @@ impl Embedder<'_> {
         }
         Ok(found)
     }
+
+    /// The scores that go with the vectors, where the model gives some.
+    fn scores(&mut self, vectors: &[Vec<f32>]) -> Result<Option<Vec<Vec<f32>>>> {
+        vectors.iter().map(|vector| self.model.scores(vector)).collect()
+    }
 }
 
-/// The cosines of each candidate's vectors with the base's, chunk by chunk. One runs after the other, and is released behind its
+/// A candidate beside the base.
+pub struct Compared {
+    /// The cosines of its vectors with the base's, chunk by chunk.
+    pub cosines: Vec<Vec<f64>>,
+    /// Of models that give scores.
+    pub scores: Option<Scores>,
+}
+
+/// Each candidate's vectors beside the base's. One runs after the other, and is released behind its
 /// turn.
 ///
 /// # Errors
@@ -176,8 +198,9 @@ pub fn compare(
     stream: &[u32],
     windows: &Windows,
     done: &mut dyn FnMut(usize) -> Result<()>,
-) -> Result<Vec<Vec<Vec<f64>>>> {
+) -> Result<Vec<Compared>> {
     let (ours, width) = (base.run(stream, windows, done)?, base.model.width()?);
+    let our_scores = base.scores(&ours)?;
     let mut all = Vec::with_capacity(candidates.len());
     for candidate in candidates {
         let (theirs, other) = (candidate.run(stream, windows, done)?, candidate.model.width()?);
@@ -185,7 +208,11 @@ pub fn compare(
             let what = format!("{} gives vectors of {other} numbers, the base of {width}", candidate.name);
             return Err(Error::bad_input(what).hint("compare a model with quantizations of itself"));
         }
-        all.push(ours.iter().zip(&theirs).map(|(a, b)| cosines(a, b, width)).collect());
+        let scores = our_scores.as_ref().zip(candidate.scores(&theirs)?);
+        all.push(Compared {
+            cosines: ours.iter().zip(&theirs).map(|(a, b)| cosines(a, b, width)).collect(),
+            scores: scores.map(|(ours, theirs)| Scores::of(ours, &theirs, Bootstrap::default())),
+        });
         candidate.model.put_away();
     }
     Ok(all)

@@ -18,6 +18,7 @@ pub(crate) mod gate;
 #[doc(hidden)]
 pub mod klbase;
 mod runnable;
+pub(crate) mod scores;
 #[doc(hidden)]
 pub mod softmax;
 pub(crate) mod stats;
@@ -36,6 +37,7 @@ pub use compare::{Base, Candidate, Comparison, Options, Progress, compare, compa
 pub use cosine::{Cosines, Loss, Measured, Vectors};
 pub use gate::{GateOutcome, Gates};
 pub use runnable::Runnable;
+pub use scores::Scores;
 pub use stats::{Estimate, Percentiles, Record, Statistics};
 pub use windows::{Method, Window, Windows};
 

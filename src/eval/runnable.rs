@@ -173,6 +173,10 @@ impl Vectors for Runnable {
         Ok(self.engine.vector_width())
     }
 
+    fn scores(&mut self, vector: &[f32]) -> Result<Option<Vec<f32>>> {
+        Ok(self.engine.scores(vector))
+    }
+
     fn put_away(&mut self) {
         self.work = Work::default();
     }

@@ -4,6 +4,7 @@ use super::attention::Cache;
 use super::carried::LayerVector;
 use super::channel_delta::ChannelDelta;
 use super::experts::Experts;
+use super::lightning::Lightning;
 use super::linear::{FeedForward, Inner, Linear, ROWS_PER_TASK, sized};
 use super::ngrams::Ngrams;
 use super::norm::Norm;
@@ -53,6 +54,7 @@ pub(super) enum Mixer {
     Mamba2(Box<recurrent::Mamba2>),
     ShortConv(recurrent::ShortConv),
     ChannelDelta(Box<ChannelDelta>),
+    Lightning(Box<Lightning>),
 }
 
 impl Mixer {
@@ -76,6 +78,7 @@ impl Mixer {
             Mixer::Mamba2(m) => vec![&mut m.into],
             Mixer::ShortConv(c) => vec![&mut c.into],
             Mixer::ChannelDelta(d) => d.linears_mut().collect(),
+            Mixer::Lightning(l) => vec![&mut l.qkv, &mut l.gate],
         }
     }
 }
@@ -111,6 +114,8 @@ impl Call<'_> {
 
 /// How a part's result joins the stream.
 pub(super) struct Joint {
+    /// The norm of the stream, and a factor, that it goes on from (MiniMax-01); `None`: from the stream as it was.
+    pub onto: Option<(Norm, f32)>,
     /// The norm on the result (gemma2, gemma3).
     pub result: Option<Norm>,
     /// That on the stream, once the result was added (BERT).
@@ -267,6 +272,7 @@ impl Engine {
             (Mixer::Latent(mixer), Some(Mixes::Latent(own))) => mixer.mix(own, call, observer),
             (Mixer::Delta(mixer), Some(Mixes::Delta(own))) => mixer.mix(own, call, observer),
             (Mixer::ChannelDelta(mixer), Some(Mixes::ChannelDelta(own))) => mixer.mix(own, call, observer),
+            (Mixer::Lightning(mixer), Some(Mixes::Lightning(own))) => mixer.mix(own, call, observer),
             (Mixer::Mamba(mixer), Some(Mixes::Mamba(own))) => mixer.mix(own, call, observer),
             (Mixer::Mamba2(mixer), Some(Mixes::Mamba2(own))) => mixer.mix(own, call, observer),
             (Mixer::ShortConv(mixer), Some(Mixes::ShortConv(_))) => mixer.mix(call, observer),
@@ -345,6 +351,10 @@ impl Engine {
         rows.with_min_len(ROWS_PER_TASK).for_each(|(x, result)| {
             if let Some(norm) = &joint.result {
                 norm.apply(result, 0);
+            }
+            if let Some((norm, factor)) = &joint.onto {
+                norm.apply(x, 0);
+                vector::scale(x, *factor);
             }
             vector::add_scaled(x, self.config.residual_scale, result);
             if let Some(norm) = &joint.sum {

@@ -23,6 +23,8 @@ pub(super) struct Attention {
     pub q_norm: Option<Norm>,
     pub k_norm: Option<Norm>,
     pub sinks: Option<Vec<f32>>,
+    /// The norm of all heads' results, in front of the output matrix (BitNet).
+    pub out_norm: Option<Norm>,
     pub indexer: Option<Indexer>,
 }
 
@@ -207,6 +209,9 @@ impl Attention {
             for (out, gate) in attended.chunks_exact_mut(out_width).zip(rows) {
                 gated(few.gate, out, gate, own);
             }
+        }
+        if let Some(norm) = &self.out_norm {
+            attended.par_chunks_exact_mut(out_width).for_each(|out| norm.apply(out, 0));
         }
         Ok(ControlFlow::Continue(()))
     }

@@ -3,6 +3,7 @@
 use super::Observer;
 use super::activations::Rounding;
 use super::erf::erf;
+use super::norm::Norm;
 use crate::kernel::{Output, RowSource, bf16, matmul, vector};
 use crate::model::config::Activation;
 use rayon::prelude::*;
@@ -109,6 +110,8 @@ pub(super) struct FeedForward {
     pub activation: Activation,
     /// What a row's gate must exceed its mean by, in standard deviations; the rest counts.
     pub cutoff: Option<f32>,
+    /// The norm in front of the last matrix (BitNet).
+    pub norm: Option<Norm>,
 }
 
 impl FeedForward {
@@ -139,6 +142,9 @@ impl FeedForward {
         }
         let activated = sized(&mut inner.activated, n * width);
         activate(self.activation, self.gated, gate_up, activated, width);
+        if let Some(norm) = &self.norm {
+            activated.par_chunks_exact_mut(width).for_each(|row| norm.apply(row, 0));
+        }
         self.down.product_of(expert, hidden, activated, Output::whole(out, hidden), observer)
     }
 }

@@ -9,6 +9,7 @@ use super::chosen::Indexer;
 use super::experts::{Experts, SharedExpert};
 use super::heads::Attention;
 use super::latent::{Expand, Latent};
+use super::lightning::Lightning;
 use super::ngrams::Ngrams;
 use super::norm::Norm;
 use super::recurrent::{Conv, Delta, Mamba, Mamba2, ShortConv};
@@ -88,17 +89,21 @@ impl Block<'_> {
             let norm = if wiring.post_norm { self.norm(stem, hidden)? } else { None };
             Ok(norm.map(|norm| Norm { eps: c.post_norm_eps.unwrap_or(norm.eps), ..norm }))
         };
-        let joint = |result: &str, sum: &str| -> Result<Joint> {
+        let joint = |read: &str, result: &str, sum: &str| -> Result<Joint> {
+            let onto = match c.norm_residual {
+                Some(factor) => Some((self.loader.norm(c, &self.name(read), hidden)?, factor)),
+                None => None,
+            };
             let sum = if sum.is_empty() { None } else { Some(self.loader.norm(c, &self.name(sum), hidden)?) };
-            Ok(Joint { result: after(result)?, sum })
+            Ok(Joint { onto, result: after(result)?, sum })
         };
         Ok(Layer {
             attn_norm: before(names.attn, wiring.pre_norm && !alone)?,
             mixers,
-            after_attn: joint(names.post_attn, names.attn_sum)?,
+            after_attn: joint(names.attn, names.post_attn, names.attn_sum)?,
             ffn_norm: before(if alone { names.attn } else { names.ffn }, wiring.pre_norm)?,
             mlp: self.mlp(&described.ffn)?,
-            after_ffn: joint(names.post_ffn, names.ffn_sum)?,
+            after_ffn: joint(names.ffn, names.post_ffn, names.ffn_sum)?,
             parallel: wiring.parallel,
             streams: self.streams()?,
             ngrams: self.ngrams()?,
@@ -190,6 +195,14 @@ impl Block<'_> {
             Mixes::ChannelDelta(own) => {
                 (Mixer::ChannelDelta(Box::new(self.channel_delta(own)?)), "attn_output", own.heads * own.dim)
             }
+            Mixes::Lightning(own) => {
+                let width = own.rates.len() * own.dim;
+                // Their norm has an epsilon of its own.
+                let norm = Norm { eps: 1e-6, ..self.loader.norm(self.c, &self.name("attn_norm_2"), width)? };
+                let (qkv, gate) =
+                    (self.linear("attn_qkv", 3 * width, hidden)?, self.linear("attn_gate", width, hidden)?);
+                (Mixer::Lightning(Box::new(Lightning { qkv, gate, norm })), "attn_output", width)
+            }
             Mixes::Mamba(own) => (Mixer::Mamba(Box::new(self.mamba(own)?)), "ssm_out", own.inner),
             Mixes::Mamba2(own) => (Mixer::Mamba2(Box::new(self.mamba2(own)?)), "ssm_out", own.inner),
             Mixes::ShortConv(own) => {
@@ -232,6 +245,7 @@ impl Block<'_> {
             q_norm: head_norm("attn_q_norm")?,
             k_norm: head_norm("attn_k_norm")?,
             sinks: self.optional("attn_sinks.weight", heads.q)?,
+            out_norm: self.norm("attn_sub_norm", heads.out_width())?,
             indexer: heads.peculiar.chosen.as_ref().map(|own| self.plain_indexer(own)).transpose()?,
         })
     }
@@ -400,7 +414,11 @@ impl Block<'_> {
 
     fn mlp(&self, ffn: &config::Ffn) -> Result<Mlp> {
         let dense = ffn.dense.as_ref().map(|d| -> Result<FeedForward> {
-            Ok(FeedForward { cutoff: d.cutoff, ..self.feed_forward("", d.width, d.gated, d.activation)? })
+            Ok(FeedForward {
+                cutoff: d.cutoff,
+                norm: self.norm("ffn_sub_norm", d.width)?,
+                ..self.feed_forward("", d.width, d.gated, d.activation)?
+            })
         });
         let experts = ffn.experts.as_ref().map(|e| self.experts(e));
         let norm = |stem: &str| self.loader.norm(self.c, &self.name(stem), self.c.hidden);
@@ -427,7 +445,8 @@ impl Block<'_> {
             (true, false) => vec![part("ffn_up", 2 * width, hidden)?],
             (false, _) => vec![part("ffn_up", width, hidden)?],
         };
-        Ok(FeedForward { gate_up, gated, down: part("ffn_down", hidden, width)?, width, activation, cutoff: None })
+        let down = part("ffn_down", hidden, width)?;
+        Ok(FeedForward { gate_up, gated, down, width, activation, cutoff: None, norm: None })
     }
 
     fn experts(&self, sizes: &config::Experts) -> Result<Experts> {
@@ -465,6 +484,7 @@ impl Block<'_> {
                 width,
                 activation: sizes.activation,
                 cutoff: None,
+                norm: None,
             },
             scales: self.optional("ffn_down_exps.scale", count)?,
             latent: match latent {

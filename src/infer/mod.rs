@@ -14,6 +14,7 @@ mod experts;
 mod heads;
 mod kv_cache;
 mod latent;
+mod lightning;
 mod linear;
 mod load;
 mod ngrams;
@@ -22,6 +23,7 @@ mod pooling;
 mod recurrent;
 mod rope;
 mod sampling;
+mod scorer;
 mod streams;
 mod weights;
 
@@ -96,6 +98,8 @@ pub struct Engine {
     kv_cache: Option<KvCache>,
     /// What pooled vectors go through, of models without a head.
     dense: Vec<Linear>,
+    /// The head of a classifier or reranker.
+    scorer: Option<scorer::Scorer>,
 }
 
 impl Engine {
@@ -420,6 +424,7 @@ impl Engine {
             .chain(layers)
             .chain(&mut self.output)
             .chain(&mut self.dense)
+            .chain(self.scorer.iter_mut().flat_map(scorer::Scorer::linears_mut))
     }
 
     /// The angles of one of the rotary embeddings for the next `n` positions; what a checkpoint brings of factors is the
@@ -437,6 +442,9 @@ impl Engine {
     }
 
     fn rotate(&self, head: &mut [f32], angles: &Angles, i: usize) {
-        angles.rotate(head, i, self.config.pairs);
+        match self.config.spread_pairs {
+            true => angles.rotate_spread(head, i),
+            false => angles.rotate(head, i, self.config.pairs),
+        }
     }
 }

@@ -1,5 +1,5 @@
 //! Models without a head: the vectors of a text's tokens, pooled to those of the text. Vectors are made of length 1, as engines
-//! make them.
+//! make them, but for those that scores are made from.
 
 use super::Engine;
 use crate::kernel::{Output, vector};
@@ -7,14 +7,17 @@ use crate::model::config::Pooling;
 use crate::{Error, Result};
 
 impl Engine {
-    /// The vectors `[n, width]` that stand for a text, each of length 1: one, or one for each token. `hidden` is what the last
-    /// layer gave for all of its tokens (`[tokens, hidden]`).
+    /// The vectors `[n, width]` that stand for a text, each of length 1: one, or one for each token; of a classifier what enters
+    /// its last matrix, as it is. `hidden` is what the last layer gave for all of its tokens (`[tokens, hidden]`).
     ///
     /// Errors: `Unsupported` for a model with a head; `BadInput` for dense layers that do not fit each other.
     pub fn vectors(&self, hidden: &[f32]) -> Result<Vec<f32>> {
         let pooling = self.config.ending.pooling();
         let pooling = pooling.ok_or_else(|| Error::unsupported("the model gives logits, no vectors of texts"))?;
         let mut vectors = pooled(pooling, &self.head_input(hidden), self.config.hidden);
+        if let Some(scorer) = &self.scorer {
+            return Ok(scorer.features(vectors));
+        }
         let mut width = self.config.hidden;
         for linear in &self.dense {
             if linear.weight.cols() != width {
@@ -37,7 +40,14 @@ impl Engine {
 
     /// Channels of such a vector.
     pub fn vector_width(&self) -> usize {
-        self.dense.last().map_or(self.config.hidden, |linear| linear.out())
+        let width = self.dense.last().map_or(self.config.hidden, |linear| linear.out());
+        self.scorer.as_ref().map_or(width, |scorer| scorer.width())
+    }
+
+    /// The scores that a classifier or reranker gives to a text, one for each label, by the vector of the text; `None` for a
+    /// model that gives none.
+    pub fn scores(&self, vector: &[f32]) -> Option<Vec<f32>> {
+        self.scorer.as_ref().map(|scorer| scorer.scores(vector))
     }
 }
 

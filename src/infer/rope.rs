@@ -54,6 +54,20 @@ impl Angles {
         }
     }
 
+    /// The same where the whole head lies in pairs, a channel of its first half beside one of its second, although a part of it
+    /// is turned.
+    pub fn rotate_spread(&self, head: &mut [f32], i: usize) {
+        let (cos, sin) = self.row(i);
+        let half = head.len() / 2;
+        let place = |channel: usize| if channel < half { 2 * channel } else { 2 * (channel - half) + 1 };
+        for (j, (cos, sin)) in cos.iter().zip(sin).enumerate() {
+            let (low, high) = (place(j), place(j + self.half));
+            let (x, y) = (head[low], head[high]);
+            head[low] = x * cos - y * sin;
+            head[high] = y * cos + x * sin;
+        }
+    }
+
     /// Cosines and sines of the `i`-th position of the batch.
     pub fn row(&self, i: usize) -> (&[f32], &[f32]) {
         let range = i * self.half..(i + 1) * self.half;

@@ -441,6 +441,7 @@ impl Engine {
                     .flatten()
                     .collect::<Result<_>>()?,
             },
+            scorer: loader.scorer(c)?,
             embedding_norm: match c.embedding_unit_norm {
                 true => Some(loader.weightless(c)),
                 false => first.then(|| loader.norm(c, "token_embd_norm", c.hidden)).transpose()?,

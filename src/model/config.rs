@@ -205,6 +205,10 @@ pub struct Config {
     pub norms: NormNames,
     /// The runtime rotates channels that are neighbours, not those half a head apart.
     pub pairs: bool,
+    /// All channels of a head lie in pairs, although a part of them is rotated (files of Bamba).
+    pub spread_pairs: bool,
+    /// The stream goes on from what a part read, normalised, times this (MiniMax-01).
+    pub norm_residual: Option<f32>,
     /// Channels of the vector that every token has for each layer (Gemma 4 E); 0: there is none.
     pub per_layer: usize,
     /// Residual streams beside each other.
@@ -212,6 +216,8 @@ pub struct Config {
     pub ngrams: Option<Ngrams>,
     /// Logits, or vectors of texts.
     pub ending: Ending,
+    /// Of a classifier with two layers: the first is followed by GELU, not tanh.
+    pub scores_by_gelu: bool,
 }
 
 impl Default for Config {
@@ -238,10 +244,13 @@ impl Default for Config {
             weightless_norms: false,
             norms: NormNames::USUAL,
             pairs: false,
+            spread_pairs: false,
+            norm_residual: None,
             per_layer: 0,
             streams: None,
             ngrams: None,
             ending: Ending::Logits,
+            scores_by_gelu: false,
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::error::Hint;
 use crate::eval::bootstrap::{Bootstrap, Pair};
 use crate::eval::cosine::{Cosines, Measured};
 use crate::eval::gate::GateOutcome;
+use crate::eval::scores::Scores;
 use crate::eval::stats::{Estimate, Percentiles, Statistics};
 pub use crate::eval::tasks::Kind;
 pub use crate::eval::{Ablation, Artifact, TensorDamage};
@@ -144,6 +145,9 @@ pub struct Candidate {
     /// How near its vectors are to the base's, where models have no head.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cosine: Option<Cosines>,
+    /// How near its scores are, where models are classifiers or rerankers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scores: Option<Scores>,
     /// How it was made; absent where it does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made: Option<Made>,

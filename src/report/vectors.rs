@@ -58,6 +58,19 @@ pub fn details(report: &Report) -> Vec<String> {
             shown_cosine(cosines.worst)
         ));
     }
+    if let Some(scores) = spoken_of(report).and_then(|(c, _)| c.scores) {
+        let shown = |x: f64| fixed(x, decimals_for(scores.mean));
+        lines.push(format!(
+            "Its scores are off by {} on average and {} at most, where those of the original spread by {}; {}.",
+            shown(scores.mean.value),
+            shown(scores.worst),
+            shown(scores.spread),
+            match scores.labels {
+                1 => format!("{} of all pairs of chunks are in the same order", percent(scores.agreement, 1)),
+                _ => format!("{} of the chunks have the same label first", percent(scores.agreement, 1)),
+            }
+        ));
+    }
     let base = report.base.as_ref().and_then(|base| base.vectors.as_ref()?.between);
     if let Some(between) = base {
         lines.push(format!(
@@ -82,11 +95,16 @@ pub fn with_error(mean: Estimate) -> String {
 
 /// The table's cells, header first.
 pub fn table(report: &Report) -> Vec<Vec<String>> {
-    let head = ["model", "size", "of base", "bpw", "mean cosine", "5 % below", "worst"];
-    let mut rows = vec![head.map(str::to_string).to_vec()];
+    let mut head = vec!["model", "size", "of base", "bpw", "mean cosine", "5 % below", "worst"];
+    let scored = report.candidates.iter().any(|c| c.scores.is_some());
+    if scored {
+        head.extend(["score off by", "at most", "same order"]);
+    }
+    let missing = head.len() - 4;
+    let mut rows = vec![head.into_iter().map(str::to_string).collect()];
     let dash = || "–".to_string();
     if let Some(first) = sizes::of_base(report) {
-        rows.push(first.into_iter().chain((0..3).map(|_| dash())).collect());
+        rows.push(first.into_iter().chain((0..missing).map(|_| dash())).collect());
     }
     for (c, mut row) in sizes::of_candidates(report) {
         match &c.cosine {
@@ -96,6 +114,15 @@ pub fn table(report: &Report) -> Vec<Vec<String>> {
                 shown_cosine(cosines.worst),
             ]),
             None => row.extend((0..3).map(|_| dash())),
+        }
+        match &c.scores {
+            Some(scores) => row.extend([
+                fixed(scores.mean.value, decimals_for(scores.mean)),
+                fixed(scores.worst, decimals_for(scores.mean)),
+                percent(scores.agreement, 1),
+            ]),
+            None if scored => row.extend((0..3).map(|_| dash())),
+            None => {}
         }
         rows.push(row);
     }

@@ -4,9 +4,10 @@
 use crate::common::repo;
 use quantize::Control;
 use quantize::calibration::data::Source;
+use quantize::check::{self, Measurement};
 use quantize::convert::{self, Calibration, Data, Nearness, Recipe, calibrate};
 use quantize::eval::cosine::cosine;
-use quantize::eval::{Runnable, Vectors};
+use quantize::eval::{Method, Runnable, Vectors};
 use quantize::infer::{Cache, Engine};
 use quantize::model::config::Ending;
 use quantize::model::{Mtp, Part, SourceModel};
@@ -19,13 +20,14 @@ fn all() -> Vec<PathBuf> {
     }
     let entries = std::fs::read_dir(repo("tests/lineages")).unwrap().map(|e| e.unwrap().path());
     let mut folders: Vec<PathBuf> = entries.filter(|path| path.join("expected.json").is_file()).collect();
-    folders.retain(|path| Expected::of(path).hidden);
+    folders.retain(|path| Expected::of(path).is_here());
     folders.sort();
     assert!(folders.len() >= 6, "{} encoders", folders.len());
     folders
 }
 
 struct Expected {
+    /// The values are those of hidden states; otherwise scores.
     hidden: bool,
     sequences: Vec<Vec<u32>>,
     /// Of all sequences, `[tokens, hidden]`.
@@ -46,14 +48,19 @@ impl Expected {
             bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
         };
         let hidden = json["kind"] == "hidden";
+        let here = hidden || json["shape"].as_array().is_some_and(|shape| shape.len() == 2);
         Expected {
             hidden,
-            sequences: if hidden { serde_json::from_value(json["input_ids"].clone()).unwrap() } else { Vec::new() },
+            sequences: if here { serde_json::from_value(json["input_ids"].clone()).unwrap() } else { Vec::new() },
             states: floats("expected_logits.f32"),
             std: json["std"].as_f64().unwrap() as f32,
             of_file: json["file_tolerance"].as_f64().unwrap_or(5e-4) as f32,
             pooled: floats("expected_pooled.f32"),
         }
+    }
+
+    fn is_here(&self) -> bool {
+        !self.sequences.is_empty()
     }
 }
 
@@ -79,6 +86,15 @@ fn differences(path: &Path, expected: &Expected) -> [f32; 3] {
     let slices: Vec<&[u32]> = expected.sequences.iter().map(Vec::as_slice).collect();
     let together = engine.hidden_from(&slices, 0, &mut Cache::one_batch(n)).unwrap();
     let vectors: Vec<f32> = each.iter().flat_map(|hidden| engine.vectors(hidden).unwrap()).collect();
+    if !expected.hidden {
+        let both = [each.concat(), together].map(|states| {
+            let texts = states.chunks_exact(n * engine.config.hidden);
+            let scores: Vec<f32> =
+                texts.flat_map(|hidden| engine.scores(&engine.vectors(hidden).unwrap()).unwrap()).collect();
+            worst(&scores, &expected.states) / expected.std
+        });
+        return [both[0], both[1], 0.0];
+    }
     let width = engine.vector_width();
     let pooled: Vec<f32> = expected.pooled.chunks(width).flat_map(unit).collect();
     let apart = if pooled.is_empty() { 0.0 } else { worst(&vectors, &pooled) };
@@ -162,4 +178,30 @@ fn they_are_calibrated_rounded_with_feedback_and_compared() {
         better.push((name, fed / plain));
     }
     assert!(better.iter().all(|(_, ratio)| *ratio < 1.0), "{better:?}");
+}
+
+/// Classifiers and rerankers are compared by their scores beside the cosines; models without scores are not.
+#[test]
+fn scores_are_compared_where_there_are_some() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = dir.path().join("text.txt");
+    std::fs::write(&text, "It was a bright cold day in April, and the clocks were striking thirteen. ".repeat(20))
+        .unwrap();
+    let scores = |name: &str, to: &str| {
+        let folder = repo("tests/lineages").join(name);
+        let (file, _) = convert_to(&SourceModel::open(&folder).unwrap(), &Recipe::to([to]).unwrap(), dir.path());
+        let how = Measurement { method: Method::LlamaCpp { ctx: 32 }, ..Measurement::on(&text) };
+        let report = check::compare(&folder, &[file], &how, &Control::default(), &()).unwrap();
+        let table = quantize::report::render_markdown(&report);
+        assert_eq!(table.contains("same order"), report.candidates[0].scores.is_some(), "{table}");
+        report.candidates[0].scores
+    };
+    for (name, labels) in [("bert-reranker", 1), ("roberta-classifier", 3), ("modernbert-reranker", 1)] {
+        let (near, far) = (scores(name, "q8_0").unwrap(), scores(name, "q4_0").unwrap());
+        eprintln!("{name}: {near:?} {far:?}");
+        assert_eq!((near.labels, near.texts), (labels, far.texts));
+        assert!(near.texts > 4 && near.spread > 0.0 && near.agreement >= 0.5, "{name}: {near:?}");
+        assert!(near.mean.value < far.mean.value && far.mean.value <= far.worst, "{name}: {near:?} {far:?}");
+    }
+    assert_eq!(scores("bert", "q8_0"), None);
 }

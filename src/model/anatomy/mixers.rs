@@ -3,8 +3,8 @@
 use super::Anatomy;
 use super::facts::Facts;
 use crate::model::config::{
-    ChannelDelta, Chosen, Config, Delta, Gate, Heads, Indexer, Latent, Mamba, Mamba2, Mixer, Peculiar, Pools,
-    RopeScaling, ShortConv,
+    ChannelDelta, Chosen, Config, Delta, Gate, Heads, Indexer, Latent, Lightning, Mamba, Mamba2, Mixer, Peculiar,
+    Pools, RopeScaling, ShortConv,
 };
 use crate::{Error, Result};
 
@@ -56,6 +56,9 @@ pub(super) fn of(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<M
     if has("attn_kv_a_mqa.weight") {
         return latent(f, row, c, index).map(Mixer::Latent);
     }
+    if has("attn_norm_2.weight") && has("attn_gate.weight") {
+        return lightning(f, index).map(Mixer::Lightning);
+    }
     match has("attn_qkv.weight") || has("attn_q.weight") {
         true => attention(f, row, c, index).map(Mixer::Attention),
         false => Ok(Mixer::None),
@@ -66,6 +69,18 @@ pub(super) fn of(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<M
 pub(super) fn beside(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<Option<Mixer>> {
     let both = f.has(index, "ssm_in.weight") && f.has(index, "attn_q.weight");
     both.then(|| attention(f, row, c, index).map(Mixer::Attention)).transpose()
+}
+
+/// Heads forget by powers of two as in ALiBi, and the more slowly the deeper the layer.
+fn lightning(f: &Facts, index: usize) -> Result<Lightning> {
+    let heads = f.needed("attention.head_count", index)?;
+    if heads == 0 || heads > 1 << 14 {
+        return Err(Error::bad_input(format!("{heads} heads")));
+    }
+    let depth = index as f32 / ((f.needed("block_count", 0)?.max(1) - 1) as f32 + 1e-5);
+    let base = (-8.0 / heads as f32).exp2();
+    let rates = (1..=heads).map(|head| base.powi(head as i32) * (1.0 - depth + 1e-5)).collect();
+    Ok(Lightning { rates, dim: f.needed("attention.key_length", index)? })
 }
 
 fn mamba2(f: &Facts, index: usize) -> Result<Mixer> {

@@ -18,6 +18,7 @@ use crate::{Error, Result};
 use facts::Facts;
 
 /// What nothing in a file tells of an architecture.
+#[derive(Clone, Copy)]
 pub(super) struct Anatomy {
     /// `general.architecture`.
     pub gguf: &'static [&'static str],
@@ -79,6 +80,7 @@ const KNOWN: &[&str] = &[
     "attn_q_norm",
     "attn_k_norm",
     "attn_sinks",
+    "attn_sub_norm",
     "attn_gate",
     "attn_q_a",
     "attn_q_b",
@@ -90,6 +92,7 @@ const KNOWN: &[&str] = &[
     "attn_v_b",
     "post_attention_norm",
     "ffn_norm",
+    "ffn_sub_norm",
     "post_ffw_norm",
     "post_ffw_norm_1",
     "post_ffw_norm_2",
@@ -173,6 +176,7 @@ const ENDS: &[&str] = &[
     "token_embd",
     "token_embd_norm",
     "token_types",
+    "cls",
     "position_embd",
     "dense_2",
     "dense_3",
@@ -212,6 +216,8 @@ pub(super) fn config(
     if let Some(class) = json.and_then(blueprint::class).filter(|class| row.without.contains(class)) {
         return Err(no(format!("{class} computes something else")));
     }
+    // Of few architectures the file says it.
+    let row = &Anatomy { activation: stated(&f).map_err(no)?.unwrap_or(row.activation), ..*row };
     let ending = ending(&f, row).map_err(no)?;
     let both_ways = f.flag("attention.causal").map_or(row.encodes, |causal| !causal);
     if both_ways && ending == Ending::Logits {
@@ -297,7 +303,14 @@ pub(super) fn config(
 /// Whether there is a head, or how the vectors of tokens become those of a text. Where no key says it, the mean of all
 /// tokens is taken, as sentence-transformers does; or each token's vector where a dense layer waits for it.
 fn ending(f: &Facts, row: &Anatomy) -> Result<Ending, String> {
-    let each = f.tensors.contains_key("dense_2.weight") && !row.encodes;
+    let (has, said) = (|name: &str| f.tensors.contains_key(name), f.size("classifier.pooling_type", 0));
+    if row.encodes && has("cls.output.weight") {
+        return Ok(Ending::Vectors(if said == Some(1) { Pooling::Mean } else { Pooling::First }));
+    }
+    if has("cls.weight") || has("cls.output.weight") {
+        return Err("their classifier has no last layer, or stands behind no encoder".into());
+    }
+    let each = has("dense_2.weight") && !row.encodes;
     match f.size("pooling_type", 0).map(|n| n as u64) {
         Some(n) => match Pooling::of_gguf(n) {
             Some(pooling) => Ok(Ending::Vectors(pooling)),
@@ -306,6 +319,16 @@ fn ending(f: &Facts, row: &Anatomy) -> Result<Ending, String> {
         None if each => Ok(Ending::Vectors(Pooling::Each)),
         None if row.encodes => Ok(Ending::Vectors(Pooling::Mean)),
         None => Ok(Ending::Logits),
+    }
+}
+
+/// The activation that the metadata names.
+fn stated(f: &Facts) -> Result<Option<Activation>, String> {
+    let known = [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::SquaredRelu];
+    let Some(name) = f.text("hidden_activation") else { return Ok(None) };
+    match known.into_iter().find(|activation| agrees(*activation, name)) {
+        Some(activation) => Ok(Some(activation)),
+        None => Err(format!("their activation would be '{name}'")),
     }
 }
 

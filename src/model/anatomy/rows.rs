@@ -87,26 +87,19 @@ pub(super) static ALL: &[Anatomy] = &[
         layer: |_, _, layer| on_heads(layer, |h| h.peculiar.alibi = Some(8.0)),
         ..GPT
     },
-    // Heads of classifiers are not run. Camembert's positions begin behind that of the padding, which its files do not say.
-    Anatomy {
-        gguf: &["bert"],
-        without: &[
-            "BertForSequenceClassification",
-            "DistilBertForSequenceClassification",
-            "RobertaForSequenceClassification",
-            "XLMRobertaForSequenceClassification",
-            "CamembertModel",
-        ],
-        ..BERT
-    },
+    // DistilBERT's classifier has a ReLU where readers of its files have tanh.
+    Anatomy { gguf: &["bert"], without: &["DistilBertForSequenceClassification"], ..BERT },
     Anatomy { gguf: &["nomic-bert"], rope: true, activation: Activation::Silu, ..BERT },
     Anatomy {
         gguf: &["modern-bert"],
-        without: &["ModernBertForSequenceClassification"],
         encodes: true,
         full_first: true,
         norm: Norm::Layer,
         activation: Activation::Gelu,
+        finish: |_, c| {
+            c.scores_by_gelu = true;
+            Ok(())
+        },
         ..PLAIN
     },
     Anatomy { gguf: &["eurobert"], without: &["JinaEmbeddingsV5Model"], encodes: true, ..PLAIN },
@@ -177,7 +170,7 @@ pub(super) static ALL: &[Anatomy] = &[
         },
         ..PLAIN
     },
-    Anatomy { gguf: &["falcon-h1"], ..PLAIN },
+    Anatomy { gguf: &["falcon-h1", "bitnet"], ..PLAIN },
     Anatomy {
         gguf: &["hunyuan-dense", "hunyuan-moe", "hunyuan_vl"],
         layer: |_, _, layer| on_heads(layer, |h| h.peculiar.norm_after_rope = true),
@@ -271,17 +264,32 @@ pub(super) static ALL: &[Anatomy] = &[
     },
     Anatomy {
         gguf: &["granitehybrid"],
-        without: &["BambaForCausalLM"],
         layer: |f, _, layer| {
             let rotates = f.flag("rope.scaling.finetuned").unwrap_or(true);
-            let partly = |h: &Heads| f.size("rope.dimension_count", 0).is_some_and(|dims| dims < h.dim);
-            // llama.cpp's converter puts all rows of a head into pairs, also where a part of it is rotated (Bamba).
-            if rotates && layer.heads().is_some_and(partly) {
-                return Err(Error::unsupported("files of them hold the rotary rows in an order that no engine undoes"));
-            }
             on_heads(layer, |h| h.rope = h.rope.filter(|_| rotates))
         },
+        finish: |f, c| {
+            // llama.cpp's converter puts all rows of a head into pairs, also where a part of it is rotated (Bamba).
+            let turned = f.size("rope.dimension_count", 0).unwrap_or(usize::MAX);
+            c.spread_pairs = c.layers.iter().filter_map(|layer| layer.heads()).any(|heads| turned < heads.dim);
+            (GRANITE.finish)(f, c)
+        },
         ..GRANITE
+    },
+    Anatomy {
+        gguf: &["minimax-01"],
+        finish: |f, c| {
+            let said = |key: &str| f.said_float(&format!("layernorm_{key}"));
+            let parts = ["full_attention", "linear_attention", "mlp"];
+            let alphas = parts.map(|part| said(&format!("{part}_alpha")).unwrap_or(c.residual_scale));
+            let betas = parts.map(|part| said(&format!("{part}_beta")).unwrap_or(1.0));
+            if alphas != [c.residual_scale; 3] || betas != [1.0; 3] {
+                return Err(Error::unsupported("their parts are not all added to the stream with the same factors"));
+            }
+            (c.norm_residual, c.residual_scale) = (Some(c.residual_scale), 1.0);
+            Ok(())
+        },
+        ..PLAIN
     },
     Anatomy { gguf: &["mimo2"], gating: Gating::Sigmoid, ..PLAIN },
     Anatomy {

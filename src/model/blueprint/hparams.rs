@@ -57,6 +57,11 @@ impl Hparams {
         &self.outer
     }
 
+    /// The first of the classes that the model names.
+    pub fn class(&self) -> Option<&str> {
+        self.get("architectures")?.get(0)?.as_str()
+    }
+
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.map.get(key).filter(|v| !v.is_null())
     }

@@ -19,6 +19,8 @@ pub enum Mixer {
     Mamba2(Mamba2),
     /// A convolution over few tokens between two gates (LFM2).
     ShortConv(ShortConv),
+    /// Linear attention with a fixed decay for every head (MiniMax-01).
+    Lightning(Lightning),
     /// The block mixes no tokens.
     None,
 }
@@ -95,6 +97,14 @@ pub struct ChannelDelta {
     pub kernel: usize,
     /// Logarithms of decays lie between this and 0, by a sigmoid; `None`: by softplus, without a bound.
     pub least_decay: Option<f32>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lightning {
+    /// What a token leaves of the state of each head, as a negative logarithm.
+    pub rates: Vec<f32>,
+    /// Channels of queries, keys and values.
+    pub dim: usize,
 }
 
 #[derive(Clone, Debug, PartialEq)]

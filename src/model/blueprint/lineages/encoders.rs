@@ -9,7 +9,7 @@ const ENCODER: TokenizerFacts = TokenizerFacts { kind: TokenizerKind::Encoder, .
 
 pub(super) static ALL: &[Blueprint] = &[
     Blueprint {
-        classes: &["BertModel", "BertForMaskedLM", "BertForSequenceClassification", "CamembertModel"],
+        classes: &["BertModel", "BertForMaskedLM", "BertForSequenceClassification"],
         tokenizer: ENCODER,
         ..BERT
     },
@@ -35,6 +35,7 @@ pub(super) static ALL: &[Blueprint] = &[
             "RobertaForSequenceClassification",
             "XLMRobertaModel",
             "XLMRobertaForSequenceClassification",
+            "CamembertModel",
         ],
         changes: &[("position_embd.weight", Change::View(behind_padding))],
         keys: |k| {
@@ -176,6 +177,11 @@ const T5_DEFAULTS: &str = r#"{"n_positions": 512, "layer_norm_epsilon": 1e-6, "r
 /// What only training or pooling needs, and the prefixes and spellings of BERT's checkpoints.
 fn bert(h: &Hparams, name: &str) -> Named {
     let name = name.strip_prefix("bert.").or(name.strip_prefix("roberta.")).unwrap_or(name);
+    // The converter drops it; readers of the file apply it where it is, and the scores are then the checkpoint's.
+    let scores = h.class() == Some("BertForSequenceClassification") && labels(h).is_some();
+    if let Some(rest) = name.strip_prefix("pooler.dense.").filter(|_| scores) {
+        return Named::Keep(format!("classifier.dense.{rest}"));
+    }
     let dropped = ["pooler.dense.", "cls.predictions", "cls.seq_relationship", "lm_head.", "decoder."];
     if name == "embeddings.position_ids" || dropped.iter().any(|part| name.starts_with(part)) {
         return Named::Drop("a head of the training; the encoder has no use for it");

@@ -86,6 +86,10 @@ pub(super) static ALL: &[Blueprint] = &[
         keys: |k| {
             k.text("rope.scaling.type", "linear");
             k.float("rope.scaling.factor", 1.0);
+            // BitNet b1.58 2B4T; readers take SiLU where nothing is said.
+            if let Some(activation) = k.h.str("hidden_act").filter(|name| *name != "silu") {
+                k.text("hidden_activation", activation);
+            }
             Ok(())
         },
         ..PLAIN
