@@ -66,3 +66,43 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let month = if mp < 10 { mp + 3 } else { mp - 9 };
     (yoe + era * 400 + u64::from(month <= 2), month, doy - (153 * mp + 2) / 5 + 1)
 }
+
+/// Seconds since 1970 of a date as HTTP writes it: `Sun, 06 Nov 1994 08:49:37 GMT`.
+#[cfg(feature = "hub")]
+pub fn http_date(text: &str) -> Option<u64> {
+    let words: Vec<&str> = text.split_ascii_whitespace().collect();
+    let [_, day, month, year, time, "GMT"] = words[..] else { return None };
+    let (day, year): (u64, u64) = (day.parse().ok()?, year.parse().ok()?);
+    let month = MONTHS.iter().position(|name| name.get(..3) == Some(month))? as u64 + 1;
+    let clock: Vec<u64> = time.split(':').map(|n| n.parse().ok()).collect::<Option<_>>()?;
+    let [hour, minute, second] = clock[..] else { return None };
+    if !(1970..=9999).contains(&year) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    Some(days(year, month, day) * 86400 + hour * 3600 + minute * 60 + second)
+}
+
+/// The inverse of [`civil`].
+#[cfg(feature = "hub")]
+fn days(year: u64, month: u64, day: u64) -> u64 {
+    let y = year - u64::from(month <= 2);
+    let (era, yoe) = (y / 400, y % 400);
+    let doy = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    era * 146_097 + yoe * 365 + yoe / 4 - yoe / 100 + doy - 719_468
+}
+
+#[cfg(all(test, feature = "hub"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_of_http_come_back() {
+        for seconds in [0, 951_782_400, 784_111_777, 1_709_210_096, 4_102_444_799] {
+            let text = strftime("%a, %d %b %Y %H:%M:%S GMT", seconds);
+            assert_eq!(http_date(&text), Some(seconds), "{text}");
+        }
+        for bad in ["", "soon", "Sun, 06 Nov 1994 08:49 GMT", "Sun, 06 Foo 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:49:37 CET"] {
+            assert_eq!(http_date(bad), None, "{bad}");
+        }
+    }
+}

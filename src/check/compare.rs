@@ -10,6 +10,7 @@ use crate::eval::ablation::ablate;
 use crate::eval::bootstrap::{self, Bootstrap};
 use crate::eval::cosine::{Cosines, Embedder};
 use crate::eval::klbase::{KlBaseReader, KlBaseWriter};
+use crate::eval::positions;
 use crate::eval::{self, Base, Candidate, Gates, Logits, Runnable, Vectors, Windows};
 use crate::infer::Cache;
 use crate::model::config::{Ending, Pooling};
@@ -240,10 +241,13 @@ impl<'a> Field<'a> {
         }
         report.base = Some(measured_base(artifact, &comparison));
         report.pairs = pairs;
-        for (candidate, stats) in self.candidates.iter().zip(statistics) {
+        let scored = self.text.windows.method.scored();
+        for ((candidate, stats), records) in self.candidates.iter().zip(statistics).zip(&comparison.candidates) {
             let artifact = candidate.artifact.clone();
+            let positions = positions::by_position(records, scored.clone());
             report.gates.extend(how.gates.judge(&artifact.name, &stats, self.text.windows.count)?);
-            report.candidates.push(report::Candidate { artifact, stats: Some(stats), ..report::Candidate::default() });
+            let stats = Some(stats);
+            report.candidates.push(report::Candidate { artifact, stats, positions, ..report::Candidate::default() });
         }
         Ok(report)
     }

@@ -57,7 +57,7 @@ pub struct TypeArgs {
           value_parser = TYPES_AND_FORMATS, hide_possible_values = true)]
     pub to: Vec<String>,
     /// Write the projector of a model that sees or hears, llama.cpp's mmproj file, in these types: f16, bf16, q8_0, f32
-    #[arg(long, value_name = "TYPE", value_delimiter = ',', conflicts_with = "to")]
+    #[arg(long, value_name = "TYPE", value_delimiter = ',')]
     pub mmproj: Vec<String>,
     /// Layers that predict more than the next token: keep them, drop them, or write a draft model of them alone
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
@@ -255,6 +255,24 @@ pub enum FloatType {
     Bf16,
     F16,
     F32,
+}
+
+/// How the next token is chosen.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// Temperature; 0 always takes the most likely token
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub temp: f32,
+    /// Only the K most likely tokens; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+    /// Only the most likely tokens that together reach P
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Seed of the sampling
+    #[arg(long, value_name = "SEED")]
+    pub seed: Option<u64>,
 }
 
 /// Where Hub ids are resolved.

@@ -93,7 +93,9 @@ pub struct ConvertArgs {
 
 #[derive(Debug, Args)]
 #[command(mut_arg("report", |a| a.hide(true)), mut_arg("modelfile", |a| a.hide(true)), mut_arg("save_imatrix", |a| a.hide(true)),
-          mut_arg("print_recipe", |a| a.hide(true)))]
+          mut_arg("print_recipe", |a| a.hide(true)),
+          mut_arg("mmproj", |a| a.help("Types of the projector of a model that sees or hears: f16, bf16, q8_0, f32; none leaves it \
+                  out [default: f16, where there is one]")))]
 pub struct ReleaseArgs {
     /// What files are named after [default: the model's name]
     #[arg(help_heading = "Release", long, value_name = "NAME")]
@@ -110,6 +112,15 @@ pub struct ReleaseArgs {
     /// Where it will be published, for the commands in the model card [default: quantize push fills it in]
     #[arg(help_heading = "Release", long, value_name = "ORG/NAME")]
     pub repo: Option<String>,
+    /// Then push it to this repository on the Hub, as `quantize push` does; a release that fails its gates is not pushed
+    #[arg(help_heading = "Release", long, value_name = "ORG/NAME")]
+    pub push_to: Option<String>,
+    /// With --push-to: a repository that has to be created is private
+    #[arg(help_heading = "Release", long, requires = "push_to")]
+    pub private: bool,
+    /// With --push-to: open a pull request instead of committing
+    #[arg(help_heading = "Release", long, requires = "push_to")]
+    pub create_pr: bool,
     /// Release the best of the types that this device holds, keys and values included: 24GB, 'RTX 4090', 'Mac 36GB'
     #[arg(help_heading = "Release", long, value_name = "DEVICE")]
     pub fit: Option<String>,
@@ -277,6 +288,12 @@ pub struct CompareArgs {
     pub text: TextArgs,
     #[command(flatten)]
     pub tasks: TaskArgs,
+    /// Also continue so many prompts from the text, greedily, with the base and every candidate, and say where they part
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub continuations: Option<u32>,
+    /// Tokens of each continuation
+    #[arg(long, value_name = "TOKENS", default_value_t = 300, requires = "continuations", value_parser = clap::value_parser!(u32).range(1..))]
+    pub length: u32,
     /// Also measure the loss of each group of tensors quantized alone (loads the base twice)
     #[arg(long)]
     pub ablate: bool,
@@ -425,8 +442,8 @@ pub struct ReportArgs {
 pub struct GenerateArgs {
     /// A checkpoint folder, a GGUF file or a Hub id
     pub model: String,
-    /// The text to continue
-    #[arg(long, short, value_name = "TEXT")]
+    /// The text to continue; - reads it from standard input
+    #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: String,
     /// Put the prompt into the model's chat template, as the user's turn
     #[arg(long)]
@@ -440,22 +457,38 @@ pub struct GenerateArgs {
     /// Tokens to generate, at most
     #[arg(short, value_name = "N", default_value_t = 128)]
     pub n: usize,
-    /// Temperature; 0 always takes the most likely token
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
-    pub temp: f32,
-    /// Only the K most likely tokens; 0 for all
-    #[arg(long, value_name = "K", default_value_t = 0)]
-    pub top_k: usize,
-    /// Only the most likely tokens that together reach P
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
-    pub top_p: f32,
-    /// Seed of the sampling
-    #[arg(long)]
-    pub seed: Option<u64>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
     #[command(flatten)]
     pub hub: HubArgs,
     #[command(flatten)]
     pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(mut_arg("temp", |a| a.default_value("0.7")), mut_arg("top_p", |a| a.default_value("0.95")))]
+pub struct ChatArgs {
+    /// A checkpoint folder, a GGUF file or a Hub id
+    pub model: String,
+    /// System message
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Tokens of an answer, at most
+    #[arg(short, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    pub n: u32,
+    /// Tokens of the conversation, at most: beyond it the oldest turns are forgotten [default: the model's context, up to 4096]
+    #[arg(long, value_name = "TOKENS", value_parser = tokens)]
+    pub context: Option<usize>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub hub: HubArgs,
+    /// Worker threads [default: all cores]
+    #[arg(help_heading = "General", short = 't', long, value_name = "N", env = "QUANTIZE_THREADS")]
+    pub threads: Option<usize>,
+    /// The answers alone, without anything on standard error
+    #[arg(help_heading = "General", long, short)]
+    pub quiet: bool,
 }
 
 #[derive(Debug, Args)]

@@ -134,7 +134,7 @@ pub fn measurement(args: &ConvertArgs, text: PathBuf, gates: Gates) -> Measureme
 
 /// Words that people try in place of a model, and what does it here.
 const WORDS: [(&[&str], &str); 9] = [
-    (&["chat", "run", "answer"], "quantize generate MODEL --chat --prompt TEXT"),
+    (&["run", "answer"], "quantize chat MODEL"),
     (&["convert", "quantize", "quant"], "quantize --to q4_k_m MODEL"),
     (&["download", "fetch", "get"], "quantize pull ORG/NAME"),
     (&["upload", "publish"], "quantize release MODEL --to q4_k_m -o release/, then quantize push release/ ORG/NAME"),

@@ -22,7 +22,7 @@ use crate::{Error, Result};
 use std::path::Path;
 
 /// Flags that do not decide what a recipe decides.
-const BESIDE: [&str; 33] = [
+const BESIDE: [&str; 36] = [
     "recipe",
     "print_recipe",
     "model",
@@ -51,6 +51,9 @@ const BESIDE: [&str; 33] = [
     "modelfile",
     "on_fallback",
     "uncalibrated",
+    "push_to",
+    "private",
+    "create_pr",
     "name",
     "repo",
     "base_model",
@@ -165,6 +168,10 @@ fn search(rounding: Rounding) -> Search {
 }
 
 fn of_types(types: &TypeArgs, budget: &BudgetArgs, folder: &FolderArgs) -> Result<Recipe> {
+    if !types.mmproj.is_empty() && !types.to.is_empty() {
+        let what = "--mmproj writes the projector file alone: leave --to out, or make both with quantize release";
+        return Err(Error::Usage(what.into()));
+    }
     Ok(Recipe {
         outputs: targets(types, budget, folder)?,
         mtp: match types.mtp {

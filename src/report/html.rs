@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::charts;
+use super::{charts, generation};
 use super::format::{
     bytes, count, duration, fixed, html as escape, parameters, percent, signed, signed_percent, significant,
 };
@@ -61,6 +61,17 @@ pub fn render_html(report: &Report) -> String {
         ],
         answers(report),
     );
+    let along = generation::positions(report);
+    section(
+        &mut out,
+        "Along the context",
+        &["KL divergence by the number of tokens before the one that is predicted: what grows to the right is lost in long contexts."],
+        along.and_then(|(_, rows)| sortable(&rows)),
+    );
+    if let Some((title, rows)) = generation::continuations(report) {
+        let title = format!("{title}.");
+        section(&mut out, "Generation", &[&title, generation::LEGEND], sortable(&rows));
+    }
     section(
         &mut out,
         "How single predictions move",

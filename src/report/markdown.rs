@@ -3,7 +3,7 @@
 
 use super::format::{html as escape, percent, significant};
 use super::schema::{Report, TensorDamage};
-use super::{summary, text, vectors};
+use super::{generation, summary, text, vectors};
 use crate::escape::markdown as inert;
 
 /// Most damaged tensors shown per candidate.
@@ -63,6 +63,10 @@ pub fn render_markdown(report: &Report) -> String {
         table(&mut out, &texts);
     }
     for (title, rows) in super::tasks::tables(report) {
+        out += &format!("**{}**\n\n", inert(&title));
+        table(&mut out, &rows);
+    }
+    for (title, rows) in generation::positions(report).into_iter().chain(generation::continuations(report)) {
         out += &format!("**{}**\n\n", inert(&title));
         table(&mut out, &rows);
     }

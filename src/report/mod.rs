@@ -3,6 +3,7 @@
 
 mod charts;
 pub(crate) mod format;
+mod generation;
 mod html;
 mod markdown;
 mod schema;

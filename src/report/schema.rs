@@ -11,6 +11,8 @@ use crate::eval::cosine::{Cosines, Measured};
 use crate::eval::gate::GateOutcome;
 use crate::eval::stats::{Estimate, Percentiles, Statistics};
 pub use crate::eval::tasks::Kind;
+pub use crate::eval::continuations::{Continued, EqualAfter};
+pub use crate::eval::positions::AtPositions;
 pub use crate::eval::{Ablation, Artifact, TensorDamage};
 use crate::{Error, Result};
 
@@ -54,6 +56,9 @@ pub struct Report {
     /// What was answered to questions with several answers, file by file.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<TaskResult>,
+    /// How long greedy continuations of prompts from the text are the base's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continuations: Option<Continuations>,
     /// Every departure from what was asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ledger: Vec<LedgerRow>,
@@ -144,6 +149,9 @@ pub struct Candidate {
     /// How near its vectors are to the base's, where models have no head.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cosine: Option<Cosines>,
+    /// What it lost by the position in the window; empty where windows are short.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub positions: Vec<AtPositions>,
     /// How it was made; absent where it does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made: Option<Made>,
@@ -153,6 +161,19 @@ pub struct Candidate {
     /// What each group of tensors costs, where that was measured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ablation: Vec<Ablation>,
+}
+
+/// Prompts continued by the base and by every candidate.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Continuations {
+    /// How many prompts.
+    pub starts: usize,
+    /// Tokens of each.
+    pub prompt: usize,
+    /// Tokens that each was continued by.
+    pub length: usize,
+    /// What became of each candidate's, in their order.
+    pub candidates: Vec<Continued>,
 }
 
 /// What the models answered to the questions of one file.

@@ -3,7 +3,7 @@
 pub use super::format::decimals_for;
 use super::format::{fixed, percent, signed_percent, significant};
 use super::schema::Report;
-use super::{sizes, summary, vectors};
+use super::{generation, sizes, summary, vectors};
 use crate::escape;
 use crate::eval::Estimate;
 
@@ -109,6 +109,11 @@ pub fn render_text(report: &Report) -> String {
     for (title, rows) in super::tasks::tables(report) {
         out.push('\n');
         add(&mut out, &title);
+        aligned(&mut out, &rows);
+    }
+    for (title, rows) in generation::positions(report).into_iter().chain(generation::continuations(report)) {
+        out.push('\n');
+        add(&mut out, &format!("{title}:"));
         aligned(&mut out, &rows);
     }
     if let Some((_, verdict)) = summary::gates(report) {

@@ -349,7 +349,7 @@ fn answer(mut stream: TcpStream, port: u16, shared: &Mutex<State>) -> std::io::R
 fn a_release_is_pushed_with_one_commit_and_not_twice() {
     let hub = Hub::with_release(State::default());
     let told = ok(hub.push(&["--dry-run"]));
-    assert!(told.contains("would make the public repository") && told.contains("tiny-llama-Q8_0.gguf"), "{told}");
+    assert!(told.contains("would create the public repository") && told.contains("tiny-llama-Q8_0.gguf"), "{told}");
     assert!(hub.state().seen.iter().all(|(request, _)| request.starts_with("GET ")));
     // Without a token, too.
     hub.state().seen.clear();

@@ -200,7 +200,7 @@ fn types_are_listed_and_typing_errors_are_understood() {
     for (name, part) in [("q4km", "q4_k_m"), ("4bit", "mlx-4bit"), ("nvpf4", "nvfp4"), ("banana", "the usual ones")] {
         fails(&quantize(dir.path(), &["--to", name, &tiny]), 2, &[part, "quantize types"]);
     }
-    fails(&quantize(dir.path(), &["chat", &tiny]), 2, &["quantize generate MODEL --chat"]);
+    fails(&quantize(dir.path(), &["run", &tiny]), 2, &["quantize chat MODEL"]);
     fails(&quantize(dir.path(), &["convert", &tiny]), 2, &["quantize --to"]);
     let bare = quantize(dir.path(), &[]);
     assert_eq!(bare.status.code(), Some(2));

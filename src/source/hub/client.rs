@@ -1,7 +1,8 @@
 //! The requests: what a repository holds, what a file is, and its bytes. Everything that may pass by itself (a dropped
 //! connection, a busy server) is tried again a bounded number of times; what was received stays.
 
-use super::{HubOptions, choose, is_hex};
+use super::{HubOptions, choose, is_hex, tls};
+use crate::clock::{http_date, now};
 use crate::digest::hex;
 use crate::error::Hint;
 use crate::{Error, Result};
@@ -124,6 +125,10 @@ impl<'a> Client<'a> {
                 .timeout_write(STALLED)
                 .user_agent(concat!("quantize/", env!("CARGO_PKG_VERSION")))
                 .redirects(0);
+            let builder = match &options.certificates {
+                Some(path) => builder.tls_config(tls::trusting(path)?),
+                None => builder,
+            };
             let Some(proxy) = &options.proxy else { return Ok(builder) };
             // The text may hold a password.
             let proxy = ureq::Proxy::new(proxy).map_err(|_| Error::request("the proxy's address is not valid"))?;
@@ -350,7 +355,7 @@ impl<'a> Client<'a> {
         match answer {
             Ok(response) => Ok(response),
             Err(ureq::Error::Status(status @ (408 | 429 | 500..), response)) => {
-                let wait = header(&response, &["retry-after"]).and_then(|s| s.parse().ok()).map(Duration::from_secs);
+                let wait = header(&response, &["retry-after"]).and_then(|text| retry_after(&text, now()));
                 Err(Trouble::Passing { why: format!("{}: HTTP status {status}", response.get_url()), wait })
             }
             Err(ureq::Error::Status(416, _)) if !self.writes => Err(Trouble::NoSuchRange),
@@ -364,6 +369,7 @@ impl<'a> Client<'a> {
                 // Addresses may be of any length.
                 let why: String = e.to_string().chars().take(500).collect();
                 match e.kind() {
+                    _ if tls::is_refusal(&why) => Err(tls::refused(self.id, &why).into()),
                     ureq::ErrorKind::InvalidUrl | ureq::ErrorKind::UnknownScheme => {
                         Err(Error::bad_input(format!("{}: {what}: {why}", self.id)).into())
                     }
@@ -487,6 +493,12 @@ pub(super) fn redirect(response: &Response) -> Option<String> {
     header(response, &["location"]).filter(|_| (300..400).contains(&response.status()))
 }
 
+/// How long a server asks to wait: in seconds, or until a date.
+fn retry_after(text: &str, now: u64) -> Option<Duration> {
+    let seconds = text.trim().parse().ok().or_else(|| http_date(text).map(|at| at.saturating_sub(now)));
+    seconds.map(Duration::from_secs)
+}
+
 /// `https://host:port` of an address.
 fn origin(url: &str) -> &str {
     let host = url.find("://").map_or(0, |i| i + 3);
@@ -527,6 +539,15 @@ mod tests {
         assert_eq!(origin("https://a.b"), "https://a.b");
         assert_eq!(range_start("bytes 5-9/10"), Some(5));
         assert_eq!(range_start("bytes */10"), None);
+    }
+
+    #[test]
+    fn waits_are_seconds_or_a_date() {
+        let wait = |text: &str| retry_after(text, 784_111_770).map(|d| d.as_secs());
+        assert_eq!(wait("120"), Some(120));
+        assert_eq!(wait("Sun, 06 Nov 1994 08:49:37 GMT"), Some(7));
+        assert_eq!(wait("Sun, 06 Nov 1994 08:49:00 GMT"), Some(0));
+        assert_eq!(wait("soon"), None);
     }
 
     #[test]
