@@ -284,7 +284,7 @@ pub struct HubArgs {
     pub revision: Option<String>,
     /// Use only what is already in the cache
     #[arg(long, env = "HF_HUB_OFFLINE", num_args = 0..=1, require_equals = true, default_missing_value = "1",
-          default_value = "0", value_name = "YES", hide_possible_values = true, value_parser = yes_or_no)]
+          default_value = "0", value_name = "YES", hide_default_value = true, hide_possible_values = true, value_parser = yes_or_no)]
     pub offline: bool,
 }
 
@@ -304,7 +304,7 @@ pub enum Activations {
 pub struct TextArgs {
     /// Evaluation text: plain, or chat JSONL (rendered with the model's own template). To compare, repeatable: each text gets
     /// its row, and the worst decides
-    #[arg(long, short = 'f', value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     pub text: Vec<PathBuf>,
     /// Tokens per chunk; the second half of each is scored, as llama-perplexity does
     #[arg(long, short = 'c', value_name = "TOKENS", default_value_t = 512)]

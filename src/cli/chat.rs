@@ -50,11 +50,9 @@ pub fn run(args: ChatArgs) -> Result<()> {
         quiet: args.quiet,
     };
     let mut input = Input { typed: std::io::stdin().is_terminal(), quiet: args.quiet };
-    if input.typed {
-        on_interrupt(interrupted)?;
-        if !args.quiet {
-            say!("{} is ready; /help lists the commands", talk.model.artifact.name);
-        }
+    on_interrupt(interrupted)?;
+    if input.typed && !args.quiet {
+        say!("{} is ready; /help lists the commands", talk.model.artifact.name);
     }
     while let Some(text) = input.next()? {
         match text.trim() {
@@ -64,7 +62,7 @@ pub fn run(args: ChatArgs) -> Result<()> {
             "/clear" => {
                 talk.messages = system.clone();
                 if !args.quiet {
-                    say!("the conversation is forgotten");
+                    say!("the conversation was cleared");
                 }
             }
             command if command.starts_with('/') && !command.contains([' ', '\n']) => {
@@ -175,7 +173,7 @@ impl Conversation {
             let tokens = rendered(&self.model, &self.messages)?;
             if tokens.len() + ROOM.min(self.limit) <= self.context {
                 if forgotten > 0 && !self.quiet {
-                    say!("(the context of {} tokens is full; the oldest {forgotten} turns are forgotten)", self.context);
+                    say!("(the context of {} tokens is full; the oldest {forgotten} turns were dropped)", self.context);
                 }
                 return Ok(tokens);
             }
@@ -222,7 +220,7 @@ impl Output {
 fn interrupted() {
     if ANSWERING.load(Ordering::SeqCst) {
         STOP.store(true, Ordering::SeqCst);
-    } else if LEAVING.swap(true, Ordering::SeqCst) {
+    } else if LEAVING.swap(true, Ordering::SeqCst) || !std::io::stdin().is_terminal() {
         eprintln!();
         std::process::exit(0);
     } else {

@@ -1,7 +1,7 @@
 //! The arguments of every command.
 
 use super::args::*;
-use super::values::{size, tokens};
+use super::values::{TYPES, size, tokens};
 use crate::calibration::data;
 use clap::Args;
 use std::num::NonZeroUsize;
@@ -144,7 +144,14 @@ pub struct PlanArgs {
     /// Plan for an importance matrix, which changes a few types (presets that need one imply it)
     #[arg(long, num_args = 0..=1, default_missing_value = "", value_name = "FILE")]
     pub imatrix: Option<PathBuf>,
-    /// The device it should fit, by its memory or name: 24GB, 'RTX 4090' (repeatable) [default: a built-in table]
+    /// Plan for a calibrated run: its types, memory, disk and time
+    #[arg(long, num_args = 0..=1, default_missing_value = "default", value_name = "SOURCE", conflicts_with = "imatrix")]
+    pub calibration: Option<String>,
+    /// Plan for types chosen under the size of this preset, which a calibrated run does: the preset's sizes are shown
+    #[arg(long, value_name = "TYPE", value_delimiter = ',', value_parser = TYPES, hide_possible_values = true)]
+    pub like: Vec<String>,
+    /// The device it should fit, by its memory or name: 24GB, 'RTX 4090', 'Mac 36GB', 'RAM 32GB' (repeatable) [default: a
+    /// built-in table]
     #[arg(long, value_name = "DEVICE")]
     pub device: Vec<String>,
     /// Choose the best of the types that this device holds, keys and values included: 24GB, 'RTX 4090', 'Mac 36GB'. With --tp
@@ -270,7 +277,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "FILE")]
     pub report: Vec<PathBuf>,
     /// Replace existing reports
-    #[arg(long)]
+    #[arg(long, short)]
     pub force: bool,
     #[command(flatten)]
     pub common: CommonArgs,
@@ -309,7 +316,7 @@ pub struct CompareArgs {
     #[arg(long, value_name = "FILE")]
     pub report: Vec<PathBuf>,
     /// Replace existing reports
-    #[arg(long)]
+    #[arg(long, short)]
     pub force: bool,
     #[command(flatten)]
     pub common: CommonArgs,
@@ -432,7 +439,7 @@ pub struct ReportArgs {
     #[arg(long, short = 'o', value_name = "FILE")]
     pub to: Vec<PathBuf>,
     /// Replace existing files
-    #[arg(long)]
+    #[arg(long, short)]
     pub force: bool,
     #[command(flatten)]
     pub common: CommonArgs,

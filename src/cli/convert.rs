@@ -37,7 +37,7 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
         return Err(Error::Usage("a quality gate needs a text to measure on: add --text FILE".into()));
     }
     if args.text.is_some() && !args.types.mmproj.is_empty() {
-        return Err(Error::Usage("a projector is no text model: --mmproj and --text exclude each other".into()));
+        return Err(Error::Usage("--mmproj and --text cannot be combined: a projector is not a text model".into()));
     }
     args.report.iter().try_for_each(|path| eval::check_report(path, args.output.as_deref(), args.control.force))?;
     gates.check_limits()?;
@@ -292,7 +292,7 @@ fn summary(plan: &Plan, outcome: &Outcome, quiet: bool) -> Result<()> {
         match &made.checked {
             Some(checked) => say!("           checked: {checked}"),
             None if plan.source.model.runnable().is_err() => {
-                say!("           not run: this model is converted only; its structure was checked")
+                say!("           not run: this model can only be converted here; its structure was checked")
             }
             None => {}
         }

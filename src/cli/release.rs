@@ -26,7 +26,7 @@ pub fn run(mut args: ReleaseArgs, given: &[String]) -> Result<()> {
     }
     recipe::refuse_beside(&args.convert, given)?;
     if args.convert.print_recipe {
-        return Err(Error::Usage("--print-recipe is for a conversion: leave the word release away".into()));
+        return Err(Error::Usage("--print-recipe is for a plain conversion: leave out the word release".into()));
     }
     convert::positionals(&mut args.convert)?;
     let projector = projector(std::mem::take(&mut args.convert.types.mmproj));
@@ -95,7 +95,7 @@ pub fn run(mut args: ReleaseArgs, given: &[String]) -> Result<()> {
         let sent = push::send(&made.folder, to, &it.hub, it.common.threads);
         let (sent, url) = sent.inspect_err(|_| {
             let again = format!("quantize push {} {}", escape::shell(&made.folder.to_string_lossy()), to.id);
-            say!("the release is whole; `{again}` pushes it");
+            say!("the release is complete; `{again}` pushes it");
         })?;
         told["pushed"] = sent;
         if it.common.format == Format::Text {
@@ -115,7 +115,7 @@ fn target(args: &ReleaseArgs) -> Result<Option<Target>> {
         return Err(Error::Usage(format!("--push-to '{id}' is not the id of a repository; write org/name")));
     }
     if args.repo.as_ref().is_some_and(|repo| *repo != id) {
-        return Err(Error::Usage("--repo and --push-to name different repositories; --push-to alone is enough".into()));
+        return Err(Error::Usage("--repo and --push-to name different repositories; --push-to is enough".into()));
     }
     Ok(Some(Target {
         id,
@@ -157,7 +157,7 @@ fn hub_id(path: &Path, model: &str) -> Option<String> {
 fn refuse(args: &ReleaseArgs) -> Result<()> {
     let it = &args.convert;
     let own = [
-        (!it.report.is_empty(), "--report", "report.json, report.html and report.md are written where --text is given"),
+        (!it.report.is_empty(), "--report", "report.json, report.html and report.md are written when --text is given"),
         (it.save_imatrix.is_some(), "--save-imatrix", "the importance matrix that --calibration makes is kept"),
         (it.modelfile, "--modelfile", "`ollama run hf.co/...` needs none"),
     ];

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 /// Ranges of positions at most, and positions of a window that one has at least.
 const MOST: usize = 6;
-const LEAST: usize = 128;
+const LEAST: usize = 64;
 
 /// What was lost at some positions of every window.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,19 +59,20 @@ mod tests {
     fn losses_go_to_the_range_of_their_position() {
         // Two windows of 300 scored positions; the second half loses ten times as much, in the second window twice that.
         let record = |window: usize, at: usize| {
-            let kld = if at < 150 { 0.1 } else { 1.0 } * (window + 1) as f64;
+            let kld = if at < 150 { 0.1 } else { (window + 1) as f64 };
             Record::new(1.0, 1.0, kld, at < 150)
         };
         let records: Vec<Record> = (0..2).flat_map(|w| (0..300).map(move |at| record(w, at))).collect();
         let found = by_position(&records, 300..600);
-        assert_eq!(found.iter().map(|p| (p.from, p.to)).collect::<Vec<_>>(), [(301, 451), (451, 601)]);
-        for (found, mean) in found.iter().zip([0.15, 1.5]) {
+        assert_eq!(found.iter().map(|p| (p.from, p.to)).collect::<Vec<_>>(), [(301, 376), (376, 451), (451, 526), (526, 601)]);
+        for (found, mean) in found.iter().zip([0.1, 0.1, 1.5, 1.5]) {
             assert!((found.kld.value - mean).abs() < 1e-12);
             // Half the difference of two values is the error of their mean.
-            assert!((found.kld.std_error - mean / 3.0).abs() < 1e-12);
+            let error = if mean > 1.0 { 0.5 } else { 0.0 };
+            assert!((found.kld.std_error - error).abs() < 1e-12);
         }
-        assert_eq!((found[0].same_top, found[1].same_top), (1.0, 0.0));
-        assert!(by_position(&records[..510], 256..511).is_empty());
+        assert_eq!((found[0].same_top, found[3].same_top), (1.0, 0.0));
+        assert!(by_position(&records[..200], 100..200).is_empty());
         assert_eq!(by_position(&vec![record(0, 0); 4095], 4096..8191).len(), MOST);
     }
 }

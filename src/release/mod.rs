@@ -114,10 +114,10 @@ pub struct Released {
 /// # Errors
 /// As [`convert::plan`] and, for the text, [`check::text_suffices`]; `Request` for names that files or the Hub cannot have.
 pub fn plan(source: &SourceModel, recipe: &Recipe, target: &Path, options: Options) -> Result<Release> {
-    let about = |what: &str, text: &str| Error::request(format!("'{text}' is no {what}"));
+    let about = |what: &str, text: &str| Error::request(format!("'{text}' is not a {what}"));
     if let Some(name) = options.name.as_ref().filter(|name| file_stem(name) != **name) {
-        let hint = format!("letters, digits and . _ + - make one: {}", file_stem(name));
-        return Err(about("name for files", name).hint(hint));
+        let hint = format!("use letters, digits and . _ + -: {}", file_stem(name));
+        return Err(about("file name", name).hint(hint));
     }
     for (what, id) in [("id of a base model", &options.base_model), ("id of a repository", &options.repository)] {
         if let Some(id) = id.as_ref().filter(|id| !is_id(id)) {
@@ -132,7 +132,7 @@ pub fn plan(source: &SourceModel, recipe: &Recipe, target: &Path, options: Optio
     }
     if recipe.outputs.iter().any(|t| matches!(t, convert::Target::Plain { .. })) {
         return Err(Error::request(
-            "a release holds what is quantized; a folder without quantization is not part of one",
+            "a release holds quantized artifacts; a folder without quantization cannot be part of it",
         ));
     }
     let mut plan = convert::plan(source, recipe)?;

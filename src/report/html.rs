@@ -46,9 +46,9 @@ pub fn render_html(report: &Report) -> String {
         &mut out,
         "By text",
         &[if report.is_of_vectors() {
-            "Mean cosine on each text; all else on this page is of the first, the worst."
+            "Mean cosine on each text; everything else on this page is for the first, the worst."
         } else {
-            "KL divergence on each text; all else on this page is of the first, the worst."
+            "KL divergence on each text; everything else on this page is for the first, the worst."
         }],
         sortable(&super::text::texts(report)),
     );

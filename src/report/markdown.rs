@@ -3,7 +3,7 @@
 
 use super::format::{html as escape, percent, significant};
 use super::schema::{Report, TensorDamage};
-use super::{generation, summary, text, vectors};
+use super::{departures, generation, summary, text, vectors};
 use crate::escape::markdown as inert;
 
 /// Most damaged tensors shown per candidate.
@@ -59,7 +59,7 @@ pub fn render_markdown(report: &Report) -> String {
     let texts = text::texts(report);
     if !texts.is_empty() {
         out += if report.is_of_vectors() { "Mean cosine" } else { "KL divergence" };
-        out += " by text; all else here is of the first, the worst.\n\n";
+        out += " by text. Everything else here is for the first, the worst.\n\n";
         table(&mut out, &texts);
     }
     for (title, rows) in super::tasks::tables(report) {
@@ -129,17 +129,12 @@ pub fn render_markdown(report: &Report) -> String {
                 l.reason.clone(),
             ]);
         }
-        match report.ledger.len() > 20 {
-            true => {
-                let mut body = String::new();
-                table(&mut body, &rows);
-                fold(&mut out, &format!("{} departures from what was asked", report.ledger.len()), &body);
-            }
-            false => {
-                out += "### Departures from what was asked\n\n";
-                table(&mut out, &rows);
-            }
-        }
+        out += "### Departures from what was asked\n\n";
+        departures::lines(report).iter().for_each(|line| out += &format!("- {}\n", inert(line)));
+        out.push('\n');
+        let mut body = String::new();
+        table(&mut body, &rows);
+        fold(&mut out, "Tensor by tensor", &body);
     }
     let mut how = String::new();
     if let Some(method) = summary::method(report) {

@@ -2,6 +2,7 @@
 //! models; everything it shows is in the JSON, so a saved report can be rendered again anywhere.
 
 mod charts;
+mod departures;
 pub(crate) mod format;
 mod generation;
 mod html;
@@ -13,6 +14,7 @@ mod tasks;
 pub(crate) mod text;
 pub(crate) mod vectors;
 
+pub(crate) use departures::grouped;
 pub use html::render_html;
 pub use markdown::render_markdown;
 pub use schema::*;

@@ -73,7 +73,7 @@ pub fn answer<M: Logits + Encoder>(
     for (i, question) in task.questions.iter().enumerate() {
         let of = |what: String| Error::bad_input(format!("question {}: {what}", i + 1));
         let found =
-            read(model, task.kind, question)?.ok_or_else(|| of("its answers are no tokens of their own".into()))?;
+            read(model, task.kind, question)?.ok_or_else(|| of("its answers add no tokens to tell apart".into()))?;
         let longest = found.longest();
         if longest > context {
             return Err(of(format!("takes {longest} tokens, more than the model's context of {context}")));

@@ -277,7 +277,7 @@ pub(super) static ALL: &[Anatomy] = &[
             let partly = |h: &Heads| f.size("rope.dimension_count", 0).is_some_and(|dims| dims < h.dim);
             // llama.cpp's converter puts all rows of a head into pairs, also where a part of it is rotated (Bamba).
             if rotates && layer.heads().is_some_and(partly) {
-                return Err(Error::unsupported("files of them hold the rotary rows in an order that no engine undoes"));
+                return Err(Error::unsupported("their files store the rotary rows in an order that no engine undoes"));
             }
             on_heads(layer, |h| h.rope = h.rope.filter(|_| rotates))
         },
@@ -319,7 +319,7 @@ pub(super) static ALL: &[Anatomy] = &[
         finish: |f, c| {
             let limits = ["swiglu_clamp_exp", "swiglu_clamp_shexp"];
             if limits.iter().any(|key| (0..c.layers.len()).any(|i| f.float_of(key, i).is_some_and(|x| x != 0.0))) {
-                return Err(Error::unsupported("their experts are cut off in a way that is not run here"));
+                return Err(Error::unsupported("their experts are clamped in a way that is not supported here"));
             }
             // Where a layer sees everything, half of each head is rotated.
             if let [full, local, ..] = &mut c.ropes[..] {
@@ -382,7 +382,7 @@ pub(super) static ALL: &[Anatomy] = &[
         finish: |f, c| {
             let class = f.said("architectures").and_then(|all| all.get(0)?.as_str());
             match (class, c.ending) {
-                (Some("Lfm2Model"), Ending::Logits) => Err(Error::unsupported("nothing says what they end in")),
+                (Some("Lfm2Model"), Ending::Logits) => Err(Error::unsupported("their output is not described")),
                 _ => Ok(()),
             }
         },

@@ -463,7 +463,7 @@ impl<'a> Partial<'a> {
         self.file.write_all(bytes).map_err(|e| match e.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
                 Error::storage(format!("{}: the disk is full", self.path.display())).hint(
-                    "make room, or set HF_HOME to a folder on another disk; the download goes on where it stopped",
+                    "make room, or set HF_HOME to a folder on another disk; the download resumes where it stopped",
                 )
             }
             _ => Error::io(self.path, e),

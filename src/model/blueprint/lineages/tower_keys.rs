@@ -51,7 +51,7 @@ pub(super) fn qwen3(k: &mut Keys) -> Result<()> {
     for layer in h.list("deepstack_visual_indexes").into_iter().flatten() {
         let place = plausible(layer).and_then(|layer| behind.get_mut(layer));
         *place.ok_or_else(|| {
-            Error::bad_input("config.json: deepstack_visual_indexes name layers that are not there")
+            Error::bad_input("config.json: deepstack_visual_indexes name layers that do not exist")
         })? = true;
     }
     k.flags("vision.is_deepstack_layers", behind);
