@@ -4,7 +4,27 @@ use crate::{Error, Result, escape};
 
 /// A message on standard error. Where that cannot be written (a full device), nobody is there to be told.
 pub fn say(message: &str) {
-    say_block(&(escape::message(message).into_owned() + "\n"));
+    let message = escape::message(message);
+    // Where nobody reads it on a screen, a message stays one line.
+    let text = match columns() {
+        Some(width) => message.lines().map(|line| crate::report::text::wrap(line, width)).collect::<Vec<_>>().join("\n"),
+        None => message.into_owned(),
+    };
+    say_block(&(text + "\n"));
+}
+
+/// Columns of the terminal that messages go to, if they go to one.
+fn columns() -> Option<usize> {
+    #[cfg(unix)]
+    {
+        let size = rustix::termios::tcgetwinsize(std::io::stderr()).ok()?;
+        Some(usize::from(size.ws_col)).filter(|width| *width >= 40)
+    }
+    #[cfg(not(unix))]
+    {
+        use std::io::IsTerminal;
+        std::io::stderr().is_terminal().then_some(80)
+    }
 }
 
 /// The same for several lines.

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::{charts, generation};
+use super::{charts, generation, names};
 use super::format::{
     bytes, count, duration, fixed, html as escape, parameters, percent, signed, signed_percent, significant,
 };
@@ -19,6 +19,7 @@ macro_rules! add {
 
 /// Renders the whole page.
 pub fn render_html(report: &Report) -> String {
+    let report = &*names::shortened(report);
     let title = escape(&summary::title(report));
     let mut out = String::with_capacity(64 * 1024);
     add!(
@@ -227,6 +228,9 @@ fn cell(out: &mut String, key: f64, text: &str, small: &str) {
     add!(out, "<td data-v=\"{key}\">{text}{small}</td>");
 }
 
+/// A cell of nothing; narrow screens leave it out.
+const NONE: &str = "<td class=\"none\">–</td>";
+
 /// `low–high`, for figures that are never negative.
 fn range(e: Estimate, show: impl Fn(f64) -> String) -> String {
     e.ci95.map_or(String::new(), |[low, high]| format!("{}–{}", show(low), show(high)))
@@ -245,15 +249,15 @@ fn results(report: &Report) -> Option<String> {
         let a = &base.artifact;
         add!(out, "<tr class=\"base\"><td>{} (base)</td>", escape(&a.name));
         cell(&mut out, a.bytes as f64, &bytes(a.bytes), &format!("{} bpw", fixed(a.bpw, 2)));
-        out += &"<td>–</td>".repeat(3);
+        out += &NONE.repeat(3);
         match base.ppl.or(all.first().map(|(_, s)| s.ppl_base)) {
             Some(p) => {
                 let d = decimals_for(p).clamp(2, 3);
                 cell(&mut out, p.value, &fixed(p.value, d), &range(p, |v| fixed(v, d)));
             }
-            None => out += "<td>–</td>",
+            None => out += NONE,
         }
-        out += &"<td>–</td>".repeat(2);
+        out += &NONE.repeat(2);
         out += "</tr>";
     }
     let mut candidates: Vec<&Candidate> = report.candidates.iter().collect();
@@ -268,7 +272,7 @@ fn results(report: &Report) -> Option<String> {
         match &c.stats {
             Some(s) => {
                 let bare = |v: f64| fixed(100.0 * v, 1);
-                let d = decimals_for(s.kld).min(5);
+                let d = decimals_for(s.kld);
                 cell(&mut out, s.kld.value, &fixed(s.kld.value, d), &range(s.kld, |v| fixed(v, d)));
                 cell(&mut out, s.kld_percentiles.p99, &significant(s.kld_percentiles.p99, 3), "");
                 cell(&mut out, s.same_top.value, &percent(s.same_top.value, 1), &range(s.same_top, bare));
@@ -280,7 +284,7 @@ fn results(report: &Report) -> Option<String> {
                 cell(&mut out, s.ppl_ratio.value, &signed_percent(s.ppl_ratio.value - 1.0, d), &ci);
                 cell(&mut out, s.dp_rms.value, &percent(s.dp_rms.value, 1), &range(s.dp_rms, bare));
             }
-            None => out += &"<td>–</td>".repeat(6),
+            None => out += &NONE.repeat(6),
         }
         out += "</tr>";
     }
@@ -425,8 +429,16 @@ fn pairs(report: &Report) -> Option<String> {
     Some(format!("<p>{verdict}</p>{out}"))
 }
 
+/// More candidates than this have a list of links above their charts.
+const LISTED: usize = 4;
+
 fn damage(report: &Report) -> Option<String> {
     let mut out = charts::strips(report)?;
+    let names: Vec<&str> = charts::with_strips(report).iter().map(|c| c.artifact.name.as_str()).collect();
+    if names.len() > LISTED {
+        let links = names.iter().enumerate().map(|(i, name)| format!("<a href=\"#error-{i}\">{}</a>", escape(name)));
+        out = format!("<nav class=\"toc\">{}</nav>{out}", links.collect::<Vec<_>>().join(" "));
+    }
     for c in report.candidates.iter().filter(|c| !c.tensors.is_empty()) {
         let mut tensors: Vec<&TensorDamage> = c.tensors.iter().collect();
         tensors.sort_by(|a, b| charts::shown_error(b).total_cmp(&charts::shown_error(a)));

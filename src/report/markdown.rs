@@ -3,7 +3,7 @@
 
 use super::format::{html as escape, percent, significant};
 use super::schema::{Report, TensorDamage};
-use super::{departures, generation, summary, text, vectors};
+use super::{departures, generation, names, summary, text, vectors};
 use crate::escape::markdown as inert;
 
 /// Most damaged tensors shown per candidate.
@@ -31,6 +31,7 @@ fn fold(out: &mut String, title: &str, body: &str) {
 
 /// Renders for GitHub and Hugging Face.
 pub fn render_markdown(report: &Report) -> String {
+    let report = &*names::shortened(report);
     let mut out = format!("## {}\n\n**{}**\n\n", inert(&summary::title(report)), inert(&summary::headline(report)));
     for line in summary::verdict(report) {
         out += &format!("- {}\n", inert(&line));

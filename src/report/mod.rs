@@ -7,6 +7,7 @@ pub(crate) mod format;
 mod generation;
 mod html;
 mod markdown;
+mod names;
 mod schema;
 mod sizes;
 pub(crate) mod summary;

@@ -3,7 +3,7 @@
 pub use super::format::decimals_for;
 use super::format::{fixed, percent, signed_percent, significant};
 use super::schema::Report;
-use super::{departures, generation, sizes, summary, vectors};
+use super::{departures, generation, names, sizes, summary, vectors};
 use crate::escape;
 use crate::eval::Estimate;
 
@@ -66,8 +66,6 @@ pub fn texts(report: &Report) -> Vec<Vec<String>> {
 
 /// Columns of a terminal.
 const WIDTH: usize = 80;
-/// Characters of a name in a table.
-const NAME: usize = 30;
 
 /// A paragraph of it, wrapped; what is indented goes on two columns further in.
 fn add(out: &mut String, line: &str) {
@@ -95,29 +93,10 @@ pub fn wrap(line: &str, width: usize) -> String {
     out
 }
 
-/// A name with its middle left out where it is long.
-fn short(name: &str) -> String {
-    let all: Vec<char> = name.chars().collect();
-    if all.len() <= NAME {
-        return name.to_string();
-    }
-    let (head, tail) = (NAME / 3, NAME - NAME / 3 - 1);
-    let text = |part: &[char]| part.iter().collect::<String>();
-    format!("{}…{}", text(&all[..head]), text(&all[all.len() - tail..]))
-}
-
 /// Rows with their cells under each other, the first column to the left. What is too wide goes on below, behind the first
 /// column again.
 fn aligned(out: &mut String, rows: &[Vec<String>]) {
-    let mut rows: Vec<Vec<String>> =
-        rows.iter().map(|row| row.iter().map(|cell| escape::line(cell).into_owned()).collect()).collect();
-    let names: Vec<String> = rows.iter().filter_map(|row| row.first()).map(|name| short(name)).collect();
-    let mut distinct = names.clone();
-    distinct.sort();
-    distinct.dedup();
-    if distinct.len() == names.len() {
-        rows.iter_mut().zip(names).for_each(|(row, name)| row[0] = name);
-    }
+    let rows: Vec<Vec<_>> = rows.iter().map(|row| row.iter().map(|cell| escape::line(cell)).collect()).collect();
     let columns = rows.first().map_or(0, Vec::len);
     let width = |c: usize| rows.iter().filter_map(|row| row.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
@@ -144,6 +123,7 @@ fn aligned(out: &mut String, rows: &[Vec<String>]) {
 
 /// Renders for a terminal of 80 columns.
 pub fn render_text(report: &Report) -> String {
+    let report = &*names::shortened(report);
     let mut out = String::new();
     add(&mut out, &summary::title(report));
     add(&mut out, &summary::headline(report));
