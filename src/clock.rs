@@ -101,7 +101,9 @@ mod tests {
             let text = strftime("%a, %d %b %Y %H:%M:%S GMT", seconds);
             assert_eq!(http_date(&text), Some(seconds), "{text}");
         }
-        for bad in ["", "soon", "Sun, 06 Nov 1994 08:49 GMT", "Sun, 06 Foo 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:49:37 CET"] {
+        for bad in
+            ["", "soon", "Sun, 06 Nov 1994 08:49 GMT", "Sun, 06 Foo 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:49:37 CET"]
+        {
             assert_eq!(http_date(bad), None, "{bad}");
         }
     }

@@ -29,7 +29,8 @@ pub fn differing(file: &Checkpoint, source: &SourceModel, run: Run) -> Result<Ve
     let (there, here) = (metadata.str(record::INSTRUCTIONS), Isa::active().name());
     if let Some(there) = there.filter(|there| *there != here) {
         let what = format!("was calibrated with {there} instructions, whose last bits differ from those of {here}");
-        return Err(fault(what).hint("its tensors can be verified on a processor with those instructions, with the same settings"));
+        return Err(fault(what)
+            .hint("its tensors can be verified on a processor with those instructions, with the same settings"));
     }
     let folder = match &run.control.spill {
         Some(folder) => tempfile::tempdir_in(folder).map_err(|e| Error::io(folder, e))?,

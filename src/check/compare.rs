@@ -276,7 +276,10 @@ impl<'a> Field<'a> {
         for (candidate, chunks) in self.candidates.iter().zip(cosines) {
             let cosines = Cosines::of(&chunks, Bootstrap::default());
             if !cosines.mean.value.is_finite() {
-                return Err(Error::bad_input(format!("{} gives vectors that are not numbers", candidate.artifact.name)));
+                return Err(Error::bad_input(format!(
+                    "{} gives vectors that are not numbers",
+                    candidate.artifact.name
+                )));
             }
             let artifact = candidate.artifact.clone();
             report.gates.extend(how.gates.judge_vectors(&artifact.name, &cosines, chunks.len())?);

@@ -84,8 +84,7 @@ pub fn compare(args: CompareArgs) -> Result<()> {
         let (base, candidates) = args.models.split_first().ok_or_else(|| Error::Internal("no base".into()))?;
         let (how, terminal) = (how(args.text.text.first()), Terminal::new(args.common.quiet));
         let (starts, length) = (starts as usize, args.length as usize);
-        report.continuations =
-            Some(check::continuations(base, candidates, &how, starts, length, &control, &terminal)?);
+        report.continuations = Some(check::continuations(base, candidates, &how, starts, length, &control, &terminal)?);
     }
     if !questions.files.is_empty() {
         let (base, candidates) = args.models.split_first().ok_or_else(|| Error::Internal("no base".into()))?;

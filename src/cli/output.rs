@@ -7,7 +7,9 @@ pub fn say(message: &str) {
     let message = escape::message(message);
     // Where nobody reads it on a screen, a message stays one line.
     let text = match columns() {
-        Some(width) => message.lines().map(|line| crate::report::text::wrap(line, width)).collect::<Vec<_>>().join("\n"),
+        Some(width) => {
+            message.lines().map(|line| crate::report::text::wrap(line, width)).collect::<Vec<_>>().join("\n")
+        }
         None => message.into_owned(),
     };
     say_block(&(text + "\n"));

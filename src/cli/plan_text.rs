@@ -121,7 +121,12 @@ impl Shown<'_> {
             let _ = writeln!(out, "source {}", human(bytes));
         }
         if let (Some(kv), Some(states)) = (files.kv_bytes_per_token, files.state_bytes.filter(|n| *n > 0)) {
-            let _ = writeln!(out, "a sequence takes {} bytes per token, and {} whatever its length", count(kv), human(states));
+            let _ = writeln!(
+                out,
+                "a sequence takes {} bytes per token, and {} whatever its length",
+                count(kv),
+                human(states)
+            );
         }
         for target in &files.targets {
             let bits = target.bits_per_weight;
@@ -156,7 +161,13 @@ impl Shown<'_> {
             ("with --calibration --rounding nearest", &importance, files.disk),
         ] {
             let _ = writeln!(out, "{flags}:");
-            let _ = writeln!(out, "  about {} of memory, {} of disk; {}", human(cost.peak_memory), human(disk), in_words(cost));
+            let _ = writeln!(
+                out,
+                "  about {} of memory, {} of disk; {}",
+                human(cost.peak_memory),
+                human(disk),
+                in_words(cost)
+            );
         }
         out
     }

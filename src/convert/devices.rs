@@ -117,7 +117,9 @@ pub fn named(text: &str) -> Option<Device> {
 
 /// What models can use of a device.
 pub fn usable(device: &Device) -> u64 {
-    let shared = ["Mac", "RAM"].iter().any(|kind| device.name.trim_start_matches(|c| "0123456789 ×".contains(c)).starts_with(kind));
+    let shared = ["Mac", "RAM"]
+        .iter()
+        .any(|kind| device.name.trim_start_matches(|c| "0123456789 ×".contains(c)).starts_with(kind));
     let share = if shared { UNIFIED_SHARE } else { 1.0 };
     (device.memory as f64 * share) as u64
 }
@@ -157,7 +159,9 @@ mod tests {
 
     #[test]
     fn devices_have_names() {
-        for (name, gib) in [("RTX 4090", 24), ("4090", 24), ("rtx-3060", 12), ("A100 80GB", 80), ("mac 36gb", 36), ("ram 32GB", 32)] {
+        for (name, gib) in
+            [("RTX 4090", 24), ("4090", 24), ("rtx-3060", 12), ("A100 80GB", 80), ("mac 36gb", 36), ("ram 32GB", 32)]
+        {
             assert_eq!(named(name).unwrap().memory, gib * GIB, "{name}");
         }
         assert!(named("24GB").is_none() && named("GTX").is_none() && named("").is_none());

@@ -145,7 +145,8 @@ impl Journal {
             found => found.map_err(io)?,
         };
         let foreign = |what| Error::Exists { path: path.to_path_buf(), what, replaceable: false };
-        let none = || foreign("is not the journal of an interrupted run and was left untouched; move it out of the way");
+        let none =
+            || foreign("is not the journal of an interrupted run and was left untouched; move it out of the way");
         if !metadata.is_file() || metadata.len() > LIMIT {
             return Err(none());
         }

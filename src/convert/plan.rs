@@ -226,7 +226,9 @@ impl Plan {
             Target::Preset(preset) => (*preset, None),
             // Until the types are chosen.
             Target::Budget { limit, .. } => (f16()?, Some(*limit)),
-            Target::Folder { .. } | Target::Plain { .. } => return Err(Error::Internal("a folder is not a file".into())),
+            Target::Folder { .. } | Target::Plain { .. } => {
+                return Err(Error::Internal("a folder is not a file".into()));
+            }
         };
         let decided =
             self.decided(target.name(), preset, if limit.is_some() { AssumedImportance::Given } else { importance })?;

@@ -339,9 +339,7 @@ pub fn other_tokens(source: &SourceModel, artifact: &SourceModel) -> Result<Opti
     for (domain, _, text) in crate::calibration::bundled::TEXTS {
         let end = (0..=SAMPLE.min(text.len())).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
         if ours.encode(&text[..end], false)? != theirs.encode(&text[..end], false)? {
-            return Ok(Some(format!(
-                "its tokenizer splits the bundled text '{domain}' differently than the source's"
-            )));
+            return Ok(Some(format!("its tokenizer splits the bundled text '{domain}' differently than the source's")));
         }
     }
     Ok(None)

@@ -147,7 +147,9 @@ fn apply(metadata: &mut Metadata, change: &Change) -> Result<()> {
         }
         Change::Stop { kind, token } => {
             if !["eos", "eot", "eom"].contains(&kind.as_str()) {
-                return bad(format!("'{kind}' is not a kind of stop token; these are eos (text), eot (turn) and eom (message)"));
+                return bad(format!(
+                    "'{kind}' is not a kind of stop token; these are eos (text), eot (turn) and eom (message)"
+                ));
             }
             let id = token_of(metadata, token)?;
             metadata.set(format!("tokenizer.ggml.{kind}_token_id"), id);
@@ -165,7 +167,10 @@ fn token_of(metadata: &Metadata, token: &str) -> Result<u32> {
     let by_number = || token.parse::<usize>().ok().filter(|id| *id < tokens.len());
     match by_text.or_else(by_number) {
         Some(id) => Ok(id as u32),
-        None => Err(Error::request(format!("'{token}' is neither one of the {} tokens nor the number of one", tokens.len()))),
+        None => Err(Error::request(format!(
+            "'{token}' is neither one of the {} tokens nor the number of one",
+            tokens.len()
+        ))),
     }
 }
 

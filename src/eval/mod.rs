@@ -17,9 +17,9 @@ pub mod cosine;
 #[doc(hidden)]
 pub mod damage;
 pub(crate) mod gate;
-pub(crate) mod positions;
 #[doc(hidden)]
 pub mod klbase;
+pub(crate) mod positions;
 mod runnable;
 #[doc(hidden)]
 pub mod softmax;

@@ -64,7 +64,10 @@ mod tests {
         };
         let records: Vec<Record> = (0..2).flat_map(|w| (0..300).map(move |at| record(w, at))).collect();
         let found = by_position(&records, 300..600);
-        assert_eq!(found.iter().map(|p| (p.from, p.to)).collect::<Vec<_>>(), [(301, 376), (376, 451), (451, 526), (526, 601)]);
+        assert_eq!(
+            found.iter().map(|p| (p.from, p.to)).collect::<Vec<_>>(),
+            [(301, 376), (376, 451), (451, 526), (526, 601)]
+        );
         for (found, mean) in found.iter().zip([0.1, 0.1, 1.5, 1.5]) {
             assert!((found.kld.value - mean).abs() < 1e-12);
             // Half the difference of two values is the error of their mean.

@@ -381,7 +381,9 @@ fn unexpected(ckpt: &Checkpoint, t: &TensorMeta, config: &Config) -> Error {
         config.layers.len(),
         t.shape
     );
-    Error::bad_file(file_of(ckpt, Some(t)), what).tensor(&t.name).hint("check that config.json belongs to these weights")
+    Error::bad_file(file_of(ckpt, Some(t)), what)
+        .tensor(&t.name)
+        .hint("check that config.json belongs to these weights")
 }
 
 /// Why a tensor that the family table does not list may be left out; `None` if it may not.

@@ -25,12 +25,7 @@ pub fn repository(release: &Release) -> String {
 }
 
 /// The card. `artifacts`: smallest first.
-pub fn text(
-    release: &Release,
-    artifacts: &[Artifact],
-    projectors: &[Artifact],
-    report: Option<&Report>,
-) -> String {
+pub fn text(release: &Release, artifacts: &[Artifact], projectors: &[Artifact], report: Option<&Report>) -> String {
     let (parent, options) = (&release.parent, &release.options);
     let tags = tags_of(release);
     let heading = Heading {

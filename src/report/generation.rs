@@ -47,4 +47,5 @@ pub fn positions(report: &Report) -> Option<(String, Vec<Vec<String>>)> {
 }
 
 /// What the continuations' columns are.
-pub const LEGEND: &str = "First difference: the token at which half of the continuations have left the base's, with quartiles.";
+pub const LEGEND: &str =
+    "First difference: the token at which half of the continuations have left the base's, with quartiles.";

@@ -3,13 +3,13 @@
 
 use std::fmt::Write;
 
-use super::{charts, generation, names};
 use super::format::{
     bytes, count, duration, fixed, html as escape, parameters, percent, signed, signed_percent, significant,
 };
 use super::schema::{Candidate, Report, TensorDamage};
 use super::summary;
 use super::text::decimals_for;
+use super::{charts, generation, names};
 use crate::eval::{Estimate, Statistics};
 
 /// Adds formatted text; writing to a `String` cannot fail.
@@ -66,7 +66,9 @@ pub fn render_html(report: &Report) -> String {
     section(
         &mut out,
         "Along the context",
-        &["KL divergence by the number of tokens before the one that is predicted: what grows to the right is lost in long contexts."],
+        &[
+            "KL divergence by the number of tokens before the one that is predicted: what grows to the right is lost in long contexts.",
+        ],
         along.and_then(|(_, rows)| sortable(&rows)),
     );
     if let Some((title, rows)) = generation::continuations(report) {

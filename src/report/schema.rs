@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 pub use crate::convert::LedgerRow;
 use crate::error::Hint;
 use crate::eval::bootstrap::{Bootstrap, Pair};
+pub use crate::eval::continuations::{Continued, EqualAfter};
 use crate::eval::cosine::{Cosines, Measured};
 use crate::eval::gate::GateOutcome;
+pub use crate::eval::positions::AtPositions;
 use crate::eval::stats::{Estimate, Percentiles, Statistics};
 pub use crate::eval::tasks::Kind;
-pub use crate::eval::continuations::{Continued, EqualAfter};
-pub use crate::eval::positions::AtPositions;
 pub use crate::eval::{Ablation, Artifact, TensorDamage};
 use crate::{Error, Result};
 

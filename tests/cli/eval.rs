@@ -390,7 +390,9 @@ fn continuations_part_where_candidates_differ() {
     assert!(page.contains("Greedy continuations of 20 prompts"));
     let out = ok(quantize(dir.path(), &[&args[..], &more[..8]].concat()));
     assert!(out.contains("first difference") && out.contains("equal after 32"), "{out}");
-    for (more, part) in [(&["--continuations", "2", "--length", "500"][..], "context"), (&["--length", "5"], "continuations")] {
+    for (more, part) in
+        [(&["--continuations", "2", "--length", "500"][..], "context"), (&["--length", "5"], "continuations")]
+    {
         fails(&quantize(dir.path(), &[&args[..], more].concat()), 2, &[part]);
     }
 }
@@ -402,8 +404,10 @@ fn losses_are_told_by_position_in_long_windows() {
     ok(quantize(dir.path(), &["--to", "q4_0", str(&model), "--no-check", "--quiet"]));
     let compare = |ctx: &str| {
         let text = text();
-        let args = ["compare", str(&model), "tiny-llama-Q4_0.gguf", "--text", str(&text), "--chunks", "2", "--ctx", ctx];
-        let report = json(&quantize(dir.path(), &[&args[..], &["--format", "json", "--report", "r.txt", "--force"]].concat()));
+        let args =
+            ["compare", str(&model), "tiny-llama-Q4_0.gguf", "--text", str(&text), "--chunks", "2", "--ctx", ctx];
+        let report =
+            json(&quantize(dir.path(), &[&args[..], &["--format", "json", "--report", "r.txt", "--force"]].concat()));
         (report["candidates"][0].clone(), std::fs::read_to_string(dir.path().join("r.txt")).unwrap())
     };
     let (candidate, text) = compare("512");

@@ -96,7 +96,14 @@ impl Hub {
 
     fn command(&self, token: Option<&str>, args: &[&str]) -> std::process::Command {
         let mut command = crate::common::command(self.home.path(), args);
-        for name in tls::VARIABLES.iter().chain(&["HF_TOKEN", "HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"]) {
+        for name in tls::VARIABLES.iter().chain(&[
+            "HF_TOKEN",
+            "HF_HUB_OFFLINE",
+            "HTTP_PROXY",
+            "http_proxy",
+            "ALL_PROXY",
+            "all_proxy",
+        ]) {
             command.env_remove(name);
         }
         command
@@ -492,7 +499,8 @@ fn a_release_is_made_and_pushed_in_one_command() {
     let hub = Hub::start(State::default());
     let tiny = tiny();
     let text = repo("calibration/technical.txt");
-    let base = ["release", &tiny, "--to", "q8_0", "--no-check", "-o", "out", "--push-to", "https://huggingface.co/org/tiny"];
+    let base =
+        ["release", &tiny, "--to", "q8_0", "--no-check", "-o", "out", "--push-to", "https://huggingface.co/org/tiny"];
     let run = |token: Option<&str>, more: &[&str]| hub.run_as(token, &[&base[..], more].concat());
     // What stands in the way of the push is said before anything is converted.
     fails(&run(None, &[]), 5, &["token", "HF_TOKEN"]);

@@ -83,7 +83,9 @@ impl Back {
             let Some(index) = ckpt.find(&t.name) else {
                 let reason = absent(t, meta, arch).ok_or_else(|| {
                     let what = "is missing, but the configuration promises it";
-                    Error::bad_file(&file, what).tensor(&t.name).hint("check that the configuration belongs to this file")
+                    Error::bad_file(&file, what)
+                        .tensor(&t.name)
+                        .hint("check that the configuration belongs to this file")
                 })?;
                 let names = t.parts.iter().map(|p| (form.ckpt.tensors()[*p].name.clone(), reason.to_string()));
                 left_out.extend(names);

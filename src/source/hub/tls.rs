@@ -46,6 +46,7 @@ pub(super) fn is_refusal(why: &str) -> bool {
 }
 
 pub(super) fn refused(id: &str, why: &str) -> Error {
-    Error::storage(format!("{id}: the server's certificate is not trusted: {why}"))
-        .hint("for a proxy or mirror with a certificate authority of its own, set SSL_CERT_FILE to its certificate (PEM)")
+    Error::storage(format!("{id}: the server's certificate is not trusted: {why}")).hint(
+        "for a proxy or mirror with a certificate authority of its own, set SSL_CERT_FILE to its certificate (PEM)",
+    )
 }
