@@ -1,5 +1,7 @@
 //! The time, and how it is written.
 
+#[cfg(feature = "hub")]
+use std::time::Duration;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Seconds since 1970.
@@ -67,9 +69,16 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (yoe + era * 400 + u64::from(month <= 2), month, doy - (153 * mp + 2) / 5 + 1)
 }
 
+/// How long a server asks to wait: in seconds, or until a date.
+#[cfg(feature = "hub")]
+pub fn retry_after(text: &str, now: u64) -> Option<Duration> {
+    let seconds = text.trim().parse().ok().or_else(|| http_date(text).map(|at| at.saturating_sub(now)));
+    seconds.map(Duration::from_secs)
+}
+
 /// Seconds since 1970 of a date as HTTP writes it: `Sun, 06 Nov 1994 08:49:37 GMT`.
 #[cfg(feature = "hub")]
-pub fn http_date(text: &str) -> Option<u64> {
+fn http_date(text: &str) -> Option<u64> {
     let words: Vec<&str> = text.split_ascii_whitespace().collect();
     let [_, day, month, year, time, "GMT"] = words[..] else { return None };
     let (day, year): (u64, u64) = (day.parse().ok()?, year.parse().ok()?);
@@ -106,5 +115,14 @@ mod tests {
         {
             assert_eq!(http_date(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn waits_are_seconds_or_a_date() {
+        let wait = |text: &str| retry_after(text, 784_111_770).map(|d| d.as_secs());
+        assert_eq!(wait("120"), Some(120));
+        assert_eq!(wait("Sun, 06 Nov 1994 08:49:37 GMT"), Some(7));
+        assert_eq!(wait("Sun, 06 Nov 1994 08:49:00 GMT"), Some(0));
+        assert_eq!(wait("soon"), None);
     }
 }

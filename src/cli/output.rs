@@ -1,5 +1,6 @@
 //! What goes to standard output and standard error; what comes from files is escaped on the way.
 
+use crate::report::text::wrap;
 use crate::{Error, Result, escape};
 
 /// A message on standard error. Where that cannot be written (a full device), nobody is there to be told.
@@ -8,7 +9,10 @@ pub fn say(message: &str) {
     // Where nobody reads it on a screen, a message stays one line.
     let text = match columns() {
         Some(width) => {
-            message.lines().map(|line| crate::report::text::wrap(line, width)).collect::<Vec<_>>().join("\n")
+            // Commands are there to be copied.
+            let is_command = |line: &str| line.trim_start().starts_with("quantize ");
+            let wrapped = |line: &str| if is_command(line) { line.into() } else { wrap(line, width) };
+            message.lines().map(wrapped).collect::<Vec<String>>().join("\n")
         }
         None => message.into_owned(),
     };

@@ -107,11 +107,21 @@ pub fn objection(objection: &Objection) -> String {
     }
 }
 
+/// This command line again, to go on.
+fn resumed() -> String {
+    let args = std::env::args_os().skip(1).map(|arg| escape::shell(&arg.to_string_lossy()));
+    let mut words: Vec<String> = std::iter::once("quantize".to_string()).chain(args).collect();
+    if !words.iter().any(|word| word == "--resume") {
+        words.push("--resume".into());
+    }
+    words.join(" ")
+}
+
 /// A notice, with the flags that follow it.
 pub fn noticed(notice: &Notice) -> String {
     match notice {
         Notice::BundledTexts => "calibrating on the bundled texts; --calibration names others".into(),
-        Notice::Kept(_) => format!("{notice}; --resume continues after them"),
+        Notice::Kept(_) => format!("{notice}; continue with:\n  {}", resumed()),
         Notice::Resuming { .. } | Notice::Info(_) => format!("  {notice}"),
         _ => notice.to_string(),
     }

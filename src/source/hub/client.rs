@@ -2,7 +2,7 @@
 //! connection, a busy server) is tried again a bounded number of times; what was received stays.
 
 use super::{HubOptions, choose, is_hex, tls};
-use crate::clock::{http_date, now};
+use crate::clock::{now, retry_after};
 use crate::digest::hex;
 use crate::error::Hint;
 use crate::{Error, Result};
@@ -493,12 +493,6 @@ pub(super) fn redirect(response: &Response) -> Option<String> {
     header(response, &["location"]).filter(|_| (300..400).contains(&response.status()))
 }
 
-/// How long a server asks to wait: in seconds, or until a date.
-fn retry_after(text: &str, now: u64) -> Option<Duration> {
-    let seconds = text.trim().parse().ok().or_else(|| http_date(text).map(|at| at.saturating_sub(now)));
-    seconds.map(Duration::from_secs)
-}
-
 /// `https://host:port` of an address.
 fn origin(url: &str) -> &str {
     let host = url.find("://").map_or(0, |i| i + 3);
@@ -539,15 +533,6 @@ mod tests {
         assert_eq!(origin("https://a.b"), "https://a.b");
         assert_eq!(range_start("bytes 5-9/10"), Some(5));
         assert_eq!(range_start("bytes */10"), None);
-    }
-
-    #[test]
-    fn waits_are_seconds_or_a_date() {
-        let wait = |text: &str| retry_after(text, 784_111_770).map(|d| d.as_secs());
-        assert_eq!(wait("120"), Some(120));
-        assert_eq!(wait("Sun, 06 Nov 1994 08:49:37 GMT"), Some(7));
-        assert_eq!(wait("Sun, 06 Nov 1994 08:49:00 GMT"), Some(0));
-        assert_eq!(wait("soon"), None);
     }
 
     #[test]
