@@ -10,6 +10,7 @@ mod markdown;
 mod names;
 mod schema;
 mod sizes;
+mod statistics;
 pub(crate) mod summary;
 mod tasks;
 pub(crate) mod text;
