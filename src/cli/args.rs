@@ -262,7 +262,7 @@ pub enum FloatType {
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
     /// Temperature; 0 always takes the most likely token
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
     pub temp: f32,
     /// Only the K most likely tokens; 0 for all
     #[arg(long, value_name = "K", default_value_t = 0)]

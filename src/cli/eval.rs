@@ -77,14 +77,20 @@ pub fn compare(args: CompareArgs) -> Result<()> {
         without_text(&args.text, &others)?;
     }
     check_texts(&args, how)?;
+    // First, since it can turn out that prompts do not fit the context.
+    let continued = match (args.continuations, args.models.split_first()) {
+        (Some(starts), Some((base, candidates))) => {
+            let (how, terminal) = (how(args.text.text.first()), Terminal::new(args.common.quiet));
+            let (starts, length) = (starts as usize, args.length as usize);
+            Some(check::continuations(base, candidates, &how, starts, length, &control, &terminal)?)
+        }
+        _ => None,
+    };
     let reports: Result<Vec<Report>> =
         texts.into_iter().map(|text| measure(&args.models, &how(text), &control, args.common.quiet)).collect();
     let mut report = report::worst_of(reports?);
-    if let (Some(starts), Some(report)) = (args.continuations, &mut report) {
-        let (base, candidates) = args.models.split_first().ok_or_else(|| Error::Internal("no base".into()))?;
-        let (how, terminal) = (how(args.text.text.first()), Terminal::new(args.common.quiet));
-        let (starts, length) = (starts as usize, args.length as usize);
-        report.continuations = Some(check::continuations(base, candidates, &how, starts, length, &control, &terminal)?);
+    if let Some(report) = &mut report {
+        report.continuations = continued;
     }
     if !questions.files.is_empty() {
         let (base, candidates) = args.models.split_first().ok_or_else(|| Error::Internal("no base".into()))?;

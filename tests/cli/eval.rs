@@ -374,7 +374,7 @@ fn prompts_come_from_standard_input_and_answers_go_out_as_json() {
 fn continuations_part_where_candidates_differ() {
     let dir = tempfile::tempdir().unwrap();
     let (model, text) = (model("tiny-llama"), text());
-    ok(quantize(dir.path(), &["--to", "f32,q2_k", str(&model), "--uncalibrated", "-o", "./", "--no-check", "--quiet"]));
+    ok(quantize(dir.path(), &["--to", "f32,q2_k", str(&model), "-o", "./", "--no-check", "--quiet"]));
     let args = ["compare", str(&model), "tiny-llama-F32.gguf", "tiny-llama-Q2_K.gguf", "--text", str(&text)];
     let more = ["--ctx", "64", "--chunks", "4", "--continuations", "20", "--length", "40", "--report", "r.html"];
     let report = json(&quantize(dir.path(), &[&args[..], &more, &["--format", "json"]].concat()));

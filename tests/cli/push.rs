@@ -465,16 +465,16 @@ fn tls_is_checked_against_the_authority_that_the_environment_names() {
     fails(&push(&[]), 5, &["certificate", "SSL_CERT_FILE"]);
     assert!(start.elapsed().as_secs() < 5);
     let none = repo("Cargo.toml");
-    fails(&push(&[("SSL_CERT_FILE", &none)]), 3, &["Cargo.toml", "no certificate"]);
+    fails(&push(&[("SSL_CERT_FILE", none.as_path())]), 3, &["Cargo.toml", "no certificate"]);
     assert!(hub.state().seen.is_empty());
-    ok(push(&[("SSL_CERT_FILE", &authority)]));
+    ok(push(&[("SSL_CERT_FILE", authority.as_path())]));
     hub.assert_whole();
     for name in ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"] {
-        assert!(stderr(&push(&[(name, &authority)])).contains("nothing was sent"), "{name}");
+        assert!(stderr(&push(&[(name, authority.as_path())])).contains("nothing was sent"), "{name}");
     }
     assert!(stderr(&push(&[("SSL_CERT_DIR", authority.parent().unwrap())])).contains("nothing was sent"));
     // The first that is set counts.
-    fails(&push(&[("REQUESTS_CA_BUNDLE", &none), ("SSL_CERT_FILE", &authority)]), 3, &["Cargo.toml"]);
+    fails(&push(&[("REQUESTS_CA_BUNDLE", none.as_path()), ("SSL_CERT_FILE", authority.as_path())]), 3, &["Cargo.toml"]);
 }
 
 #[test]
