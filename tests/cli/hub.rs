@@ -386,7 +386,7 @@ fn a_server_without_ranges_begins_again() {
 #[test]
 fn tries_are_bounded_and_what_came_stays() {
     let hub = Hub::start(Faults { drop_after: 100_000, drops: usize::MAX, ..Faults::default() });
-    let told = predicate::str::contains("failed 6 times").and(predicate::str::contains("goes on where it stopped"));
+    let told = predicate::str::contains("failed 6 times").and(predicate::str::contains("resumes where it stopped"));
     hub.quantize(&["pull", "org/tiny"]).code(5).stderr(told);
     assert_eq!(hub.weight_ranges().len(), 6);
     assert_eq!(std::fs::metadata(hub.partial()).unwrap().len(), 600_000);

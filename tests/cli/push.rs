@@ -444,7 +444,7 @@ fn who_may_not_write_is_told_so() {
     hub.state().refuse = None;
     fails(&hub.push(&[]), 3, &["config.json", "SHA256SUMS"]);
     std::fs::remove_file(folder.join("tiny-llama-nf4/config.json")).unwrap();
-    fails(&hub.push(&[]), 3, &["config.json", "whole release"]);
+    fails(&hub.push(&[]), 3, &["config.json", "complete release"]);
     std::fs::remove_file(folder.join("quantize-manifest.json")).unwrap();
     fails(&hub.push(&[]), 2, &["quantize release"]);
 }
@@ -482,7 +482,7 @@ fn a_moved_repository_is_named_and_the_token_stays() {
     let hub = Hub::with_release(State { exists: true, ..State::default() });
     let other = Hub::start(State { exists: true, ..State::default() });
     hub.state().moved = Some(format!("http://127.0.0.1:{}", other.port));
-    fails(&hub.push(&[]), 5, &["sends on to", "as it is called now"]);
+    fails(&hub.push(&[]), 5, &["redirects to", "current name"]);
     assert!(other.state().seen.is_empty());
     assert_eq!(hub.counts().0, 0);
 }

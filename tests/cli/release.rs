@@ -257,7 +257,7 @@ fn the_best_type_for_a_device_is_chosen_and_explained() {
     assert_eq!(chosen(&["--fit", "RTX 3060", "--tp", "2", "--context", "32k", "--to", "fp8,awq"]), "fp8");
     let text = ok(plan(&["--fit", "4090", "--context", "128k"]));
     assert!(
-        text.contains("is the largest that fits RTX 4090 with 131072 tokens") && text.contains("would take"),
+        text.contains("is the largest that fits RTX 4090 with 131\u{202f}072 tokens") && text.contains("would take"),
         "{text}"
     );
     fails(&plan(&["--fit", "2GB"]), 6, &["none fits 2GB"]);
