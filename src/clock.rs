@@ -1,5 +1,7 @@
 //! The time, and how it is written.
 
+#[cfg(feature = "hub")]
+use std::time::Duration;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Seconds since 1970.
@@ -65,4 +67,62 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let mp = (5 * doy + 2) / 153;
     let month = if mp < 10 { mp + 3 } else { mp - 9 };
     (yoe + era * 400 + u64::from(month <= 2), month, doy - (153 * mp + 2) / 5 + 1)
+}
+
+/// How long a server asks to wait: in seconds, or until a date.
+#[cfg(feature = "hub")]
+pub fn retry_after(text: &str, now: u64) -> Option<Duration> {
+    let seconds = text.trim().parse().ok().or_else(|| http_date(text).map(|at| at.saturating_sub(now)));
+    seconds.map(Duration::from_secs)
+}
+
+/// Seconds since 1970 of a date as HTTP writes it: `Sun, 06 Nov 1994 08:49:37 GMT`.
+#[cfg(feature = "hub")]
+fn http_date(text: &str) -> Option<u64> {
+    let words: Vec<&str> = text.split_ascii_whitespace().collect();
+    let [_, day, month, year, time, "GMT"] = words[..] else { return None };
+    let (day, year): (u64, u64) = (day.parse().ok()?, year.parse().ok()?);
+    let month = MONTHS.iter().position(|name| name.get(..3) == Some(month))? as u64 + 1;
+    let clock: Vec<u64> = time.split(':').map(|n| n.parse().ok()).collect::<Option<_>>()?;
+    let [hour, minute, second] = clock[..] else { return None };
+    if !(1970..=9999).contains(&year) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    Some(days(year, month, day) * 86400 + hour * 3600 + minute * 60 + second)
+}
+
+/// The inverse of [`civil`].
+#[cfg(feature = "hub")]
+fn days(year: u64, month: u64, day: u64) -> u64 {
+    let y = year - u64::from(month <= 2);
+    let (era, yoe) = (y / 400, y % 400);
+    let doy = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    era * 146_097 + yoe * 365 + yoe / 4 - yoe / 100 + doy - 719_468
+}
+
+#[cfg(all(test, feature = "hub"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_of_http_come_back() {
+        for seconds in [0, 951_782_400, 784_111_777, 1_709_210_096, 4_102_444_799] {
+            let text = strftime("%a, %d %b %Y %H:%M:%S GMT", seconds);
+            assert_eq!(http_date(&text), Some(seconds), "{text}");
+        }
+        for bad in
+            ["", "soon", "Sun, 06 Nov 1994 08:49 GMT", "Sun, 06 Foo 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:49:37 CET"]
+        {
+            assert_eq!(http_date(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn waits_are_seconds_or_a_date() {
+        let wait = |text: &str| retry_after(text, 784_111_770).map(|d| d.as_secs());
+        assert_eq!(wait("120"), Some(120));
+        assert_eq!(wait("Sun, 06 Nov 1994 08:49:37 GMT"), Some(7));
+        assert_eq!(wait("Sun, 06 Nov 1994 08:49:00 GMT"), Some(0));
+        assert_eq!(wait("soon"), None);
+    }
 }

@@ -89,9 +89,9 @@ impl fmt::Display for Unfinished {
         match self {
             Unfinished::InUse => f.write_str("is in use by another run"),
             Unfinished::BeingWritten => f.write_str("is being written by another run"),
-            Unfinished::Parts(n) => write!(f, "holds {n} finished parts of a run that was cut short"),
+            Unfinished::Parts(n) => write!(f, "holds {n} finished parts of an interrupted run"),
             Unfinished::OfAnotherRun { name, was, is } => {
-                let what = format!("is of another run: its {name} was {was}, and is {is} here");
+                let what = format!("belongs to another run: its {name} was {was}, and here it is {is}");
                 f.write_str(&escape::message(&what))
             }
         }
@@ -245,7 +245,7 @@ impl fmt::Display for Hint {
             Hint::Groups { of, format } => write!(f, "groups of {of} divide every row: {format}"),
             Hint::Devices(n) => write!(f, "quantize again for {n} devices"),
             Hint::NameConfiguration => f.write_str("name the original's folder with config.json and tokenizer"),
-            Hint::NameBase => f.write_str("name the base model, and this adapter as what is merged into it"),
+            Hint::NameBase => f.write_str("name the base model, and this adapter as the one to merge"),
             Hint::NameImportance => f.write_str("name the importance matrix"),
             Hint::ImportanceOfModel { is_of_another } => {
                 let why = if *is_of_another { "it was made of another model; " } else { "" };
@@ -254,7 +254,7 @@ impl fmt::Display for Hint {
             Hint::Verify => f.write_str("the file is damaged or its weights overflow: verify it"),
             Hint::Online { id: Some(id) } => write!(f, "fetch {id} once with the network allowed"),
             Hint::Online { id: None } => f.write_str("run once with the network allowed"),
-            Hint::DownloadAgain => f.write_str("try again, it goes on where it stopped; or use what is in the cache"),
+            Hint::DownloadAgain => f.write_str("try again, it resumes where it stopped; or use what is in the cache"),
             Hint::Revision => f.write_str("choose another revision"),
             Hint::BeginAgain(path) => {
                 write!(f, "calibrate without resuming to begin again, or delete {}", path.display())
@@ -268,7 +268,7 @@ impl fmt::Display for Hint {
             Hint::GateOfVectors => f.write_str("limit the mean cosine instead"),
             Hint::GateOfLogits => f.write_str("limit the KL divergence instead"),
             Hint::TextForGate => f.write_str("give a longer text, use more of it, or loosen the gate"),
-            Hint::Types => f.write_str("there is a list of them with bits and purposes"),
+            Hint::Types => f.write_str("see the list of types, with bits and purposes"),
             Hint::CompareFirst => f.write_str("write one with a comparison"),
             Hint::Text(text) => f.write_str(text),
         }

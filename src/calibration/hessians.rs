@@ -87,7 +87,7 @@ impl HessianWriter {
         let (at, len) = self.places.get(name).ok_or_else(|| Error::Internal(format!("{name} has no place")))?;
         let from = (index * bytes.len()) as u64;
         if from + bytes.len() as u64 > *len {
-            return Err(Error::Internal(format!("{name} is larger than its place")));
+            return Err(Error::Internal(format!("{name} does not fit into its place")));
         }
         self.file.write_at(at + from, bytes)
     }

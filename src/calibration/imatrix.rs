@@ -180,7 +180,7 @@ impl Imatrix {
         for (name, entry) in &imatrix.entries {
             let wrong = |what: &str| Err(Error::bad_file(path, what).tensor(name));
             if entry.counts.is_empty() || entry.sums.is_empty() || entry.sums.len() % entry.counts.len() != 0 {
-                return wrong("its sums and counts do not fit each other");
+                return wrong("its sums and counts do not match");
             }
             if entry.sums.iter().any(|s| !s.is_finite() || *s < 0.0) {
                 return wrong("the importance is not a finite number of at least 0; calibrate again");
@@ -311,7 +311,7 @@ impl Imatrix {
         for (name, entry) in &self.entries {
             let Some(tensor) = model.tensors.iter().find(|t| t.name == *name) else {
                 if name.starts_with("blk.") {
-                    let what = "the importance matrix has this tensor, the model has not";
+                    let what = "the importance matrix has this tensor, but the model does not";
                     return Err(Error::bad_file(path, what).tensor(name).hint(hint));
                 }
                 continue;
@@ -370,11 +370,11 @@ fn mean(entry: &Entry) -> Vec<f32> {
 
 fn read_gguf(path: &Path) -> Result<Imatrix> {
     let file = Checkpoint::open(path)?;
-    let meta = file.gguf().ok_or_else(|| Error::bad_file(path, "is no GGUF file"))?;
+    let meta = file.gguf().ok_or_else(|| Error::bad_file(path, "is not a GGUF file"))?;
     let not_one =
         |what: &str| Error::bad_file(path, what.to_string()).hint(Hint::ImportanceOfModel { is_of_another: false });
     if meta.str("general.type") != Some("imatrix") {
-        return Err(not_one("is a GGUF file, but no importance matrix"));
+        return Err(not_one("is a GGUF file, but not an importance matrix"));
     }
     let number = |key: &str| {
         meta.uint(key).and_then(|v| u32::try_from(v).ok()).ok_or_else(|| not_one(&format!("the key {key} is missing")))
@@ -434,7 +434,7 @@ fn read_gguf(path: &Path) -> Result<Imatrix> {
 fn read_dat(path: &Path) -> Result<Imatrix> {
     let bytes = crate::input::read(path)?;
     let bad =
-        || Error::bad_file(path, "is no importance matrix").hint(Hint::ImportanceOfModel { is_of_another: false });
+        || Error::bad_file(path, "is not an importance matrix").hint(Hint::ImportanceOfModel { is_of_another: false });
     let mut rest = bytes.as_slice();
     let count = int(&mut rest).filter(|n| (1..1_000_000).contains(n)).ok_or_else(bad)?;
     let mut imatrix = Imatrix::default();

@@ -78,7 +78,7 @@ fn unfinished(path: &Path) -> PathBuf {
 /// `Exists` for any other file, which is left alone; `Io`.
 pub fn refuse_foreign(path: &Path) -> Result<()> {
     let foreign = || {
-        let what = "is no checkpoint of a calibration, and is left alone; move it away";
+        let what = "is not a calibration checkpoint and was left untouched; move it out of the way";
         Err(Error::Exists { path: path.to_path_buf(), what, replaceable: false })
     };
     match path.symlink_metadata() {
@@ -132,7 +132,7 @@ pub fn open(path: &Path, key: &Key) -> Result<Option<Saved>> {
     };
     let hint = Hint::BeginAgain(path.to_path_buf());
     let saved = Saved::read(file).map_err(|e| Error::io(path, e))?;
-    let damaged = || Error::bad_file(path, "is no whole checkpoint of a calibration").hint(hint.clone());
+    let damaged = || Error::bad_file(path, "is not a complete calibration checkpoint").hint(hint.clone());
     let saved = saved.ok_or_else(damaged)?;
     let was = &saved.progress.key;
     let names = key.keys().chain(was.keys());
@@ -140,7 +140,7 @@ pub fn open(path: &Path, key: &Key) -> Result<Option<Saved>> {
         let value = |key: &Key| key.get(name).map_or("none".to_string(), |v| v.chars().take(40).collect());
         let (was, is) = (value(was), value(key));
         let name = name.trim_start_matches("identity.").trim_start_matches("companions.");
-        let what = format!("the calibration to resume has another {name}: {was} there, {is} here");
+        let what = format!("the calibration to resume has a different {name}: {was} there, {is} here");
         return Err(Error::bad_file(path, what).hint(hint));
     }
     Ok(Some(saved))

@@ -87,7 +87,7 @@ impl Statistics {
 
     fn add(&mut self, linear: &str, expert: Option<usize>, x: &[f32]) -> Result<()> {
         let input = self.by_name.get(linear).map(|i| &mut self.inputs[*i]);
-        let input = input.ok_or_else(|| Error::Internal(format!("'{linear}' is no tensor of the model")))?;
+        let input = input.ok_or_else(|| Error::Internal(format!("'{linear}' is not a tensor of the model")))?;
         if *input.leader.get_or_insert_with(|| linear.to_string()) != linear {
             return Ok(());
         }

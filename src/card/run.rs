@@ -10,6 +10,8 @@ pub struct GgufFile<'a> {
     /// What programs choose it by: `Q4_K_M`.
     pub tag: &'a str,
     pub is_split: bool,
+    /// The projector file beside it.
+    pub projector: Option<&'a str>,
     pub has_chat: bool,
 }
 
@@ -17,9 +19,10 @@ pub struct GgufFile<'a> {
 pub fn gguf(it: &GgufFile) -> String {
     let GgufFile { repository, tag, .. } = it;
     let file = shell(it.file);
+    let projector = it.projector.map_or(String::new(), |projector| format!(" --mmproj {}", shell(projector)));
     let mut out = format!(
         "**llama.cpp** fetches the file by its tag, or takes it from the disk:\n\n```sh\nllama-server -hf {repository}:{tag}\n\
-         llama-server -m {file}\n```\n\n"
+         llama-server -m {file}{projector}\n```\n\n"
     );
     out += &match it.is_split {
         false => format!("**Ollama**:\n\n```sh\nollama run hf.co/{repository}:{tag}\n```\n\n"),

@@ -20,16 +20,17 @@ pub fn differing(file: &Checkpoint, source: &SourceModel, run: Run) -> Result<Ve
     let fault = |what: String| Error::bad_file(path, what);
     let metadata = file.gguf().ok_or_else(|| Error::Internal("not a GGUF file".into()))?;
     let recipe = record::read(metadata)
-        .ok_or_else(|| fault("was calibrated, and does not say how in a form that this version reads".into()))?;
+        .ok_or_else(|| fault("was calibrated, but its record is not in a form that this version reads".into()))?;
     let data = recipe.data.iter().flat_map(|data| &data.sources);
     if let Some(missing) = data.filter_map(Source::path).find(|path| !path.exists()) {
         let what = format!("was calibrated on {}, which is not here", missing.display());
-        return Err(fault(what).hint("its tensors cannot be proved without that text; run where it lies"));
+        return Err(fault(what).hint("its tensors cannot be verified without that text; run this where the text is"));
     }
     let (there, here) = (metadata.str(record::INSTRUCTIONS), Isa::active().name());
     if let Some(there) = there.filter(|there| *there != here) {
         let what = format!("was calibrated with {there} instructions, whose last bits differ from those of {here}");
-        return Err(fault(what).hint("its tensors can be proved on a processor that has them, with the same setting"));
+        return Err(fault(what)
+            .hint("its tensors can be verified on a processor with those instructions, with the same settings"));
     }
     let folder = match &run.control.spill {
         Some(folder) => tempfile::tempdir_in(folder).map_err(|e| Error::io(folder, e))?,
@@ -37,8 +38,8 @@ pub fn differing(file: &Checkpoint, source: &SourceModel, run: Run) -> Result<Ve
     };
     let made = again(source, &recipe, folder.path(), run)?;
     if made.gguf().and_then(|m| m.str(record::DATA_TOKENS)) != metadata.str(record::DATA_TOKENS) {
-        return Err(fault("was calibrated on other text than its recipe names now".into())
-            .hint("the text was changed since, or the tokenizer of the source"));
+        return Err(fault("was calibrated on different text than its recipe names now".into())
+            .hint("the text or the source's tokenizer has changed since"));
     }
     compare(file, &made, run)
 }

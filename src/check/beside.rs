@@ -25,7 +25,9 @@ pub fn beside(
 ) -> Result<(Checked, Vec<String>)> {
     let run = Run::new(control, report);
     let Some(metadata) = file.gguf() else {
-        return Err(Error::request("only GGUF files are run beside their source here; compare folders on a text"));
+        return Err(Error::request(
+            "only GGUF files can be checked against their source this way; compare folders on a text",
+        ));
     };
     // As the file's own recipe has it.
     let recipe = record::read(metadata).unwrap_or_default();

@@ -10,6 +10,7 @@ use crate::eval::ablation::ablate;
 use crate::eval::bootstrap::{self, Bootstrap};
 use crate::eval::cosine::{Compared, Cosines, Embedder};
 use crate::eval::klbase::{KlBaseReader, KlBaseWriter};
+use crate::eval::positions;
 use crate::eval::{self, Base, Candidate, Gates, Logits, Runnable, Vectors, Windows};
 use crate::infer::Cache;
 use crate::model::config::{Ending, Pooling};
@@ -240,10 +241,13 @@ impl<'a> Field<'a> {
         }
         report.base = Some(measured_base(artifact, &comparison));
         report.pairs = pairs;
-        for (candidate, stats) in self.candidates.iter().zip(statistics) {
+        let scored = self.text.windows.method.scored();
+        for ((candidate, stats), records) in self.candidates.iter().zip(statistics).zip(&comparison.candidates) {
             let artifact = candidate.artifact.clone();
+            let positions = positions::by_position(records, scored.clone());
             report.gates.extend(how.gates.judge(&artifact.name, &stats, self.text.windows.count)?);
-            report.candidates.push(report::Candidate { artifact, stats: Some(stats), ..report::Candidate::default() });
+            let stats = Some(stats);
+            report.candidates.push(report::Candidate { artifact, stats, positions, ..report::Candidate::default() });
         }
         Ok(report)
     }
@@ -272,7 +276,10 @@ impl<'a> Field<'a> {
         for (candidate, Compared { cosines: chunks, scores }) in self.candidates.iter().zip(compared) {
             let cosines = Cosines::of(&chunks, Bootstrap::default());
             if !cosines.mean.value.is_finite() {
-                return Err(Error::bad_input(format!("{} gives vectors that are no numbers", candidate.artifact.name)));
+                return Err(Error::bad_input(format!(
+                    "{} gives vectors that are not numbers",
+                    candidate.artifact.name
+                )));
             }
             let artifact = candidate.artifact.clone();
             report.gates.extend(how.gates.judge_vectors(&artifact.name, &cosines, chunks.len())?);

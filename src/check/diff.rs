@@ -267,9 +267,7 @@ fn of_tensors(diff: &mut Diff, a: &SourceModel, b: &SourceModel, run: Run) -> Re
     let _phase = run.phase("comparing", total, Unit::Bytes);
     if let Some(transform) = damage::transform((&a.ckpt, &a.model), (&b.ckpt, &b.model))? {
         diff.notes.push(match transform {
-            Transform::Sorted => {
-                "feed-forward channels stand in another order, so their tensors differ as wholes".into()
-            }
+            Transform::Sorted => "feed-forward channels are in a different order, so whole tensors differ".into(),
             Transform::Scaled => {
                 "factors were moved between norms and layers, so these differ even where the model is the same".into()
             }

@@ -5,6 +5,7 @@
 mod again;
 mod beside;
 mod compare;
+mod continuations;
 mod derive;
 mod diff;
 mod machine;
@@ -21,6 +22,7 @@ pub use crate::convert::folder::engines::{Engine, Objection};
 pub use crate::convert::{Checked, Nearness};
 pub use beside::beside;
 pub use compare::{compare, is_logits, perplexity, text_suffices};
+pub use continuations::continuations;
 pub use derive::{Derived, Origin};
 pub use diff::{Diff, OfKey, OfTensor, OfTokens, diff};
 pub use measurement::Measurement;

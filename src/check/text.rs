@@ -73,7 +73,7 @@ impl Prepared {
             return Err(Error::bad_file(path, what).hint("compare a model with quantizations of itself"));
         }
         if self.corpus.tokens(candidate)? != self.stream {
-            return Err(Error::bad_file(path, "its tokenizer reads the text as other tokens than the base's")
+            return Err(Error::bad_file(path, "its tokenizer splits the text differently than the base's")
                 .hint("the file was converted with another tokenizer or pre-tokenizer; convert it again"));
         }
         Ok(())

@@ -31,7 +31,7 @@ pub fn uncalibrated(plan: &Plan, accepted: bool, quiet: bool) -> Result<()> {
              model of 135 million weights: KL divergence 6.46, with calibration 0.31)",
             preset.name
         );
-        let hint = "add --calibration default or --imatrix FILE; --uncalibrated makes it all the same";
+        let hint = "add --calibration default or --imatrix FILE; --uncalibrated converts anyway";
         return Err(Error::request(what).hint(Hint::Text(hint.into())));
     }
     let blind = plan.recipe.importance.is_none() && plan.recipe.data.is_none();

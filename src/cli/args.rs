@@ -58,7 +58,7 @@ pub struct TypeArgs {
           value_parser = TYPES_AND_FORMATS, hide_possible_values = true)]
     pub to: Vec<String>,
     /// Write the projector of a model that sees or hears, llama.cpp's mmproj file, in these types: f16, bf16, q8_0, f32
-    #[arg(long, value_name = "TYPE", value_delimiter = ',', conflicts_with = "to")]
+    #[arg(long, value_name = "TYPE", value_delimiter = ',')]
     pub mmproj: Vec<String>,
     /// Layers that predict more than the next token: keep them, drop them, or write a draft model of them alone
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
@@ -259,6 +259,24 @@ pub enum FloatType {
     F32,
 }
 
+/// How the next token is chosen.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// Temperature; 0 always takes the most likely token
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub temp: f32,
+    /// Only the K most likely tokens; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+    /// Only the most likely tokens that together reach P
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Seed of the sampling
+    #[arg(long, value_name = "SEED")]
+    pub seed: Option<u64>,
+}
+
 /// Where Hub ids are resolved.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Hugging Face Hub")]
@@ -268,7 +286,7 @@ pub struct HubArgs {
     pub revision: Option<String>,
     /// Use only what is already in the cache
     #[arg(long, env = "HF_HUB_OFFLINE", num_args = 0..=1, require_equals = true, default_missing_value = "1",
-          default_value = "0", value_name = "YES", hide_possible_values = true, value_parser = yes_or_no)]
+          default_value = "0", value_name = "YES", hide_default_value = true, hide_possible_values = true, value_parser = yes_or_no)]
     pub offline: bool,
 }
 
@@ -288,7 +306,7 @@ pub enum Activations {
 pub struct TextArgs {
     /// Evaluation text: plain, or chat JSONL (rendered with the model's own template). To compare, repeatable: each text gets
     /// its row, and the worst decides
-    #[arg(long, short = 'f', value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     pub text: Vec<PathBuf>,
     /// Tokens per chunk; the second half of each is scored, as llama-perplexity does
     #[arg(long, short = 'c', value_name = "TOKENS", default_value_t = 512)]

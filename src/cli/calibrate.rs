@@ -105,7 +105,7 @@ fn check(args: &CalibrateArgs) -> Result<()> {
         return Err(Error::Usage("--resume continues the calibration of a MODEL with an output (-o)".into()));
     }
     if args.control.resume && args.hessians {
-        return Err(Error::Usage("files with --hessians are made in one go: leave --resume away".into()));
+        return Err(Error::Usage("files with --hessians are made in one go: leave out --resume".into()));
     }
     for file in [&args.output, &args.save_text].into_iter().flatten() {
         let folder = folder_of(file);

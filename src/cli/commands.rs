@@ -1,7 +1,7 @@
 //! The arguments of every command.
 
 use super::args::*;
-use super::values::{size, tokens};
+use super::values::{TYPES, size, tokens};
 use crate::calibration::data;
 use clap::Args;
 use std::num::NonZeroUsize;
@@ -93,7 +93,9 @@ pub struct ConvertArgs {
 
 #[derive(Debug, Args)]
 #[command(mut_arg("report", |a| a.hide(true)), mut_arg("modelfile", |a| a.hide(true)), mut_arg("save_imatrix", |a| a.hide(true)),
-          mut_arg("print_recipe", |a| a.hide(true)))]
+          mut_arg("print_recipe", |a| a.hide(true)),
+          mut_arg("mmproj", |a| a.help("Types of the projector of a model that sees or hears: f16, bf16, q8_0, f32; none leaves it \
+                  out [default: f16, where there is one]")))]
 pub struct ReleaseArgs {
     /// What files are named after [default: the model's name]
     #[arg(help_heading = "Release", long, value_name = "NAME")]
@@ -110,6 +112,15 @@ pub struct ReleaseArgs {
     /// Where it will be published, for the commands in the model card [default: quantize push fills it in]
     #[arg(help_heading = "Release", long, value_name = "ORG/NAME")]
     pub repo: Option<String>,
+    /// Then push it to this repository on the Hub, as `quantize push` does; a release that fails its gates is not pushed
+    #[arg(help_heading = "Release", long, value_name = "ORG/NAME")]
+    pub push_to: Option<String>,
+    /// With --push-to: a repository that has to be created is private
+    #[arg(help_heading = "Release", long, requires = "push_to")]
+    pub private: bool,
+    /// With --push-to: open a pull request instead of committing
+    #[arg(help_heading = "Release", long, requires = "push_to")]
+    pub create_pr: bool,
     /// Release the best of the types that this device holds, keys and values included: 24GB, 'RTX 4090', 'Mac 36GB'
     #[arg(help_heading = "Release", long, value_name = "DEVICE")]
     pub fit: Option<String>,
@@ -133,7 +144,14 @@ pub struct PlanArgs {
     /// Plan for an importance matrix, which changes a few types (presets that need one imply it)
     #[arg(long, num_args = 0..=1, default_missing_value = "", value_name = "FILE")]
     pub imatrix: Option<PathBuf>,
-    /// The device it should fit, by its memory or name: 24GB, 'RTX 4090' (repeatable) [default: a built-in table]
+    /// Plan for a calibrated run: its types, memory, disk and time
+    #[arg(long, num_args = 0..=1, default_missing_value = "default", value_name = "SOURCE", conflicts_with = "imatrix")]
+    pub calibration: Option<String>,
+    /// Plan for types chosen under the size of this preset, which a calibrated run does: the preset's sizes are shown
+    #[arg(long, value_name = "TYPE", value_delimiter = ',', value_parser = TYPES, hide_possible_values = true)]
+    pub like: Vec<String>,
+    /// The device it should fit, by its memory or name: 24GB, 'RTX 4090', 'Mac 36GB', 'RAM 32GB' (repeatable) [default: a
+    /// built-in table]
     #[arg(long, value_name = "DEVICE")]
     pub device: Vec<String>,
     /// Choose the best of the types that this device holds, keys and values included: 24GB, 'RTX 4090', 'Mac 36GB'. With --tp
@@ -259,7 +277,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "FILE")]
     pub report: Vec<PathBuf>,
     /// Replace existing reports
-    #[arg(long)]
+    #[arg(long, short)]
     pub force: bool,
     #[command(flatten)]
     pub common: CommonArgs,
@@ -277,6 +295,12 @@ pub struct CompareArgs {
     pub text: TextArgs,
     #[command(flatten)]
     pub tasks: TaskArgs,
+    /// Also continue so many prompts from the text, greedily, with the base and every candidate, and say where they part
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub continuations: Option<u32>,
+    /// Tokens of each continuation
+    #[arg(long, value_name = "TOKENS", default_value_t = 300, requires = "continuations", value_parser = clap::value_parser!(u32).range(1..))]
+    pub length: u32,
     /// Also measure the loss of each group of tensors quantized alone (loads the base twice)
     #[arg(long)]
     pub ablate: bool,
@@ -292,7 +316,7 @@ pub struct CompareArgs {
     #[arg(long, value_name = "FILE")]
     pub report: Vec<PathBuf>,
     /// Replace existing reports
-    #[arg(long)]
+    #[arg(long, short)]
     pub force: bool,
     #[command(flatten)]
     pub common: CommonArgs,
@@ -415,7 +439,7 @@ pub struct ReportArgs {
     #[arg(long, short = 'o', value_name = "FILE")]
     pub to: Vec<PathBuf>,
     /// Replace existing files
-    #[arg(long)]
+    #[arg(long, short)]
     pub force: bool,
     #[command(flatten)]
     pub common: CommonArgs,
@@ -425,8 +449,8 @@ pub struct ReportArgs {
 pub struct GenerateArgs {
     /// A checkpoint folder, a GGUF file or a Hub id
     pub model: String,
-    /// The text to continue
-    #[arg(long, short, value_name = "TEXT")]
+    /// The text to continue; - reads it from standard input
+    #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: String,
     /// Put the prompt into the model's chat template, as the user's turn
     #[arg(long)]
@@ -440,22 +464,38 @@ pub struct GenerateArgs {
     /// Tokens to generate, at most
     #[arg(short, value_name = "N", default_value_t = 128)]
     pub n: usize,
-    /// Temperature; 0 always takes the most likely token
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
-    pub temp: f32,
-    /// Only the K most likely tokens; 0 for all
-    #[arg(long, value_name = "K", default_value_t = 0)]
-    pub top_k: usize,
-    /// Only the most likely tokens that together reach P
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
-    pub top_p: f32,
-    /// Seed of the sampling
-    #[arg(long)]
-    pub seed: Option<u64>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
     #[command(flatten)]
     pub hub: HubArgs,
     #[command(flatten)]
     pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(mut_arg("temp", |a| a.default_value("0.7")), mut_arg("top_p", |a| a.default_value("0.95")))]
+pub struct ChatArgs {
+    /// A checkpoint folder, a GGUF file or a Hub id
+    pub model: String,
+    /// System message
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Tokens of an answer, at most
+    #[arg(short, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    pub n: u32,
+    /// Tokens of the conversation, at most: beyond it the oldest turns are forgotten [default: the model's context, up to 4096]
+    #[arg(long, value_name = "TOKENS", value_parser = tokens)]
+    pub context: Option<usize>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub hub: HubArgs,
+    /// Worker threads [default: all cores]
+    #[arg(help_heading = "General", short = 't', long, value_name = "N", env = "QUANTIZE_THREADS")]
+    pub threads: Option<usize>,
+    /// The answers alone, without anything on standard error
+    #[arg(help_heading = "General", long, short)]
+    pub quiet: bool,
 }
 
 #[derive(Debug, Args)]

@@ -37,7 +37,7 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
         return Err(Error::Usage("a quality gate needs a text to measure on: add --text FILE".into()));
     }
     if args.text.is_some() && !args.types.mmproj.is_empty() {
-        return Err(Error::Usage("a projector is no text model: --mmproj and --text exclude each other".into()));
+        return Err(Error::Usage("--mmproj and --text cannot be combined: a projector is not a text model".into()));
     }
     args.report.iter().try_for_each(|path| eval::check_report(path, args.output.as_deref(), args.control.force))?;
     gates.check_limits()?;
@@ -134,7 +134,7 @@ pub fn measurement(args: &ConvertArgs, text: PathBuf, gates: Gates) -> Measureme
 
 /// Words that people try in place of a model, and what does it here.
 const WORDS: [(&[&str], &str); 9] = [
-    (&["chat", "run", "answer"], "quantize generate MODEL --chat --prompt TEXT"),
+    (&["run", "answer"], "quantize chat MODEL"),
     (&["convert", "quantize", "quant"], "quantize --to q4_k_m MODEL"),
     (&["download", "fetch", "get"], "quantize pull ORG/NAME"),
     (&["upload", "publish"], "quantize release MODEL --to q4_k_m -o release/, then quantize push release/ ORG/NAME"),
@@ -291,7 +291,7 @@ fn summary(plan: &Plan, outcome: &Outcome, quiet: bool) -> Result<()> {
         match &made.checked {
             Some(checked) => say!("           checked: {checked}"),
             None if plan.source.model.runnable().is_err() => {
-                say!("           not run: this model is converted only; its structure was checked")
+                say!("           not run: this model can only be converted here; its structure was checked")
             }
             None => {}
         }

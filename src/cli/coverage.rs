@@ -30,7 +30,7 @@ pub fn show(path: &Path, filter: Option<&Regex>, format: Format) -> Result<()> {
     let mut rows = coverage(&imatrix);
     rows.retain(|row| filter.is_none_or(|f| f.is_match(&row.tensor)));
     if rows.is_empty() {
-        return Err(Error::bad_file(path, "holds no entry of such a name"));
+        return Err(Error::bad_file(path, "has no entry with such a name"));
     }
     let bytes = std::fs::metadata(path).map_or(0, |m| m.len());
     match format {

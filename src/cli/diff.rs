@@ -60,7 +60,7 @@ fn text(found: &Diff) -> String {
     }
     for (which, names) in [("first", &found.only_first), ("second", &found.only_second)] {
         if !names.is_empty() {
-            let _ = writeln!(out, "Tensors of the {which} alone ({})", names.len());
+            let _ = writeln!(out, "Tensors only in the {which} ({})", names.len());
             names.iter().take(ROWS).for_each(|name| out += &format!("  {}\n", escape::line(name)));
             out.push_str(if names.len() > ROWS { "  ...\n\n" } else { "\n" });
         }
@@ -117,7 +117,7 @@ fn numbers(out: &mut String, found: &Diff) {
         found.tensors.iter().filter_map(|t| Some((t, t.distance.filter(|d| *d > 0.0)?))).collect();
     rows.sort_by(|a, b| b.1.total_cmp(&a.1));
     let (compared, differing) = (found.compared, rows.len());
-    let _ = writeln!(out, "Numbers: {differing} of {compared} tensors differ; |A - B| / |A|, the furthest first");
+    let _ = writeln!(out, "Numbers: {differing} of {compared} tensors differ; |A - B| / |A|, largest first");
     for (t, distance) in rows.iter().take(ROWS) {
         let _ = writeln!(out, "  {distance:>10.3e}  {}", escape::line(&t.name));
     }

@@ -60,18 +60,38 @@ pub fn compare(args: CompareArgs) -> Result<()> {
     if is_stored && !questions.files.is_empty() {
         return Err(Error::Usage("--task needs the base model itself, not its stored logits".into()));
     }
+    if is_stored && args.continuations.is_some() {
+        return Err(Error::Usage("--continuations needs the base model itself, not its stored logits".into()));
+    }
     let texts: Vec<Option<&PathBuf>> = match args.text.text.as_slice() {
         [] if questions.files.is_empty() => vec![None],
         [] => Vec::new(),
         texts => texts.iter().map(Some).collect(),
     };
     if texts.is_empty() {
-        without_text(&args.text, &[("--ablate", args.ablate), ("a quality gate", gates != Gates::default())])?;
+        let others = [
+            ("--ablate", args.ablate),
+            ("--continuations", args.continuations.is_some()),
+            ("a quality gate", gates != Gates::default()),
+        ];
+        without_text(&args.text, &others)?;
     }
     check_texts(&args, how)?;
+    // First, since it can turn out that prompts do not fit the context.
+    let continued = match (args.continuations, args.models.split_first()) {
+        (Some(starts), Some((base, candidates))) => {
+            let (how, terminal) = (how(args.text.text.first()), Terminal::new(args.common.quiet));
+            let (starts, length) = (starts as usize, args.length as usize);
+            Some(check::continuations(base, candidates, &how, starts, length, &control, &terminal)?)
+        }
+        _ => None,
+    };
     let reports: Result<Vec<Report>> =
         texts.into_iter().map(|text| measure(&args.models, &how(text), &control, args.common.quiet)).collect();
     let mut report = report::worst_of(reports?);
+    if let Some(report) = &mut report {
+        report.continuations = continued;
+    }
     if !questions.files.is_empty() {
         let (base, candidates) = args.models.split_first().ok_or_else(|| Error::Internal("no base".into()))?;
         let terminal = Terminal::new(args.common.quiet);

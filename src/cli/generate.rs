@@ -1,27 +1,33 @@
 //! `quantize generate`: text from a model, through the reference inference. Text goes to standard output as it comes.
 
-use super::args::Format;
+use super::args::{Format, SamplingArgs};
 use super::commands::GenerateArgs;
 use super::interrupt;
 use super::options;
 use crate::eval::Runnable;
-use crate::infer::{Sampling, generate};
+use crate::infer::{Ended, Sampling, generate};
 use crate::model::tokenizer::Message;
 use crate::{Error, Result, escape};
 use serde_json::json;
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::time::Instant;
 
-pub fn run(args: GenerateArgs) -> Result<()> {
-    idle(&args)?;
+pub fn run(mut args: GenerateArgs) -> Result<()> {
+    if args.chat && args.special {
+        return Err(Error::Usage(
+            "--special has no effect with --chat, whose template has special tokens anyway".into(),
+        ));
+    }
+    let sampling = sampling(&args.sampling)?;
+    if args.prompt == "-" {
+        args.prompt = piped()?;
+    }
     interrupt::catch_interrupt()?;
     options::threads(args.common.threads)?;
     let path = options::resolve_model(&args.model, &args.hub, args.common.quiet)?;
     let model = Runnable::open(&path)?;
     model.engine.config.ending.needs_logits("generating text")?;
     let prompt = prompt(&model, &args)?;
-    let sampling =
-        Sampling { temperature: args.temp, top_k: args.top_k, top_p: args.top_p, seed: args.seed.unwrap_or(0) };
     let limit = args.n.min(model.engine.config.context.saturating_sub(prompt.len()));
     if limit == 0 {
         let context = model.engine.config.context;
@@ -49,7 +55,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
         true
     };
     let stop = model.tokenizer.end_tokens().to_vec();
-    let made = generate(&model.engine, &prompt, limit, &stop, sampling, |token| {
+    let (made, ended) = generate(&model.engine, &prompt, limit, &stop, sampling, |token| {
         let go_on = show(&stream.push(token));
         go_on && !interrupt::CANCEL.is_requested()
     })?;
@@ -64,7 +70,8 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     if json {
         let seconds = start.elapsed().as_secs_f64();
         super::output::print_json(&json!({
-            "model": escape::path(&path), "prompt_tokens": prompt.len(), "tokens": made, "text": whole, "seconds": seconds,
+            "model": escape::path(&path), "prompt_tokens": prompt.len(), "tokens": made, "text": whole,
+            "finish_reason": reason(ended), "seconds": seconds,
         }))?;
     }
     if !args.common.quiet {
@@ -74,42 +81,69 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     Ok(())
 }
 
-/// Flags that would do nothing.
-fn idle(args: &GenerateArgs) -> Result<()> {
-    if args.chat && args.special {
-        return Err(Error::Usage(
-            "--special has no effect with --chat, whose template has special tokens anyway".into(),
-        ));
+/// The whole of standard input, without the line break at its end.
+fn piped() -> Result<String> {
+    let mut text = String::new();
+    std::io::stdin().lock().read_to_string(&mut text).map_err(|e| match e.kind() {
+        std::io::ErrorKind::InvalidData => Error::bad_input("the prompt on standard input is not UTF-8"),
+        _ => Error::io("standard input", e),
+    })?;
+    let line = text.strip_suffix('\n').unwrap_or(&text);
+    Ok(line.strip_suffix('\r').unwrap_or(line).to_string())
+}
+
+/// In the words of other interfaces.
+fn reason(ended: Ended) -> &'static str {
+    match ended {
+        Ended::Stop => "stop",
+        Ended::Length => "length",
+        Ended::Interrupted => "interrupted",
     }
-    if args.temp > 0.0 {
-        return Ok(());
+}
+
+/// What the flags say of sampling.
+///
+/// # Errors
+/// `Usage` for flags that would do nothing, and values that make no sense.
+pub fn sampling(args: &SamplingArgs) -> Result<Sampling> {
+    if !(args.temp >= 0.0 && args.temp.is_finite()) {
+        return Err(Error::Usage(format!("--temp {}: the temperature is 0 or more", args.temp)));
     }
-    for (given, flag) in [(args.top_k > 0, "--top-k"), (args.top_p < 1.0, "--top-p"), (args.seed.is_some(), "--seed")] {
-        if given {
-            return Err(Error::Usage(format!("{flag} has no effect at --temp 0, which takes the most likely token")));
-        }
+    if !(args.top_p > 0.0 && args.top_p <= 1.0) {
+        return Err(Error::Usage(format!("--top-p {}: the share is above 0 and at most 1", args.top_p)));
     }
-    Ok(())
+    // At temperature 0 a default of --top-p does nothing, and need not.
+    let idle = [(args.top_k > 0, "--top-k"), (args.seed.is_some(), "--seed")];
+    if let Some((_, flag)) = idle.into_iter().find(|(given, _)| *given && args.temp == 0.0) {
+        return Err(Error::Usage(format!("{flag} has no effect at --temp 0, which takes the most likely token")));
+    }
+    Ok(Sampling { temperature: args.temp, top_k: args.top_k, top_p: args.top_p, seed: args.seed.unwrap_or(0) })
 }
 
 /// The prompt's tokens: plain text behind BOS where the model wants one, or one user turn in the chat template.
 fn prompt(model: &Runnable, args: &GenerateArgs) -> Result<Vec<u32>> {
-    let bos = model.tokenizer.bos().filter(|_| model.tokenizer.add_bos());
     let tokens = if args.chat {
-        let mut messages = Vec::new();
-        if let Some(system) = &args.system {
-            messages.push(Message::new("system", system));
-        }
-        messages.push(Message::new("user", &args.prompt));
-        model.tokenizer.encode(&model.render(&messages, true)?, true)?
+        let system = args.system.iter().map(|text| Message::new("system", text));
+        let messages: Vec<Message> = system.chain([Message::new("user", &args.prompt)]).collect();
+        rendered(model, &messages)?
     } else {
-        model.tokenizer.encode(&args.prompt, args.special)?
+        with_bos(model, model.tokenizer.encode(&args.prompt, args.special)?)
     };
-    // A template that writes BOS itself gets no second one.
-    let bos = bos.filter(|bos| tokens.first() != Some(bos));
-    let tokens: Vec<u32> = bos.into_iter().chain(tokens).collect();
     if tokens.is_empty() {
         return Err(Error::Usage("the prompt is empty; give --prompt TEXT".into()));
     }
     Ok(tokens)
+}
+
+/// The tokens of a conversation that the model is to answer.
+pub fn rendered(model: &Runnable, messages: &[Message]) -> Result<Vec<u32>> {
+    let tokens = model.tokenizer.encode(&model.render(messages, true)?, true)?;
+    Ok(with_bos(model, tokens))
+}
+
+/// A template that writes BOS itself gets no second one.
+fn with_bos(model: &Runnable, tokens: Vec<u32>) -> Vec<u32> {
+    let bos = model.tokenizer.bos().filter(|_| model.tokenizer.add_bos());
+    let bos = bos.filter(|bos| tokens.first() != Some(bos));
+    bos.into_iter().chain(tokens).collect()
 }

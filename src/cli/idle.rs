@@ -70,13 +70,13 @@ struct Rule {
     otherwise: &'static str,
 }
 
-const FILES: &str = "is for GGUF files, and none is to be written";
-const FOLDERS: &str = "is for checkpoint folders (gptq, awq, fp8, ...), and none is to be written";
-const PLAIN: &str = "is for --to safetensors, and that is not asked for";
-const FEEDBACK: &str = "is for error feedback, which no output is rounded with";
+const FILES: &str = "only affects GGUF files, and none are written";
+const FOLDERS: &str = "only affects checkpoint folders (gptq, awq, fp8, ...), and none are written";
+const PLAIN: &str = "only affects --to safetensors";
+const FEEDBACK: &str = "only affects error feedback, which no output uses";
 const FILE_FEEDBACK: &str = "is for GGUF files with error feedback: add --calibration default";
 const CALIBRATED: &str = "has no effect: no format asked for is calibrated";
-const TEXT: &str = "is for comparing the artifacts with the source: add --text FILE";
+const TEXT: &str = "only affects the comparison with the source: add --text FILE";
 
 macro_rules! rules {
     ($($id:ident $flag:literal $effect:expr, $otherwise:expr;)*) => {
@@ -85,8 +85,8 @@ macro_rules! rules {
 }
 
 const RULES: &[Rule] = rules! {
-    tensor_type          "--tensor-type"          |e| e.files || e.folders, "is for what is quantized, and nothing is";
-    tensor_type_file     "--tensor-type-file"     |e| e.files || e.folders, "is for what is quantized, and nothing is";
+    tensor_type          "--tensor-type"          |e| e.files || e.folders, "only affects quantized outputs, and there are none";
+    tensor_type_file     "--tensor-type-file"     |e| e.files || e.folders, "only affects quantized outputs, and there are none";
     output_tensor_type   "--output-tensor-type"   |e| e.files, FILES;
     token_embedding_type "--token-embedding-type" |e| e.files, FILES;
     leave_output_tensor  "--leave-output-tensor"  |e| e.files, FILES;

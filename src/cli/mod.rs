@@ -9,6 +9,7 @@ macro_rules! say {
 mod advice;
 mod args;
 mod calibrate;
+mod chat;
 mod commands;
 mod convert;
 mod coverage;
@@ -50,6 +51,7 @@ Examples:
   quantize --to q8_0 HuggingFaceTB/SmolLM2-135M       fetch from the Hub first, with resume
   quantize compare ./model a-Q4_K_M.gguf b.gguf --text eval.txt --report report.html
   quantize --to q4_k_m ./model --text eval.txt --max-kld 0.05     convert, measure, and fail if it is worse
+  quantize chat a-Q4_K_M.gguf                         talk to it
   quantize generate a-Q4_K_M.gguf --chat --prompt 'Why is the sky blue?'
   quantize calibrate ./model -o imatrix.gguf          importance matrix from the bundled texts, as llama-imatrix makes
   quantize --to iq2_m ./model --imatrix imatrix.gguf  use one; --calibration default makes one in the same run
@@ -124,6 +126,8 @@ enum Command {
     Report(ReportArgs),
     /// Continue a prompt, or answer it with --chat
     Generate(GenerateArgs),
+    /// Talk to a model: with its chat template and the whole conversation so far
+    Chat(ChatArgs),
     /// List the types and formats that --to takes, with bits and purposes
     Types(TypesArgs),
     /// List the model architectures that are known, and what works with each
@@ -182,6 +186,7 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<()> {
         Some(Command::Extract(args)) => edit::extract(args),
         Some(Command::Report(args)) => eval::render(args),
         Some(Command::Generate(args)) => generate::run(args),
+        Some(Command::Chat(args)) => chat::run(args),
         Some(Command::Types(args)) => types::run(args),
         Some(Command::Families(args)) => families::run(args),
         Some(Command::Completions { shell }) => shell::completions(shell, Cli::command()),

@@ -1,10 +1,36 @@
 //! What goes to standard output and standard error; what comes from files is escaped on the way.
 
+use crate::report::text::wrap;
 use crate::{Error, Result, escape};
 
 /// A message on standard error. A failure to write it (a full device) is ignored: there is nowhere to report it.
 pub fn say(message: &str) {
-    say_block(&(escape::message(message).into_owned() + "\n"));
+    let message = escape::message(message);
+    // Where nobody reads it on a screen, a message stays one line.
+    let text = match columns() {
+        Some(width) => {
+            // Commands are there to be copied.
+            let is_command = |line: &str| line.trim_start().starts_with("quantize ");
+            let wrapped = |line: &str| if is_command(line) { line.into() } else { wrap(line, width) };
+            message.lines().map(wrapped).collect::<Vec<String>>().join("\n")
+        }
+        None => message.into_owned(),
+    };
+    say_block(&(text + "\n"));
+}
+
+/// Columns of the terminal that messages go to, if they go to one.
+fn columns() -> Option<usize> {
+    #[cfg(unix)]
+    {
+        let size = rustix::termios::tcgetwinsize(std::io::stderr()).ok()?;
+        Some(usize::from(size.ws_col)).filter(|width| *width >= 40)
+    }
+    #[cfg(not(unix))]
+    {
+        use std::io::IsTerminal;
+        std::io::stderr().is_terminal().then_some(80)
+    }
 }
 
 /// The same for several lines.

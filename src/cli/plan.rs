@@ -13,7 +13,7 @@ use crate::convert::fitting;
 use crate::convert::forecast::{self, Files, Forecast};
 use crate::convert::recipe::ImportanceFile;
 use crate::convert::{Plan, Recipe};
-use crate::writer::gguf::human;
+use crate::writer::gguf::{count, human};
 use crate::{Error, Result};
 use serde_json::json;
 
@@ -37,6 +37,10 @@ pub fn run(args: PlanArgs, given: &[String]) -> Result<()> {
         // What is in it does not matter here.
         recipe.importance = Some(ImportanceFile { file: file.display().to_string(), sha256: String::new() });
     }
+    if args.calibration.is_some() {
+        // Calibration makes one.
+        recipe.importance = Some(ImportanceFile { file: String::new(), sha256: String::new() });
+    }
     let path = options::resolve_plan(&args.model, &args.hub, args.common.quiet)?;
     let (plan, files) = forecast::plan(&path, &recipe, threads)?;
     on_fallback(args.types.on_fallback, &plan)?;
@@ -50,6 +54,8 @@ pub fn run(args: PlanArgs, given: &[String]) -> Result<()> {
         context: args.context,
         check: None,
         all: args.all,
+        tp: args.folder.tp.max(1),
+        calibrated: args.calibration.as_ref().map(|_| true),
     };
     match args.common.format {
         Format::Json => print_json(&shown.json()?)?,
@@ -58,8 +64,8 @@ pub fn run(args: PlanArgs, given: &[String]) -> Result<()> {
     if !args.require_fit {
         return Ok(());
     }
-    if files.as_ref().is_none_or(|files| files.kv_bytes_per_token.is_none()) {
-        let what = "whether it fits is told of GGUF files of models that run; nothing of that kind is planned here";
+    if forecast::cache(&plan.source.model).is_none() {
+        let what = "what a sequence of this model takes in memory is not known, so neither is whether it fits";
         return Err(Error::unsupported(what));
     }
     match shown.misfits().as_slice() {
@@ -77,9 +83,9 @@ fn fit(plan: &Plan, files: Option<&Files>, device: &Device, args: &PlanArgs) -> 
             let mut out = String::new();
             for row in &found.rows {
                 let answer = match (row.fits, row.context) {
-                    (true, n) => format!("fits, up to {n} tokens"),
+                    (true, n) => format!("fits, up to {} tokens", count(n)),
                     (false, 0) => "does not fit".to_string(),
-                    (false, n) => format!("fits with {n} tokens only"),
+                    (false, n) => format!("fits with {} tokens only", count(n)),
                 };
                 let (weights, needed) = (human(row.weights), human(row.needed));
                 out += &format!("  {:<12} {weights:>10} of weights, {needed:>10} in all  {answer}\n", row.name);
@@ -104,6 +110,8 @@ pub fn describe(plan: &Plan, args: &ConvertArgs, control: &Control) -> Result<()
         context: 8192,
         check: control.check,
         all: false,
+        tp: args.folder.tp.max(1),
+        calibrated: Some(plan.recipe.data.is_some()),
     };
     match args.common.format {
         Format::Text => print(&shown.text()),

@@ -4,13 +4,13 @@ use super::words;
 use crate::convert::cost::{Cost, Pass};
 use crate::convert::devices::{Device, Fit};
 use crate::convert::folder::FolderPlan;
-use crate::convert::forecast::{Files, Forecast};
+use crate::convert::forecast::{Files, Forecast, folder_fits};
 use crate::convert::plan::OutputPlan;
 use crate::convert::proven;
 use crate::convert::sizes::{FileSizes, TensorRow};
 use crate::quant::GgmlType;
 use crate::quant::presets::Why;
-use crate::writer::gguf::human;
+use crate::writer::gguf::{count, human};
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -24,10 +24,14 @@ pub struct Shown<'a> {
     pub devices: Option<&'a [Device]>,
     /// Tokens of context to leave room for.
     pub context: usize,
+    /// Devices over which each layer of a folder is split.
+    pub tp: usize,
     /// Whether the outputs are to be run at the end, where somebody said so.
     pub check: Option<bool>,
     /// One row per tensor.
     pub all: bool,
+    /// Whether it is calibrated; `None` where that is open.
+    pub calibrated: Option<bool>,
 }
 
 impl Shown<'_> {
@@ -41,18 +45,26 @@ impl Shown<'_> {
 
     /// The outputs that do not fit every device that was named.
     pub fn misfits(&self) -> Vec<String> {
-        let (Some(files), Some([_, ..])) = (self.files, self.devices) else { return Vec::new() };
+        let Some([_, ..]) = self.devices else { return Vec::new() };
+        let files = self.files.iter().flat_map(|files| files.targets.iter().map(|t| (*files, t)));
+        let files = files.map(|(files, target)| (target.name.as_str(), self.fits(files, target)));
+        let folders = self.work.plan.folders().map(|(output, folder)| (output.target.name(), self.folder_fits(folder)));
         let mut found = Vec::new();
-        for target in &files.targets {
-            for fit in self.fits(files, target).into_iter().flatten().filter(|fit| !fit.fits) {
+        for (name, fits) in files.chain(folders) {
+            for fit in fits.into_iter().flatten().filter(|fit| !fit.fits) {
                 let room = match fit.context {
                     0 => "not at all".to_string(),
-                    n => format!("with {n} tokens of context only"),
+                    n => format!("with {} tokens of context only", count(n)),
                 };
-                found.push(format!("{} fits {} {room}", target.name, fit.device));
+                found.push(format!("{name} fits {} {room}", fit.device));
             }
         }
         found
+    }
+
+    fn folder_fits(&self, folder: &FolderPlan) -> Option<Vec<Fit>> {
+        let devices = self.devices.unwrap_or_default();
+        folder_fits(&self.work.plan.source.model, folder, devices, self.tp, self.context)
     }
 
     pub fn json(&self) -> Result<Value> {
@@ -92,7 +104,7 @@ impl Shown<'_> {
             out += &self.folder_text(output, folder);
         }
         for (output, folder) in self.work.plan.plain() {
-            let (size, weights) = (human(folder.tensor_bytes()), folder.weights());
+            let (size, weights) = (human(folder.tensor_bytes()), count(folder.weights()));
             out += &format!("\n{}: {size}, {weights} weights without quantization\n", output.target.name());
             for line in words::departures(&output.ledger()) {
                 out += &format!("  {line}\n");
@@ -104,12 +116,17 @@ impl Shown<'_> {
     fn files_text(&self, files: &Files) -> String {
         let config = &self.work.plan.source.model.config;
         let mut out = String::new();
-        let _ = writeln!(out, "{} weights, {}", files.weights, config.arch);
+        let _ = writeln!(out, "{} weights, {}", count(files.weights), config.arch);
         if let Some(bytes) = files.source_bytes {
             let _ = writeln!(out, "source {}", human(bytes));
         }
         if let (Some(kv), Some(states)) = (files.kv_bytes_per_token, files.state_bytes.filter(|n| *n > 0)) {
-            let _ = writeln!(out, "a sequence takes {kv} bytes per token, and {} whatever its length", human(states));
+            let _ = writeln!(
+                out,
+                "a sequence takes {} bytes per token, and {} whatever its length",
+                count(kv),
+                human(states)
+            );
         }
         for target in &files.targets {
             let bits = target.bits_per_weight;
@@ -129,20 +146,29 @@ impl Shown<'_> {
                 device_table(&mut out, &fits, self.context.min(self.longest()));
             }
         }
-        let memory = human(files.peak_memory);
-        let _ = writeln!(out, "\nto convert: about {memory} of memory, {} of disk", human(files.disk));
-        if self.work.plan.source.model.runnable().is_err() {
+        let runs = self.work.plan.source.model.runnable().is_ok();
+        out.push('\n');
+        if self.calibrated != Some(true) || !runs {
+            let (memory, disk) = (human(files.peak_memory), human(files.disk));
+            let _ = writeln!(out, "to convert: about {memory} of memory, {disk} of disk");
+        }
+        if self.calibrated == Some(false) || !runs {
             return out;
         }
         let (importance, feedback) = (self.work.cost(Pass::Importance), self.work.feedback_cost(files));
-        let _ = writeln!(
-            out,
-            "with --calibration: about {} of memory, {} per file; with --rounding nearest {}, {}",
-            human(feedback.peak_memory),
-            in_words(&feedback),
-            human(importance.peak_memory),
-            in_words(&importance),
-        );
+        for (flags, cost, disk) in [
+            ("with --calibration", &feedback, self.work.feedback_disk(files)),
+            ("with --calibration --rounding nearest", &importance, files.disk),
+        ] {
+            let _ = writeln!(out, "{flags}:");
+            let _ = writeln!(
+                out,
+                "  about {} of memory, {} of disk; {}",
+                human(cost.peak_memory),
+                human(disk),
+                in_words(cost)
+            );
+        }
         out
     }
 
@@ -152,7 +178,7 @@ impl Shown<'_> {
             "type": output.target.name(), "format": folder.spec.to_string(), "tensor_bytes": folder.tensor_bytes(),
             "quantized_weights": weights, "bits_per_weight": bits, "quantization_config": folder.config,
             "peak_memory": self.work.folder_memory(folder), "calibration": self.work.folder_cost(folder),
-            "ledger": output.ledger(),
+            "ledger": output.ledger(), "devices": self.devices.and_then(|_| self.folder_fits(folder)),
         })
     }
 
@@ -163,15 +189,19 @@ impl Shown<'_> {
         let size = human(folder.tensor_bytes());
         let share = 100.0 * weights as f64 / all.max(1) as f64;
         let mut out = format!("\n{}: {size} as {}\n", output.target.name(), folder.spec);
-        out += &format!("  {share:.1} % of {all} weights quantized, {bits:.2} bits each with their scales\n");
+        out += &format!("  {share:.1} % of {} weights quantized, {bits:.2} bits each with their scales\n", count(all));
         for line in words::departures(&output.ledger()) {
             out += &format!("  {line}\n");
         }
         out += &format!("  to make it: about {} of memory, {size} of disk", human(self.work.folder_memory(folder)));
         match self.work.folder_cost(folder) {
-            Some(cost) => out + &format!("; {}\n", in_words(&cost)),
-            None => out + "\n",
+            Some(cost) => out += &format!("; {}\n", in_words(&cost)),
+            None => out.push('\n'),
         }
+        if let (Some(fits), Some(_)) = (self.folder_fits(folder), self.devices) {
+            device_table(&mut out, &fits, self.context.min(self.longest()));
+        }
+        out
     }
 }
 
@@ -184,10 +214,10 @@ pub fn time(seconds: f64) -> String {
     }
 }
 
-/// `calibrated on 65536 tokens in about 12 min of one core`
+/// `65 536 tokens of text, about 12 min of one core a file`
 fn in_words(cost: &Cost) -> String {
     let time = time(cost.cpu_seconds);
-    format!("calibrated on {} tokens in about {time} of one core", cost.calibration_tokens)
+    format!("{} tokens of text, about {time} of one core a file", count(cost.calibration_tokens))
 }
 
 /// `ffn_gate ×30 wanted Q4_K, got Q5_0: rows of 576 are not a multiple of 256`
@@ -254,14 +284,25 @@ fn tensor_table(out: &mut String, target: &FileSizes, all: bool) {
     }
 }
 
+/// What devices hold; those in a row with the same answer are one line.
 fn device_table(out: &mut String, fits: &[Fit], context: usize) {
-    let _ = writeln!(out, "  room for the weights and {context} tokens of context:");
-    for fit in fits {
-        let answer = match (fit.fits, fit.context) {
-            (true, n) => format!("yes (up to {n} tokens)"),
-            (false, 0) => "no".to_string(),
-            (false, n) => format!("only {n} tokens"),
+    let _ = writeln!(out, "  room for the weights and {} tokens of context:", count(context as u64));
+    let answer = |fit: &Fit| match (fit.fits, fit.context) {
+        (true, n) => format!("yes (up to {} tokens)", count(n)),
+        (false, 0) => "no".to_string(),
+        (false, n) => format!("only {} tokens", count(n)),
+    };
+    let kind = |fit: &Fit| fit.device.split(' ').next().unwrap_or_default().to_string();
+    let shared = |fit: &Fit| ["Mac", "RAM"].contains(&kind(fit).as_str()).then(|| kind(fit));
+    let mut at = 0;
+    while at < fits.len() {
+        let same = |fit: &&Fit| answer(fit) == answer(&fits[at]) && shared(fit) == shared(&fits[at]);
+        let n = fits[at..].iter().take_while(same).count();
+        let name = match n {
+            1 => fits[at].device.clone(),
+            n => format!("{} to {}", fits[at].device, fits[at + n - 1].device),
         };
-        let _ = writeln!(out, "    {:<20} {answer}", fit.device);
+        let _ = writeln!(out, "    {name:<34} {}", answer(&fits[at]));
+        at += n;
     }
 }

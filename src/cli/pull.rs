@@ -161,6 +161,7 @@ mod with_hub {
             cache: cache.unwrap_or_else(|| home.join("hub")),
             token,
             proxy: proxy(endpoint),
+            certificates: certificates(),
             offline: args.offline,
             revision,
         })
@@ -188,6 +189,13 @@ mod with_hub {
             return None;
         }
         var(if scheme == "https" { "HTTPS_PROXY" } else { "HTTP_PROXY" }).or_else(|| var("ALL_PROXY"))
+    }
+
+    /// The certificates to trust, by the variables that requests, curl and OpenSSL read.
+    fn certificates() -> Option<PathBuf> {
+        let names = ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"];
+        let set = |name| std::env::var_os(name).filter(|path| !path.is_empty());
+        names.into_iter().find_map(set).map(PathBuf::from)
     }
 
     /// The nearest folder above that exists already.

@@ -22,7 +22,7 @@ use crate::{Error, Result};
 use std::path::Path;
 
 /// Flags that do not decide what a recipe decides.
-const BESIDE: [&str; 33] = [
+const BESIDE: [&str; 36] = [
     "recipe",
     "print_recipe",
     "model",
@@ -51,6 +51,9 @@ const BESIDE: [&str; 33] = [
     "modelfile",
     "on_fallback",
     "uncalibrated",
+    "push_to",
+    "private",
+    "create_pr",
     "name",
     "repo",
     "base_model",
@@ -69,7 +72,7 @@ pub fn refuse_beside(args: &ConvertArgs, given: &[String]) -> Result<()> {
     match (&args.recipe, other) {
         (Some(_), Some(id)) => {
             let flag = if id == "calibration_seed" { "seed".into() } else { id.replace('_', "-") };
-            Err(Error::Usage(format!("--{flag} and --recipe exclude each other; write what you want into the file")))
+            Err(Error::Usage(format!("--{flag} and --recipe cannot be combined; put what you want into the file")))
         }
         _ => Ok(()),
     }
@@ -85,7 +88,7 @@ fn of_file(path: &Path, hub: &HubArgs, quiet: bool) -> Result<Recipe> {
     if recipe.outputs.is_empty() {
         return Err(Error::bad_file(path, "names no outputs"));
     }
-    let changed = |what: &str| Error::bad_file(path, format!("names {what}, which is not what it was"));
+    let changed = |what: &str| Error::bad_file(path, format!("names {what}, which has changed since"));
     if let Some(importance) = &recipe.importance
         && sha256_file(Path::new(&importance.file), &Cancel::new())? != importance.sha256
     {
@@ -117,7 +120,7 @@ pub fn of_convert(args: &ConvertArgs) -> Result<Recipe> {
         false => Some(data(&args.calibration, &args.hub, args.common.quiet)?),
     };
     if data.is_some() && args.imatrix.imatrix.is_some() {
-        let what = "--imatrix and --calibration exclude each other; --calibration makes a new one";
+        let what = "--imatrix and --calibration cannot be combined; --calibration makes a new one";
         return Err(Error::Usage(what.into()));
     }
     let rounding = &args.rounding;
@@ -152,7 +155,9 @@ pub fn of_convert(args: &ConvertArgs) -> Result<Recipe> {
 
 /// The recipe of a plan, whose data need not be there.
 pub fn of_plan(args: &PlanArgs) -> Result<Recipe> {
-    let mut recipe = of_types(&args.types, &BudgetArgs::default(), &args.folder)?;
+    // Types under a budget are chosen while the model is calibrated; what they may take is known before.
+    let types = TypeArgs { to: args.types.to.iter().chain(&args.like).cloned().collect(), ..args.types.clone() };
+    let mut recipe = of_types(&types, &BudgetArgs::default(), &args.folder)?;
     recipe.rounding.search = args.rounding.map(search);
     Ok(recipe)
 }
@@ -165,6 +170,10 @@ fn search(rounding: Rounding) -> Search {
 }
 
 fn of_types(types: &TypeArgs, budget: &BudgetArgs, folder: &FolderArgs) -> Result<Recipe> {
+    if !types.mmproj.is_empty() && !types.to.is_empty() {
+        let what = "--mmproj writes the projector file alone: leave --to out, or make both with quantize release";
+        return Err(Error::Usage(what.into()));
+    }
     Ok(Recipe {
         outputs: targets(types, budget, folder)?,
         mtp: match types.mtp {
@@ -254,7 +263,7 @@ fn with_flags(name: &str, args: &FolderArgs) -> Result<Spec> {
     }
     let mut spec = packed::parse(&full).ok_or_else(|| Error::Internal(format!("the format {full}")))?;
     if args.checkpoint_format == Some(Layout::CompressedTensors) {
-        let what = "is written as compressed-tensors with 4 or 8 bits and without --desc-act only";
+        let what = "is written as compressed-tensors only with 4 or 8 bits and without --desc-act";
         spec = spec.in_compressed_tensors().ok_or_else(|| Error::Usage(format!("{spec} {what}")))?;
     }
     Ok(spec)

@@ -4,6 +4,7 @@ use super::args::Format;
 use super::commands::ReleaseArgs;
 use super::output::{print, print_json};
 use super::progress::Terminal;
+use super::push::{self, Target};
 use super::{advice, convert, eval, idle, interrupt, options, plan, recipe, values, words};
 use crate::control::Control;
 use crate::convert::devices::Device;
@@ -11,7 +12,7 @@ use crate::convert::forecast::Files;
 use crate::convert::{AssumedImportance, Recipe, fitting, proven};
 use crate::eval::Measured;
 use crate::model::SourceModel;
-use crate::release::{self, Options, Release, Released};
+use crate::release::{self, Options, Projector, Release, Released};
 use crate::report::render_text;
 use crate::writer::gguf::human;
 use crate::{Error, Result, escape};
@@ -25,11 +26,13 @@ pub fn run(mut args: ReleaseArgs, given: &[String]) -> Result<()> {
     }
     recipe::refuse_beside(&args.convert, given)?;
     if args.convert.print_recipe {
-        return Err(Error::Usage("--print-recipe is for a conversion: leave the word release away".into()));
+        return Err(Error::Usage("--print-recipe is for a plain conversion: leave out the word release".into()));
     }
     convert::positionals(&mut args.convert)?;
+    let projector = projector(std::mem::take(&mut args.convert.types.mmproj));
     refuse(&args)?;
     let it = &args.convert;
+    let to = target(&args)?;
     let gates = eval::gates(&it.gates)?;
     if it.text.is_none() && !gates.is_empty() {
         return Err(Error::Usage("a quality gate needs a text to measure on: add --text FILE".into()));
@@ -43,6 +46,9 @@ pub fn run(mut args: ReleaseArgs, given: &[String]) -> Result<()> {
     // An interrupted release goes on after its last artifact, whatever these are.
     let given: Vec<String> = given.iter().filter(|id| *id != "resume").cloned().collect();
     idle::refuse(&given, &recipe, it.text.is_some())?;
+    if let Some(to) = to.as_ref().filter(|_| !it.dry_run) {
+        push::check(to, &it.hub)?;
+    }
     let model = it.model.first().cloned().unwrap_or_default();
     let path = options::resolve_model(&model, &it.hub, it.common.quiet)?;
     let source = SourceModel::open_merged(&path, it.lora.as_deref())?;
@@ -56,7 +62,8 @@ pub fn run(mut args: ReleaseArgs, given: &[String]) -> Result<()> {
         revision: it.hub.revision.clone(),
         license: args.license.clone(),
         quantized_by: args.quantized_by.clone(),
-        repository: args.repo.clone(),
+        repository: args.repo.clone().or_else(|| to.as_ref().map(|to| to.id.clone())),
+        projector,
         measurement,
         command: command(),
     };
@@ -74,7 +81,7 @@ pub fn run(mut args: ReleaseArgs, given: &[String]) -> Result<()> {
     plan::on_fallback(it.types.on_fallback, &release.plan)?;
     advice::uncalibrated(&release.plan, it.uncalibrated, it.common.quiet)?;
     if it.dry_run {
-        return describe(&release, &args, &control);
+        return describe(&release, &args, to.as_ref(), &control);
     }
     if !it.common.quiet {
         for output in &release.plan.outputs {
@@ -82,7 +89,51 @@ pub fn run(mut args: ReleaseArgs, given: &[String]) -> Result<()> {
         }
     }
     let made = release::run(&release, &control, &terminal)?;
-    say_done(&made, it.common.format)
+    // What was measured is said before anything is sent.
+    let mut told = say_made(&made, it.common.format)?;
+    if let Some(to) = &to {
+        let sent = push::send(&made.folder, to, &it.hub, it.common.threads);
+        let (sent, url) = sent.inspect_err(|_| {
+            let again = format!("quantize push {} {}", escape::shell(&made.folder.to_string_lossy()), to.id);
+            say!("the release is complete; `{again}` pushes it");
+        })?;
+        told["pushed"] = sent;
+        if it.common.format == Format::Text {
+            print(&format!("{url}\n"))?;
+        }
+    }
+    match it.common.format {
+        Format::Json => print_json(&told),
+        Format::Text => Ok(()),
+    }
+}
+
+/// Where it is to be pushed.
+fn target(args: &ReleaseArgs) -> Result<Option<Target>> {
+    let Some(id) = args.push_to.as_deref().map(values::of_address) else { return Ok(None) };
+    if !crate::card::is_id(&id) {
+        return Err(Error::Usage(format!("--push-to '{id}' is not the id of a repository; write org/name")));
+    }
+    if args.repo.as_ref().is_some_and(|repo| *repo != id) {
+        return Err(Error::Usage("--repo and --push-to name different repositories; --push-to is enough".into()));
+    }
+    Ok(Some(Target {
+        id,
+        revision: "main".into(),
+        private: args.private,
+        create_pr: args.create_pr,
+        message: None,
+        quiet: args.convert.common.quiet,
+    }))
+}
+
+/// What `--mmproj` says: nothing, `none`, or types.
+fn projector(types: Vec<String>) -> Projector {
+    match types.as_slice() {
+        [] => Projector::WhereThereIs,
+        [none] if none.eq_ignore_ascii_case("none") => Projector::Without,
+        _ => Projector::Types(types),
+    }
 }
 
 /// Leaves of the recipe's outputs the best that the device holds.
@@ -106,7 +157,7 @@ fn hub_id(path: &Path, model: &str) -> Option<String> {
 fn refuse(args: &ReleaseArgs) -> Result<()> {
     let it = &args.convert;
     let own = [
-        (!it.report.is_empty(), "--report", "report.json, report.html and report.md are written where --text is given"),
+        (!it.report.is_empty(), "--report", "report.json, report.html and report.md are written when --text is given"),
         (it.save_imatrix.is_some(), "--save-imatrix", "the importance matrix that --calibration makes is kept"),
         (it.modelfile, "--modelfile", "`ollama run hf.co/...` needs none"),
     ];
@@ -126,16 +177,22 @@ fn command() -> String {
     std::iter::once("quantize".to_string()).chain(args.map(|a| escape::shell(&a))).collect::<Vec<_>>().join(" ")
 }
 
-fn describe(release: &Release, args: &ReleaseArgs, control: &Control) -> Result<()> {
+fn describe(release: &Release, args: &ReleaseArgs, to: Option<&Target>, control: &Control) -> Result<()> {
     if args.convert.common.format == Format::Text {
         print(&format!("{}/\n", release.target.display()))?;
         release.contents().iter().try_for_each(|name| print(&format!("  {name}\n")))?;
+        if let Some(to) = to {
+            print(&format!("{}\n", to.in_words()))?;
+        }
         print("\n")?;
+    } else if let Some(to) = to {
+        say!("{}", to.in_words());
     }
     plan::describe(&release.plan, &args.convert, control)
 }
 
-fn say_done(made: &Released, format: Format) -> Result<()> {
+/// Says what was made; as JSON it is returned, since a push adds to it.
+fn say_made(made: &Released, format: Format) -> Result<Value> {
     let row = |a: &release::Artifact| {
         let mut row = json!({
             "type": a.target, "path": a.path, "format": a.format, "bytes": a.bytes, "bits_per_weight": a.bits_per_weight,
@@ -149,26 +206,22 @@ fn say_done(made: &Released, format: Format) -> Result<()> {
         }
         row
     };
-    match format {
-        Format::Json => {
-            let artifacts: Vec<Value> = made.artifacts.iter().map(row).collect();
-            print_json(&json!({
-                "version": env!("CARGO_PKG_VERSION"), "folder": escape::path(&made.folder), "artifacts": artifacts,
-                "report": made.report, "seconds": made.seconds,
-            }))
+    if format == Format::Text {
+        if let Some(report) = &made.report {
+            super::output::say_block(&render_text(report));
         }
-        Format::Text => {
-            if let Some(report) = &made.report {
-                super::output::say_block(&render_text(report));
-            }
-            for a in &made.artifacts {
-                say!("  {:<8} {:>10}  {:.2} bits per weight  {}", a.target, human(a.bytes), a.bits_per_weight, a.path);
-            }
-            say!(
-                "  in {:.1} s; README.md is the model card, SHA256SUMS and quantize-manifest.json the hashes",
-                made.seconds
-            );
-            print(&format!("{}\n", made.folder.display()))
+        for a in made.artifacts.iter().chain(&made.projectors) {
+            say!("  {:<8} {:>10}  {:.2} bits per weight  {}", a.target, human(a.bytes), a.bits_per_weight, a.path);
         }
+        say!(
+            "  in {:.1} s; README.md is the model card, SHA256SUMS and quantize-manifest.json have the hashes",
+            made.seconds
+        );
+        print(&format!("{}\n", made.folder.display()))?;
     }
+    let rows = |artifacts: &[release::Artifact]| artifacts.iter().map(row).collect::<Vec<Value>>();
+    Ok(json!({
+        "version": env!("CARGO_PKG_VERSION"), "folder": escape::path(&made.folder), "artifacts": rows(&made.artifacts),
+        "projectors": rows(&made.projectors), "report": made.report, "seconds": made.seconds,
+    }))
 }

@@ -72,9 +72,7 @@ pub fn device(text: &str) -> Result<crate::convert::devices::Device> {
     match named(text) {
         Some(device) => Ok(device),
         None => size(text).map(|memory| Device { name: text.to_string(), memory }).map_err(|_| {
-            Error::Usage(format!(
-                "'{text}' is no device that is known, and no size; write 24GB, 'RTX 4090' or 'Mac 36GB'"
-            ))
+            Error::Usage(format!("'{text}' is neither a known device nor a size; write 24GB, 'RTX 4090' or 'Mac 36GB'"))
         }),
     }
 }

@@ -130,7 +130,7 @@ fn of_release(args: &VerifyArgs, control: &Control) -> Result<()> {
             }))
         }
         Format::Text => {
-            let mut text = format!("{}: {} files as SHA256SUMS has them", args.file.display(), found.files);
+            let mut text = format!("{}: {} files match SHA256SUMS", args.file.display(), found.files);
             text += &match found.absent.len() {
                 0 => "\n".to_string(),
                 n => format!(", {n} are not here\n"),

@@ -1,11 +1,10 @@
 //! Errors, hints and notices in the words of the command line: the library speaks of values, and here they become flags.
 
 use crate::control::Notice;
-use crate::convert::LedgerRow;
 use crate::convert::allocation::Allocation;
 use crate::convert::folder::engines::Objection;
-use crate::convert::plan::LEFT_OUT;
 use crate::error::{Finding, Hint, Unfinished};
+pub(super) use crate::report::grouped as departures;
 use crate::{Error, escape};
 
 /// An error, with the flags that help.
@@ -13,10 +12,10 @@ pub fn explained(error: &Error) -> String {
     match error {
         Error::Exists { replaceable: true, .. } => format!("{error}; use --force to replace it"),
         Error::Unfinished { why: Unfinished::Parts(_), .. } => {
-            format!("{error}; add --resume to continue it, or --force to begin anew")
+            format!("{error}; add --resume to continue it, or --force to start over")
         }
         Error::Unfinished { why: Unfinished::OfAnotherRun { .. }, .. } => {
-            format!("{error}\n  hint: repeat the command as it was, or leave --resume away to begin again")
+            format!("{error}\n  hint: repeat the original command, or leave out --resume to start over")
         }
         _ => match error.finding() {
             Some(finding @ Finding { hint: Some(hint), .. }) => {
@@ -79,7 +78,7 @@ fn flags(hint: &Hint) -> String {
         Hint::Online { id: Some(id) } => format!("run `quantize pull {id}` once without --offline and HF_HUB_OFFLINE"),
         Hint::Online { id: None } => "run once without --offline and HF_HUB_OFFLINE".into(),
         Hint::DownloadAgain => {
-            "run the command again, it goes on where it stopped; --offline uses only what is in the cache".into()
+            "run the command again, it resumes where it stopped; --offline uses only what is in the cache".into()
         }
         Hint::Revision => "choose another revision with --revision".into(),
         Hint::BeginAgain(path) => {
@@ -108,46 +107,24 @@ pub fn objection(objection: &Objection) -> String {
     }
 }
 
+/// This command line again, to go on.
+fn resumed() -> String {
+    let args = std::env::args_os().skip(1).map(|arg| escape::shell(&arg.to_string_lossy()));
+    let mut words: Vec<String> = std::iter::once("quantize".to_string()).chain(args).collect();
+    if !words.iter().any(|word| word == "--resume") {
+        words.push("--resume".into());
+    }
+    words.join(" ")
+}
+
 /// A notice, with the flags that follow it.
 pub fn noticed(notice: &Notice) -> String {
     match notice {
         Notice::BundledTexts => "calibrating on the bundled texts; --calibration names others".into(),
-        Notice::Kept(_) => format!("{notice}; --resume continues after them"),
+        Notice::Kept(_) => format!("{notice}; continue with:\n  {}", resumed()),
         Notice::Resuming { .. } | Notice::Info(_) => format!("  {notice}"),
         _ => notice.to_string(),
     }
-}
-
-/// Departures of one output, those that differ only in their layer in one line.
-pub fn departures(rows: &[LedgerRow]) -> Vec<String> {
-    let part_of = |name: &str| {
-        let name = name.strip_suffix(".weight").unwrap_or(name);
-        name.rsplit('.').next().unwrap_or(name).to_string()
-    };
-    let mut groups: Vec<(String, &LedgerRow, usize)> = Vec::new();
-    for row in rows {
-        let part = row.tensor.as_deref().map_or_else(String::new, part_of);
-        let same = |(p, other, _): &&mut (String, &LedgerRow, usize)| {
-            (p.as_str(), &other.asked, &other.done) == (&part, &row.asked, &row.done)
-                && (other.reason == row.reason || row.tensor.as_deref().is_some_and(|t| row.reason.contains(t)))
-        };
-        match groups.iter_mut().find(same) {
-            Some(group) => group.2 += 1,
-            None => groups.push((part, row, 1)),
-        }
-    }
-    let line = |(part, row, n): (String, &LedgerRow, usize)| {
-        let what = match (row.tensor.as_deref(), n) {
-            (None, _) => String::new(),
-            (Some(tensor), 1) => format!("{tensor}: "),
-            (Some(_), n) => format!("{part} ×{n}: "),
-        };
-        match row.kind.as_str() {
-            LEFT_OUT => format!("{what}{} {}: {}", row.asked, row.done, row.reason),
-            _ => format!("{what}{} instead of {}: {}", row.done, row.asked, row.reason),
-        }
-    };
-    groups.into_iter().map(line).collect()
 }
 
 /// The types that a budget was spent on, part by part.

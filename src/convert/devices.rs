@@ -27,11 +27,45 @@ const TABLE: &[(&str, u64)] = &[
     ("8×A100 80GB", 640),
 ];
 
-/// Unified memory is shared with the system; llama.cpp can use about three quarters of it.
+/// Macs and plain memory, where GGUF files run too, smallest first. Memory in GiB.
+const SHARED: &[(&str, u64)] = &[
+    ("Mac 16GB", 16),
+    ("Mac 24GB", 24),
+    ("Mac 36GB", 36),
+    ("Mac 48GB", 48),
+    ("Mac 64GB", 64),
+    ("Mac 128GB", 128),
+    ("RAM 16GB", 16),
+    ("RAM 32GB", 32),
+    ("RAM 64GB", 64),
+    ("RAM 128GB", 128),
+];
+
+/// Unified and plain memory is shared with the system; models can use about three quarters of it.
 const UNIFIED_SHARE: f64 = 0.75;
 
+fn devices(table: &[(&str, u64)]) -> Vec<Device> {
+    table.iter().map(|(name, gib)| Device { name: name.to_string(), memory: gib * GIB }).collect()
+}
+
+/// Common devices, smallest first.
 pub fn table() -> Vec<Device> {
-    TABLE.iter().map(|(name, gib)| Device { name: name.to_string(), memory: gib * GIB }).collect()
+    devices(TABLE)
+}
+
+/// Where GGUF files run: graphics cards, then Macs and memory of all sizes.
+pub fn for_files() -> Vec<Device> {
+    let cards: Vec<(&str, u64)> = TABLE.iter().filter(|(name, _)| !name.starts_with("Mac")).copied().collect();
+    [devices(&cards), devices(SHARED)].concat()
+}
+
+/// So many of each device: the memory adds up.
+pub fn several(devices: Vec<Device>, count: usize) -> Vec<Device> {
+    let of = |device: Device| match count {
+        0 | 1 => device,
+        n => Device { name: format!("{n} × {}", device.name), memory: device.memory * n as u64 },
+    };
+    devices.into_iter().map(of).collect()
 }
 
 /// Devices that people name, beside those of the table. Memory in GiB.
@@ -65,13 +99,16 @@ const NAMED: &[(&str, u64)] = &[
     ("RTX 6000 Ada", 48),
 ];
 
-/// The device of this name, in any case and with or without spaces: `RTX 4090`, `4090`, `A100 80GB`, `Mac 64GB` (a Mac
-/// of any size).
+/// The device of this name, in any case and with or without spaces: `RTX 4090`, `4090`, `A100 80GB`, `Mac 64GB` or `RAM
+/// 32GB` (of any size).
 pub fn named(text: &str) -> Option<Device> {
     let bare = |text: &str| text.to_lowercase().replace([' ', '-', '_'], "").replace("gib", "gb");
     let asked = bare(text);
-    if let Some(gib) = asked.strip_prefix("mac").and_then(|rest| rest.strip_suffix("gb")).and_then(|n| n.parse().ok()) {
-        return Some(Device { name: format!("Mac {gib}GB"), memory: u64::min(gib, 1 << 20) * GIB });
+    for kind in ["Mac", "RAM"] {
+        let size = asked.strip_prefix(&kind.to_lowercase()).and_then(|rest| rest.strip_suffix("gb"));
+        if let Some(gib) = size.and_then(|n| n.parse().ok()) {
+            return Some(Device { name: format!("{kind} {gib}GB"), memory: u64::min(gib, 1 << 20) * GIB });
+        }
     }
     let known = || NAMED.iter().chain(TABLE);
     let same = |name: &str| bare(name) == asked || bare(name).strip_prefix("rtx") == Some(&asked);
@@ -80,7 +117,10 @@ pub fn named(text: &str) -> Option<Device> {
 
 /// What models can use of a device.
 pub fn usable(device: &Device) -> u64 {
-    let share = if device.name.starts_with("Mac") { UNIFIED_SHARE } else { 1.0 };
+    let shared = ["Mac", "RAM"]
+        .iter()
+        .any(|kind| device.name.trim_start_matches(|c| "0123456789 ×".contains(c)).starts_with(kind));
+    let share = if shared { UNIFIED_SHARE } else { 1.0 };
     (device.memory as f64 * share) as u64
 }
 
@@ -119,10 +159,22 @@ mod tests {
 
     #[test]
     fn devices_have_names() {
-        for (name, gib) in [("RTX 4090", 24), ("4090", 24), ("rtx-3060", 12), ("A100 80GB", 80), ("mac 36gb", 36)] {
+        for (name, gib) in
+            [("RTX 4090", 24), ("4090", 24), ("rtx-3060", 12), ("A100 80GB", 80), ("mac 36gb", 36), ("ram 32GB", 32)]
+        {
             assert_eq!(named(name).unwrap().memory, gib * GIB, "{name}");
         }
         assert!(named("24GB").is_none() && named("GTX").is_none() && named("").is_none());
+    }
+
+    #[test]
+    fn memory_that_is_shared_is_not_all_for_the_model() {
+        let of = |text: &str| usable(&named(text).unwrap()) / GIB;
+        assert_eq!((of("Mac 64GB"), of("RAM 32GB"), of("RTX 4090")), (48, 24, 24));
+        let two = several(vec![named("Mac 64GB").unwrap(), named("A100").unwrap()], 2);
+        assert_eq!((two[0].name.as_str(), usable(&two[0]) / GIB), ("2 × Mac 64GB", 96));
+        assert_eq!((two[1].name.as_str(), usable(&two[1]) / GIB), ("2 × A100", 160));
+        assert!(for_files().iter().all(|d| named(&d.name).is_some_and(|n| n.memory == d.memory)));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::devices::{self, Device};
 use super::forecast::{self, Files};
 use super::plan::Plan;
-use crate::writer::gguf::human;
+use crate::writer::gguf::{count, human};
 use crate::{Error, Result};
 use serde::Serialize;
 
@@ -80,7 +80,7 @@ impl Fitting {
             1 => self.device.clone(),
             n => format!("{n} × {}", self.device),
         };
-        let (cache, context, memory) = (human(self.cache), self.context, human(self.memory));
+        let (cache, context, memory) = (human(self.cache), count(self.context), human(self.memory));
         let Some(at) = self.rows.iter().position(|row| row.fits) else {
             let least =
                 self.rows.last().map_or_else(String::new, |row| format!("; {} takes {}", row.name, human(row.needed)));

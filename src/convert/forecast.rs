@@ -59,11 +59,28 @@ impl Files {
     /// `None` where the room for keys and values is not known.
     pub fn fits(&self, file: &FileSizes, devices: &[Device], context: usize, longest: usize) -> Option<Vec<Fit>> {
         let (kv, states) = (self.kv_bytes_per_token?, self.state_bytes.unwrap_or(0));
-        let table = devices::table();
+        let table = devices::for_files();
         let devices = if devices.is_empty() { &table } else { devices };
         let fit = |d| devices::fit(d, file.tensor_bytes + states, kv, context as u64, longest as u64);
         Some(devices.iter().map(fit).collect())
     }
+}
+
+/// How a folder fits so many devices of each kind, the built-in ones where none is named. `None` where the room for keys and
+/// values is not known.
+pub fn folder_fits(
+    model: &Model,
+    folder: &FolderPlan,
+    devices: &[Device],
+    count: usize,
+    context: usize,
+) -> Option<Vec<Fit>> {
+    let cache = cache(model)?;
+    let devices = if devices.is_empty() { devices::table() } else { devices.to_vec() };
+    let longest = model.config.context as u64;
+    let weights = folder.tensor_bytes() + cache.fixed;
+    let fit = |d: &Device| devices::fit(d, weights, cache.per_token, context as u64, longest);
+    Some(devices::several(devices, count).iter().map(fit).collect())
 }
 
 /// What a sequence takes in memory beside the weights; `None` for a model of an unknown family.
@@ -110,7 +127,7 @@ fn config_only(path: &Path) -> Result<Option<serde_json::Value>> {
     };
     match file.exists() {
         true => crate::input::read_json(&file).map(Some),
-        false => Err(Error::bad_file(path, "holds no model: there is no config.json in it")),
+        false => Err(Error::bad_file(path, "has no model: there is no config.json in it")),
     }
 }
 
@@ -136,6 +153,12 @@ impl Forecast<'_> {
         let mut cost = self.cost(Pass::Blocks);
         cost.cpu_seconds += codebooks.fold(0.0, f64::max);
         cost
+    }
+
+    /// Bytes of disk that error feedback takes for `files` until it is done: each lies beside its rival, the file rounded to
+    /// nearest, and the better one stays.
+    pub fn feedback_disk(&self, files: &Files) -> u64 {
+        2 * files.disk
     }
 
     /// What the calibration of a folder takes; `None` where there is none.

@@ -51,7 +51,7 @@ impl Importance {
         let path = Path::new(&file.file);
         match sha256_file(path, &Cancel::default())? == file.sha256 {
             true => Self::open(path, unseen, model),
-            false => Err(Error::bad_file(path, "is another file than the one the recipe was made with")),
+            false => Err(Error::bad_file(path, "is not the file that the recipe was made with")),
         }
     }
 

@@ -114,7 +114,7 @@ impl Journal {
         let sound = sound(&head.files, &pieces, run)?;
         if sound < journal.parts.len() {
             let what = format!(
-                "{} of {} finished parts are damaged or follow a damaged one, and are made again",
+                "{} of {} finished parts are damaged or follow a damaged one, and will be redone",
                 journal.parts.len() - sound,
                 journal.parts.len()
             );
@@ -145,7 +145,8 @@ impl Journal {
             found => found.map_err(io)?,
         };
         let foreign = |what| Error::Exists { path: path.to_path_buf(), what, replaceable: false };
-        let none = || foreign("is no journal of an interrupted run, and is left alone; move it away");
+        let none =
+            || foreign("is not the journal of an interrupted run and was left untouched; move it out of the way");
         if !metadata.is_file() || metadata.len() > LIMIT {
             return Err(none());
         }

@@ -62,18 +62,18 @@ pub fn examine(file: &Checkpoint) -> Found {
     refusals.extend(vocabulary(file));
     let arch = file.gguf().and_then(|m| m.str("general.architecture")).unwrap_or_default();
     let known = table().is_some_and(|t| t.architectures.contains_key(arch)) || WITHOUT_VOCABULARY.contains(&arch);
-    let unknown = format!("what its loader demands of '{arch}' is not known here; its vocabulary was looked at alone");
+    let unknown = format!("what its loader requires of '{arch}' is not known here; only the vocabulary was checked");
     Found { unknown: (!known && refusals.is_empty()).then_some(unknown), refusals }
 }
 
 /// What is wrong with keys, tensors and sizes.
 pub fn structure(file: &Checkpoint) -> Vec<String> {
-    let Some(meta) = file.gguf() else { return vec!["is no GGUF file".into()] };
+    let Some(meta) = file.gguf() else { return vec!["is not a GGUF file".into()] };
     let arch = meta.str("general.architecture").unwrap_or_default();
     let mut found = Vec::new();
     let Some(table) = table() else { return found };
     if !table.names.iter().any(|name| name == arch) {
-        return vec![format!("it knows no architecture '{arch}'")];
+        return vec![format!("it does not know the architecture '{arch}'")];
     }
     let uint = |key: &str| meta.uint(&format!("{arch}.{key}"));
     let heads = uint("attention.head_count").filter(|n| *n > 0);
@@ -190,7 +190,7 @@ fn tensors(row: &Row, file: &Checkpoint, meta: &Metadata, arch: &str, found: &mu
         by_block.entry(block).or_default().insert(part);
     }
     if let Some(name) = strange {
-        found.push(format!("{name} is a tensor that it has no place for in a '{arch}' of {blocks} blocks"));
+        found.push(format!("{name} is a tensor that it does not know in a '{arch}' of {blocks} blocks"));
     }
     if let Some((name, ty)) = narrow {
         found.push(format!("{name} is a vector in {ty}, which its kernels do not take; F32 is meant"));
@@ -277,7 +277,7 @@ pub fn vocabulary(file: &Checkpoint) -> Vec<String> {
         return vec!["there is no vocabulary: tokenizer.ggml.model is missing".into()];
     };
     if !VOCABULARIES.contains(&model) {
-        return vec![format!("it knows no vocabulary '{model}' (tokenizer.ggml.model)")];
+        return vec![format!("it does not know the vocabulary '{model}' (tokenizer.ggml.model)")];
     }
     if ["no_vocab", "none"].contains(&model) {
         return found;
@@ -293,11 +293,11 @@ pub fn vocabulary(file: &Checkpoint) -> Vec<String> {
     if let (Some(pre), true) = (pre, byte_level && model != "gemma4")
         && tokenizer::check_pre_tokenizer(pre).is_err()
     {
-        found.push(format!("'{pre}' is no pre-tokenizer that it knows (tokenizer.ggml.pre)"));
+        found.push(format!("'{pre}' is a pre-tokenizer that it does not know (tokenizer.ggml.pre)"));
     }
     let mut seen = HashSet::with_capacity(tokens.len());
     if let Some(twice) = tokens.iter().find(|token| !seen.insert(token.as_str())) {
-        found.push(format!("token '{twice}' is there twice"));
+        found.push(format!("token '{twice}' appears twice"));
     }
     if model == "llama" && !seen.contains("<0x0A>") {
         found.push("the SentencePiece vocabulary has no byte tokens (<0x00> to <0xFF>)".into());
@@ -318,7 +318,7 @@ pub fn vocabulary(file: &Checkpoint) -> Vec<String> {
             _ => ("another", 0),
         };
         if !kinds.contains(&kind) {
-            found.push(format!("{full} is no array of {}", kinds.join(" or ")));
+            found.push(format!("{full} is not an array of {}", kinds.join(" or ")));
         } else if len < tokens.len() {
             found.push(format!("{full} has {len} entries for {} tokens", tokens.len()));
         }

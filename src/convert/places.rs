@@ -20,7 +20,7 @@ impl Plan {
         let text = output.to_string_lossy();
         if text == "-" {
             return Err(Error::request(
-                "outputs are written by position and renamed, not piped; name a file or a folder",
+                "outputs cannot be piped, since they are written by position and renamed; name a file or a folder",
             ));
         }
         let marker = ["{type}", "{ftype}"].into_iter().find(|m| text.contains(m));
@@ -43,7 +43,7 @@ impl Plan {
             };
             if itself && o.target.is_file() && files > 1 {
                 return Err(Error::request(format!(
-                    "{files} types go to one file; name a folder, or put {{type}} into the file name"
+                    "{files} types cannot go to one file; name a folder, or put {{type}} into the file name"
                 )));
             }
             into |= !itself;
@@ -119,7 +119,7 @@ fn is_file_name(output: &Path, text: &str) -> Result<bool> {
         Some("gguf") => Ok(true),
         // `v1.5` ends a folder's name, `.bin` one of a file.
         Some(e) if e.len() > 1 && e.chars().all(|c| c.is_ascii_alphabetic()) => {
-            let what = "GGUF files end in .gguf, and a folder that is not there yet in '/'";
+            let what = "name a GGUF file ending in .gguf, or a new folder ending in '/'";
             Err(Error::request(format!("{}: {what}", output.display())))
         }
         _ if output.exists() && !output.is_file() => Err(Error::request(format!(

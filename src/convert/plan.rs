@@ -115,7 +115,7 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
     let drawn = recipe.files().next().map(|_| source.for_files(recipe.part, recipe.mtp)).transpose()?;
     let source = drawn.as_ref().unwrap_or(source);
     if source.model.is_drawn() && recipe.folders().next().is_some() {
-        let what = "of this model, GGUF files and folders take a run each: what its tensors mean is not known";
+        let what = "make GGUF files and folders of this model in separate runs: what its tensors mean is not known";
         return Err(Error::unsupported(what));
     }
     let mut remarks = source.ckpt.remarks().to_vec();
@@ -162,7 +162,7 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
     let is_packed = |row: &sizes::TensorRow| row.choice.why == Why::Kept && !row.choice.got.is_plain();
     let packed = plan.files().map(|(_, file)| file.sizes.rows.iter().filter(|row| is_packed(row)).count()).max();
     if let Some(n) = packed.filter(|n| *n > 0 && source.ckpt.gguf().is_none()) {
-        plan.remarks.push(format!("{n} tensors of experts are stored in MXFP4 and stay so, bit for bit"));
+        plan.remarks.push(format!("{n} expert tensors are stored in MXFP4 and are kept bit for bit"));
     }
     Ok(plan)
 }
@@ -226,7 +226,9 @@ impl Plan {
             Target::Preset(preset) => (*preset, None),
             // Until the types are chosen.
             Target::Budget { limit, .. } => (f16()?, Some(*limit)),
-            Target::Folder { .. } | Target::Plain { .. } => return Err(Error::Internal("a folder is no file".into())),
+            Target::Folder { .. } | Target::Plain { .. } => {
+                return Err(Error::Internal("a folder is not a file".into()));
+            }
         };
         let decided =
             self.decided(target.name(), preset, if limit.is_some() { AssumedImportance::Given } else { importance })?;
@@ -360,9 +362,9 @@ fn left_out(model: &Model, recipe: &Recipe) -> Vec<LeftOut> {
     let has = |reason: &str| model.dropped.iter().any(|(_, why)| why == reason);
     let encoder = LeftOut {
         what: "encoder of images or sound",
-        reason: "a text model has no place for it; a projector file (mmproj) of its own holds it",
+        reason: "a text model cannot hold it; it goes into a separate projector file (mmproj)",
     };
-    let mtp = LeftOut { what: "multi-token prediction", reason: "llama.cpp has no place for it in this architecture" };
+    let mtp = LeftOut { what: "multi-token prediction", reason: "llama.cpp does not support it for this architecture" };
     [(encoder, has(TOWER)), (mtp, has(WITHOUT_MTP))].into_iter().filter(|(_, has)| *has).map(|(left, _)| left).collect()
 }
 

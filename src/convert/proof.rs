@@ -146,7 +146,7 @@ pub fn other_weights(source: Stored, artifact: Stored, run: Run) -> Result<Optio
     Ok(far.map(|row| {
         let (share, bound) = (row.rel_error, bound(row));
         format!(
-            "{} is {share:.2} times its own size apart from the source's, where {} explains {bound:.2}",
+            "{} differs from the source's by {share:.2} times its own size, where {} explains {bound:.2}",
             row.name, row.ty
         )
     }))
@@ -209,7 +209,7 @@ pub fn check(
         if share > bound && checked.suspicion.is_none() {
             let share = if share.is_finite() { format!("{share:.2}") } else { "infinitely".into() };
             checked.suspicion = Some(format!(
-                "{part} gives results {share} times their own size apart from the source's, where {bits:.1} bits explain {bound:.2}"
+                "{part} gives results that differ from the source's by {share} times their own size, where {bits:.1} bits explain {bound:.2}"
             ));
         }
     };
@@ -340,9 +340,7 @@ pub fn other_tokens(source: &SourceModel, artifact: &SourceModel) -> Result<Opti
     for (domain, _, text) in crate::calibration::bundled::TEXTS {
         let end = (0..=SAMPLE.min(text.len())).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
         if ours.encode(&text[..end], false)? != theirs.encode(&text[..end], false)? {
-            return Ok(Some(format!(
-                "its tokenizer reads the bundled text '{domain}' as other tokens than the source's"
-            )));
+            return Ok(Some(format!("its tokenizer splits the bundled text '{domain}' differently than the source's")));
         }
     }
     Ok(None)

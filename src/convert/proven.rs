@@ -46,7 +46,7 @@ pub fn is_cheap(plan: &Plan) -> bool {
 pub fn can_run(plan: &Plan) -> Result<()> {
     let source = &plan.source;
     if source.model.part() != Part::Text || plan.recipe.mtp == Mtp::Only {
-        return Err(Error::unsupported("a file that is no whole text model cannot be run"));
+        return Err(Error::unsupported("a file that is not a complete text model cannot be run"));
     }
     source.model.runnable()?;
     source.tokenizer().map(|_| ())
@@ -182,7 +182,7 @@ pub fn suspicious(name: &str, checked: &Checked, kept: &Path) -> Error {
     let why = checked.suspicion.as_deref().unwrap_or_default();
     let blind = match checked.nearness {
         Nearness::Logits { blind, entropy, .. } if blind > 0.0 && blind < 0.05 * entropy => {
-            "; the source itself makes little of what it reads, so it may be the one that is broken"
+            "; the source itself predicts poorly, so it may be the one that is broken"
         }
         _ => "",
     };
@@ -205,11 +205,11 @@ pub fn set_aside(from: &Path, target: &Path) -> Result<PathBuf> {
 /// Whether this plan's outputs are run, and at what cost, in words.
 pub fn in_words(plan: &Plan, check: Option<bool>) -> String {
     if can_run(plan).is_err() {
-        return "not run at the end: this model is converted only".into();
+        return "not checked by running it: this model can be converted but not run here".into();
     }
     let cost = seconds(plan) * plan.outputs.len().max(1) as f64;
     match check.unwrap_or_else(|| is_cheap(plan)) {
-        true => format!("run beside the source at the end: about {cost:.1} s of one core"),
-        false => format!("not run at the end unless asked for: about {cost:.0} s of one core"),
+        true => format!("checked against the source at the end: about {cost:.1} s of one core"),
+        false => format!("not checked at the end unless --check is given: about {cost:.0} s of one core"),
     }
 }

@@ -121,7 +121,7 @@ impl Target {
                 false => format!("did you mean {}?", near.join(", ")),
                 true => format!("the usual ones are {}", catalogue::USUAL),
             };
-            Error::request(format!("'{name}' is no type or format; {instead}")).hint(Hint::Types)
+            Error::request(format!("'{name}' is not a known type or format; {instead}")).hint(Hint::Types)
         })?;
         Ok(Target::Preset(preset))
     }
@@ -338,7 +338,7 @@ impl Recipe {
             let used = (files && rule.ty.file.is_some()) || (folders && rule.ty.folder.is_some());
             if !used {
                 let kind = if rule.ty.file.is_some() { "GGUF files" } else { "checkpoint folders" };
-                let what = format!("the rule '{}={}' is for {kind}, and none is to be written", rule.pattern, rule.ty);
+                let what = format!("the rule '{}={}' is for {kind}, and none are written", rule.pattern, rule.ty);
                 return Err(Error::request(what));
             }
         }
@@ -350,7 +350,7 @@ impl Recipe {
         share("rho", self.rounding.rho, true)?;
         if self.importance.is_some() && self.data.is_some() {
             return Err(Error::request(
-                "a finished importance matrix and calibration data exclude each other; the data make a new one",
+                "an importance matrix and calibration data cannot be combined; the data make a new one",
             ));
         }
         if self.rounding.search == Some(Search::Feedback) && self.data.is_none() && self.files().next().is_some() {

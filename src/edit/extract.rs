@@ -67,7 +67,7 @@ pub fn extract(
     let mut taken = Vec::new();
     for pattern in &chosen.names {
         if !ckpt.tensors().iter().any(|t| pattern.is_match(&t.name)) {
-            return Err(Error::request(format!("no tensor's name holds '{pattern}'")));
+            return Err(Error::request(format!("no tensor's name matches '{pattern}'")));
         }
     }
     for meta in ckpt.tensors().iter().filter(|t| chosen.names.iter().any(|name| name.is_match(&t.name))) {

@@ -58,18 +58,18 @@ const TYPES: [(&str, i32); 6] =
 /// alone, and when the new file is whole.
 ///
 /// # Errors
-/// `Request` for a change that does not fit; `BadInput` for a file that is no GGUF file, or a shard behind the first;
+/// `Request` for a change that does not fit; `BadInput` for a file that is not a GGUF file, or a shard behind the first;
 /// `Exists`; `Io`; `Interrupted`.
 pub fn edit(input: &Path, output: &Path, changes: &[Change], force: bool, cancel: &Cancel) -> Result<()> {
     let header = gguf::read_header(input)?;
     if header.metadata.uint("split.count").is_some_and(|n| n > 1) {
         if header.metadata.uint("split.no") != Some(0) {
-            let what = "is a shard behind the first, and the metadata are in that one";
+            let what = "is not the first shard, which holds the metadata";
             return Err(Error::bad_file(input, what).hint("name the first shard"));
         }
         if !is_same(input, output) {
             let what = "is the first of several shards, which find each other by their names";
-            return Err(Error::bad_file(input, what).hint("edit it in its place, or merge the shards first"));
+            return Err(Error::bad_file(input, what).hint("edit it in place, or merge the shards first"));
         }
     }
     let mut metadata = header.metadata.clone();
@@ -88,7 +88,7 @@ fn is_same(a: &Path, b: &Path) -> bool {
 fn apply(metadata: &mut Metadata, change: &Change) -> Result<()> {
     let bad = |what: String| Err(Error::request(what));
     let guarded = |key: &str| match key == ALIGNMENT_KEY || key.starts_with("split.") || key == gguf::SPLIT_SET {
-        true => bad(format!("{key} says how the file is laid out, and is not changed by hand")),
+        true => bad(format!("{key} describes the file's layout and cannot be changed by hand")),
         false => Ok(()),
     };
     match change {
@@ -106,7 +106,7 @@ fn apply(metadata: &mut Metadata, change: &Change) -> Result<()> {
                 return bad(format!("there is no key {key} to remove"));
             }
             if key == "general.architecture" {
-                return bad(format!("{key} is what every loader begins with, and stays"));
+                return bad(format!("{key} is required by every loader and cannot be removed"));
             }
             metadata.remove(key);
         }
@@ -134,7 +134,7 @@ fn apply(metadata: &mut Metadata, change: &Change) -> Result<()> {
             let id = token_of(metadata, token)?;
             let Some((_, number)) = TYPES.iter().find(|(name, _)| name == ty) else {
                 let names = TYPES.map(|(name, _)| name).join(", ");
-                return bad(format!("'{ty}' is no type of tokens; they are {names}"));
+                return bad(format!("'{ty}' is not a token type; these are {names}"));
             };
             let Some(Value::Array(Array::I32(mut types))) = metadata.get("tokenizer.ggml.token_type").cloned() else {
                 return bad("the file has no list of token types".into());
@@ -147,7 +147,9 @@ fn apply(metadata: &mut Metadata, change: &Change) -> Result<()> {
         }
         Change::Stop { kind, token } => {
             if !["eos", "eot", "eom"].contains(&kind.as_str()) {
-                return bad(format!("'{kind}' is no kind of end; they are eos (text), eot (turn) and eom (message)"));
+                return bad(format!(
+                    "'{kind}' is not a kind of stop token; these are eos (text), eot (turn) and eom (message)"
+                ));
             }
             let id = token_of(metadata, token)?;
             metadata.set(format!("tokenizer.ggml.{kind}_token_id"), id);
@@ -165,7 +167,10 @@ fn token_of(metadata: &Metadata, token: &str) -> Result<u32> {
     let by_number = || token.parse::<usize>().ok().filter(|id| *id < tokens.len());
     match by_text.or_else(by_number) {
         Some(id) => Ok(id as u32),
-        None => Err(Error::request(format!("'{token}' is none of the {} tokens, nor the number of one", tokens.len()))),
+        None => Err(Error::request(format!(
+            "'{token}' is neither one of the {} tokens nor the number of one",
+            tokens.len()
+        ))),
     }
 }
 
@@ -191,7 +196,7 @@ fn typed(old: Option<&Value>, key: &str, ty: Option<&str>, text: &str) -> Result
                 $($name => text.trim().parse::<$rust>().map(Value::from).map_err(|_| bad(concat!("no ", $name))),
                   $array => serde_json::from_str::<Vec<$rust>>(text).map(Value::from).map_err(|_| bad(concat!("no JSON list of ", $name))),)*
                 _ => Err(Error::request(format!(
-                    "{key}: '{ty}' is no type of values; they are {}, and lists such as [str]",
+                    "{key}: '{ty}' is not a value type; these are {}, and lists such as [str]",
                     SCALARS.join(", ")
                 ))),
             }

@@ -39,7 +39,7 @@ pub fn split(input: &Path, prefix: &Path, shards: Shards, force: bool, cancel: &
     let groups = group(&table, by)?;
     let count = groups.len();
     if count < 2 {
-        let what = "would be one shard, which is the file as it is; let each be smaller";
+        let what = "would be a single shard; choose a smaller limit";
         return Err(Error::request(format!("{} {what}", input.display())));
     }
     // `shard_path` takes an extension away.
@@ -78,7 +78,7 @@ fn opened(input: &Path) -> Result<Checkpoint> {
     match ckpt.gguf() {
         Some(_) => Ok(ckpt),
         None => {
-            let what = "is no GGUF file; the shards of a folder are set when it is made";
+            let what = "is not a GGUF file; the shards of a folder are set when it is made";
             Err(Error::request(format!("{} {what}", input.display())))
         }
     }

@@ -117,7 +117,7 @@ impl Gates {
         let needed = MIN_TOKENS.max(for_top1);
         if tokens < needed || chunks < MIN_CHUNKS {
             return Err(Error::bad_input(format!(
-                "too few tokens for the asked gate: {tokens} scored positions in {chunks} chunks, \
+                "too few tokens for this gate: {tokens} scored positions in {chunks} chunks, \
                  needed {needed} in at least {MIN_CHUNKS}"
             ))
             .hint(Hint::TextForGate));
@@ -153,7 +153,7 @@ impl Gates {
         if self.is_empty() || chunks >= MIN_CHUNKS {
             return Ok(());
         }
-        let what = format!("too little text for the asked gate: {chunks} chunks, needed {MIN_CHUNKS}");
+        let what = format!("too little text for this gate: {chunks} chunks, needed {MIN_CHUNKS}");
         Err(Error::bad_input(what).hint(Hint::TextForGate))
     }
 
@@ -223,7 +223,7 @@ fn judge(
     let half = (ci95[1] - ci95[0]) / 2.0;
     if !certain && half > room(limit) && room(limit) > 0.0 {
         return Err(Error::bad_input(format!(
-            "too few tokens for the asked gate: {candidate}'s {gate} is {} with a 95 % interval of {} to {}, \
+            "too few tokens for this gate: {candidate}'s {gate} is {} with a 95 % interval of {} to {}, \
              too wide to judge a limit of {limit}",
             significant(e.value),
             significant(ci95[0]),

@@ -11,12 +11,15 @@ mod artifact;
 pub mod bootstrap;
 pub(crate) mod compare;
 #[doc(hidden)]
+pub mod continuations;
+#[doc(hidden)]
 pub mod cosine;
 #[doc(hidden)]
 pub mod damage;
 pub(crate) mod gate;
 #[doc(hidden)]
 pub mod klbase;
+pub(crate) mod positions;
 mod runnable;
 pub(crate) mod scores;
 #[doc(hidden)]
@@ -52,6 +55,13 @@ pub trait Logits {
     /// Runs `chunks` of equal length, each from an empty cache; of every one, the logits of the positions `from ..` can
     /// be asked for until the next call.
     fn run(&mut self, chunks: &[Vec<u32>], from: usize) -> Result<()>;
+
+    /// The same where runs of chunks, `groups` of so many each, have their first `shared` tokens in common, which need not
+    /// be run for each; `from` is not among them.
+    fn run_shared(&mut self, chunks: &[Vec<u32>], shared: usize, groups: &[usize], from: usize) -> Result<()> {
+        let _ = (shared, groups);
+        self.run(chunks, from)
+    }
 
     /// Hands the logits of the positions `wanted` of chunk number `chunk` of the last [`Logits::run`] to
     /// `each(position, rows)`, in order and as many rows at once as the model has; `position` is that of the first. The

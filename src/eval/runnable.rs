@@ -137,6 +137,21 @@ impl Logits for Runnable {
         Ok(())
     }
 
+    fn run_shared(&mut self, chunks: &[Vec<u32>], shared: usize, groups: &[usize], from: usize) -> Result<()> {
+        let len = chunks.first().map_or(0, Vec::len);
+        if shared == 0 || from < shared {
+            return self.run(chunks, from);
+        }
+        let firsts = groups.iter().scan(0, |at, n| Some(std::mem::replace(at, *at + n)));
+        let heads: Vec<&[u32]> = firsts.map(|at| &chunks[at][..shared]).collect();
+        let mut cache = Cache::together(self.engine.config.layers.len(), groups.len(), len);
+        self.engine.hidden_from(&heads, shared - 1, &mut cache)?;
+        let tails: Vec<&[u32]> = chunks.iter().map(|chunk| &chunk[shared..]).collect();
+        self.work.hidden = self.engine.hidden_from(&tails, from - shared, &mut cache.forked(groups))?;
+        (self.work.len, self.work.from) = (len, from);
+        Ok(())
+    }
+
     fn logits(&mut self, chunk: usize, wanted: Range<usize>, each: &mut EachRows) -> Result<()> {
         self.engine.config.ending.needs_logits("a comparison by logits")?;
         let (width, vocab) = (self.engine.config.hidden, self.vocab());

@@ -62,7 +62,7 @@ impl Method {
             Method::Strided { ctx, stride } if stride == 0 || stride >= ctx => {
                 let most = ctx - 1;
                 Err(Error::request(format!(
-                    "the stride {stride} must lie between 1 and {most}, below the context of {ctx}"
+                    "the stride {stride} must be between 1 and {most}, below the context of {ctx}"
                 )))
             }
             _ => Ok(()),

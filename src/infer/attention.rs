@@ -15,7 +15,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 /// Keys and values of one layer, each `[positions, kv_heads * head_dim]`, after rotation.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct KeyValues {
     pub keys: Vec<f32>,
     pub values: Vec<f32>,
@@ -35,7 +35,7 @@ pub(super) struct Seen<'a> {
 }
 
 /// What a mixer that sums the past up has of it.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Recurrent {
     pub state: Vec<f32>,
     /// The last inputs of its convolution, the oldest first.
@@ -105,6 +105,33 @@ impl Cache {
     /// Forgets all but the first `len` tokens.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
+    }
+
+    /// The same with so many copies of each sequence, which go on by themselves.
+    pub fn forked(mut self, copies: &[usize]) -> Cache {
+        fn each<T: Clone>(kept: &[T], sequences: usize, copies: &[usize]) -> Vec<T> {
+            let of_layer = |layer: &[T]| -> Vec<T> {
+                let pairs = layer.iter().zip(copies);
+                pairs.flat_map(|(one, n)| std::iter::repeat_n(one, *n)).cloned().collect()
+            };
+            kept.chunks(sequences.max(1)).flat_map(of_layer).collect()
+        }
+        self.layers = each(&self.layers, self.sequences, copies);
+        self.recurrent = each(&self.recurrent, self.sequences, copies);
+        self.tokens = each(&self.tokens, self.sequences, copies);
+        self.sequences = copies.iter().sum();
+        self
+    }
+
+    /// Forgets all but what one sequence has in common with the beginning of `text`; how many tokens are left.
+    pub fn keep_beginning(&mut self, text: &[u32]) -> usize {
+        let held = self.before().first().map_or(&[][..], Vec::as_slice);
+        let common = held.iter().zip(text).take_while(|(a, b)| a == b).count();
+        // What was summed up cannot be taken back.
+        let sums = self.recurrent.iter().any(|kept| kept.len > 0);
+        let kept = if common < self.len && sums { 0 } else { common };
+        self.truncate(kept);
+        kept
     }
 
     /// The keys and values of `sequence` in `layer`, cut to the tokens held, to which those of the batch are to be

@@ -45,7 +45,7 @@ impl Attention {
         let (q_width, kv_width, v_width) = (own.q_width(), own.k_width(), own.v_width());
         let shared = own.peculiar.shared;
         if own.peculiar.both_ways && first > 0 {
-            return Err(Error::Internal("tokens that see those behind them were read without them".into()));
+            return Err(Error::Internal("tokens that see the ones after them were run without those".into()));
         }
         // Columns of the keys and values that this layer makes.
         let (k_cols, v_cols) = if shared.is_some() { (0, 0) } else { (kv_width, v_width) };

@@ -49,7 +49,7 @@ impl FromStr for Kept {
         }
         let known = TYPES.into_iter().find(|ty| ty.name().eq_ignore_ascii_case(wanted));
         let names = || TYPES.map(|ty| ty.name().to_lowercase()).join(", ");
-        known.map(Kept::Ggml).ok_or_else(|| format!("'{wanted}' is no type of a cache; these are: fp8, {}", names()))
+        known.map(Kept::Ggml).ok_or_else(|| format!("'{wanted}' is not a cache type; these are: fp8, {}", names()))
     }
 }
 
@@ -125,7 +125,7 @@ impl Kept {
     fn fits(self, dim: usize) -> Result<()> {
         match self {
             Kept::Ggml(ty) if !dim.is_multiple_of(ty.block()) => {
-                let what = format!("heads of {dim} columns are no whole blocks of {self}, which have {}", ty.block());
+                let what = format!("heads of {dim} columns are not whole blocks of {self}, which hold {}", ty.block());
                 Err(Error::request(what))
             }
             _ => Ok(()),

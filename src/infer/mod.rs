@@ -30,7 +30,7 @@ mod weights;
 pub use attention::Cache;
 pub use kv_cache::KvCache;
 pub use linear::Linear;
-pub use sampling::{Sampling, generate, sample_together};
+pub use sampling::{Ended, Sampler, Sampling, continue_text, continue_together, generate, sample_together};
 pub use weights::Stored;
 
 use crate::kernel::{Output, vector};
@@ -140,8 +140,8 @@ impl Engine {
         Ok(self.collapsed(x, &carried))
     }
 
-    /// Runs sequences of equal length from their beginning, as one batch, and returns the last layer's results of the
-    /// positions `from ..` of each, `[sequences, len - from, hidden]`. The last layer computes only those.
+    /// Runs `sequences` of equal length, as one batch, after what `cache` holds of each, and returns the last layer's results
+    /// of the positions `from ..` of each, `[sequences, len - from, hidden]`. The last layer computes only those.
     ///
     /// Errors: as [`Engine::forward`]; `Internal` for lengths that differ.
     pub fn hidden_from(&self, sequences: &[&[u32]], from: usize, cache: &mut Cache) -> Result<Vec<f32>> {
@@ -150,17 +150,18 @@ impl Engine {
             return Err(Error::Internal("a batch needs sequences of one length, and positions inside them".into()));
         }
         let tokens = sequences.concat();
-        let mut x = self.embed_at(&tokens, 0, len)?;
+        let mut x = self.embed_at(&tokens, cache.len(), len)?;
         let none = vec![Vec::new(); sequences.len()];
-        let mut carried = self.carry(&tokens, &x, &none);
+        let mut carried = self.carry(&tokens, &x, if cache.keeps() { cache.before() } else { &none });
+        cache.read(&tokens, sequences.len());
         // A worker that shares its work wakes nobody but the others; from outside, every product would.
         rayon::scope(|_| {
             for layer in 0..self.layers.len() {
                 let from = if layer + 1 == self.layers.len() && self.config.streams.is_none() { from } else { 0 };
                 let batch = Batch { sequences: sequences.len(), from };
-                cache.truncate(0);
                 let _ = self.layer_of(layer, &mut x, &mut carried, batch, cache, &mut ())?;
             }
+            cache.advance(len);
             if self.config.streams.is_none() {
                 return Ok(x);
             }

@@ -13,7 +13,7 @@ impl Engine {
     /// Errors: `Unsupported` for a model with a head; `BadInput` for dense layers that do not fit each other.
     pub fn vectors(&self, hidden: &[f32]) -> Result<Vec<f32>> {
         let pooling = self.config.ending.pooling();
-        let pooling = pooling.ok_or_else(|| Error::unsupported("the model gives logits, no vectors of texts"))?;
+        let pooling = pooling.ok_or_else(|| Error::unsupported("the model gives logits, not vectors of texts"))?;
         let mut vectors = pooled(pooling, &self.head_input(hidden), self.config.hidden);
         if let Some(scorer) = &self.scorer {
             return Ok(scorer.features(vectors));

@@ -86,6 +86,17 @@ impl Sampler {
     }
 }
 
+/// Why a text ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// A stopping token was chosen.
+    Stop,
+    /// The limit was reached.
+    Length,
+    /// Whoever heard of the tokens wanted no more.
+    Interrupted,
+}
+
 /// Continues `prompt` by up to `limit` tokens, one of `stop` ending it early. Every chosen token but a stopping one is
 /// handed to `on_token`, which returns whether to go on. Returns the tokens handed out.
 ///
@@ -96,26 +107,70 @@ pub fn generate(
     limit: usize,
     stop: &[u32],
     sampling: Sampling,
-    mut on_token: impl FnMut(u32) -> bool,
-) -> Result<Vec<u32>> {
-    if prompt.is_empty() {
-        return Err(Error::bad_input("the prompt is empty; the model needs at least one token to continue"));
-    }
-    let mut sampler = Sampler::new(sampling);
+    on_token: impl FnMut(u32) -> bool,
+) -> Result<(Vec<u32>, Ended)> {
     let mut cache = engine.cache(prompt.len() + limit);
+    continue_text(engine, &mut cache, prompt, limit, stop, &mut Sampler::new(sampling), on_token)
+}
+
+/// The same after what `cache` holds already of the beginning of `text`.
+///
+/// Errors: as [`generate`].
+pub fn continue_text(
+    engine: &Engine,
+    cache: &mut Cache,
+    text: &[u32],
+    limit: usize,
+    stop: &[u32],
+    sampler: &mut Sampler,
+    mut on_token: impl FnMut(u32) -> bool,
+) -> Result<(Vec<u32>, Ended)> {
+    let Some((_, before)) = text.split_last() else {
+        return Err(Error::bad_input("the prompt is empty; the model needs at least one token to continue"));
+    };
+    let mut batch = text[cache.keep_beginning(before)..].to_vec();
     let mut made = Vec::new();
-    let mut batch = prompt.to_vec();
     while made.len() < limit {
-        let logits = engine.forward(&batch, &mut cache, batch.len() - 1..batch.len())?;
+        let logits = engine.forward(&batch, cache, batch.len() - 1..batch.len())?;
         let token = sampler.choose(&logits)?;
         if stop.contains(&token) {
-            break;
+            return Ok((made, Ended::Stop));
         }
         made.push(token);
         if !on_token(token) {
-            break;
+            return Ok((made, Ended::Interrupted));
         }
         batch = vec![token];
+    }
+    Ok((made, Ended::Length))
+}
+
+/// Continues each of `prompts` (of equal length) by `len` of the most likely tokens, all in step; nothing ends a text.
+/// `on_token` is called for every token and may stop the run.
+///
+/// Errors: as [`generate`], and those of `on_token`.
+pub fn continue_together(
+    engine: &Engine,
+    prompts: &[&[u32]],
+    len: usize,
+    mut on_token: impl FnMut() -> Result<()>,
+) -> Result<Vec<Vec<u32>>> {
+    let from = prompts.first().map_or(0, |prompt| prompt.len());
+    let mut cache = Cache::together(engine.config.layers.len(), prompts.len(), from + len);
+    let hidden = engine.hidden_from(prompts, from.saturating_sub(1), &mut cache)?;
+    let mut logits = engine.head(&hidden, &mut ());
+    let mut sampler = Sampler::new(Sampling::default());
+    let mut made = vec![Vec::with_capacity(len); prompts.len()];
+    for at in 0..len {
+        let vocab = logits.len() / prompts.len().max(1);
+        for (made, logits) in made.iter_mut().zip(logits.chunks_exact(vocab.max(1))) {
+            made.push(sampler.choose(logits)?);
+            on_token()?;
+        }
+        if at + 1 < len {
+            let last: Vec<u32> = made.iter().map(|made| made[at]).collect();
+            logits = engine.step(&last, &mut cache)?;
+        }
     }
     Ok(made)
 }

@@ -149,7 +149,7 @@ fn open_hf(ckpt: &Checkpoint) -> Result<Model> {
             return opaque::open_folder(ckpt, json, why.into()).map_err(|e| in_file(e, &params));
         }
         let what = "config.json is missing, so the tensors have no meaning";
-        return Err(Error::bad_file(ckpt.dir(), what).hint("copy it from the model's page beside the weights"));
+        return Err(Error::bad_file(ckpt.dir(), what).hint("copy it from the model's page next to the weights"));
     }
     let json = crate::input::read_json(&path)?;
     if let Some(why) = ckpt.unknown_quantization() {
@@ -258,7 +258,7 @@ impl Names<'_> {
             let what = format!("shape is {:?}, but the configuration makes it {shape:?}", t.shape);
             return Err(Error::bad_file(file_of(self.ckpt, Some(t)), what)
                 .tensor(&t.name)
-                .hint("does config.json belong to these weights?"));
+                .hint("check that config.json belongs to these weights"));
         }
         let float = [GgmlType::F32, GgmlType::F16, GgmlType::BF16, GgmlType::F64].map(Dtype::Ggml);
         if !float.contains(&t.dtype) && !matches!(t.dtype, Dtype::Packed(_)) {
@@ -348,7 +348,7 @@ fn missing(ckpt: &Checkpoint, name: &str, shape: &[usize]) -> Error {
         (None, "lm_head.weight") => {
             "if the output is the embedding, config.json must say \"tie_word_embeddings\": true"
         }
-        _ => "is every file of the checkpoint there, and does config.json belong to it?",
+        _ => "check that every file of the checkpoint is there and that config.json belongs to it",
     };
     Error::bad_file(file_of(ckpt, None), what).tensor(name).hint(hint)
 }
@@ -376,12 +376,14 @@ fn telling(ckpt: &Checkpoint) -> Option<&'static str> {
 
 fn unexpected(ckpt: &Checkpoint, t: &TensorMeta, config: &Config) -> Error {
     let what = format!(
-        "has no place in a {} model of {} layers as the configuration describes it (shape {:?})",
+        "does not belong in a {} model of {} layers as the configuration describes it (shape {:?})",
         config.arch,
         config.layers.len(),
         t.shape
     );
-    Error::bad_file(file_of(ckpt, Some(t)), what).tensor(&t.name).hint("does config.json belong to these weights?")
+    Error::bad_file(file_of(ckpt, Some(t)), what)
+        .tensor(&t.name)
+        .hint("check that config.json belongs to these weights")
 }
 
 /// Why a tensor that the family table does not list may be left out; `None` if it may not.
@@ -481,7 +483,7 @@ fn open_family(ckpt: &Checkpoint, meta: &Metadata) -> Result<Model> {
     }
     if let Some((t, _)) = ckpt.tensors().iter().zip(&used).find(|(_, used)| !**used) {
         let (path, name, arch) = (path.display(), &t.name, &config.arch);
-        return Err(Error::unsupported(format!("{path}: tensor '{name}' has no place in a known {arch} model")));
+        return Err(Error::unsupported(format!("{path}: tensor '{name}' does not belong in a known {arch} model")));
     }
     tensors.sort_by_key(|t| t.parts[0]);
     Ok(Model {

@@ -142,7 +142,7 @@ fn modules_of(ckpt: &Checkpoint, model: &Model, t: &MappedTensor) -> Result<Vec<
         let rope = match t.rows {
             RowOrder::Rope { heads } => Some(heads),
             RowOrder::Same => None,
-            RowOrder::Gather(_) => return Err(Error::Internal(format!("{} is no tensor of a folder", t.name))),
+            RowOrder::Gather(_) => return Err(Error::Internal(format!("{} is not a tensor of a folder", t.name))),
         };
         Ok(Module {
             path: path.to_string(),

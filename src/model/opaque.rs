@@ -33,7 +33,7 @@ pub(super) fn open(ckpt: &Checkpoint, meta: &Metadata, reason: String) -> Result
     };
     let tensors: Vec<MappedTensor> = ckpt.tensors().iter().enumerate().map(tensor).collect();
     if tensors.is_empty() {
-        return Err(Error::bad_input("the file holds no tensor").hint("is this a vocabulary without a model?"));
+        return Err(Error::bad_input("the file holds no tensor").hint("this may be a vocabulary without a model"));
     }
     let nearest = nearest(tensors.iter().map(|t| t.name.as_str()));
     let family = Err(Opaque {
@@ -139,7 +139,7 @@ pub(super) fn as_gguf(ckpt: &Checkpoint, model: &Model, part: Part, mtp: Mtp) ->
     let vocab = stated_vocabulary(json).unwrap_or(rows);
     let opaque = match &model.family {
         Err(opaque) => Opaque { arch: drawn.arch.to_string(), ..opaque.clone() },
-        Ok(_) => Opaque::of_blueprint(drawn.arch, "a projector is no text model".into()),
+        Ok(_) => Opaque::of_blueprint(drawn.arch, "a projector is not a text model".into()),
     };
     let (config, runs) = anatomy(&meta, drawn.arch, &drawn.tensors, &drawn.generated, Some(json));
     Ok(Model {
@@ -210,7 +210,7 @@ fn no_projector(json: &serde_json::Value) -> Error {
 }
 
 /// What a tensor is by its name and shape alone. Whatever might be an embedding, a router, a norm, a convolution or part of
-/// an encoder is left as it is: what quantization costs there is not known.
+/// an encoder is left unchanged: what quantization costs there is not known.
 fn role_by_name(t: &TensorMeta) -> Role {
     let Some(path) = t.name.strip_suffix(".weight") else { return Role::Unknown };
     let last = path.rsplit('.').next().unwrap_or(path);

@@ -16,7 +16,7 @@ pub(super) fn text_name(name: &str) -> String {
     name.replacen("language_model.", "", 1).replacen("model.text_model.", "model.", 1)
 }
 
-pub(crate) const TOWER: &str = "belongs to an image or sound encoder; a text model has no use for it";
+pub(crate) const TOWER: &str = "belongs to an image or sound encoder; a text model does not use it";
 
 /// Why a tensor may be left out of a text model of any family, by its name without `language_model.`.
 pub(super) fn drop_reason_of_any(t: &TensorMeta, name: &str) -> Option<&'static str> {

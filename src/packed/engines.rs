@@ -134,7 +134,7 @@ impl Engines {
 
 /// MLX's refusal of a tool's checkpoints.
 pub(super) fn no_mlx(tool: &str) -> Verdict {
-    Verdict::refusal(format!("it reads no {tool} checkpoints")).or("mlx-4bit")
+    Verdict::refusal(format!("it does not read {tool} checkpoints")).or("mlx-4bit")
 }
 
 /// MLX's verdict on GPTQ and AWQ.

@@ -216,7 +216,9 @@ fn unpack(p: &Pieces, n: usize, k: usize, minus_one: bool) -> Found<Packed> {
     let [height, _] = p.matrix("qweight")?;
     let bits = (height * 32 / k) as u8;
     if !matches!(bits, 2 | 3 | 4 | 8) || words(k, bits) != height {
-        return Err(format!("'qweight' has {height} rows of words for {k} columns; that is no width in bits"));
+        return Err(format!(
+            "'qweight' has {height} rows of words for {k} columns, which is not a whole number of bits"
+        ));
     }
     let [groups, _] = p.matrix("scales")?;
     let codes = to_bytes(&transpose(&p.words("qweight", &[height, n])?, height, n));

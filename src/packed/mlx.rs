@@ -174,7 +174,7 @@ pub(super) static TOOL: Tool = Tool {
 };
 
 static ENGINES: Engines = Engines {
-    vllm: |_, _| Verdict::refusal("it knows no MLX checkpoints"),
+    vllm: |_, _| Verdict::refusal("it does not read MLX checkpoints"),
     transformers: |_| Verdict::refusal("its quantization_config names no quant_method"),
     mlx: |config| match text(config, "mode") {
         "" | "affine" => Verdict::checking(&[Check::OwnObject, Check::MlxGroups]),
@@ -327,7 +327,7 @@ fn unpack(p: &Pieces, n: usize, k: usize) -> Found<Packed> {
     let [_, groups] = p.matrix("scales")?;
     let bits = (width * 32 / k).min(8) as u8;
     if bits == 0 || words(k, bits) != width {
-        return Err(format!("'weight' has {width} words for {k} columns; that is no width in bits"));
+        return Err(format!("'weight' has {width} words for {k} columns, which is not a whole number of bits"));
     }
     let codes = to_bytes(&p.words("weight", &[n, width])?);
     let group = k / groups;
@@ -337,7 +337,7 @@ fn unpack(p: &Pieces, n: usize, k: usize) -> Found<Packed> {
         (None, 4, 16) => (Coding::Table(e2m1_table()), Numbers::Table(scales.data.clone(), e4m3_table())),
         (None, 4, 32) => (Coding::Table(e2m1_table()), Numbers::Table(scales.data.clone(), e8m0_table())),
         (None, 8, 32) => (Coding::Table(e4m3_table()), Numbers::Table(scales.data.clone(), e8m0_table())),
-        _ => return Err(format!("{bits} bits in groups of {group} without biases are no mode of MLX")),
+        _ => return Err(format!("{bits} bits in groups of {group} without biases are not a mode of MLX")),
     };
     Ok(Packed::new(n, k, bits, codes, Some(4 * width), coding, scales, Blocks::Grid { rows: 1, cols: group }))
 }

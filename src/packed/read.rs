@@ -174,7 +174,7 @@ impl Scheme {
     pub fn unpack(&self, module: &str, pieces: Vec<StoredPiece>) -> Found<Packed> {
         let (n, k) = self.shape(module, &pieces)?;
         let size = n.checked_mul(k).filter(|size| *size > 0 && *size < usize::MAX / 64);
-        size.ok_or_else(|| format!("{n} x {k} is no size of a matrix"))?;
+        size.ok_or_else(|| format!("{n} x {k} is not the size of a matrix"))?;
         let bytes = |p: &StoredPiece| p.shape.iter().product::<usize>() * size_of(p.dtype);
         if let Some(piece) = pieces.iter().find(|p| p.data.len() != bytes(p)) {
             return Err(format!("'{}' holds {} bytes for {:?}", piece.suffix, piece.data.len(), piece.shape));

@@ -25,14 +25,14 @@ pub fn repository(release: &Release) -> String {
 }
 
 /// The card. `artifacts`: smallest first.
-pub fn text(release: &Release, artifacts: &[Artifact], report: Option<&Report>) -> String {
+pub fn text(release: &Release, artifacts: &[Artifact], projectors: &[Artifact], report: Option<&Report>) -> String {
     let (parent, options) = (&release.parent, &release.options);
     let tags = tags_of(release);
     let heading = Heading {
         library: library(release),
         tags: &tags,
         quantized_by: options.quantized_by.as_deref(),
-        pipeline: Some("text-generation").filter(|_| release.plan.source.model.runnable().is_ok()),
+        pipeline: pipeline(release),
     };
     let mut out = front_matter(parent, &heading);
     out += &format!("\n# {}, quantized\n\n", markdown(&release.name));
@@ -40,11 +40,38 @@ pub fn text(release: &Release, artifacts: &[Artifact], report: Option<&Report>) 
     let by = options.quantized_by.as_ref().map_or(String::new(), |by| format!(" by {}", markdown(by)));
     out += &format!("{}, quantized{by} with quantize {version}.\n\n", link(parent));
     out += &files(release, artifacts, report);
+    out += &projector(projectors);
     out += &which(release, artifacts);
-    out += &run(release, artifacts);
+    out += &run(release, artifacts, projectors);
     out += &how(release, artifacts, report);
     out += &check();
     out
+}
+
+/// What the model does, in the Hub's words.
+fn pipeline(release: &Release) -> Option<&'static str> {
+    let config = release.plan.source.model.hf_config.as_ref().and_then(|config| config.as_object());
+    let sees = config.is_some_and(|config| config.keys().any(|key| key.starts_with("vision")));
+    match (&release.projector, release.plan.source.model.runnable()) {
+        (Some(_), _) if sees => Some("image-text-to-text"),
+        (Some(_), _) => Some("audio-text-to-text"),
+        (None, Ok(_)) => Some("text-generation"),
+        (None, Err(_)) => None,
+    }
+}
+
+/// The projector files, and what they are for.
+fn projector(projectors: &[Artifact]) -> String {
+    let row = |a: &Artifact| format!("[{}](./{}) ({})", markdown(&a.path), address(&a.path), bytes(a.bytes));
+    let rows: Vec<String> = projectors.iter().map(row).collect();
+    match rows.is_empty() {
+        true => String::new(),
+        false => format!(
+            "{}: the projector, which turns images or sound into what the text model reads. Every GGUF file above works with it; \
+             it is not quantized further, and the figures above are of text alone.\n\n",
+            rows.join(", ")
+        ),
+    }
 }
 
 fn library(release: &Release) -> &'static str {
@@ -199,7 +226,7 @@ fn which(release: &Release, artifacts: &[Artifact]) -> String {
     )
 }
 
-fn run(release: &Release, artifacts: &[Artifact]) -> String {
+fn run(release: &Release, artifacts: &[Artifact], projectors: &[Artifact]) -> String {
     let repository = repository(release);
     let mut out = "## Run it\n\n".to_string();
     // What programs take where no tag is given, else the middle.
@@ -211,6 +238,7 @@ fn run(release: &Release, artifacts: &[Artifact]) -> String {
             file: &a.path,
             tag: &a.target,
             is_split: a.places.len() > 1,
+            projector: projectors.first().map(|projector| projector.path.as_str()),
             has_chat: has_chat(&release.plan.source.ckpt),
         });
         let others: Vec<String> =

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 pub const SCHEMA: &str = "quantize-release/1";
 
 /// The manifest as a file holds it.
-pub fn text(release: &Release, artifacts: &[Artifact], files: &[FileHash]) -> String {
+pub fn text(release: &Release, artifacts: &[Artifact], projectors: &[Artifact], files: &[FileHash]) -> String {
     let (parent, options) = (&release.parent, &release.options);
     let source = artifacts.first().map(|a| a.source_hashes.as_slice()).unwrap_or_default();
     let bytes = |name: &str| {
@@ -43,6 +43,7 @@ pub fn text(release: &Release, artifacts: &[Artifact], files: &[FileHash]) -> St
         row
     };
     let artifacts: Vec<Value> = artifacts.iter().map(of_artifact).collect();
+    let projectors: Vec<Value> = projectors.iter().map(of_artifact).collect();
     let rest =
         files.iter().filter(|f| !f.path.contains('/') && f.path.contains("imatrix") || f.path.starts_with("report."));
     pretty(&json!({
@@ -57,6 +58,7 @@ pub fn text(release: &Release, artifacts: &[Artifact], files: &[FileHash]) -> St
         "recipe": release.plan.recipe.to_json(),
         "quantized_by": options.quantized_by,
         "artifacts": artifacts,
+        "projectors": projectors,
         "others": rest.map(|f| json!({ "path": f.path, "bytes": f.bytes, "sha256": f.sha256 })).collect::<Vec<_>>(),
     }))
 }

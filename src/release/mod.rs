@@ -22,6 +22,7 @@ mod card;
 pub(crate) mod hashes;
 mod manifest;
 pub(crate) mod place;
+mod projector;
 #[cfg(feature = "hub")]
 pub(crate) mod push;
 mod verify;
@@ -29,6 +30,7 @@ mod verify;
 pub use artifact::Artifact;
 pub use hashes::{FileHash, SUMS, TensorHash};
 pub use manifest::SCHEMA;
+pub use projector::Projector;
 pub use verify::{is_release, verify};
 
 use crate::card::{Parent, file_stem, is_id, is_vague};
@@ -67,6 +69,8 @@ pub struct Options {
     pub quantized_by: Option<String>,
     /// Where it will be published.
     pub repository: Option<String>,
+    /// What becomes of the projector of a model that sees or hears.
+    pub projector: Projector,
     /// How the artifacts are compared with the source, and the limits that they are held to.
     pub measurement: Option<Measurement>,
     /// The command line that made it.
@@ -78,6 +82,8 @@ pub struct Options {
 pub struct Release {
     /// What is converted. Its outputs go into the unfinished folder.
     pub plan: Plan,
+    /// The projector files beside it.
+    pub projector: Option<Plan>,
     /// What files are named after.
     pub name: String,
     /// What the source's card says.
@@ -95,6 +101,8 @@ pub struct Released {
     pub folder: PathBuf,
     /// Smallest first.
     pub artifacts: Vec<Artifact>,
+    /// The projector files, where the model has one.
+    pub projectors: Vec<Artifact>,
     /// The comparison with the source, where there was one.
     pub report: Option<report::Report>,
     /// Seconds that it took.
@@ -106,10 +114,10 @@ pub struct Released {
 /// # Errors
 /// As [`convert::plan`] and, for the text, [`check::text_suffices`]; `Request` for names that files or the Hub cannot have.
 pub fn plan(source: &SourceModel, recipe: &Recipe, target: &Path, options: Options) -> Result<Release> {
-    let about = |what: &str, text: &str| Error::request(format!("'{text}' is no {what}"));
+    let about = |what: &str, text: &str| Error::request(format!("'{text}' is not a {what}"));
     if let Some(name) = options.name.as_ref().filter(|name| file_stem(name) != **name) {
-        let hint = format!("letters, digits and . _ + - make one: {}", file_stem(name));
-        return Err(about("name for files", name).hint(hint));
+        let hint = format!("use letters, digits and . _ + -: {}", file_stem(name));
+        return Err(about("file name", name).hint(hint));
     }
     for (what, id) in [("id of a base model", &options.base_model), ("id of a repository", &options.repository)] {
         if let Some(id) = id.as_ref().filter(|id| !is_id(id)) {
@@ -124,7 +132,7 @@ pub fn plan(source: &SourceModel, recipe: &Recipe, target: &Path, options: Optio
     }
     if recipe.outputs.iter().any(|t| matches!(t, convert::Target::Plain { .. })) {
         return Err(Error::request(
-            "a release holds what is quantized; a folder without quantization is not part of one",
+            "a release holds quantized artifacts; a folder without quantization cannot be part of it",
         ));
     }
     let mut plan = convert::plan(source, recipe)?;
@@ -144,12 +152,14 @@ pub fn plan(source: &SourceModel, recipe: &Recipe, target: &Path, options: Optio
     parent.name = name.clone();
     let partial = folder::partial_path(target);
     plan.name_after(&name, &partial);
+    let mut projector = projector::plan(source, &mut plan, &options)?;
+    projector.iter_mut().for_each(|projector| projector.name_after(&name, &partial));
     if recipe.data.is_some() && plan.files().next().is_some() {
         plan.save_importance = Some(partial.join(importance_name(&name)));
     }
     plan.evaluation_text = options.measurement.as_ref().and_then(|how| how.text.clone());
     remark(&mut plan, &parent);
-    Ok(Release { plan, name, parent, options, target: target.to_path_buf() })
+    Ok(Release { plan, projector, name, parent, options, target: target.to_path_buf() })
 }
 
 fn importance_name(name: &str) -> String {
@@ -185,7 +195,7 @@ impl Release {
         let importance = self.plan.save_importance.iter().map(|path| name(path));
         let reports = REPORTS.iter().filter(|_| self.options.measurement.is_some()).map(|s| s.to_string());
         let rest = ["README.md", MANIFEST, SUMS].map(String::from);
-        outputs.chain(importance).chain(reports).chain(rest).collect()
+        outputs.chain(projector::names(self)).chain(importance).chain(reports).chain(rest).collect()
     }
 
     /// The files of the source that say what may be done with the model.
@@ -230,15 +240,18 @@ pub fn run(release: &Release, control: &Control, report: &dyn Report) -> Result<
     if let Some((data, _)) = convert::data_of(&release.plan) {
         key["calibration"] = serde_json::json!(Identity::of_data(&data, &control.cancel)?);
     }
+    if let Some(projector) = &release.projector {
+        key["projector"] = projector.recipe.to_json();
+    }
     let place = Place::begin(&release.target, &key, run)?;
     if !place.resumed {
         enough_space(release)?;
     }
     let made = fill(release, &place, run).inspect_err(|_| place.tell(run))?;
-    let Filled { artifacts, report, verdict } = made;
+    let Filled { artifacts, projectors, report, verdict } = made;
     let seconds = begin.elapsed().as_secs_f64();
     match verdict {
-        Ok(()) => Ok(Released { folder: place.publish()?, artifacts, report, seconds }),
+        Ok(()) => Ok(Released { folder: place.publish()?, artifacts, projectors, report, seconds }),
         Err(Error::Gate(what)) => {
             let kept = place.reject()?;
             let page = kept.join(REPORTS[1]);
@@ -253,6 +266,7 @@ fn enough_space(release: &Release) -> Result<()> {
         .plan
         .outputs
         .iter()
+        .chain(release.projector.iter().flat_map(|plan| &plan.outputs))
         .map(|o| match &o.what {
             Decided::File(file) => file.sizes.file_bytes,
             Decided::Folder(folder) => folder.tensor_bytes(),
@@ -271,6 +285,7 @@ fn enough_space(release: &Release) -> Result<()> {
 /// What is in a release's folder, and what the gates say of it.
 struct Filled {
     artifacts: Vec<Artifact>,
+    projectors: Vec<Artifact>,
     report: Option<report::Report>,
     verdict: Result<()>,
 }
@@ -278,6 +293,7 @@ struct Filled {
 fn fill(release: &Release, place: &Place, run: Run) -> Result<Filled> {
     let made = convert(release, run)?;
     let mut artifacts = release.plan.outputs.iter().map(|o| Artifact::open(o, run)).collect::<Result<Vec<_>>>()?;
+    let projectors = projector::make(release, run)?;
     let report = measured(release, &made, &mut artifacts, run)?;
     artifacts.sort_by_key(|a| a.bytes);
     if let Some(report) = &report {
@@ -289,7 +305,7 @@ fn fill(release: &Release, place: &Place, run: Run) -> Result<Filled> {
         place.copy(&release.plan.source.ckpt.dir().join(&name), &name)?;
     }
     cards_of_folders(release, place, &artifacts)?;
-    place.text("README.md", &card::text(release, &artifacts, report.as_ref()))?;
+    place.text("README.md", &card::text(release, &artifacts, &projectors, report.as_ref()))?;
     // Cards are edited on the Hub; that is no damage.
     let is_hashed = |name: &String| !is_card(name) && name != MANIFEST && name != SUMS;
     let names: Vec<String> = place.files()?.into_iter().filter(is_hashed).collect();
@@ -297,12 +313,12 @@ fn fill(release: &Release, place: &Place, run: Run) -> Result<Filled> {
     let phase = run.phase("hashing", sizes.map(|m| m.len()).sum(), Unit::Bytes);
     let mut hashed = names.iter().map(|name| hashes::hash(place.folder(), name, run)).collect::<Result<Vec<_>>>()?;
     drop(phase);
-    place.text(MANIFEST, &manifest::text(release, &artifacts, &hashed))?;
+    place.text(MANIFEST, &manifest::text(release, &artifacts, &projectors, &hashed))?;
     hashed.push(hashes::hash(place.folder(), MANIFEST, run)?);
     place.text(SUMS, &hashes::sums(&hashed))?;
     run.check()?;
     let verdict = report.as_ref().map_or(Ok(()), |report| gate::verdict(&report.gates));
-    Ok(Filled { artifacts, report, verdict })
+    Ok(Filled { artifacts, projectors, report, verdict })
 }
 
 /// Makes what is not there yet. GGUF files come of one pass, so they are made together.

@@ -41,7 +41,7 @@ impl Place {
         if partial.symlink_metadata().is_ok() {
             let note = partial.join(NOTE);
             if !note.is_file() && holds_anything(&partial) {
-                let what = "is not the unfinished work of this program, and is in the way; move it away";
+                let what = "is in the way and was not made by this program; move it";
                 return Err(Error::Exists { path: partial, what, replaceable: false });
             }
             // Held until the folder is gone or taken up.
@@ -63,7 +63,7 @@ impl Place {
         if !resumed {
             disk::create_folder(&partial).map_err(|e| match e.kind() {
                 std::io::ErrorKind::NotFound => {
-                    Error::storage(format!("{}: the folder it should lie in does not exist", target.display()))
+                    Error::storage(format!("{}: its parent folder does not exist", target.display()))
                 }
                 _ => Error::io(&partial, e),
             })?;

@@ -24,7 +24,7 @@ pub struct Package {
 pub fn package(folder: &Path, id: &str, run: Run) -> Result<Package> {
     let manifest = read(folder).ok().filter(|manifest| manifest["schema"] == SCHEMA);
     let manifest = manifest.ok_or_else(|| {
-        let what = format!("{} is no release: it has no manifest of one", folder.display());
+        let what = format!("{} is not a release: it has no release manifest", folder.display());
         Error::request(what).hint("make one with `quantize release`")
     })?;
     let list = folder.join(SUMS);
@@ -32,8 +32,8 @@ pub fn package(folder: &Path, id: &str, run: Run) -> Result<Package> {
     let mut files = Vec::new();
     for (path, hash) in parse_sums(&text, &list)? {
         if !folder.join(&path).is_file() {
-            let what = format!("is on the list in {SUMS} and not here");
-            return Err(Error::bad_file(folder.join(&path), what).hint("push a whole release"));
+            let what = format!("is listed in {SUMS} but missing");
+            return Err(Error::bad_file(folder.join(&path), what).hint("push a complete release"));
         }
         files.push(of_file(folder, &path, hash)?);
     }
@@ -42,7 +42,7 @@ pub fn package(folder: &Path, id: &str, run: Run) -> Result<Package> {
         for file in &files {
             let place = folder.join(&file.path);
             if crate::source::sha256_file(&place, &run.control.cancel)? != file.sha256 {
-                let what = format!("is not as it was released: its hash is not that in {SUMS}");
+                let what = format!("was changed after the release: its hash does not match {SUMS}");
                 return Err(Error::bad_file(place, what).hint("make the release again"));
             }
             run.advance(file.size);

@@ -59,7 +59,7 @@ pub fn verify(folder: &Path, control: &Control, report: &dyn Report) -> Result<V
         }
     }
     let mut artifacts = Vec::new();
-    for row in manifest["artifacts"].as_array().into_iter().flatten() {
+    for row in ["artifacts", "projectors"].iter().filter_map(|key| manifest[key].as_array()).flatten() {
         let Some(path) = row["path"].as_str().filter(|path| is_inside(path)) else { continue };
         let place = folder.join(path);
         if place.exists() {

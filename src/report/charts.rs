@@ -315,13 +315,23 @@ pub fn shown_error(t: &TensorDamage) -> f64 {
     t.rel_error_weighted.unwrap_or(t.rel_error)
 }
 
-/// Error per layer and kind of tensor: a strip for every kind, a block of strips for every candidate, all in one scale and
-/// one order.
-pub fn strips(report: &Report) -> Option<String> {
-    let shown = |t: &&TensorDamage| t.layer.is_some() && shown_error(t) > 0.0 && shown_error(t).is_finite();
+/// A tensor that has a place in a chart of errors.
+fn shown(t: &&TensorDamage) -> bool {
+    t.layer.is_some() && shown_error(t) > 0.0 && shown_error(t).is_finite()
+}
+
+/// The candidates that have one, the largest first.
+pub fn with_strips(report: &Report) -> Vec<&Candidate> {
     let mut candidates: Vec<&Candidate> =
         report.candidates.iter().filter(|c| c.tensors.iter().any(|t| shown(&t))).collect();
     candidates.sort_by_key(|c| std::cmp::Reverse(c.artifact.bytes));
+    candidates
+}
+
+/// Error per layer and kind of tensor: a strip for every kind, a block of strips for every candidate, all in one scale and
+/// one order.
+pub fn strips(report: &Report) -> Option<String> {
+    let candidates = with_strips(report);
     let mut out = String::new();
     let all = || candidates.iter().flat_map(|c| c.tensors.iter().filter(shown));
     let low = all().map(shown_error).fold(f64::MAX, f64::min);
@@ -337,7 +347,7 @@ pub fn strips(report: &Report) -> Option<String> {
         }
     }
     roles.sort_by_key(|(layer, _)| *layer);
-    for c in &candidates {
+    for (number, c) in candidates.iter().enumerate() {
         let tensors: Vec<&TensorDamage> = c.tensors.iter().filter(shown).collect();
         // Eight steps, even on a log scale; at least a factor of two from end to end, lest rounding look like structure.
         let (mid, span) = ((low * high).sqrt().ln(), (high / low).max(2.0).ln());
@@ -345,7 +355,7 @@ pub fn strips(report: &Report) -> Option<String> {
         let end = |side: f64| percent((mid + side * span / 2.0).exp(), 2);
         add!(
             out,
-            "<h3 class=\"ramp\">{}<span>{}</span><svg viewBox=\"0 0 8 1\" preserveAspectRatio=\"none\" role=\"img\" \
+            "<h3 class=\"ramp\" id=\"error-{number}\">{}<span>{}</span><svg viewBox=\"0 0 8 1\" preserveAspectRatio=\"none\" role=\"img\" \
              aria-label=\"colour scale\">",
             escape(&c.artifact.name),
             end(-1.0)

@@ -58,15 +58,7 @@ pub fn bytes(n: u64) -> String {
 
 /// `12 345`, in groups of three with narrow no-break spaces.
 pub fn count(n: usize) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) && digits.len() > 4 {
-            out.push('\u{202f}');
-        }
-        out.push(c);
-    }
-    out
+    crate::writer::gguf::count(n as u64)
 }
 
 /// `135 M`, `8.03 B` parameters.

@@ -3,13 +3,13 @@
 
 use std::fmt::Write;
 
-use super::charts;
 use super::format::{
     bytes, count, duration, fixed, html as escape, parameters, percent, signed, signed_percent, significant,
 };
 use super::schema::{Candidate, Report, TensorDamage};
 use super::summary;
 use super::text::decimals_for;
+use super::{charts, generation, names};
 use crate::eval::{Estimate, Statistics};
 
 /// Adds formatted text; writing to a `String` cannot fail.
@@ -19,6 +19,7 @@ macro_rules! add {
 
 /// Renders the whole page.
 pub fn render_html(report: &Report) -> String {
+    let report = &*names::shortened(report);
     let title = escape(&summary::title(report));
     let mut out = String::with_capacity(64 * 1024);
     add!(
@@ -46,9 +47,9 @@ pub fn render_html(report: &Report) -> String {
         &mut out,
         "By text",
         &[if report.is_of_vectors() {
-            "Mean cosine on each text; all else on this page is of the first, the worst."
+            "Mean cosine on each text; everything else on this page is for the first, the worst."
         } else {
-            "KL divergence on each text; all else on this page is of the first, the worst."
+            "KL divergence on each text; everything else on this page is for the first, the worst."
         }],
         sortable(&super::text::texts(report)),
     );
@@ -61,6 +62,19 @@ pub fn render_html(report: &Report) -> String {
         ],
         answers(report),
     );
+    let along = generation::positions(report);
+    section(
+        &mut out,
+        "Along the context",
+        &[
+            "KL divergence by the number of tokens before the one that is predicted: what grows to the right is lost in long contexts.",
+        ],
+        along.and_then(|(_, rows)| sortable(&rows)),
+    );
+    if let Some((title, rows)) = generation::continuations(report) {
+        let title = format!("{title}.");
+        section(&mut out, "Generation", &[&title, generation::LEGEND], sortable(&rows));
+    }
     section(
         &mut out,
         "How single predictions move",
@@ -216,6 +230,9 @@ fn cell(out: &mut String, key: f64, text: &str, small: &str) {
     add!(out, "<td data-v=\"{key}\">{text}{small}</td>");
 }
 
+/// A cell of nothing; narrow screens leave it out.
+const NONE: &str = "<td class=\"none\">–</td>";
+
 /// `low–high`, for figures that are never negative.
 fn range(e: Estimate, show: impl Fn(f64) -> String) -> String {
     e.ci95.map_or(String::new(), |[low, high]| format!("{}–{}", show(low), show(high)))
@@ -234,15 +251,15 @@ fn results(report: &Report) -> Option<String> {
         let a = &base.artifact;
         add!(out, "<tr class=\"base\"><td>{} (base)</td>", escape(&a.name));
         cell(&mut out, a.bytes as f64, &bytes(a.bytes), &format!("{} bpw", fixed(a.bpw, 2)));
-        out += &"<td>–</td>".repeat(3);
+        out += &NONE.repeat(3);
         match base.ppl.or(all.first().map(|(_, s)| s.ppl_base)) {
             Some(p) => {
                 let d = decimals_for(p).clamp(2, 3);
                 cell(&mut out, p.value, &fixed(p.value, d), &range(p, |v| fixed(v, d)));
             }
-            None => out += "<td>–</td>",
+            None => out += NONE,
         }
-        out += &"<td>–</td>".repeat(2);
+        out += &NONE.repeat(2);
         out += "</tr>";
     }
     let mut candidates: Vec<&Candidate> = report.candidates.iter().collect();
@@ -257,7 +274,7 @@ fn results(report: &Report) -> Option<String> {
         match &c.stats {
             Some(s) => {
                 let bare = |v: f64| fixed(100.0 * v, 1);
-                let d = decimals_for(s.kld).min(5);
+                let d = decimals_for(s.kld);
                 cell(&mut out, s.kld.value, &fixed(s.kld.value, d), &range(s.kld, |v| fixed(v, d)));
                 cell(&mut out, s.kld_percentiles.p99, &significant(s.kld_percentiles.p99, 3), "");
                 cell(&mut out, s.same_top.value, &percent(s.same_top.value, 1), &range(s.same_top, bare));
@@ -269,14 +286,14 @@ fn results(report: &Report) -> Option<String> {
                 cell(&mut out, s.ppl_ratio.value, &signed_percent(s.ppl_ratio.value - 1.0, d), &ci);
                 cell(&mut out, s.dp_rms.value, &percent(s.dp_rms.value, 1), &range(s.dp_rms, bare));
             }
-            None => out += &"<td>–</td>".repeat(6),
+            None => out += &NONE.repeat(6),
         }
         out += "</tr>";
     }
     out += "</tbody></table></div>";
     if !all.is_empty() {
         out += "<details><summary>All statistics</summary>";
-        statistics(&mut out, &all);
+        super::statistics::table(&mut out, &all);
         out += "</details>";
         out += GLOSSARY;
     }
@@ -292,73 +309,6 @@ const GLOSSARY: &str = "<details><summary>What the columns mean</summary><dl cla
     <dt>bpw</dt><dd>Bits per weight: 8 times the bytes of tensor data over the number of parameters.</dd>\
     <dt>Intervals</dt><dd>95 % confidence intervals by bootstrap over whole chunks, because neighbouring tokens are not \
     independent.</dd></dl></details>";
-
-/// Every figure that llama-perplexity prints, a column per candidate.
-fn statistics(out: &mut String, all: &[(&Candidate, &Statistics)]) {
-    *out += "<div class=\"scroll\"><table><thead><tr><th>Statistic</th>";
-    for (c, _) in all {
-        add!(out, "<th>{}</th>", escape(&c.artifact.name));
-    }
-    *out += "</tr></thead><tbody>";
-    let pm = |e: Estimate, scale: f64, unit: &str| {
-        let e = Estimate { value: e.value * scale, std_error: e.std_error * scale, ci95: None };
-        format!("{} ± {}{unit}", fixed(e.value, decimals_for(e)), fixed(e.std_error, decimals_for(e)))
-    };
-    let points = "\u{a0}%";
-    type Show<'a> = &'a dyn Fn(&Statistics) -> String;
-    let rows: [(&str, Show); 12] = [
-        ("Perplexity", &|s| pm(s.ppl, 1.0, "")),
-        ("Perplexity of the base", &|s| pm(s.ppl_base, 1.0, "")),
-        ("Correlation of ln PPL", &|s| percent(s.correlation, 2)),
-        ("ln(PPL / base)", &|s| pm(s.ln_ppl_ratio, 1.0, "")),
-        ("PPL / base", &|s| pm(s.ppl_ratio, 1.0, "")),
-        ("PPL − base", &|s| pm(s.ppl_difference, 1.0, "")),
-        ("KL mean", &|s| pm(s.kld, 1.0, "")),
-        ("Δp mean", &|s| pm(s.dp, 100.0, points)),
-        ("Δp RMS", &|s| pm(s.dp_rms, 100.0, points)),
-        ("Same top", &|s| pm(s.same_top, 100.0, points)),
-        ("Tokens scored", &|s| count(s.tokens)),
-        ("KL median", &|s| fixed(s.kld_percentiles.median, 6)),
-    ];
-    for (name, value) in rows {
-        add!(out, "<tr><td>{name}</td>");
-        for (_, s) in all {
-            add!(out, "<td>{}</td>", value(s));
-        }
-        *out += "</tr>";
-    }
-    type Pick = fn(&crate::eval::stats::Percentiles) -> f64;
-    let picks: [(&str, Pick); 13] = [
-        ("maximum", |p| p.max),
-        ("99.9 %", |p| p.p99_9),
-        ("99 %", |p| p.p99),
-        ("95 %", |p| p.p95),
-        ("90 %", |p| p.p90),
-        ("75 %", |p| p.p75),
-        ("median", |p| p.median),
-        ("25 %", |p| p.p25),
-        ("10 %", |p| p.p10),
-        ("5 %", |p| p.p5),
-        ("1 %", |p| p.p1),
-        ("0.1 %", |p| p.p0_1),
-        ("minimum", |p| p.min),
-    ];
-    for (name, pick) in picks.iter().filter(|(name, _)| *name != "median") {
-        add!(out, "<tr><td>KL {name}</td>");
-        for (_, s) in all {
-            add!(out, "<td>{}</td>", fixed(pick(&s.kld_percentiles), 6));
-        }
-        *out += "</tr>";
-    }
-    for (name, pick) in picks {
-        add!(out, "<tr><td>Δp {name}</td>");
-        for (_, s) in all {
-            add!(out, "<td>{}</td>", signed_percent(pick(&s.dp_percentiles), 3));
-        }
-        *out += "</tr>";
-    }
-    *out += "</tbody></table></div>";
-}
 
 /// More pairs than this are folded away behind their summary.
 const SHOWN_PAIRS: usize = 6;
@@ -414,8 +364,28 @@ fn pairs(report: &Report) -> Option<String> {
     Some(format!("<p>{verdict}</p>{out}"))
 }
 
+/// More candidates than this have a list of links above their charts.
+const LISTED: usize = 4;
+
 fn damage(report: &Report) -> Option<String> {
     let mut out = charts::strips(report)?;
+    let names: Vec<&str> = charts::with_strips(report).iter().map(|c| c.artifact.name.as_str()).collect();
+    if names.len() > LISTED {
+        let links = names.iter().enumerate().map(|(i, name)| format!("<a href=\"#error-{i}\">{}</a>", escape(name)));
+        out = format!("<nav class=\"toc\">{}</nav>{out}", links.collect::<Vec<_>>().join(" "));
+    }
+    let absent: Vec<String> = report
+        .candidates
+        .iter()
+        .map(|c| &c.artifact.name)
+        .filter(|n| !names.contains(&n.as_str()))
+        .map(|n| escape(n))
+        .collect();
+    if !absent.is_empty() {
+        let why =
+            "their tensors cannot be compared with the original's one by one, because channels were scaled or sorted";
+        add!(out, "<p class=\"note\">Not shown: {}; {why}.</p>", absent.join(", "));
+    }
     for c in report.candidates.iter().filter(|c| !c.tensors.is_empty()) {
         let mut tensors: Vec<&TensorDamage> = c.tensors.iter().collect();
         tensors.sort_by(|a, b| charts::shown_error(b).total_cmp(&charts::shown_error(a)));

@@ -3,7 +3,7 @@
 
 use super::format::{html as escape, percent, significant};
 use super::schema::{Report, TensorDamage};
-use super::{summary, text, vectors};
+use super::{departures, generation, names, summary, text, vectors};
 use crate::escape::markdown as inert;
 
 /// Most damaged tensors shown per candidate.
@@ -31,6 +31,7 @@ fn fold(out: &mut String, title: &str, body: &str) {
 
 /// Renders for GitHub and Hugging Face.
 pub fn render_markdown(report: &Report) -> String {
+    let report = &*names::shortened(report);
     let mut out = format!("## {}\n\n**{}**\n\n", inert(&summary::title(report)), inert(&summary::headline(report)));
     for line in summary::verdict(report) {
         out += &format!("- {}\n", inert(&line));
@@ -59,10 +60,14 @@ pub fn render_markdown(report: &Report) -> String {
     let texts = text::texts(report);
     if !texts.is_empty() {
         out += if report.is_of_vectors() { "Mean cosine" } else { "KL divergence" };
-        out += " by text; all else here is of the first, the worst.\n\n";
+        out += " by text. Everything else here is for the first, the worst.\n\n";
         table(&mut out, &texts);
     }
     for (title, rows) in super::tasks::tables(report) {
+        out += &format!("**{}**\n\n", inert(&title));
+        table(&mut out, &rows);
+    }
+    for (title, rows) in generation::positions(report).into_iter().chain(generation::continuations(report)) {
         out += &format!("**{}**\n\n", inert(&title));
         table(&mut out, &rows);
     }
@@ -125,17 +130,12 @@ pub fn render_markdown(report: &Report) -> String {
                 l.reason.clone(),
             ]);
         }
-        match report.ledger.len() > 20 {
-            true => {
-                let mut body = String::new();
-                table(&mut body, &rows);
-                fold(&mut out, &format!("{} departures from what was asked", report.ledger.len()), &body);
-            }
-            false => {
-                out += "### Departures from what was asked\n\n";
-                table(&mut out, &rows);
-            }
-        }
+        out += "### Departures from what was asked\n\n";
+        departures::lines(report).iter().for_each(|line| out += &format!("- {}\n", inert(line)));
+        out.push('\n');
+        let mut body = String::new();
+        table(&mut body, &rows);
+        fold(&mut out, "Tensor by tensor", &body);
     }
     let mut how = String::new();
     if let Some(method) = summary::method(report) {

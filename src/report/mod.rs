@@ -2,16 +2,21 @@
 //! models; everything it shows is in the JSON, so a saved report can be rendered again anywhere.
 
 mod charts;
+mod departures;
 pub(crate) mod format;
+mod generation;
 mod html;
 mod markdown;
+mod names;
 mod schema;
 mod sizes;
+mod statistics;
 pub(crate) mod summary;
 mod tasks;
 pub(crate) mod text;
 pub(crate) mod vectors;
 
+pub(crate) use departures::grouped;
 pub use html::render_html;
 pub use markdown::render_markdown;
 pub use schema::*;

@@ -7,8 +7,10 @@ use serde::{Deserialize, Serialize};
 pub use crate::convert::LedgerRow;
 use crate::error::Hint;
 use crate::eval::bootstrap::{Bootstrap, Pair};
+pub use crate::eval::continuations::{Continued, EqualAfter};
 use crate::eval::cosine::{Cosines, Measured};
 use crate::eval::gate::GateOutcome;
+pub use crate::eval::positions::AtPositions;
 use crate::eval::scores::Scores;
 use crate::eval::stats::{Estimate, Percentiles, Statistics};
 pub use crate::eval::tasks::Kind;
@@ -55,6 +57,9 @@ pub struct Report {
     /// What was answered to questions with several answers, file by file.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<TaskResult>,
+    /// How long greedy continuations of prompts from the text are the base's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continuations: Option<Continuations>,
     /// Every departure from what was asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ledger: Vec<LedgerRow>,
@@ -148,6 +153,9 @@ pub struct Candidate {
     /// How near its scores are, where models are classifiers or rerankers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scores: Option<Scores>,
+    /// What it lost by the position in the window; empty where windows are short.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub positions: Vec<AtPositions>,
     /// How it was made; absent where it does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made: Option<Made>,
@@ -157,6 +165,19 @@ pub struct Candidate {
     /// What each group of tensors costs, where that was measured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ablation: Vec<Ablation>,
+}
+
+/// Prompts continued by the base and by every candidate.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Continuations {
+    /// How many prompts.
+    pub starts: usize,
+    /// Tokens of each.
+    pub prompt: usize,
+    /// Tokens that each was continued by.
+    pub length: usize,
+    /// What became of each candidate's, in their order.
+    pub candidates: Vec<Continued>,
 }
 
 /// What the models answered to the questions of one file.

@@ -73,7 +73,7 @@ pub fn verdict(report: &Report) -> Vec<String> {
     let avoid: Vec<&str> =
         all.iter().zip(&beaten).filter(|(_, beaten)| **beaten).map(|((c, _), _)| c.artifact.name.as_str()).collect();
     if !avoid.is_empty() {
-        lines.push(format!("Leave: {}; others here are no larger and closer to the original.", avoid.join(", ")));
+        lines.push(format!("Skip: {}; others here are no larger and closer to the original.", avoid.join(", ")));
     }
     lines
 }
@@ -137,15 +137,15 @@ fn answered(report: &Report) -> String {
     let Some(first) = report.tasks.first() else { return String::new() };
     let base = percent(first.base.accuracy.value, 1);
     if report.candidates.is_empty() {
-        return format!("{} answers {base} of {} questions rightly.", title(report), first.kind.title());
+        return format!("{} answers {base} of {} questions correctly.", title(report), first.kind.title());
     }
     let is_worse = |a: &Answered| a.p.is_some_and(|p| p < 0.05) && a.difference.is_some_and(|d| d.value < 0.0);
     let worse = (0..report.candidates.len())
         .filter(|i| report.tasks.iter().any(|t| t.candidates.get(*i).is_some_and(is_worse)));
     match worse.count() {
-        0 => format!("No candidate answers significantly fewer questions rightly than the base ({base})."),
-        1 => format!("One candidate answers significantly fewer questions rightly than the base ({base})."),
-        n => format!("{n} candidates answer significantly fewer questions rightly than the base ({base})."),
+        0 => format!("No candidate answers significantly fewer questions correctly than the base ({base})."),
+        1 => format!("One candidate answers significantly fewer questions correctly than the base ({base})."),
+        n => format!("{n} candidates answer significantly fewer questions correctly than the base ({base})."),
     }
 }
 

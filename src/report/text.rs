@@ -3,7 +3,7 @@
 pub use super::format::decimals_for;
 use super::format::{fixed, percent, signed_percent, significant};
 use super::schema::Report;
-use super::{sizes, summary, vectors};
+use super::{departures, generation, names, sizes, summary, vectors};
 use crate::escape;
 use crate::eval::Estimate;
 
@@ -17,24 +17,24 @@ pub fn table(report: &Report) -> Vec<Vec<String>> {
     if report.is_of_vectors() {
         return vectors::table(report);
     }
-    let head = ["model", "size", "of base", "bpw", "perplexity", "vs base", "KL mean", "KL 99%", "RMS Δp", "same top"];
+    let head = ["model", "size", "of base", "bpw", "KL mean", "same top", "perplexity", "vs base", "KL 99 %", "RMS Δp"];
     let mut rows = vec![head.map(str::to_string).to_vec()];
     let dash = || "–".to_string();
     if let Some(mut row) = sizes::of_base(report) {
         let ppl = report.base.as_ref().and_then(|base| base.ppl);
         let ppl = ppl.or_else(|| summary::measured(report).first().map(|(_, s)| s.ppl_base));
-        row.push(ppl.map_or_else(dash, |p| with_error(p, decimals_for(p).clamp(2, 3))));
-        rows.push(row.into_iter().chain((0..5).map(|_| dash())).collect());
+        row.extend([dash(), dash(), ppl.map_or_else(dash, |p| with_error(p, decimals_for(p).clamp(2, 3)))]);
+        rows.push(row.into_iter().chain((0..3).map(|_| dash())).collect());
     }
     for (c, mut row) in sizes::of_candidates(report) {
         match &c.stats {
             Some(s) => row.extend([
+                with_error(s.kld, decimals_for(s.kld)),
+                percent(s.same_top.value, 2),
                 with_error(s.ppl, decimals_for(s.ppl).clamp(2, 3)),
                 signed_percent(s.ppl_ratio.value - 1.0, 2),
-                with_error(s.kld, decimals_for(s.kld)),
                 significant(s.kld_percentiles.p99, 3),
                 percent(s.dp_rms.value, 2),
-                percent(s.same_top.value, 2),
             ]),
             None => row.extend((0..6).map(|_| dash())),
         }
@@ -64,27 +64,66 @@ pub fn texts(report: &Report) -> Vec<Vec<String>> {
     rows
 }
 
-/// A line of it.
+/// Columns of a terminal.
+const WIDTH: usize = 80;
+
+/// A paragraph of it, wrapped; what is indented goes on two columns further in.
 fn add(out: &mut String, line: &str) {
-    *out += &escape::line(line);
+    *out += &wrap(&escape::line(line), WIDTH);
     out.push('\n');
 }
 
-/// Rows with their cells under each other, the first column to the left.
+/// Breaks a line between words.
+pub fn wrap(line: &str, width: usize) -> String {
+    let lead = line.len() - line.trim_start_matches(' ').len();
+    let indent = if lead > 0 { lead + 2 } else { 0 };
+    let (mut out, mut column) = (" ".repeat(lead), lead);
+    for (i, word) in line[lead..].split(' ').enumerate() {
+        let len = word.chars().count();
+        if i > 0 && column + 1 + len > width {
+            out += &format!("\n{}", " ".repeat(indent));
+            column = indent;
+        } else if i > 0 {
+            out.push(' ');
+            column += 1;
+        }
+        out += word;
+        column += len;
+    }
+    out
+}
+
+/// Rows with their cells under each other, the first column to the left. What is too wide goes on below, behind the first
+/// column again.
 fn aligned(out: &mut String, rows: &[Vec<String>]) {
     let rows: Vec<Vec<_>> = rows.iter().map(|row| row.iter().map(|cell| escape::line(cell)).collect()).collect();
     let columns = rows.first().map_or(0, Vec::len);
     let width = |c: usize| rows.iter().filter_map(|row| row.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
-    for row in &rows {
-        let cells = row.iter().zip(&widths).enumerate();
-        let cells = cells.map(|(i, (cell, &w))| if i == 0 { format!("{cell:<w$}") } else { format!("{cell:>w$}") });
-        add(out, &cells.collect::<Vec<_>>().join("  "));
+    let mut from = 1;
+    while from < columns.max(2) {
+        let mut to = from;
+        let mut wide = widths.first().copied().unwrap_or(0);
+        while to < columns && (to == from || wide + 2 + widths[to] <= WIDTH) {
+            wide += 2 + widths[to];
+            to += 1;
+        }
+        if from > 1 {
+            out.push('\n');
+        }
+        for row in &rows {
+            let cells = row.iter().zip(&widths).enumerate().filter(|(i, _)| *i == 0 || (from..to).contains(i));
+            let cells = cells.map(|(i, (cell, &w))| if i == 0 { format!("{cell:<w$}") } else { format!("{cell:>w$}") });
+            *out += cells.collect::<Vec<_>>().join("  ").trim_end();
+            out.push('\n');
+        }
+        from = to.max(from + 1);
     }
 }
 
-/// Renders for a terminal: at most about 110 columns, aligned by characters.
+/// Renders for a terminal of 80 columns.
 pub fn render_text(report: &Report) -> String {
+    let report = &*names::shortened(report);
     let mut out = String::new();
     add(&mut out, &summary::title(report));
     add(&mut out, &summary::headline(report));
@@ -95,20 +134,29 @@ pub fn render_text(report: &Report) -> String {
     if rows.len() > 1 && !summary::answers_only(report) {
         out.push('\n');
         aligned(&mut out, &rows);
-        out += &match report.is_of_vectors() {
-            true => format!("\n{}\n", vectors::LEGEND),
-            false => "\nKL in nats per token; ± is one standard error over chunks of the text.\n".to_string(),
-        };
+        out.push('\n');
+        add(
+            &mut out,
+            match report.is_of_vectors() {
+                true => vectors::LEGEND,
+                false => "KL in nats per token; ± is one standard error over chunks of the text.",
+            },
+        );
     }
     let texts = texts(report);
     if !texts.is_empty() {
         let what = if report.is_of_vectors() { "Mean cosine" } else { "KL" };
-        out += &format!("\n{what} by text; all above is of the first, the worst:\n");
+        out += &format!("\n{what} by text (everything above is for the first, the worst):\n");
         aligned(&mut out, &texts);
     }
     for (title, rows) in super::tasks::tables(report) {
         out.push('\n');
         add(&mut out, &title);
+        aligned(&mut out, &rows);
+    }
+    for (title, rows) in generation::positions(report).into_iter().chain(generation::continuations(report)) {
+        out.push('\n');
+        add(&mut out, &format!("{title}:"));
         aligned(&mut out, &rows);
     }
     if let Some((_, verdict)) = summary::gates(report) {
@@ -133,13 +181,10 @@ pub fn render_text(report: &Report) -> String {
             );
         }
     }
-    if !report.ledger.is_empty() {
-        out += "\nDepartures from what was asked:\n";
-        for row in &report.ledger {
-            let tensor = row.tensor.as_deref().map(|t| format!(" {t}")).unwrap_or_default();
-            let departure = format!("{}{tensor}: {} → {} ({})", row.kind, row.asked, row.done, row.reason);
-            add(&mut out, &format!("  {}: {departure}", row.candidate));
-        }
+    let departures = departures::lines(report);
+    if !departures.is_empty() {
+        out += "\nDepartures from what was asked (tensor by tensor in the JSON report):\n";
+        departures.iter().for_each(|line| add(&mut out, &format!("  {line}")));
     }
     if let Some(method) = summary::method(report) {
         out.push('\n');

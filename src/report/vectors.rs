@@ -74,8 +74,7 @@ pub fn details(report: &Report) -> Vec<String> {
     let base = report.base.as_ref().and_then(|base| base.vectors.as_ref()?.between);
     if let Some(between) = base {
         lines.push(format!(
-            "Vectors of different chunks have cosines of {} to {} to each other, {} in the middle. What a quantized file loses \
-             is told by compare.",
+            "Vectors of different chunks have cosines of {} to {} to each other, {} in the middle. `quantize compare` tells what a quantized file loses.",
             shown_cosine(between.min),
             shown_cosine(between.max),
             shown_cosine(between.median)

@@ -151,7 +151,7 @@ fn module_shape(
 /// What is wrong with a packed module, and where.
 fn fault(ckpt: &Checkpoint, name: &str, t: Option<&TensorMeta>, why: String) -> Error {
     let file = t.and_then(|t| ckpt.files.get(t.file)).map_or(&ckpt.dir, |f| &f.path);
-    Error::bad_file(file, why).tensor(name).hint("does config.json belong to these weights?")
+    Error::bad_file(file, why).tensor(name).hint("check that config.json belongs to these weights")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -219,7 +219,7 @@ impl Checkpoint {
 }
 
 fn not_packed(t: &TensorMeta) -> Error {
-    Error::Internal(format!("tensor '{}' is no packed module", t.name))
+    Error::Internal(format!("tensor '{}' is not a packed module", t.name))
 }
 
 impl Compressed {

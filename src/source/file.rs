@@ -60,7 +60,7 @@ impl SourceFile {
         match metadata.len() == self.len && metadata.modified().ok() == self.modified {
             true => Ok(()),
             false => Err(Error::bad_file(&self.path, "the file changed while it was being read")
-                .hint("let nothing write to the checkpoint meanwhile, and run again")),
+                .hint("make sure nothing writes to the checkpoint, and run again")),
         }
     }
 
@@ -75,7 +75,7 @@ impl SourceFile {
     pub fn read_at(&self, position: u64, out: &mut [u8]) -> Result<()> {
         read_exact_at(&self.handle, position, out).map_err(|e| match e.kind() {
             ErrorKind::UnexpectedEof => Error::bad_file(&self.path, "the file became shorter while it was being read")
-                .hint("let nothing write to the checkpoint meanwhile, and run again"),
+                .hint("make sure nothing writes to the checkpoint, and run again"),
             _ => Error::io(&self.path, e),
         })
     }

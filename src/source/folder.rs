@@ -62,7 +62,7 @@ fn open_folder(dir: &Path) -> Result<Checkpoint> {
         if names.contains(SINGLE) && !index.values().any(|file| file == SINGLE) {
             let aside: BTreeSet<&str> = index.values().map(String::as_str).filter(|f| names.contains(*f)).collect();
             let remark = aside.first().map(|first| {
-                format!("{SINGLE} is read, as transformers does; {first} and what else {INDEX} names is left aside")
+                format!("{SINGLE} is read, as transformers does; {first} and what else {INDEX} names is ignored")
             });
             return Ok(open_all(dir, [SINGLE])?.remarking(remark));
         }
@@ -98,7 +98,7 @@ fn open_folder(dir: &Path) -> Result<Checkpoint> {
             } else if names.iter().any(|n| is_pytorch(n)) {
                 Err(pytorch(dir))
             } else {
-                let error = Error::bad_file(dir, "holds no model: there is no .safetensors and no .gguf file in it");
+                let error = Error::bad_file(dir, "has no model: there is no .safetensors or .gguf file in it");
                 let inside = names
                     .iter()
                     .find(|name| list(&dir.join(name)).is_ok_and(|n| n.iter().any(|n| n.ends_with(".safetensors"))));

@@ -6,6 +6,7 @@
 mod cache;
 mod choose;
 mod client;
+mod tls;
 pub mod upload;
 
 use crate::error::Hint;
@@ -27,6 +28,8 @@ pub struct HubOptions {
     pub token: Option<String>,
     /// Address of an HTTP or SOCKS proxy.
     pub proxy: Option<String>,
+    /// A file of certificates (PEM), or a folder of such files, to trust instead of the built-in ones.
+    pub certificates: Option<PathBuf>,
     /// Use the cache alone.
     pub offline: bool,
     /// Branch, tag or commit.

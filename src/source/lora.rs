@@ -83,7 +83,7 @@ pub(super) fn merged(mut base: Checkpoint, path: &Path) -> Result<Checkpoint> {
         match PARTS.iter().find_map(|part| Some((*part, name.strip_suffix(part)?))) {
             Some((part, module)) => drop(modules.entry(module.to_string()).or_default().insert(part, t)),
             None if name.contains("lora_") || name.contains("token_adapter") => {
-                let what = format!("{}: is of a kind of adapter that is not merged", weights.display());
+                let what = format!("{}: is a kind of adapter that cannot be merged", weights.display());
                 return Err(Error::unsupported(what).tensor(&t.name).hint(MERGE_FIRST));
             }
             None => base.replace(&name, t, &weights)?,
@@ -120,7 +120,7 @@ pub(super) fn merged(mut base: Checkpoint, path: &Path) -> Result<Checkpoint> {
     Ok(base.remarking(Some(what)))
 }
 
-const OF_ANOTHER: &str = "was the adapter trained on this model?";
+const OF_ANOTHER: &str = "check that the adapter was trained on this model";
 const MERGE_FIRST: &str = "merge it with PEFT (merge_and_unload, save_pretrained) and give the result";
 
 /// Without what PEFT puts around a module's name.
@@ -161,7 +161,7 @@ impl Settings {
         // These begin at another base than the model's own weights.
         let begin = json.get("init_lora_weights").and_then(Value::as_str).unwrap_or_default();
         if ["pissa", "olora", "corda", "loftq"].iter().any(|other| begin.starts_with(other)) {
-            let error = other(&format!("the adapter was begun by {begin}, which changes the base"));
+            let error = other(&format!("the adapter was initialized with {begin}, which changes the base"));
             return Err(error.hint("save it with path_initial_model_for_weight_conversion"));
         }
         let alpha = json.get("lora_alpha").and_then(Value::as_f64).ok_or_else(|| bad("lora_alpha"))?;
@@ -206,7 +206,7 @@ fn deltas(base: &Checkpoint, module: &str, parts: &Parts, settings: &Settings) -
     let embedding = parts.contains_key(EMBEDDING_A);
     let [a, b] = if embedding { [EMBEDDING_A, EMBEDDING_B] } else { [A, B] }.map(|part| parts.get(part));
     let (Some(a), Some(b)) = (a, b) else {
-        let what = "has not both of its matrices, A and B";
+        let what = "lacks one of its matrices, A or B";
         return Err(Error::bad_file(parts.values().next().map(file).unwrap_or_default(), what).tensor(module));
     };
     let ([rank, input], [output, same]) = (&a.shape[..], &b.shape[..]) else {
@@ -294,7 +294,7 @@ impl Delta {
     /// The stored bytes of `t` from `offset` on, with what is added.
     pub fn read(&self, t: &TensorMeta, file: &SourceFile, offset: u64, out: &mut [u8]) -> Result<()> {
         let internal =
-            || Error::Internal(format!("{} bytes at {offset} of '{}' are no whole values", out.len(), t.name));
+            || Error::Internal(format!("{} bytes at {offset} of '{}' are not whole values", out.len(), t.name));
         let Dtype::Ggml(ty) = t.dtype else { return Err(internal()) };
         let width = if ty == GgmlType::F32 { 4 } else { 2 };
         if !offset.is_multiple_of(width as u64) || !out.len().is_multiple_of(width) {

@@ -53,7 +53,7 @@ fn fit(blocks: &TensorMeta, scales: &TensorMeta) -> bool {
 /// Bytes of ggml's blocks, from `offset` on; whole blocks only.
 pub(super) fn read(ckpt: &Checkpoint, pair: &Pair, offset: u64, out: &mut [u8]) -> Result<()> {
     if !offset.is_multiple_of(BLOCK as u64) || !out.len().is_multiple_of(BLOCK) {
-        return Err(Error::Internal(format!("{} bytes at {offset} are no blocks of MXFP4", out.len())));
+        return Err(Error::Internal(format!("{} bytes at {offset} are not blocks of MXFP4", out.len())));
     }
     let (first, n) = (offset / BLOCK as u64, out.len() / BLOCK);
     let (mut codes, mut scales) = (vec![0; n * CODES], vec![0; n]);

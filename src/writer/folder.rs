@@ -88,7 +88,7 @@ impl Folder {
             }
             disk::create_folder(&partial).map_err(|e| match e.kind() {
                 std::io::ErrorKind::NotFound => {
-                    Error::storage(format!("{}: the folder it should lie in does not exist", target.display()))
+                    Error::storage(format!("{}: its parent folder does not exist", target.display()))
                 }
                 _ => Error::io(&partial, e),
             })?;
@@ -255,7 +255,7 @@ impl Folder {
         let old = self.partial.with_extension("replaced");
         let ours = |old: &Path| old.join(MANIFEST).is_file();
         if old.symlink_metadata().is_ok() && !ours(&old) {
-            let what = "was not made by this program, and is in the way of replacing a folder; move it away";
+            let what = "is in the way of replacing a folder and was not made by this program; move it";
             return Err(Error::Exists { path: old, what, replaceable: false });
         }
         let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -307,7 +307,7 @@ pub fn forget(target: &Path) -> Result<()> {
         std::fs::read_dir(&partial).is_ok_and(|mut inside| inside.all(own))
     };
     if partial.exists() && !partial.join(JOURNAL).is_file() && !unborn() {
-        let what = "is not the unfinished work of this program, and is in the way; move it away";
+        let what = "is in the way and was not made by this program; move it";
         return Err(Error::Exists { path: partial, what, replaceable: false });
     }
     disk::remove_folder(&partial, JOURNAL).map_err(|e| Error::io(&partial, e))

@@ -335,9 +335,22 @@ pub fn group(tensors: &[TensorInfo], split: Split) -> Result<Vec<std::ops::Range
     }
     groups.push(start..tensors.len());
     if groups.len() > u16::MAX as usize {
-        return Err(Error::request(format!("{} shards are too many; let each be larger", groups.len())));
+        return Err(Error::request(format!("{} shards are too many; choose a larger limit", groups.len())));
     }
     Ok(groups)
+}
+
+/// `12 345`, in groups of three with narrow no-break spaces.
+pub fn count(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) && digits.len() > 4 {
+            out.push('\u{202f}');
+        }
+        out.push(c);
+    }
+    out
 }
 
 /// Decimal units, as disks are sold and as llama.cpp's split sizes are given.

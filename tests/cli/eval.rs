@@ -1,6 +1,6 @@
 //! `eval`, `compare`, `report`, `generate` and the gates, as a user and a pipeline run them.
 
-use crate::common::{fails, family, model, ok, quantize, repo, stderr};
+use crate::common::{command, fails, family, model, ok, quantize, repo, stderr};
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
@@ -349,4 +349,73 @@ fn embedding_models_are_compared_by_the_cosine_of_their_vectors() {
     fails(&eval(&["--save-logits", "x.kld"]), 4, &["a file of logits needs logits"]);
     let out = quantize(dir.path(), &["generate", "eurobert-Q8_0.gguf", "-p", "x"]);
     fails(&out, 4, &["generating text needs logits, and this model gives vectors of texts"]);
+}
+
+#[test]
+fn prompts_come_from_standard_input_and_answers_go_out_as_json() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model("tiny-llama");
+    let run = |prompt: &str, input: &str| {
+        let mut command = assert_cmd::Command::from_std(command(dir.path(), &["generate", str(&model), "-p", prompt]));
+        let out = command.args(["-n", "8", "--format", "json", "--quiet"]).write_stdin(input).assert().success();
+        serde_json::from_slice::<serde_json::Value>(&out.get_output().stdout).unwrap()
+    };
+    let (piped, typed) = (run("-", "The file\n"), run("The file", ""));
+    assert_eq!((&piped["tokens"], &piped["text"]), (&typed["tokens"], &typed["text"]));
+    assert_eq!(typed["tokens"].as_array().unwrap().len(), 8);
+    assert_eq!(typed["finish_reason"], "length");
+    for wrong in [["--temp", "-1"], ["--top-p", "0"], ["--top-k", "5"]] {
+        let args = [&["generate", str(&model), "-p", "x"], &wrong[..]].concat();
+        fails(&quantize(dir.path(), &args), 2, &[wrong[0]]);
+    }
+}
+
+#[test]
+fn continuations_part_where_candidates_differ() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, text) = (model("tiny-llama"), text());
+    ok(quantize(dir.path(), &["--to", "f32,q2_k", str(&model), "-o", "./", "--no-check", "--quiet"]));
+    let args = ["compare", str(&model), "tiny-llama-F32.gguf", "tiny-llama-Q2_K.gguf", "--text", str(&text)];
+    let more = ["--ctx", "64", "--chunks", "4", "--continuations", "20", "--length", "40", "--report", "r.html"];
+    let report = json(&quantize(dir.path(), &[&args[..], &more, &["--format", "json"]].concat()));
+    let found = &report["continuations"];
+    assert_eq!((&found["starts"], &found["prompt"], &found["length"]), (&20.into(), &32.into(), &40.into()));
+    // The same weights say the same.
+    assert!(found["candidates"][0]["first"].as_array().unwrap().iter().all(|at| at.is_null()));
+    assert_eq!(found["candidates"][0]["equal"][0]["share"]["value"], 1.0);
+    let q2 = &found["candidates"][1];
+    assert!(q2["quartiles"][1].as_u64().unwrap() < 32, "{q2}");
+    assert!(q2["equal"][0]["share"]["value"].as_f64().unwrap() < 0.5);
+    let page = std::fs::read_to_string(dir.path().join("r.html")).unwrap();
+    assert!(page.contains("Greedy continuations of 20 prompts"));
+    let out = ok(quantize(dir.path(), &[&args[..], &more[..8]].concat()));
+    assert!(out.contains("first difference") && out.contains("equal after 32"), "{out}");
+    for (more, part) in
+        [(&["--continuations", "2", "--length", "500"][..], "context"), (&["--length", "5"], "continuations")]
+    {
+        fails(&quantize(dir.path(), &[&args[..], more].concat()), 2, &[part]);
+    }
+}
+
+#[test]
+fn losses_are_told_by_position_in_long_windows() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model("tiny-llama");
+    ok(quantize(dir.path(), &["--to", "q4_0", str(&model), "--no-check", "--quiet"]));
+    let compare = |ctx: &str| {
+        let text = text();
+        let args =
+            ["compare", str(&model), "tiny-llama-Q4_0.gguf", "--text", str(&text), "--chunks", "2", "--ctx", ctx];
+        let report =
+            json(&quantize(dir.path(), &[&args[..], &["--format", "json", "--report", "r.txt", "--force"]].concat()));
+        (report["candidates"][0].clone(), std::fs::read_to_string(dir.path().join("r.txt")).unwrap())
+    };
+    let (candidate, text) = compare("512");
+    let ranges = candidate["positions"].as_array().unwrap();
+    assert_eq!(ranges.len(), 3);
+    let mean: f64 = ranges.iter().map(|r| r["kld"]["value"].as_f64().unwrap()).sum::<f64>() / ranges.len() as f64;
+    let whole = candidate["stats"]["kld"]["value"].as_f64().unwrap();
+    assert!((mean / whole - 1.0).abs() < 0.05, "{mean} {whole}");
+    assert!(!text.contains("number of tokens before"));
+    assert!(text.lines().all(|line| line.contains("/") || line.chars().count() <= 80), "{text}");
 }

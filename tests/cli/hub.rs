@@ -2,6 +2,7 @@
 //! to another host, tokens. The server can drop, stall, refuse and falsify.
 
 use crate::common::{model, sha256};
+use crate::tls;
 use predicates::prelude::*;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -39,6 +40,8 @@ struct Faults {
     corrupt: bool,
     /// Answer so many requests with 503 first.
     busy: usize,
+    /// Answer so many requests with 429 and a time to wait first.
+    limited: usize,
     /// State this size of the weights.
     stated: Option<usize>,
     private: bool,
@@ -84,8 +87,8 @@ impl Hub {
 
     fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_quantize"));
-        for name in ["HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"]
-        {
+        let own = ["HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+        for name in own.iter().chain(&tls::VARIABLES) {
             command.env_remove(name);
         }
         command.env("HF_ENDPOINT", &self.endpoint).env("HF_HOME", self.home.path()).current_dir(self.home.path());
@@ -179,6 +182,10 @@ fn answer(
         if faults.busy > 0 {
             faults.busy -= 1;
             return status("503 Service Unavailable");
+        }
+        if faults.limited > 0 {
+            faults.limited -= 1;
+            return status("429 Too Many Requests\r\nRetry-After: 2");
         }
         let refused =
             request.token.as_deref().is_some_and(|t| t != TOKEN) || (faults.private && request.token.is_none());
@@ -379,7 +386,7 @@ fn a_server_without_ranges_begins_again() {
 #[test]
 fn tries_are_bounded_and_what_came_stays() {
     let hub = Hub::start(Faults { drop_after: 100_000, drops: usize::MAX, ..Faults::default() });
-    let told = predicate::str::contains("failed 6 times").and(predicate::str::contains("goes on where it stopped"));
+    let told = predicate::str::contains("failed 6 times").and(predicate::str::contains("resumes where it stopped"));
     hub.quantize(&["pull", "org/tiny"]).code(5).stderr(told);
     assert_eq!(hub.weight_ranges().len(), 6);
     assert_eq!(std::fs::metadata(hub.partial()).unwrap().len(), 600_000);
@@ -564,4 +571,32 @@ fn calibration_reads_a_file_of_a_data_set() {
     for wrong in ["hf://datasets/org/texts", "hf://org/texts/a.jsonl", "hf://datasets/org/texts/../a.jsonl"] {
         calibrate(wrong, &[]).code(2);
     }
+}
+
+#[test]
+fn a_server_that_limits_requests_is_waited_for() {
+    let hub = Hub::start(Faults { limited: 1, ..Faults::default() });
+    let start = Instant::now();
+    hub.quantize(&["pull", "org/tiny"]).success();
+    assert!(start.elapsed() >= Duration::from_secs(2));
+    hub.assert_complete();
+}
+
+#[test]
+fn a_hub_behind_an_authority_of_its_own_is_pulled_from() {
+    let mut hub = Hub::start(Faults { private: true, ..Faults::default() });
+    let port: u16 = hub.endpoint.rsplit(':').next().unwrap().parse().unwrap();
+    hub.endpoint = format!("https://127.0.0.1:{}", tls::front(port));
+    let pull = |certificates: Option<PathBuf>| {
+        let mut command = hub.command();
+        command.env("HF_TOKEN", TOKEN).args(["pull", "org/tiny"]);
+        certificates.map(|path| command.env("SSL_CERT_FILE", path));
+        assert_cmd::Command::from_std(command).assert()
+    };
+    pull(None).code(5).stderr(predicate::str::contains("certificate"));
+    assert!(hub.seen().is_empty());
+    pull(Some(tls::authority())).success();
+    hub.assert_complete();
+    // The storage, another host, gets no token.
+    assert!(hub.seen().iter().all(|s| s.path.starts_with("/cdn/") == s.token.is_none()));
 }

@@ -8,6 +8,7 @@ mod awq;
 mod back;
 mod bytes;
 mod calibration;
+mod chat;
 mod convert;
 mod edit;
 mod eval;
@@ -25,4 +26,6 @@ mod plan_sizes;
 mod push;
 mod release;
 mod rules;
+#[cfg(feature = "hub")]
+mod tls;
 mod verify;

@@ -1,7 +1,8 @@
 //! Releases sent to a local server that speaks the Hub's API for writing: repositories, lists of files, what is a large
 //! file, the storage (whole and in parts, on another host), commits. It can refuse, be busy, and drop connections.
 
-use crate::common::{fails, ok, quantize, sha256, tiny};
+use crate::common::{fails, names, ok, quantize, repo, sha256, stderr, tiny};
+use crate::tls;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -37,6 +38,12 @@ struct State {
     lost_answers: usize,
     /// The status of every request for writing.
     refuse: Option<&'static str>,
+    /// The port at which this server speaks TLS, where it is asked there.
+    front: Option<u16>,
+    /// Where requests for the repository are sent on to.
+    moved: Option<String>,
+    /// Keep half of what is sent to the storage.
+    truncates: bool,
 }
 
 struct Hub {
@@ -80,8 +87,23 @@ impl Hub {
     }
 
     fn push_as(&self, token: Option<&str>, args: &[&str]) -> Output {
-        let mut command = crate::common::command(self.home.path(), &[&["push", "out", "org/tiny"], args].concat());
-        for name in ["HF_TOKEN", "HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
+        self.run_as(token, &[&["push", "out", "org/tiny"], args].concat())
+    }
+
+    fn run_as(&self, token: Option<&str>, args: &[&str]) -> Output {
+        self.command(token, args).output().unwrap()
+    }
+
+    fn command(&self, token: Option<&str>, args: &[&str]) -> std::process::Command {
+        let mut command = crate::common::command(self.home.path(), args);
+        for name in tls::VARIABLES.iter().chain(&[
+            "HF_TOKEN",
+            "HF_HUB_OFFLINE",
+            "HTTP_PROXY",
+            "http_proxy",
+            "ALL_PROXY",
+            "all_proxy",
+        ]) {
             command.env_remove(name);
         }
         command
@@ -90,7 +112,7 @@ impl Hub {
         if let Some(token) = token {
             command.env("HF_TOKEN", token);
         }
-        command.output().unwrap()
+        command
     }
 
     fn push(&self, args: &[&str]) -> Output {
@@ -201,6 +223,10 @@ fn answer(mut stream: TcpStream, port: u16, shared: &Mutex<State>) -> std::io::R
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body)?;
+    let (origin, storage) = match state.front {
+        Some(front) => (format!("https://127.0.0.1:{front}"), format!("https://localhost:{front}")),
+        None => (format!("http://127.0.0.1:{port}"), format!("http://localhost:{port}")),
+    };
     let mut reply = |status: &str, more: &str, body: &str| {
         write!(stream, "HTTP/1.1 {status}\r\nConnection: close\r\n{more}Content-Length: {}\r\n\r\n{body}", body.len())
     };
@@ -211,7 +237,8 @@ fn answer(mut stream: TcpStream, port: u16, shared: &Mutex<State>) -> std::io::R
         return match (method.as_str(), part) {
             ("PUT", "") => {
                 assert_eq!(sha256(&body), oid);
-                state.storage.insert(oid.into(), body);
+                let kept = if state.truncates { body[..body.len() / 2].to_vec() } else { body };
+                state.storage.insert(oid.into(), kept);
                 reply("200 OK", "", "")
             }
             ("PUT", part) => {
@@ -227,6 +254,7 @@ fn answer(mut stream: TcpStream, port: u16, shared: &Mutex<State>) -> std::io::R
                     whole.extend(&state.parts[&(oid.to_string(), i + 1)]);
                 }
                 assert_eq!(sha256(&whole), oid);
+                whole.truncate(if state.truncates { whole.len() / 2 } else { whole.len() });
                 state.storage.insert(oid.into(), whole);
                 reply("200 OK", "", "{}")
             }
@@ -237,6 +265,9 @@ fn answer(mut stream: TcpStream, port: u16, shared: &Mutex<State>) -> std::io::R
     }
     if let Some(status) = state.refuse.filter(|_| method == "POST") {
         return reply(status, "", "");
+    }
+    if let Some(to) = state.moved.clone().filter(|_| path.contains("/org/tiny")) {
+        return reply("307 Temporary Redirect", &format!("Location: {to}{path}\r\n"), "");
     }
     let (path, query) = path.split_once('?').unwrap_or((&path, ""));
     match (method.as_str(), path) {
@@ -266,7 +297,7 @@ fn answer(mut stream: TcpStream, port: u16, shared: &Mutex<State>) -> std::io::R
             match query.contains("cursor") {
                 true => reply("200 OK", "", &json!(small.collect::<Vec<_>>()).to_string()),
                 false => {
-                    let next = format!("Link: <http://127.0.0.1:{port}{path}?cursor=1>; rel=\"next\"\r\n");
+                    let next = format!("Link: <{origin}{path}?cursor=1>; rel=\"next\"\r\n");
                     reply("200 OK", &next, &json!(large.collect::<Vec<_>>()).to_string())
                 }
             }
@@ -286,7 +317,7 @@ fn answer(mut stream: TcpStream, port: u16, shared: &Mutex<State>) -> std::io::R
                 let (oid, size) = (object["oid"].as_str().unwrap(), object["size"].as_u64().unwrap() as usize);
                 let mut row = json!({ "oid": oid, "size": size });
                 if !state.storage.contains_key(oid) {
-                    let place = format!("http://localhost:{port}/storage/{oid}");
+                    let place = format!("{storage}/storage/{oid}");
                     let mut upload = json!({ "href": place });
                     if size > PART {
                         upload["header"] = json!({ "chunk_size": PART.to_string() });
@@ -294,7 +325,7 @@ fn answer(mut stream: TcpStream, port: u16, shared: &Mutex<State>) -> std::io::R
                             upload["header"][part.to_string()] = json!(format!("{place}/{part}"));
                         }
                     }
-                    let verify = json!({ "href": format!("http://127.0.0.1:{port}/verify") });
+                    let verify = json!({ "href": format!("{origin}/verify") });
                     row["actions"] = json!({ "upload": upload, "verify": verify });
                 }
                 row
@@ -349,7 +380,7 @@ fn answer(mut stream: TcpStream, port: u16, shared: &Mutex<State>) -> std::io::R
 fn a_release_is_pushed_with_one_commit_and_not_twice() {
     let hub = Hub::with_release(State::default());
     let told = ok(hub.push(&["--dry-run"]));
-    assert!(told.contains("would make the public repository") && told.contains("tiny-llama-Q8_0.gguf"), "{told}");
+    assert!(told.contains("would create the public repository") && told.contains("tiny-llama-Q8_0.gguf"), "{told}");
     assert!(hub.state().seen.iter().all(|(request, _)| request.starts_with("GET ")));
     // Without a token, too.
     hub.state().seen.clear();
@@ -413,7 +444,88 @@ fn who_may_not_write_is_told_so() {
     hub.state().refuse = None;
     fails(&hub.push(&[]), 3, &["config.json", "SHA256SUMS"]);
     std::fs::remove_file(folder.join("tiny-llama-nf4/config.json")).unwrap();
-    fails(&hub.push(&[]), 3, &["config.json", "whole release"]);
+    fails(&hub.push(&[]), 3, &["config.json", "complete release"]);
     std::fs::remove_file(folder.join("quantize-manifest.json")).unwrap();
     fails(&hub.push(&[]), 2, &["quantize release"]);
+}
+
+#[test]
+fn tls_is_checked_against_the_authority_that_the_environment_names() {
+    let hub = Hub::with_release(State::default());
+    let front = tls::front(hub.port);
+    hub.state().front = Some(front);
+    let push = |certificates: &[(&str, &Path)]| {
+        let mut command = hub.command(Some(TOKEN), &["push", "out", "org/tiny"]);
+        command.env("HF_ENDPOINT", format!("https://127.0.0.1:{front}")).envs(certificates.iter().copied());
+        command.output().unwrap()
+    };
+    let authority = tls::authority();
+    // Nobody that is known vouches for it, and it is not asked again and again.
+    let start = std::time::Instant::now();
+    fails(&push(&[]), 5, &["certificate", "SSL_CERT_FILE"]);
+    assert!(start.elapsed().as_secs() < 5);
+    let none = repo("Cargo.toml");
+    fails(&push(&[("SSL_CERT_FILE", none.as_path())]), 3, &["Cargo.toml", "no certificate"]);
+    assert!(hub.state().seen.is_empty());
+    ok(push(&[("SSL_CERT_FILE", authority.as_path())]));
+    hub.assert_whole();
+    for name in ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"] {
+        assert!(stderr(&push(&[(name, authority.as_path())])).contains("nothing was sent"), "{name}");
+    }
+    assert!(stderr(&push(&[("SSL_CERT_DIR", authority.parent().unwrap())])).contains("nothing was sent"));
+    // The first that is set counts.
+    fails(&push(&[("REQUESTS_CA_BUNDLE", none.as_path()), ("SSL_CERT_FILE", authority.as_path())]), 3, &["Cargo.toml"]);
+}
+
+#[test]
+fn a_moved_repository_is_named_and_the_token_stays() {
+    let hub = Hub::with_release(State { exists: true, ..State::default() });
+    let other = Hub::start(State { exists: true, ..State::default() });
+    hub.state().moved = Some(format!("http://127.0.0.1:{}", other.port));
+    fails(&hub.push(&[]), 5, &["redirects to", "current name"]);
+    assert!(other.state().seen.is_empty());
+    assert_eq!(hub.counts().0, 0);
+}
+
+#[test]
+fn what_the_storage_did_not_keep_whole_is_not_committed() {
+    let hub = Hub::with_release(State { truncates: true, ..State::default() });
+    fails(&hub.push(&[]), 3, &["422"]);
+    assert_eq!(hub.counts().0, 0);
+}
+
+#[test]
+fn a_release_is_made_and_pushed_in_one_command() {
+    let hub = Hub::start(State::default());
+    let tiny = tiny();
+    let text = repo("calibration/technical.txt");
+    let base =
+        ["release", &tiny, "--to", "q8_0", "--no-check", "-o", "out", "--push-to", "https://huggingface.co/org/tiny"];
+    let run = |token: Option<&str>, more: &[&str]| hub.run_as(token, &[&base[..], more].concat());
+    // What stands in the way of the push is said before anything is converted.
+    fails(&run(None, &[]), 5, &["token", "HF_TOKEN"]);
+    fails(&run(Some("hf_wrong"), &[]), 5, &["Invalid credentials"]);
+    fails(&run(Some(TOKEN), &["--offline"]), 2, &["network"]);
+    fails(&run(Some(TOKEN), &["--repo", "org/other"]), 2, &["--push-to"]);
+    fails(&hub.run_as(Some(TOKEN), &["release", &tiny, "--to", "q8_0", "--private"]), 2, &["--push-to"]);
+    fails(&hub.run_as(Some(TOKEN), &["release", &tiny, "--to", "q8_0", "--push-to", "tiny"]), 2, &["org/name"]);
+    let told = ok(run(None, &["--dry-run", "--private"]));
+    assert!(told.contains("would be pushed to org/tiny at main, with one commit, private"), "{told}");
+    assert!(names(hub.home.path()).iter().all(|name| !name.starts_with("out")));
+    // Neither is what failed its gates.
+    let gates = ["--text", text.to_str().unwrap(), "--chunks", "8", "--max-kld", "0.000000001"];
+    fails(&run(Some(TOKEN), &gates), 6, &["out.failed"]);
+    assert!(!hub.state().exists);
+    let made: Value = serde_json::from_str(&ok(run(Some(TOKEN), &["--private", "--format", "json"]))).unwrap();
+    assert_eq!((&made["pushed"]["commit"], &made["pushed"]["same"]), (&json!(COMMIT), &json!(0)));
+    assert!(hub.state().private);
+    hub.assert_whole();
+    // A push that fails leaves the release, and says what to do.
+    hub.state().refuse = Some("403 Forbidden");
+    hub.state().small.clear();
+    let out = run(Some(TOKEN), &["--force"]);
+    fails(&out, 5, &["may write", "quantize push out org/tiny"]);
+    hub.state().refuse = None;
+    ok(hub.push(&[]));
+    hub.assert_whole();
 }

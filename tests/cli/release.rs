@@ -229,7 +229,7 @@ fn types_are_listed_and_typing_errors_are_understood() {
     for (name, part) in [("q4km", "q4_k_m"), ("4bit", "mlx-4bit"), ("nvpf4", "nvfp4"), ("banana", "the usual ones")] {
         fails(&quantize(dir.path(), &["--to", name, &tiny]), 2, &[part, "quantize types"]);
     }
-    fails(&quantize(dir.path(), &["chat", &tiny]), 2, &["quantize generate MODEL --chat"]);
+    fails(&quantize(dir.path(), &["run", &tiny]), 2, &["quantize chat MODEL"]);
     fails(&quantize(dir.path(), &["convert", &tiny]), 2, &["quantize --to"]);
     let bare = quantize(dir.path(), &[]);
     assert_eq!(bare.status.code(), Some(2));
@@ -286,7 +286,7 @@ fn the_best_type_for_a_device_is_chosen_and_explained() {
     assert_eq!(chosen(&["--fit", "RTX 3060", "--tp", "2", "--context", "32k", "--to", "fp8,awq"]), "fp8");
     let text = ok(plan(&["--fit", "4090", "--context", "128k"]));
     assert!(
-        text.contains("is the largest that fits RTX 4090 with 131072 tokens") && text.contains("would take"),
+        text.contains("is the largest that fits RTX 4090 with 131\u{202f}072 tokens") && text.contains("would take"),
         "{text}"
     );
     fails(&plan(&["--fit", "2GB"]), 6, &["none fits 2GB"]);

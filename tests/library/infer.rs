@@ -2,7 +2,9 @@
 
 use crate::common::{conformance, engine};
 use quantize::gguf::{DEFAULT_ALIGNMENT, TensorInfo, encode_header, layout};
-use quantize::infer::{Cache, Engine, Sampling, generate, sample_together};
+use quantize::infer::{
+    Cache, Ended, Engine, Sampler, Sampling, continue_text, continue_together, generate, sample_together,
+};
 use quantize::model::Generated;
 use quantize::model::ValueMap;
 use quantize::model::metadata::gguf_metadata;
@@ -184,7 +186,7 @@ fn texts_sampled_in_step_are_those_sampled_alone() {
     let together = sample_together(&engine, &[(5, 1), (17, 2), (5, 3)], 12, options, count).unwrap();
     assert_eq!(counted, 33);
     for (text, (start, seed)) in together.iter().zip([(5, 1), (17, 2), (5, 3)]) {
-        let alone = generate(&engine, &[start], 11, &[], Sampling { seed, ..options }, |_| true).unwrap();
+        let (alone, _) = generate(&engine, &[start], 11, &[], Sampling { seed, ..options }, |_| true).unwrap();
         assert_eq!(text[0], start);
         assert_eq!(text[1..], alone);
     }
@@ -224,7 +226,7 @@ fn greedy_generation_follows_the_logits_and_stops() {
         seen.push(t);
         true
     });
-    let made = made.unwrap();
+    let (made, ended) = made.unwrap();
     assert_eq!((made.len(), &made), (6, &seen));
     // Each token is the best after all before it, computed at once.
     let mut tokens = prompt.to_vec();
@@ -235,9 +237,46 @@ fn greedy_generation_follows_the_logits_and_stops() {
         tokens.push(*token);
     }
     let first = made.iter().position(|t| t == &made[2]).unwrap();
-    let stopped = generate(&engine, &prompt, 6, &[made[2]], Sampling::default(), |_| true).unwrap();
+    assert_eq!(ended, Ended::Length);
+    let (stopped, ended) = generate(&engine, &prompt, 6, &[made[2]], Sampling::default(), |_| true).unwrap();
     assert_eq!(stopped, made[..first]);
-    let cut = generate(&engine, &prompt, 6, &[], Sampling::default(), |_| false).unwrap();
+    assert_eq!(ended, Ended::Stop);
+    let (cut, ended) = generate(&engine, &prompt, 6, &[], Sampling::default(), |_| false).unwrap();
     assert_eq!(cut, made[..1]);
+    assert_eq!(ended, Ended::Interrupted);
     assert!(generate(&engine, &[], 6, &[], Sampling::default(), |_| true).is_err());
+}
+
+#[test]
+fn a_text_goes_on_after_what_is_known_of_it() {
+    let engine = engine(&conformance()[3]);
+    let text: Vec<u32> = (0..30).map(|i| (i * 7 + 3) % 100).collect();
+    let greedy = || Sampler::new(Sampling::default());
+    let mut cache = engine.cache(64);
+    let (first, _) = continue_text(&engine, &mut cache, &text, 5, &[], &mut greedy(), |_| true).unwrap();
+    // The last token was chosen and not run.
+    assert_eq!(cache.len(), text.len() + 4);
+    // All of it and more; another end; another beginning.
+    let longer = [&text[..], &first, &[9, 8]].concat();
+    let changed = [&text[..20], &[5, 6, 7]].concat();
+    for text in [longer, changed, vec![4, 5], text.clone()] {
+        let (went_on, _) = continue_text(&engine, &mut cache, &text, 6, &[], &mut greedy(), |_| true).unwrap();
+        let (alone, _) = generate(&engine, &text, 6, &[], Sampling::default(), |_| true).unwrap();
+        assert_eq!(went_on, alone);
+    }
+}
+
+#[test]
+fn prompts_continued_together_are_those_continued_alone() {
+    let engine = engine(&conformance()[3]);
+    let prompts: Vec<Vec<u32>> = (0..3).map(|p| (0..20).map(|i| (i * 7 + 13 * p + 3) % 100).collect()).collect();
+    let slices: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    let mut heard = 0;
+    let made = continue_together(&engine, &slices, 8, || {
+        heard += 1;
+        Ok(())
+    });
+    let alone = |prompt: &Vec<u32>| generate(&engine, prompt, 8, &[], Sampling::default(), |_| true).unwrap().0;
+    assert_eq!(made.unwrap(), prompts.iter().map(alone).collect::<Vec<_>>());
+    assert_eq!(heard, 24);
 }

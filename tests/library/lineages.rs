@@ -108,6 +108,40 @@ fn logits_agree_with_transformers() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Texts with a common beginning, which is run once for each group of them, give what each of them gives alone.
+#[test]
+fn a_common_beginning_is_run_once() {
+    let mut wrong = Vec::new();
+    for folder in all() {
+        let (name, expected) = (folder.display(), expected(&folder));
+        let source = SourceModel::open(&folder).unwrap().for_files(Part::Text, Mtp::Keep).unwrap();
+        let engine = Engine::load(&source.ckpt, &source.model).unwrap();
+        let (n, layers) = (expected.tokens.len().min(24), engine.config.layers.len());
+        let shared = n / 2;
+        // Two groups, of two texts and of three.
+        let text = |group: usize, i: usize| {
+            let mut text: Vec<u32> = expected.tokens[..n].to_vec();
+            text[1] = text[2 + group];
+            text[shared + 1] = text[i];
+            text
+        };
+        let texts: Vec<Vec<u32>> = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)].map(|(group, i)| text(group, i)).into();
+        let whole: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let whole = engine.hidden_from(&whole, shared, &mut Cache::one_batch(n)).unwrap();
+        let mut cache = Cache::together(layers, 2, n);
+        engine.hidden_from(&[&texts[0][..shared], &texts[2][..shared]], shared - 1, &mut cache).unwrap();
+        let tails: Vec<&[u32]> = texts.iter().map(|text| &text[shared..]).collect();
+        let forked = engine.hidden_from(&tails, 0, &mut cache.forked(&[2, 3])).unwrap();
+        let [whole, forked] = [whole, forked].map(|hidden| engine.head(&hidden, &mut ()));
+        let apart = worst(&whole, &forked) / expected.std;
+        eprintln!("{name}: {apart:.1e}");
+        if apart > 1e-3 {
+            wrong.push(format!("{name}: {apart}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 /// Every matrix that the model multiplies with is in the importance matrix, with finite sums; a file in 8 bits is near its
 /// source, and one in 4 bits, rounded with feedback, farther from it. Models of random weights are worth nothing in 4 bits.
 #[test]

@@ -196,7 +196,7 @@ fn what_does_not_fit_or_is_merged_otherwise_is_refused() {
         assert!(matches!(error, Error::BadInput(_)) && error.to_string().contains(what), "{error}");
     };
     let shape = |t: &mut Tensors| drop(t.insert(format!("{Q}.lora_A.weight"), exact(&[2, 128], 1)));
-    bad(refused("shape", plain.clone(), &shape), "was the adapter trained on this model?");
+    bad(refused("shape", plain.clone(), &shape), "check that the adapter was trained on this model");
     let unknown = |t: &mut Tensors| {
         for part in ["lora_A", "lora_B"] {
             let moved = t.remove(&format!("{Q}.{part}.weight")).unwrap();

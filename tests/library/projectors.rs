@@ -6,6 +6,7 @@ use crate::families::{contents, restore, restore_golden};
 use quantize::check::{self, Origin};
 use quantize::convert::{self, Recipe};
 use quantize::model::{Checkpoint, Part, SourceModel};
+use quantize::release::{self, Options, Projector};
 use quantize::{Control, Error};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -114,4 +115,37 @@ fn what_has_no_projector_says_so() {
     assert!(matches!(unprocessed, Error::BadInput(_)));
     let recipe = Recipe { part: Part::Projector, ..Recipe::to(["q4_k_m"]).unwrap() };
     assert!(matches!(recipe.check(), Err(Error::Request(_))));
+}
+
+#[test]
+fn a_release_has_the_projector_beside_its_files() {
+    let (dir, golden) = (tempfile::tempdir().unwrap(), golden("qwen2_5-vl"));
+    let source = SourceModel::open(&checkpoint("qwen2_5-vl", &golden, dir.path())).unwrap();
+    let make = |name: &str, projector: Projector| {
+        let options = Options { projector, ..Options::default() };
+        let target = dir.path().join(name);
+        let release = release::plan(&source, &Recipe::to(["q8_0"]).unwrap(), &target, options).unwrap();
+        let contents = release.contents();
+        let made = release::run(&release, &Control::default(), &()).unwrap();
+        assert!(contents.iter().all(|name| target.join(name).exists()), "{contents:?}");
+        (made, target)
+    };
+    let (made, folder) = make("default", Projector::default());
+    let file = "mmproj-qwen2_5-vl-F16.gguf";
+    assert_eq!(made.projectors.iter().map(|p| p.path.as_str()).collect::<Vec<_>>(), [file]);
+    assert_eq!((made.artifacts.len(), made.artifacts[0].path.as_str()), (1, "qwen2_5-vl-Q8_0.gguf"));
+    // It is the converter's.
+    let [tensors, _] = contents(&folder.join(file));
+    assert_eq!(Value::Object(tensors.into_iter().collect()), golden["f16"]);
+    let card = std::fs::read_to_string(folder.join("README.md")).unwrap();
+    for part in ["pipeline_tag: image-text-to-text", "--mmproj mmproj-qwen2_5-vl-F16.gguf", "turns images or sound"] {
+        assert!(card.contains(part), "no {part} in {card}");
+    }
+    assert_eq!(json(&folder.join("quantize-manifest.json"))["projectors"][0]["path"], file);
+    assert!(std::fs::read_to_string(folder.join("SHA256SUMS")).unwrap().contains(file));
+    assert_eq!(release::verify(&folder, &Control::default(), &()).unwrap().artifacts.len(), 2);
+    let (made, _) = make("types", Projector::Types(vec!["q8_0".into(), "bf16".into()]));
+    assert_eq!(made.projectors.len(), 2);
+    let (made, folder) = make("without", Projector::Without);
+    assert!(made.projectors.is_empty() && !names(&folder).iter().any(|name| name.contains("mmproj")));
 }

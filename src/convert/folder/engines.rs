@@ -208,7 +208,7 @@ impl<'a> View<'a> {
                 Check::SplitBlocks => self.fp8_blocks(tp),
                 Check::WholeBlocks => self.fp8_blocks(1),
                 Check::NoOrder => self.each(true, |l| {
-                    l.shape("g_idx").map(|_| "has a g_idx, which it refuses even where it says nothing".to_string())
+                    l.shape("g_idx").map(|_| "has a g_idx, which it refuses even when it is trivial".to_string())
                 }),
                 Check::OwnObject => {
                     let own = self.model.hf_config.as_ref().and_then(|c| c.get("quantization"));
@@ -250,7 +250,7 @@ impl<'a> View<'a> {
     fn experts_in_mlx(&mut self) {
         self.each(true, |l| {
             let single = l.role.is_expert() && l.path.contains(".experts.") && !l.pieces.is_empty();
-            let what = "is a packed expert of its own; mlx-lm stacks experts under switch_mlp and takes no single ones";
+            let what = "is a separate packed expert; mlx-lm expects experts stacked under switch_mlp";
             single.then(|| what.to_string())
         });
     }
@@ -297,10 +297,10 @@ impl<'a> View<'a> {
         if tied && packed {
             self.refuse("config.json ties the output to the embedding, but there is a quantized lm_head, too");
         } else if tied && heads.count() > 0 {
-            self.note("config.json ties the output to the embedding; the lm_head beside it is ignored");
+            self.note("config.json ties the output to the embedding; the separate lm_head is ignored");
         }
         if self.ckpt.files().len() > 1 && !has("model.safetensors.index.json") {
-            self.refuse("several shards, and no model.safetensors.index.json that says what is in which");
+            self.refuse("several shards, but no model.safetensors.index.json to say which holds what");
         }
     }
 

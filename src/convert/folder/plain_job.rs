@@ -145,7 +145,7 @@ fn rounding(plan: &PlainPlan, rounded: Rounded, candidate: &str) -> Option<Ledge
         tensor: None,
         asked: "the exact values".into(),
         done: format!("rounded to {ty}"),
-        reason: format!("{} of {} values that were unpacked or converted have more digits", rounded.count, rounded.of),
+        reason: format!("{} of {} unpacked or converted values have more digits", rounded.count, rounded.of),
     })
 }
 

@@ -145,7 +145,7 @@ fn stacks(ckpt: &Checkpoint, model: &Model, spec: &Spec) -> Vec<Departure> {
         module: t.parts.first().map(|part| ckpt.tensors()[*part].name.clone()),
         asked: spec.to_string(),
         done: KEPT.into(),
-        reason: "stacked experts of an architecture that is not known stay as they are".into(),
+        reason: "stacked experts of an unknown architecture are left unchanged".into(),
     };
     large.map(row).collect()
 }

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 use regex::{Regex, RegexBuilder};
 
 /// What stays in the source's type, as the name that follows "to" in a sentence.
-pub(super) const KEPT: &str = "left as it is";
+pub(super) const KEPT: &str = "left unchanged";
 
 /// A rule's pattern, as it is searched in names.
 pub fn pattern(rule: &TypeRule) -> Result<Regex> {
@@ -59,7 +59,7 @@ pub fn apply(spec: &Spec, contents: &Contents, rules: &[TypeRule], specs: &mut [
             }
             if *ty != FolderType::Keep {
                 let what =
-                    format!("{}: is no linear layer that {spec} quantizes, so it cannot be {}", kept.name, rule.ty);
+                    format!("{}: is not a linear layer that {spec} quantizes, so it cannot be {}", kept.name, rule.ty);
                 return Err(Error::unsupported(what));
             }
             *matched = true;
@@ -84,7 +84,7 @@ fn chosen(spec: &Spec, rule: &TypeRule, ty: FolderType, module: &Module) -> Resu
         FolderType::Format(own) => own,
     };
     if !spec.mixes_with(&own) {
-        return Err(cannot(format!("{own} and {spec} cannot lie in one folder: no loader reads both")));
+        return Err(cannot(format!("{own} and {spec} cannot share a folder: no loader reads both")));
     }
     if own.needs_inputs() && !spec.needs_inputs() {
         let why = format!("{own} needs calibration data; make it the folder's format, and {spec} the exception");

@@ -117,7 +117,7 @@ impl Factors {
     ) -> Result<std::result::Result<Vec<f32>, String>> {
         let modules: Vec<(usize, &Module)> = readers(job, group).collect();
         let Some(spec) = modules.first().and_then(|(i, _)| job.plan.specs[*i]) else {
-            return Ok(Err("it is left as it is".into()));
+            return Ok(Err("it is left unchanged".into()));
         };
         if let Some((_, kept)) = modules.iter().find(|(i, _)| job.plan.specs[*i] != Some(spec)) {
             return Ok(Err(format!("{} reads the same channels and is stored otherwise", kept.path)));
@@ -299,7 +299,7 @@ impl Settle {
         let mut all = job.plan.contents.layer(Some(group.layer));
         let producer = all.find(|(_, m)| m.role == group.from && m.expert == group.expert);
         let Some((module, codes)) = producer.and_then(|(i, m)| Some((m, held.get(&i)?))) else {
-            return Ok(Err("the layer before it is left as it is".into()));
+            return Ok(Err("the layer before it is left unchanged".into()));
         };
         let first = group.first_row - group.expert.unwrap_or(0) * module.rows;
         let rows = codes.scales.chunks_exact(codes.groups().max(1)).skip(first).take(group.channels);

@@ -31,8 +31,29 @@ impl Sequence {
     }
 }
 
+/// A question's texts.
+struct Asked {
+    sequences: Vec<Sequence>,
+    /// Tokens that all of them begin with and that none is scored from: they are run once.
+    shared: usize,
+}
+
+impl Asked {
+    fn longest(&self) -> usize {
+        self.sequences.iter().map(Sequence::seen).max().unwrap_or(0)
+    }
+
+    /// Tokens that are run where `shared` are run once and all are filled up to `longest`.
+    fn cost(&self, shared: usize, longest: usize) -> usize {
+        shared + self.sequences.len() * (longest - shared)
+    }
+}
+
 /// Tokens that are run together, where questions are shorter.
 const BATCH: usize = 1024;
+
+/// What a question may take more beside others than alone: beginnings of other lengths are shared as far as the shortest.
+const MORE: f64 = 1.25;
 
 /// Tokens after the place where the texts part that WinoGrande needs, to score none of the words that differ.
 const TRAILING: usize = 3;
@@ -48,47 +69,55 @@ pub fn answer<M: Logits + Encoder>(
     context: usize,
     advance: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Vec<Answer>> {
-    let mut sequences = Vec::with_capacity(task.questions.len());
+    let mut asked = Vec::with_capacity(task.questions.len());
     for (i, question) in task.questions.iter().enumerate() {
         let of = |what: String| Error::bad_input(format!("question {}: {what}", i + 1));
         let found =
-            read(model, task.kind, question)?.ok_or_else(|| of("its answers are no tokens of their own".into()))?;
-        let longest = found.iter().map(Sequence::seen).max().unwrap_or(0);
+            read(model, task.kind, question)?.ok_or_else(|| of("its answers add no tokens to tell apart".into()))?;
+        let longest = found.longest();
         if longest > context {
             return Err(of(format!("takes {longest} tokens, more than the model's context of {context}")));
         }
-        sequences.push((longest, found));
+        asked.push(found);
     }
-    // Questions of like length together, so that little is filled up.
-    let mut order: Vec<usize> = (0..sequences.len()).collect();
-    order.sort_by_key(|i| sequences[*i].0);
-    let mut answers: Vec<Option<Answer>> = vec![None; sequences.len()];
-    let mut begin = 0;
-    while begin < order.len() {
-        let size = |to: usize| {
-            let texts: usize = order[begin..to].iter().map(|i| sequences[*i].1.len()).sum();
-            texts * sequences[order[to - 1]].0
-        };
-        let mut end = begin + 1;
-        while end < order.len() && size(end + 1) <= BATCH {
-            end += 1;
-        }
-        let batch: Vec<&Sequence> = order[begin..end].iter().flat_map(|i| &sequences[*i].1).collect();
-        let mut scores = score(model, &batch)?.into_iter();
-        for i in &order[begin..end] {
-            let scores: Vec<f64> = scores.by_ref().take(sequences[*i].1.len()).collect();
+    // Questions whose beginnings are alike in length together.
+    let mut order: Vec<usize> = (0..asked.len()).collect();
+    order.sort_by_key(|i| (asked[*i].shared, asked[*i].longest()));
+    let mut answers: Vec<Option<Answer>> = vec![None; asked.len()];
+    let mut rest = order.as_slice();
+    while !rest.is_empty() {
+        let batch: Vec<&Asked> = rest.iter().map(|i| &asked[*i]).collect();
+        let n = together(&batch);
+        let mut scores = score(model, &batch[..n])?.into_iter();
+        for (i, question) in rest[..n].iter().zip(batch) {
+            let scores: Vec<f64> = scores.by_ref().take(question.sequences.len()).collect();
             let chosen = (1..scores.len()).fold(0, |best, s| if scores[s] > scores[best] { s } else { best });
             let right = task.questions[*i].right.get(chosen).copied().unwrap_or(false);
             answers[*i] = Some(Answer { scores, chosen, right });
         }
-        advance(end - begin)?;
-        begin = end;
+        advance(n)?;
+        rest = &rest[n..];
     }
     Ok(answers.into_iter().flatten().collect())
 }
 
+/// How many of the questions, in order of what they share, are run together.
+fn together(questions: &[&Asked]) -> usize {
+    let (mut longest, mut alone) = (0, 0);
+    let shared = questions.first().map_or(0, |first| first.shared);
+    for (n, question) in questions.iter().enumerate() {
+        longest = longest.max(question.longest());
+        alone += question.cost(question.shared, question.longest());
+        let all: usize = questions[..=n].iter().map(|q| q.cost(shared, longest)).sum();
+        if n > 0 && (all > BATCH || all as f64 > MORE * alone as f64) {
+            return n;
+        }
+    }
+    questions.len()
+}
+
 /// The texts of a question in the model's tokens; `None` where there is nothing to score.
-fn read(encoder: &dyn Encoder, kind: Kind, question: &Question) -> Result<Option<Vec<Sequence>>> {
+fn read(encoder: &dyn Encoder, kind: Kind, question: &Question) -> Result<Option<Asked>> {
     let tokens = |text: &str| -> Result<Vec<u32>> {
         let tokens = encoder.encode(text, false)?;
         Ok(encoder.bos().into_iter().chain(tokens).collect())
@@ -117,11 +146,14 @@ fn read(encoder: &dyn Encoder, kind: Kind, question: &Question) -> Result<Option
         let last = usize::from(kind == Kind::Winogrande && tokens.len() - begin > 1);
         sequences.push(Sequence { scored: begin..tokens.len() - last, tokens });
     }
-    Ok(Some(sequences))
+    // The logits of the last token before the scored ones are needed too.
+    let before = sequences.iter().map(|s| s.scored.start - 1).min().unwrap_or(0);
+    Ok(Some(Asked { sequences, shared: alike.min(before) }))
 }
 
-/// The mean ln p of the scored tokens of each sequence. Shorter ones are filled up at their end, which nothing before sees.
-fn score(model: &mut dyn Logits, batch: &[&Sequence]) -> Result<Vec<f64>> {
+/// The mean ln p of the scored tokens of each text. Shorter ones are filled up at their end, which nothing before sees.
+fn score(model: &mut dyn Logits, questions: &[&Asked]) -> Result<Vec<f64>> {
+    let batch: Vec<&Sequence> = questions.iter().flat_map(|q| &q.sequences).collect();
     let longest = batch.iter().map(|s| s.seen()).max().unwrap_or(0);
     let filled = |s: &&Sequence| {
         let mut tokens = s.tokens[..s.seen()].to_vec();
@@ -130,7 +162,9 @@ fn score(model: &mut dyn Logits, batch: &[&Sequence]) -> Result<Vec<f64>> {
     };
     let chunks: Vec<Vec<u32>> = batch.iter().map(filled).collect();
     let from = batch.iter().map(|s| s.scored.start - 1).min().unwrap_or(0);
-    model.run(&chunks, from)?;
+    let shared = questions.iter().map(|q| q.shared).min().unwrap_or(0);
+    let groups: Vec<usize> = questions.iter().map(|q| q.sequences.len()).collect();
+    model.run_shared(&chunks, shared, &groups, from)?;
     let vocab = model.vocab();
     let mut scores = Vec::with_capacity(batch.len());
     for (i, sequence) in batch.iter().enumerate() {

@@ -103,7 +103,7 @@ fn winogrande(lines: &[&str]) -> Fault<Vec<Question>> {
         let cells = cells(line);
         let [_, sentence, one, two, answer] = cells.as_slice() else {
             return Err(match i {
-                0 => "is in no form that is known".into(),
+                0 => "is not in a known format".into(),
                 _ => format!("line {}: {} cells; WinoGrande has 5", i + 1, cells.len()),
             });
         };
@@ -143,7 +143,7 @@ impl Binary<'_> {
         let count = self.number()? as usize;
         let places = count.checked_mul(4).filter(|n| *n <= self.rest.len());
         let places =
-            places.ok_or_else(|| format!("is in no form that is known ({count} questions do not fit into it)"))?;
+            places.ok_or_else(|| format!("is not in a known format ({count} questions do not fit into it)"))?;
         self.rest = &self.rest[places..];
         let question = |i| self.question().map_err(|e| format!("question {}: {e}", i + 1));
         (0..count).map(question).collect()
@@ -249,7 +249,7 @@ fn place(right: &Value, names: &[String], count: usize) -> Fault<usize> {
         _ => None,
     };
     let found = named.or_else(|| word.parse().ok().filter(|_| names.is_empty())).or_else(letter);
-    found.filter(|place| *place < count).ok_or_else(|| format!("the right answer, {right}, is none of its {count}"))
+    found.filter(|place| *place < count).ok_or_else(|| format!("the right answer, {right}, is not one of its {count}"))
 }
 
 /// HellaSwag's texts without the marks of the site that they are from.

@@ -221,7 +221,7 @@ pub(super) fn config(
     let ending = ending(&f, row).map_err(no)?;
     let both_ways = f.flag("attention.causal").map_or(row.encodes, |causal| !causal);
     if both_ways && ending == Ending::Logits {
-        return Err(no("every token sees those behind it".into()));
+        return Err(no("every token sees the ones after it".into()));
     }
     let said = ["hidden_act", "hidden_activation", "activation_function"].iter().find_map(|key| f.said(key)?.as_str());
     if let Some(said) = said.filter(|said| !agrees(row.activation, said)) {
@@ -279,7 +279,7 @@ pub(super) fn config(
     }
     let past = |layer: &LayerConfig| !matches!(layer.mixer, Mixer::Attention(_) | Mixer::None);
     if both_ways && config.layers.iter().any(past) {
-        return Err(no("every token sees those behind it, in layers that are no attention".into()));
+        return Err(no("every token sees the ones after it, in layers that are not attention".into()));
     }
     // A block with one norm behind its attention has it in front of the feed-forward part.
     let alone = f.has(0, "post_attention_norm.weight") && !f.has(0, "ffn_norm.weight");

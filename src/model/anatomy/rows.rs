@@ -327,7 +327,7 @@ pub(super) static ALL: &[Anatomy] = &[
         finish: |f, c| {
             let limits = ["swiglu_clamp_exp", "swiglu_clamp_shexp"];
             if limits.iter().any(|key| (0..c.layers.len()).any(|i| f.float_of(key, i).is_some_and(|x| x != 0.0))) {
-                return Err(Error::unsupported("their experts are cut off in a way that is not run here"));
+                return Err(Error::unsupported("their experts are clamped in a way that is not supported here"));
             }
             // Where a layer sees everything, half of each head is rotated.
             if let [full, local, ..] = &mut c.ropes[..] {
@@ -390,7 +390,7 @@ pub(super) static ALL: &[Anatomy] = &[
         finish: |f, c| {
             let class = f.said("architectures").and_then(|all| all.get(0)?.as_str());
             match (class, c.ending) {
-                (Some("Lfm2Model"), Ending::Logits) => Err(Error::unsupported("nothing says what they end in")),
+                (Some("Lfm2Model"), Ending::Logits) => Err(Error::unsupported("their output is not described")),
                 _ => Ok(()),
             }
         },

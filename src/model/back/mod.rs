@@ -83,7 +83,9 @@ impl Back {
             let Some(index) = ckpt.find(&t.name) else {
                 let reason = absent(t, meta, arch).ok_or_else(|| {
                     let what = "is missing, but the configuration promises it";
-                    Error::bad_file(&file, what).tensor(&t.name).hint("does the configuration belong to this file?")
+                    Error::bad_file(&file, what)
+                        .tensor(&t.name)
+                        .hint("check that the configuration belongs to this file")
                 })?;
                 let names = t.parts.iter().map(|p| (form.ckpt.tensors()[*p].name.clone(), reason.to_string()));
                 left_out.extend(names);
@@ -94,7 +96,7 @@ impl Back {
                 let what = format!("shape is {found:?}, but the configuration makes it {:?}", t.shape);
                 return Err(Error::bad_file(&file, what)
                     .tensor(&t.name)
-                    .hint("does the configuration belong to this file?"));
+                    .hint("check that the configuration belongs to this file"));
             }
             let narrower = || {
                 let stored = t.parts.iter().map(|p| form.ckpt.tensors()[*p].dtype).find(|_| has_weights);
@@ -115,10 +117,10 @@ impl Back {
         let rotary =
             |name: &str| ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"].contains(&name);
         if let Some(t) = ckpt.tensors().iter().find(|t| !used.contains(t.name.as_str()) && !rotary(&t.name)) {
-            let what = "has no place in a folder of this configuration";
+            let what = "does not belong in a folder with this configuration";
             return Err(Error::bad_file(&file, what)
                 .tensor(&t.name)
-                .hint("does the configuration belong to this file?"));
+                .hint("check that the configuration belongs to this file"));
         }
         let tensor = |(part, takes): (usize, Vec<Take>)| {
             let meta = &form.ckpt.tensors()[part];

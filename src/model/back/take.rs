@@ -103,7 +103,7 @@ impl Take {
     /// Puts one row of `per_part` where it was. `base`: the first element of `out` in the part.
     fn put(&self, row: usize, per_part: usize, values: &[f32], base: usize, out: &mut [f32]) -> Result<()> {
         let cols = values.len();
-        let outside = || Error::Internal(format!("row {row} of {} has no place in its part", self.map.name));
+        let outside = || Error::Internal(format!("row {row} of {} is outside its part", self.map.name));
         let gather = match &self.map.rows {
             RowOrder::Gather(gather) if !(self.map.shape.len() == 1 && self.map.parts.len() > 1) => gather,
             order => {

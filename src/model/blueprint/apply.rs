@@ -230,7 +230,7 @@ fn mapped(
     let first = &ckpt.tensors()[parts[0]];
     let fault = |what: String| {
         let file = ckpt.files().get(first.file).map_or(ckpt.dir(), |f| &f.path);
-        Error::bad_file(file, what).tensor(&first.name).hint("does config.json belong to these weights?")
+        Error::bad_file(file, what).tensor(&first.name).hint("check that config.json belongs to these weights")
     };
     if parts.iter().any(|p| squeezed(&ckpt.tensors()[*p].shape) != squeezed(&first.shape)) {
         return Err(fault("the experts of this layer differ in shape".into()));
@@ -281,9 +281,9 @@ fn mapped(
     }
     let gguf = table
         .find(name, layer)
-        .ok_or_else(|| fault(format!("has no place in a {} model (shape {:?})", blueprint.gguf, first.shape)))?;
+        .ok_or_else(|| fault(format!("does not belong in a {} model (shape {:?})", blueprint.gguf, first.shape)))?;
     if layer.is_some_and(|layer| layer >= blocks && gguf.starts_with("blk.")) {
-        return Err(fault(format!("lies in a block beyond the {blocks} that the configuration counts")));
+        return Err(fault(format!("is in a block beyond the {blocks} that the configuration has")));
     }
     let stem = ["blk.", "v.blk.", "a.blk."]
         .iter()

@@ -282,7 +282,7 @@ pub(super) fn write(k: &mut Keys) -> Result<()> {
         Some("softmax") => k.gating(Gating::Softmax),
         Some("sqrtsoftplus") => k.gating(Gating::SqrtSoftplus),
         Some(other) => {
-            let what = format!("config.json: router scores by '{other}' have no place in a GGUF file");
+            let what = format!("config.json: router scores by '{other}' cannot be stored in a GGUF file");
             return Err(Error::unsupported(what));
         }
     }

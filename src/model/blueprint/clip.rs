@@ -34,7 +34,7 @@ impl Processor {
                 continue;
             }
             let Value::Object(whole) = read_json(&path)? else {
-                return Err(Error::bad_file(&path, "is no JSON object"));
+                return Err(Error::bad_file(&path, "is not a JSON object"));
             };
             let inner = whole.get(part).and_then(Value::as_object).cloned();
             map.extend(whole);
@@ -60,8 +60,8 @@ impl Processor {
 }
 
 fn absent(key: &str) -> Error {
-    Error::bad_input(format!("preprocessor_config.json: '{key}' is missing; images cannot be prepared without it"))
-        .hint("copy the file from the model's page beside the weights")
+    Error::bad_input(format!("preprocessor_config.json: '{key}' is missing, and images cannot be prepared without it"))
+        .hint("copy the file from the model's page next to the weights")
 }
 
 /// A size, or the first of a list of them.
@@ -156,7 +156,7 @@ impl Keys<'_> {
             Some("silu") => self.flag("use_silu", true),
             Some("gelu") => self.flag("use_gelu", true),
             other => {
-                let what = format!("vision_config.hidden_act: {other:?} has no place in a projector file");
+                let what = format!("vision_config.hidden_act: {other:?} cannot be stored in a projector file");
                 return Err(Error::unsupported(what));
             }
         }

@@ -23,7 +23,7 @@ impl std::fmt::Display for Lost {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Lost { fact, source, file, layers } = self;
         let of = if *layers > 0 { format!(" of {layers} layers") } else { String::new() };
-        write!(f, "GGUF cannot hold the {fact}{of}: {source} in config.json; a program that runs the file takes {file}")
+        write!(f, "GGUF cannot hold the {fact}{of}: {source} in config.json, {file} for programs that run the file")
     }
 }
 

@@ -127,8 +127,7 @@ fn strips_space(files: &HfFiles, facts: &TokenizerFacts) -> Result<Option<String
     let (Some(first), more) = (names.first(), names.len().saturating_sub(1)) else { return Ok(None) };
     let others = if more > 0 { format!(" and {more} more") } else { String::new() };
     Ok(Some(format!(
-        "{first}{others} take in white space beside them (lstrip, rstrip), which a GGUF file cannot say: a prompt with a \
-         space there gets other tokens than in transformers"
+        "{first}{others} absorb adjacent white space (lstrip, rstrip), which a GGUF file cannot express: a prompt with a space there is tokenized differently than in transformers"
     )))
 }
 
@@ -181,7 +180,7 @@ fn source<'a>(
             return Ok(Source::SentencePiece(pieces, dummy_prefix));
         }
         remarks.push(
-            "tokenizer.model is another tokenizer than tokenizer.json, which transformers loads; it is left aside"
+            "tokenizer.model is a different tokenizer than tokenizer.json, which transformers loads; it is ignored"
                 .into(),
         );
     }
@@ -398,7 +397,7 @@ fn check_row(files: &HfFiles, token: &str, id: usize, rows: usize) -> Result<()>
         return Ok(());
     }
     let what = format!("token '{token}' has id {id}, but the embedding has only {rows} rows");
-    Err(Error::bad_file(files.path("tokenizer.json"), what).hint("is this the tokenizer of another model?"))
+    Err(Error::bad_file(files.path("tokenizer.json"), what).hint("check that the tokenizer belongs to this model"))
 }
 
 /// What the merges produce, numbered in order of first appearance.

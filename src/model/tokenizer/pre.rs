@@ -413,7 +413,7 @@ pub fn check_name(name: &str) -> Result<&'static str> {
 fn unknown_name(name: &str) -> Error {
     let closest = closest(name, PRE_TOKENIZERS.iter().map(|p| (p.name, p.name.to_string())));
     let names: Vec<&str> = PRE_TOKENIZERS.iter().map(|p| p.name).collect();
-    Error::unsupported(format!("'{name}' is no pre-tokenizer that llama.cpp knows (closest: '{closest}')"))
+    Error::unsupported(format!("'{name}' is not a pre-tokenizer of llama.cpp (closest: '{closest}')"))
         .hint(format!("one of {}", names.join(", ")))
 }
 

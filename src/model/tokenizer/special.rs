@@ -343,7 +343,7 @@ impl Special {
 
     pub fn set_id(&mut self, ty: &str, id: Option<i64>, files: &HfFiles) -> Result<()> {
         let Some(id) = id else { return Ok(()) };
-        let bad = || Error::bad_file(&files.dir, format!("{id} is no valid id for the {ty} token"));
+        let bad = || Error::bad_file(&files.dir, format!("{id} is not a valid id for the {ty} token"));
         let id = u32::try_from(id).map_err(|_| bad())?;
         let in_range = self.limit.is_none_or(|limit| (id as usize) < limit);
         if in_range && self.id(ty).is_none() {

@@ -136,7 +136,7 @@ fn pack_quantized(p: &Pieces, n: usize, k: usize) -> Found<Packed> {
     let [_, width] = p.matrix("weight_packed")?;
     let bits = (width * 32 / k).min(8) as u8;
     if bits == 0 || words(k, bits) != width {
-        return Err(format!("'weight_packed' has {width} words for {k} columns; that is no width in bits"));
+        return Err(format!("'weight_packed' has {width} words for {k} columns, which is not a whole number of bits"));
     }
     let codes = to_bytes(&p.words("weight_packed", &[n, width])?);
     let [_, groups] = p.matrix("weight_scale")?;

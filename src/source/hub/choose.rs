@@ -93,7 +93,7 @@ pub(super) fn shards(index: &Path) -> Result<Vec<String>> {
         serde_json::from_slice(&text).map_err(|e| Error::bad_file(index, format!("the index is not valid: {e}")))?;
     let shards: BTreeSet<String> = parsed.weight_map.into_values().collect();
     match shards.iter().find(|s| !plain(s) || !s.ends_with(".safetensors")) {
-        Some(odd) => Err(Error::bad_file(index, format!("names '{odd}', which is no .safetensors file beside it"))),
+        Some(odd) => Err(Error::bad_file(index, format!("names '{odd}', which is not a .safetensors file next to it"))),
         None if shards.is_empty() => Err(Error::bad_file(index, "names no files")),
         None => Ok(shards.into_iter().collect()),
     }

@@ -1,7 +1,8 @@
 //! The requests: what a repository holds, what a file is, and its bytes. Everything that may pass by itself (a dropped
 //! connection, a busy server) is tried again a bounded number of times; what was received stays.
 
-use super::{HubOptions, choose, is_hex};
+use super::{HubOptions, choose, is_hex, tls};
+use crate::clock::{now, retry_after};
 use crate::digest::hex;
 use crate::error::Hint;
 use crate::{Error, Result};
@@ -124,6 +125,10 @@ impl<'a> Client<'a> {
                 .timeout_write(STALLED)
                 .user_agent(concat!("quantize/", env!("CARGO_PKG_VERSION")))
                 .redirects(0);
+            let builder = match &options.certificates {
+                Some(path) => builder.tls_config(tls::trusting(path)?),
+                None => builder,
+            };
             let Some(proxy) = &options.proxy else { return Ok(builder) };
             // The text may hold a password.
             let proxy = ureq::Proxy::new(proxy).map_err(|_| Error::request("the proxy's address is not valid"))?;
@@ -350,7 +355,7 @@ impl<'a> Client<'a> {
         match answer {
             Ok(response) => Ok(response),
             Err(ureq::Error::Status(status @ (408 | 429 | 500..), response)) => {
-                let wait = header(&response, &["retry-after"]).and_then(|s| s.parse().ok()).map(Duration::from_secs);
+                let wait = header(&response, &["retry-after"]).and_then(|text| retry_after(&text, now()));
                 Err(Trouble::Passing { why: format!("{}: HTTP status {status}", response.get_url()), wait })
             }
             Err(ureq::Error::Status(416, _)) if !self.writes => Err(Trouble::NoSuchRange),
@@ -364,6 +369,7 @@ impl<'a> Client<'a> {
                 // Addresses may be of any length.
                 let why: String = e.to_string().chars().take(500).collect();
                 match e.kind() {
+                    _ if tls::is_refusal(&why) => Err(tls::refused(self.id, &why).into()),
                     ureq::ErrorKind::InvalidUrl | ureq::ErrorKind::UnknownScheme => {
                         Err(Error::bad_input(format!("{}: {what}: {why}", self.id)).into())
                     }
@@ -457,7 +463,7 @@ impl<'a> Partial<'a> {
         self.file.write_all(bytes).map_err(|e| match e.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
                 Error::storage(format!("{}: the disk is full", self.path.display())).hint(
-                    "make room, or set HF_HOME to a folder on another disk; the download goes on where it stopped",
+                    "make room, or set HF_HOME to a folder on another disk; the download resumes where it stopped",
                 )
             }
             _ => Error::io(self.path, e),

@@ -120,7 +120,7 @@ impl Content {
                 Ok(0) => return Ok(hex(&hash.finalize())),
                 Ok(n) => hash.update(&buffer[..n]),
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(Error::storage(format!("reading what is to be sent: {e}"))),
+                Err(e) => return Err(Error::storage(format!("reading a file to upload: {e}"))),
             }
         }
     }
@@ -268,11 +268,11 @@ fn actions<'a>(client: &Client, files: &[&'a Upload]) -> Result<Vec<(&'a Upload,
             match object {
                 Some(object) if object["error"].is_object() => {
                     let said = object["error"]["message"].as_str().unwrap_or_default().escape_debug().to_string();
-                    return Err(Error::storage(format!("{}: the Hub does not take it: {said}", file.path)));
+                    return Err(Error::storage(format!("{}: the Hub refused it: {said}", file.path)));
                 }
                 Some(object) if object["actions"]["upload"].is_object() => all.push((*file, object.clone())),
                 Some(_) => {}
-                None => return Err(Error::bad_input(format!("{url}: the answer does not speak of {}", file.path))),
+                None => return Err(Error::bad_input(format!("{url}: the answer does not mention {}", file.path))),
             }
         }
     }
@@ -284,7 +284,7 @@ fn store(client: &Client, file: &Upload, object: &Value, watch: &Watch) -> Resul
     let action = &object["actions"]["upload"];
     let text = |value: &Value| value.as_str().map(String::from).or_else(|| value.as_u64().map(|n| n.to_string()));
     let bad = |what: &str| Error::bad_input(format!("{}: the Hub's answer {what}", file.path));
-    let href = action["href"].as_str().ok_or_else(|| bad("names no place to send it to"))?;
+    let href = action["href"].as_str().ok_or_else(|| bad("gives no upload address"))?;
     let headers: Vec<(String, String)> = action["header"]
         .as_object()
         .into_iter()
@@ -303,11 +303,11 @@ fn store(client: &Client, file: &Upload, object: &Value, watch: &Watch) -> Resul
             send(href, 0, file.size, &headers)?;
         }
         Some(chunk) => {
-            let chunk = chunk.ok().filter(|n| *n > 0).ok_or_else(|| bad("has parts of no size"))?;
+            let chunk = chunk.ok().filter(|n| *n > 0).ok_or_else(|| bad("gives no part size"))?;
             let mut parts = Vec::new();
             for no in 1..=file.size.div_ceil(chunk) {
                 let place = headers.iter().find(|(name, _)| name.parse() == Ok(no)).map(|(_, url)| url);
-                let url = place.ok_or_else(|| bad(&format!("has no place for part {no}")))?;
+                let url = place.ok_or_else(|| bad(&format!("gives no upload address for part {no}")))?;
                 let from = (no - 1) * chunk;
                 let etag = send(url, from, chunk.min(file.size - from), &[])?;
                 let etag = etag.ok_or_else(|| bad(&format!("states no ETag of part {no}")))?;
@@ -474,8 +474,8 @@ impl<'a> Client<'a> {
 
 fn moved(what: &str, to: &str) -> Error {
     let to: String = to.chars().take(200).collect();
-    Error::storage(format!("{what}: the server sends on to '{}'", to.escape_debug()))
-        .hint("name the repository as it is called now, and check HF_ENDPOINT")
+    Error::storage(format!("{what}: the server redirects to '{}'", to.escape_debug()))
+        .hint("use the repository's current name, and check HF_ENDPOINT")
 }
 
 /// The JSON of an answer; null where it is empty.
@@ -509,7 +509,7 @@ fn base64(bytes: &[u8]) -> String {
 pub fn check_token(options: &HubOptions) -> Result<()> {
     match options.token {
         Some(_) => Ok(()),
-        None => Err(Error::storage("the Hub takes files with a token only")
+        None => Err(Error::storage("uploading to the Hub needs a token")
             .hint("set HF_TOKEN to a token that may write (huggingface.co/settings/tokens), or run `hf auth login`")),
     }
 }

@@ -184,7 +184,7 @@ fn bert(h: &Hparams, name: &str) -> Named {
     }
     let dropped = ["pooler.dense.", "cls.predictions", "cls.seq_relationship", "lm_head.", "decoder."];
     if name == "embeddings.position_ids" || dropped.iter().any(|part| name.starts_with(part)) {
-        return Named::Drop("a head of the training; the encoder has no use for it");
+        return Named::Drop("a training head, which the encoder does not use");
     }
     let name = match (name.strip_suffix(".gamma"), name.strip_suffix(".beta")) {
         (Some(stem), _) => format!("{stem}.weight"),
@@ -201,7 +201,7 @@ fn bert(h: &Hparams, name: &str) -> Named {
 fn distilbert(h: &Hparams, name: &str) -> Named {
     let name = name.strip_prefix("distilbert.").unwrap_or(name);
     match name.starts_with("vocab_") {
-        true => Named::Drop("a head of the training; the encoder has no use for it"),
+        true => Named::Drop("a training head, which the encoder does not use"),
         false => bert(h, name),
     }
 }

@@ -38,7 +38,7 @@ pub(super) static ALL: &[Blueprint] = &[
                 ["aligner.", "vqmodel.", "generation_embeddings.", "generation_aligner.", "generation_head."];
             let own = name.strip_prefix("model.").unwrap_or(name);
             match OTHERS.iter().any(|part| own.starts_with(part)) {
-                true => Named::Drop("belongs to what reads and makes images; a text model has no use for it"),
+                true => Named::Drop("belongs to the part that reads and makes images; a text model does not use it"),
                 false => Named::Keep(name.into()),
             }
         },

@@ -50,7 +50,7 @@ pub(super) static ALL: &[&[Blueprint]] = &[
 pub(super) use towers::ALL as TOWERS;
 
 /// Why layers that predict more than the next token are left out.
-pub(crate) const WITHOUT_MTP: &str = "multi-token prediction, which llama.cpp has no place for in this architecture";
+pub(crate) const WITHOUT_MTP: &str = "multi-token prediction, which llama.cpp does not support for this architecture";
 
 /// The usual; blueprints name what differs.
 const PLAIN: Blueprint = Blueprint {

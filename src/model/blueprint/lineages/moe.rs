@@ -36,7 +36,7 @@ pub(super) static ALL: &[Blueprint] = &[
             ffn_down_shexp nextn.eh_proj nextn.embed_tokens nextn.enorm nextn.hnorm nextn.shared_head_head \
             nextn.shared_head_norm",
         rename: |_, name| match name.ends_with(".bias") {
-            true => Named::Drop("a bias, which this architecture has no place for"),
+            true => Named::Drop("a bias, which this architecture does not support"),
             false => Named::Keep(name.into()),
         },
         more_blocks: nextn,

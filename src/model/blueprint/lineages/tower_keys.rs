@@ -50,9 +50,9 @@ pub(super) fn qwen3(k: &mut Keys) -> Result<()> {
     let mut behind = vec![false; h.need("depth")?.min(1 << 12)];
     for layer in h.list("deepstack_visual_indexes").into_iter().flatten() {
         let place = plausible(layer).and_then(|layer| behind.get_mut(layer));
-        *place.ok_or_else(|| {
-            Error::bad_input("config.json: deepstack_visual_indexes name layers that are not there")
-        })? = true;
+        *place
+            .ok_or_else(|| Error::bad_input("config.json: deepstack_visual_indexes name layers that do not exist"))? =
+            true;
     }
     k.flags("vision.is_deepstack_layers", behind);
     Ok(())

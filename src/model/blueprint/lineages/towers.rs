@@ -61,7 +61,7 @@ pub(in crate::model::blueprint) static ALL: &[Blueprint] = &[
             ("multi_modal_projector.mm_soft_emb_norm", "mm.soft_emb_norm"),
         ],
         rename: |_, name| match name.contains("vision_model.head.") {
-            true => Named::Drop("a head that the projector has no use for"),
+            true => Named::Drop("a head that the projector does not use"),
             false => part(name, &["vision_tower.vision_model.", "vision_model."], &["multi_modal_projector."]),
         },
         changes: &[("mm.soft_emb_norm.weight", Change::PlusOne)],
