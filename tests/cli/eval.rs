@@ -277,7 +277,7 @@ fn questions_are_answered_and_compared_pair_by_pair() {
     bad(&["compare", str(&model), files[0], "--task", "q.jsonl", "--max-kld", "1"], 2, &["a quality gate", "--text"]);
     bad(&["eval", files[0], "--task", "q.jsonl", "--chunks", "3"], 2, &["--chunks", "--text"]);
     bad(&["eval", files[0], "--questions", "3"], 2, &["--task"]);
-    bad(&["eval", files[0], "--task", "r.md"], 3, &["r.md", "no form that is known", "JSON lines"]);
+    bad(&["eval", files[0], "--task", "r.md"], 3, &["r.md", "not in a known format", "JSON lines"]);
 }
 
 #[test]
