@@ -142,7 +142,7 @@ fn a_configuration_of_another_model_is_refused() {
     let mut config = json(&model("qwen3").join("config.json"));
     config["num_hidden_layers"] = 1.into();
     std::fs::write(d.join("c/config.json"), config.to_string()).unwrap();
-    fails(&like("c"), 3, &["has no place"]);
+    fails(&like("c"), 3, &["does not belong"]);
     let folder = quantize(d, &["--to", "safetensors", &tiny(), "-o", "out", "--like-config", &tiny()]);
     fails(&folder, 2, &["GGUF"]);
     fails(&quantize(d, &["--to", "q8_0", &tiny(), "--dtype", "f16"]), 2, &["--dtype"]);

@@ -530,7 +530,7 @@ fn only_the_same_run_is_resumed() {
     let file = path_for(&out);
     let bytes = std::fs::read(&file).unwrap();
     std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
-    assert!(fails(&mut resume("llama", &tokens), 3).contains("no whole checkpoint"));
+    assert!(fails(&mut resume("llama", &tokens), 3).contains("not a complete calibration checkpoint"));
     std::fs::write(&file, &bytes).unwrap();
     ok(&mut resume("llama", &tokens));
     assert!(out.exists() && !file.exists());

@@ -117,7 +117,7 @@ fn what_cannot_be_measured_is_said_clearly() {
     fails(&compare(&["--min-top1", "95"]), 2, &["--min-top1", "95 % or as 9500 %"]);
     let gate = ["--text", str(&text), "--ctx", "128", "--chunks", "2", "--max-kld", "1"];
     let out = quantize(dir.path(), &[&["compare", str(&model), str(&model)], &gate[..]].concat());
-    fails(&out, 3, &["too few tokens for the asked gate"]);
+    fails(&out, 3, &["too few tokens for this gate"]);
     fails(&quantize(dir.path(), &["--to", "q8_0", str(&model), "--max-kld", "1"]), 2, &["--text"]);
 
     // Another model: another vocabulary.
@@ -277,7 +277,7 @@ fn questions_are_answered_and_compared_pair_by_pair() {
     bad(&["compare", str(&model), files[0], "--task", "q.jsonl", "--max-kld", "1"], 2, &["a quality gate", "--text"]);
     bad(&["eval", files[0], "--task", "q.jsonl", "--chunks", "3"], 2, &["--chunks", "--text"]);
     bad(&["eval", files[0], "--questions", "3"], 2, &["--task"]);
-    bad(&["eval", files[0], "--task", "r.md"], 3, &["r.md", "no form that is known", "JSON lines"]);
+    bad(&["eval", files[0], "--task", "r.md"], 3, &["r.md", "not in a known format", "JSON lines"]);
 }
 
 #[test]
@@ -345,7 +345,7 @@ fn embedding_models_are_compared_by_the_cosine_of_their_vectors() {
     let eval = |more: &[&str]| quantize(dir.path(), &[&["eval", "eurobert-Q8_0.gguf"], &cut[..], more].concat());
     let said = eval(&[]);
     let said = String::from_utf8_lossy(&said.stdout).into_owned();
-    assert!(said.contains("vectors of 64 numbers") && said.contains("told by compare"), "{said}");
+    assert!(said.contains("vectors of 64 numbers") && said.contains("tells what a quantized file loses"), "{said}");
     fails(&eval(&["--save-logits", "x.kld"]), 4, &["a file of logits needs logits"]);
     let out = quantize(dir.path(), &["generate", "eurobert-Q8_0.gguf", "-p", "x"]);
     fails(&out, 4, &["generating text needs logits, and this model gives vectors of texts"]);

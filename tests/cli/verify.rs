@@ -76,7 +76,7 @@ fn what_each_engine_takes() {
     }
     refuses(dir, &folder("gptq-3bit-32g"), "vllm", &[], "3 bits, symmetric");
     refuses(dir, &folder("gptq-asym"), "vllm", &[], "4 bits, asymmetric");
-    refuses(dir, &folder("mlx-4bit"), "vllm", &[], "no MLX");
+    refuses(dir, &folder("mlx-4bit"), "vllm", &[], "not read MLX");
     for format in ["gptq-3bit-32g", "gptq-asym", "awq", "fp8", "nf4"] {
         loads(dir, &folder(format), "transformers", &[]);
     }

@@ -413,7 +413,7 @@ fn paths_that_are_no_checkpoint_say_what_to_do() {
         dir.path().join(name)
     };
     fails(dir.path().join("none"), "no such file or folder");
-    fails(dir.path().to_path_buf(), "holds no model");
+    fails(dir.path().to_path_buf(), "has no model");
     fails(put("config.json", b"{}"), "neither a GGUF nor a .safetensors file");
     fails(put("pytorch_model.bin", b"PK"), "PyTorch");
     fails(dir.path().to_path_buf(), "PyTorch");

@@ -357,7 +357,7 @@ fn files_that_are_not_what_their_names_say() {
     for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
         std::fs::remove_file(v.path(name)).unwrap();
     }
-    v.refused(3, &["holds no model"]);
+    v.refused(3, &["has no model"]);
     fails(&quantize(v.dir.path(), &["--to", "q8_0", "absent/model/folder"]), 3, &["absent/model/folder: no such"]);
 }
 

@@ -205,7 +205,7 @@ fn what_does_not_fit_or_is_merged_otherwise_is_refused() {
     };
     bad(refused("unknown", plain.clone(), &unknown), "no tensor model.layers.99.self_attn.q_proj.weight");
     let lonely = |t: &mut Tensors| drop(t.remove(&format!("{Q}.lora_B.weight")));
-    bad(refused("lonely", plain.clone(), &lonely), "has not both of its matrices");
+    bad(refused("lonely", plain.clone(), &lonely), "lacks one of its matrices");
     let infinite = |t: &mut Tensors| t.get_mut(&format!("{Q}.lora_B.weight")).unwrap().1[3] = f32::INFINITY;
     bad(refused("infinite", plain.clone(), &infinite), "not finite");
     bad(refused("alpha", json!({}), &|_| {}), "'lora_alpha'");

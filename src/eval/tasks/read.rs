@@ -317,7 +317,7 @@ mod tests {
     fn broken_questions_are_named() {
         for (text, part) in [
             ("", "is empty"),
-            ("a story about a cat", "no form that is known"),
+            ("a story about a cat", "not in a known format"),
             ("a\n4\nb\nc\nd\ne\n", "line 2"),
             ("a\n1\nb\nc\nd\n", "6 a question"),
             ("0,no gap_,a,b,1\n1,none,a,b,1\n", "line 2: its sentence has no gap"),
