@@ -69,6 +69,7 @@ fn sample(text: &str) -> Report {
             artifact: artifact(name, bytes),
             stats: Some(*stats),
             cosine: None,
+            scores: None,
             positions: Vec::new(),
             made: Some(Made { how: format!("by hand{text}"), recipe: None, overlap: Some(0.02) }),
             tensors: (0..4).map(tensor).collect(),
