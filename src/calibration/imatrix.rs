@@ -547,6 +547,6 @@ mod tests {
             assert!(Imatrix::open(&path).is_err(), "{cut}");
         }
         std::fs::write(&path, "text that is no matrix").unwrap();
-        assert!(Imatrix::open(&path).unwrap_err().to_string().contains("no importance matrix"));
+        assert!(Imatrix::open(&path).unwrap_err().to_string().contains("not an importance matrix"));
     }
 }

@@ -1,9 +1,8 @@
 //! What a text alone does not show: how long continuations stay the base's, and what is lost far into the context. Tables
 //! that every rendering shares, the header first.
 
-use super::format::{count, fixed, percent};
+use super::format::{count, decimals_for, fixed, percent};
 use super::schema::Report;
-use super::text::decimals_for;
 
 /// Ranges of positions from which on they have a table: fewer are of short windows.
 const RANGES: usize = 4;

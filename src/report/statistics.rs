@@ -1,8 +1,7 @@
 //! The table of all statistics in an HTML page.
 
-use super::format::{count, fixed, html as escape, percent, signed_percent};
+use super::format::{count, decimals_for, fixed, html as escape, percent, signed_percent};
 use super::schema::Candidate;
-use super::text::decimals_for;
 use crate::eval::{Estimate, Statistics};
 use std::fmt::Write;
 

@@ -75,7 +75,7 @@ fn bad_edits_leave_nothing() {
     fails(&edit(&["-o", "b.gguf"]), 2, &["nothing to change"]);
     fails(&edit(&["-o", "a.gguf", "--force", "--set", "a=b"]), 2, &["source itself"]);
     fails(&edit(&["-o", "b.gguf", "--set", "llama.context_length=-1"]), 2, &["u32"]);
-    fails(&edit(&["-o", "b.gguf", "--set", "split.count=u16:3"]), 2, &["laid out"]);
+    fails(&edit(&["-o", "b.gguf", "--set", "split.count=u16:3"]), 2, &["layout"]);
     fails(&edit(&["-o", "b.gguf", "--remove", "no.such.key"]), 2, &["no.such.key"]);
     fails(&edit(&["-o", "b.gguf", "--token-type", "<nothing>=control"]), 2, &["<nothing>"]);
     fails(&edit(&["--in-place", "--stop-token", "end=1"]), 2, &["eos"]);

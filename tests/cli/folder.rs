@@ -153,7 +153,7 @@ fn groups_that_do_not_divide_are_made_smaller_or_refused() {
     assert_eq!((&q["group_size"], &q["bits"]), (&(-1).into(), &8.into()));
     fails(&run(&["--to", "awq", "--bits", "3"]), 2, &["awq does not support --bits 3"]);
     fails(&run(&["--to", "fp8", "--desc-act"]), 2, &["fp8 does not support --desc-act"]);
-    fails(&run(&["--to", "q4_0", "--group-size", "32"]), 2, &["--group-size is for checkpoint folders"]);
+    fails(&run(&["--to", "q4_0", "--group-size", "32"]), 2, &["--group-size only affects checkpoint folders"]);
     fails(&run(&["--to", "fp8", "--tensor-type", "ffn_down=q8_0"]), 2, &["is for GGUF files"]);
     fails(&run(&["--to", "fp8,fp8-dynamic"]), 2, &["twice"]);
     fails(&quantize(dir.path(), &["--to", "gptq_v3", &llama]), 2, &["gptq_v3"]);

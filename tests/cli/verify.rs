@@ -280,7 +280,7 @@ fn files_know_their_data_and_calibrated_ones_are_made_again() {
     let first = std::fs::read_to_string(dir.join("text.txt")).unwrap();
     std::fs::write(dir.join("text.txt"), first.replace("twice", "thrice")).unwrap();
     let (code, said) = verify("own.gguf");
-    assert!(code == 3 && said.contains("other text"), "{code} {said}");
+    assert!(code == 3 && said.contains("different text"), "{code} {said}");
     std::fs::remove_file(dir.join("text.txt")).unwrap();
     let (code, said) = verify("own.gguf");
     assert!(code == 3 && said.contains("text.txt, which is not here"), "{code} {said}");

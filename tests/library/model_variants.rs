@@ -193,11 +193,11 @@ fn faults_name_tensor_shape_and_file() {
 
     let mut d = draft("llama");
     d.set("model.layers.3.mlp.up_proj.weight", &[128, 64]);
-    says(&d, &["'model.layers.3.mlp.up_proj.weight'", "no place", "3 layers"]);
+    says(&d, &["'model.layers.3.mlp.up_proj.weight'", "does not belong", "3 layers"]);
 
     let mut d = draft("llama");
     d.set("model.layers.0.self_attn.q_proj.bias", &[64]);
-    says(&d, &["q_proj.bias", "no place"]);
+    says(&d, &["q_proj.bias", "does not belong"]);
 }
 
 #[test]
