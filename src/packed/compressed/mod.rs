@@ -6,7 +6,7 @@ pub(super) mod floats;
 mod integers;
 mod unpack;
 
-pub(super) use unpack::eight_bits;
+pub(super) use unpack::{eight_bits, group_of};
 
 use super::engines::{Check, Engines, Verdict};
 use super::integer::on_grid;
@@ -465,6 +465,10 @@ fn config(spec: &Spec, scope: Scope) -> Value {
     let numbered = groups.into_iter().enumerate().map(|(i, group)| (format!("group_{i}"), Value::Object(group)));
     let mut ignore = vec!["lm_head"];
     ignore.extend(scope.kept.iter().map(String::as_str).filter(|n| *n != "lm_head"));
+    // What older folders have beside the text model lies under `model` in transformers 5.
+    let beside: Vec<String> =
+        ignore.iter().filter(|n| n.contains('.') && !n.starts_with("model.")).map(|n| format!("model.{n}")).collect();
+    ignore.extend(beside.iter().map(String::as_str));
     json!({
         "quant_method": "compressed-tensors",
         "format": if same { format } else { json!("mixed-precision") },
