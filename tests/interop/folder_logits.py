@@ -38,7 +38,11 @@ def with_transformers(job):
     config = transformers.AutoConfig.from_pretrained(job["folder"])
     kind = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModelForCausalLM)
     dtype = job["dtype"] if job["dtype"] == "auto" else getattr(torch, job["dtype"])
-    model = kind.from_pretrained(job["folder"], dtype=dtype, device_map="cpu", attn_implementation="eager").eval()
+    model, seen = kind.from_pretrained(job["folder"], dtype=dtype, device_map="cpu", attn_implementation="eager", output_loading_info=True)
+    if lost := [name for name in seen["missing_keys"] if name.endswith("weight_scale")]:
+        # An encoder that text does not reach, taken for packed.
+        raise ValueError(f"no scales: {lost[0]} and {len(lost) - 1} more")
+    model.eval()
     rows = []
     with torch.inference_mode():
         for ids in job["ids"]:

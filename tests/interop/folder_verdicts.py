@@ -36,9 +36,9 @@ BFLOAT16 = {"nvfp4a16", "mxfp4"}
 # How far logits may be off, in their standard deviations, where the engine rounds activations, where it computes in 16
 # bits, and elsewhere.
 ROUNDED = {"safetensors": 1e-4, "bnb-int8": 0.4, "nvfp4a16": 0.15, "mxfp4": 0.15, "nf4": 0.1, "nf4-dq": 0.1, "fp4": 0.1}
-ROUNDED |= {"int8": 0.03, "fp8": 0.03, "w4a16-32g": 0.03, "w8a16": 0.03}
+ROUNDED |= {"int8": 0.03, "fp8": 0.03, "w4a16": 0.03, "w8a16": 0.03}
 EXACT = 0.004
-VLLM = 0.05
+VLLM = 0.1
 # Whose graph the engine computes otherwise than transformers whatever the folder: its own logits of the dequantized
 # weights are the measure.
 OWN_GRAPH = {("mlx", "gemma2"): "no windows", ("mlx", "falcon-h1"): "0.35 off in 16 bits too"}
@@ -145,7 +145,7 @@ class Table:
         return logits if isinstance(logits, str) else deviation(logits, reference)
 
     def right(self, error, form):
-        limit = ROUNDED.get(form, EXACT) if self.name != "mlx" else 1e-4 if form == "safetensors" else EXACT
+        limit = ROUNDED.get(form, ROUNDED.get(form.split("-")[0], EXACT)) if self.name != "mlx" else 0.003 if form == "safetensors" else EXACT
         return not isinstance(error, str) and error <= (max(limit, VLLM) if self.name == "vllm" else limit)
 
     def judge(self, what, engine, folder, ids, reference, form, family):

@@ -9,7 +9,7 @@ use super::files;
 use crate::Result;
 use crate::error::Hint;
 use crate::model::graph::{Shard, Stage, shards, shares_scale, stored_alike};
-use crate::model::{Model, Role};
+use crate::model::{Model, Role, stored_head_differs};
 pub use crate::packed::Engine;
 use crate::packed::Scheme;
 use crate::packed::engines::{Check, UNPACKED, Verdict};
@@ -105,6 +105,8 @@ struct View<'a> {
     /// Which tensor of a module has an entry per group, and along which dimension.
     groups: Option<(&'static str, usize)>,
     linears: Vec<Linear<'a>>,
+    /// Whether an output matrix is stored that is not the embedding.
+    own_head: bool,
     found: Vec<Objection>,
 }
 
@@ -126,7 +128,8 @@ pub fn objections(engine: Engine, ckpt: &Checkpoint, model: &Model, tp: usize) -
         }
     }
     let groups = ckpt.scheme().and_then(Scheme::groups);
-    let mut view = View { ckpt, model, groups, linears, found: Vec::new() };
+    let own_head = stored_head_differs(ckpt)?;
+    let mut view = View { ckpt, model, groups, linears, own_head, found: Vec::new() };
     let verdict = match ckpt.scheme() {
         Some(scheme) => scheme.verdict(engine, tp),
         None => UNPACKED.ask(engine, &Value::Null, tp),
@@ -290,7 +293,7 @@ impl<'a> View<'a> {
         let says_tied = self.model.hf_config.as_ref().and_then(|c| c.get("tie_word_embeddings")?.as_bool());
         let heads = self.ckpt.tensors().iter().filter(|t| t.name.contains("lm_head."));
         let packed = heads.clone().any(|t| matches!(t.dtype, Dtype::Packed(_)));
-        if engine == Engine::Mlx && !tied && says_tied == Some(true) {
+        if engine == Engine::Mlx && says_tied == Some(true) && self.own_head {
             self.refuse("config.json ties the output to the embedding, so it leaves out the lm_head, which is another");
         } else if tied && packed {
             self.refuse("config.json ties the output to the embedding, but there is a quantized lm_head, too");

@@ -4,6 +4,7 @@
 use super::{Linear, Objection, View};
 use crate::dtype::{Dtype, GgmlType};
 use crate::model::Role;
+use crate::packed::ENCODERS;
 use serde_json::Value;
 
 /// The formats of compressed-tensors 0.20.
@@ -22,9 +23,6 @@ const FORMATS: [&str; 13] = [
     "mxfp6-pack-quantized",
     "mxfp8-quantized",
 ];
-
-/// First words of the names of encoders in folders older than transformers 5.
-const TOWERS: [&str; 6] = ["visual", "vision_tower", "vision_model", "multi_modal_projector", "audio_tower", "mlp_AR"];
 
 impl View<'_> {
     /// What the loaders of torch find in the configuration of a packed folder.
@@ -61,13 +59,12 @@ impl View<'_> {
     /// Encoders beside the text model that transformers calls `model.` and the folder's name.
     fn renamed_towers(&mut self, ignored: impl Fn(&str) -> bool) {
         let lost = self.ckpt.tensors().iter().filter(|t| t.shape.len() == 2).find_map(|t| {
-            let path = t.name.strip_suffix(".weight")?;
-            let root = path.split('.').next().filter(|root| TOWERS.contains(root))?;
-            (path != root && !ignored(&format!("model.{path}"))).then(|| path.to_string())
+            let root = ENCODERS.iter().find(|root| t.name.strip_prefix(**root).is_some_and(|n| n.starts_with('.')))?;
+            (!ignored(&format!("model.{root}."))).then(|| t.name.clone())
         });
         if let Some(path) = lost {
-            let what = "is not packed, and ignored by quantization_config under this name alone; transformers puts \
-                        'model.' before it";
+            let what = "is not packed, and ignored by quantization_config under this name alone; transformers has it under \
+                        'model.'";
             self.found.push(Objection { modules: vec![path], ..Objection::to_all(what, true) });
         }
     }
