@@ -140,6 +140,7 @@ pub fn objections(engine: Engine, ckpt: &Checkpoint, model: &Model, tp: usize) -
     match engine {
         Engine::Vllm => {
             view.strays(|_| true);
+            view.experts_in_vllm();
             if !is_final {
                 view.only_blocks(ONLY_BLOCKS);
                 view.splits(tp);
@@ -243,6 +244,15 @@ impl<'a> View<'a> {
         }
         for name in strays {
             self.refuse(format!("{name} is not part of the model, but it loads every file of such a name"));
+        }
+    }
+
+    /// Kernels for packed experts are those of GPUs.
+    fn experts_in_vllm(&mut self) {
+        let packed = |l: &Linear| l.role.is_expert() && !l.pieces.is_empty();
+        if self.linears.iter().any(packed) {
+            let what = "has packed experts, which its CPU build has no kernels for; on GPUs they were not tried";
+            self.found.push(Objection { unknown: true, ..Objection::to_all(what, false) });
         }
     }
 
