@@ -196,7 +196,7 @@ fn configurations_that_loaders_stop_at() {
     for (format, engine, why, change) in cases {
         let folder = std::fs::read_dir(dir.join("out")).unwrap().map(|e| e.unwrap().path());
         let word = format.split('-').next().unwrap();
-        let folder = folder.into_iter().find(|p| p.to_string_lossy().contains(word)).unwrap();
+        let folder = folder.into_iter().find(|p| p.file_name().unwrap().to_string_lossy().contains(word)).unwrap();
         let sound = std::fs::read(folder.join("config.json")).unwrap();
         loads(dir, folder.to_str().unwrap(), engine, &[]);
         edit_config(&folder, change);
