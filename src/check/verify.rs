@@ -6,7 +6,7 @@ use crate::convert::folder::engines::{self, Engine, Objection};
 use crate::convert::{loadable, record, stream};
 use crate::error::Hint;
 use crate::gguf;
-use crate::model::Model;
+use crate::model::{Model, Mtp, Part, SourceModel};
 use crate::source::{Checkpoint, Dtype, TensorMeta};
 use crate::writer::gguf::{check_blocks, hash_of_data};
 use crate::{Error, Result};
@@ -84,8 +84,26 @@ pub fn verify(file: &Checkpoint, origin: Option<&Origin>, control: &Control, rep
 pub fn objections(engine: Engine, file: &Checkpoint, devices: usize) -> Result<Vec<Objection>> {
     match file.gguf() {
         Some(_) => Ok(about_gguf(engine, file)),
-        None => engines::objections(engine, file, &Model::open(file)?, devices.max(1)),
+        None => {
+            let model = Model::open(file)?;
+            let mut found = engines::objections(engine, file, &model, devices.max(1))?;
+            found.extend(unfitting(file, &model));
+            Ok(found)
+        }
     }
+}
+
+/// What keeps the tensors of a folder of no known family from being those that its blueprint names, or that there is none.
+fn unfitting(file: &Checkpoint, model: &Model) -> Option<Objection> {
+    if model.known().is_ok() {
+        return None;
+    }
+    let fits = SourceModel::open(file.dir()).and_then(|source| source.for_files(Part::Text, Mtp::Keep));
+    let what = match fits {
+        Ok(_) => return None,
+        Err(e) => format!("its tensors are not known to be all that the model needs: {e}"),
+    };
+    Some(Objection { unknown: true, ..Objection::to_all(what, false) })
 }
 
 /// What engines say of a sound GGUF file.

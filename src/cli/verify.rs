@@ -82,7 +82,8 @@ pub fn run(args: VerifyArgs) -> Result<()> {
     for engine in args.engines.iter().map(|e| e.engine()) {
         let found = check::objections(engine, &file, args.tp as usize)?;
         let refused = found.iter().any(|o| o.refused);
-        let loads = if found.iter().any(|o| o.unknown) { None } else { Some(!refused) };
+        let unknown = !refused && found.iter().any(|o| o.unknown);
+        let loads = (!unknown).then_some(!refused);
         if refused {
             refusing.push(engine.release());
         }

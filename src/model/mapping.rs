@@ -199,7 +199,7 @@ fn of_config(ckpt: &Checkpoint, mut config: Config, mut json: serde_json::Value)
 }
 
 /// Whether there is an output matrix that is not the embedding, bit for bit.
-fn stored_head_differs(ckpt: &Checkpoint) -> Result<bool> {
+pub(crate) fn stored_head_differs(ckpt: &Checkpoint) -> Result<bool> {
     let find = |end: &str| ckpt.tensors().iter().find(|t| text_name(&t.name) == end);
     let (Some(head), Some(embedding)) = (find("lm_head.weight"), find("model.embed_tokens.weight")) else {
         return Ok(false);

@@ -41,6 +41,7 @@ pub use fault::fault;
 pub use kept::keeps_f32;
 pub use known::{Known, known};
 pub use mapping::expected_tensors;
+pub(crate) use mapping::stored_head_differs;
 pub use metadata::gguf_metadata;
 pub use opaque::preset_facts;
 pub use source_model::{SourceModel, name_of};

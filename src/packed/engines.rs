@@ -142,3 +142,33 @@ pub(super) fn mlx_on_integers(config: &Value) -> Verdict {
     let four = config.get("bits").and_then(Value::as_i64) == Some(4);
     Verdict::checking(&[Check::NoOrder]).refuse(!four, "of GPTQ and AWQ it takes 4 bits only")
 }
+
+/// What mlx-lm wants of the configuration of a model type.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MlxFamily {
+    /// The keys without which it makes no model.
+    pub needed: Vec<&'static str>,
+    /// The base of the rotary frequencies where the configuration has no `rope_theta`; `None`: it reads another key, or
+    /// needs this one.
+    pub base: Option<f64>,
+}
+
+impl MlxFamily {
+    /// What it has for a model type.
+    pub fn of(model_type: &str) -> Option<Self> {
+        const TABLE: &str = include_str!("engines/mlx_lm.tsv");
+        let line = TABLE.lines().find(|line| line.split('\t').next() == Some(model_type))?;
+        let mut cells = line.split('\t').skip(1);
+        let needed = cells.next().unwrap_or_default();
+        if let Some(other) = needed.strip_prefix("alias ") {
+            return Self::of(other);
+        }
+        let base = cells.next().and_then(|base| base.parse().ok());
+        Some(Self { needed: needed.split_whitespace().collect(), base })
+    }
+
+    /// Whether it makes no model without this key.
+    pub fn needs(&self, key: &str) -> bool {
+        self.needed.contains(&key)
+    }
+}

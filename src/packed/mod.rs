@@ -20,8 +20,8 @@ mod pieces;
 mod read;
 
 pub(crate) use bits::transpose;
-pub use compressed::FP8_BLOCK;
 pub use compressed::floats::{Fp4Codes, pack_fp4};
+pub use compressed::{ENCODERS, FP8_BLOCK};
 pub use engines::Engine;
 pub use integer::nearest;
 pub use matrix::{Input, Packed};

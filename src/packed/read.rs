@@ -135,6 +135,27 @@ impl Scheme {
         self.tool.groups
     }
 
+    /// The object under `quantization_config`.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// The kind of folder that engines tell apart: the tool, and its format where one tool has several.
+    pub fn kind(&self) -> String {
+        match self.tool.name {
+            "compressed-tensors" => text(&self.config, "format").to_string(),
+            "bitsandbytes" if flag(&self.config, "load_in_8bit") => "bitsandbytes-8bit".to_string(),
+            "bitsandbytes" => "bitsandbytes-4bit".to_string(),
+            name => name.to_string(),
+        }
+    }
+
+    /// compressed-tensors: the group of the configuration that a linear layer belongs to; `None` where it is ignored or
+    /// no group names it.
+    pub fn group_of(&self, module: &str) -> Option<&Value> {
+        super::compressed::group_of(&self.config, module)
+    }
+
     /// What `engine` says of such checkpoints, before it looks at shapes.
     pub fn verdict(&self, engine: Engine, tp: usize) -> Verdict {
         (self.tool.engines)(&self.config).ask(engine, &self.config, tp)

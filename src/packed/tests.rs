@@ -425,3 +425,19 @@ fn what_differs_is_named() {
     let nf4 = parse("nf4").unwrap().quantization_config(scope);
     assert_eq!(nf4["llm_int8_skip_modules"], json!(["lm_head", kept[0]]));
 }
+
+/// transformers 5 puts encoders of older folders under `model`; both names are left out of what is packed.
+#[test]
+fn encoders_are_ignored_under_both_names() {
+    let kept = ["visual.blocks.0.attn.qkv", "model.layers.0.mlp.gate"].map(String::from);
+    let config = parse("w4a16").unwrap().quantization_config(Scope { kept: &kept, exceptions: &[] });
+    let ignored: Vec<&str> = config["ignore"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    let all = ["lm_head", "visual.blocks.0.attn.qkv", "model.layers.0.mlp.gate", r"re:model\.visual\."];
+    assert_eq!(ignored, all);
+    let scheme = Scheme::of(&json!({ "quantization_config": config })).unwrap().unwrap();
+    assert!(
+        scheme.group_of("model.visual.blocks.0.attn.qkv").is_none()
+            && scheme.group_of("model.layers.0.mlp.gate").is_none()
+    );
+    assert_eq!(scheme.group_of("model.layers.0.mlp.up_proj").unwrap()["weights"]["num_bits"], 4);
+}

@@ -160,6 +160,86 @@ fn contradictions_inside_a_folder() {
     }
 }
 
+/// What loaders read in config.json, changed in one place each.
+#[test]
+fn configurations_that_loaders_stop_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    make(dir, "nf4,w4a16-32g,mlx-4bit", &[]);
+    type Change<'a> = &'a dyn Fn(&mut Value);
+    let group = |c: &mut Value, key: &str, value: Value| {
+        c["quantization_config"]["config_groups"]["group_0"]["weights"][key] = value;
+    };
+    let cases: [(&str, &str, &str, Change); 12] = [
+        ("nf4", "transformers", "no model type 'unheard'", &|c| c["model_type"] = "unheard".into()),
+        ("nf4", "transformers", "names no model_type", &|c| c["model_type"] = Value::Null),
+        ("nf4", "transformers", "'float12'", &|c| c["torch_dtype"] = "float12".into()),
+        ("nf4", "transformers", "load_in_4bit is not on", &|c| c["quantization_config"]["load_in_4bit"] = false.into()),
+        ("w4a16-4bit-32g", "transformers", "has 4 bits, but", &|c| group(c, "num_bits", 8.into())),
+        ("w4a16-4bit-32g", "transformers", "says groups of 64", &|c| group(c, "group_size", 64.into())),
+        ("w4a16-4bit-32g", "transformers", "no format 'unheard'", &|c| {
+            c["quantization_config"]["format"] = "unheard".into()
+        }),
+        ("w4a16-4bit-32g", "transformers", "does not ignore lm_head", &|c| {
+            c["quantization_config"]["ignore"] = Value::Null
+        }),
+        ("w4a16-4bit-32g", "transformers", "no group of quantization_config names it", &|c| {
+            c["quantization_config"]["config_groups"]["group_0"]["targets"] = serde_json::json!(["Convolution"]);
+        }),
+        ("mlx-4bit", "mlx", "no model type 'bert'", &|c| c["model_type"] = "bert".into()),
+        ("mlx-4bit", "mlx", "lacks rope_theta (500000.0)", &|c| {
+            c["rope_theta"] = Value::Null;
+            c["rope_parameters"] = serde_json::json!({ "rope_type": "default", "rope_theta": 5e5 });
+        }),
+        ("mlx-4bit", "mlx", "lacks mlp_bias", &|c| c["model_type"] = "helium".into()),
+    ];
+    for (format, engine, why, change) in cases {
+        let folder = std::fs::read_dir(dir.join("out")).unwrap().map(|e| e.unwrap().path());
+        let word = format.split('-').next().unwrap();
+        let folder = folder.into_iter().find(|p| p.file_name().unwrap().to_string_lossy().contains(word)).unwrap();
+        let sound = std::fs::read(folder.join("config.json")).unwrap();
+        loads(dir, folder.to_str().unwrap(), engine, &[]);
+        edit_config(&folder, change);
+        refuses(dir, folder.to_str().unwrap(), engine, &[], why);
+        std::fs::write(folder.join("config.json"), sound).unwrap();
+    }
+    // A family that was never tried is not said to load.
+    let nf4 = dir.join("out/tiny-llama-nf4");
+    edit_config(&nf4, |c| c["architectures"] = serde_json::json!(["HeliumForCausalLM"]));
+    edit_config(&nf4, |c| c["model_type"] = "helium".into());
+    let (code, found) = verdict(dir, nf4.to_str().unwrap(), "transformers", &[]);
+    assert!(code == 0 && found["loads"].is_null(), "{found}");
+}
+
+#[test]
+fn files_that_mlx_takes_beside_the_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    make(dir, "mlx-4bit", &[]);
+    let (name, folder) = ("out/tiny-llama-mlx-4bit", dir.join("out/tiny-llama-mlx-4bit"));
+    std::fs::copy(folder.join("model.safetensors"), folder.join("adapter.safetensors")).unwrap();
+    loads(dir, name, "mlx", &[]);
+    std::fs::copy(folder.join("model.safetensors"), folder.join("model-00001-of-00002.safetensors")).unwrap();
+    refuses(dir, name, "mlx", &[], "model-00001-of-00002.safetensors is not part of the model");
+    std::fs::remove_file(folder.join("model-00001-of-00002.safetensors")).unwrap();
+    // Its index is not read: a tensor that it does not list counts.
+    let mut more = tensors(&folder);
+    more.insert("model.layers.0.more.weight".into(), (safetensors::Dtype::F16, vec![8], vec![0; 16]));
+    let index = folder.join("model.safetensors.index.json");
+    if !index.is_file() {
+        let map: BTreeMap<&str, &str> =
+            more.keys().filter(|n| !n.contains("more")).map(|n| (n.as_str(), "model.safetensors")).collect();
+        std::fs::write(&index, serde_json::json!({ "weight_map": map }).to_string()).unwrap();
+    }
+    store(&folder, &more);
+    refuses(dir, name, "mlx", &[], "model.layers.0.more.weight");
+    // Broken settings of generation are left aside by it.
+    store(&folder, &tensors(&folder).into_iter().filter(|(n, _)| !n.contains("more")).collect());
+    std::fs::write(folder.join("generation_config.json"), "{").unwrap();
+    loads(dir, name, "mlx", &[]);
+    refuses(dir, name, "vllm", &[], "no MLX");
+}
+
 #[test]
 fn damage_is_found_without_an_engine() {
     let dir = tempfile::tempdir().unwrap();

@@ -2,11 +2,14 @@
 //! copied it to a server. The rules are those of the releases named at [`Engine::release`], read in their sources and,
 //! where `docs/formats.md` says so, seen at work. Whether the bytes are sound is checked elsewhere.
 
+mod known;
+mod packing;
+
 use super::files;
 use crate::Result;
 use crate::error::Hint;
 use crate::model::graph::{Shard, Stage, shards, shares_scale, stored_alike};
-use crate::model::{Model, Role};
+use crate::model::{Model, Role, stored_head_differs};
 pub use crate::packed::Engine;
 use crate::packed::Scheme;
 use crate::packed::engines::{Check, UNPACKED, Verdict};
@@ -102,6 +105,8 @@ struct View<'a> {
     /// Which tensor of a module has an entry per group, and along which dimension.
     groups: Option<(&'static str, usize)>,
     linears: Vec<Linear<'a>>,
+    /// Whether an output matrix is stored that is not the embedding.
+    own_head: bool,
     found: Vec<Objection>,
 }
 
@@ -123,7 +128,8 @@ pub fn objections(engine: Engine, ckpt: &Checkpoint, model: &Model, tp: usize) -
         }
     }
     let groups = ckpt.scheme().and_then(Scheme::groups);
-    let mut view = View { ckpt, model, groups, linears, found: Vec::new() };
+    let own_head = stored_head_differs(ckpt)?;
+    let mut view = View { ckpt, model, groups, linears, own_head, found: Vec::new() };
     let verdict = match ckpt.scheme() {
         Some(scheme) => scheme.verdict(engine, tp),
         None => UNPACKED.ask(engine, &Value::Null, tp),
@@ -133,7 +139,8 @@ pub fn objections(engine: Engine, ckpt: &Checkpoint, model: &Model, tp: usize) -
     const ONLY_BLOCKS: &str = "it keeps the embedding and the output as they are";
     match engine {
         Engine::Vllm => {
-            view.strays();
+            view.strays(|_| true);
+            view.experts_in_vllm();
             if !is_final {
                 view.only_blocks(ONLY_BLOCKS);
                 view.splits(tp);
@@ -142,18 +149,19 @@ pub fn objections(engine: Engine, ckpt: &Checkpoint, model: &Model, tp: usize) -
         }
         Engine::Transformers => {
             view.experts_in_transformers();
+            view.packing();
             if !is_final {
                 view.only_blocks(ONLY_BLOCKS);
             }
         }
         Engine::Mlx => {
-            view.experts_in_mlx();
-            view.keys_of_mlx();
+            view.strays(|name| name.starts_with("model"));
         }
         Engine::LlamaCpp => {}
     }
     if engine != Engine::LlamaCpp {
-        view.files();
+        view.files(engine);
+        view.family(engine);
     }
     Ok(view.found)
 }
@@ -207,8 +215,10 @@ impl<'a> View<'a> {
                 Check::GlobalScales => self.global_scales()?,
                 Check::SplitBlocks => self.fp8_blocks(tp),
                 Check::WholeBlocks => self.fp8_blocks(1),
-                Check::NoOrder => self.each(true, |l| {
-                    l.shape("g_idx").map(|_| "has a g_idx, which it refuses even when it is trivial".to_string())
+                Check::NoOrder => self.each(true, |l| match (l.shape("g_idx"), l.shape("qzeros")) {
+                    (Some(_), _) => Some("has a g_idx, which it refuses even when it is trivial".to_string()),
+                    (None, None) if !l.pieces.is_empty() => Some("has no qzeros, which it takes for zero".to_string()),
+                    _ => None,
                 }),
                 Check::OwnObject => {
                     let own = self.model.hf_config.as_ref().and_then(|c| c.get("quantization"));
@@ -221,38 +231,29 @@ impl<'a> View<'a> {
         Ok(())
     }
 
-    /// Weights in the folder that are not the model's, which an engine that takes all files loads too.
-    fn strays(&mut self) {
+    /// Weights in the folder that are not the model's, which an engine that takes all files of such names loads too.
+    fn strays(&mut self, takes: impl Fn(&str) -> bool) {
         let own = |name: &str| self.ckpt.files().iter().any(|f| f.path.file_name().is_some_and(|n| n == name));
         let entries = std::fs::read_dir(self.ckpt.dir()).into_iter().flatten().flatten();
         let names = entries.filter_map(|e| e.file_name().into_string().ok());
-        let mut strays: Vec<String> = names.filter(|n| n.ends_with(".safetensors") && !own(n)).collect();
+        let mut strays: Vec<String> = names.filter(|n| n.ends_with(".safetensors") && takes(n) && !own(n)).collect();
         strays.sort();
+        // A shard may hold more than the index lists.
+        for remark in self.ckpt.remarks().iter().filter(|remark| remark.contains(" is left out: ")) {
+            self.refuse(format!("{remark}, but it takes every tensor of a file"));
+        }
         for name in strays {
-            self.refuse(format!("{name} is not part of the model, but it loads every .safetensors file of the folder"));
+            self.refuse(format!("{name} is not part of the model, but it loads every file of such a name"));
         }
     }
 
-    /// Keys that mlx-lm reads, where config.json has them under transformers 5's names alone.
-    fn keys_of_mlx(&mut self) {
-        let Some(config) = &self.model.hf_config else { return };
-        // 10,000 is what it takes where a configuration does not say.
-        let unsaid =
-            |(key, value): &(&str, serde_json::Value)| *key == "rope_theta" && value.as_f64() == Some(10_000.0);
-        for (key, value) in files::keys_beside(config).into_iter().filter(|pair| !unsaid(pair)) {
-            self.found.push(Objection::to_all(
-                format!("config.json lacks {key} ({value}), which it reads; it knows no newer name of it"),
-                true,
-            ));
+    /// Kernels for packed experts are those of GPUs.
+    fn experts_in_vllm(&mut self) {
+        let packed = |l: &Linear| l.role.is_expert() && !l.pieces.is_empty();
+        if self.linears.iter().any(packed) {
+            let what = "has packed experts, which its CPU build has no kernels for; on GPUs they were not tried";
+            self.found.push(Objection { unknown: true, ..Objection::to_all(what, false) });
         }
-    }
-
-    fn experts_in_mlx(&mut self) {
-        self.each(true, |l| {
-            let single = l.role.is_expert() && l.path.contains(".experts.") && !l.pieces.is_empty();
-            let what = "is a separate packed expert; mlx-lm expects experts stacked under switch_mlp";
-            single.then(|| what.to_string())
-        });
     }
 
     /// How transformers 5 with compressed-tensors 0.20 takes packed experts and four-bit floats.
@@ -262,6 +263,11 @@ impl<'a> View<'a> {
                 l.pieces.iter().any(|(s, t)| *s == "weight" && t.dtype == Dtype::Ggml(crate::quant::GgmlType::I8));
             (l.role.is_expert() && eight_bits)
                 .then(|| "is an expert in 8-bit integers, whose matrix it does not find".to_string())
+        });
+        self.each(true, |l| {
+            (l.role.is_expert() && l.shape("weight.absmax").is_some()).then(|| {
+                "is an expert in four bits of bitsandbytes: it stacks experts, and these have no rows".to_string()
+            })
         });
         self.each(true, |l| {
             (l.role.is_expert() && l.shape("weight_global_scale").is_some()).then(|| {
@@ -278,7 +284,7 @@ impl<'a> View<'a> {
     }
 
     /// Files that every engine looks for.
-    fn files(&mut self) {
+    fn files(&mut self, engine: Engine) {
         let dir = self.ckpt.dir();
         let has = |name: &str| dir.join(name).is_file();
         if !["tokenizer.json", "tokenizer.model", "vocab.json"].iter().any(|name| has(name)) {
@@ -288,18 +294,23 @@ impl<'a> View<'a> {
         }
         for name in SMALL_FILES.iter().filter(|name| has(name)) {
             if let Err(e) = crate::input::read_json(&dir.join(name)) {
-                self.refuse(format!("{name} cannot be read: {e}"));
+                // These go on without.
+                let goes_on = *name == "generation_config.json" && engine != Engine::Vllm;
+                self.found.push(Objection::to_all(format!("{name} cannot be read: {e}"), !goes_on));
             }
         }
         let tied = self.model.config.tied_embeddings;
+        let says_tied = self.model.hf_config.as_ref().and_then(|c| c.get("tie_word_embeddings")?.as_bool());
         let heads = self.ckpt.tensors().iter().filter(|t| t.name.contains("lm_head."));
         let packed = heads.clone().any(|t| matches!(t.dtype, Dtype::Packed(_)));
-        if tied && packed {
+        if engine == Engine::Mlx && says_tied == Some(true) && self.own_head {
+            self.refuse("config.json ties the output to the embedding, so it leaves out the lm_head, which is another");
+        } else if tied && packed {
             self.refuse("config.json ties the output to the embedding, but there is a quantized lm_head, too");
         } else if tied && heads.count() > 0 {
             self.note("config.json ties the output to the embedding; the separate lm_head is ignored");
         }
-        if self.ckpt.files().len() > 1 && !has("model.safetensors.index.json") {
+        if engine != Engine::Mlx && self.ckpt.files().len() > 1 && !has("model.safetensors.index.json") {
             self.refuse("several shards, but no model.safetensors.index.json to say which holds what");
         }
     }

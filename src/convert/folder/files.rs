@@ -9,6 +9,7 @@ use crate::convert::companions::others;
 use crate::escape::markdown;
 use crate::model::Model;
 use crate::packed::Spec;
+use crate::packed::engines::MlxFamily;
 use crate::source::Checkpoint;
 use crate::writer::folder::{Folder, MANIFEST};
 use serde_json::{Value, json};
@@ -28,21 +29,42 @@ pub fn config(source: &Value, planned: &FolderPlan) -> String {
     pretty(&config)
 }
 
-/// What a configuration as transformers 5 saves it says under new names alone, under the old ones that other engines read.
+/// What a configuration as transformers 5 saves it says under new names alone, or leaves to be derived, under the names
+/// that mlx-lm reads.
 pub fn keys_beside(config: &Value) -> Vec<(&'static str, Value)> {
     let mut found = Vec::new();
     let lacks = |key: &str| config.get(key).is_none_or(Value::is_null);
-    if let Some(theta) = config["rope_parameters"].get("rope_theta").filter(|_| lacks("rope_theta")) {
-        found.push(("rope_theta", theta.clone()));
+    let rope = &config["rope_parameters"];
+    for key in ["rope_theta", "partial_rotary_factor"] {
+        if let Some(value) = rope.get(key).filter(|value| lacks(key) && value.is_number()) {
+            found.push((key, value.clone()));
+        }
     }
-    let kind = config["rope_parameters"].get("rope_type").and_then(Value::as_str);
-    if kind.is_some_and(|kind| kind != "default") && lacks("rope_scaling") {
-        found.push(("rope_scaling", config["rope_parameters"].clone()));
+    let kind = rope.get("rope_type").and_then(Value::as_str);
+    if let Some(kind) = kind.filter(|kind| *kind != "default" && lacks("rope_scaling")) {
+        let mut scaling = rope.clone();
+        scaling["type"] = kind.into();
+        found.push(("rope_scaling", scaling));
     }
     if let Some(experts) = config.get("num_local_experts").filter(|_| lacks("num_experts")) {
         // Mixtral's own name is the new one.
         if config.get("moe_intermediate_size").is_some() {
             found.push(("num_experts", experts.clone()));
+        }
+    }
+    let Some(family) = config.get("model_type").and_then(Value::as_str).and_then(MlxFamily::of) else { return found };
+    let derived = |key: &str| -> Option<Value> {
+        let number = |key: &str| config.get(key)?.as_u64();
+        match key {
+            "head_dim" => Some(number("hidden_size")?.checked_div(number("num_attention_heads")?)?.into()),
+            "block_dim" => Some(number("hidden_size")?.into()),
+            "rope_scaling" => Some(Value::Null),
+            _ => None,
+        }
+    };
+    for key in family.needed.iter().filter(|key| config.get(**key).is_none()) {
+        if let Some(value) = derived(key).filter(|_| found.iter().all(|(known, _)| known != key)) {
+            found.push((key, value));
         }
     }
     found
@@ -207,5 +229,10 @@ mod tests {
         assert!(keys_beside(&old).is_empty());
         let mixtral = json!({ "num_local_experts": 8, "rope_theta": 1e4 });
         assert!(keys_beside(&mixtral).is_empty());
+        let yarn = json!({ "rope_parameters": { "rope_type": "yarn", "factor": 4, "partial_rotary_factor": 0.5 } });
+        let scaling = json!({ "rope_type": "yarn", "factor": 4, "partial_rotary_factor": 0.5, "type": "yarn" });
+        assert_eq!(keys_beside(&yarn), [("partial_rotary_factor", json!(0.5)), ("rope_scaling", scaling)]);
+        let derived = json!({ "model_type": "exaone4", "hidden_size": 64, "num_attention_heads": 4 });
+        assert_eq!(keys_beside(&derived), [("head_dim", json!(16)), ("rope_scaling", Value::Null)]);
     }
 }

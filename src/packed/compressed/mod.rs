@@ -6,7 +6,7 @@ pub(super) mod floats;
 mod integers;
 mod unpack;
 
-pub(super) use unpack::eight_bits;
+pub(super) use unpack::{eight_bits, group_of};
 
 use super::engines::{Check, Engines, Verdict};
 use super::integer::on_grid;
@@ -22,6 +22,11 @@ use serde_json::{Map, Value, json};
 
 /// The compressed-tensors release whose layout is written.
 const COMPRESSED_TENSORS: &str = "0.19.0";
+
+/// First words of the names of encoders in folders older than transformers 5, which has them under `model.`, some of them
+/// with other words in between.
+pub const ENCODERS: [&str; 6] =
+    ["visual", "vision_tower", "vision_model", "multi_modal_projector", "audio_tower", "mlp_AR"];
 
 /// Rows and columns of a block of `FP8_IN_BLOCKS`.
 pub const FP8_BLOCK: usize = 128;
@@ -465,6 +470,10 @@ fn config(spec: &Spec, scope: Scope) -> Value {
     let numbered = groups.into_iter().enumerate().map(|(i, group)| (format!("group_{i}"), Value::Object(group)));
     let mut ignore = vec!["lm_head"];
     ignore.extend(scope.kept.iter().map(String::as_str).filter(|n| *n != "lm_head"));
+    let has = |root: &str| ignore.iter().any(|n| n.strip_prefix(root).is_some_and(|rest| rest.starts_with('.')));
+    let moved: Vec<String> =
+        ENCODERS.iter().filter(|root| has(root)).map(|root| format!(r"re:model\.{root}\.")).collect();
+    ignore.extend(moved.iter().map(String::as_str));
     json!({
         "quant_method": "compressed-tensors",
         "format": if same { format } else { json!("mixed-precision") },

@@ -87,6 +87,19 @@ pub(super) fn input(read: &Read) -> Found<Input> {
     }
 }
 
+/// Whether an entry of a list of the configuration is this module: its name, a pattern, or its class.
+fn names(entry: &str, module: &str) -> bool {
+    let pattern = |p: &str| regex::Regex::new(&format!("^(?:{p})")).is_ok_and(|p| p.is_match(module));
+    entry == module || entry == "Linear" || entry.strip_prefix("re:").is_some_and(pattern)
+}
+
+/// The `config_groups` entry of a linear layer, unless the configuration ignores it.
+pub(in crate::packed) fn group_of<'a>(config: &'a Value, module: &str) -> Option<&'a Value> {
+    let ignored = config.get("ignore").and_then(Value::as_array);
+    let is_ignored = ignored.is_some_and(|list| list.iter().filter_map(Value::as_str).any(|e| names(e, module)));
+    group_for(config, module).filter(|_| !is_ignored)
+}
+
 /// The `config_groups` entry of a module: by its name, by a pattern, by its class.
 fn group_for<'a>(config: &'a Value, module: &str) -> Option<&'a Value> {
     let groups = config.get("config_groups")?.as_object()?;

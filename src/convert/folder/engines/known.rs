@@ -1,0 +1,139 @@
+//! What engines know of families: the model types that they have, the keys that they must find in `config.json`, and the
+//! families that were given to them in each kind of folder (tests/interop/folder_verdicts.py). The tables beside this
+//! file are those of the releases named at [`Engine::release`]; tests/interop/engine_tables.py writes them.
+
+use super::{Objection, View, files};
+use crate::packed::Engine;
+use crate::packed::engines::MlxFamily;
+use serde_json::Value;
+
+/// A line per type of model.
+const TRANSFORMERS: &str = include_str!("transformers.txt");
+/// A line per class.
+const VLLM: &str = include_str!("vllm.txt");
+/// Engine, kind of folder, class (and whether there are experts), and `+` where all such folders that were tried loaded and gave the right logits,
+/// `-` where none did, `?` where some did.
+const SEEN: &str = include_str!("seen.tsv");
+
+/// The names of types that torch has and a checkpoint may be asked for in.
+const FLOATS: [&str; 8] = ["float16", "bfloat16", "float32", "float64", "half", "float", "double", "auto"];
+
+/// What became of the folders of a kind and a class of model that an engine was given.
+fn seen(engine: Engine, kind: &str, class: &str) -> Option<bool> {
+    let row = |line: &'static str| {
+        let mut cells = line.split('\t');
+        let own = cells.next()? == engine.name() && cells.next()? == kind && cells.next()? == class;
+        cells.next().filter(|_| own)
+    };
+    SEEN.lines().find_map(row).map(|verdict| verdict == "+")
+}
+
+impl View<'_> {
+    /// The family as `config.json` names it.
+    pub(super) fn family(&mut self, engine: Engine) {
+        let Some(config) = self.model.hf_config.as_ref() else { return };
+        if !self.ckpt.dir().join("config.json").is_file() {
+            return self.refuse("there is no config.json");
+        }
+        let Some(model_type) = config.get("model_type").and_then(Value::as_str) else {
+            return self.refuse("config.json names no model_type");
+        };
+        let class = config.get("architectures").and_then(|a| a.get(0)?.as_str());
+        if engine != Engine::Mlx {
+            self.dtype(config);
+        }
+        let own_code = config.get("auto_map").is_some_and(|map| !map.is_null());
+        let knows = |table: &'static str, name: &str| table.lines().any(|line| line == name);
+        match engine {
+            Engine::Transformers if !knows(TRANSFORMERS, model_type) && own_code => {
+                return self.unknown("runs by the repository's own code alone (trust_remote_code=True)");
+            }
+            Engine::Transformers if !knows(TRANSFORMERS, model_type) => {
+                return self.refuse(format!("it has no model type '{model_type}'"));
+            }
+            Engine::Vllm if !class.is_some_and(|class| knows(VLLM, class)) => {
+                let what = format!("it has no class {} of its own", class.unwrap_or("of that model"));
+                return self.unknown(format!("{what}; transformers' may run in it"));
+            }
+            Engine::Mlx => match MlxFamily::of(model_type) {
+                Some(family) => self.keys_of_mlx(config, &family),
+                None => return self.refuse(format!("it has no model type '{model_type}'")),
+            },
+            _ => {}
+        }
+        let kind = self.ckpt.scheme().map_or_else(|| "plain".to_string(), |scheme| scheme.kind());
+        let experts = self.ckpt.tensors().iter().any(|t| t.name.contains("expert"));
+        let class = format!("{}{}", class.unwrap_or_default(), if experts { " experts" } else { "" });
+        match seen(engine, &kind, &class) {
+            Some(true) => {}
+            Some(false) => self.unknown(format!("a small {class} model in such a folder did not come out right in it")),
+            // What transformers has, it loads from plain folders.
+            None if engine == Engine::Vllm || (engine == Engine::Transformers && kind == "plain") => {}
+            None => self.unknown(format!("no {class} model in such a folder was given to it so far")),
+        }
+        if engine == Engine::Mlx && self.ckpt.tensors().iter().any(|t| t.name.starts_with("layers.")) {
+            self.refuse("names of tensors lack the prefix 'model.', without which it does not find them");
+        }
+        if engine == Engine::Mlx && model_type == "mistral" && config.get("sliding_window").is_some_and(Value::is_u64) {
+            self.unknown("it computes no windows (sliding_window): texts that are longer come out otherwise");
+        }
+    }
+
+    /// A type that torch does not have stops transformers whatever type is asked for.
+    fn dtype(&mut self, config: &Value) {
+        let named = ["dtype", "torch_dtype"].iter().find_map(|key| config.get(*key)?.as_str());
+        let known = |name: &str| FLOATS.contains(&name.strip_prefix("torch.").unwrap_or(name));
+        if let Some(name) = named.filter(|name| !known(name)) {
+            self.refuse(format!("config.json names the type '{name}', which torch does not have"));
+        }
+    }
+
+    /// Keys that mlx-lm reads, where config.json lacks them or has them under transformers 5's names alone.
+    fn keys_of_mlx(&mut self, config: &Value, family: &MlxFamily) {
+        for (key, value) in files::keys_beside(config) {
+            let taken = family.base.as_ref().is_some_and(|base| value.as_f64() == Some(*base));
+            if family.needs(key) || (family.base.is_some() && key.starts_with("rope_") && !taken) {
+                let known = "which it reads; it knows no newer name of it";
+                self.refuse(format!("config.json lacks {key} ({value}), {known}"));
+            }
+        }
+        let beside: Vec<&str> = files::keys_beside(config).iter().map(|(key, _)| *key).collect();
+        for key in family.needed.iter().filter(|key| config.get(**key).is_none() && !beside.contains(key)) {
+            self.refuse(format!("config.json lacks {key}, without which it does not make this model"));
+        }
+    }
+
+    fn unknown(&mut self, what: impl Into<String>) {
+        self.found.push(Objection { unknown: true, ..Objection::to_all(what, false) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_those_of_engines() {
+        assert!(
+            TRANSFORMERS.lines().any(|line| line == "qwen3_moe") && VLLM.lines().any(|line| line == "LlamaForCausalLM")
+        );
+        let qwen = MlxFamily::of("qwen3").unwrap();
+        assert!(qwen.needs("rope_theta") && qwen.base.is_none());
+        assert_eq!(MlxFamily::of("mistral").unwrap(), MlxFamily::of("llama").unwrap());
+        assert_eq!(MlxFamily::of("llama").unwrap().base, Some(10_000.0));
+        assert!(MlxFamily::of("bert").is_none());
+    }
+
+    #[test]
+    fn what_was_seen_is_told_by_kind_and_class() {
+        assert!(SEEN.lines().count() > 100);
+        for line in SEEN.lines() {
+            let cells: Vec<&str> = line.split('\t').collect();
+            let [engine, _, _, verdict] = cells[..] else { panic!("{line}") };
+            assert!(Engine::ALL.iter().any(|e| e.name() == engine) && ["+", "-", "?"].contains(&verdict), "{line}");
+        }
+        assert_eq!(seen(Engine::Transformers, "bitsandbytes-4bit", "Qwen3ForCausalLM"), Some(true));
+        assert_eq!(seen(Engine::Transformers, "pack-quantized", "T5ForConditionalGeneration"), Some(false));
+        assert_eq!(seen(Engine::Mlx, "mlx", "UnheardForCausalLM"), None);
+    }
+}
