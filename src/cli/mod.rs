@@ -14,6 +14,7 @@ mod convert;
 mod coverage;
 mod diff;
 mod edit;
+mod emit;
 mod eval;
 mod failure;
 mod families;
@@ -21,6 +22,7 @@ mod generate;
 mod idle;
 mod inspect;
 mod interrupt;
+mod job;
 mod options;
 mod output;
 mod places;
@@ -96,6 +98,8 @@ enum Command {
     Plan(PlanArgs),
     /// Make a folder that can be published: artifacts, reports, model card, hashes, manifest
     Release(Box<ReleaseArgs>),
+    /// Convert in tasks on any number of machines, over a folder that all of them see
+    Job(job::JobArgs),
     /// Show the metadata and the tensors of a checkpoint or GGUF file, or the coverage of an importance matrix
     Inspect(InspectArgs),
     /// Check a GGUF file, and derive its tensors again from the source it claims
@@ -168,6 +172,7 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<()> {
         Some(Command::Release(args)) => {
             release::run(*args, &matches.subcommand().map_or(Vec::new(), |(_, m)| idle::given(m)))
         }
+        Some(Command::Job(args)) => matches.subcommand().map_or(Ok(()), |(_, matches)| job::run(args, matches)),
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Verify(args)) => verify::run(args),
         Some(Command::Pull(args)) => pull::run(args),
