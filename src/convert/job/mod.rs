@@ -9,7 +9,7 @@ mod status;
 mod task;
 
 pub use assemble::assemble;
-pub use status::{State, Status, status};
+pub use status::{State, status};
 pub use task::run;
 
 use super::files;
