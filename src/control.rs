@@ -56,6 +56,8 @@ pub struct Control {
     /// Run what was made beside its source before it gets its name. `None`: where that costs less than the conversion, or
     /// little.
     pub check: Option<bool>,
+    /// Lay outputs out without taking the space that nothing is written to: for a run that makes a part of them.
+    pub sparse: bool,
     /// Ends the run from anywhere.
     pub cancel: Cancel,
 }
@@ -64,7 +66,16 @@ impl Default for Control {
     /// As many threads as the machine has cores; nothing is replaced or resumed.
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        Self { threads, max_memory: None, spill: None, resume: false, force: false, check: None, cancel: Cancel::new() }
+        Self {
+            threads,
+            max_memory: None,
+            spill: None,
+            resume: false,
+            force: false,
+            check: None,
+            sparse: false,
+            cancel: Cancel::new(),
+        }
     }
 }
 

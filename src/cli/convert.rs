@@ -200,7 +200,7 @@ fn source_bytes(plan: &Plan, made: &Made) -> u64 {
 }
 
 /// The last word, for machines.
-fn summary_json(plan: &Plan, outcome: &Outcome) -> Value {
+pub fn summary_json(plan: &Plan, outcome: &Outcome) -> Value {
     let (ckpt, model) = (&plan.source.ckpt, &plan.source.model);
     let row = |made: &Made| {
         let ratio = made.bytes as f64 / source_bytes(plan, made).max(1) as f64;
@@ -251,7 +251,7 @@ fn dropped_by_reason(dropped: &[(String, String)]) -> Vec<String> {
 
 /// The last word: what was written, how large it is, what was not as asked. Paths go to standard output, the rest is
 /// for the person at the terminal.
-fn summary(plan: &Plan, outcome: &Outcome, quiet: bool) -> Result<()> {
+pub fn summary(plan: &Plan, outcome: &Outcome, quiet: bool) -> Result<()> {
     let mut out = String::new();
     for made in &outcome.outputs {
         for path in &made.paths {

@@ -15,6 +15,7 @@ mod convert;
 mod coverage;
 mod diff;
 mod edit;
+mod emit;
 mod eval;
 mod failure;
 mod families;
@@ -22,6 +23,7 @@ mod generate;
 mod idle;
 mod inspect;
 mod interrupt;
+mod job;
 mod options;
 mod output;
 mod places;
@@ -98,6 +100,8 @@ enum Command {
     Plan(PlanArgs),
     /// Make a folder that can be published: artifacts, reports, model card, hashes, manifest
     Release(Box<ReleaseArgs>),
+    /// Convert in tasks on any number of machines, over a folder that all of them see
+    Job(job::JobArgs),
     /// Show the metadata and the tensors of a checkpoint or GGUF file, or the coverage of an importance matrix
     Inspect(InspectArgs),
     /// Check a GGUF file, and derive its tensors again from the source it claims
@@ -172,6 +176,7 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<()> {
         Some(Command::Release(args)) => {
             release::run(*args, &matches.subcommand().map_or(Vec::new(), |(_, m)| idle::given(m)))
         }
+        Some(Command::Job(args)) => matches.subcommand().map_or(Ok(()), |(_, matches)| job::run(args, matches)),
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Verify(args)) => verify::run(args),
         Some(Command::Pull(args)) => pull::run(args),

@@ -369,6 +369,7 @@ pub fn control(args: &ControlArgs, threads: Option<usize>) -> Result<Control> {
         resume: args.resume,
         force: args.force,
         check: None,
+        sparse: false,
         cancel: CANCEL.clone(),
     })
 }

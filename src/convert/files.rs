@@ -28,7 +28,7 @@ use crate::calibration::totals::Input;
 use crate::calibration::totals::Totals;
 use crate::control::{Notice, Run, Unit};
 use crate::digest::sha256;
-use crate::disk::partial::PartialFile;
+use crate::disk::partial::{Laying, PartialFile};
 use crate::disk::{self, folder_of};
 use crate::feedback::Shrink;
 use crate::model::Model;
@@ -39,6 +39,8 @@ use crate::writer::publish::Step;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+pub(super) mod parts;
 
 /// A file in the making.
 struct Output<'p> {
@@ -131,10 +133,18 @@ fn by_search(
         files.iter().try_for_each(|(_, file)| importance.cover(file))?;
     }
     let facts = Facts { data: drawing.map(|d| &d.report), imatrix: importance.as_ref().map(|i| i.facts.clone()) };
-    let mut outputs = create(plan, files, &facts, false, &mut std::iter::empty(), run)?;
+    let (journal, left) = parts::left(plan, &files, &facts, run)?;
+    let mut outputs = create(plan, files, &facts, false, &mut left.into_iter(), run)?;
+    if let Some(journal) = &journal {
+        parts::take(&mut outputs, journal)?;
+    }
     fill(plan, &mut outputs, importance.as_ref(), run)?;
     let checked = prove(plan, &mut outputs, run)?;
-    publish(plan, outputs, checked, (importance.as_ref(), saved), published, run)
+    publish(plan, outputs, checked, (importance.as_ref(), saved), published, run)?;
+    if let Some(journal) = journal {
+        published::tidied(journal.remove(), run);
+    }
+    Ok(())
 }
 
 /// Files that are rounded with error feedback, each beside its rival.
@@ -148,7 +158,7 @@ fn with_feedback(
 ) -> Result<()> {
     let (windows, sets) = held.all();
     let facts = Facts { data: Some(&drawing.report), imatrix: None };
-    let key = key(plan, &files, &facts, (&windows, &sets), run)?;
+    let key = key(plan, &files, &facts, Some((&windows, &sets)), run)?;
     let (journal, left) = begin(path, &key, run)?;
     let mut outputs = create(plan, files, &facts, true, &mut left.into_iter(), run)?;
     let mut journal = match journal {
@@ -193,7 +203,7 @@ fn key(
     plan: &Plan,
     files: &[(usize, FilePlan)],
     facts: &Facts,
-    (windows, sets): (&[Vec<u32>], &[usize]),
+    windows: Option<(&[Vec<u32>], &[usize])>,
     run: Run,
 ) -> Result<serde_json::Value> {
     let layout = files.iter().map(|(index, file)| {
@@ -205,7 +215,7 @@ fn key(
     let layout = layout.collect::<Result<Vec<String>>>()?;
     let cancel = &run.control.cancel;
     let recipes: Vec<Recipe> = files.iter().map(|(index, _)| plan.recipe.of_output(*index)).collect();
-    Ok(Identity::new(&plan.source.ckpt, Some((windows, sets)), layout, cancel)?.key(&recipes))
+    Ok(Identity::new(&plan.source.ckpt, windows, layout, cancel)?.key(&recipes))
 }
 
 /// The journal of an earlier run that this one continues, and the unfinished files it left.
@@ -244,13 +254,13 @@ fn create<'p>(
     run: Run,
 ) -> Result<Vec<Output<'p>>> {
     let split = plan.recipe.split.of_files(plan.source.ckpt.shards().len());
-    let force = run.control.force;
+    let laying = Laying { force: run.control.force, sparse: run.control.sparse };
     let mut outputs = Vec::new();
     for (index, file) in files {
         let planned = &plan.outputs[index];
         let metadata = plan.metadata((index, &planned.target), &file, facts)?;
         let entries = stream::entries(&plan.source.model, &file.sizes.types());
-        let mut open = |kind| Artifact::reopen(&planned.place, &metadata, &entries, split, kind, force, left);
+        let mut open = |kind| Artifact::reopen(&planned.place, &metadata, &entries, split, kind, laying, left);
         let artifact = open("")?;
         let rival = if rivals { Some(open(".rival")?) } else { None };
         artifact.targets().try_for_each(|target| plan.refuse_input(target))?;
@@ -344,7 +354,8 @@ fn saved_importance(plan: &Plan, imatrix: &Imatrix, drawing: &Drawing, run: Run)
 /// Writes what is left of all files in one read of the source, with the hashes of its files, and seals them.
 fn fill(plan: &Plan, outputs: &mut [Output], importance: Option<&Importance>, run: Run) -> Result<()> {
     let (ckpt, model) = (&*plan.source.ckpt, &*plan.source.model);
-    let hashes = SourceHashes::new(ckpt, plan.recipe.hash_sources, run);
+    let unknown = plan.recipe.hash_sources && plan.source_hashes.is_none();
+    let hashes = SourceHashes::new(ckpt, unknown, run);
     {
         let _phase = run.phase("quantizing", stream::source_bytes(ckpt, model), Unit::Bytes);
         let sinks = outputs.iter().flat_map(|output| output.artifacts().map(move |artifact| (output, artifact)));
@@ -356,7 +367,10 @@ fn fill(plan: &Plan, outputs: &mut [Output], importance: Option<&Importance>, ru
     // What was read is what the hashes are of, and what the configuration belongs to.
     ckpt.files().iter().try_for_each(|file| file.check_unchanged())?;
     if plan.recipe.hash_sources {
-        let hashes = hashes.finish()?;
+        let hashes = match &plan.source_hashes {
+            Some(known) => known.clone(),
+            None => hashes.finish()?,
+        };
         for artifact in outputs.iter_mut().flat_map(Output::artifacts_mut) {
             artifact.set_metadata(SOURCE_HASHES, hashes.clone());
         }

@@ -1,5 +1,6 @@
 //! SHA-256 of the source files, on the threads that read them anyway.
 
+use super::plan::Plan;
 use crate::control::Run;
 use crate::source::{self, Checkpoint, SourceFile};
 use crate::{Error, Result};
@@ -48,8 +49,16 @@ impl<'a> SourceHashes<'a> {
     }
 }
 
+/// The hashes of all source files of a plan.
+pub(super) fn of(plan: &Plan, run: Run) -> Result<Vec<String>> {
+    match &plan.source_hashes {
+        Some(hashes) => Ok(hashes.clone()),
+        None => all(&plan.source.ckpt, run),
+    }
+}
+
 /// Hashes all source files at once.
-pub(super) fn all(ckpt: &Checkpoint, run: Run) -> Result<Vec<String>> {
+fn all(ckpt: &Checkpoint, run: Run) -> Result<Vec<String>> {
     let hashes = SourceHashes::new(ckpt, true, run);
     std::thread::scope(|scope| {
         let workers: Vec<_> =

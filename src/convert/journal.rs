@@ -67,6 +67,15 @@ pub struct Left {
     pub files: Vec<PathBuf>,
 }
 
+/// What a journal holds.
+pub struct Contents {
+    /// What the run was of.
+    pub key: Value,
+    pub files: Vec<PathBuf>,
+    /// Names, records, and what was written for each.
+    pub parts: Vec<(String, Value, Vec<Piece>)>,
+}
+
 impl Journal {
     /// Begins a journal at `path`, where none is. It appears whole or not at all.
     ///
@@ -138,6 +147,20 @@ impl Journal {
         }))
     }
 
+    /// All that a run has finished, whatever its key.
+    ///
+    /// # Errors
+    /// As [`Journal::resume`]; `BadInput` when it was changed meanwhile.
+    pub fn contents(path: &Path) -> Result<Option<Contents>> {
+        let Some((head, journal, pieces)) = Self::open(path)? else { return Ok(None) };
+        let mut parts = Vec::new();
+        for (line, pieces) in journal.parts.iter().zip(pieces) {
+            let record = journal.finished(&line.part)?.unwrap_or_default();
+            parts.push((line.part.clone(), record, pieces));
+        }
+        Ok(Some(Contents { key: head.key, files: head.files, parts }))
+    }
+
     fn open(path: &Path) -> Result<Option<Opened>> {
         let io = |e| Error::io(path, e);
         let metadata = match path.symlink_metadata() {
@@ -181,6 +204,11 @@ impl Journal {
     /// How many parts are finished.
     pub fn parts(&self) -> usize {
         self.parts.len()
+    }
+
+    /// The names of the finished parts.
+    pub fn names(&self) -> Vec<String> {
+        self.parts.iter().map(|line| line.part.clone()).collect()
     }
 
     /// Whether a part is finished.

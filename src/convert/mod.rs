@@ -35,6 +35,7 @@ pub(crate) mod forecast;
 mod hashes;
 pub(crate) mod identity;
 mod importance;
+pub(crate) mod job;
 pub(crate) mod journal;
 #[doc(hidden)]
 pub mod judge;

@@ -37,6 +37,8 @@ pub struct Plan {
     pub modelfiles: bool,
     /// An evaluation text that calibration data should not hold.
     pub evaluation_text: Option<PathBuf>,
+    /// SHA-256 of the source files, where they were hashed before.
+    pub source_hashes: Option<Vec<String>>,
     /// What was odd about the source, and what of it the outputs cannot hold: a sentence each.
     pub remarks: Vec<String>,
     /// Of GGUF files, but for their types and records. `None` when none is made.
@@ -137,6 +139,7 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
         save_importance: None,
         modelfiles: false,
         evaluation_text: None,
+        source_hashes: None,
         remarks,
         metadata,
     };

@@ -69,7 +69,7 @@ pub fn run<'a>(
     run: Run,
 ) -> Result<()> {
     for (index, tensor) in model.generated.iter().enumerate() {
-        for target in targets {
+        for target in targets.iter().filter(|target| !target.is_done(index)) {
             let cols = tensor.shape.last().copied().unwrap_or(1);
             let mut bytes = Vec::new();
             encode(target.types[index], &tensor.values, cols, None, &mut bytes)
@@ -95,6 +95,9 @@ pub fn run<'a>(
         }
         let mut worker = Worker { ckpt, importance, targets, scratch: Vec::new(), rows: Vec::new(), bytes: Vec::new() };
         while let Some((index, rows)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if targets.iter().all(|target| target.is_done(model.generated.len() + index)) {
+                continue;
+            }
             let tensor = &model.tensors[*index];
             let done = run.check().and_then(|()| worker.piece(tensor, model.generated.len() + index, rows.clone()));
             if let Err(e) = done {

@@ -6,6 +6,15 @@ use crate::error::{Error, Result, Unfinished};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
+/// How outputs are laid out.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Laying {
+    /// Whether what has the final name may be replaced.
+    pub force: bool,
+    /// Whether space is taken only where something is written.
+    pub sparse: bool,
+}
+
 /// A file that does not exist under its final name yet.
 #[derive(Debug)]
 pub struct PartialFile {

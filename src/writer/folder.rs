@@ -8,7 +8,7 @@ pub use super::publish::MANIFEST;
 use super::publish::Step;
 use super::safetensors::{self, Entry, Layout};
 use crate::control::Run;
-use crate::disk::{self, Written, free_space};
+use crate::disk::{self, Written, free_space, partial::Laying};
 use crate::source::{SourceFile, parse_safetensors_header};
 use crate::{Error, Result};
 use std::collections::HashMap;
@@ -74,15 +74,15 @@ impl Folder {
         entries: Vec<Entry>,
         metadata_format: &str,
         max_shard: u64,
-        force: bool,
+        laying: Laying,
         born: impl FnOnce() -> Result<()>,
     ) -> Result<Folder> {
-        refuse_existing(target, force)?;
+        refuse_existing(target, laying.force)?;
         let layout = safetensors::layout(&entries, metadata_format, max_shard)?;
         let partial = partial_path(target);
         let total: u64 = layout.shards.iter().map(|s| s.len).sum();
         if !partial.is_dir() {
-            if let Some(free) = free_space(target).filter(|free| *free < total) {
+            if let Some(free) = free_space(target).filter(|free| !laying.sparse && *free < total) {
                 let (need, free) = (human(total), human(free));
                 return Err(Error::storage(format!("{}: needs {need} of disk, {free} free", target.display())));
             }
@@ -102,7 +102,7 @@ impl Folder {
         disk::remove_file(&config).map_err(|e| Error::io(&config, e))?;
         let mut folder = Folder {
             target: target.to_path_buf(),
-            force,
+            force: laying.force,
             files: Vec::with_capacity(layout.shards.len()),
             entries,
             by_name,
@@ -115,7 +115,10 @@ impl Folder {
             let path = folder.partial.join(&shard.name);
             let open = || -> std::io::Result<Written> {
                 let file = Written::open_public(&path)?;
-                file.reserve(shard.len)?;
+                match laying.sparse {
+                    true => file.set_len(shard.len)?,
+                    false => file.reserve(shard.len)?,
+                }
                 file.write_at(0, &shard.header)?;
                 Ok(file)
             };
@@ -320,7 +323,8 @@ mod tests {
 
     fn create(target: &Path, force: bool) -> Result<Folder> {
         let entries = ["a", "b"].map(|n| Entry { name: n.into(), dtype: Dtype::U8, shape: vec![4] }).to_vec();
-        Folder::create(target, entries, "pt", 1 << 30, force, || Ok(()))
+        let laying = Laying { force, sparse: false };
+        Folder::create(target, entries, "pt", 1 << 30, laying, || Ok(()))
     }
 
     fn publish(mut folder: Folder) -> Result<()> {

@@ -7,7 +7,7 @@ use super::publish::Step;
 use crate::control::{Cancel, Run};
 use crate::digest::sha256;
 use crate::disk::free_space;
-use crate::disk::partial::PartialFile;
+use crate::disk::partial::{Laying, PartialFile};
 use crate::gguf::{self, DEFAULT_ALIGNMENT, Metadata, TensorInfo};
 use crate::quant;
 use crate::source::SourceFile;
@@ -68,7 +68,7 @@ impl Artifact {
         tensors: &[TensorInfo],
         split: Split,
         kind: &str,
-        force: bool,
+        laying: Laying,
         files: &mut impl Iterator<Item = PathBuf>,
     ) -> Result<Self> {
         let groups = group(tensors, split)?;
@@ -98,16 +98,19 @@ impl Artifact {
         for (no, (metadata, tensors, header_len, len)) in plans.into_iter().enumerate() {
             let path = shard_path(target, no, count);
             let file = match files.next() {
-                Some(temp) => PartialFile::reopen(&path, &temp, force)?,
+                Some(temp) => PartialFile::reopen(&path, &temp, laying.force)?,
                 None => {
-                    if let Some(free) = free_space(target).filter(|free| no == 0 && *free < total) {
+                    if let Some(free) = free_space(target).filter(|free| no == 0 && !laying.sparse && *free < total) {
                         let (need, free) = (human(total), human(free));
                         return Err(Error::storage(format!("{}: needs {need} of disk, {free} free", target.display())));
                     }
-                    PartialFile::create_as(&path, kind, force)?
+                    PartialFile::create_as(&path, kind, laying.force)?
                 }
             };
-            file.reserve(len)?;
+            match laying.sparse {
+                true => file.set_len(len)?,
+                false => file.reserve(len)?,
+            }
             shards.push(Shard { file, metadata, tensors, header_len });
         }
         Ok(Self { shards, places, total_bytes: total, tensor_bytes, touched: Touched::default() })

@@ -19,6 +19,7 @@ mod gptq;
 mod hub;
 mod inputs;
 mod instruction_sets;
+mod job;
 mod packed_source;
 mod plan_blueprints;
 mod plan_sizes;

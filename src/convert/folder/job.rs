@@ -11,6 +11,7 @@ use crate::convert::proof::{Checked, Nearness};
 use crate::convert::proven;
 use crate::convert::recipe::Recipe;
 use crate::digest::sha256;
+use crate::disk::partial::Laying;
 use crate::error::Unfinished;
 use crate::kernel::RowSource;
 use crate::model::{Model, SourceModel};
@@ -204,6 +205,14 @@ impl<'a> Job<'a> {
         Ok(Written { _unnamed: (folder, journal), step, path, tensor_bytes, departures, checked, manifest })
     }
 
+    /// Stops here, and keeps what there is: see [`crate::convert::job`].
+    pub fn keep(mut self) -> Result<()> {
+        self.ckpt.files().iter().try_for_each(|file| file.check_unchanged())?;
+        self.folder.keep_on_drop(true);
+        self.journal()?.keep_on_drop(true);
+        Ok(())
+    }
+
     fn journal(&self) -> Result<MutexGuard<'_, Journal>> {
         self.journal.lock().map_err(|_| Error::Internal("a writer panicked".into()))
     }
@@ -239,7 +248,7 @@ impl<'a> Job<'a> {
     }
 
     /// Copies every tensor that stays as it is, after a look at its numbers.
-    fn copy_kept(&self) -> Result<Value> {
+    pub fn copy_kept(&self) -> Result<Value> {
         for kept in &self.plan.contents.kept {
             let entry = self.entry(&kept.name)?;
             self.copy(kept.source, 0, self.ckpt.tensors()[kept.source].bytes(), entry)?;
@@ -369,8 +378,7 @@ pub fn begin(
     let max_shard = recipe.split.of_folders();
     let layout = crate::writer::safetensors::layout(entries, format, max_shard)?;
     let shards = layout.shards.iter().map(|shard| folder::partial_path(target).join(&shard.name)).collect();
-    let layout = layout.shards.iter().map(|shard| sha256(&shard.header)).collect();
-    let key = Identity::new(ckpt, windows, layout, &run.control.cancel)?.key(std::slice::from_ref(recipe));
+    let key = key(ckpt, (entries, format), recipe, windows, run)?;
     let mut journal = Job::left(target, &key, run)?;
     // By its journal an unfinished folder is known as this program's, so that comes first.
     let born = || {
@@ -379,10 +387,27 @@ pub fn begin(
         }
         Ok(())
     };
-    let mut folder = Folder::create(target, entries.to_vec(), format, max_shard, run.control.force, born)?;
+    let laying = Laying { force: run.control.force, sparse: run.control.sparse };
+    let mut folder = Folder::create(target, entries.to_vec(), format, max_shard, laying, born)?;
     let journal = journal.ok_or_else(|| Error::Internal("a folder without a journal".into()))?;
     folder.keep_on_drop(journal.parts() > 0);
     Ok((folder, journal, key))
+}
+
+/// What decides the bytes of a folder of these tensors.
+///
+/// # Errors
+/// `Io`; `Interrupted`.
+pub fn key(
+    ckpt: &Checkpoint,
+    (entries, format): (&[Entry], &'static str),
+    recipe: &Recipe,
+    windows: Option<(&[Vec<u32>], &[usize])>,
+    run: Run,
+) -> Result<Value> {
+    let layout = crate::writer::safetensors::layout(entries, format, recipe.split.of_folders())?;
+    let layout = layout.shards.iter().map(|shard| sha256(&shard.header)).collect();
+    Ok(Identity::new(ckpt, windows, layout, &run.control.cancel)?.key(std::slice::from_ref(recipe)))
 }
 
 /// The manifest's account of the source; `hashes` are those of its files.

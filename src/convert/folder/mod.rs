@@ -11,6 +11,7 @@ pub mod job;
 pub mod judged;
 pub mod layered;
 pub mod nearest;
+pub(super) mod parts;
 pub mod plain;
 mod plain_job;
 pub mod plan;
@@ -62,7 +63,7 @@ pub(super) fn run(plan: &Plan, drawing: Option<&Drawing>, published: &mut Publis
         return Ok(());
     }
     let hash = plan.recipe.hash_sources;
-    let hashes = if hash { Some(hashes::all(&plan.source.ckpt, run)?) } else { None };
+    let hashes = if hash { Some(hashes::of(plan, run)?) } else { None };
     left.into_iter().try_for_each(|(output, folder)| one(plan, output, folder, drawing, hashes.clone(), published, run))
 }
 

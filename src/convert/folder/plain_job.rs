@@ -58,7 +58,7 @@ pub(super) fn run(plan: &Plan, published: &mut Published, run: Run) -> Result<()
 fn one(plan: &Plan, output: &OutputPlan, plain: &PlainPlan, published: &mut Published, run: Run) -> Result<()> {
     let (source, target) = (&plan.source, &output.place);
     let recipe = plan.recipe.of_output(output.index);
-    let hashes = if recipe.hash_sources { Some(hashes::all(&source.ckpt, run)?) } else { None };
+    let hashes = if recipe.hash_sources { Some(hashes::of(plan, run)?) } else { None };
     let (mut folder, mut journal, key) = job::begin(&source.ckpt, (&plain.entries, "pt"), &recipe, target, None, run)?;
     let keep = |folder: &mut Folder, journal: &mut Journal| {
         let keep = journal.parts() > 0;
@@ -70,7 +70,7 @@ fn one(plan: &Plan, output: &OutputPlan, plain: &PlainPlan, published: &mut Publ
     let phase = run.phase(output.target.name(), plain.tensor_bytes(), Unit::Bytes);
     let work = Work { source, plan: plain, folder: &folder, run };
     let mut rounded = Rounded::default();
-    let done = work.parts().into_iter().try_for_each(|(name, tensors)| {
+    let done = parts(plain).into_iter().try_for_each(|(name, tensors, _)| {
         rounded = rounded + work.part(&mut journal, &name, tensors)?;
         Ok(())
     });
@@ -133,6 +133,40 @@ fn one(plan: &Plan, output: &OutputPlan, plain: &PlainPlan, published: &mut Publ
     published.publish(vec![made], vec![(folder_of(target).to_path_buf(), step)], || {})
 }
 
+/// Tensors in runs of about [`PART`] bytes, and how many bytes each has.
+pub(super) fn parts(plan: &PlainPlan) -> Vec<(String, Range<usize>, u64)> {
+    let (mut parts, mut start, mut bytes) = (Vec::new(), 0, 0);
+    for (i, entry) in plan.entries.iter().enumerate() {
+        bytes += entry.bytes().unwrap_or(0);
+        if bytes >= PART || i + 1 == plan.entries.len() {
+            parts.push((format!("tensors {start} to {i}"), start..i + 1, bytes));
+            (start, bytes) = (i + 1, 0);
+        }
+    }
+    parts
+}
+
+/// Makes some parts, for [`super::parts`].
+pub(super) fn make_parts(
+    plan: &Plan,
+    output: &OutputPlan,
+    plain: &PlainPlan,
+    units: Range<usize>,
+    run: Run,
+) -> Result<()> {
+    let (source, recipe) = (&plan.source, plan.recipe.of_output(output.index));
+    let layout = (plain.entries.as_slice(), "pt");
+    let (mut folder, mut journal, _) = job::begin(&source.ckpt, layout, &recipe, &output.place, None, run)?;
+    let work = Work { source, plan: plain, folder: &folder, run };
+    for (name, tensors, _) in parts(plain).into_iter().take(units.end).skip(units.start) {
+        work.part(&mut journal, &name, tensors)?;
+    }
+    source.ckpt.files().iter().try_for_each(|file| file.check_unchanged())?;
+    folder.keep_on_drop(true);
+    journal.keep_on_drop(true);
+    Ok(())
+}
+
 /// The row that says how many numbers were rounded.
 fn rounding(plan: &PlainPlan, rounded: Rounded, candidate: &str) -> Option<LedgerRow> {
     if rounded.count == 0 {
@@ -150,19 +184,6 @@ fn rounding(plan: &PlainPlan, rounded: Rounded, candidate: &str) -> Option<Ledge
 }
 
 impl Work<'_> {
-    /// Tensors in runs of about [`PART`] bytes.
-    fn parts(&self) -> Vec<(String, Range<usize>)> {
-        let (mut parts, mut start, mut bytes) = (Vec::new(), 0, 0);
-        for (i, entry) in self.plan.entries.iter().enumerate() {
-            bytes += entry.bytes().unwrap_or(0);
-            if bytes >= PART || i + 1 == self.plan.entries.len() {
-                parts.push((format!("tensors {start} to {i}"), start..i + 1));
-                (start, bytes) = (i + 1, 0);
-            }
-        }
-        parts
-    }
-
     /// Makes the tensors of a part, unless an earlier run did. What was rounded in it.
     fn part(&self, journal: &mut Journal, name: &str, tensors: Range<usize>) -> Result<Rounded> {
         let number = |record: &Value, key: &str| record[key].as_u64().unwrap_or(0);

@@ -1,0 +1,318 @@
+//! `quantize job`: a conversion in tasks, over a folder that all machines see.
+
+use super::args::{CommonArgs, Format};
+use super::commands::ConvertArgs;
+use super::output::{print, print_json};
+use super::progress::Terminal;
+use super::{advice, convert, emit, idle, interrupt, options, plan, recipe};
+use crate::control::{Control, Run};
+use crate::convert::job::{self, Job, State};
+use crate::model::SourceModel;
+use crate::writer::gguf::human;
+use crate::{Error, Result};
+use clap::{Args, Subcommand};
+use serde_json::json;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+pub struct JobArgs {
+    #[command(subcommand)]
+    command: JobCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum JobCommand {
+    /// Cut a conversion into tasks, and write them into a folder that all machines see
+    Plan(Box<JobPlanArgs>),
+    /// Do one task, some of them, or all, one after the other; those that are done already are passed over
+    Run(JobRunArgs),
+    /// Say which tasks are done
+    Status(JobStatusArgs),
+    /// Put what the tasks have made together, check it, and give it its name
+    Assemble(AssembleArgs),
+    /// Print the script or manifest that has an engine run the tasks
+    Emit(emit::EmitArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(mut_arg("report", |a| a.hide(true)), mut_arg("modelfile", |a| a.hide(true)), mut_arg("save_imatrix", |a| a.hide(true)),
+          mut_arg("print_recipe", |a| a.hide(true)), mut_arg("dry_run", |a| a.hide(true)), mut_arg("text", |a| a.hide(true)),
+          mut_arg("lora", |a| a.hide(true)), mut_arg("resume", |a| a.hide(true)), mut_arg("force", |a| a.hide(true)),
+          mut_arg("check", |a| a.hide(true)), mut_arg("no_check", |a| a.hide(true)), mut_arg("max_memory", |a| a.hide(true)))]
+struct JobPlanArgs {
+    /// Cut it into about so many tasks
+    #[arg(help_heading = "Job", long, value_name = "N", default_value = "16")]
+    tasks: NonZeroUsize,
+    #[command(flatten)]
+    convert: ConvertArgs,
+}
+
+#[derive(Debug, Args)]
+struct JobRunArgs {
+    /// The folder of the job
+    #[arg(value_name = "JOB")]
+    job: PathBuf,
+    /// Of this phase alone; tasks are counted from its first
+    #[arg(long, value_name = "PHASE")]
+    phase: Option<String>,
+    /// Do this task, counted from 0 [default: as SLURM_ARRAY_TASK_ID, JOB_COMPLETION_INDEX, AWS_BATCH_JOB_ARRAY_INDEX,
+    /// CLOUD_RUN_TASK_INDEX, SKYPILOT_NODE_RANK or RANK says; without any of them all tasks]
+    #[arg(long, value_name = "I")]
+    index: Option<usize>,
+    /// Do every N-th task, from the one of --index on
+    #[arg(long, value_name = "N", requires = "index")]
+    of: Option<NonZeroUsize>,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+struct JobStatusArgs {
+    /// The folder of the job
+    #[arg(value_name = "JOB")]
+    job: PathBuf,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+struct AssembleArgs {
+    /// The folder of the job
+    #[arg(value_name = "JOB")]
+    job: PathBuf,
+    /// Output file or folder [default: MODEL-TYPE in the folder of the job]
+    #[arg(short, long, value_name = "PATH")]
+    output: Option<PathBuf>,
+    /// Replace outputs that are there
+    #[arg(long)]
+    force: bool,
+    /// Run each artifact beside the source before it gets its name [default: where that takes little]
+    #[arg(long, overrides_with = "no_check")]
+    check: bool,
+    /// Do not run them
+    #[arg(long, overrides_with = "check")]
+    no_check: bool,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+pub fn run(args: JobArgs, matches: &clap::ArgMatches) -> Result<()> {
+    match args.command {
+        JobCommand::Plan(args) => plan_job(*args, &matches.subcommand().map_or(Vec::new(), |(_, m)| idle::given(m))),
+        JobCommand::Run(args) => run_tasks(&args),
+        JobCommand::Status(args) => status(&args),
+        JobCommand::Assemble(args) => assemble(args),
+        JobCommand::Emit(args) => emit::run(&args),
+    }
+}
+
+/// Flags of a conversion that a job has no place for, by their names in the program.
+const ELSEWHERE: [(&str, &str); 12] = [
+    ("lora", "merge the adapter first: --to safetensors --lora"),
+    ("text", "compare when the job is assembled: quantize compare"),
+    ("report", "compare when the job is assembled: quantize compare"),
+    ("modelfile", "it is written by a conversion on one machine"),
+    ("save_imatrix", "it is written by quantize calibrate"),
+    ("print_recipe", "job.json has the recipe"),
+    ("dry_run", "quantize plan shows what would be written"),
+    ("resume", "a job goes on by itself"),
+    ("force", "it is for quantize job assemble"),
+    ("check", "it is for quantize job assemble"),
+    ("no_check", "it is for quantize job assemble"),
+    ("max_memory", "tasks of a job hold a few pieces of the model each"),
+];
+
+fn plan_job(mut args: JobPlanArgs, given: &[String]) -> Result<()> {
+    if let Some((id, why)) = ELSEWHERE.iter().find(|(id, _)| given.iter().any(|given| given == id)) {
+        return Err(Error::Usage(format!("--{} is not for job plan: {why}", id.replace('_', "-"))));
+    }
+    let tasks = args.tasks.get();
+    let given: Vec<String> = given.iter().filter(|id| *id != "tasks").cloned().collect();
+    let it = &mut args.convert;
+    recipe::refuse_beside(it, &given)?;
+    convert::positionals(it)?;
+    let Some(folder) = it.output.clone() else {
+        return Err(Error::Usage("name the folder of the job, which all machines see: -o JOB".into()));
+    };
+    let control = recipe::control(&it.control, it.common.threads)?;
+    interrupt::catch_interrupt()?;
+    let terminal = Terminal::new(it.common.quiet);
+    let recipe = recipe::of_convert(it)?;
+    idle::refuse(&given, &recipe, false)?;
+    let model = it.model.first().cloned().unwrap_or_default();
+    let path = options::resolve_model(&model, &it.hub, it.common.quiet)?;
+    let source = SourceModel::open(&path)?;
+    let planned = crate::convert::plan(&source, &recipe)?;
+    plan::on_fallback(it.types.on_fallback, &planned)?;
+    advice::uncalibrated(&planned, it.uncalibrated, it.common.quiet)?;
+    let job = Job::new(&planned, tasks, Run::new(&control, &terminal))?;
+    job.save(&folder)?;
+    match it.common.format {
+        Format::Json => print_json(&job),
+        Format::Text => {
+            let largest = job.tasks.iter().map(|task| task.reads).max().unwrap_or(0);
+            let text = format!(
+                "{}\n  {} tasks, each reads {} at most; they write {} in sum\n  run them: quantize job run {} --index I, \
+                 or see quantize job emit --help\n  then: quantize job assemble {}\n",
+                folder.join(job::FILE).display(),
+                job.tasks.len(),
+                human(largest),
+                human(job.tasks.iter().map(|task| task.writes).sum()),
+                folder.display(),
+                folder.display(),
+            );
+            print(&text)
+        }
+    }
+}
+
+/// The job of a folder, which becomes absolute. Relative names in its recipe are of where it was planned.
+fn open(folder: &std::path::Path) -> Result<(PathBuf, Job)> {
+    let job = Job::open(folder)?;
+    let folder = std::path::absolute(folder).map_err(|e| Error::io(folder, e))?;
+    // Where that is not there, what is named relatively is not found, which is said then.
+    let _ = std::env::set_current_dir(&job.directory);
+    Ok((folder, job))
+}
+
+/// Where engines say which task of an array a process is.
+const INDICES: [&str; 6] = [
+    "SLURM_ARRAY_TASK_ID",
+    "JOB_COMPLETION_INDEX",
+    "AWS_BATCH_JOB_ARRAY_INDEX",
+    "CLOUD_RUN_TASK_INDEX",
+    "SKYPILOT_NODE_RANK",
+    "RANK",
+];
+
+/// The index that the environment has, `value` being how it is asked. Of counts nothing is taken: Slurm's is that of the
+/// last submission.
+fn index_of(value: impl Fn(&str) -> Option<String>) -> Result<Option<usize>> {
+    let mut found: Option<(&str, usize)> = None;
+    for name in INDICES {
+        let Some(text) = value(name) else { continue };
+        let index = text.parse();
+        let index = index.map_err(|_| Error::Usage(format!("{name}={text} is no index of a task; give --index")))?;
+        match found {
+            Some((other, there)) if there != index => {
+                let what = format!("{other}={there} and {name}={index} name two tasks; give --index");
+                return Err(Error::Usage(what));
+            }
+            Some(_) => {}
+            None => found = Some((name, index)),
+        }
+    }
+    Ok(found.map(|(_, index)| index))
+}
+
+/// The tasks of a range that are meant.
+fn chosen(tasks: Range<usize>, index: Option<usize>, of: Option<usize>) -> Result<Vec<usize>> {
+    let Some(index) = index else { return Ok(tasks.collect()) };
+    if index >= of.unwrap_or(tasks.len()) {
+        let last = of.unwrap_or(tasks.len()).saturating_sub(1);
+        return Err(Error::Usage(format!("there is no task {index}: they are counted from 0 to {last}")));
+    }
+    match of {
+        Some(of) => Ok(tasks.skip(index).step_by(of).collect()),
+        None => Ok(vec![tasks.start + index]),
+    }
+}
+
+fn run_tasks(args: &JobRunArgs) -> Result<()> {
+    let threads = options::threads(args.common.threads)?;
+    let control = Control { threads, cancel: interrupt::CANCEL.clone(), ..Control::default() };
+    interrupt::catch_interrupt()?;
+    let terminal = Terminal::new(args.common.quiet);
+    let (folder, job) = open(&args.job)?;
+    let all = match &args.phase {
+        Some(name) => job.phase(name)?.tasks.clone(),
+        None => 0..job.tasks.len(),
+    };
+    let index = match args.index {
+        Some(index) => Some(index),
+        None => index_of(|name| std::env::var(name).ok())?,
+    };
+    for task in chosen(all, index, args.of.map(NonZeroUsize::get))? {
+        let now = job::run(&folder, &job, task, &control, &terminal)?;
+        if !args.common.quiet {
+            say!("task {task}: {}", if now { "done" } else { "was done already" });
+        }
+    }
+    Ok(())
+}
+
+fn status(args: &JobStatusArgs) -> Result<()> {
+    let job = Job::open(&args.job)?;
+    let status = job::status(&args.job, &job)?;
+    let done = status.count(|s| matches!(s, State::Done { .. }));
+    let running = status.count(|s| matches!(s, State::Running));
+    let failed = status.count(|s| matches!(s, State::Failed { .. }));
+    if args.common.format == Format::Json {
+        return print_json(&json!({
+            "done": done, "running": running, "failed": failed, "of": status.tasks.len(),
+            "seconds_left": status.seconds_left, "tasks": status.tasks, "phases": job.phases,
+        }));
+    }
+    let mut out = format!("{done} of {} tasks done, {running} running, {failed} failed\n", status.tasks.len());
+    for phase in &job.phases {
+        let done = phase.tasks.clone().filter(|i| matches!(status.tasks[*i], State::Done { .. })).count();
+        out += &format!("  {:<12} {done} of {}\n", phase.name, phase.tasks.len());
+    }
+    for (task, state) in status.tasks.iter().enumerate() {
+        if let State::Failed { error } = state {
+            out += &format!("  task {task} failed: {error}\n");
+        }
+    }
+    if let Some(seconds) = status.seconds_left.filter(|_| done < status.tasks.len()) {
+        out += &format!("  about {seconds:.0} s of one task at a time are left\n");
+    }
+    print(&out)
+}
+
+fn assemble(args: AssembleArgs) -> Result<()> {
+    let threads = options::threads(args.common.threads)?;
+    let check = (args.check || args.no_check).then_some(args.check);
+    let cancel = interrupt::CANCEL.clone();
+    let control = Control { threads, check, force: args.force, cancel, ..Control::default() };
+    interrupt::catch_interrupt()?;
+    let terminal = Terminal::new(args.common.quiet);
+    let output = args.output.map(|path| std::path::absolute(&path).map_err(|e| Error::io(&path, e))).transpose()?;
+    let (folder, job) = open(&args.job)?;
+    let (plan, outcome) = job::assemble(&folder, &job, output.as_deref(), &control, &terminal)?;
+    match args.common.format {
+        Format::Text => convert::summary(&plan, &outcome, args.common.quiet),
+        Format::Json => print_json(&convert::summary_json(&plan, &outcome)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(set: &[(&str, &str)]) -> Result<Option<usize>> {
+        index_of(|name| set.iter().find(|(n, _)| *n == name).map(|(_, v)| v.to_string()))
+    }
+
+    #[test]
+    fn the_environment_names_a_task_or_is_refused() {
+        assert_eq!(of(&[]).unwrap(), None);
+        assert_eq!(of(&[("SLURM_ARRAY_TASK_ID", "7"), ("SLURM_ARRAY_TASK_COUNT", "2")]).unwrap(), Some(7));
+        assert_eq!(of(&[("SLURM_ARRAY_TASK_ID", "3"), ("RANK", "3")]).unwrap(), Some(3));
+        for bad in [[("SLURM_ARRAY_TASK_ID", "3"), ("RANK", "0")], [("RANK", "x"), ("HOME", "")]] {
+            assert!(of(&bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_index_is_into_the_list_and_a_share_is_every_nth() {
+        assert_eq!(chosen(4..8, None, None).unwrap(), [4, 5, 6, 7]);
+        assert_eq!(chosen(4..8, Some(3), None).unwrap(), [7]);
+        assert_eq!(chosen(4..8, Some(1), Some(3)).unwrap(), [5]);
+        assert_eq!(chosen(0..8, Some(1), Some(3)).unwrap(), [1, 4, 7]);
+        // More processes than tasks.
+        assert!(chosen(0..2, Some(2), Some(3)).unwrap().is_empty());
+        assert!(chosen(4..8, Some(4), None).is_err() && chosen(0..8, Some(3), Some(3)).is_err());
+    }
+}

@@ -1,0 +1,219 @@
+//! A conversion in tasks that any number of machines work on, over one folder that all of them see. A task is an ordinary
+//! run that makes some parts of the outputs, in a folder of its own, under an ordinary journal; that folder gets its name
+//! when all is on the disk. [`assemble`] puts the parts into the outputs and their journals into one, and then continues
+//! the run: nothing is left to do but to check and to publish. See record 14.
+
+mod assemble;
+mod cut;
+mod status;
+mod task;
+
+pub use assemble::assemble;
+pub use status::{State, status};
+pub use task::run;
+
+use super::files;
+use super::folder;
+use super::identity::difference;
+use super::plan::{Decided, Plan};
+use super::recipe::Recipe;
+use super::rounding::needs_data;
+use crate::control::Run;
+use crate::disk::{self, partial::PartialFile};
+use crate::model::SourceModel;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// The file that says what a job is.
+pub const FILE: &str = "job.json";
+/// The folder of what tasks have made.
+const TASKS: &str = "tasks";
+const KIND: &str = "quantize job 1";
+
+/// A conversion that is cut into tasks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Job {
+    kind: String,
+    /// The checkpoint.
+    pub model: PathBuf,
+    /// Where relative names in the recipe are of.
+    pub directory: PathBuf,
+    /// What decides the bytes.
+    pub recipe: Recipe,
+    /// What the files and every folder are of: program, source, layout, recipe.
+    identities: Vec<Value>,
+    /// In the order in which they are run.
+    pub phases: Vec<Phase>,
+    /// All, with their places in this list for names.
+    pub tasks: Vec<Task>,
+}
+
+/// Tasks that may run at once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Phase {
+    /// What it is called.
+    pub name: String,
+    /// The phases that have to be finished before.
+    pub after: Vec<String>,
+    /// Which tasks.
+    pub tasks: Range<usize>,
+}
+
+/// What one process does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// What is made.
+    pub work: Vec<Work>,
+    /// Bytes of the source that it reads, about.
+    pub reads: u64,
+    /// Bytes that it writes, about.
+    pub writes: u64,
+}
+
+/// A range of parts of one kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Work {
+    /// Tensors of all GGUF files.
+    Tensors(Range<usize>),
+    /// Parts of one folder.
+    Folder {
+        /// Its place in the recipe.
+        output: usize,
+        /// Which parts.
+        parts: Range<usize>,
+    },
+    /// Source files that are hashed.
+    Hashes(Range<usize>),
+}
+
+impl Job {
+    /// Cuts the conversion of a plan into about so many tasks.
+    ///
+    /// # Errors
+    /// `Unsupported` for what cannot be cut; those of the importance matrix.
+    pub fn new(plan: &Plan, tasks: usize, run: Run) -> Result<Self> {
+        refuse(plan)?;
+        let tasks = cut::tasks(plan, tasks);
+        let phase = Phase { name: "convert".into(), after: Vec::new(), tasks: 0..tasks.len() };
+        let absolute = |path: &Path| std::path::absolute(path).map_err(|e| Error::io(path, e));
+        Ok(Self {
+            kind: KIND.into(),
+            model: absolute(&plan.source.path)?,
+            directory: absolute(Path::new("."))?,
+            recipe: plan.recipe.clone(),
+            identities: identities(plan, run)?,
+            phases: vec![phase],
+            tasks,
+        })
+    }
+
+    /// Writes it into a folder, which becomes the job's.
+    ///
+    /// # Errors
+    /// `Exists` for a folder that holds a job; `Io`.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        disk::create_folders(&folder.join(TASKS)).map_err(|e| Error::io(folder, e))?;
+        let file = PartialFile::create(&folder.join(FILE), false).map_err(|e| match e {
+            Error::Exists { path, .. } => {
+                Error::Exists { path, what: "is another job's; name another folder", replaceable: false }
+            }
+            other => other,
+        })?;
+        let text = serde_json::to_string_pretty(self).map_err(|e| Error::Internal(e.to_string()))? + "\n";
+        file.write_at(0, text.as_bytes())?;
+        file.finish()
+    }
+
+    /// The job of a folder.
+    ///
+    /// # Errors
+    /// `BadInput` for a folder without one, or of another version; `Io`.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join(FILE);
+        if !path.is_file() {
+            let what = "is not the folder of a job: it has no job.json; quantize job plan MODEL -o FOLDER makes one";
+            return Err(Error::bad_file(folder, what));
+        }
+        let value = crate::input::read_json(&path)?;
+        if value["kind"] != KIND {
+            return Err(Error::bad_file(&path, "is of another version of this program; plan the job again"));
+        }
+        let job: Job = serde_json::from_value(value).map_err(|e| Error::bad_file(&path, e.to_string()))?;
+        let inside = |range: &Range<usize>| range.start <= range.end && range.end <= job.tasks.len();
+        match job.phases.iter().all(|phase| inside(&phase.tasks)) {
+            true => Ok(job),
+            false => Err(Error::bad_file(&path, "names tasks that it does not have")),
+        }
+    }
+
+    /// A phase by its name.
+    ///
+    /// # Errors
+    /// `Request` naming those that there are.
+    pub fn phase(&self, name: &str) -> Result<&Phase> {
+        self.phases.iter().find(|phase| phase.name == name).ok_or_else(|| {
+            let names: Vec<&str> = self.phases.iter().map(|phase| phase.name.as_str()).collect();
+            Error::request(format!("the job has no phase '{name}', but {}", names.join(", ")))
+        })
+    }
+
+    /// The plan of the conversion, its outputs placed in `into`.
+    ///
+    /// # Errors
+    /// `BadInput` when the source, the program or anything else is not what the job was planned with, naming what differs.
+    pub fn plan(&self, into: &Path, run: Run) -> Result<Plan> {
+        let source = SourceModel::open(&self.model)?;
+        let mut plan = super::plan(&source, &self.recipe)?;
+        plan.place(into)?;
+        for (there, here) in self.identities.iter().zip(identities(&plan, run)?) {
+            if let Some((name, was, is)) = difference(there, &here) {
+                let what = format!("is not what the job was planned with: {name} was {was}, and is {is} here");
+                return Err(Error::bad_file(&self.model, what).hint("plan the job again, in another folder"));
+            }
+        }
+        Ok(plan)
+    }
+}
+
+/// Where what a task makes gets its name.
+fn task_folder(job: &Path, task: usize) -> PathBuf {
+    job.join(TASKS).join(task.to_string())
+}
+
+/// What the outputs of a plan are of, beside where they lie.
+fn identities(plan: &Plan, run: Run) -> Result<Vec<Value>> {
+    let mut all = Vec::new();
+    if plan.files().next().is_some() {
+        all.push(files::parts::identity(plan, run)?);
+    }
+    for output in plan.outputs.iter().filter(|output| !output.target.is_file()) {
+        all.push(folder::parts::identity(plan, output, run)?);
+    }
+    Ok(all)
+}
+
+/// What is not cut into tasks.
+fn refuse(plan: &Plan) -> Result<()> {
+    let recipe = &plan.recipe;
+    for output in &plan.outputs {
+        let name = output.target.name();
+        let calibrated = match &output.what {
+            Decided::File(_) => recipe.data.is_some(),
+            Decided::Folder(folder) => needs_data(&folder.spec, &recipe.rounding, recipe.data.is_some()),
+            Decided::Plain(_) => false,
+        };
+        if calibrated {
+            let what = format!("{name}: conversions that run the model on calibration data are not cut into tasks");
+            let hint = match output.target.is_file() {
+                true => "make an importance matrix first (quantize calibrate), and name it with --imatrix",
+                false => "run it on one machine, without the words job plan",
+            };
+            return Err(Error::unsupported(what).hint(hint));
+        }
+    }
+    Ok(())
+}

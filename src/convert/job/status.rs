@@ -1,0 +1,81 @@
+//! How far a job is.
+
+use super::task::{LOCK, attempts, done, failure};
+use super::{Job, TASKS};
+use crate::Result;
+use crate::disk::Written;
+use serde::Serialize;
+use std::io::ErrorKind;
+use std::path::Path;
+
+/// How far a task is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "state")]
+pub enum State {
+    /// What it makes is there.
+    Done {
+        /// What it took.
+        seconds: f64,
+    },
+    /// Somebody works on it, as far as locks tell.
+    Running,
+    /// The last try came to nothing.
+    Failed {
+        /// Why.
+        error: String,
+    },
+    /// Nobody works on it.
+    Waiting,
+}
+
+/// How far a job is.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// Of every task, in order.
+    pub tasks: Vec<State>,
+    /// Seconds of one task at a time that are left, by those that are done.
+    pub seconds_left: Option<f64>,
+}
+
+impl Status {
+    /// How many tasks are in a state like this one.
+    pub fn count(&self, state: fn(&State) -> bool) -> usize {
+        self.tasks.iter().filter(|s| state(s)).count()
+    }
+}
+
+/// Looks at the folder of a job.
+///
+/// # Errors
+/// `BadInput` for what is not as it was written.
+pub fn status(path: &Path, job: &Job) -> Result<Status> {
+    let tasks = (0..job.tasks.len()).map(|task| state(path, task)).collect::<Result<Vec<State>>>()?;
+    let (mut took, mut read, mut left) = (0.0, 0, 0);
+    for (state, task) in tasks.iter().zip(&job.tasks) {
+        match state {
+            State::Done { seconds } => (took, read) = (took + seconds, read + task.reads),
+            _ => left += task.reads,
+        }
+    }
+    let seconds_left = (read > 0).then(|| took * left as f64 / read as f64);
+    Ok(Status { tasks, seconds_left })
+}
+
+fn state(path: &Path, task: usize) -> Result<State> {
+    if let Some(done) = done(path, task)? {
+        return Ok(State::Done { seconds: done.seconds });
+    }
+    let entries = std::fs::read_dir(path.join(TASKS)).into_iter().flatten().flatten();
+    let own = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&attempts(task)));
+    for entry in own {
+        let lock = entry.path().join(LOCK);
+        let held = || Written::open(&lock)?.lock();
+        if lock.is_file() && held().is_err_and(|e| e.kind() == ErrorKind::WouldBlock) {
+            return Ok(State::Running);
+        }
+    }
+    match std::fs::read_to_string(failure(path, task)) {
+        Ok(error) => Ok(State::Failed { error }),
+        Err(_) => Ok(State::Waiting),
+    }
+}

@@ -1,0 +1,177 @@
+//! One task: a run of some parts, in a folder that gets its name when everything in it is on the disk. Whoever comes second
+//! with the same task throws its own folder away, so that it does not matter how often a task is started, or how often at once.
+
+use super::{Job, Phase, TASKS, Work, files, folder, task_folder};
+use crate::control::{Control, Report, Run, Unit};
+use crate::disk::{self, Written};
+use crate::source::sha256_file;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// What a finished task says of itself.
+pub(super) const DONE: &str = "done.json";
+/// Locked by who works in a folder.
+pub(super) const LOCK: &str = "lock";
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Done {
+    pub seconds: f64,
+    /// SHA-256 of source files, by their places.
+    pub hashes: BTreeMap<usize, String>,
+}
+
+/// What is known of a finished task; `None` where it is not finished.
+///
+/// # Errors
+/// `BadInput` for a file that is not what was written.
+pub(super) fn done(job: &Path, task: usize) -> Result<Option<Done>> {
+    let path = task_folder(job, task).join(DONE);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let done = serde_json::from_value(crate::input::read_json(&path)?);
+    done.map(Some).map_err(|e| Error::bad_file(&path, e.to_string()).hint("remove the task's folder, and run it again"))
+}
+
+/// Where the last failure of a task is told of.
+pub(super) fn failure(job: &Path, task: usize) -> PathBuf {
+    job.join(TASKS).join(format!("{task}.failed"))
+}
+
+/// What the names of folders in which a task is worked on begin with.
+pub(super) fn attempts(task: usize) -> String {
+    format!(".{task}.")
+}
+
+/// Does a task, unless it is done. Whether it was done now.
+///
+/// # Errors
+/// `Request` for a task that there is not, or whose phase is not due; `BadInput` when the source is not the job's; those of a
+/// conversion.
+pub fn run(path: &Path, job: &Job, task: usize, control: &Control, report: &dyn Report) -> Result<bool> {
+    let Some(what) = job.tasks.get(task) else {
+        return Err(Error::request(format!(
+            "the job has the tasks 0 to {}, not {task}",
+            job.tasks.len().saturating_sub(1)
+        )));
+    };
+    if done(path, task)?.is_some() {
+        return Ok(false);
+    }
+    due(path, job, task)?;
+    let start = Instant::now();
+    let nonce = RandomState::new().hash_one(std::process::id());
+    let own = path.join(TASKS).join(format!("{}{nonce:016x}", attempts(task)));
+    disk::create_folder(&own).map_err(|e| Error::io(&own, e))?;
+    let made = make(&own, job, &what.work, control, report);
+    let finished = made.and_then(|hashes| {
+        let done = Done { seconds: start.elapsed().as_secs_f64(), hashes };
+        finish(&own, &task_folder(path, task), &done)
+    });
+    let failed = failure(path, task);
+    match &finished {
+        Ok(_) => disk::remove_file(&failed).map_err(|e| Error::io(&failed, e))?,
+        Err(e) => {
+            let _ = disk::remove_folder(&own, LOCK);
+            if !matches!(e, Error::Interrupted) {
+                let _ = disk::write(&failed, e.to_string().as_bytes());
+            }
+        }
+    }
+    finished
+}
+
+/// Whether the phases that come before are finished.
+fn due(path: &Path, job: &Job, task: usize) -> Result<()> {
+    let Some(phase) = job.phases.iter().find(|phase| phase.tasks.contains(&task)) else { return Ok(()) };
+    phase.after.iter().try_for_each(|name| complete(path, job.phase(name)?))
+}
+
+/// Refuses a phase of which tasks are missing.
+///
+/// # Errors
+/// `Request` naming them.
+pub(super) fn complete(path: &Path, phase: &Phase) -> Result<()> {
+    let mut missing = Vec::new();
+    for task in phase.tasks.clone() {
+        if done(path, task)?.is_none() {
+            missing.push(task.to_string());
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let shown = missing[..missing.len().min(10)].join(", ");
+    let more = if missing.len() > 10 { ", ..." } else { "" };
+    let what = format!("phase {}: {} tasks are not done: {shown}{more}", phase.name, missing.len());
+    Err(Error::request(what).hint("run them first; quantize job status says more"))
+}
+
+/// Makes the parts of a task in a folder.
+fn make(
+    own: &Path,
+    job: &Job,
+    work: &[Work],
+    control: &Control,
+    report: &dyn Report,
+) -> Result<BTreeMap<usize, String>> {
+    let lock = own.join(LOCK);
+    let lock = Written::open(&lock).and_then(|file| file.lock().map(|()| file)).map_err(|e| Error::io(&lock, e))?;
+    let control = Control { sparse: true, resume: false, force: false, ..control.clone() };
+    let run = Run::new(&control, report);
+    let plan = job.plan(own, run)?;
+    let mut hashes = BTreeMap::new();
+    for work in work {
+        match work {
+            Work::Tensors(tensors) => {
+                let _phase = run.phase("quantizing", files::parts::source_bytes(&plan, tensors), Unit::Bytes);
+                files::parts::make(&plan, tensors.clone(), run)?;
+            }
+            Work::Folder { output, parts } => {
+                let output = plan.outputs.get(*output).ok_or_else(|| Error::bad_input("the job has no such output"))?;
+                folder::parts::make(&plan, output, parts.clone(), run)?;
+            }
+            Work::Hashes(all) => {
+                for i in all.clone() {
+                    let file = plan.source.ckpt.files().get(i);
+                    let file = file.ok_or_else(|| Error::bad_input("the source has no such file"))?;
+                    hashes.insert(i, sha256_file(&file.path, &control.cancel)?);
+                    file.check_unchanged()?;
+                }
+            }
+        }
+    }
+    drop(lock);
+    Ok(hashes)
+}
+
+/// Gives what was made its name. Whether it was the first of it.
+fn finish(own: &Path, named: &Path, done: &Done) -> Result<bool> {
+    let path = own.join(DONE);
+    let text = serde_json::to_string(done).map_err(|e| Error::Internal(e.to_string()))?;
+    let write = || -> std::io::Result<()> {
+        let file = Written::open_public(&path)?;
+        file.write_at(0, text.as_bytes())?;
+        file.sync()
+    };
+    write().map_err(|e| Error::io(&path, e))?;
+    let lock = own.join(LOCK);
+    disk::remove_file(&lock).map_err(|e| Error::io(&lock, e))?;
+    disk::sync_folder_of(&path);
+    match disk::rename(own, named) {
+        Ok(()) => {
+            disk::sync_folder_of(named);
+            Ok(true)
+        }
+        Err(e) if matches!(e.kind(), ErrorKind::AlreadyExists | ErrorKind::DirectoryNotEmpty) => {
+            disk::remove_folder(own, DONE).map_err(|e| Error::io(own, e))?;
+            Ok(false)
+        }
+        Err(e) => Err(Error::io(named, e)),
+    }
+}

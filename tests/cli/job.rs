@@ -1,0 +1,247 @@
+//! Conversions in tasks: whatever is done to the tasks, the outputs are those of one run, byte for byte, or there is an error.
+
+use crate::common::family;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+const VARIABLES: [&str; 7] = [
+    "SLURM_ARRAY_TASK_ID",
+    "JOB_COMPLETION_INDEX",
+    "AWS_BATCH_JOB_ARRAY_INDEX",
+    "CLOUD_RUN_TASK_INDEX",
+    "SKYPILOT_NODE_RANK",
+    "RANK",
+    "QUANTIZE_THREADS",
+];
+
+fn command(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quantize"));
+    command.current_dir(dir).args(args);
+    VARIABLES.iter().for_each(|name| drop(command.env_remove(name)));
+    command
+}
+
+fn run(dir: &Path, args: &[&str]) -> Output {
+    command(dir, args).output().unwrap()
+}
+
+fn ok(out: &Output) {
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+}
+
+/// The exit code is this, and standard error has the words.
+fn fails(out: &Output, code: i32, words: &str) {
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.code() == Some(code) && text.contains(words), "{:?}: {text}", out.status.code());
+}
+
+/// All files of a folder, by their names within it.
+fn bytes(path: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    fn walk(root: &Path, at: &Path, found: &mut Vec<(PathBuf, Vec<u8>)>) {
+        match at.is_dir() {
+            true => std::fs::read_dir(at).unwrap().for_each(|e| walk(root, &e.unwrap().path(), found)),
+            false => found.push((at.strip_prefix(root).unwrap().to_path_buf(), std::fs::read(at).unwrap())),
+        }
+    }
+    let mut found = Vec::new();
+    walk(path, path, &mut found);
+    found.sort();
+    found
+}
+
+fn status(dir: &Path) -> Value {
+    let out = run(dir, &["job", "status", "job", "--format", "json"]);
+    ok(&out);
+    serde_json::from_slice(&out.stdout).unwrap()
+}
+
+fn planned(dir: &Path, args: &[&str]) {
+    ok(&run(dir, &[&["job", "plan"], args, &["-o", "job", "--quiet"]].concat()));
+}
+
+/// Tasks in an odd order, one of them twice and two at once, make what one run makes.
+fn equal(args: &[&str]) {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    std::fs::create_dir(dir.join("one")).unwrap();
+    ok(&run(dir, &[args, &["-o", "one/", "--quiet"]].concat()));
+    planned(dir, &[args, &["--tasks", "5"]].concat());
+    let count = status(dir)["of"].as_u64().unwrap() as usize;
+    assert!(count > 1, "{args:?}");
+    fails(&run(dir, &["job", "assemble", "job"]), 2, "are not done");
+    let task = |i: usize| command(dir, &["job", "run", "job", "--index", &i.to_string(), "--quiet", "-t", "1"]);
+    ok(&task(count - 1).output().unwrap());
+    ok(&task(count - 1).output().unwrap());
+    let twins: Vec<_> = (0..3).map(|_| task(0).stderr(Stdio::piped()).spawn().unwrap()).collect();
+    twins.into_iter().for_each(|twin| ok(&twin.wait_with_output().unwrap()));
+    ok(&run(dir, &["job", "run", "job", "--index", "1", "--of", "2", "--quiet"]));
+    ok(&run(dir, &["job", "run", "job", "--quiet"]));
+    assert_eq!(status(dir)["done"], count);
+    ok(&run(dir, &["job", "assemble", "job", "--quiet"]));
+    let made = bytes(&dir.join("one"));
+    assert!(!made.is_empty());
+    for (name, whole) in made {
+        assert!(std::fs::read(dir.join("job").join(&name)).is_ok_and(|there| there == whole), "{}", name.display());
+    }
+    fails(&run(dir, &["job", "assemble", "job"]), 2, "exists");
+}
+
+#[test]
+fn files_of_tasks_are_those_of_one_run() {
+    let model = family("qwen3-moe");
+    equal(&["--to", "q4_k_m,q8_0", &model]);
+    equal(&["--to", "q4_0", &model, "--split-max-tensors", "9"]);
+    equal(&["--to", "f16", &model, "--no-source-hash"]);
+}
+
+#[test]
+fn folders_of_tasks_are_those_of_one_run() {
+    let model = family("llama");
+    equal(&["--to", "fp8", &model]);
+    equal(&["--to", "nvfp4", &model, "--split-max-size", "100K"]);
+    equal(&["--to", "q8_0,mlx-4bit-32g,safetensors", &model]);
+}
+
+#[test]
+fn an_importance_matrix_is_found_and_recorded_as_in_one_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dir, model) = (dir.path(), family("llama"));
+    let data = ["--calibration-tokens", "2048", "--seq-len", "256", "--quiet"];
+    ok(&run(dir, &[&["calibrate", &model, "-o", "i.gguf"], &data[..]].concat()));
+    let args = ["--to", "iq2_s", &model, "--imatrix", "i.gguf"];
+    ok(&run(dir, &[&args[..], &["-o", "one.gguf", "--quiet"]].concat()));
+    planned(dir, &args);
+    // From elsewhere, as a scheduler starts it.
+    let job = dir.join("job").display().to_string();
+    ok(&run(Path::new("/"), &["job", "run", &job, "--quiet"]));
+    ok(&run(dir, &["job", "assemble", "job", "-o", "two.gguf", "--quiet"]));
+    assert!(std::fs::read(dir.join("one.gguf")).unwrap() == std::fs::read(dir.join("two.gguf")).unwrap());
+}
+
+#[test]
+fn a_killed_task_leaves_nothing_that_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dir, model) = (dir.path(), family("llama"));
+    planned(dir, &["--to", "q2_k", &model, "--tasks", "2"]);
+    for wait in [0, 3, 10, 30] {
+        let mut task = command(dir, &["job", "run", "job", "--index", "0", "--quiet", "-t", "1"]).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(wait));
+        let _ = task.kill();
+        task.wait().unwrap();
+        assert_eq!(status(dir)["running"], 0);
+    }
+    ok(&run(dir, &["job", "run", "job", "--quiet"]));
+    ok(&run(dir, &["job", "assemble", "job", "--quiet"]));
+    ok(&run(dir, &["--to", "q2_k", &model, "-o", "one.gguf", "--quiet"]));
+    let made = dir.join("job/llama-Q2_K.gguf");
+    assert!(std::fs::read(made).unwrap() == std::fs::read(dir.join("one.gguf")).unwrap());
+    let left = std::fs::read_dir(dir.join("job/tasks")).unwrap();
+    assert!(left.into_iter().all(|e| !e.unwrap().file_name().to_string_lossy().starts_with('.')));
+}
+
+#[test]
+fn another_model_another_recipe_and_damage_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let copy = dir.join("m");
+    std::fs::create_dir(&copy).unwrap();
+    for file in std::fs::read_dir(family("llama")).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_file()) {
+        std::fs::copy(&file, copy.join(file.file_name().unwrap())).unwrap();
+    }
+    let model = copy.display().to_string();
+    planned(dir, &["--to", "q8_0", &model, "--tasks", "2"]);
+    // A second job does not take the first one's folder.
+    fails(&run(dir, &["job", "plan", "--to", "q4_0", &model, "-o", "job"]), 2, "another job");
+    fails(&run(dir, &["job", "run", "m"]), 3, "job.json");
+    ok(&run(dir, &["job", "run", "job", "--index", "0", "--quiet"]));
+
+    // What a task has made is damaged afterwards.
+    let part = std::fs::read_dir(dir.join("job/tasks/0")).unwrap().map(|e| e.unwrap().path());
+    let part = part.filter(|p| p.extension().is_some_and(|e| e == "partial")).next().unwrap();
+    let whole = std::fs::read(&part).unwrap();
+    ok(&run(dir, &["job", "run", "job", "--quiet"]));
+    std::fs::write(&part, &whole[..whole.len() / 4]).unwrap();
+    fails(&run(dir, &["job", "assemble", "job"]), 3, "run task 0 again");
+    assert!(!dir.join("job/m-Q8_0.gguf").exists());
+    std::fs::remove_dir_all(dir.join("job/tasks/0")).unwrap();
+    fails(&run(dir, &["job", "assemble", "job"]), 2, "tasks are not done: 0");
+
+    // Another recipe.
+    let file = dir.join("job/job.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("\"Q8_0\"", "\"Q4_0\"")).unwrap();
+    fails(&run(dir, &["job", "run", "job", "--index", "0"]), 3, "not what the job was planned with");
+    assert_eq!(status(dir)["failed"], 1);
+    std::fs::write(&file, &text).unwrap();
+    ok(&run(dir, &["job", "run", "job", "--index", "0", "--quiet"]));
+    assert_eq!(status(dir)["failed"], 0);
+
+    // Another model.
+    std::fs::remove_dir_all(dir.join("job/tasks/0")).unwrap();
+    let config = copy.join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replacen('{', "{ ", 1)).unwrap();
+    fails(&run(dir, &["job", "run", "job", "--index", "0"]), 3, "not what the job was planned with");
+    fails(&run(dir, &["job", "assemble", "job"]), 2, "are not done");
+}
+
+#[test]
+fn what_names_no_task_or_cannot_be_cut_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dir, model) = (dir.path(), family("llama"));
+    let plan = |more: &[&str]| run(dir, &[&["job", "plan", &model, "-o", "job"], more].concat());
+    fails(&plan(&["--to", "awq"]), 4, "not cut into tasks");
+    fails(&plan(&["--to", "q4_k_m", "--calibration", "default"]), 4, "not cut into tasks");
+    fails(&plan(&["--like", "q4_k_m", "--calibration", "default"]), 4, "not cut into tasks");
+    fails(&plan(&["--to", "q8_0", "--resume"]), 2, "--resume is not for job plan");
+    fails(&run(dir, &["job", "plan", &model, "--to", "q8_0"]), 2, "-o JOB");
+    assert!(!dir.join("job").exists());
+    planned(dir, &["--to", "q8_0", &model, "--tasks", "3"]);
+    fails(&run(dir, &["job", "run", "job", "--index", "3"]), 2, "no task 3");
+    fails(&run(dir, &["job", "run", "job", "--phase", "round"]), 2, "no phase 'round'");
+    let with = |set: &[(&str, &str)]| {
+        let mut command = command(dir, &["job", "run", "job", "--quiet"]);
+        set.iter().for_each(|(name, value)| drop(command.env(name, value)));
+        command.output().unwrap()
+    };
+    fails(&with(&[("SLURM_ARRAY_TASK_ID", "1"), ("RANK", "0")]), 2, "name two tasks");
+    fails(&with(&[("JOB_COMPLETION_INDEX", "one")]), 2, "no index");
+    ok(&with(&[("SLURM_ARRAY_TASK_ID", "1"), ("SLURM_ARRAY_TASK_COUNT", "1")]));
+    assert_eq!(status(dir)["tasks"][1]["state"], "done");
+    assert_eq!(status(dir)["done"], 1);
+}
+
+#[test]
+fn every_engine_gets_its_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dir, model) = (dir.path(), family("llama"));
+    planned(dir, &["--to", "q8_0", &model, "--tasks", "3"]);
+    let count = status(dir)["of"].as_u64().unwrap();
+    let emitted = |engine: &str| {
+        let out = run(dir, &["job", "emit", engine, "job"]);
+        ok(&out);
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let parses = |text: &str| {
+        std::fs::write(dir.join("script"), text).unwrap();
+        let out = Command::new("sh").args(["-n", "script"]).current_dir(dir).output().unwrap();
+        assert!(out.status.success(), "{}\n{text}", String::from_utf8_lossy(&out.stderr));
+    };
+    let slurm = emitted("slurm");
+    parses(&slurm);
+    assert!(slurm.contains(&format!("--array=0-{}%{count}", count - 1)) && slurm.contains("kill-on-invalid-dep=yes"));
+    assert!(slurm.contains("scontrol requeue \"${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}\""));
+    let aws = emitted("aws-batch");
+    parses(&aws);
+    assert!(aws.contains(&format!("--array-properties size={count}")));
+    parses(&emitted("hf-jobs"));
+    // What the published schemas let pass.
+    let kubernetes = emitted("kubernetes");
+    for line in ["completionMode: Indexed", "backoffLimitPerIndex: 3", "restartPolicy: Never", "action: FailIndex"] {
+        assert!(kubernetes.contains(line), "{line}");
+    }
+    assert!(kubernetes.contains(&format!("completions: {count}\n")) && kubernetes.contains("memory: 16Gi\n"));
+    assert!(emitted("skypilot").contains("--index \"$SKYPILOT_NODE_RANK\" --of \"$SKYPILOT_NUM_NODES\""));
+    assert!(emitted("ray").contains(&format!("[(\"convert\", {count})]")));
+}
