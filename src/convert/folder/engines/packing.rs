@@ -49,7 +49,7 @@ impl View<'_> {
             let blocks = *l.shape("weight.absmax")?.first()?;
             Some((l.rows * l.cols).div_ceil(blocks.max(1)).next_power_of_two())
         };
-        let cut = |l: &&Linear| block(l).is_some_and(|block| l.cols % block != 0);
+        let cut = |l: &&Linear| block(l).is_some_and(|block| !l.cols.is_multiple_of(block));
         if let Some(first) = self.linears.iter().find(cut).map(|l| l.path.to_string()) {
             let what = "has rows that are no whole blocks: GPUs decode them, but bitsandbytes 0.50 wrongly on a CPU";
             self.found.push(Objection { modules: vec![first], unknown: true, ..Objection::to_all(what, false) });
