@@ -34,7 +34,10 @@ pub(crate) mod forecast;
 mod hashes;
 pub(crate) mod identity;
 mod importance;
+#[cfg(not(feature = "internals"))]
 pub(crate) mod journal;
+#[cfg(feature = "internals")]
+pub mod journal;
 #[doc(hidden)]
 pub mod judge;
 mod ledger;
