@@ -36,7 +36,10 @@ mod hashes;
 pub(crate) mod identity;
 mod importance;
 pub(crate) mod job;
+#[cfg(not(feature = "internals"))]
 pub(crate) mod journal;
+#[cfg(feature = "internals")]
+pub mod journal;
 #[doc(hidden)]
 pub mod judge;
 mod ledger;

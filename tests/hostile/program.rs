@@ -532,3 +532,24 @@ proptest! {
         }
     }
 }
+
+/// Found by fuzzing: what the library that runs tokenizers panics at is refused first.
+#[test]
+fn tokenizers_that_end_the_library_are_refused() {
+    let encoded = |folder: &Path| quantize::model::tokenizer::Tokenizer::from_hf_dir(folder).map(|_| ());
+    let seed = |name: &str| std::fs::read(repo(&format!("tests/fuzz/seeds/{name}"))).unwrap();
+
+    let v = Victim::new();
+    std::fs::remove_file(v.path("tokenizer.json")).unwrap();
+    let both = seed("vocab_merges/longer-than-any-token");
+    let (vocab, merges) = both.split_at(both.iter().position(|b| *b == 0).unwrap());
+    std::fs::write(v.path("vocab.json"), vocab).unwrap();
+    std::fs::write(v.path("merges.txt"), &merges[1..]).unwrap();
+    std::fs::write(v.path("tokenizer_config.json"), r#"{"tokenizer_class": "GPT2Tokenizer"}"#).unwrap();
+    let error = encoded(&v.dir.path().join("m")).unwrap_err();
+    assert!(error.to_string().contains("makes no token"), "{error}");
+
+    let v = Victim::new();
+    std::fs::write(v.path("tokenizer.json"), seed("tokenizer_json/bare-key")).unwrap();
+    encoded(&v.dir.path().join("m")).unwrap_err();
+}

@@ -21,8 +21,6 @@ pub(super) const MAX_ROWS: usize = 1 << 24;
 pub(super) struct HfFiles {
     pub dir: PathBuf,
     pub tokenizer: Option<Value>,
-    /// Whether `tokenizer` was made of other files.
-    pub restated: bool,
     pub tokenizer_config: Option<Value>,
     pub config: Option<Value>,
     pub added_tokens: Option<Value>,
@@ -34,7 +32,6 @@ impl HfFiles {
         Ok(Self {
             dir: dir.to_path_buf(),
             tokenizer: json("tokenizer.json")?,
-            restated: false,
             tokenizer_config: json("tokenizer_config.json")?,
             config: json("config.json")?,
             added_tokens: json("added_tokens.json")?,

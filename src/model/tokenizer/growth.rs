@@ -1,5 +1,6 @@
-//! How much longer `tokenizer.json` can make a text. Its normalizer and decoder replace and prepend at will, one behind
-//! the other, and a library follows without a bound; here the bound is found before it is asked to.
+//! What `tokenizer.json` may ask of the library that runs it. Its normalizer and decoder replace and prepend at will, one
+//! behind the other, and the library follows without a bound; it joins merges in a buffer as long as the longest token,
+//! and panics where one is longer. Both are found here before it is asked to.
 
 use serde_json::Value;
 
@@ -8,8 +9,10 @@ const MOST: f64 = 256.0;
 /// Bytes put before a text, at most.
 const PREPENDED: f64 = 4096.0;
 
-/// Whether the normalizer and the decoder keep to the bounds; the error says what does not.
+/// Whether the normalizer and the decoder keep to the bounds, and no merge makes more than a token; the error says what
+/// does not.
 pub(super) fn check(tokenizer: &Value) -> Result<(), String> {
+    check_merges(tokenizer.get("model").unwrap_or(&Value::Null))?;
     for part in ["normalizer", "decoder"] {
         let mut growth = Growth { factor: 1.0, prepended: 0.0 };
         growth.add(tokenizer.get(part).unwrap_or(&Value::Null)).map_err(|what| format!("its {part} {what}"))?;
@@ -20,6 +23,29 @@ pub(super) fn check(tokenizer: &Value) -> Result<(), String> {
         if growth.prepended > PREPENDED {
             let what = format!("puts {:.3e} bytes before a text; {PREPENDED} is the limit", growth.prepended);
             return Err(format!("its {part} {what}"));
+        }
+    }
+    Ok(())
+}
+
+/// Lengths alone, which is cheap; a merge of another text that is no token is the library's own error.
+fn check_merges(model: &Value) -> Result<(), String> {
+    let (Some(vocab), Some(merges)) =
+        (model.get("vocab").and_then(Value::as_object), model.get("merges").and_then(Value::as_array))
+    else {
+        return Ok(());
+    };
+    let longest = vocab.keys().map(String::len).max().unwrap_or(0);
+    let prefix = model.get("continuing_subword_prefix").and_then(Value::as_str).map_or(0, str::len);
+    for merge in merges {
+        let parts = match merge {
+            Value::String(text) => text.split_once(' '),
+            Value::Array(parts) => parts.first().and_then(Value::as_str).zip(parts.get(1).and_then(Value::as_str)),
+            _ => None,
+        };
+        let Some((left, right)) = parts else { continue };
+        if right.len() < prefix || left.len() + right.len() - prefix > longest {
+            return Err(format!("its merge of '{left}' and '{right}' makes no token of its vocabulary"));
         }
     }
     Ok(())
@@ -66,6 +92,22 @@ impl Growth {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn merges_that_are_longer_than_every_token_are_refused() {
+        let model = |merges: Value, prefix: Value| {
+            let vocab = json!({ "a": 0, "b": 1, "ab": 2 });
+            json!({ "model": { "vocab": vocab, "merges": merges, "continuing_subword_prefix": prefix } })
+        };
+        for merges in [json!(["a b"]), json!([["a", "b"]]), json!([]), json!(null), json!([1, "a"])] {
+            assert_eq!(check(&model(merges, Value::Null)), Ok(()));
+        }
+        for merges in [json!(["ab b"]), json!(["a b", ["b", "ab"]])] {
+            assert!(check(&model(merges, Value::Null)).unwrap_err().contains("makes no token"));
+        }
+        // What the library takes off a merge's second part has to be there.
+        assert!(check(&model(json!(["a b"]), json!("##"))).unwrap_err().contains("makes no token"));
+    }
 
     #[test]
     fn normalizers_that_grow_are_refused() {

@@ -31,7 +31,6 @@ pub(super) fn open(dir: &Path) -> Result<HfFiles> {
         files.tokenizer = Some(tokenizer);
         files.tokenizer_config = files.tokenizer_config.take().or(Some(config));
     }
-    files.restated = files.tokenizer.is_some();
     Ok(files)
 }
 

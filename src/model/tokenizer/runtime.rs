@@ -229,7 +229,8 @@ impl Hf {
         if let Some(json) = &files.tokenizer {
             super::growth::check(json).map_err(|what| Error::bad_file(&path, what))?;
         }
-        let mut plain = match files.tokenizer.as_ref().filter(|_| files.restated) {
+        // What was read here, and not the file once more: the library panics at some of what is no JSON.
+        let mut plain = match &files.tokenizer {
             Some(json) => json.to_string().parse(),
             None => tokenizers::Tokenizer::from_file(&path),
         }
