@@ -18,7 +18,9 @@ const VARIABLES: [&str; 7] = [
 fn command(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_quantize"));
     command.current_dir(dir).args(args);
-    VARIABLES.iter().for_each(|name| drop(command.env_remove(name)));
+    for name in VARIABLES {
+        command.env_remove(name);
+    }
     command
 }
 
@@ -99,7 +101,7 @@ fn files_of_tasks_are_those_of_one_run() {
 fn folders_of_tasks_are_those_of_one_run() {
     let model = family("llama");
     equal(&["--to", "fp8", &model]);
-    equal(&["--to", "nvfp4", &model, "--split-max-size", "100K"]);
+    equal(&["--to", "bnb-nf4", &model, "--split-max-size", "100K"]);
     equal(&["--to", "q8_0,mlx-4bit-32g,safetensors", &model]);
 }
 
@@ -157,8 +159,8 @@ fn another_model_another_recipe_and_damage_are_told() {
     ok(&run(dir, &["job", "run", "job", "--index", "0", "--quiet"]));
 
     // What a task has made is damaged afterwards.
-    let part = std::fs::read_dir(dir.join("job/tasks/0")).unwrap().map(|e| e.unwrap().path());
-    let part = part.filter(|p| p.extension().is_some_and(|e| e == "partial")).next().unwrap();
+    let mut part = std::fs::read_dir(dir.join("job/tasks/0")).unwrap().map(|e| e.unwrap().path());
+    let part = part.find(|p| p.extension().is_some_and(|e| e == "partial")).unwrap();
     let whole = std::fs::read(&part).unwrap();
     ok(&run(dir, &["job", "run", "job", "--quiet"]));
     std::fs::write(&part, &whole[..whole.len() / 4]).unwrap();
@@ -202,8 +204,7 @@ fn what_names_no_task_or_cannot_be_cut_is_refused() {
     fails(&run(dir, &["job", "run", "job", "--phase", "round"]), 2, "no phase 'round'");
     let with = |set: &[(&str, &str)]| {
         let mut command = command(dir, &["job", "run", "job", "--quiet"]);
-        set.iter().for_each(|(name, value)| drop(command.env(name, value)));
-        command.output().unwrap()
+        command.envs(set.iter().copied()).output().unwrap()
     };
     fails(&with(&[("SLURM_ARRAY_TASK_ID", "1"), ("RANK", "0")]), 2, "name two tasks");
     fails(&with(&[("JOB_COMPLETION_INDEX", "one")]), 2, "no index");
