@@ -101,7 +101,7 @@ fn files_of_tasks_are_those_of_one_run() {
 fn folders_of_tasks_are_those_of_one_run() {
     let model = family("llama");
     equal(&["--to", "fp8", &model]);
-    equal(&["--to", "nvfp4", &model, "--split-max-size", "100K"]);
+    equal(&["--to", "bnb-nf4", &model, "--split-max-size", "100K"]);
     equal(&["--to", "q8_0,mlx-4bit-32g,safetensors", &model]);
 }
 

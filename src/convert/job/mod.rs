@@ -16,7 +16,7 @@ use super::files;
 use super::folder;
 use super::identity::difference;
 use super::plan::{Decided, Plan};
-use super::recipe::Recipe;
+use super::recipe::{Recipe, Target};
 use super::rounding::needs_data;
 use crate::control::Run;
 use crate::disk::{self, partial::PartialFile};
@@ -208,7 +208,7 @@ fn refuse(plan: &Plan) -> Result<()> {
         };
         if calibrated {
             let what = format!("{name}: conversions that run the model on calibration data are not cut into tasks");
-            let hint = match output.target.is_file() {
+            let hint = match matches!(output.target, Target::Preset(_)) {
                 true => "make an importance matrix first (quantize calibrate), and name it with --imatrix",
                 false => "run it on one machine, without the words job plan",
             };
