@@ -296,6 +296,6 @@ mod tests {
         let mut key = example().key;
         key.insert("data".into(), "other".into());
         let text = open(&path, &key).unwrap_err().to_string();
-        assert!(text.contains("another data: d there, other here"), "{text}");
+        assert!(text.contains("a different data: d there, other here"), "{text}");
     }
 }

@@ -18,7 +18,8 @@ impl Blind {
     pub fn add(&mut self, logits: &[f32], vocab: usize) {
         self.probabilities.resize(vocab, 0.0);
         for row in logits.chunks(vocab) {
-            self.entropy += add_probabilities(row, &mut self.probabilities);
+            let is_sound = row.iter().all(|logit| logit.is_finite());
+            self.entropy += if is_sound { add_probabilities(row, &mut self.probabilities) } else { f64::NAN };
             self.rows += 1;
         }
     }

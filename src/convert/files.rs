@@ -133,10 +133,10 @@ fn by_search(
         files.iter().try_for_each(|(_, file)| importance.cover(file))?;
     }
     let facts = Facts { data: drawing.map(|d| &d.report), imatrix: importance.as_ref().map(|i| i.facts.clone()) };
-    let (journal, left) = parts::left(plan, &files, &facts, run)?;
+    let (journal, left) = left(plan, &files, &facts, run)?;
     let mut outputs = create(plan, files, &facts, false, &mut left.into_iter(), run)?;
     if let Some(journal) = &journal {
-        parts::take(&mut outputs, journal)?;
+        take(&mut outputs, journal)?;
     }
     fill(plan, &mut outputs, importance.as_ref(), run)?;
     let checked = prove(plan, &mut outputs, run)?;
@@ -497,5 +497,31 @@ fn publish(
     })?;
     // Not before: until the last name is given, a killed run can go on.
     losers.into_iter().flatten().for_each(|rival| published::tidied(rival.discard(), run));
+    Ok(())
+}
+
+/// Where the journal of a plan's files lies, if there are any.
+pub fn journal(plan: &Plan) -> Option<PathBuf> {
+    plan.files().next().map(|(output, _)| path_for(&output.place))
+}
+
+/// The journal of files that were put together, and the files.
+fn left(plan: &Plan, files: &[(usize, FilePlan)], facts: &Facts, run: Run) -> Result<(Option<Journal>, Vec<PathBuf>)> {
+    match (run.control.resume && plan.recipe.data.is_none(), journal(plan)) {
+        (true, Some(path)) => begin(&path, &key(plan, files, facts, None, run)?, run),
+        _ => Ok((None, Vec::new())),
+    }
+}
+
+/// Notes the tensors that are there.
+fn take(outputs: &mut [Output], journal: &Journal) -> Result<()> {
+    for name in journal.names() {
+        let record = journal.finished(&name)?.unwrap_or_default();
+        let Ok([start, end]) = serde_json::from_value::<[usize; 2]>(record["tensors"].clone()) else { continue };
+        for output in outputs.iter_mut() {
+            output.done.iter_mut().take(end).skip(start).for_each(|done| *done = true);
+        }
+    }
+    outputs.iter_mut().flat_map(Output::artifacts_mut).for_each(|a| a.keep_on_drop(true));
     Ok(())
 }

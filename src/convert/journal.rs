@@ -363,7 +363,7 @@ mod tests {
         let other = Journal::resume(&path, &json!({ "recipe": { "to": "q5_k" } }), Run::new(&Control::default(), &()))
             .err()
             .unwrap();
-        assert!(other.to_string().contains("recipe.to was \"q4_k\", and is \"q5_k\" here"), "{other}");
+        assert!(other.to_string().contains("recipe.to was \"q4_k\", and here it is \"q5_k\""), "{other}");
         assert_eq!(std::fs::read(&path).unwrap(), whole, "left alone");
     }
 

@@ -521,8 +521,8 @@ fn only_the_same_run_is_resumed() {
     let head = [&tokens[..], &["--process-output"]].concat();
     for (name, more, fault) in [
         ("llama", &seed[..], "data.seed"),
-        ("llama", &head[..], "another head"),
-        ("mixtral", &tokens[..], "another config.json"),
+        ("llama", &head[..], "a different head"),
+        ("mixtral", &tokens[..], "a different config.json"),
     ] {
         let text = fails(&mut resume(name, more), 3);
         assert!(text.contains(fault) && text.contains("without --resume"), "{text}");

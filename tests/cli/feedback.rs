@@ -238,7 +238,7 @@ fn a_killed_run_continues_to_the_same_bytes() {
     leave_unfinished();
     let out = run(&cut, &["--resume", "--rho", "0.2"]).stderr(std::process::Stdio::piped()).output().unwrap();
     assert_eq!(out.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&out.stderr).contains("rho was 0.3, and is 0.2 here"));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("rho was 0.3, and here it is 0.2"));
     assert!(run(&cut, &["--quiet"]).status().unwrap().success());
     files(&cut).iter().for_each(|file| std::fs::remove_file(file).unwrap());
     assert_eq!(names(dir.path()), finished);

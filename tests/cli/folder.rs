@@ -66,6 +66,7 @@ fn every_family_becomes_every_format() {
                     ("rope_theta", rope.get("rope_theta").is_some()),
                     ("rope_scaling", rope.get("rope_type").is_some_and(|kind| kind != "default")),
                     ("num_experts", before.get("num_local_experts").is_some() && name != "mixtral"),
+                    ("partial_rotary_factor", rope.get("partial_rotary_factor").is_some()),
                 ];
                 let lacking = |(key, newer): &(&str, bool)| *newer && before.get(*key).is_none();
                 expected.extend(older.iter().filter(|row| lacking(row)).map(|(key, _)| key.to_string()));

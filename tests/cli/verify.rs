@@ -237,7 +237,7 @@ fn files_that_mlx_takes_beside_the_model() {
     store(&folder, &tensors(&folder).into_iter().filter(|(n, _)| !n.contains("more")).collect());
     std::fs::write(folder.join("generation_config.json"), "{").unwrap();
     loads(dir, name, "mlx", &[]);
-    refuses(dir, name, "vllm", &[], "no MLX");
+    refuses(dir, name, "vllm", &[], "does not read MLX");
 }
 
 #[test]

@@ -20,7 +20,8 @@ struct StopHalfway {
 
 impl Report for StopHalfway {
     fn begin(&self, phase: &Phase) {
-        let counts = matches!(phase.unit, Unit::TokensByLayer(_)) || phase.name.starts_with("gptq");
+        let counts = matches!(phase.unit, Unit::TokensByLayer(_))
+            || ["gptq", "int8"].iter().any(|name| phase.name.starts_with(name));
         self.total.store(if counts { phase.total } else { u64::MAX }, Ordering::Relaxed);
         self.done.store(0, Ordering::Relaxed);
     }

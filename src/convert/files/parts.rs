@@ -1,8 +1,7 @@
 //! Tensors of GGUF files that a task of a job makes, under a journal of its own, and files that are put together of what
 //! tasks have made: see [`crate::convert::job`].
 
-use super::{Output, begin, create, forget, key};
-use crate::calibration::resume::path_for;
+use super::{Output, create, forget, journal, key};
 use crate::control::Run;
 use crate::convert::importance::Importance;
 use crate::convert::journal::Journal;
@@ -13,12 +12,6 @@ use crate::convert::stream;
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::ops::Range;
-use std::path::PathBuf;
-
-/// Where the journal of a plan's files lies, if there are any.
-pub fn journal(plan: &Plan) -> Option<PathBuf> {
-    plan.files().next().map(|(output, _)| path_for(&output.place))
-}
 
 /// Of every tensor, in the order in which [`make`] counts them: how many weights it has, and its bytes in all files.
 pub fn tensors(plan: &Plan) -> Vec<(u64, u64)> {
@@ -106,32 +99,6 @@ pub fn make(plan: &Plan, tensors: Range<usize>, run: Run) -> Result<()> {
         journal.finish(&part, json!({ "tensors": [tensors.start, tensors.end] }), pieces)?;
     }
     journal.keep_on_drop(true);
-    outputs.iter_mut().flat_map(Output::artifacts_mut).for_each(|a| a.keep_on_drop(true));
-    Ok(())
-}
-
-/// The journal of files that were put together, and the files.
-pub(super) fn left(
-    plan: &Plan,
-    files: &[(usize, FilePlan)],
-    facts: &Facts,
-    run: Run,
-) -> Result<(Option<Journal>, Vec<PathBuf>)> {
-    match (run.control.resume && plan.recipe.data.is_none(), journal(plan)) {
-        (true, Some(path)) => begin(&path, &key(plan, files, facts, None, run)?, run),
-        _ => Ok((None, Vec::new())),
-    }
-}
-
-/// Notes the tensors that are there.
-pub(super) fn take(outputs: &mut [Output], journal: &Journal) -> Result<()> {
-    for name in journal.names() {
-        let record = journal.finished(&name)?.unwrap_or_default();
-        let Ok([start, end]) = serde_json::from_value::<[usize; 2]>(record["tensors"].clone()) else { continue };
-        for output in outputs.iter_mut() {
-            output.done.iter_mut().take(end).skip(start).for_each(|done| *done = true);
-        }
-    }
     outputs.iter_mut().flat_map(Output::artifacts_mut).for_each(|a| a.keep_on_drop(true));
     Ok(())
 }

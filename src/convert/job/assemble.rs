@@ -57,7 +57,7 @@ pub fn assemble(
 /// The journals of the unfinished outputs of a plan.
 fn journals(plan: &Plan) -> Vec<PathBuf> {
     let folders = plan.outputs.iter().filter(|output| !output.target.is_file());
-    files::parts::journal(plan).into_iter().chain(folders.map(folder::parts::journal)).collect()
+    files::journal(plan).into_iter().chain(folders.map(folder::parts::journal)).collect()
 }
 
 /// The hashes that tasks have made of the source files.

@@ -1,6 +1,6 @@
 //! Where a conversion is cut: between tensors of files and parts of folders, into ranges of about the same work.
 
-use super::{Task, Work};
+use super::work::{Task, Work};
 use crate::convert::files;
 use crate::convert::folder;
 use crate::convert::plan::Plan;

@@ -7,10 +7,12 @@ mod assemble;
 mod cut;
 mod status;
 mod task;
+mod work;
 
 pub use assemble::assemble;
 pub use status::{State, status};
 pub use task::run;
+pub use work::{Task, Work};
 
 use super::files;
 use super::folder;
@@ -60,34 +62,6 @@ pub struct Phase {
     pub after: Vec<String>,
     /// Which tasks.
     pub tasks: Range<usize>,
-}
-
-/// What one process does.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Task {
-    /// What is made.
-    pub work: Vec<Work>,
-    /// Bytes of the source that it reads, about.
-    pub reads: u64,
-    /// Bytes that it writes, about.
-    pub writes: u64,
-}
-
-/// A range of parts of one kind.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Work {
-    /// Tensors of all GGUF files.
-    Tensors(Range<usize>),
-    /// Parts of one folder.
-    Folder {
-        /// Its place in the recipe.
-        output: usize,
-        /// Which parts.
-        parts: Range<usize>,
-    },
-    /// Source files that are hashed.
-    Hashes(Range<usize>),
 }
 
 impl Job {

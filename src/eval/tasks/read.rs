@@ -323,7 +323,7 @@ mod tests {
             ("0,no gap_,a,b,1\n1,none,a,b,1\n", "line 2: its sentence has no gap"),
             ("0,so _ it,a,b,3\n", "the answer is 1 or 2"),
             (r#"{"question":"q","choices":["a"],"answer":0}"#, "1 answers"),
-            (r#"{"question":"q","choices":["a","b"],"answer":2}"#, "none of its 2"),
+            (r#"{"question":"q","choices":["a","b"],"answer":2}"#, "is not one of its 2"),
             (r#"{"question":"q","choices":["a",""],"answer":0}"#, "empty"),
             ("{\"question\":\"q\",\"choices\":[\"a\",\"b\"],\"answer\":0}\n{", "line 2: is not JSON"),
         ] {

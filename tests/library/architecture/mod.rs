@@ -137,6 +137,7 @@ fn only_the_command_line_names_its_flags() {
         "--kl-divergence-base",
         "--local-dir",
         "--merge",
+        "--mmproj",
         "--model",
         "--prompt",
     ];

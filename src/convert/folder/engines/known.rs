@@ -118,7 +118,7 @@ mod tests {
             TRANSFORMERS.lines().any(|line| line == "qwen3_moe") && VLLM.lines().any(|line| line == "LlamaForCausalLM")
         );
         let qwen = MlxFamily::of("qwen3").unwrap();
-        assert!(qwen.needs("rope_theta") && qwen.base.is_none());
+        assert!(qwen.needs("head_dim") && qwen.base.is_none());
         assert_eq!(MlxFamily::of("mistral").unwrap(), MlxFamily::of("llama").unwrap());
         assert_eq!(MlxFamily::of("llama").unwrap().base, Some(10_000.0));
         assert!(MlxFamily::of("bert").is_none());

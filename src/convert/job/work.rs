@@ -1,0 +1,32 @@
+//! What a task of a job does.
+
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+
+/// What one process does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// What is made.
+    pub work: Vec<Work>,
+    /// Bytes of the source that it reads, about.
+    pub reads: u64,
+    /// Bytes that it writes, about.
+    pub writes: u64,
+}
+
+/// A range of parts of one kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Work {
+    /// Tensors of all GGUF files.
+    Tensors(Range<usize>),
+    /// Parts of one folder.
+    Folder {
+        /// Its place in the recipe.
+        output: usize,
+        /// Which parts.
+        parts: Range<usize>,
+    },
+    /// Source files that are hashed.
+    Hashes(Range<usize>),
+}
