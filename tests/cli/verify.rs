@@ -173,7 +173,7 @@ fn configurations_that_loaders_stop_at() {
     let cases: [(&str, &str, &str, Change); 12] = [
         ("nf4", "transformers", "no model type 'unheard'", &|c| c["model_type"] = "unheard".into()),
         ("nf4", "transformers", "names no model_type", &|c| c["model_type"] = Value::Null),
-        ("nf4", "transformers", "'float12'", &|c| c["torch_dtype"] = "float12".into()),
+        ("nf4", "transformers", "'float12'", &|c| c["dtype"] = "float12".into()),
         ("nf4", "transformers", "load_in_4bit is not on", &|c| c["quantization_config"]["load_in_4bit"] = false.into()),
         ("w4a16-4bit-32g", "transformers", "has 4 bits, but", &|c| group(c, "num_bits", 8.into())),
         ("w4a16-4bit-32g", "transformers", "says groups of 64", &|c| group(c, "group_size", 64.into())),

@@ -183,8 +183,8 @@ fn refuse(plan: &Plan) -> Result<()> {
         if calibrated {
             let what = format!("{name}: conversions that run the model on calibration data are not cut into tasks");
             let hint = match matches!(output.target, Target::Preset(_)) {
-                true => "make an importance matrix first (quantize calibrate), and name it with --imatrix",
-                false => "run it on one machine, without the words job plan",
+                true => "make an importance matrix on one machine first, and give that to the job",
+                false => "convert it on one machine",
             };
             return Err(Error::unsupported(what).hint(hint));
         }
