@@ -210,6 +210,6 @@ pub fn in_words(plan: &Plan, check: Option<bool>) -> String {
     let cost = seconds(plan) * plan.outputs.len().max(1) as f64;
     match check.unwrap_or_else(|| is_cheap(plan)) {
         true => format!("checked against the source at the end: about {cost:.1} s of one core"),
-        false => format!("not checked at the end unless --check is given: about {cost:.0} s of one core"),
+        false => format!("not checked at the end unless asked for: about {cost:.0} s of one core"),
     }
 }
