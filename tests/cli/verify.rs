@@ -1,6 +1,6 @@
 //! `quantize verify` on checkpoint folders, and what engines would refuse in them; `quantize plan` on folder formats.
 
-use crate::common::{conformance, model, ok, quantize, repo, tiny};
+use crate::common::{conformance, copy_model, model, ok, quantize, repo, tiny};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -212,6 +212,17 @@ fn configurations_that_loaders_stop_at() {
     edit_config(&nf4, |c| c["model_type"] = "helium".into());
     let (code, found) = verdict(dir, nf4.to_str().unwrap(), "transformers", &[]);
     assert!(code == 0 && found["loads"].is_null(), "{found}");
+}
+
+/// mlx-lm goes by what config.json says, and leaves out the matrix that is stored.
+#[test]
+fn a_head_of_its_own_is_lost_where_it_is_said_to_be_tied() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("llama");
+    copy_model("llama", &folder);
+    loads(dir.path(), "llama", "mlx", &[]);
+    edit_config(&folder, |c| c["tie_word_embeddings"] = true.into());
+    refuses(dir.path(), "llama", "mlx", &[], "leaves out the lm_head");
 }
 
 #[test]

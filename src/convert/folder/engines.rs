@@ -300,7 +300,9 @@ impl<'a> View<'a> {
             }
         }
         let tied = self.model.config.tied_embeddings;
-        let says_tied = self.model.hf_config.as_ref().and_then(|c| c.get("tie_word_embeddings")?.as_bool());
+        // As the file says it: the model's own copy follows what is stored.
+        let said: Option<serde_json::Value> = crate::input::read_json(&self.ckpt.dir().join("config.json")).ok();
+        let says_tied = said.and_then(|config| config.get("tie_word_embeddings")?.as_bool());
         let heads = self.ckpt.tensors().iter().filter(|t| t.name.contains("lm_head."));
         let packed = heads.clone().any(|t| matches!(t.dtype, Dtype::Packed(_)));
         if engine == Engine::Mlx && says_tied == Some(true) && self.own_head {
