@@ -3,8 +3,8 @@
 
 use super::attention::{Heads, Seen, attend};
 use super::chosen::{self, Indexer};
-use super::linear::{Linear, ROWS_PER_TASK, sigmoid, sized, softplus};
-use super::norm::{Norm, unit_norm};
+use super::linear::{Linear, sigmoid, sized, softplus};
+use super::norm::{Norm, ROWS_PER_TASK, unit_norm};
 use super::{Call, Observer};
 use crate::kernel::{Output, vector};
 use crate::model::config::{self, Gate, Temperature};

@@ -3,7 +3,7 @@
 use super::Observer;
 use super::activations::Rounding;
 use super::erf::erf;
-use super::norm::Norm;
+use super::norm::{Norm, ROWS_PER_TASK};
 use crate::kernel::{Output, RowSource, bf16, matmul, vector};
 use crate::model::config::Activation;
 use rayon::prelude::*;
@@ -220,9 +220,6 @@ pub(super) fn times(activation: Activation, gate: f32, up: f32) -> f32 {
         }
     }
 }
-
-/// Rows of activations that are worth handing to another thread.
-pub(super) const ROWS_PER_TASK: usize = 32;
 
 #[cfg(test)]
 mod tests {

@@ -1,9 +1,11 @@
 //! Norms: of residual streams, of heads, of whole rows of queries and keys.
 
-use super::linear::ROWS_PER_TASK;
 use crate::kernel::vector;
 use crate::model::config;
 use rayon::prelude::*;
+
+/// Rows of activations that are worth handing to another thread.
+pub(super) const ROWS_PER_TASK: usize = 32;
 
 /// One norm with its weights.
 pub(super) struct Norm {

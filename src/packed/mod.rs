@@ -21,7 +21,7 @@ mod read;
 
 pub(crate) use bits::transpose;
 pub use compressed::floats::{Fp4Codes, pack_fp4};
-pub use compressed::{ENCODERS, FP8_BLOCK};
+pub use compressed::{ENCODERS, FP8_BLOCK, group_of};
 pub use engines::Engine;
 pub use integer::nearest;
 pub use matrix::{Input, Packed};

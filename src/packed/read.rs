@@ -150,12 +150,6 @@ impl Scheme {
         }
     }
 
-    /// compressed-tensors: the group of the configuration that a linear layer belongs to; `None` where it is ignored or
-    /// no group names it.
-    pub fn group_of(&self, module: &str) -> Option<&Value> {
-        super::compressed::group_of(&self.config, module)
-    }
-
     /// What `engine` says of such checkpoints, before it looks at shapes.
     pub fn verdict(&self, engine: Engine, tp: usize) -> Verdict {
         (self.tool.engines)(&self.config).ask(engine, &self.config, tp)

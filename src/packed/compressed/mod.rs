@@ -6,7 +6,8 @@ pub(super) mod floats;
 mod integers;
 mod unpack;
 
-pub(super) use unpack::{eight_bits, group_of};
+pub(super) use unpack::eight_bits;
+pub use unpack::group_of;
 
 use super::engines::{Check, Engines, Verdict};
 use super::integer::on_grid;

@@ -93,8 +93,8 @@ fn names(entry: &str, module: &str) -> bool {
     entry == module || entry == "Linear" || entry.strip_prefix("re:").is_some_and(pattern)
 }
 
-/// The `config_groups` entry of a linear layer, unless the configuration ignores it.
-pub(in crate::packed) fn group_of<'a>(config: &'a Value, module: &str) -> Option<&'a Value> {
+/// The `config_groups` entry of a linear layer; `None` where the configuration ignores it or no group names it.
+pub fn group_of<'a>(config: &'a Value, module: &str) -> Option<&'a Value> {
     let ignored = config.get("ignore").and_then(Value::as_array);
     let is_ignored = ignored.is_some_and(|list| list.iter().filter_map(Value::as_str).any(|e| names(e, module)));
     group_for(config, module).filter(|_| !is_ignored)

@@ -4,7 +4,7 @@
 use super::{Linear, Objection, View};
 use crate::dtype::{Dtype, GgmlType};
 use crate::model::Role;
-use crate::packed::ENCODERS;
+use crate::packed::{ENCODERS, group_of};
 use serde_json::Value;
 
 /// The formats of compressed-tensors 0.20.
@@ -76,8 +76,7 @@ impl View<'_> {
         if let Some(unheard) = formats.into_iter().find(|format| !FORMATS.contains(format)) {
             self.refuse(format!("compressed-tensors has no format '{unheard}'"));
         }
-        let scheme = self.ckpt.scheme();
-        let group = |path: &str| scheme.and_then(|scheme| scheme.group_of(path));
+        let group = |path: &str| group_of(config, path);
         self.each(true, |l| match (l.pieces.is_empty(), group(l.path)) {
             (true, Some(_)) => {
                 Some("is not packed, but quantization_config neither ignores nor leaves it out".to_string())
