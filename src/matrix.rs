@@ -7,6 +7,7 @@ use crate::packed::{self, Module};
 use crate::quant::{self, QuantError};
 use crate::{Error, Result};
 use ndarray::{Array2, ArrayView1, ArrayView2};
+use rayon::prelude::*;
 
 pub use crate::packed::Piece;
 pub use crate::quant::GgmlType;
@@ -26,16 +27,36 @@ fn shaped(rows: usize, cols: usize, values: Vec<f32>) -> Result<Array2<f32>> {
 /// `BadInput` for rows that are not whole blocks, an importance of another length, weights that are not finite, a type
 /// that cannot be written, or one that needs an importance and has none.
 pub fn quantize(matrix: ArrayView2<f32>, ty: GgmlType, importance: Option<ArrayView1<f32>>) -> Result<Vec<u8>> {
-    let (rows, cols) = matrix.dim();
-    if !cols.is_multiple_of(ty.block()) {
-        return Err(fault(QuantError::NotWholeBlocks { ty, cols, block: ty.block() }));
-    }
+    let cols = matrix.ncols();
     let matrix = matrix.as_standard_layout();
     let importance = importance.as_ref().map(|i| i.as_standard_layout());
     let importance = importance.as_ref().and_then(|i| i.as_slice());
-    let mut out = vec![0; rows * cols / ty.block() * ty.block_bytes()];
-    let weights = matrix.as_slice().unwrap_or_default();
-    quant::quantize_rows(ty, weights, cols, importance, &mut out).map_err(fault)?;
+    by_search(ty, matrix.as_slice().unwrap_or_default(), cols, importance).map_err(fault)
+}
+
+/// Rows that one thread quantizes at a time.
+const TOGETHER: usize = 64;
+
+/// The blocks of the rows of `weights`, `[out, cols]`, by ggml's search on all threads.
+///
+/// Errors: those of [`quant::quantize_rows`].
+pub(crate) fn by_search(
+    ty: GgmlType,
+    weights: &[f32],
+    cols: usize,
+    importance: Option<&[f32]>,
+) -> Result<Vec<u8>, QuantError> {
+    let row_bytes = ty.row_bytes(cols).ok_or(QuantError::NotWholeBlocks { ty, cols, block: ty.block() })?;
+    let mut out = vec![0; weights.len() / cols.max(1) * row_bytes];
+    let pieces = out.par_chunks_mut((TOGETHER * row_bytes).max(1)).zip(weights.par_chunks((TOGETHER * cols).max(1)));
+    pieces.enumerate().try_for_each(|(i, (out, rows))| {
+        quant::quantize_rows(ty, rows, cols, importance, out).map_err(|e| match e {
+            QuantError::NotFinite { index, value } => {
+                QuantError::NotFinite { index: i * TOGETHER * cols + index, value }
+            }
+            other => other,
+        })
+    })?;
     Ok(out)
 }
 
@@ -86,7 +107,7 @@ pub fn logits(model: &mut Runnable, tokens: &[u32]) -> Result<Array2<f32>> {
     model.run(&[tokens.to_vec()], 0)?;
     let vocab = model.vocab();
     model.logits(0, 0..tokens.len(), &mut |_, rows| {
-        all.extend_from_slice(rows);
+        all.extend(rows.iter());
         Ok(())
     })?;
     shaped(tokens.len(), vocab, all)
@@ -96,6 +117,16 @@ pub fn logits(model: &mut Runnable, tokens: &[u32]) -> Result<Array2<f32>> {
 mod tests {
     use super::*;
     use ndarray::{Array1, s};
+
+    #[test]
+    fn a_weight_that_is_no_number_is_found_where_it_stands() {
+        let (rows, cols) = (3 * TOGETHER, 32);
+        let mut weights = vec![1.0; rows * cols];
+        let index = (2 * TOGETHER + 5) * cols + 7;
+        weights[index] = f32::NAN;
+        let fault = by_search(GgmlType::Q8_0, &weights, cols, None).unwrap_err();
+        assert!(matches!(fault, QuantError::NotFinite { index: found, .. } if found == index), "{fault}");
+    }
 
     #[test]
     fn views_of_any_layout_give_the_bytes_of_their_rows() {

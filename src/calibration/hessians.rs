@@ -15,6 +15,7 @@ use crate::model::Model;
 use crate::quant::GgmlType;
 use crate::source::Checkpoint;
 use crate::{Error, Result};
+use ndarray::ArrayView2;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
@@ -94,7 +95,7 @@ impl HessianWriter {
 }
 
 impl Visit for HessianWriter {
-    fn entering(&mut self, linear: &str, expert: Option<usize>, x: &[f32]) -> ControlFlow<()> {
+    fn entering(&mut self, linear: &str, expert: Option<usize>, x: ArrayView2<f32>) -> ControlFlow<()> {
         self.statistics.input(linear, expert, x)
     }
 

@@ -7,11 +7,13 @@ use super::probe::probe;
 use super::streams::Streams;
 use crate::control::Run;
 use crate::infer::{Cache, Engine, Linear, Observer};
+use crate::kernel::view::{flat, matrix};
 pub use crate::model::graph::Stage;
 use crate::model::graph::{self, Part};
 use crate::model::{Model, Role};
 use crate::source::Checkpoint;
 use crate::{Error, Result};
+use ndarray::ArrayView2;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -45,7 +47,7 @@ pub struct Captured {
 pub trait Visit {
     /// `x` is about to enter a linear layer, in a pass that is not sequential; see [`Observer::input`]. `Break` ends the
     /// pass, with the error of the next call of [`Visit::stage`].
-    fn entering(&mut self, _linear: &str, _expert: Option<usize>, _x: &[f32]) -> ControlFlow<()> {
+    fn entering(&mut self, _linear: &str, _expert: Option<usize>, _x: ArrayView2<f32>) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }
 
@@ -136,7 +138,7 @@ pub fn run(
     for i in 0..windows.len() {
         let x = streams.get(i)?;
         seen.set = options.held.get(i).copied().unwrap_or(0);
-        let _ = seen.input("output", None, &engine.head_input(&engine.channels(&x)));
+        let _ = seen.input("output", None, matrix(&engine.head_input(&engine.channels(&x)), width));
         seen.check()?;
     }
     seen.finish().pop().ok_or_else(|| Error::bad_input("there are no calibration windows"))
@@ -318,7 +320,7 @@ impl<'a> Collecting<'a> {
 }
 
 impl Observer for Collecting<'_> {
-    fn input(&mut self, linear: &str, expert: Option<usize>, x: &[f32]) -> ControlFlow<()> {
+    fn input(&mut self, linear: &str, expert: Option<usize>, x: ArrayView2<f32>) -> ControlFlow<()> {
         let wanted = self.inputs.get(linear).filter(|input| self.only.is_none_or(|only| input.stage == only));
         let Some(input) = wanted else { return ControlFlow::Continue(()) };
         let new = || Group { leader: linear.to_string(), sums: Vec::new() };
@@ -335,7 +337,8 @@ impl Observer for Collecting<'_> {
             set.resize_with(expert + 1, || Collector::new(input.cols, batch, self.bf16));
         }
         let sums = &mut set[expert];
-        if let Some(channel) = sums.add(x) {
+        let x = flat(x);
+        if let Some(channel) = sums.add(&x) {
             self.fault.get_or_insert_with(|| super::stats::not_finite(linear, channel));
             return ControlFlow::Break(());
         }
@@ -343,7 +346,7 @@ impl Observer for Collecting<'_> {
             return ControlFlow::Continue(());
         }
         if input.part == Part::Dense && matches!(input.stage, Stage::AttnOutput | Stage::Down) {
-            self.last = Some(x.to_vec());
+            self.last = Some(x.into_owned());
         }
         ControlFlow::Break(())
     }
@@ -386,7 +389,7 @@ struct Both<'a, 'b> {
 }
 
 impl Observer for Both<'_, '_> {
-    fn input(&mut self, linear: &str, expert: Option<usize>, x: &[f32]) -> ControlFlow<()> {
+    fn input(&mut self, linear: &str, expert: Option<usize>, x: ArrayView2<f32>) -> ControlFlow<()> {
         self.visit.entering(linear, expert, x)?;
         self.seen.input(linear, expert, x)
     }

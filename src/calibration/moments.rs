@@ -13,6 +13,7 @@ use crate::{
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::cell::RefCell;
 
 /// Tokens that are multiplied together.
@@ -40,9 +41,39 @@ pub struct Moments {
 impl Moments {
     /// Mean of x² per channel, as an importance matrix has it; zeros when no token was seen.
     pub fn importance(&self) -> Vec<f32> {
-        let tokens = self.tokens.max(1) as f32;
-        (0..self.cols).map(|i| self.gram[i * self.cols + i] / tokens).collect()
+        importance(&self.gram, self.cols, self.tokens as f32)
     }
+
+    /// The moments that an expert's matrices are rounded with, and for how many tokens they stand: its own, and with few
+    /// tokens rather those of all experts (`mean`, of [`mean_gram`]), which count as many tokens as there are channels.
+    pub fn leaning(&self, mean: Option<&[f32]>) -> (Cow<'_, [f32]>, f32) {
+        let (tokens, cols) = (self.tokens as f32, self.cols as f32);
+        match mean {
+            None => ((&self.gram).into(), tokens),
+            Some(mean) => {
+                let sums = self.gram.par_iter().zip(mean).map(|(own, mean)| own + cols * mean);
+                (sums.collect::<Vec<f32>>().into(), tokens + cols)
+            }
+        }
+    }
+}
+
+/// The mean square of each channel of `gram`, `[cols, cols]`, over so many tokens.
+pub fn importance(gram: &[f32], cols: usize, tokens: f32) -> Vec<f32> {
+    (0..cols).map(|i| gram[i * cols + i] / tokens.max(1.0)).collect()
+}
+
+/// The mean second moment of a token over all experts; `None` for a dense layer.
+pub fn mean_gram(moments: &[Moments]) -> Option<Vec<f32>> {
+    let tokens: u64 = moments.iter().map(|m| m.tokens).sum();
+    if moments.len() < 2 || tokens == 0 {
+        return None;
+    }
+    let mut mean = vec![0.0; moments[0].gram.len()];
+    for m in moments {
+        mean.par_iter_mut().zip(&m.gram).for_each(|(sum, v)| *sum += v / tokens as f32);
+    }
+    Some(mean)
 }
 
 /// Collects [`Moments`] from batches of inputs.

@@ -9,9 +9,11 @@ use super::streams::Streams;
 use super::totals::Totals;
 use crate::control::Run;
 use crate::infer::{Cache, Engine, Observer};
+use crate::kernel::view::matrix;
 use crate::model::Model;
 use crate::source::Checkpoint;
 use crate::{Error, Result};
+use ndarray::ArrayView2;
 use std::io::Read;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -144,7 +146,8 @@ impl<'a> Pass<'a> {
             for (i, window) in self.windows.iter().enumerate() {
                 let x = self.streams.get(i)?;
                 self.statistics.set_window(window.len());
-                let _ = self.statistics.input(head, None, &self.engine.head_input(&self.engine.channels(&x)));
+                let input = self.engine.head_input(&self.engine.channels(&x));
+                let _ = self.statistics.input(head, None, matrix(&input, self.engine.config.hidden));
                 self.statistics.check()?;
                 self.streams.keep(i, x);
             }
@@ -160,7 +163,7 @@ struct UntilLast<'a> {
 }
 
 impl Observer for UntilLast<'_> {
-    fn input(&mut self, linear: &str, expert: Option<usize>, x: &[f32]) -> ControlFlow<()> {
+    fn input(&mut self, linear: &str, expert: Option<usize>, x: ArrayView2<f32>) -> ControlFlow<()> {
         self.statistics.input(linear, expert, x)?;
         if self.last == Some(linear) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }

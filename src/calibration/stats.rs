@@ -4,8 +4,10 @@
 
 use super::totals::{Total, Totals, fixed};
 use crate::infer::Observer;
+use crate::kernel::view::flat;
 use crate::model::{MappedTensor, Model, graph};
 use crate::{Error, Result};
+use ndarray::ArrayView2;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::HashMap;
@@ -128,8 +130,8 @@ impl Shared {
 }
 
 impl Observer for Statistics {
-    fn input(&mut self, linear: &str, expert: Option<usize>, x: &[f32]) -> ControlFlow<()> {
-        match self.add(linear, expert, x) {
+    fn input(&mut self, linear: &str, expert: Option<usize>, x: ArrayView2<f32>) -> ControlFlow<()> {
+        match self.add(linear, expert, &flat(x)) {
             Ok(()) => ControlFlow::Continue(()),
             Err(fault) => {
                 self.fault.get_or_insert(fault);

@@ -9,6 +9,7 @@ pub use front::{Front, FrontWriter};
 pub use parent::{Parent, file_stem, is_id, is_vague};
 
 use crate::escape::{markdown, shell};
+use crate::packed::Loader;
 
 /// What the front matter of a quantized copy says.
 #[derive(Default)]
@@ -70,7 +71,7 @@ pub struct FolderCard<'a> {
     pub parent: &'a Parent,
     /// The format's name.
     pub format: &'a str,
-    pub loader: run::Loader,
+    pub loader: Loader,
     pub tags: &'a [String],
     pub pipeline: Option<&'a str>,
     pub quantized_by: Option<&'a str>,
@@ -85,7 +86,7 @@ pub struct FolderCard<'a> {
 
 impl FolderCard<'_> {
     pub fn text(&self) -> String {
-        let library = if self.loader == run::Loader::Mlx { "mlx" } else { "transformers" };
+        let library = self.loader.library();
         let heading = Heading { library, tags: self.tags, quantized_by: self.quantized_by, pipeline: self.pipeline };
         let mut out = front_matter(self.parent, &heading);
         out += &format!("\n# {}\n\n", markdown(self.name));

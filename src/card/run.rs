@@ -1,6 +1,7 @@
 //! How to run an artifact, program by program: the lines that people copy. Names are quoted for a shell.
 
 use crate::escape::shell;
+use crate::packed::Loader;
 
 /// A GGUF file of a repository.
 pub struct GgufFile<'a> {
@@ -35,15 +36,6 @@ pub fn gguf(it: &GgufFile) -> String {
         out += "The model has no chat template: it continues text (`llama-completion`, `POST /completion`), and does not answer.\n\n";
     }
     out
-}
-
-/// Who loads a folder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Loader {
-    /// vLLM and transformers.
-    Torch,
-    /// mlx-lm.
-    Mlx,
 }
 
 /// How to run a checkpoint folder. `sub`: its name within the repository; `None` where it is the repository.

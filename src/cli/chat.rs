@@ -4,11 +4,12 @@
 use super::commands::ChatArgs;
 use super::generate::{rendered, sampling};
 use super::options;
+use super::output::Spoken;
 use crate::eval::Runnable;
 use crate::infer::{Cache, Ended, Sampler, continue_text};
 use crate::model::tokenizer::Message;
-use crate::{Error, Result, escape};
-use std::io::{BufRead, IsTerminal, Write};
+use crate::{Error, Result};
+use std::io::{BufRead, IsTerminal};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -133,7 +134,7 @@ impl Conversation {
         ANSWERING.store(true, Ordering::SeqCst);
         let (start, mut said) = (Instant::now(), String::new());
         let mut stream = self.model.tokenizer.stream();
-        let mut out = Output::new();
+        let mut out = Spoken::new();
         let limit = self.limit.min(self.context - tokens.len());
         let stop = self.model.tokenizer.end_tokens().to_vec();
         let (engine, cache) = (&self.model.engine, &mut self.cache);
@@ -184,34 +185,6 @@ impl Conversation {
             }
             self.messages.drain(first..first + 2);
             forgotten += 2;
-        }
-    }
-}
-
-/// Standard output, token by token.
-struct Output {
-    out: std::io::Stdout,
-    /// A file gets what the model says; a terminal is not to be driven by it.
-    terminal: bool,
-    failed: Option<std::io::Error>,
-}
-
-impl Output {
-    fn new() -> Self {
-        let out = std::io::stdout();
-        Self { terminal: out.is_terminal(), out, failed: None }
-    }
-
-    /// Returns whether anybody reads it.
-    fn show(&mut self, text: &str) -> bool {
-        let text = if self.terminal { escape::block(text) } else { text.into() };
-        let written = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush());
-        match written {
-            Ok(()) => true,
-            Err(e) => {
-                self.failed = Some(e);
-                false
-            }
         }
     }
 }

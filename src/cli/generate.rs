@@ -4,12 +4,13 @@ use super::args::{Format, SamplingArgs};
 use super::commands::GenerateArgs;
 use super::interrupt;
 use super::options;
+use super::output::Spoken;
 use crate::eval::Runnable;
 use crate::infer::{Ended, Sampling, generate};
 use crate::model::tokenizer::Message;
 use crate::{Error, Result, escape};
 use serde_json::json;
-use std::io::{IsTerminal, Read, Write};
+use std::io::Read;
 use std::time::Instant;
 
 pub fn run(mut args: GenerateArgs) -> Result<()> {
@@ -34,10 +35,8 @@ pub fn run(mut args: GenerateArgs) -> Result<()> {
         return Err(Error::bad_input(format!("the prompt's {} tokens fill the context of {context}", prompt.len())));
     }
     let mut stream = model.tokenizer.stream();
-    let mut out = std::io::stdout().lock();
-    let (start, mut failed) = (Instant::now(), None);
-    // A file gets what the model says; a terminal is not to be driven by it.
-    let terminal = out.is_terminal();
+    let mut out = Spoken::new();
+    let start = Instant::now();
     let json = args.common.format == Format::Json;
     let mut whole = String::new();
     let mut show = |text: &str| {
@@ -45,14 +44,7 @@ pub fn run(mut args: GenerateArgs) -> Result<()> {
             whole.push_str(text);
             return true;
         }
-        let text = if terminal { escape::block(text) } else { text.into() };
-        let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-        if let Err(e) = written {
-            // A reader that went away ends the text, and is no error.
-            failed = (e.kind() != std::io::ErrorKind::BrokenPipe).then_some(e);
-            return false;
-        }
-        true
+        out.show(text)
     };
     let stop = model.tokenizer.end_tokens().to_vec();
     let (made, ended) = generate(&model.engine, &prompt, limit, &stop, sampling, |token| {
@@ -63,8 +55,8 @@ pub fn run(mut args: GenerateArgs) -> Result<()> {
     if !json {
         show("\n");
     }
-    drop(out);
-    if let Some(e) = failed {
+    // A reader that went away ends the text, and is no error.
+    if let Some(e) = out.failed.filter(|e| e.kind() != std::io::ErrorKind::BrokenPipe) {
         return Err(Error::io("standard output", e));
     }
     if json {

@@ -62,6 +62,34 @@ pub fn stream(write: impl FnOnce(&mut dyn std::io::Write) -> std::io::Result<()>
     }
 }
 
+/// What a model says, on standard output as it comes. A file gets it as it is; a terminal is not to be driven by it.
+pub struct Spoken {
+    out: std::io::Stdout,
+    terminal: bool,
+    /// Why it could not be written, or that its reader went away.
+    pub failed: Option<std::io::Error>,
+}
+
+impl Spoken {
+    pub fn new() -> Self {
+        let out = std::io::stdout();
+        Self { terminal: std::io::IsTerminal::is_terminal(&out), out, failed: None }
+    }
+
+    /// Returns whether anybody reads it.
+    pub fn show(&mut self, text: &str) -> bool {
+        use std::io::Write;
+        let text = if self.terminal { escape::block(text) } else { text.into() };
+        match self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()) {
+            Ok(()) => true,
+            Err(e) => {
+                self.failed = Some(e);
+                false
+            }
+        }
+    }
+}
+
 /// Escapes the JSON that passes through; see [`escape::json`]. What is written at once ends at a character's end, as
 /// serde_json keeps to.
 pub struct JsonText<'a>(pub &'a mut dyn std::io::Write);

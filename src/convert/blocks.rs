@@ -6,12 +6,13 @@
 use super::journal::Journal;
 use super::sorting::{self, Side, Sorted};
 use crate::calibration::layerwise::{Captured, Stage, Visit};
-use crate::calibration::moments::Moments;
+use crate::calibration::moments::{Moments, importance, mean_gram};
 use crate::calibration::totals::Input;
 use crate::control::Run;
 use crate::feedback::ggml::{self, Gauge, Hessian, Prepared, Verdict, feedback_rows};
 use crate::feedback::{Factor, Order, Shrink};
 use crate::infer::{Linear, Stored};
+use crate::matrix::by_search;
 use crate::model::config::Ending;
 use crate::model::{MappedTensor, Model, fault};
 use crate::quant::{self, GgmlType, QuantError};
@@ -19,7 +20,6 @@ use crate::source::Checkpoint;
 use crate::writer::Sink;
 use crate::writer::pieces::Piece;
 use crate::{Error, Result};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -242,21 +242,13 @@ impl<'a, 'o> Refine<'a, 'o> {
     ) -> Result<Known> {
         let own = &captured.moments[expert];
         let cols = own.cols;
-        // Experts with few tokens lean on what all of them see: as much as so many tokens as there are channels.
-        let gram: Cow<'c, [f32]> = match mean {
-            Some(mean) => {
-                let own = own.gram.par_iter().zip(mean);
-                own.map(|(own, mean)| own + cols as f32 * mean).collect::<Vec<_>>().into()
-            }
-            None => (&own.gram).into(),
-        };
+        let (gram, tokens) = own.leaning(mean);
         let placed = |gram: Cow<'c, [f32]>| match columns {
             Some(order) => sorting::both(&gram, order).into(),
             None => gram,
         };
         let gram = placed(gram);
-        let tokens = own.tokens as f32 + if mean.is_some() { cols as f32 } else { 0.0 };
-        let importance: Vec<f32> = (0..cols).map(|i| gram[i * cols + i] / tokens.max(1.0)).collect();
+        let importance = importance(&gram, cols, tokens);
         let factor = Factor::new(&gram, cols, self.settings.shrink, Order::Natural).map_err(|e| e.to_string());
         drop(gram);
         let hessian = factor.and_then(|(factor, _)| Hessian::new(factor).map_err(|e| e.to_string()));
@@ -283,12 +275,8 @@ impl<'a, 'o> Refine<'a, 'o> {
         let whole = || fault(QuantError::NotWholeBlocks { ty, cols, block: ty.block() });
         let row_bytes = ty.row_bytes(cols).ok_or_else(whole)?;
         let search = |weights: &[f32], importance: Option<&[f32]>| -> Result<Vec<u8>> {
-            let mut bytes = vec![0; rows.len() * row_bytes];
-            let pieces = bytes.par_chunks_mut(64 * row_bytes).zip(weights.par_chunks(64 * cols));
-            pieces
-                .try_for_each(|(out, w)| quant::quantize_rows(ty, w, cols, importance, out))
-                .and_then(|()| quant::check_rows(ty, &bytes))
-                .map_err(fault)?;
+            let bytes = by_search(ty, weights, cols, importance).map_err(fault)?;
+            quant::check_rows(ty, &bytes).map_err(fault)?;
             Ok(bytes)
         };
         let mut bytes = search(weights, input.natural_importance().as_deref())?;
@@ -381,19 +369,6 @@ impl Known {
         bytes.copy_from_slice(&better);
         Ok(())
     }
-}
-
-/// The mean second moment of a token over all experts; `None` for a dense layer.
-pub(crate) fn mean_gram(moments: &[Moments]) -> Option<Vec<f32>> {
-    let tokens: u64 = moments.iter().map(|m| m.tokens).sum();
-    if moments.len() < 2 || tokens == 0 {
-        return None;
-    }
-    let mut mean = vec![0.0; moments[0].gram.len()];
-    for m in moments {
-        mean.par_iter_mut().zip(&m.gram).for_each(|(sum, v)| *sum += v / tokens as f32);
-    }
-    Some(mean)
 }
 
 impl Visit for Refine<'_, '_> {

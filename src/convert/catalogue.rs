@@ -2,7 +2,7 @@
 //! none of them may have meant.
 
 use super::asked::PLAIN;
-use crate::packed::{self, FORMATS};
+use crate::packed::{self, FORMATS, Loader};
 use crate::quant::presets::PRESETS;
 use serde::Serialize;
 
@@ -62,28 +62,6 @@ const OF_PRESETS: [(&str, usize, &str); 25] = [
     ("", 4, ""),
 ];
 
-/// What formats of folders are for, by their first name.
-const OF_FORMATS: [(&str, &str); 18] = [
-    ("gptq", "read nearly everywhere; error feedback"),
-    ("gptqv2", "GPTQ with zero points as they are"),
-    ("awq", "channel scales from calibration"),
-    ("w4a16", "GPTQ's numbers as compressed-tensors hold them"),
-    ("fp8", "no calibration, fast on Hopper and Ada"),
-    ("fp8-block", "blocks of 128 x 128, as DeepSeek has them"),
-    ("fp8-static", "activations with fixed scales; needs calibration"),
-    ("int8", "weights and activations in 8 bits, fast on Ampere"),
-    ("nvfp4", "weights and activations in 4 bits, for Blackwell"),
-    ("nvfp4a16", "the same, activations as they are"),
-    ("mxfp4", "blocks of 32 with powers of two"),
-    ("nf4", "bitsandbytes; what QLoRA trains on"),
-    ("fp4", "bitsandbytes"),
-    ("bnb-int8", "bitsandbytes, 8 bits"),
-    ("mlx", "MLX's own groups"),
-    ("mlx-mxfp4", "MLX with powers of two"),
-    ("mlx-nvfp4", "MLX with scales in FP8"),
-    ("mlx-mxfp8", "MLX in 8 bits"),
-];
-
 /// Everything, group by group; in each the largest first.
 pub fn all() -> Vec<(&'static str, Vec<Entry>)> {
     let mut groups: Vec<(&'static str, Vec<Entry>)> = GROUPS.iter().map(|group| (*group, Vec::new())).collect();
@@ -95,11 +73,11 @@ pub fn all() -> Vec<(&'static str, Vec<Entry>)> {
     }
     for format in FORMATS {
         let Some(first) = format.names.first() else { continue };
-        let mlx = first.words.starts_with("mlx");
+        // Where the width has no usual value, people say it.
         let name = if first.words == "mlx" { "mlx-4bit".to_string() } else { first.words.to_string() };
-        let purpose = OF_FORMATS.iter().find(|(known, _)| *known == first.words).map_or("", |(_, purpose)| purpose);
-        let at = if mlx { 6 } else { 5 };
-        groups[at].1.push(Entry { name, kind: "folder", group: GROUPS[at], bits: f64::from(first.bits), purpose });
+        let (purpose, bits) = (format.purpose, f64::from(first.bits));
+        let at = if format.tool.loader == Loader::Mlx { 6 } else { 5 };
+        groups[at].1.push(Entry { name, kind: "folder", group: GROUPS[at], bits, purpose });
     }
     let (name, purpose) = (PLAIN.to_string(), "not quantized: back to plain weights, from anything that is read");
     groups[5].1.push(Entry { name, kind: "folder", group: GROUPS[5], bits: 16.0, purpose });

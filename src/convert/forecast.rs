@@ -3,11 +3,12 @@
 use super::cost::{self, Cost, Pass};
 use super::devices::{self, Device, Fit};
 use super::folder::{FolderPlan, nearest};
-use super::plan::{AssumedImportance, Plan, sizes_of_model};
+use super::plan::{AssumedImportance, Plan};
 use super::recipe::Recipe;
 use super::rounding::{has_feedback, needs_data};
 use super::sizes::{self, FileSizes, TensorRow};
 use super::stream;
+use super::types::sizes_of_model;
 use crate::model::{Cache, Model, SourceModel};
 use crate::packed::ChannelScaling;
 use crate::{Error, Result};
@@ -34,12 +35,11 @@ impl Files {
     pub fn new(model: &Model, targets: Vec<FileSizes>, source_bytes: Option<u64>, threads: usize) -> Self {
         let config = &model.config;
         let cache = cache(model);
-        let rows = targets.first().map_or(&[][..], |t| &t.rows);
-        let tensors: Vec<_> = rows.iter().map(|r| (r.name.clone(), r.shape.clone())).collect();
+        let tensors = targets.first().map_or(&[][..], |t| &t.rows);
         Self {
-            weights: tensors.iter().map(|(_, s)| s.iter().map(|d| *d as u64).product::<u64>()).sum(),
+            weights: tensors.iter().map(|t| t.shape.iter().map(|d| *d as u64).product::<u64>()).sum(),
             source_bytes,
-            peak_memory: sizes::conversion_memory(config, &tensors, threads),
+            peak_memory: sizes::conversion_memory(config, tensors, threads),
             disk: targets.iter().map(|t| t.file_bytes).sum(),
             kv_bytes_per_token: cache.as_ref().map(|cache| cache.per_token),
             state_bytes: cache.map(|cache| cache.fixed),
@@ -175,7 +175,7 @@ impl Forecast<'_> {
 
     /// Bytes that the work holds at once: a batch of modules as numbers, packed and read back; or the calibration.
     pub fn folder_memory(&self, folder: &FolderPlan) -> u64 {
-        let largest = folder.contents.modules.iter().map(|m| m.rows * m.cols).max().unwrap_or(0);
+        let largest = folder.modules.iter().map(|m| m.module.rows * m.module.cols).max().unwrap_or(0);
         let packing = 40_000_000 + 8 * nearest::at_once(largest) as u64 + (self.threads as u64) * 1_000_000;
         packing.max(self.folder_cost(folder).map_or(0, |c| c.peak_memory))
     }

@@ -62,6 +62,7 @@ pub(crate) mod sizes;
 mod sorting;
 #[doc(hidden)]
 pub mod stream;
+mod types;
 mod written;
 
 pub use crate::calibration::data::{DataReport, Source, SourceReport};

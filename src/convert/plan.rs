@@ -5,20 +5,18 @@ use super::allocation::Allocation;
 pub use super::asked::regex_fault;
 use super::folder::plain::PlainPlan;
 use super::folder::plan::FolderPlan;
-use super::folder::rules;
 use super::ledger::LedgerRow;
-use super::recipe::{Limit, Recipe, Target, TypeRule};
+use super::recipe::{Limit, Recipe, Target};
 use super::record::{self, Facts};
 use super::sizes::{self, FileSizes};
 use super::stream;
+use super::types::{self, Tensor};
 use crate::error::Hint;
 use crate::gguf::{self, Metadata};
 use crate::model::keys::lost;
 use crate::model::tokenizer::GgufVocab;
-use crate::model::{Config, Model, Mtp, Part, SourceModel, TOWER, WITHOUT_MTP, gguf_metadata, preset_facts};
-use crate::quant::presets::{self, Candidate, Choice, ModelFacts, Preset, Request, Why};
-use crate::quant::{GgmlType, codec};
-use crate::source::Dtype;
+use crate::model::{Model, Mtp, Part, SourceModel, TOWER, WITHOUT_MTP, gguf_metadata, preset_facts};
+use crate::quant::presets::{self, Choice, Preset, Why};
 use crate::{Error, Result};
 use std::path::PathBuf;
 
@@ -243,45 +241,12 @@ impl Plan {
     }
 
     fn decided(&self, name: &str, preset: &'static Preset, importance: AssumedImportance) -> Result<FilePlan> {
-        let (tensors, kept) = tensors_and_kept(&self.source);
-        let importance = match importance {
-            AssumedImportance::OfRecipe if self.recipe.importance.is_some() || self.recipe.data.is_some() => {
-                Known::Given
-            }
-            AssumedImportance::OfRecipe => Known::Absent,
-            AssumedImportance::Given => Known::Given,
-            AssumedImportance::WhereNeeded => Known::WhereNeeded,
-        };
-        let request = request(preset, &self.recipe)?;
-        let of_files: Vec<&TypeRule> = self.recipe.types.tensors.iter().filter(|rule| rule.ty.file.is_some()).collect();
-        let matches = |regex: &regex::Regex| tensors.iter().any(|(name, _)| regex.is_match(name));
-        let matched = of_files.into_iter().zip(request.overrides.iter().map(|(regex, _)| matches(regex)));
-        rules::all_matched(matched, "tensor of the file")?;
         let metadata = self.metadata.as_ref().ok_or_else(|| Error::Internal("no metadata".into()))?;
-        let mut choices = decide(&request, preset_facts(metadata), &tensors, &kept, importance)?;
-        if self.source.ckpt.gguf().is_none() {
-            match self.recipe.part {
-                Part::Text => {
-                    keep_stored(&mut choices, &kept, preset, self.recipe.requantize, &self.source.model, &tensors);
-                }
-                Part::Projector => choose_of_projector(&mut choices, preset, &self.source.model, &tensors),
-            }
-        }
-        if !self.recipe.requantize {
-            refuse_requantizing(&self.source, &choices)?;
-        }
-        let sizes = sizes::of_file(name, preset, &tensors, &choices, 0);
-        // As llama.cpp's converter marks 16-bit files with packed experts.
-        let packed = preset.default.is_plain() && choices.iter().any(|c| c.got == GgmlType::MXFP4);
-        let marked = presets::find("mxfp4_moe").filter(|_| packed).unwrap_or(preset);
-        Ok(FilePlan {
-            sizes,
-            file_type: marked.file_type,
-            preset,
-            limit: None,
-            allocation: None,
-            left_out: left_out(&self.source.model, &self.recipe),
-        })
+        let tensors = types::of_source(&self.source, &self.recipe, preset, preset_facts(metadata), importance)?;
+        let file_type = types::marked(preset, &tensors).file_type;
+        let sizes = sizes::of_file(name, preset, tensors.into_iter().map(Tensor::decided), 0);
+        let left_out = left_out(&self.source.model, &self.recipe);
+        Ok(FilePlan { sizes, file_type, preset, limit: None, allocation: None, left_out })
     }
 
     /// The metadata of a file: the model's, the file type, the record of the run, and what the recipe overrides.
@@ -348,9 +313,10 @@ impl FilePlan {
 
     /// Takes other types; the bytes before the tensors stay as they are.
     pub(super) fn take(&mut self, choices: Vec<Choice>) {
-        let tensors: Vec<_> = self.sizes.rows.iter().map(|r| (r.name.clone(), r.shape.clone())).collect();
+        let rows = std::mem::take(&mut self.sizes.rows).into_iter().zip(choices);
         let before = self.sizes.file_bytes.saturating_sub(self.sizes.padded_bytes);
-        self.sizes = sizes::of_file(&self.sizes.name, self.preset, &tensors, &choices, before);
+        let rows = rows.map(|(row, choice)| (row.name, row.shape, choice));
+        self.sizes = sizes::of_file(&self.sizes.name, self.preset, rows, before);
     }
 }
 
@@ -396,214 +362,4 @@ pub(crate) fn metadata(source: &SourceModel, recipe: &Recipe) -> Result<(Metadat
         metadata.set("tokenizer.ggml.pre", name);
     }
     Ok((metadata, told))
-}
-
-/// Tensors that are quantized already may be copied, but not rounded again.
-fn refuse_requantizing(source: &SourceModel, choices: &[Choice]) -> Result<()> {
-    let outputs = stream::outputs(&source.model);
-    for (((name, _), ty), choice) in outputs.iter().zip(source_types(source)).zip(choices) {
-        if let Some(ty) = ty.filter(|ty| !ty.is_plain() && *ty != choice.got) {
-            let what = format!("is already quantized ({ty})");
-            let error = Error::bad_file(&source.ckpt.files()[0].path, what).tensor(*name);
-            return Err(error.hint(Hint::AcceptRequantizing));
-        }
-    }
-    Ok(())
-}
-
-/// The type each output has in the source, where there is one.
-fn source_types(source: &SourceModel) -> Vec<Option<GgmlType>> {
-    let (ckpt, model) = (&source.ckpt, &source.model);
-    let generated = model.generated.iter().map(|_| Some(GgmlType::F32));
-    let mapped = model.tensors.iter().map(|t| match t.parts.first().map(|p| ckpt.tensors()[*p].dtype) {
-        Some(Dtype::Ggml(ty)) => Some(ty),
-        _ => None,
-    });
-    generated.chain(mapped).collect()
-}
-
-/// Name and shape of every tensor of a GGUF file, and the type that it has where it is not quantized.
-fn tensors_and_kept(source: &SourceModel) -> (Vec<(String, Vec<usize>)>, Vec<GgmlType>) {
-    let outputs = stream::outputs(&source.model);
-    let kept = outputs.iter().zip(source_types(source)).map(|((name, shape), ty)| match ty {
-        Some(ty) if source.ckpt.gguf().is_some() => ty,
-        _ if source.model.keeps_f32(name, shape) => GgmlType::F32,
-        ty => sizes::kept_type(name, shape, ty),
-    });
-    let kept = kept.collect();
-    (outputs.iter().map(|(n, s)| (n.to_string(), s.to_vec())).collect(), kept)
-}
-
-/// What a preset and the rules of the recipe ask for.
-fn request(preset: &'static Preset, recipe: &Recipe) -> Result<Request> {
-    let types = &recipe.types;
-    let rule = |rule: &TypeRule| {
-        Ok(Some((
-            rules::pattern(rule)?,
-            match rule.ty.file {
-                Some(ty) => ty,
-                None => return Ok(None),
-            },
-        )))
-    };
-    Ok(Request {
-        preset,
-        pure: types.pure,
-        leave_output: types.keep_output,
-        output: types.output,
-        embedding: types.embedding,
-        overrides: types.tensors.iter().filter_map(|r| rule(r).transpose()).collect::<Result<_>>()?,
-    })
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Known {
-    Given,
-    Absent,
-    WhereNeeded,
-}
-
-/// What a conversion of a checkpoint folder leaves as it is stored: packed weights, unless they may be rounded again; and in
-/// 16-bit files what llama.cpp's converter leaves in F32, also where llama-quantize would round it.
-fn keep_stored(
-    choices: &mut [Choice],
-    kept: &[GgmlType],
-    preset: &Preset,
-    requantize: bool,
-    model: &Model,
-    tensors: &[(String, Vec<usize>)],
-) {
-    for ((choice, kept), (name, shape)) in choices.iter_mut().zip(kept).zip(tensors) {
-        let packed = !kept.is_plain() && !requantize && choice.why != Why::Asked;
-        let f32 = preset.default.is_plain() && choice.why == Why::Default && model.keeps_f32(name, shape);
-        // What llama-quantize never touches has the type of the file all the same; ends are kept only when asked for.
-        let floats = [GgmlType::F32, GgmlType::F16, GgmlType::BF16].contains(kept);
-        let is_end = ["output.weight", "token_embd.weight"].contains(&name.as_str());
-        let plain = preset.default.is_plain() && choice.why == Why::Kept && floats && !is_end;
-        if packed || f32 {
-            *choice = Choice { wanted: *kept, got: *kept, why: Why::Kept };
-        } else if plain && !model.keeps_f32(name, shape) {
-            *choice = Choice { wanted: preset.default, got: preset.default, why: Why::Default };
-        }
-    }
-}
-
-/// What llama.cpp's converter makes of a projector's tensors, but for those that were asked for otherwise.
-fn choose_of_projector(choices: &mut [Choice], preset: &Preset, model: &Model, tensors: &[(String, Vec<usize>)]) {
-    for (choice, (name, shape)) in choices.iter_mut().zip(tensors).filter(|(choice, _)| choice.why != Why::Asked) {
-        let wanted = model.projector_type(name, shape, preset.default);
-        let fits = shape.last().is_some_and(|cols| cols.is_multiple_of(wanted.block()));
-        *choice = match (fits, wanted == preset.default) {
-            (false, _) => Choice { wanted, got: GgmlType::F16, why: Why::Fallback },
-            (true, true) => Choice { wanted, got: wanted, why: Why::Default },
-            (true, false) => Choice { wanted, got: wanted, why: Why::Kept },
-        };
-    }
-}
-
-fn decide(
-    request: &Request,
-    facts: ModelFacts,
-    tensors: &[(String, Vec<usize>)],
-    all_kept: &[GgmlType],
-    importance: Known,
-) -> Result<Vec<Choice>> {
-    let has_imatrix = importance == Known::Given;
-    let candidates: Vec<Candidate> =
-        tensors.iter().zip(all_kept).map(|((name, shape), kept)| Candidate { name, shape, kept: *kept }).collect();
-    let facts = ModelFacts { has_imatrix, ..facts };
-    let (choices, unused) = presets::choose(request, &facts, &candidates);
-    if let Some(rule) = unused.first() {
-        let pattern = request.overrides[*rule].0.as_str();
-        return Err(Error::request(format!("the type rule '{pattern}' matches no tensor")));
-    }
-    for (regex, ty) in &request.overrides {
-        let mut matched = choices.iter().zip(tensors).filter(|(_, (name, _))| regex.is_match(name));
-        if matched.all(|(choice, _)| choice.why == Why::Kept && choice.got != *ty) {
-            let what = "matches only tensors that stay as they are (norms, biases, routers)";
-            return Err(Error::request(format!("the type rule '{}={ty}' {what}", regex.as_str())));
-        }
-    }
-    for (choice, (name, _)) in choices.iter().zip(tensors) {
-        let (preset, ty) = (request.preset.name, choice.got);
-        let kept = choice.why == Why::Kept;
-        if !kept && codec(ty).is_none_or(|c| c.quantize.is_none()) {
-            return Err(Error::unsupported(format!("tensor '{name}': {ty} cannot be written")));
-        }
-        if !kept && sizes::needs_importance(request.preset, name, ty) && !has_imatrix {
-            if importance == Known::WhereNeeded {
-                return decide(request, facts, tensors, all_kept, Known::Given);
-            }
-            let what = format!("{preset}: tensor '{name}' in {ty} needs an importance matrix");
-            return Err(Error::unsupported(what).hint(Hint::MakeImportance));
-        }
-    }
-    Ok(choices)
-}
-
-/// What the presets need to know, from a configuration without metadata.
-fn facts_of(config: &Config) -> ModelFacts<'_> {
-    ModelFacts {
-        arch: &config.arch,
-        layers: config.layers.len(),
-        heads: config.first_heads().map_or(0, |h| h.q),
-        kv_heads: config.first_heads().map_or(0, |h| h.kv),
-        experts: config.experts().map_or(0, |e| e.count),
-        has_imatrix: false,
-    }
-}
-
-/// The sizes of GGUF files of a model that is known by its configuration alone. There is no tokenizer to measure, so the
-/// bytes before the tensors are an estimate.
-///
-/// # Errors
-/// As [`super::plan()`].
-pub fn sizes_of_model(model: &Model, recipe: &Recipe) -> Result<Vec<FileSizes>> {
-    recipe.check()?;
-    if recipe.part == Part::Projector {
-        return Err(Error::unsupported("a projector is not planned from a configuration alone"));
-    }
-    if let Some(keys) = model.drawn_keys() {
-        return sizes_of_drawn(model, &keys, recipe);
-    }
-    if recipe.mtp == Mtp::Only {
-        return Err(Error::unsupported("the model has no layers that predict more than the next token"));
-    }
-    let config = &model.config;
-    let mut tensors = sizes::tensors_of(config);
-    tensors.extend(model.generated.iter().map(|g| (g.name.clone(), g.shape.clone())));
-    let kept: Vec<GgmlType> = tensors.iter().map(|(n, s)| sizes::kept_type(n, s, None)).collect();
-    let header = sizes::header_estimate(config, &tensors);
-    let known = if recipe.importance.is_some() { Known::Given } else { Known::WhereNeeded };
-    let presets = recipe.files().filter_map(|t| if let Target::Preset(preset) = t { Some(*preset) } else { None });
-    presets
-        .map(|preset| {
-            let choices = decide(&request(preset, recipe)?, facts_of(config), &tensors, &kept, known)?;
-            Ok(sizes::of_file(preset.name, preset, &tensors, &choices, header))
-        })
-        .collect()
-}
-
-/// The same of a model whose tensors a blueprint promises.
-fn sizes_of_drawn(model: &Model, keys: &Metadata, recipe: &Recipe) -> Result<Vec<FileSizes>> {
-    let method = model.hf_config.as_ref().and_then(|json| json.pointer("/quantization_config/quant_method")?.as_str());
-    let is_packed = |name: &str| method == Some("mxfp4") && name.ends_with("_exps.weight");
-    let tensors: Vec<(String, Vec<usize>)> =
-        stream::outputs(model).iter().map(|(name, shape)| (name.to_string(), shape.to_vec())).collect();
-    let kept = tensors.iter().map(|(name, shape)| match () {
-        () if is_packed(name) => GgmlType::MXFP4,
-        () if model.keeps_f32(name, shape) => GgmlType::F32,
-        () => GgmlType::F16,
-    });
-    let kept: Vec<GgmlType> = kept.collect();
-    let header = sizes::header_estimate(&model.config, &tensors);
-    let known = if recipe.importance.is_some() { Known::Given } else { Known::WhereNeeded };
-    let presets = recipe.files().filter_map(|t| if let Target::Preset(preset) = t { Some(*preset) } else { None });
-    presets
-        .map(|preset| {
-            let mut choices = decide(&request(preset, recipe)?, preset_facts(keys), &tensors, &kept, known)?;
-            keep_stored(&mut choices, &kept, preset, recipe.requantize, model, &tensors);
-            Ok(sizes::of_file(preset.name, preset, &tensors, &choices, header))
-        })
-        .collect()
 }

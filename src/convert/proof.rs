@@ -12,7 +12,7 @@ use crate::eval::TensorDamage;
 use crate::eval::cosine::cosines;
 use crate::eval::damage::{self, Transform};
 use crate::eval::gate::shown_cosine;
-use crate::eval::softmax::kl_of_rows;
+use crate::eval::softmax::{kl_of_rows, largest};
 use crate::infer::{Cache, Engine};
 use crate::model::SourceModel;
 use crate::model::config::Ending;
@@ -299,7 +299,7 @@ fn by_logits(
             kl += kl_of_rows(&a, &b, vocab).iter().sum::<f64>();
             blind.add(&a, vocab);
             for (a, b) in a.chunks(vocab).zip(b.chunks(vocab)) {
-                same += usize::from(first(a) == first(b));
+                same += usize::from(largest(a) == largest(b));
                 rows += 1;
             }
         }
@@ -321,11 +321,6 @@ fn other_shape(ours: &Engine, theirs: &Engine) -> Option<String> {
     let sizes = |e: &Engine| (e.config.layers.len(), e.config.stream(), e.config.vocab);
     let (a, b) = (sizes(ours), sizes(theirs));
     (a != b).then(|| format!("it has {b:?} layers, channels and tokens, the source {a:?}"))
-}
-
-/// The place of the largest.
-fn first(row: &[f32]) -> usize {
-    row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(i, _)| i)
 }
 
 /// Samples of text that the tokenizers of source and file must read alike.

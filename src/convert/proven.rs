@@ -158,7 +158,7 @@ pub fn folder(plan: &Plan, folder: &FolderPlan, path: &Path, run: Run) -> Result
     let source = Stored { ckpt: &plan.source.ckpt, model: &plan.source.model };
     let made = Weights(Stored { ckpt: &artifact.ckpt, model: &artifact.model });
     let bits = folder.quantized(&plan.source.ckpt).1.min(ROUNDED).min(of_source(&plan.source.ckpt));
-    let ends = folder.contents.layer(None).any(|(index, _)| folder.specs[index].is_some());
+    let ends = folder.layer(None).any(|(index, _)| folder.modules[index].spec.is_some());
     let of = |layer: Option<usize>| if layer.is_some() || ends { bits } else { 16.0 };
     if_it_runs(
         proof::windows(&plan.source).and_then(|windows| proof::check(&source, &made, &windows, &of, run.unheard())),

@@ -1,11 +1,11 @@
 //! The command that runs what was made, for the last line of a conversion. docs/engines.md has all programs.
 
-use super::folder::files::{has_chat, loader};
+use super::folder::files::has_chat;
 use super::{Made, Plan};
-use crate::card::run::Loader;
 use crate::escape::shell;
 use crate::model::{Mtp, Part};
 use crate::packed::Engine;
+use crate::packed::Loader;
 
 /// The command, or `None` for what runs only beside another file that is not known here.
 pub fn command(plan: &Plan, made: &Made) -> Option<String> {
@@ -15,7 +15,7 @@ pub fn command(plan: &Plan, made: &Made) -> Option<String> {
         let format = folder.spec.to_string();
         let bitsandbytes = ["nf4", "fp4", "bnb"].iter().any(|begin| format.starts_with(begin));
         let refused = || folder.spec.verdict(Engine::Vllm, 1).refuses();
-        return Some(match loader(&folder.spec) {
+        return Some(match folder.spec.loader() {
             Loader::Mlx => format!("mlx_lm.generate --model {path} --prompt Hello"),
             Loader::Torch if bitsandbytes || refused() => format!("transformers serve {path}"),
             Loader::Torch => format!("vllm serve {path}"),

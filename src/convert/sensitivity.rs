@@ -7,9 +7,8 @@
 //! proportional to its output error, `KL(t, type) = s(t) · tr(E H Eᵀ)`. `s` is taken to be the same for tensors of the
 //! same part at about the same depth, and is what the measurement gives.
 
-use super::blocks::mean_gram;
 use crate::calibration::layerwise::{Captured, Stage, Visit};
-use crate::calibration::moments::Moments;
+use crate::calibration::moments::{Moments, importance, mean_gram};
 use crate::control::Run;
 use crate::eval::cosine::{Embedder, cosines};
 use crate::eval::klbase::{KlBaseReader, KlBaseWriter};
@@ -17,12 +16,12 @@ use crate::eval::{self, Base, Candidate, Logits, Runnable, Windows};
 use crate::feedback::ggml::{self, Gauge, losses_by_type};
 use crate::feedback::{Factor, Order, Shrink};
 use crate::infer::{Linear, Stored};
+use crate::matrix::by_search;
 use crate::model::config::Ending;
 use crate::model::{MappedTensor, Model, fault};
 use crate::quant::{self, GgmlType, QuantError};
 use crate::source::Checkpoint;
 use crate::{Error, Result};
-use rayon::prelude::*;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -182,13 +181,8 @@ impl Input {
     fn new(captured: &Captured, expert: usize, mean: Option<&[f32]>, rounding: Rounding) -> Result<Self> {
         let own = &captured.moments[expert];
         let cols = own.cols;
-        // As in the rounding itself, experts lean on what all of them see.
-        let gram: Cow<[f32]> = match mean {
-            Some(mean) => own.gram.iter().zip(mean).map(|(own, mean)| own + cols as f32 * mean).collect(),
-            None => (&own.gram).into(),
-        };
-        let tokens = own.tokens as f32 + if mean.is_some() { cols as f32 } else { 0.0 };
-        let importance = (0..cols).map(|i| gram[i * cols + i] / tokens.max(1.0)).collect();
+        let (gram, tokens) = own.leaning(mean);
+        let importance = importance(&gram, cols, tokens);
         let held: Vec<&Moments> =
             captured.held.iter().filter_map(|set| set.get(expert)).filter(|m| m.tokens > 0).collect();
         let gauged: u64 = held.iter().map(|m| m.tokens).sum();
@@ -226,7 +220,7 @@ impl Input {
             }
             _ => coarse
                 .iter()
-                .map(|ty| match quantize(*ty, w, cols, importance) {
+                .map(|ty| match by_search(*ty, w, cols, importance) {
                     // An expert that no token reached: the type is out of the question.
                     Err(QuantError::NeedsImportance { .. }) => Ok(f64::NAN),
                     bytes => self.gauge.loss(*ty, w, &bytes?),
@@ -242,22 +236,13 @@ impl Input {
     }
 }
 
-/// Whole rows by ggml's search.
-fn quantize(ty: GgmlType, w: &[f32], cols: usize, importance: Option<&[f32]>) -> Result<Vec<u8>, QuantError> {
-    let row_bytes = ty.row_bytes(cols).ok_or(QuantError::NotWholeBlocks { ty, cols, block: ty.block() })?;
-    let mut out = vec![0; w.len() / cols * row_bytes];
-    let pieces = out.par_chunks_mut(64 * row_bytes).zip(w.par_chunks(64 * cols));
-    pieces.try_for_each(|(out, w)| quant::quantize_rows(ty, w, cols, importance, out))?;
-    Ok(out)
-}
-
 /// Mean squared error of a row.
 fn squared_error(ty: GgmlType, w: &[f32], cols: usize) -> Result<f64, QuantError> {
     if ty.is_plain() {
         return Ok(0.0);
     }
     let mut decoded = vec![0.0; w.len()];
-    quant::dequantize_rows(ty, &quantize(ty, w, cols, None)?, &mut decoded)?;
+    quant::dequantize_rows(ty, &by_search(ty, w, cols, None)?, &mut decoded)?;
     let sum: f64 = w.iter().zip(&decoded).map(|(w, v)| f64::from(w - v).powi(2)).sum();
     Ok(sum / (w.len() / cols).max(1) as f64)
 }
@@ -417,7 +402,7 @@ fn whole(ckpt: &Checkpoint, tensor: &MappedTensor, ty: GgmlType, importance: Opt
         let of_matrix =
             importance.map(|all| if all.len() > cols { &all[first / matrix * cols..][..cols] } else { all });
         let of_matrix = of_matrix.filter(|values| values.iter().any(|v| *v > 0.0));
-        bytes.extend(quantize(ty, &w, cols, of_matrix).map_err(|e| fault(ckpt, tensor, &rows, ty, e))?);
+        bytes.extend(by_search(ty, &w, cols, of_matrix).map_err(|e| fault(ckpt, tensor, &rows, ty, e))?);
     }
     Stored::new(ty, bytes, cols)
 }

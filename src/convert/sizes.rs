@@ -2,7 +2,7 @@
 //! and the memory that the work takes.
 
 use crate::gguf::TensorInfo;
-use crate::model::{Config, Role};
+use crate::model::Config;
 use crate::quant::presets::{Choice, Preset, Why};
 use crate::quant::{GgmlType, codec};
 use serde::Serialize;
@@ -61,15 +61,14 @@ impl FileSizes {
 pub fn of_file(
     name: &str,
     preset: &Preset,
-    tensors: &[(String, Vec<usize>)],
-    choices: &[Choice],
+    tensors: impl IntoIterator<Item = (String, Vec<usize>, Choice)>,
     header: u64,
 ) -> FileSizes {
     let (mut tensor_bytes, mut padded, mut weights, mut fallback_weights) = (0, 0, 0, 0);
     let mut needs_importance = false;
-    let mut rows = Vec::with_capacity(tensors.len());
-    for ((name, shape), choice) in tensors.iter().zip(choices) {
-        let bytes = bytes_of(shape, choice.got);
+    let mut rows = Vec::new();
+    for (name, shape, choice) in tensors {
+        let bytes = bytes_of(&shape, choice.got);
         let n: u64 = shape.iter().map(|d| *d as u64).product();
         tensor_bytes += bytes;
         padded += bytes.next_multiple_of(crate::gguf::DEFAULT_ALIGNMENT);
@@ -77,8 +76,8 @@ pub fn of_file(
         if choice.why == Why::Fallback {
             fallback_weights += n;
         }
-        needs_importance |= self::needs_importance(preset, name, choice.got);
-        rows.push(TensorRow { name: name.clone(), shape: shape.clone(), choice: choice.clone(), bytes });
+        needs_importance |= self::needs_importance(preset, &name, choice.got);
+        rows.push(TensorRow { name, shape, choice, bytes });
     }
     let bits_per_weight = 8.0 * tensor_bytes as f64 / weights.max(1) as f64;
     let file_bytes = header + padded;
@@ -107,8 +106,8 @@ pub fn bytes_of(shape: &[usize], ty: GgmlType) -> u64 {
 
 /// A header's size where there is no tokenizer to measure: keys, tensor table, and a typical vocabulary (token, score,
 /// type, merge) per entry.
-pub fn header_estimate(config: &Config, tensors: &[(String, Vec<usize>)]) -> u64 {
-    let table: u64 = tensors.iter().map(|(name, shape)| (8 + name.len() + 4 + 8 * shape.len() + 4 + 8) as u64).sum();
+pub fn header_estimate<'a>(config: &Config, tensors: impl Iterator<Item = (&'a str, &'a [usize])>) -> u64 {
+    let table: u64 = tensors.map(|(name, shape)| (8 + name.len() + 4 + 8 * shape.len() + 4 + 8) as u64).sum();
     4096 + table + 45 * config.vocab as u64
 }
 
@@ -121,8 +120,8 @@ pub fn kv_bytes_per_token(config: &Config) -> u64 {
 
 /// Bytes that a conversion holds at once: per thread a piece of decoded rows, its stored bytes and the encoded form for
 /// each target; and the vocabulary.
-pub fn conversion_memory(config: &Config, tensors: &[(String, Vec<usize>)], threads: usize) -> u64 {
-    let widest = tensors.iter().filter_map(|(_, s)| s.last()).max().copied().unwrap_or(0);
+pub fn conversion_memory(config: &Config, tensors: &[TensorRow], threads: usize) -> u64 {
+    let widest = tensors.iter().filter_map(|t| t.shape.last()).max().copied().unwrap_or(0);
     let piece = super::stream::PIECE.max(widest) as u64;
     40_000_000 + 700 * config.vocab as u64 + threads as u64 * piece * 12
 }
@@ -137,12 +136,4 @@ pub fn kept_type(name: &str, shape: &[usize], source: Option<GgmlType>) -> GgmlT
         Some(ty) if !ty.is_plain() => ty,
         _ => GgmlType::F16,
     }
-}
-
-/// Names and shapes of a model known by its configuration only, in GGUF order.
-pub fn tensors_of(config: &Config) -> Vec<(String, Vec<usize>)> {
-    crate::model::expected_tensors(config)
-        .into_iter()
-        .map(|(name, shape, _role, _): (_, _, Role, _)| (name, shape))
-        .collect()
 }

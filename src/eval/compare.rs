@@ -11,6 +11,7 @@ use super::stats::Record;
 use super::windows::{Method, Window, Windows};
 use super::{Logits, bootstrap};
 use crate::error::Hint;
+use crate::kernel::view::flat;
 use crate::{Error, Result};
 
 /// Tokens that a model runs at once: enough that decoding its weights is a small part of the work.
@@ -358,11 +359,11 @@ fn each_batch(
 ) -> Result<()> {
     let mut next = wanted.start;
     c.model.logits(chunk, wanted.clone(), &mut |position, rows| {
-        if position != next || !rows.len().is_multiple_of(vocab) {
+        if position != next || rows.ncols() != vocab {
             return Err(Error::Internal(format!("'{}' gave logits out of order at {position}", c.name)));
         }
-        next += rows.len() / vocab;
-        score(position - wanted.start, rows)
+        next += rows.nrows();
+        score(position - wanted.start, &flat(rows))
     })?;
     if next != wanted.end {
         let (got, asked) = (next - wanted.start, wanted.len());
@@ -390,6 +391,7 @@ fn not_finite(name: &str, chunk: usize, window: Window, position: usize, fault: 
 mod tests {
     use super::*;
     use crate::eval::EachRows;
+    use crate::kernel::view::matrix;
 
     /// Logits that depend on the token and a salt.
     struct Made {
@@ -412,7 +414,7 @@ mod tests {
             for position in wanted {
                 let token = self.tokens[chunk][position];
                 let row: Vec<f32> = (0..7).map(|i| ((token * 5 + i * self.salt) % 11) as f32 / 3.0).collect();
-                each(position, &row)?;
+                each(position, matrix(&row, 7))?;
             }
             Ok(())
         }

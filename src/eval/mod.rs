@@ -30,6 +30,7 @@ pub mod tasks;
 pub(crate) mod text;
 pub(crate) mod windows;
 
+use ndarray::ArrayView2;
 use std::ops::Range;
 
 use crate::Result;
@@ -45,7 +46,7 @@ pub use stats::{Estimate, Percentiles, Record, Statistics};
 pub use windows::{Method, Window, Windows};
 
 /// Takes rows of logits `[n, vocab]` from a position on.
-pub type EachRows<'a> = dyn FnMut(usize, &[f32]) -> Result<()> + 'a;
+pub type EachRows<'a> = dyn FnMut(usize, ArrayView2<f32>) -> Result<()> + 'a;
 
 /// A model, seen as a function from tokens to logits.
 pub trait Logits {

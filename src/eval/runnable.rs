@@ -4,6 +4,7 @@
 use super::text::Encoder;
 use super::{Artifact, EachRows, Logits, Vectors};
 use crate::infer::{Cache, Engine};
+use crate::kernel::view::matrix;
 use crate::model::tokenizer::{Message, Tokenizer};
 use crate::model::{Model, SourceModel};
 use crate::quant::presets::PRESETS;
@@ -166,7 +167,7 @@ impl Logits for Runnable {
         while position < wanted.end {
             let end = (position + step).min(wanted.end);
             self.engine.head_into(&hidden[row(position)..row(end)], logits, &mut ());
-            each(position, logits)?;
+            each(position, matrix(logits, vocab))?;
             position = end;
         }
         Ok(())

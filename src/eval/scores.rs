@@ -2,6 +2,7 @@
 //! whether they put texts, or labels, in the same order.
 
 use super::bootstrap::{self, Bootstrap};
+use super::softmax::largest;
 use super::stats::Estimate;
 use serde::{Deserialize, Serialize};
 
@@ -68,8 +69,7 @@ fn same_order(base: &[Vec<f32>], other: &[Vec<f32>]) -> f64 {
 }
 
 fn same_label(base: &[Vec<f32>], other: &[Vec<f32>]) -> f64 {
-    let first = |row: &[f32]| row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(label, _)| label);
-    let same = base.iter().zip(other).filter(|(a, b)| first(a) == first(b)).count();
+    let same = base.iter().zip(other).filter(|(a, b)| largest(a) == largest(b)).count();
     same as f64 / base.len().max(1) as f64
 }
 

@@ -154,6 +154,11 @@ pub fn kl_of_rows(base: &[f32], logits: &[f32], vocab: usize) -> Vec<f64> {
     kl.collect()
 }
 
+/// The place of the largest number of a row, the last of equals.
+pub fn largest(row: &[f32]) -> usize {
+    row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(i, _)| i)
+}
+
 /// Adds the probabilities of a row of logits to `sum`; returns their entropy in nats.
 pub fn add_probabilities(logits: &[f32], sum: &mut [f64]) -> f64 {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);

@@ -3,6 +3,7 @@
 
 use super::linear::sigmoid;
 use super::{FeedForward, Inner, Linear, Observer};
+use crate::kernel::view::matrix;
 use crate::kernel::{Output, vector};
 use crate::model::config::{Gating, Routing};
 use std::borrow::Cow;
@@ -140,7 +141,7 @@ impl Experts {
             let mut rows = vec![0.0; out.len()];
             expert.forward(None, x, hidden, &mut rows, inner, observer)?;
             if gate.is_some() {
-                observer.input(name, None, x)?;
+                observer.input(name, None, matrix(x, hidden))?;
             }
             for ((out, row), x) in
                 out.chunks_exact_mut(hidden).zip(rows.chunks_exact(hidden)).zip(x.chunks_exact(hidden))

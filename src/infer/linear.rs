@@ -4,6 +4,7 @@ use super::Observer;
 use super::activations::Rounding;
 use super::erf::erf;
 use super::norm::{Norm, ROWS_PER_TASK};
+use crate::kernel::view::matrix;
 use crate::kernel::{Output, RowSource, bf16, matmul, vector};
 use crate::model::config::Activation;
 use rayon::prelude::*;
@@ -57,7 +58,7 @@ impl Linear {
         y: Output<'_>,
         observer: &mut dyn Observer,
     ) -> ControlFlow<()> {
-        observer.input(&self.name, expert, x)?;
+        observer.input(&self.name, expert, matrix(x, self.weight.cols()))?;
         let (stride, at, first) = (y.stride, y.at, expert.unwrap_or(0) * out);
         let rows = first..first + out;
         self.matmul(x, rows.clone(), Output { data: &mut *y.data, stride, at });

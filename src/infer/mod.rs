@@ -40,6 +40,7 @@ use activations::Rounding;
 use block::{Buffers, Call, Joint, Layer, Mlp};
 use carried::PerLayer;
 use linear::{FeedForward, Inner, sized};
+use ndarray::ArrayView2;
 use norm::Norm;
 use rayon::prelude::*;
 use rope::Angles;
@@ -50,11 +51,11 @@ pub trait Observer {
     /// `x` (`[tokens, in]`) is about to be multiplied with the matrix of the GGUF name `linear`; of a stacked one with
     /// `expert`'s part, and `x` are the tokens that chose it (possibly none). `Break` ends the run right here;
     /// only the inputs of experts after this one, which do not depend on its products, are still shown.
-    fn input(&mut self, linear: &str, expert: Option<usize>, x: &[f32]) -> ControlFlow<()>;
+    fn input(&mut self, linear: &str, expert: Option<usize>, x: ArrayView2<f32>) -> ControlFlow<()>;
 }
 
 impl Observer for () {
-    fn input(&mut self, _: &str, _: Option<usize>, _: &[f32]) -> ControlFlow<()> {
+    fn input(&mut self, _: &str, _: Option<usize>, _: ArrayView2<f32>) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }
 }

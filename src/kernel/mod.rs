@@ -7,6 +7,7 @@ pub(crate) mod gemm;
 mod integers;
 mod rows;
 pub mod vector;
+pub mod view;
 
 pub(crate) use rows::row_blocks;
 pub use rows::{Dense, RowSource};

@@ -95,11 +95,6 @@ impl Contents {
         let kept = names.into_iter().enumerate().filter_map(|(source, name)| Some(Kept { source, name: name? }));
         Ok(Contents { modules, kept: kept.collect() })
     }
-
-    /// The modules of a layer; `None` for embedding and output.
-    pub fn layer(&self, layer: Option<usize>) -> impl Iterator<Item = (usize, &Module)> {
-        self.modules.iter().enumerate().filter(move |(_, m)| m.layer == layer)
-    }
 }
 
 /// Whether the experts of a layer lie in one tensor.

@@ -9,8 +9,8 @@ use super::names::group_word;
 use super::pieces::{Found, Pieces, numbers, transposed, unpack_rows, zero_points};
 use super::read::{Suffixes, Tool, bits_word, exact, text};
 use super::{
-    Activations, Bits, ChannelScaling, Data, DefaultRounding, F16, Feedback, Format, GroupRule, I32, Name, Reach,
-    Scales, Slot, Spec, Symmetry, minifloat, not_multiple, slot,
+    Activations, Bits, ChannelScaling, Data, DefaultRounding, F16, Feedback, Format, GroupRule, I32, Loader, Name,
+    Reach, Scales, Slot, Spec, Symmetry, minifloat, not_multiple, slot,
 };
 use crate::dtype::GgmlType;
 use crate::feedback::int::Codes;
@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 pub static AWQ: Format = Format {
     id: "awq",
+    purpose: "channel scales from calibration",
     tool: &TOOL,
     names: &[Name { words: "awq", bits: 4, group: Some(128) }],
     shown: |spec| format!("awq-4bit-{}{}", group_word(spec), if spec.symmetric { "-sym" } else { "" }),
@@ -70,7 +71,7 @@ pub(super) static TOOL: Tool = Tool {
     unpack: |read, n, k| unpack(&read.pieces, n, k),
     input: exact,
     engine_tensors: &[],
-    metadata_format: "pt",
+    loader: Loader::Torch,
     doubles_config: false,
     extra_config_files: &[],
     mixes: |_, _| false,

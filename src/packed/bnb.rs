@@ -8,8 +8,8 @@ use super::names::group_word;
 use super::pieces::{Found, Pieces, numbers};
 use super::read::{Read, Suffixes, Tool, admits_all, flag, text};
 use super::{
-    Activations, Bits, ChannelScaling, Data, DefaultRounding, F32, Feedback, Format, GroupRule, I8, Module, Name,
-    Reach, Scales, Scope, Slot, Spec, Symmetry, not_multiple, slot,
+    Activations, Bits, ChannelScaling, Data, DefaultRounding, F32, Feedback, Format, GroupRule, I8, Loader, Module,
+    Name, Reach, Scales, Scope, Slot, Spec, Symmetry, not_multiple, slot,
 };
 use crate::dtype::{Dtype, GgmlType};
 use rayon::prelude::*;
@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 /// Sixteen quantiles of the normal distribution.
 pub static NF4: Format = Format {
     id: "nf4",
+    purpose: "bitsandbytes; what QLoRA trains on",
     tool: &TOOL,
     names: &[
         Name { words: "nf4", bits: 4, group: Some(64) },
@@ -52,6 +53,7 @@ pub static NF4: Format = Format {
 /// Sixteen four-bit floats.
 pub static FP4: Format = Format {
     id: "fp4",
+    purpose: "bitsandbytes",
     tool: &TOOL,
     names: &[Name { words: "fp4", bits: 4, group: Some(64) }, Name { words: "bnb-fp4", bits: 4, group: Some(64) }],
     shown: |spec| shown(spec, "fp4"),
@@ -82,6 +84,7 @@ pub static FP4: Format = Format {
 /// LLM.int8(): eight-bit integers with a scale per row; activations too, but for channels with outliers.
 pub static INT8: Format = Format {
     id: "bnb-int8",
+    purpose: "bitsandbytes, 8 bits",
     tool: &TOOL,
     names: &[Name { words: "bnb-int8", bits: 8, group: None }, Name { words: "bnb-8bit", bits: 8, group: None }],
     shown: |_| "bnb-int8".into(),
@@ -138,7 +141,7 @@ pub(super) static TOOL: Tool = Tool {
     },
     input,
     engine_tensors: &[],
-    metadata_format: "pt",
+    loader: Loader::Torch,
     doubles_config: false,
     extra_config_files: &[],
     mixes: |_, _| false,

@@ -1,6 +1,7 @@
 //! FP8 as transformers and DeepSeek's own files have it: E4M3 with a scale per tensor or per block, under `quant_method`
 //! fp8. Such checkpoints are read, none is written.
 
+use super::Loader;
 use super::engines::{Engines, Verdict, no_mlx};
 use super::matrix::Input;
 use super::pieces::{Found, single};
@@ -23,7 +24,7 @@ pub(super) static TOOL: Tool = Tool {
     unpack: super::compressed::eight_bits,
     input,
     engine_tensors: CACHE_SCALES,
-    metadata_format: "pt",
+    loader: Loader::Torch,
     doubles_config: false,
     extra_config_files: &[],
     mixes: |_, _| false,

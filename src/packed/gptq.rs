@@ -9,8 +9,8 @@ use super::names::group_word;
 use super::pieces::{Found, Pieces, numbers, transposed, unpack_rows, zero_points};
 use super::read::{Read, Suffixes, Tool, bits, bits_word, exact, flag, text};
 use super::{
-    Activations, Bits, ChannelScaling, Data, DefaultRounding, F16, Feedback, Format, GroupRule, I32, Name, Reach,
-    Scales, Scope, Slot, Spec, Symmetry, compressed, minifloat, not_multiple, slot,
+    Activations, Bits, ChannelScaling, Data, DefaultRounding, F16, Feedback, Format, GroupRule, I32, Loader, Name,
+    Reach, Scales, Scope, Slot, Spec, Symmetry, compressed, minifloat, not_multiple, slot,
 };
 use crate::dtype::GgmlType;
 use crate::feedback::int::Codes;
@@ -20,6 +20,7 @@ use serde_json::{Map, Value, json};
 /// AutoGPTQ's first layout: zero points less one.
 pub static GPTQ: Format = Format {
     id: "gptq",
+    purpose: "read nearly everywhere; error feedback",
     tool: &TOOL,
     names: &[Name { words: "gptq", bits: 4, group: Some(128) }],
     shown: |spec| shown(spec, if spec.symmetric { "" } else { "-v1" }),
@@ -51,6 +52,7 @@ pub static GPTQ: Format = Format {
 /// Its second: zero points as they are.
 pub static GPTQ_V2: Format = Format {
     id: "gptq_v2",
+    purpose: "GPTQ with zero points as they are",
     tool: &TOOL,
     names: &[Name { words: "gptqv2", bits: 4, group: Some(128) }],
     shown: |spec| shown(spec, if spec.symmetric { "-v2" } else { "" }),
@@ -91,7 +93,7 @@ pub(super) static TOOL: Tool = Tool {
     unpack: |read, n, k| unpack(&read.pieces, n, k, minus_one(read.config)?),
     input: exact,
     engine_tensors: &[],
-    metadata_format: "pt",
+    loader: Loader::Torch,
     doubles_config: false,
     extra_config_files: &["quantize_config.json"],
     mixes: |a, b| a.format == b.format && a.desc_act == b.desc_act,

@@ -9,8 +9,8 @@ use super::names::group_word;
 use super::pieces::{Found, Pieces, numbers};
 use super::read::{Read, Suffixes, Tool, bits_word, exact, text};
 use super::{
-    Activations, Bits, ChannelScaling, Data, DefaultRounding, Feedback, Format, GroupRule, Module, Name, Reach, Scales,
-    Scope, Slot, Spec, Symmetry, broken_group, not_multiple, slot,
+    Activations, Bits, ChannelScaling, Data, DefaultRounding, Feedback, Format, GroupRule, Loader, Module, Name, Reach,
+    Scales, Scope, Slot, Spec, Symmetry, broken_group, not_multiple, slot,
 };
 use crate::dtype::{Dtype, GgmlType};
 use crate::feedback::int::Codes;
@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 /// Unsigned integers with scale and bias per group.
 pub static AFFINE: Format = Format {
     id: "mlx",
+    purpose: "MLX's own groups",
     tool: &TOOL,
     names: &[Name { words: "mlx", bits: 4, group: Some(64) }],
     shown: |spec| format!("mlx-{}bit-{}", spec.bits, group_word(spec)),
@@ -59,6 +60,7 @@ pub static AFFINE: Format = Format {
 /// E2M1 under a power of two per 32.
 pub static MXFP4: Format = Format {
     id: "mlx-mxfp4",
+    purpose: "MLX with powers of two",
     tool: &TOOL,
     names: &[Name { words: "mlx-mxfp4", bits: 4, group: Some(32) }],
     shown: |_| "mlx-mxfp4".into(),
@@ -89,6 +91,7 @@ pub static MXFP4: Format = Format {
 /// E2M1 under an E4M3 scale per 16.
 pub static NVFP4: Format = Format {
     id: "mlx-nvfp4",
+    purpose: "MLX with scales in FP8",
     tool: &TOOL,
     names: &[Name { words: "mlx-nvfp4", bits: 4, group: Some(16) }],
     shown: |_| "mlx-nvfp4".into(),
@@ -119,6 +122,7 @@ pub static NVFP4: Format = Format {
 /// E4M3 under a power of two per 32.
 pub static MXFP8: Format = Format {
     id: "mlx-mxfp8",
+    purpose: "MLX in 8 bits",
     tool: &TOOL,
     names: &[Name { words: "mlx-mxfp8", bits: 8, group: Some(32) }],
     shown: |_| "mlx-mxfp8".into(),
@@ -166,7 +170,7 @@ pub(super) static TOOL: Tool = Tool {
     unpack: |read, n, k| unpack(&read.pieces, n, k),
     input: exact,
     engine_tensors: &[],
-    metadata_format: "mlx",
+    loader: Loader::Mlx,
     doubles_config: true,
     extra_config_files: &[],
     mixes: |_, _| true,

@@ -2,6 +2,7 @@
 //! belong to a module, and their bytes turned into a [`Packed`]. What differs between tools is in the [`Tool`] of each;
 //! here is what all have in common. It opens no files.
 
+use super::Loader;
 use super::TOOLS;
 use super::engines::{Engine, Verdict};
 use super::matrix::{Input, Packed};
@@ -30,8 +31,8 @@ pub struct Tool {
     pub input: fn(&Read) -> Found<Input>,
     /// Endings of the names of tensors that are for the engine alone: scales of an eight-bit key and value cache.
     pub engine_tensors: &'static [&'static str],
-    /// The `format` entry of the safetensors metadata.
-    pub metadata_format: &'static str,
+    /// Who loads a folder of it.
+    pub loader: Loader,
     /// Whether `config.json` has the object under `quantization` too.
     pub doubles_config: bool,
     /// Files beside `config.json` that hold the object once more.

@@ -4,14 +4,15 @@
 use super::artifact::Artifact;
 use super::hashes::SUMS;
 use super::{REPORTS, Release};
-use crate::card::run::{GgufFile, Loader, folder, gguf};
+use crate::card::run::{GgufFile, folder, gguf};
 use crate::card::{Heading, front_matter, link, placeholder, table};
 use crate::convert::devices;
-use crate::convert::folder::files::{has_chat, loader, tags};
+use crate::convert::folder::files::{has_chat, tags};
 use crate::convert::forecast;
 use crate::escape::markdown;
 use crate::eval::Measured;
 use crate::eval::gate::shown_cosine;
+use crate::packed::Loader;
 use crate::report::format::{bytes, count, fixed, percent, signed_percent};
 use crate::report::text::{decimals_for, with_error};
 use crate::report::{Report, summary, vectors};
@@ -75,12 +76,11 @@ fn projector(projectors: &[Artifact]) -> String {
 }
 
 fn library(release: &Release) -> &'static str {
-    let mut folders = release.plan.folders();
-    match (release.plan.files().next(), folders.all(|(_, f)| f.spec.metadata_format() == "mlx")) {
-        (Some(_), _) => "gguf",
-        (None, true) => "mlx",
-        (None, false) => "transformers",
+    if release.plan.files().next().is_some() {
+        return "gguf";
     }
+    let only_mlx = release.plan.folders().all(|(_, f)| f.spec.loader() == Loader::Mlx);
+    if only_mlx { Loader::Mlx.library() } else { Loader::Torch.library() }
 }
 
 fn tags_of(release: &Release) -> Vec<String> {
@@ -188,7 +188,7 @@ fn which(release: &Release, artifacts: &[Artifact]) -> String {
     let context = CONTEXT.min(longest);
     let kind = |a: &Artifact| match release.plan.folders().find(|(output, _)| output.index == a.index) {
         None => 0,
-        Some((_, folder)) if loader(&folder.spec) == Loader::Torch => 1,
+        Some((_, folder)) if folder.spec.loader() == Loader::Torch => 1,
         Some(_) => 2,
     };
     const READERS: [&str; 3] = ["llama.cpp, Ollama, LM Studio", "vLLM, transformers", "mlx-lm"];
@@ -250,7 +250,7 @@ fn run(release: &Release, artifacts: &[Artifact], projectors: &[Artifact]) -> St
     for (output, planned) in release.plan.folders() {
         if let Some(a) = artifacts.iter().find(|a| a.index == output.index) {
             out += &format!("### {}\n\n", markdown(&a.path));
-            out += &folder(loader(&planned.spec), &repository, Some(&a.path));
+            out += &folder(planned.spec.loader(), &repository, Some(&a.path));
         }
     }
     out

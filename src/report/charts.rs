@@ -4,15 +4,10 @@
 
 use std::fmt::Write;
 
-use super::format::{bytes, fixed, html as escape, percent, significant};
+use super::format::{add, bytes, fixed, html as escape, percent, significant};
 use super::schema::{Ablation, Candidate, Report, TensorDamage};
 use super::summary;
 use crate::eval::Statistics;
-
-/// Adds formatted text; writing to a `String` cannot fail.
-macro_rules! add {
-    ($out:expr, $($arg:tt)*) => {{ let _ = write!($out, $($arg)*); }};
-}
 
 /// A rectangle that something occupies, for placing labels: left, top, right, bottom.
 type Rect = [f64; 4];

@@ -4,6 +4,12 @@
 use crate::escape;
 use crate::eval::Estimate;
 
+/// Adds formatted text to a page; writing to a `String` cannot fail.
+macro_rules! add {
+    ($out:expr, $($arg:tt)*) => {{ let _ = write!($out, $($arg)*); }};
+}
+pub(super) use add;
+
 /// `digits` significant digits without exponent, for magnitudes from 1e-9 up.
 pub fn significant(v: f64, digits: i32) -> String {
     if v == 0.0 || !v.is_finite() {

@@ -4,18 +4,13 @@
 use std::fmt::Write;
 
 use super::format::{
-    bytes, count, duration, fixed, html as escape, parameters, percent, signed, signed_percent, significant,
+    add, bytes, count, duration, fixed, html as escape, parameters, percent, signed, signed_percent, significant,
 };
 use super::schema::{Candidate, Report, TensorDamage};
 use super::summary;
 use super::text::decimals_for;
 use super::{charts, generation, names};
 use crate::eval::{Estimate, Statistics};
-
-/// Adds formatted text; writing to a `String` cannot fail.
-macro_rules! add {
-    ($out:expr, $($arg:tt)*) => {{ let _ = write!($out, $($arg)*); }};
-}
 
 /// Renders the whole page.
 pub fn render_html(report: &Report) -> String {

@@ -1,14 +1,9 @@
 //! The table of all statistics in an HTML page.
 
-use super::format::{count, decimals_for, fixed, html as escape, percent, signed_percent};
+use super::format::{add, count, decimals_for, fixed, html as escape, percent, signed_percent};
 use super::schema::Candidate;
 use crate::eval::{Estimate, Statistics};
 use std::fmt::Write;
-
-/// Adds formatted text; writing to a `String` cannot fail.
-macro_rules! add {
-    ($out:expr, $($arg:tt)*) => {{ let _ = write!($out, $($arg)*); }};
-}
 
 /// Every figure that llama-perplexity prints, a column per candidate.
 pub fn table(out: &mut String, all: &[(&Candidate, &Statistics)]) {
@@ -37,12 +32,15 @@ pub fn table(out: &mut String, all: &[(&Candidate, &Statistics)]) {
         ("Tokens scored", &|s| count(s.tokens)),
         ("KL median", &|s| fixed(s.kld_percentiles.median, 6)),
     ];
-    for (name, value) in rows {
+    let row = |out: &mut String, name: &str, value: Show| {
         add!(out, "<tr><td>{name}</td>");
         for (_, s) in all {
             add!(out, "<td>{}</td>", value(s));
         }
         *out += "</tr>";
+    };
+    for (name, value) in rows {
+        row(out, name, value);
     }
     type Pick = fn(&crate::eval::stats::Percentiles) -> f64;
     let picks: [(&str, Pick); 13] = [
@@ -61,18 +59,10 @@ pub fn table(out: &mut String, all: &[(&Candidate, &Statistics)]) {
         ("minimum", |p| p.min),
     ];
     for (name, pick) in picks.iter().filter(|(name, _)| *name != "median") {
-        add!(out, "<tr><td>KL {name}</td>");
-        for (_, s) in all {
-            add!(out, "<td>{}</td>", fixed(pick(&s.kld_percentiles), 6));
-        }
-        *out += "</tr>";
+        row(out, &format!("KL {name}"), &|s| fixed(pick(&s.kld_percentiles), 6));
     }
     for (name, pick) in picks {
-        add!(out, "<tr><td>Δp {name}</td>");
-        for (_, s) in all {
-            add!(out, "<td>{}</td>", signed_percent(pick(&s.dp_percentiles), 3));
-        }
-        *out += "</tr>";
+        row(out, &format!("Δp {name}"), &|s| signed_percent(pick(&s.dp_percentiles), 3));
     }
     *out += "</tbody></table></div>";
 }

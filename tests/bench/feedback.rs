@@ -5,6 +5,7 @@
 
 use faer::linalg::matmul::triangular::{BlockStructure, matmul};
 use faer::{Accum, MatMut, MatRef, Par};
+use ndarray::ArrayView2;
 use quantize::eval::Runnable;
 use quantize::eval::bootstrap::Bootstrap;
 use quantize::eval::{self, Base, Candidate, Method, Windows};
@@ -41,9 +42,9 @@ struct Collect<'a> {
 }
 
 impl Observer for Collect<'_> {
-    fn input(&mut self, linear: &str, _: Option<usize>, x: &[f32]) -> std::ops::ControlFlow<()> {
+    fn input(&mut self, linear: &str, _: Option<usize>, x: ArrayView2<f32>) -> std::ops::ControlFlow<()> {
         if linear.starts_with("blk.") && source(linear) == linear {
-            self.grams.add(linear, self.cols[linear], x);
+            self.grams.add(linear, self.cols[linear], x.as_slice().unwrap());
         }
         std::ops::ControlFlow::Continue(())
     }

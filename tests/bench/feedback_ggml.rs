@@ -7,6 +7,7 @@
 //! `WINDOWS` (48) of 512 tokens spread over the calibration text, `CHUNKS` (24) of each evaluation text, `RHO` (0.3), and
 //! `GRAMS`, a file that keeps the moments from run to run.
 
+use ndarray::ArrayView2;
 use quantize::eval::Runnable;
 use quantize::eval::softmax;
 use quantize::feedback::ggml::{Hessian, Prepared, Stage, feedback_rows};
@@ -32,9 +33,9 @@ fn source(linear: &str) -> String {
 }
 
 impl Observer for Grams {
-    fn input(&mut self, linear: &str, _: Option<usize>, x: &[f32]) -> ControlFlow<()> {
+    fn input(&mut self, linear: &str, _: Option<usize>, x: ArrayView2<f32>) -> ControlFlow<()> {
         let Some(gram) = self.0.get_mut(linear) else { return ControlFlow::Continue(()) };
-        let cols = gram.len().isqrt();
+        let (x, cols) = (x.as_slice().unwrap(), gram.len().isqrt());
         let n = x.len() / cols;
         let mut transposed = vec![0f32; x.len()];
         transposed.par_chunks_mut(n).enumerate().for_each(|(i, row)| {

@@ -3,6 +3,7 @@
 
 use crate::common::{model, repo};
 use assert_cmd::Command;
+use ndarray::ArrayView2;
 use quantize::Error;
 use quantize::calibration::data::{Amount, Source, draw};
 use quantize::calibration::hessians::Hessians;
@@ -97,10 +98,10 @@ struct Plain {
 }
 
 impl Observer for Plain {
-    fn input(&mut self, linear: &str, expert: Option<usize>, x: &[f32]) -> ControlFlow<()> {
+    fn input(&mut self, linear: &str, expert: Option<usize>, x: ArrayView2<f32>) -> ControlFlow<()> {
         let cols = self.cols[linear];
         let (sums, count) = self.sums.entry((linear.into(), expert.unwrap_or(0))).or_insert((vec![0.0; cols], 0));
-        for row in x.chunks_exact(cols) {
+        for row in x.rows() {
             sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x) * f64::from(*x));
             *count += 1;
         }
@@ -638,10 +639,10 @@ struct Products {
 }
 
 impl Observer for Products {
-    fn input(&mut self, linear: &str, _: Option<usize>, x: &[f32]) -> ControlFlow<()> {
+    fn input(&mut self, linear: &str, _: Option<usize>, x: ArrayView2<f32>) -> ControlFlow<()> {
         let cols = self.cols[linear];
         let gram = self.gram.entry(linear.into()).or_insert_with(|| vec![0.0; cols * cols]);
-        for row in x.chunks_exact(cols) {
+        for row in x.rows() {
             for (i, a) in row.iter().enumerate() {
                 for (j, b) in row.iter().enumerate() {
                     gram[i * cols + j] += f64::from(*a) * f64::from(*b);

@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::path::Path;
 
+use ndarray::ArrayView2;
+
 use quantize::Result;
 use quantize::eval::bootstrap::{self, Bootstrap, Rng};
 use quantize::eval::klbase::{KlBaseReader, KlBaseWriter};
@@ -51,7 +53,7 @@ impl Logits for Bigram {
             if self.poison == Some(position) {
                 row[3] = f32::NAN;
             }
-            each(position, &row)?;
+            each(position, ArrayView2::from_shape((1, self.vocab), &row).unwrap())?;
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 //! activations in a file.
 
 use crate::common::{FAMILIES, open};
+use ndarray::ArrayView2;
 use quantize::Result;
 use quantize::calibration::layerwise::{self, Captured, Options, Stage, Visit};
 use quantize::infer::{Cache, Engine, Linear, Observer};
@@ -85,11 +86,11 @@ impl Plain {
     fn of(engine: &Engine, windows: &[Vec<u32>]) -> BTreeMap<Key, (Vec<f64>, u64)> {
         struct Sum<'a>(&'a mut BTreeMap<Key, (Vec<f64>, u64)>, &'a BTreeMap<String, usize>);
         impl Observer for Sum<'_> {
-            fn input(&mut self, linear: &str, expert: Option<usize>, x: &[f32]) -> ControlFlow<()> {
+            fn input(&mut self, linear: &str, expert: Option<usize>, x: ArrayView2<f32>) -> ControlFlow<()> {
                 let Some(&cols) = self.1.get(linear) else { return ControlFlow::Continue(()) };
                 let entry = self.0.entry((linear.to_string(), expert.unwrap_or(0)));
                 let (gram, tokens) = entry.or_insert_with(|| (vec![0.0; cols * cols], 0));
-                for row in x.chunks_exact(cols) {
+                for row in x.rows() {
                     *tokens += 1;
                     for (i, a) in row.iter().enumerate() {
                         for (j, b) in row.iter().enumerate() {
@@ -110,9 +111,9 @@ impl Plain {
         // The width of each input is what the model itself shows for one token.
         struct Widths<'a>(&'a mut BTreeMap<String, usize>);
         impl Observer for Widths<'_> {
-            fn input(&mut self, linear: &str, _: Option<usize>, x: &[f32]) -> ControlFlow<()> {
+            fn input(&mut self, linear: &str, _: Option<usize>, x: ArrayView2<f32>) -> ControlFlow<()> {
                 if let Some(width) = self.0.get_mut(linear) {
-                    *width = (*width).max(x.len());
+                    *width = x.ncols();
                 }
                 ControlFlow::Continue(())
             }

@@ -3,7 +3,6 @@
 
 use super::plan::{Departure, FolderPlan};
 use crate::Result;
-use crate::card::run::Loader;
 use crate::card::{FolderCard, Parent, placeholder};
 use crate::convert::companions::others;
 use crate::escape::markdown;
@@ -107,11 +106,6 @@ pub fn tags(spec: &Spec, has_chat: bool) -> Vec<String> {
     ["quantized".to_string(), word].into_iter().chain(chat).collect()
 }
 
-/// Who loads a folder of this format.
-pub fn loader(spec: &Spec) -> Loader {
-    if spec.metadata_format() == "mlx" { Loader::Mlx } else { Loader::Torch }
-}
-
 /// The model card of a folder called `name`.
 pub fn card(name: &str, planned: &FolderPlan, manifest: &Value, departures: &[Departure], about: &About) -> String {
     let bits = manifest["bits_per_weight"].as_f64().unwrap_or(0.0);
@@ -122,7 +116,7 @@ pub fn card(name: &str, planned: &FolderPlan, manifest: &Value, departures: &[De
         name,
         parent: &about.parent,
         format: &format,
-        loader: loader(&planned.spec),
+        loader: planned.spec.loader(),
         tags: &tags,
         pipeline: Some("text-generation").filter(|_| about.is_text),
         quantized_by: about.quantized_by.as_deref(),

@@ -15,7 +15,7 @@ use crate::disk::partial::Laying;
 use crate::error::Unfinished;
 use crate::kernel::RowSource;
 use crate::model::{Model, SourceModel};
-use crate::packed::{self, Packed, Piece, Scheme, StoredPiece};
+use crate::packed::{self, Loader, Packed, Piece, Scheme, StoredPiece};
 use crate::quant;
 use crate::source::{Checkpoint, Dtype, TensorMeta};
 use crate::writer::folder::{self, Folder};
@@ -81,7 +81,7 @@ fn rounded_to(v: f64, digits: usize) -> f64 {
 
 /// The parts of a plan, in order.
 pub fn parts(plan: &FolderPlan) -> Vec<Option<usize>> {
-    let mut layers: Vec<Option<usize>> = plan.contents.modules.iter().map(|m| m.layer).collect();
+    let mut layers: Vec<Option<usize>> = plan.modules.iter().map(|m| m.module.layer).collect();
     layers.dedup();
     layers
 }
@@ -109,7 +109,7 @@ impl<'a> Job<'a> {
         let scheme = scheme.ok_or_else(|| Error::Internal("the configuration names no format".into()))?;
         let name = recipe.outputs.first().map_or_else(String::new, |t| t.name().to_string());
         let (folder, journal, key) =
-            begin(ckpt, (&plan.entries, plan.spec.metadata_format()), recipe, target, windows, run)?;
+            begin(ckpt, (&plan.entries, plan.spec.loader().metadata_format()), recipe, target, windows, run)?;
         Ok(Self { ckpt, model, plan, folder, run, scheme, journal: Mutex::new(journal), name, key })
     }
 
@@ -176,7 +176,7 @@ impl<'a> Job<'a> {
         let name = format!("{}-{}", provenance.name, self.name);
         files::write(&self.folder, self.ckpt, self.plan, &manifest, &name, &departures, &about)?;
         let tensor_bytes = self.folder.tensor_bytes();
-        let parameters = (self.plan.spec.metadata_format() == "mlx").then(|| parameters(self.ckpt));
+        let parameters = (self.plan.spec.loader() == Loader::Mlx).then(|| parameters(self.ckpt));
         self.folder.seal(&files::config(config, self.plan), parameters)?;
         let checked = prove(self.folder.partial())?;
         if let Some(checked) = checked.as_ref().filter(|c| c.suspicion.is_some()) {
@@ -249,7 +249,7 @@ impl<'a> Job<'a> {
 
     /// Copies every tensor that stays as it is, after a look at its numbers.
     pub fn copy_kept(&self) -> Result<Value> {
-        for kept in &self.plan.contents.kept {
+        for kept in &self.plan.kept {
             let entry = self.entry(&kept.name)?;
             self.copy(kept.source, 0, self.ckpt.tensors()[kept.source].bytes(), entry)?;
         }
@@ -277,7 +277,7 @@ impl<'a> Job<'a> {
 
     /// Copies module `index` as it is.
     pub fn copy_module(&self, index: usize) -> Result<Value> {
-        let m = &self.plan.contents.modules[index];
+        let m = &self.plan.modules[index].module;
         let size = m.meta(self.ckpt).bytes() / m.meta(self.ckpt).elements().max(1) as u64;
         let (offset, len) = ((m.first_row * m.cols) as u64 * size, (m.rows * m.cols) as u64 * size);
         self.copy(m.source, offset, len, self.entry(&format!("{}.weight", m.path))?)?;
@@ -286,7 +286,7 @@ impl<'a> Job<'a> {
 
     /// Writes a packed module.
     pub fn write_module(&self, index: usize, pieces: &[Piece]) -> Result<()> {
-        let m = &self.plan.contents.modules[index];
+        let m = &self.plan.modules[index].module;
         for piece in pieces {
             self.folder.put_named(&format!("{}.{}", m.path, piece.suffix), &piece.data)?;
         }
@@ -297,7 +297,7 @@ impl<'a> Job<'a> {
 
     /// A module as a loader reads it, rows in the engine's order.
     pub fn unpack(&self, index: usize, pieces: &[Piece]) -> Result<Packed> {
-        let m = &self.plan.contents.modules[index];
+        let m = &self.plan.modules[index].module;
         let stored = |p: &Piece| StoredPiece {
             suffix: p.suffix.to_string(),
             dtype: p.dtype,
@@ -310,8 +310,8 @@ impl<'a> Job<'a> {
 
     /// A module that was written before.
     pub fn read_back(&self, index: usize) -> Result<Option<Packed>> {
-        let m = &self.plan.contents.modules[index];
-        let Some(spec) = self.plan.specs[index] else { return Ok(None) };
+        let m = &self.plan.modules[index].module;
+        let Some(spec) = self.plan.modules[index].spec else { return Ok(None) };
         let mut pieces = Vec::new();
         for slot in spec.layout(m.rows, m.cols, m.scale_type(self.ckpt)) {
             let data = self.folder.get(self.entry(&format!("{}.{}", m.path, slot.suffix))?)?;
@@ -323,8 +323,8 @@ impl<'a> Job<'a> {
     /// The manifest's row of a module: its format, its bits per weight, and the squared error relative to the weights
     /// (rows in the source's order).
     pub fn record(&self, index: usize, weights: &[f32], packed: &Packed) -> Value {
-        let m = &self.plan.contents.modules[index];
-        let spec = self.plan.specs[index];
+        let m = &self.plan.modules[index].module;
+        let spec = self.plan.modules[index].spec;
         let bytes = spec.map_or(0, |s| s.sizes(m.rows, m.cols, m.scale_type(self.ckpt)));
         let (mut error, mut total) = (0.0f64, 0.0f64);
         let mut row = vec![0.0; m.cols];
@@ -441,6 +441,6 @@ fn parameters(ckpt: &Checkpoint) -> u64 {
 
 /// What a module is to the rounding to nearest of its format.
 pub fn formats_module<'a>(job: &Job, index: usize, weights: &'a [f32]) -> packed::Module<'a> {
-    let m = &job.plan.contents.modules[index];
+    let m = &job.plan.modules[index].module;
     packed::Module::new(weights, m.rows, m.cols, m.scale_type(job.ckpt))
 }

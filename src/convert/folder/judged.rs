@@ -119,11 +119,11 @@ impl Layers for FolderLayers<'_, '_> {
     fn load(&self, engine: &mut Engine, layer: usize) -> Result<()> {
         let job = self.job;
         engine.load_layer(job.ckpt, job.model, layer)?;
-        let all: Vec<usize> = job.plan.contents.layer(Some(layer)).map(|(i, _)| i).collect();
+        let all: Vec<usize> = job.plan.layer(Some(layer)).map(|(i, _)| i).collect();
         let one = |index: usize| -> Result<Option<(usize, Packed)>> {
-            let packed = match (job.plan.specs[index], self.nearest) {
+            let packed = match (job.plan.modules[index].spec, self.nearest) {
                 (Some(spec), true) => {
-                    let weights = job.plan.contents.modules[index].read(job.ckpt)?;
+                    let weights = job.plan.modules[index].module.read(job.ckpt)?;
                     Some(job.unpack(index, &spec.quantize_nearest(&formats_module(job, index, &weights))?)?)
                 }
                 _ => job.read_back(index)?,
@@ -133,7 +133,7 @@ impl Layers for FolderLayers<'_, '_> {
         let packed: Vec<(usize, Packed)> =
             all.into_par_iter().filter_map(|index| one(index).transpose()).collect::<Result<_>>()?;
         let linears = engine.layer_linears_mut(layer).collect();
-        replace(&job.plan.contents.modules, linears, packed);
+        replace(&job.plan.modules, linears, packed);
         Ok(())
     }
 }

@@ -5,6 +5,7 @@
 
 use super::job::{Job, formats_module, part, parts};
 use super::nearest::{fused_max, in_file, round_part};
+use super::plan::ModulePlan;
 use super::scaled::{self, Factors, Known, Scaling};
 use crate::awq::{Grid, clip};
 use crate::calibration::layerwise::{self, Captured, Stage, Visit};
@@ -115,7 +116,7 @@ fn feedback(options: &Options, inputs: &Moments, spec: &Spec) -> Feedback {
 impl Visitor<'_> {
     /// Chooses the codes of a module by the factor of its inputs.
     fn round(&mut self, index: usize, spec: &Spec, weights: &[f32], feedback: &Feedback) -> Result<(Codes, f64)> {
-        let m = &self.job.plan.contents.modules[index];
+        let m = &self.job.plan.modules[index].module;
         let grid = spec.integer_grid(m.cols, m.scale_type(self.job.ckpt));
         let grid = grid.ok_or_else(|| Error::Internal(format!("integers for {spec}")))?;
         let mut search = self.options.search;
@@ -132,7 +133,7 @@ impl Visitor<'_> {
         inputs: &Moments,
         feedback: &Feedback,
     ) -> Result<(Vec<Piece>, f64)> {
-        let m = &self.job.plan.contents.modules[index];
+        let m = &self.job.plan.modules[index].module;
         let module = self.described(index, spec, weights, inputs)?;
         // The global scales are those of rounding to nearest.
         let mut codes = Fp4Codes::nearest(spec, &module).map_err(|e| in_file(e, self.job, m))?;
@@ -187,8 +188,8 @@ impl Visitor<'_> {
     /// Rounds, packs and writes a module, or holds it until the layer is finished. What it is, its rows not scaled yet;
     /// `None` where it stays as it was.
     fn module(&mut self, index: usize, inputs: &Moments, feedback: Option<&Feedback>) -> Result<Option<Packed>> {
-        let m = &self.job.plan.contents.modules[index];
-        let Some(spec) = self.job.plan.specs[index] else {
+        let m = &self.job.plan.modules[index].module;
+        let Some(spec) = self.job.plan.modules[index].spec else {
             let record = self.job.copy_module(index)?;
             self.records.push((index, record));
             return Ok(None);
@@ -238,7 +239,7 @@ impl Visitor<'_> {
         let mut record = self.job.record(index, weights, &packed);
         record["loss"] = json!(loss);
         record["tokens"] = json!(tokens);
-        if let Some(gain) = self.factors.gain(&self.job.plan.contents.modules[index]) {
+        if let Some(gain) = self.factors.gain(&self.job.plan.modules[index].module) {
             record["loss_with_scaled_channels"] = json!(gain);
         }
         self.records.push((index, record));
@@ -248,8 +249,8 @@ impl Visitor<'_> {
     /// Writes the modules that were held, with what has been taken out of their rows since.
     fn release(&mut self) -> Result<()> {
         for (index, mut rounded) in std::mem::take(&mut self.held) {
-            let m = &self.job.plan.contents.modules[index];
-            let Some(spec) = self.job.plan.specs[index] else { continue };
+            let m = &self.job.plan.modules[index].module;
+            let Some(spec) = self.job.plan.modules[index].spec else { continue };
             let mut weights = m.read(self.job.ckpt)?;
             self.factors.apply(m, &mut weights);
             self.factors.apply_rows(m, &mut rounded.codes);
@@ -284,9 +285,9 @@ impl Visitor<'_> {
 
     /// Puts packed modules in the place of the engine's weights, without what scaling did to them.
     fn replace(&self, linears: Vec<&mut Linear>, packed: Vec<(usize, Packed)>, finished: bool) {
-        let modules = &self.job.plan.contents.modules;
+        let modules = &self.job.plan.modules;
         let scaled = packed.into_iter().map(|(index, packed)| {
-            let (rows, columns) = self.inverse(&modules[index], finished);
+            let (rows, columns) = self.inverse(&modules[index].module, finished);
             (index, Scaled { packed, rows, columns })
         });
         place(modules, linears, scaled);
@@ -294,7 +295,7 @@ impl Visitor<'_> {
 
     /// The modules whose weights are among `names`, of one expert or (`None`) outside of experts.
     fn reading(&self, layer: usize, names: &[String], expert: Option<usize>) -> Vec<usize> {
-        let all = self.job.plan.contents.layer(Some(layer));
+        let all = self.job.plan.layer(Some(layer));
         all.filter(|(_, m)| m.expert == expert && names.contains(&m.gguf)).map(|(i, _)| i).collect()
     }
 }
@@ -303,7 +304,7 @@ impl Visit for Visitor<'_> {
     fn stage(&mut self, layer: usize, stage: Stage, captured: &[&Captured], linears: Vec<&mut Linear>) -> Result<()> {
         let record = self.job.finished(&part(Some(layer)))?;
         let finished = record.is_some();
-        let modules = &self.job.plan.contents.modules;
+        let modules = &self.job.plan.modules;
         let mut done = Vec::new();
         match (self.options.scaling, record) {
             (Some(scaling), None) => self.scale(scaling, layer, stage, captured)?,
@@ -311,7 +312,9 @@ impl Visit for Visitor<'_> {
             (None, _) => {}
         }
         for inputs in captured {
-            let of_experts = modules.iter().any(|m| m.expert.is_some() && inputs.linears.contains(&m.gguf));
+            let of_experts = modules
+                .iter()
+                .any(|ModulePlan { module: m, .. }| m.expert.is_some() && inputs.linears.contains(&m.gguf));
             for (i, moments) in inputs.moments.iter().enumerate() {
                 self.job.run.check()?;
                 let members = self.reading(layer, &inputs.linears, of_experts.then_some(i));
@@ -323,7 +326,7 @@ impl Visit for Visitor<'_> {
                     continue;
                 }
                 // Modules with one input have the same factors.
-                let first = members.first().map(|i| &modules[*i]);
+                let first = members.first().map(|i| &modules[*i].module);
                 let moments = match first.and_then(|m| self.factors.columns(m)) {
                     Some(columns) => Cow::Owned(scaled::divided(moments, columns)),
                     None => Cow::Borrowed(moments),
@@ -331,7 +334,7 @@ impl Visit for Visitor<'_> {
                 // Columns go in another order where groups are others.
                 let mut known: Vec<((bool, usize), Feedback)> = Vec::new();
                 for index in members {
-                    let spec = self.job.plan.specs[index];
+                    let spec = self.job.plan.modules[index].spec;
                     let takes = spec.filter(|spec| self.options.feedback && spec.takes_feedback());
                     let order = takes.map(|spec| (spec.desc_act, spec.group_of(moments.cols)));
                     if let (Some(spec), Some(order)) = (takes, order)
@@ -389,22 +392,22 @@ impl Scaled {
 }
 
 /// Puts packed modules in the place of the engine's weights.
-pub fn replace(modules: &[Module], linears: Vec<&mut Linear>, packed: Vec<(usize, Packed)>) {
+pub fn replace(modules: &[ModulePlan], linears: Vec<&mut Linear>, packed: Vec<(usize, Packed)>) {
     let plain = |(index, packed)| (index, Scaled { packed, rows: Vec::new(), columns: Vec::new() });
     place(modules, linears, packed.into_iter().map(plain));
 }
 
 /// The same with their factors; those of one stacked tensor together.
-fn place(modules: &[Module], linears: Vec<&mut Linear>, packed: impl Iterator<Item = (usize, Scaled)>) {
+fn place(modules: &[ModulePlan], linears: Vec<&mut Linear>, packed: impl Iterator<Item = (usize, Scaled)>) {
     let mut by_name: HashMap<&str, Vec<(usize, Scaled)>> = HashMap::new();
     for (index, scaled) in packed {
-        by_name.entry(&modules[index].gguf).or_default().push((index, scaled));
+        by_name.entry(&modules[index].module.gguf).or_default().push((index, scaled));
     }
     for linear in linears {
         let Some(mut parts) = by_name.remove(linear.name.as_str()) else { continue };
-        parts.sort_by_key(|(index, _)| modules[*index].expert);
+        parts.sort_by_key(|(index, _)| modules[*index].module.expert);
         let reordered = |(index, part): (usize, Scaled)| Scaled {
-            packed: part.packed.reorder(|row| modules[index].engine_row(row)),
+            packed: part.packed.reorder(|row| modules[index].module.engine_row(row)),
             ..part
         };
         let parts: Vec<Scaled> = parts.into_iter().map(reordered).collect();

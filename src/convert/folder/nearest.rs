@@ -1,6 +1,7 @@
 //! Rounding to nearest: every module alone, as the format's own tool does it. The model is not run.
 
 use super::job::{Job, formats_module, part, parts};
+use super::plan::ModulePlan;
 use crate::model::graph::shares_scale;
 use crate::model::modules::Module;
 use crate::packed::Spec;
@@ -28,9 +29,9 @@ pub fn round_part(job: &Job, layer: Option<usize>) -> Result<()> {
 
 /// Rounds the modules of one part; what is to be noted about it.
 pub fn rounded_part(job: &Job, layer: Option<usize>) -> Result<Value> {
-    let modules: Vec<usize> = job.plan.contents.layer(layer).map(|(i, _)| i).collect();
+    let modules: Vec<usize> = job.plan.layer(layer).map(|(i, _)| i).collect();
     let mut records = Vec::new();
-    for batch in batches(&job.plan.contents.modules, &modules) {
+    for batch in batches(&job.plan.modules, &modules) {
         job.run.check()?;
         let done: Result<Vec<Value>> = batch.par_iter().map(|i| round(job, *i)).collect();
         records.extend(done?);
@@ -38,10 +39,10 @@ pub fn rounded_part(job: &Job, layer: Option<usize>) -> Result<Value> {
     Ok(json!({ "modules": records }))
 }
 
-fn batches(all: &[Module], chosen: &[usize]) -> Vec<Vec<usize>> {
+fn batches(all: &[ModulePlan], chosen: &[usize]) -> Vec<Vec<usize>> {
     let (mut batches, mut weights) = (vec![Vec::new()], 0);
     for &i in chosen {
-        let size = all[i].rows * all[i].cols;
+        let size = all[i].module.rows * all[i].module.cols;
         if weights > 0 && weights + size > TOGETHER {
             batches.push(Vec::new());
             weights = 0;
@@ -55,11 +56,11 @@ fn batches(all: &[Module], chosen: &[usize]) -> Vec<Vec<usize>> {
 }
 
 fn round(job: &Job, index: usize) -> Result<Value> {
-    let module = &job.plan.contents.modules[index];
-    let Some(spec) = job.plan.specs[index] else { return job.copy_module(index) };
+    let ModulePlan { module, spec } = &job.plan.modules[index];
+    let Some(spec) = spec else { return job.copy_module(index) };
     let weights = module.read(job.ckpt)?;
     let mut what = formats_module(job, index, &weights);
-    what.fused_max = fused_max(job, &spec, index, &weights)?;
+    what.fused_max = fused_max(job, spec, index, &weights)?;
     let pieces = spec.quantize_nearest(&what).map_err(|e| in_file(e, job, module))?;
     job.write_module(index, &pieces)?;
     Ok(job.record(index, &weights, &job.unpack(index, &pieces)?))
@@ -83,11 +84,11 @@ pub fn fused_max(job: &Job, spec: &Spec, index: usize, weights: &[f32]) -> Resul
     if !spec.shares_global_scale() {
         return Ok(None);
     }
-    let modules = &job.plan.contents.modules;
-    let Some(set) = sharing_set(&modules[index]) else { return Ok(None) };
+    let modules = &job.plan.modules;
+    let Some(set) = sharing_set(&modules[index].module) else { return Ok(None) };
     let largest = |w: &[f32]| w.iter().fold(0f32, |max, w| max.max(w.abs()));
     let mut max = largest(weights);
-    for (i, other) in modules.iter().enumerate() {
+    for (i, other) in modules.iter().map(|m| &m.module).enumerate() {
         if i != index && sharing_set(other) == Some(set) {
             max = max.max(largest(&other.read(job.ckpt)?));
         }

@@ -23,8 +23,8 @@ pub fn units(plan: &Plan, output: &OutputPlan) -> Vec<(String, u64)> {
         Decided::Plain(plain) => plain_job::parts(plain).into_iter().map(|(name, _, bytes)| (name, bytes)).collect(),
         Decided::Folder(folder) => {
             let ckpt = &plan.source.ckpt;
-            let kept = folder.contents.kept.iter().map(|kept| ckpt.tensors()[kept.source].bytes()).sum();
-            let of = |layer| folder.contents.layer(layer).map(|(_, m)| 2 * (m.rows * m.cols) as u64).sum();
+            let kept = folder.kept.iter().map(|kept| ckpt.tensors()[kept.source].bytes()).sum();
+            let of = |layer| folder.layer(layer).map(|(_, m)| 2 * (m.rows * m.cols) as u64).sum();
             let layers = parts(folder).into_iter().map(|layer| (super::job::part(layer), of(layer)));
             std::iter::once(("kept".to_string(), kept)).chain(layers).collect()
         }
@@ -39,7 +39,7 @@ pub fn identity(plan: &Plan, output: &OutputPlan, run: Run) -> Result<Value> {
     let (entries, format) = match &output.what {
         Decided::File(_) => return Err(Error::Internal("a file is no folder".into())),
         Decided::Plain(plain) => (&plain.entries, "pt"),
-        Decided::Folder(folder) => (&folder.entries, folder.spec.metadata_format()),
+        Decided::Folder(folder) => (&folder.entries, folder.spec.loader().metadata_format()),
     };
     super::job::key(&plan.source.ckpt, (entries, format), &plan.recipe.of_output(output.index), None, run)
 }

@@ -6,7 +6,7 @@ use crate::convert::ledger::LedgerRow;
 use crate::convert::recipe::TypeRule;
 use crate::error::Hint;
 use crate::model::graph::{Shard, shards, stored_alike};
-use crate::model::modules::{Contents, Module};
+use crate::model::modules::{Contents, Kept, Module};
 use crate::model::{Model, Role, SourceModel};
 use crate::packed::{Exception, Reach, Scope, Spec};
 use crate::source::Checkpoint;
@@ -55,14 +55,23 @@ impl std::fmt::Display for Departure {
     }
 }
 
+/// A linear layer, decided.
+#[derive(Clone, Debug)]
+pub struct ModulePlan {
+    pub module: Module,
+    /// How it is stored; `None`: as it is.
+    pub spec: Option<Spec>,
+}
+
 /// A folder, decided.
 #[derive(Clone, Debug)]
 pub struct FolderPlan {
     /// The format of most modules; its group is settled.
     pub spec: Spec,
-    pub contents: Contents,
-    /// For each module of `contents`: how it is stored; `None`: as it is.
-    pub specs: Vec<Option<Spec>>,
+    /// In the order of [`Contents::modules`].
+    pub modules: Vec<ModulePlan>,
+    /// Tensors that stay as they are, in the order of the source.
+    pub kept: Vec<Kept>,
     pub departures: Vec<Departure>,
     /// Every tensor of the folder, in the order of the source.
     pub entries: Vec<Entry>,
@@ -92,9 +101,11 @@ impl FolderPlan {
             }
         }
         let spec = settle_group(request, &contents.modules, &mut departures)?;
-        let mut specs: Vec<Option<Spec>> = vec![Some(spec); contents.modules.len()];
-        let ruled = rules::apply(&spec, &contents, rules, &mut specs)?;
-        for ((module, chosen), _) in contents.modules.iter().zip(&mut specs).zip(&ruled).filter(|(_, ruled)| !**ruled) {
+        let Contents { modules, kept } = contents;
+        let mut modules: Vec<ModulePlan> =
+            modules.into_iter().map(|module| ModulePlan { module, spec: Some(spec) }).collect();
+        let ruled = rules::apply(&spec, &mut modules, &kept, rules)?;
+        for (ModulePlan { module, spec: chosen }, _) in modules.iter_mut().zip(ruled).filter(|(_, ruled)| !ruled) {
             let Some(reason) = refusal(&spec, module, request.devices) else { continue };
             let instead = spec.fallback();
             departures.push(Departure {
@@ -106,16 +117,21 @@ impl FolderPlan {
             });
             *chosen = instead;
         }
-        agree(&contents.modules, &mut specs, &mut departures);
-        if specs.iter().all(Option::is_none) {
+        agree(&mut modules, &mut departures);
+        if modules.iter().all(|m| m.spec.is_none()) {
             let reason = departures.iter().rev().find(|d| d.module.is_some()).map_or("", |d| d.reason.as_str());
             return Err(Error::unsupported(format!(
                 "{spec}: no linear layer of this model can be stored so: {reason}"
             )));
         }
-        let entries = entries(ckpt, &contents, &specs);
-        let config = config(ckpt, model, &spec, &contents, &specs);
-        Ok(FolderPlan { spec, contents, specs, departures, entries, config })
+        let entries = entries(ckpt, &modules, &kept);
+        let config = config(ckpt, model, &spec, &modules, &kept);
+        Ok(FolderPlan { spec, modules, kept, departures, entries, config })
+    }
+
+    /// The modules of a layer, with their places; `None` for embedding and output.
+    pub fn layer(&self, layer: Option<usize>) -> impl Iterator<Item = (usize, &Module)> {
+        self.modules.iter().map(|m| &m.module).enumerate().filter(move |(_, m)| m.layer == layer)
     }
 
     /// Bytes of all tensors.
@@ -126,7 +142,7 @@ impl FolderPlan {
     /// Weights that are quantized, and bits that each takes with its share of scales.
     pub fn quantized(&self, ckpt: &Checkpoint) -> (u64, f64) {
         let (mut weights, mut bytes) = (0, 0);
-        for (m, spec) in self.contents.modules.iter().zip(&self.specs) {
+        for ModulePlan { module: m, spec } in &self.modules {
             if let Some(spec) = spec {
                 weights += (m.rows * m.cols) as u64;
                 bytes += spec.sizes(m.rows, m.cols, m.scale_type(ckpt));
@@ -209,34 +225,35 @@ fn refusal(spec: &Spec, module: &Module, tp: usize) -> Option<String> {
 }
 
 /// Fused modules must be stored alike: one that cannot be quantized keeps the others from it.
-fn agree(modules: &[Module], specs: &mut [Option<Spec>], departures: &mut Vec<Departure>) {
+fn agree(modules: &mut [ModulePlan], departures: &mut Vec<Departure>) {
+    let shown = |spec: Option<Spec>| spec.map_or(KEPT.into(), |s| s.to_string());
     for i in 0..modules.len() {
-        let set = |m: &Module| Some((m.layer, stored_alike(m.role)?));
+        let set = |m: &ModulePlan| Some((m.module.layer, stored_alike(m.module.role)?));
         let Some(own) = set(&modules[i]) else { continue };
-        let lesser = (0..modules.len()).find(|j| set(&modules[*j]) == Some(own) && specs[*j] != specs[i]);
-        let Some(j) = lesser else { continue };
+        let lesser = modules.iter().find(|m| set(m) == Some(own) && m.spec != modules[i].spec);
+        let Some(lesser) = lesser else { continue };
         // The one that departed already decides.
-        let departed = |k: usize| departures.iter().any(|d| d.module.as_deref() == Some(modules[k].path.as_str()));
-        if departed(j) && !departed(i) {
+        let departed = |m: &ModulePlan| departures.iter().any(|d| d.module.as_deref() == Some(m.module.path.as_str()));
+        if departed(lesser) && !departed(&modules[i]) {
             departures.push(Departure {
                 kind: "fallback",
-                module: Some(modules[i].path.clone()),
-                asked: specs[i].map_or(KEPT.into(), |s| s.to_string()),
-                done: specs[j].map_or(KEPT.into(), |s| s.to_string()),
-                reason: format!("engines fuse it with {}", modules[j].path),
+                module: Some(modules[i].module.path.clone()),
+                asked: shown(modules[i].spec),
+                done: shown(lesser.spec),
+                reason: format!("engines fuse it with {}", lesser.module.path),
             });
-            specs[i] = specs[j];
+            modules[i].spec = lesser.spec;
         }
     }
 }
 
-fn entries(ckpt: &Checkpoint, contents: &Contents, specs: &[Option<Spec>]) -> Vec<Entry> {
+fn entries(ckpt: &Checkpoint, modules: &[ModulePlan], all_kept: &[Kept]) -> Vec<Entry> {
     let mut placed: Vec<((usize, usize), Entry)> = Vec::new();
-    for kept in &contents.kept {
+    for kept in all_kept {
         let t = &ckpt.tensors()[kept.source];
         placed.push(((kept.source, 0), Entry { name: kept.name.clone(), dtype: t.dtype, shape: t.shape.clone() }));
     }
-    for (m, spec) in contents.modules.iter().zip(specs) {
+    for ModulePlan { module: m, spec } in modules {
         let at = (m.source, m.first_row);
         match spec {
             Some(spec) => {
@@ -256,10 +273,10 @@ fn entries(ckpt: &Checkpoint, contents: &Contents, specs: &[Option<Spec>]) -> Ve
 }
 
 /// `quantization_config`, with the names of everything that a loader would otherwise take for quantized.
-fn config(ckpt: &Checkpoint, model: &Model, spec: &Spec, contents: &Contents, specs: &[Option<Spec>]) -> Value {
+fn config(ckpt: &Checkpoint, model: &Model, spec: &Spec, modules: &[ModulePlan], all_kept: &[Kept]) -> Value {
     let role_of = |source: usize| model.tensors.iter().find(|t| t.parts.contains(&source)).map(|t| t.role);
     let mut kept = Vec::new();
-    for k in &contents.kept {
+    for k in all_kept {
         let matrix = ckpt.tensors()[k.source].shape.len() == 2;
         // A matrix without a role belongs to an image encoder.
         let linear = matrix && role_of(k.source).is_none_or(|role| role.is_router() || role == Role::Unknown);
@@ -268,7 +285,7 @@ fn config(ckpt: &Checkpoint, model: &Model, spec: &Spec, contents: &Contents, sp
         }
     }
     let mut exceptions = Vec::new();
-    for (m, chosen) in contents.modules.iter().zip(specs) {
+    for ModulePlan { module: m, spec: chosen } in modules {
         match chosen {
             None => kept.push(m.path.clone()),
             Some(other) if other != spec => exceptions.push(Exception { module: m.path.clone(), spec: *other }),

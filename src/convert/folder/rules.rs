@@ -1,9 +1,10 @@
 //! Rules for single modules of a folder: another scheme of the same tool, another width, or none. The first rule that
 //! matches decides; modules that engines fuse must come out alike.
 
+use super::plan::ModulePlan;
 use crate::convert::recipe::{FolderType, TypeRule};
 use crate::model::graph::stored_alike;
-use crate::model::modules::{Contents, Module};
+use crate::model::modules::{Kept, Module};
 use crate::packed::Spec;
 use crate::{Error, Result};
 use regex::{Regex, RegexBuilder};
@@ -33,26 +34,26 @@ pub fn all_matched<'a>(rules: impl IntoIterator<Item = (&'a TypeRule, bool)>, wh
     }
 }
 
-/// Gives modules what the rules say. `specs`: what they have without. Whether a rule decided, by module.
+/// Gives modules what the rules say. Whether a rule decided, by module.
 ///
 /// # Errors
 /// `Request` for a rule that matches nothing, or what no folder of this format can hold; `Unsupported` where a module
 /// cannot have what its rule says, or engines fuse it with one that has something else.
-pub fn apply(spec: &Spec, contents: &Contents, rules: &[TypeRule], specs: &mut [Option<Spec>]) -> Result<Vec<bool>> {
-    let mut ruled: Vec<Option<usize>> = vec![None; contents.modules.len()];
+pub fn apply(spec: &Spec, modules: &mut [ModulePlan], all_kept: &[Kept], rules: &[TypeRule]) -> Result<Vec<bool>> {
+    let mut ruled: Vec<Option<usize>> = vec![None; modules.len()];
     let rules: Vec<(&TypeRule, FolderType)> = rules.iter().filter_map(|rule| Some((rule, rule.ty.folder?))).collect();
     let patterns = rules.iter().map(|(rule, _)| pattern(rule)).collect::<Result<Vec<_>>>()?;
     let mut matched = vec![false; rules.len()];
-    for (i, module) in contents.modules.iter().enumerate() {
+    for (ModulePlan { module, spec: own }, ruled) in modules.iter_mut().zip(&mut ruled) {
         let name = format!("{}.weight", module.path);
         let finds = |p: &Regex| p.is_match(&name) || p.is_match(&module.gguf);
         patterns.iter().zip(&mut matched).filter(|(p, _)| finds(p)).for_each(|(_, m)| *m = true);
         let Some(decides) = patterns.iter().position(finds) else { continue };
         let (rule, ty) = rules[decides];
-        specs[i] = chosen(spec, rule, ty, module)?;
-        ruled[i] = Some(decides);
+        *own = chosen(spec, rule, ty, module)?;
+        *ruled = Some(decides);
     }
-    for kept in &contents.kept {
+    for kept in all_kept {
         for ((pattern, matched), (rule, ty)) in patterns.iter().zip(&mut matched).zip(&rules) {
             if *matched || !pattern.is_match(&kept.name) {
                 continue;
@@ -66,9 +67,8 @@ pub fn apply(spec: &Spec, contents: &Contents, rules: &[TypeRule], specs: &mut [
         }
     }
     all_matched(rules.iter().map(|(rule, _)| *rule).zip(matched), "module of this model")?;
-    // MLX fuses nothing.
-    if spec.metadata_format() != "mlx" {
-        agree(contents, specs, &ruled, &rules)?;
+    if spec.loader().fuses() {
+        agree(modules, &ruled, &rules)?;
     }
     Ok(ruled.iter().map(Option::is_some).collect())
 }
@@ -104,29 +104,25 @@ fn chosen(spec: &Spec, rule: &TypeRule, ty: FolderType, module: &Module) -> Resu
 }
 
 /// Engines put some modules into one matrix, or run them by one kernel.
-fn agree(
-    contents: &Contents,
-    specs: &[Option<Spec>],
-    ruled: &[Option<usize>],
-    rules: &[(&TypeRule, FolderType)],
-) -> Result<()> {
+fn agree(modules: &[ModulePlan], ruled: &[Option<usize>], rules: &[(&TypeRule, FolderType)]) -> Result<()> {
     let set = |m: &Module| Some((m.layer, stored_alike(m.role)?));
     let name = |spec: &Option<Spec>| spec.map_or(KEPT.to_string(), |s| s.to_string());
     let mut first: std::collections::HashMap<_, usize> = std::collections::HashMap::new();
-    for (i, module) in contents.modules.iter().enumerate() {
-        let Some(set) = set(module) else { continue };
+    for (i, own) in modules.iter().enumerate() {
+        let Some(set) = set(&own.module) else { continue };
         let j = *first.entry(set).or_insert(i);
-        if specs[i] == specs[j] || (ruled[i].is_none() && ruled[j].is_none()) {
+        let other = &modules[j];
+        if own.spec == other.spec || (ruled[i].is_none() && ruled[j].is_none()) {
             continue;
         }
         let rule = ruled[i].or(ruled[j]).map(|r| rules[r].0);
         let by = rule.map_or_else(String::new, |rule| format!(" by the rule '{}={}'", rule.pattern, rule.ty));
-        let other = &contents.modules[j].path;
         let what = format!(
-            "engines fuse {} with {other}, but{by} one is {} and the other {}",
-            module.path,
-            name(&specs[i]),
-            name(&specs[j])
+            "engines fuse {} with {}, but{by} one is {} and the other {}",
+            own.module.path,
+            other.module.path,
+            name(&own.spec),
+            name(&other.spec)
         );
         return Err(Error::unsupported(what).hint("let one rule match all of them"));
     }

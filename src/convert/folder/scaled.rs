@@ -116,10 +116,10 @@ impl Factors {
         known: &Known,
     ) -> Result<std::result::Result<Vec<f32>, String>> {
         let modules: Vec<(usize, &Module)> = readers(job, group).collect();
-        let Some(spec) = modules.first().and_then(|(i, _)| job.plan.specs[*i]) else {
+        let Some(spec) = modules.first().and_then(|(i, _)| job.plan.modules[*i].spec) else {
             return Ok(Err("it is left unchanged".into()));
         };
-        if let Some((_, kept)) = modules.iter().find(|(i, _)| job.plan.specs[*i] != Some(spec)) {
+        if let Some((_, kept)) = modules.iter().find(|(i, _)| job.plan.modules[*i].spec != Some(spec)) {
             return Ok(Err(format!("{} reads the same channels and is stored otherwise", kept.path)));
         }
         let settle = match Settle::new(job, group, known.held)? {
@@ -224,7 +224,7 @@ impl Factors {
                 factors.apply(0..values.len() / cols.max(1), cols, t.rows_per_matrix(), &mut values);
             }
             let bytes = minifloat::to_bytes(ty, &values);
-            let kept = job.plan.contents.kept.iter().find(|k| k.source == t.parts[0]);
+            let kept = job.plan.kept.iter().find(|k| k.source == t.parts[0]);
             let kept = kept.ok_or_else(|| Error::Internal(format!("{} is not in the folder", t.name)))?;
             job.folder.put_named(&kept.name, &bytes)?;
         }
@@ -239,7 +239,7 @@ pub fn is_producer(job: &Job, module: &Module) -> bool {
 
 /// The modules that read a group's channels.
 fn readers<'a>(job: &'a Job, group: &'a Group) -> impl Iterator<Item = (usize, &'a Module)> {
-    let all = job.plan.contents.layer(Some(group.layer));
+    let all = job.plan.layer(Some(group.layer));
     all.filter(|(_, m)| group.into.contains(&m.role) && (group.expert.is_none() || m.expert == group.expert))
 }
 
@@ -296,7 +296,7 @@ impl Settle {
             let Some((weights, ty)) = stored(job, t)? else { return Err(missing()) };
             return Ok(Ok(Settle::Norm { weights, add: t.values.added(), ty }));
         }
-        let mut all = job.plan.contents.layer(Some(group.layer));
+        let mut all = job.plan.layer(Some(group.layer));
         let producer = all.find(|(_, m)| m.role == group.from && m.expert == group.expert);
         let Some((module, codes)) = producer.and_then(|(i, m)| Some((m, held.get(&i)?))) else {
             return Ok(Err("the layer before it is left unchanged".into()));

@@ -4,6 +4,7 @@ use super::{Kind, Question, Task};
 use crate::eval::Logits;
 use crate::eval::softmax;
 use crate::eval::text::Encoder;
+use crate::kernel::view::flat;
 use crate::{Error, Result};
 use std::ops::Range;
 
@@ -170,6 +171,7 @@ fn score(model: &mut dyn Logits, questions: &[&Asked]) -> Result<Vec<f64>> {
     for (i, sequence) in batch.iter().enumerate() {
         let mut sum = 0.0;
         model.logits(i, sequence.scored.start - 1..sequence.seen(), &mut |position, rows| {
+            let rows = flat(rows);
             for (row, token) in rows.chunks_exact(vocab).zip(&sequence.tokens[position + 1..]) {
                 let of =
                     softmax::row(row).map_err(|_| Error::bad_input("the model gives logits that are not finite"))?;
@@ -188,6 +190,7 @@ fn score(model: &mut dyn Logits, questions: &[&Asked]) -> Result<Vec<f64>> {
 mod tests {
     use super::*;
     use crate::eval::EachRows;
+    use crate::kernel::view::matrix;
     use crate::model::tokenizer::Message;
 
     /// Bytes as tokens; the logit of a byte is its distance from the one before, negative.
@@ -228,7 +231,7 @@ mod tests {
             for position in wanted {
                 let before = self.chunks[chunk][position];
                 let row: Vec<f32> = (0..128).map(|token| logit(before, token)).collect();
-                each(position, &row)?;
+                each(position, matrix(&row, 128))?;
             }
             Ok(())
         }

@@ -14,8 +14,8 @@ use super::integer::on_grid;
 use super::names::group_word;
 use super::read::{CACHE_SCALES, Suffixes, Tool, text};
 use super::{
-    Activations, Bits, ChannelScaling, DefaultRounding, F32, FORMATS, Feedback, Format, GroupRule, I8, Name, Reach,
-    Scales, Scope, Slot, Spec, Symmetry, broken_group, not_multiple, slot,
+    Activations, Bits, ChannelScaling, DefaultRounding, F32, FORMATS, Feedback, Format, GroupRule, I8, Loader, Name,
+    Reach, Scales, Scope, Slot, Spec, Symmetry, broken_group, not_multiple, slot,
 };
 use crate::dtype::{Dtype, GgmlType};
 use floats::Fp4Kind;
@@ -37,6 +37,7 @@ const F8_E4M3: Dtype = Dtype::F8_E4M3;
 /// `pack-quantized`: integers in words, activations as they are.
 pub static PACK_QUANTIZED: Format = Format {
     id: "pack-quantized",
+    purpose: "GPTQ's numbers as compressed-tensors hold them",
     tool: &TOOL,
     names: &[Name { words: "w4a16", bits: 4, group: Some(128) }, Name { words: "w8a16", bits: 8, group: None }],
     shown: |spec| format!("w{}a16-{}{}", spec.bits, group_word(spec), if spec.symmetric { "" } else { "-asym" }),
@@ -72,6 +73,7 @@ pub static PACK_QUANTIZED: Format = Format {
 /// `float-quantized`: E4M3 with a scale per row; activations per token.
 pub static FP8: Format = Format {
     id: "fp8",
+    purpose: "no calibration, fast on Hopper and Ada",
     tool: &TOOL,
     names: &[Name { words: "fp8", bits: 8, group: None }, Name { words: "fp8-dynamic", bits: 8, group: None }],
     shown: |_| "fp8".into(),
@@ -102,6 +104,7 @@ pub static FP8: Format = Format {
 /// E4M3 with a scale per 128 x 128; activations per token and 128 channels.
 pub static FP8_IN_BLOCKS: Format = Format {
     id: "fp8-block",
+    purpose: "blocks of 128 x 128, as DeepSeek has them",
     tool: &TOOL,
     names: &[Name { words: "fp8-block", bits: 8, group: None }],
     shown: |_| "fp8-block".into(),
@@ -141,6 +144,7 @@ pub static FP8_IN_BLOCKS: Format = Format {
 /// E4M3 with one scale per tensor, for weights and for activations.
 pub static FP8_STATIC: Format = Format {
     id: "fp8-static",
+    purpose: "activations with fixed scales; needs calibration",
     tool: &TOOL,
     names: &[Name { words: "fp8-static", bits: 8, group: None }],
     shown: |_| "fp8-static".into(),
@@ -175,6 +179,7 @@ pub static FP8_STATIC: Format = Format {
 /// `int-quantized`: eight-bit integers with a scale per row; activations per token.
 pub static INT8: Format = Format {
     id: "int8",
+    purpose: "weights and activations in 8 bits, fast on Ampere",
     tool: &TOOL,
     names: &[Name { words: "int8", bits: 8, group: None }, Name { words: "w8a8", bits: 8, group: None }],
     shown: |_| "int8".into(),
@@ -205,6 +210,7 @@ pub static INT8: Format = Format {
 /// `nvfp4-pack-quantized`: E2M1 under an E4M3 scale per 16 and a global one; activations too.
 pub static NVFP4: Format = Format {
     id: "nvfp4",
+    purpose: "weights and activations in 4 bits, for Blackwell",
     tool: &TOOL,
     names: &[Name { words: "nvfp4", bits: 4, group: Some(16) }],
     shown: |_| "nvfp4".into(),
@@ -243,6 +249,7 @@ pub static NVFP4: Format = Format {
 /// The same with activations as they are.
 pub static NVFP4_A16: Format = Format {
     id: "nvfp4a16",
+    purpose: "the same, activations as they are",
     tool: &TOOL,
     names: &[Name { words: "nvfp4a16", bits: 4, group: Some(16) }],
     shown: |_| "nvfp4a16".into(),
@@ -280,6 +287,7 @@ pub static NVFP4_A16: Format = Format {
 /// `mxfp4-pack-quantized`: E2M1 under a power of two per 32; activations as they are.
 pub static MXFP4: Format = Format {
     id: "mxfp4",
+    purpose: "blocks of 32 with powers of two",
     tool: &TOOL,
     names: &[Name { words: "mxfp4", bits: 4, group: Some(32) }, Name { words: "mxfp4a16", bits: 4, group: Some(32) }],
     shown: |_| "mxfp4".into(),
@@ -326,7 +334,7 @@ pub(super) static TOOL: Tool = Tool {
     unpack: unpack::unpack,
     input: unpack::input,
     engine_tensors: CACHE_SCALES,
-    metadata_format: "pt",
+    loader: Loader::Torch,
     doubles_config: false,
     extra_config_files: &[],
     // Formats of one name have the same engines; of mixed checkpoints only the whole is known.

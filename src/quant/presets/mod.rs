@@ -57,7 +57,7 @@ pub fn find(text: &str) -> Option<&'static Preset> {
 }
 
 /// What the rules need to know about a model.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct ModelFacts<'a> {
     /// GGUF's name of the architecture.
     pub arch: &'a str,

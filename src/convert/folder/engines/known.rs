@@ -90,15 +90,16 @@ impl View<'_> {
 
     /// Keys that mlx-lm reads, where config.json lacks them or has them under transformers 5's names alone.
     fn keys_of_mlx(&mut self, config: &Value, family: &MlxFamily) {
-        for (key, value) in files::keys_beside(config) {
+        let beside = files::keys_beside(config);
+        for (key, value) in &beside {
             let taken = family.base.as_ref().is_some_and(|base| value.as_f64() == Some(*base));
             if family.needs(key) || (family.base.is_some() && key.starts_with("rope_") && !taken) {
                 let known = "which it reads; it knows no newer name of it";
                 self.refuse(format!("config.json lacks {key} ({value}), {known}"));
             }
         }
-        let beside: Vec<&str> = files::keys_beside(config).iter().map(|(key, _)| *key).collect();
-        for key in family.needed.iter().filter(|key| config.get(**key).is_none() && !beside.contains(key)) {
+        let is_beside = |key: &str| beside.iter().any(|(known, _)| *known == key);
+        for key in family.needed.iter().filter(|key| config.get(**key).is_none() && !is_beside(key)) {
             self.refuse(format!("config.json lacks {key}, without which it does not make this model"));
         }
     }
