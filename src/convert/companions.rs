@@ -22,6 +22,9 @@ const WEIGHTS: [&str; 13] = [
     ".index.json",
 ];
 
+/// How unfinished work of this program ends, which may lie beside a source.
+const UNFINISHED: [&str; 3] = [".resume", ".resume.new", ".partial"];
+
 /// Files that are written here, whatever the source has under these names.
 const OURS: [&str; 5] = ["config.json", "quantize_config.json", "quant_config.json", MANIFEST, "README.md"];
 
@@ -55,7 +58,8 @@ pub fn others(dir: &Path) -> Result<Vec<String>> {
             let Ok(name) = entry.file_name().into_string() else { continue };
             let small = entry.path().metadata().is_ok_and(|m| m.is_file() && m.len() <= LIMIT);
             let lower = name.to_ascii_lowercase();
-            let is_ours = WEIGHTS.iter().any(|w| lower.ends_with(w)) || OURS.contains(&name.as_str());
+            let ends = |with: &[&str]| with.iter().any(|end| lower.ends_with(end));
+            let is_ours = ends(&WEIGHTS) || ends(&UNFINISHED) || OURS.contains(&name.as_str());
             if small && !name.starts_with('.') && (is_module || !is_ours) {
                 names.push(if folder.is_empty() { name } else { format!("{folder}/{name}") });
             }

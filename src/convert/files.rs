@@ -7,8 +7,8 @@ use super::blocks::{BlockOutput, Refine, Settings};
 use super::budget;
 use super::calibrate::{self, extra, of_recipe};
 use super::data::{Drawing, HoldOut, hold_out_for_files};
-use super::hashes::SourceHashes;
-use super::identity::Identity;
+use super::hashes::{self, SourceHashes};
+use super::identity::{Identity, Seen};
 use super::importance::Importance;
 use super::journal::{Journal, Left};
 use super::judge::{self, Stored, Verdict};
@@ -158,7 +158,8 @@ fn with_feedback(
 ) -> Result<()> {
     let (windows, sets) = held.all();
     let facts = Facts { data: Some(&drawing.report), imatrix: None };
-    let key = key(plan, &files, &facts, Some((&windows, &sets)), run)?;
+    let seen = Seen { windows: &windows, sets: &sets, hashes: hashes::known(plan) };
+    let key = key(plan, &files, &facts, Some(seen), run)?;
     let (journal, left) = begin(path, &key, run)?;
     let mut outputs = create(plan, files, &facts, true, &mut left.into_iter(), run)?;
     let mut journal = match journal {
@@ -203,7 +204,7 @@ fn key(
     plan: &Plan,
     files: &[(usize, FilePlan)],
     facts: &Facts,
-    windows: Option<(&[Vec<u32>], &[usize])>,
+    seen: Option<Seen>,
     run: Run,
 ) -> Result<serde_json::Value> {
     let layout = files.iter().map(|(index, file)| {
@@ -215,7 +216,7 @@ fn key(
     let layout = layout.collect::<Result<Vec<String>>>()?;
     let cancel = &run.control.cancel;
     let recipes: Vec<Recipe> = files.iter().map(|(index, _)| plan.recipe.of_output(*index)).collect();
-    Ok(Identity::new(&plan.source.ckpt, windows, layout, cancel)?.key(&recipes))
+    Ok(Identity::new(&plan.source.ckpt, seen, layout, cancel)?.key(&recipes))
 }
 
 /// The journal of an earlier run that this one continues, and the unfinished files it left.
@@ -354,22 +355,22 @@ fn saved_importance(plan: &Plan, imatrix: &Imatrix, drawing: &Drawing, run: Run)
 /// Writes what is left of all files in one read of the source, with the hashes of its files, and seals them.
 fn fill(plan: &Plan, outputs: &mut [Output], importance: Option<&Importance>, run: Run) -> Result<()> {
     let (ckpt, model) = (&*plan.source.ckpt, &*plan.source.model);
-    let unknown = plan.recipe.hash_sources && plan.source_hashes.is_none();
-    let hashes = SourceHashes::new(ckpt, unknown, run);
+    let unknown = plan.recipe.hash_sources && hashes::known(plan).is_none();
+    let reading = SourceHashes::new(ckpt, unknown, run);
     {
         let _phase = run.phase("quantizing", stream::source_bytes(ckpt, model), Unit::Bytes);
         let sinks = outputs.iter().flat_map(|output| output.artifacts().map(move |artifact| (output, artifact)));
         let targets: Vec<stream::Target> = sinks
             .map(|(output, sink)| stream::Target { types: output.file.sizes.types(), sink, done: output.done.clone() })
             .collect();
-        stream::run(ckpt, model, &|name| importance.and_then(|i| i.of(name)), &targets, &|| hashes.work(), run)?;
+        stream::run(ckpt, model, &|name| importance.and_then(|i| i.of(name)), &targets, &|| reading.work(), run)?;
     }
     // What was read is what the hashes are of, and what the configuration belongs to.
     ckpt.files().iter().try_for_each(|file| file.check_unchanged())?;
     if plan.recipe.hash_sources {
-        let hashes = match &plan.source_hashes {
-            Some(known) => known.clone(),
-            None => hashes.finish()?,
+        let hashes = match hashes::known(plan) {
+            Some(known) => known.to_vec(),
+            None => reading.finish()?,
         };
         for artifact in outputs.iter_mut().flat_map(Output::artifacts_mut) {
             artifact.set_metadata(SOURCE_HASHES, hashes.clone());

@@ -49,11 +49,19 @@ impl<'a> SourceHashes<'a> {
     }
 }
 
-/// The hashes of all source files of a plan.
+/// The hashes of all source files of a plan, where they were made.
+pub(super) fn known(plan: &Plan) -> Option<&[String]> {
+    plan.source_hashes.get().map(Vec::as_slice)
+}
+
+/// The same, made now where they were not.
 pub(super) fn of(plan: &Plan, run: Run) -> Result<Vec<String>> {
-    match &plan.source_hashes {
-        Some(hashes) => Ok(hashes.clone()),
-        None => all(&plan.source.ckpt, run),
+    match known(plan) {
+        Some(hashes) => Ok(hashes.to_vec()),
+        None => {
+            let made = all(&plan.source.ckpt, run)?;
+            Ok(plan.source_hashes.get_or_init(|| made).clone())
+        }
     }
 }
 

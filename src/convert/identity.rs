@@ -32,35 +32,42 @@ pub struct Identity {
     pub layout: Vec<String>,
 }
 
+/// What a calibrated run is of, beside the files.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    pub windows: &'a [Vec<u32>],
+    /// The set that each window belongs to (0: not held out); none where nothing is held out.
+    pub sets: &'a [usize],
+    /// SHA-256 of the files that hold the weights, where they were hashed before.
+    pub hashes: Option<&'a [String]>,
+}
+
 /// A file of weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FileIdentity {
     pub name: String,
     pub bytes: u64,
-    /// Nanoseconds since 1970.
+    /// Nanoseconds since 1970, where the hash is not known.
     pub modified: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
 }
 
 impl FileIdentity {
-    fn of(file: &SourceFile) -> Self {
-        let since = file.modified.and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+    fn of(file: &SourceFile, sha256: Option<String>) -> Self {
+        let modified = file.modified.filter(|_| sha256.is_none());
+        let since = modified.and_then(|t| t.duration_since(UNIX_EPOCH).ok());
         let name = file.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-        Self { name, bytes: file.len, modified: since.map(|s| s.as_nanos().to_string()) }
+        Self { name, bytes: file.len, modified: since.map(|s| s.as_nanos().to_string()), sha256 }
     }
 }
 
 impl Identity {
-    /// The identity of a run over `ckpt`. `windows`: those that are calibrated on, each with the set that it belongs to
-    /// (0: not held out). `layout`: a header's bytes for every output.
+    /// The identity of a run over `ckpt`. `seen`: of one that calibrates. `layout`: a header's bytes for every output.
     ///
     /// # Errors
     /// `Io`; `Interrupted`.
-    pub fn new(
-        ckpt: &Checkpoint,
-        windows: Option<(&[Vec<u32>], &[usize])>,
-        layout: Vec<String>,
-        cancel: &Cancel,
-    ) -> Result<Self> {
+    pub fn new(ckpt: &Checkpoint, seen: Option<Seen>, layout: Vec<String>, cancel: &Cancel) -> Result<Self> {
         let companions = match ckpt.gguf() {
             // All that a GGUF source says is in its one file.
             Some(_) => BTreeMap::new(),
@@ -69,12 +76,13 @@ impl Identity {
                 companions(ckpt.dir())?.into_iter().map(hashed).collect::<Result<_>>()?
             }
         };
+        let hash = |i: usize| seen.and_then(|seen| seen.hashes?.get(i).cloned());
         Ok(Self {
             version: env!("CARGO_PKG_VERSION").to_string(),
-            instructions: windows.map(|_| Isa::active().name().to_string()),
-            source: ckpt.files().iter().map(FileIdentity::of).collect(),
+            instructions: seen.map(|_| Isa::active().name().to_string()),
+            source: ckpt.files().iter().enumerate().map(|(i, file)| FileIdentity::of(file, hash(i))).collect(),
             companions,
-            windows: windows.map(|(windows, sets)| digest_of_windows(windows, sets)),
+            windows: seen.map(|seen| digest_of_windows(seen.windows, seen.sets)),
             layout,
         })
     }

@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 
 /// What the first line says the file is.
 const KIND: &str = "quantize journal 3";
+/// How the name of one ends that is not begun yet.
+pub(super) const NEW: &str = ".new";
 /// A journal grows by a few MB per layer; a larger file is none.
 const LIMIT: u64 = 4 << 30;
 
@@ -82,14 +84,18 @@ impl Journal {
     /// # Errors
     /// `Unfinished` while another run begins one there; `Io`.
     pub fn create(path: &Path, key: &Value, files: Vec<PathBuf>) -> Result<Journal> {
-        let mut new = path.as_os_str().to_os_string();
-        new.push(".new");
-        let new = PathBuf::from(new);
+        let new = unborn(path);
         let files = files.iter().map(|file| stored(path, file)).collect::<Result<_>>()?;
         let first = line(&Head { kind: KIND.into(), key: key.clone(), files })?;
         let begin = || -> std::io::Result<Written> {
-            let file = Written::open(&new)?;
-            file.lock()?;
+            let file = loop {
+                let file = Written::open(&new)?;
+                file.lock()?;
+                // Between the two calls another run may have taken it for a dead one's.
+                if file.is_in_place()? {
+                    break file;
+                }
+            };
             file.set_len(0)?;
             file.write_at(0, &first)?;
             file.sync()?;
@@ -103,6 +109,25 @@ impl Journal {
         });
         let file = file.map_err(|e| in_use(path, e))?;
         Ok(Journal { file, len: first.len() as u64, parts: Vec::new(), keep: false })
+    }
+
+    /// Removes what a run left that was killed while it began a journal at `path`; not that of one which begins it now.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn forget_unborn(path: &Path) -> Result<()> {
+        let new = unborn(path);
+        let remove = || -> std::io::Result<()> {
+            if !new.symlink_metadata().is_ok_and(|m| m.is_file()) {
+                return Ok(());
+            }
+            let file = Written::open(&new)?;
+            match file.lock() {
+                Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(()),
+                _ => disk::remove_file(file.path()),
+            }
+        };
+        remove().map_err(|e| Error::io(&new, e))
     }
 
     /// Opens the journal that an earlier run left at `path`; `None` where there is none, or none that was begun. Parts
@@ -292,6 +317,13 @@ fn sound(files: &[PathBuf], parts: &[Vec<Piece>], run: Run) -> Result<usize> {
             None => return Ok(sound),
         }
     }
+}
+
+/// The name that a journal at `path` has until its first line is whole.
+fn unborn(path: &Path) -> PathBuf {
+    let mut new = path.as_os_str().to_os_string();
+    new.push(NEW);
+    PathBuf::from(new)
 }
 
 /// An unfinished file as a journal at `path` names it.

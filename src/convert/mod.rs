@@ -139,8 +139,14 @@ pub fn plan_assuming(source: &SourceModel, recipe: &Recipe, importance: AssumedI
 pub fn run(plan: &Plan, control: &Control, report: &dyn Report) -> Result<Outcome> {
     let (start, run) = (Instant::now(), Run::new(control, report));
     let earlier = Earlier::recover(plan, run)?;
-    plan.check_places(control, &|output| earlier.may_have(plan, output))?;
+    plan.check_places(control, &|output| earlier.may_have(plan, output))
+        .inspect_err(|_| published::tell_of_unfinished(plan, run))?;
     let drawing = draw(plan, run)?;
+    // What takes long goes on by what the weights are, not by when their files were written.
+    let is_long = plan.recipe.file_feedback() || plan.recipe.folders().next().is_some();
+    if drawing.is_some() && is_long && plan.recipe.hash_sources {
+        hashes::of(plan, run)?;
+    }
     let mut published = Published::new(plan, earlier, drawing.as_ref(), run)?;
     plan.check_places(control, &|output| published.has(output.index))?;
     files::run(plan, drawing.as_ref(), &mut published, run)?;

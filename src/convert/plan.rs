@@ -19,6 +19,7 @@ use crate::model::{Model, Mtp, Part, SourceModel, TOWER, WITHOUT_MTP, gguf_metad
 use crate::quant::presets::{self, Choice, Preset, Why};
 use crate::{Error, Result};
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 /// A run, decided.
 #[derive(Debug)]
@@ -35,8 +36,8 @@ pub struct Plan {
     pub modelfiles: bool,
     /// An evaluation text that calibration data should not hold.
     pub evaluation_text: Option<PathBuf>,
-    /// SHA-256 of the source files, where they were hashed before.
-    pub source_hashes: Option<Vec<String>>,
+    /// SHA-256 of the source files, once they are hashed.
+    pub source_hashes: OnceLock<Vec<String>>,
     /// What was odd about the source, and what of it the outputs cannot hold: a sentence each.
     pub remarks: Vec<String>,
     /// Of GGUF files, but for their types and records. `None` when none is made.
@@ -137,7 +138,7 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
         save_importance: None,
         modelfiles: false,
         evaluation_text: None,
-        source_hashes: None,
+        source_hashes: OnceLock::new(),
         remarks,
         metadata,
     };

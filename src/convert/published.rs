@@ -4,12 +4,15 @@
 //! is not made again.
 
 use super::data::Drawing;
-use super::identity::Identity;
-use super::journal::{Journal, Left};
+use super::hashes;
+use super::identity::{Identity, Seen};
+use super::journal::{Journal, Left, NEW};
 use super::outcome::Made;
 use super::plan::{OutputPlan, Plan};
+use crate::calibration::resume::path_for;
 use crate::control::{Notice, Run};
 use crate::disk::{self, partial::beside};
+use crate::writer::folder::partial_path;
 use crate::writer::publish::Step;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -51,10 +54,16 @@ impl Earlier {
         for folder in folders {
             let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
             let mut names: Vec<String> = names.filter_map(|name| name.into_string().ok()).collect();
-            names.retain(|name| name.starts_with('.') && name.ends_with(END));
+            names.retain(|name| name.starts_with('.'));
             names.sort();
-            for name in names {
-                found.extend(taken_up(plan, folder, &folder.join(name), run)?);
+            for name in &names {
+                let path = |name: &str| folder.join(name);
+                if name.ends_with(END) {
+                    found.extend(taken_up(plan, folder, &path(name), run)?);
+                } else if let Some(name) = name.strip_suffix(NEW).filter(|name| name.ends_with(END)) {
+                    // Nothing was renamed yet.
+                    tidied(Journal::forget_unborn(&path(name)), run);
+                }
             }
         }
         Ok(Self(found))
@@ -80,6 +89,20 @@ impl Earlier {
     }
 }
 
+/// Says what unfinished work there is that was to replace what is in the way of a plan's outputs.
+pub(super) fn tell_of_unfinished(plan: &Plan, run: Run) {
+    for output in &plan.outputs {
+        let left = match output.target.is_file() {
+            true => vec![path_for(&output.place), beside(&output.place, ".partial")],
+            false => vec![partial_path(&output.place)],
+        };
+        if let Some(left) = left.iter().find(|left| left.exists() && output.place.exists()) {
+            let what = "is the unfinished work of a run that was to replace";
+            run.notice(Notice::Info(format!("{} {what} {}", left.display(), output.place.display())));
+        }
+    }
+}
+
 /// Says that something was left behind, which does no harm.
 pub(super) fn tidied(removed: Result<()>, run: Run) {
     if let Err(e) = removed {
@@ -102,8 +125,16 @@ fn taken_up(plan: &Plan, folder: &Path, path: &Path, run: Run) -> Result<Option<
     let due = record.steps.iter().any(|step| step.is_due(folder));
     if due {
         let names: Vec<&str> = record.steps.iter().map(Step::to).collect();
-        run.notice(Notice::Info(format!("an interrupted run had finished {}: given its name", names.join(", "))));
-        record.steps.iter().try_for_each(|step| step.carry_out(folder))?;
+        let had = format!("an interrupted run had finished {}", names.join(", "));
+        match record.steps.iter().try_for_each(|step| step.catch_up(folder)) {
+            Ok(()) => run.notice(Notice::Info(format!("{had}: given its name"))),
+            // It stays under its temporary name, and stands in nobody's way.
+            Err(e @ Error::Exists { .. }) => {
+                run.notice(Notice::Warning(format!("{had}, but {e}")));
+                return Ok(None);
+            }
+            Err(e) => return Err(e),
+        }
     }
     let ours = |o: &OutputPlan| {
         let same = |f: &Finished| f.made.place.file_name() == o.place.file_name();
@@ -133,8 +164,8 @@ impl<'p> Published<'p> {
     /// # Errors
     /// Those of reading the small files of the source.
     pub fn new(plan: &'p Plan, earlier: Earlier, drawing: Option<&Drawing>, run: Run) -> Result<Self> {
-        let windows = drawing.map(|d| (d.windows.as_slice(), [].as_slice()));
-        let identity = Identity::new(&plan.source.ckpt, windows, Vec::new(), &run.control.cancel)?;
+        let seen = drawing.map(|d| Seen { windows: &d.windows, sets: &[], hashes: hashes::known(plan) });
+        let identity = Identity::new(&plan.source.ckpt, seen, Vec::new(), &run.control.cancel)?;
         let identity = serde_json::to_value(identity).map_err(|e| Error::Internal(e.to_string()))?;
         let mut made = Vec::new();
         for output in &plan.outputs {

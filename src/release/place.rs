@@ -103,7 +103,15 @@ impl Place {
                 let path = entry.path();
                 let Ok(name) = entry.file_name().into_string() else { continue };
                 let full = if sub.is_empty() { name.clone() } else { format!("{sub}/{name}") };
-                let ends = [".partial", ".suspect", ".resume", ".publishing", ".quantize-journal"];
+                let ends = [
+                    ".partial",
+                    ".suspect",
+                    ".resume",
+                    ".publishing",
+                    ".publishing.new",
+                    ".resume.new",
+                    ".quantize-journal",
+                ];
                 let left = ends.iter().any(|end| name.ends_with(end));
                 match (path.is_dir(), left) {
                     _ if full == NOTE => {}
@@ -144,7 +152,7 @@ impl Place {
     fn take(&mut self, target: &Path) -> Result<()> {
         let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let (from, to) = (name(&self.partial), name(target));
-        let step = Step::Folder { from, old: format!("{to}.replaced"), to, journal: NOTE.into() };
+        let step = Step::Folder { from, old: format!("{to}.replaced"), to, journal: NOTE.into(), stamp: None };
         step.carry_out(disk::folder_of(target))?;
         self.gone = true;
         Ok(())

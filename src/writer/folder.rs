@@ -5,7 +5,7 @@
 use super::gguf::human;
 use super::pieces::{self, Piece, Touched};
 pub use super::publish::MANIFEST;
-use super::publish::Step;
+use super::publish::{Stamp, Step};
 use super::safetensors::{self, Entry, Layout};
 use crate::control::Run;
 use crate::disk::{self, Written, free_space, partial::Laying};
@@ -263,7 +263,8 @@ impl Folder {
         }
         let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let (from, to) = (name(&self.partial), name(&self.target));
-        Ok(Step::Folder { from, to, old: name(&old), journal: JOURNAL.into() })
+        let stamp = Stamp::of(&self.partial.join("config.json"));
+        Ok(Step::Folder { from, to, old: name(&old), journal: JOURNAL.into(), stamp })
     }
 
     /// What was written must be sound shards with exactly these tensors.

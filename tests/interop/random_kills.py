@@ -1,12 +1,15 @@
 """Runs are killed (SIGKILL) at random moments, and gone on with: the end has to be that of an undisturbed run.
 
-usage: random_kills.py BIN MODEL N [SEED]     MODEL: a folder of tests/conformance; N: kills, over all kinds of run in turn
+usage: random_kills.py BIN MODEL N [SEED [KIND ...]]
+MODEL: a folder of tests/conformance; N: kills, over all kinds of run in turn, or over those named
 
 Every kind is run once undisturbed, for its bytes and its time. Then it is started, killed after a random part of that time,
 and started again (with --resume, where the kind knows it, in every second try) until one run comes to its end; each of
-those but the last may be killed too. Looked at: exit codes, the bytes of all outputs, and what is left beside them.
+those but the last may be killed too. Looked at: exit codes, the bytes of all outputs, and what is left beside them. What is
+pushed goes to a Hub on the loopback; in the end it has to have every file of the release, and nothing half sent.
 """
 import hashlib
+import json
 import os
 import random
 import signal
@@ -16,9 +19,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import writing_hub
+
 binary, model, kills = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2]), int(sys.argv[3])
 rng = random.Random(int(sys.argv[4]) if len(sys.argv) > 4 else 1)
 DATA = ["--calibration", "default", "--calibration-tokens", "512", "--seq-len", "32"]
+TEXT = ["--text", __file__, "--ctx", "64", "--chunks", "4"]
 # Name: arguments, output, whether --resume is known to it, whether it replaces an output of another recipe.
 KINDS = {
     "files": (["--to", "q8_0,q4_0", model, "--modelfile"], "out/", False, None),
@@ -31,7 +37,11 @@ KINDS = {
     "file and folder": (["--to", "q4_0,fp8", model], "out/", True, None),
     "calibrate": (["calibrate", model, *DATA, "--checkpoint-every", "0"], "i.gguf", True, None),
     "hessians": (["calibrate", model, *DATA, "--hessians"], "h.gguf", False, None),
+    # The output's place is named where OUT stands.
+    "stored logits": (["eval", model, *TEXT, "--save-logits", "OUT"], "base.kld", False, None),
+    "compare": (["compare", model, model, *TEXT, "--report", "OUT", "--report", "r.html"], "r.json", False, None),
 }
+WANTED = sys.argv[5:] or [*KINDS, "push"]
 
 
 # What is unfinished of a folder is continued or replaced, and never passed over.
@@ -40,12 +50,31 @@ ASK = ("gptq", "awq", "file and folder")
 
 def tree(folder):
     files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    return {str(p.relative_to(folder)): digest(p) for p in files}
 
 
-def run(folder, args, output, after=None):
-    command = [binary, *args, "-o", output, "--quiet", "-t", "2"]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def digest(path):
+    """Of a report: of all but when it was made and how long that took."""
+    if path.name == "r.html":
+        return "a page" if path.read_text().rstrip().endswith("</html>") else "half a page"
+    if path.name == "r.json":
+        report = json.loads(path.read_text())
+        return hashlib.sha256(json.dumps(lasting(report), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def lasting(value):
+    if isinstance(value, dict):
+        return {k: lasting(v) for k, v in value.items() if not any(word in k for word in ("second", "date", "time", "rss", "memory"))}
+    return [lasting(v) for v in value] if isinstance(value, list) else value
+
+
+def run(folder, args, output, after=None, **env):
+    to = [] if output is None or "OUT" in args else ["-o", output]
+    command = [binary, *(output if arg == "OUT" else arg for arg in args), *to, "--quiet", "-t", "2"]
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | env
+    )
     try:
         out, _ = process.communicate(timeout=after)
     except subprocess.TimeoutExpired:
@@ -61,9 +90,41 @@ def prepared(folder, args, output, older):
         assert code == 0, out
 
 
+def pushes(kills):
+    """Kills pushes of one release; how many, of how many, and how many ended badly."""
+    done = bad = tries = 0
+    with tempfile.TemporaryDirectory() as folder:
+        args = ["release", model, "--to", "q8_0,q4_0,fp8", "--rounding", "nearest", "--no-check"]
+        code, out = run(folder, args, "out")
+        assert code == 0, out
+        right, seconds = None, 0
+        while right is None or done < kills:
+            repository, address = writing_hub.serve()
+            env = {"HF_ENDPOINT": address, "HF_TOKEN": "hf_x", "HF_HOME": os.path.join(folder, "hf")}
+            begin = time.time()
+            for attempt in range(6):
+                after = rng.uniform(0, 1.1) * seconds if attempt < 5 and right else None
+                code, out = run(folder, ["push", "out", "org/name"], None, after, **env)
+                if code != -signal.SIGKILL:
+                    break
+                done += 1
+            found = repository.content()
+            if right is None:
+                assert code == 0 and len(found) > 3, out
+                right, seconds = found, time.time() - begin
+                continue
+            tries += 1
+            if code != 0 or found != right or repository.faults or repository.commits > 1:
+                bad += 1
+                odd = sorted(k for k in found.keys() | right.keys() if found.get(k) != right.get(k))
+                print(f"push: exit {code}, differs in {odd}, {repository.faults}, {repository.commits} commits: {out.strip()[-300:]}", flush=True)
+    return done, tries, bad
+
+
 def main():
     right, seconds = {}, {}
-    for name, (args, output, _, older) in KINDS.items():
+    kinds = {name: KINDS[name] for name in WANTED if name in KINDS}
+    for name, (args, output, _, older) in kinds.items():
         with tempfile.TemporaryDirectory() as folder:
             prepared(folder, args, output, older)
             begin = time.time()
@@ -71,8 +132,10 @@ def main():
             assert code == 0, (name, out)
             seconds[name], right[name] = time.time() - begin, tree(folder)
     done = bad = tries = 0
-    while done < kills:
-        for name, (args, output, resumes, older) in KINDS.items():
+    if "push" in WANTED:
+        done, tries, bad = pushes(-(-kills // (len(kinds) + 1)))
+    while kinds and done < kills:
+        for name, (args, output, resumes, older) in kinds.items():
             tries += 1
             with tempfile.TemporaryDirectory() as folder:
                 prepared(folder, args, output, older)
@@ -91,7 +154,7 @@ def main():
                     bad += 1
                     odd = sorted(k for k in found.keys() | right[name].keys() if found.get(k) != right[name].get(k))
                     print(f"{name}: exit {code}, differs in {odd}: {out.strip()[-300:]}", flush=True)
-    print(f"{done} kills in {tries} runs of {len(KINDS)} kinds, {bad} bad ends")
+    print(f"{done} kills in {tries} runs of {len(WANTED)} kinds, {bad} bad ends")
     return 1 if bad else 0
 
 

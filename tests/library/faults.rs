@@ -8,10 +8,11 @@ use quantize::convert::{self, Calibration, Checkpoints, Recipe, Split, Target, c
 use quantize::disk::fault::{self, Fault};
 use quantize::edit::{self, Change, Shards};
 use quantize::model::SourceModel;
-use quantize::{Control, Result};
+use quantize::{Control, Error, Notice, Report, Result};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Duration;
 
 /// Makes something in a folder.
@@ -205,4 +206,104 @@ fn calibrations() {
         quantize::calibration::resume::forget(&output)
     };
     sweep(&Kind { name: "importance matrix", run: Box::new(run), before: None, plain: true, every: 41 });
+}
+
+/// Keeps what it hears.
+#[derive(Default)]
+struct Heard(Mutex<Vec<String>>);
+
+impl Report for Heard {
+    fn notice(&self, notice: &Notice) {
+        self.0.lock().unwrap().push(notice.to_string());
+    }
+}
+
+/// A run that may not replace what is there tells of what one has left that might, and removes what nothing came of.
+#[test]
+fn a_refused_run_tells_of_unfinished_work() {
+    for (output, target, older) in [("out", "fp8", "nf4"), ("out.gguf", "q4_0", "q8_0")] {
+        let made = |folder: &Path, to: &str, force: bool, report: &dyn Report| -> Result<()> {
+            let recipe = if output == "out" { self::to(&[to]) } else { calibrated(&[to]) };
+            let mut plan = convert::plan(&source(), &recipe)?;
+            plan.place(&folder.join(output))?;
+            let control = Control { threads: 1, force, check: Some(false), ..Control::default() };
+            convert::run(&plan, &control, report).map(|_| ())
+        };
+        let prepared = || {
+            let dir = tempfile::tempdir().unwrap();
+            made(dir.path(), older, false, &()).unwrap();
+            dir
+        };
+        // Killed when all is made, and what is to be renamed is about to be written down.
+        let (counted, dir) = (prepared(), prepared());
+        let replace = |folder: &Path| made(folder, target, true, &());
+        let (done, seen) = fault::with(counted.path(), usize::MAX, Fault::None, || replace(counted.path()));
+        done.unwrap();
+        let is_record =
+            |(what, path): &(String, PathBuf)| what == "rename" && path.ends_with(format!(".{output}.publishing"));
+        let at = seen.operations.iter().position(is_record).unwrap();
+        let old = contents(dir.path());
+        let (killed, _) = fault::with(dir.path(), at, Fault::Kill, || replace(dir.path()));
+        assert!(killed.is_err());
+        let unborn = dir.path().join(format!(".{output}.publishing.new"));
+        assert!(unborn.exists());
+        let heard = Heard::default();
+        assert!(matches!(made(dir.path(), target, false, &heard), Err(Error::Exists { .. })));
+        let heard = heard.0.into_inner().unwrap();
+        assert!(
+            heard.iter().any(|text| text.contains("the unfinished work of a run that was to replace")),
+            "{heard:?}"
+        );
+        assert!(!unborn.exists());
+        let now = contents(dir.path());
+        assert!(old.iter().all(|(name, bytes)| now.get(name) == Some(bytes)));
+        // One that may replace it leaves nothing else.
+        replace(dir.path()).unwrap();
+        assert!(contents(dir.path()) == contents(counted.path()));
+    }
+}
+
+/// A run is killed before it gives the name, and one of another recipe in the middle of its work: what this one has begun
+/// under the same temporary name is not what the first had written down.
+#[test]
+fn what_a_second_killed_run_has_begun_gets_no_name() {
+    for (output, first, second) in [("out", "fp8", "nf4"), ("out.gguf", "q4_0", "q8_0")] {
+        let made = |folder: &Path, to: &str, force: bool| -> Result<()> {
+            let mut plan = convert::plan(&source(), &self::to(&[to]))?;
+            plan.place(&folder.join(output))?;
+            let control = Control { threads: 1, force, check: Some(false), ..Control::default() };
+            convert::run(&plan, &control, &()).map(|_| ())
+        };
+        let whole = |to: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            let (done, seen) = fault::with(dir.path(), usize::MAX, Fault::None, || made(dir.path(), to, true));
+            done.unwrap();
+            (contents(dir.path()), seen.operations)
+        };
+        let ((whole_first, operations), (whole_second, _)) = (whole(first), whole(second));
+        let at = operations.iter().position(|(what, path)| what == "rename" && path.ends_with(output)).unwrap();
+        let killed = || {
+            let dir = tempfile::tempdir().unwrap();
+            fault::with(dir.path(), at, Fault::Kill, || made(dir.path(), first, true)).0.unwrap_err();
+            assert!(!dir.path().join(output).exists());
+            dir
+        };
+        let dir = killed();
+        let (done, seen) = fault::with(dir.path(), usize::MAX, Fault::None, || made(dir.path(), second, true));
+        done.unwrap();
+        for n in (0..seen.operations.len()).step_by(if everything() { 1 } else { 7 }) {
+            let dir = killed();
+            let (_, seen) = fault::with(dir.path(), n, Fault::Kill, || made(dir.path(), second, true));
+            let what = format!("{output}, killed at {n} ({:?})", seen.operations.get(n));
+            // Whatever a third one finds and does, it is one of the two.
+            let _ = made(dir.path(), second, false);
+            let now = contents(dir.path());
+            let named =
+                |whole: &BTreeMap<String, Vec<u8>>| whole.iter().all(|(name, bytes)| now.get(name) == Some(bytes));
+            assert!(named(&whole_first) || named(&whole_second), "{what}: neither");
+            let last = made(dir.path(), second, true);
+            assert!(last.is_ok(), "{what}; then {last:?}");
+            assert!(contents(dir.path()) == whole_second, "{what}: other bytes, or something is left over");
+        }
+    }
 }

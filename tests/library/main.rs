@@ -22,5 +22,6 @@ mod mtp;
 mod projectors;
 mod report;
 mod resume;
+mod resume_inputs;
 mod tokenizer;
 mod tokenizer_folders;

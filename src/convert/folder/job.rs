@@ -5,7 +5,7 @@
 use super::files::{self, About};
 use super::plan::{Departure, FolderPlan};
 use crate::control::{Notice, Run};
-use crate::convert::identity::Identity;
+use crate::convert::identity::{Identity, Seen};
 use crate::convert::journal::{Journal, Left};
 use crate::convert::proof::{Checked, Nearness};
 use crate::convert::proven;
@@ -91,7 +91,7 @@ const PIECE: usize = 4 << 20;
 
 impl<'a> Job<'a> {
     /// Makes the folder under its temporary name, or takes up that of an earlier run of the same recipe over the same
-    /// source. `windows`: those of the calibration, if there is one, and the set of each.
+    /// source. `seen`: what is calibrated on, if anything is.
     ///
     /// # Errors
     /// `Unfinished` when an interrupted run is in the way, or the one to be continued was another; `Exists`; `Storage`.
@@ -100,7 +100,7 @@ impl<'a> Job<'a> {
         plan: &'a FolderPlan,
         recipe: &Recipe,
         target: &Path,
-        windows: Option<(&[Vec<u32>], &[usize])>,
+        seen: Option<Seen>,
         run: Run<'a>,
     ) -> Result<Self> {
         let (ckpt, model) = (&*source.ckpt, &*source.model);
@@ -109,7 +109,7 @@ impl<'a> Job<'a> {
         let scheme = scheme.ok_or_else(|| Error::Internal("the configuration names no format".into()))?;
         let name = recipe.outputs.first().map_or_else(String::new, |t| t.name().to_string());
         let (folder, journal, key) =
-            begin(ckpt, (&plan.entries, plan.spec.loader().metadata_format()), recipe, target, windows, run)?;
+            begin(ckpt, (&plan.entries, plan.spec.loader().metadata_format()), recipe, target, seen, run)?;
         Ok(Self { ckpt, model, plan, folder, run, scheme, journal: Mutex::new(journal), name, key })
     }
 
@@ -372,13 +372,13 @@ pub fn begin(
     (entries, format): (&[Entry], &'static str),
     recipe: &Recipe,
     target: &Path,
-    windows: Option<(&[Vec<u32>], &[usize])>,
+    seen: Option<Seen>,
     run: Run,
 ) -> Result<(Folder, Journal, Value)> {
     let max_shard = recipe.split.of_folders();
     let layout = crate::writer::safetensors::layout(entries, format, max_shard)?;
     let shards = layout.shards.iter().map(|shard| folder::partial_path(target).join(&shard.name)).collect();
-    let key = key(ckpt, (entries, format), recipe, windows, run)?;
+    let key = key(ckpt, (entries, format), recipe, seen, run)?;
     let mut journal = Job::left(target, &key, run)?;
     // By its journal an unfinished folder is known as this program's, so that comes first.
     let born = || {
@@ -402,12 +402,12 @@ pub fn key(
     ckpt: &Checkpoint,
     (entries, format): (&[Entry], &'static str),
     recipe: &Recipe,
-    windows: Option<(&[Vec<u32>], &[usize])>,
+    seen: Option<Seen>,
     run: Run,
 ) -> Result<Value> {
     let layout = crate::writer::safetensors::layout(entries, format, recipe.split.of_folders())?;
     let layout = layout.shards.iter().map(|shard| sha256(&shard.header)).collect();
-    Ok(Identity::new(ckpt, windows, layout, &run.control.cancel)?.key(std::slice::from_ref(recipe)))
+    Ok(Identity::new(ckpt, seen, layout, &run.control.cancel)?.key(std::slice::from_ref(recipe)))
 }
 
 /// The manifest's account of the source; `hashes` are those of its files.

@@ -23,6 +23,7 @@ pub use plan::{Departure, FolderPlan};
 
 use super::data::{Drawing, HoldOut, hold_out_for_folders};
 use super::hashes;
+use super::identity::Seen;
 use super::judge::{HeldOut, Scored};
 use super::outcome::Made;
 use super::plan::{OutputPlan, Plan};
@@ -93,10 +94,10 @@ fn one(
         None => HoldOut { seen: Vec::new(), held: none() },
     };
     let (all, sets) = split.all();
-    let windows = drawing.map(|_| (all.as_slice(), sets.as_slice()));
+    let seen = drawing.map(|_| Seen { windows: &all, sets: &sets, hashes: hashes.as_deref() });
     let total: u64 = source.ckpt.tensors().iter().map(|t| t.bytes()).sum();
     let phase = run.phase(output.target.name(), total, Unit::Bytes);
-    let job = Job::new(source, folder, &recipe, &output.place, windows, run)?;
+    let job = Job::new(source, folder, &recipe, &output.place, seen, run)?;
     let name = source.name();
     let calibration = drawing.map(|d| serde_json::to_value(&d.report)).transpose();
     let calibration = calibration.map_err(|e| Error::Internal(e.to_string()))?.unwrap_or(Value::Null);

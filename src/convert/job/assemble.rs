@@ -12,6 +12,7 @@ use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Makes the outputs of a job whose tasks are all done, in `output` or, without one, in its folder.
 ///
@@ -32,7 +33,7 @@ pub fn assemble(
     let names: Vec<PathBuf> = journals(&plan);
     plan.place(output.unwrap_or(path))?;
     plan.check_places(&fresh, &|_| false)?;
-    plan.source_hashes = hashes(path, job, &plan)?;
+    plan.source_hashes = hashes(path, job, &plan)?.map_or_else(OnceLock::new, OnceLock::from);
     if plan.files().next().is_some() {
         files::parts::lay_out(&plan, run)?;
     }
