@@ -39,7 +39,7 @@ KINDS = {
     "hessians": (["calibrate", model, *DATA, "--hessians"], "h.gguf", False, None),
     # The output's place is named where OUT stands.
     "stored logits": (["eval", model, *TEXT, "--save-logits", "OUT"], "base.kld", False, None),
-    "compare": (["compare", model, model, *TEXT, "--report", "OUT", "--report", "r.html"], "r.json", False, None),
+    "compare": (["compare", model, model, *TEXT, "--report", "OUT"], "r.json", False, None),
 }
 WANTED = sys.argv[5:] or [*KINDS, "push"]
 
@@ -55,8 +55,6 @@ def tree(folder):
 
 def digest(path):
     """Of a report: of all but when it was made and how long that took."""
-    if path.name == "r.html":
-        return "a page" if path.read_text().rstrip().endswith("</html>") else "half a page"
     if path.name == "r.json":
         report = json.loads(path.read_text())
         return hashlib.sha256(json.dumps(lasting(report), sort_keys=True).encode()).hexdigest()
@@ -65,7 +63,7 @@ def digest(path):
 
 def lasting(value):
     if isinstance(value, dict):
-        return {k: lasting(v) for k, v in value.items() if not any(word in k for word in ("second", "date", "time", "rss", "memory"))}
+        return {k: lasting(v) for k, v in value.items() if not any(word in k for word in ("second", "created", "rss"))}
     return [lasting(v) for v in value] if isinstance(value, list) else value
 
 

@@ -129,5 +129,7 @@ def serve():
             self.reply({"success": True, "commitOid": "0" * 40, "commitUrl": "http://hub/commit"})
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    # Connections end where processes are killed.
+    server.handle_error = lambda *_: None
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return repository, f"http://127.0.0.1:{server.server_port}"

@@ -232,6 +232,53 @@ fn of_calibrations() {
     every_input_counts(&Kind { phase: "calibrating", work, hashes: false });
 }
 
+/// Every field of what is asked of a calibration is changed; Hessians are made from the beginning.
+#[test]
+fn every_field_of_a_calibration_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    inputs(folder);
+    let other = folder.join("other.txt");
+    fs::write(&other, "Another text about other things, which is as long.\n".repeat(300)).unwrap();
+    let output = folder.join("out.gguf");
+    let source = SourceModel::open(&folder.join(MODEL)).unwrap();
+    let run = |calibration: &Calibration, control: &Control, report: &dyn Report| {
+        let checkpoints = Some(Checkpoints { output: &output, every: Duration::ZERO });
+        calibrate(&source, calibration, None, checkpoints, control, report)
+    };
+    let calibration = Calibration { data: data(folder), ..Calibration::default() };
+    let stop = StopIn { phase: "calibrating", cancel: Cancel::default(), left: AtomicU64::new(u64::MAX) };
+    let control = Control { threads: 2, ..Control::default() };
+    let first = Control { cancel: stop.cancel.clone(), ..control.clone() };
+    assert!(matches!(run(&calibration, &first, &stop), Err(Error::Interrupted)));
+    let resumed = Control { resume: true, ..control };
+    let recorded = serde_json::to_value(&calibration).unwrap();
+    let places = ["/data/sources/0", "/data/tokens", "/data/window", "/data/seed", "/head"];
+    let fields = |value: &Value| value.as_object().unwrap().len();
+    assert_eq!(fields(&recorded["data"]) + fields(&recorded) - 2, places.len(), "a new field is to be changed here");
+    for place in places {
+        let mut changed = recorded.clone();
+        let value = changed.pointer_mut(place).unwrap();
+        *value = match value {
+            Value::Bool(b) => json!(!*b),
+            Value::Number(n) => json!(n.as_u64().unwrap() + 1),
+            _ => json!(other),
+        };
+        let changed: Calibration = serde_json::from_value(changed).unwrap();
+        let error =
+            run(&changed, &resumed, &()).err().unwrap_or_else(|| panic!("{place} was changed, and the run went on"));
+        assert!(refused(&error), "{place}: {error}");
+    }
+    let made = run(&calibration, &resumed, &()).unwrap();
+    resume::forget(&output).unwrap();
+    let whole = run(&calibration, &Control { resume: false, ..resumed }, &()).unwrap();
+    let bytes = |made: &convert::Imatrix, name: &str| {
+        made.write(&folder.join(name), &Default::default(), false).unwrap();
+        fs::read(folder.join(name)).unwrap()
+    };
+    assert!(bytes(&made.imatrix, "a.gguf") == bytes(&whole.imatrix, "b.gguf"));
+}
+
 /// What is unfinished may lie among the source's files, and is none of them.
 #[test]
 fn outputs_in_the_sources_folder() {
