@@ -3,8 +3,8 @@
 
 use crate::common::{copy_model, names};
 use quantize::calibration::resume;
-use quantize::convert::recipe::{Data, Source};
-use quantize::convert::{self, Calibration, Checkpoints, Recipe, calibrate};
+use quantize::convert::recipe::Data;
+use quantize::convert::{self, Calibration, Checkpoints, Recipe, Source, calibrate};
 use quantize::model::SourceModel;
 use quantize::{Cancel, Control, Error, Phase, Report, Result, Unfinished};
 use serde_json::{Value, json};
