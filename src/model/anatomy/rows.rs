@@ -64,7 +64,7 @@ const GRANITE: Anatomy = Anatomy {
 };
 
 pub(super) static ALL: &[Anatomy] = &[
-    Anatomy { gguf: &["llama", "internlm2", "xverse", "bailingmoe"], ..PAIRS },
+    Anatomy { gguf: &["llama", "internlm2", "xverse", "bailingmoe", "ernie4_5"], ..PAIRS },
     Anatomy { gguf: &["llama-embed"], encodes: true, ..PAIRS },
     Anatomy { gguf: &["deepseek"], norm_topk: false, ..PAIRS },
     Anatomy {
@@ -120,7 +120,7 @@ pub(super) static ALL: &[Anatomy] = &[
         ..PAIRS
     },
     Anatomy { gguf: &["qwen2", "qwen2vl", "qwen3vl", "qwen3vlmoe", "paddleocr", "mellum"], ..PLAIN },
-    Anatomy { gguf: &["qwen", "openelm", "pangu-embedded"], ..PLAIN },
+    Anatomy { gguf: &["qwen", "openelm", "pangu-embedded", "phi3"], ..PLAIN },
     Anatomy { gguf: &["orion"], norm: Norm::Layer, ..PLAIN },
     Anatomy { gguf: &["plamo"], parallel: true, ..PLAIN },
     Anatomy { gguf: &["plamo3"], all_but_every: Some(8), ..PLAIN },
@@ -203,7 +203,20 @@ pub(super) static ALL: &[Anatomy] = &[
         },
         ..PAIRS
     },
-    Anatomy { gguf: &["olmoe"], norm_topk: false, ..PLAIN },
+    Anatomy {
+        gguf: &["olmoe"],
+        norm_topk: false,
+        layer: |f, _, layer| {
+            let normed = f.said("norm_topk_prob").and_then(|v| v.as_bool());
+            layer.ffn.experts.iter_mut().for_each(|e| e.norm_topk = normed.unwrap_or(e.norm_topk));
+            Ok(())
+        },
+        finish: |f, _| match f.said_float("clip_qkv").or(f.float("attention.clamp_kqv")) {
+            Some(_) => Err(Error::unsupported("their queries and keys are clamped behind a norm")),
+            None => Ok(()),
+        },
+        ..PLAIN
+    },
     Anatomy {
         gguf: &["dbrx"],
         norm: Norm::Layer,
@@ -437,7 +450,7 @@ pub(super) static ALL: &[Anatomy] = &[
         ..PLAIN
     },
     Anatomy { gguf: &["kimi-linear", "glm5-next"], rope: false, gating: Gating::Sigmoid, ..PLAIN },
-    Anatomy { gguf: &["bailingmoe3"], gating: Gating::Sigmoid, ..PAIRS },
+    Anatomy { gguf: &["bailingmoe3"], gating: Gating::Sigmoid, halves_in_sections: true, ..PAIRS },
     Anatomy { gguf: &["mistral4"], layer: by_position, ..PAIRS },
     Anatomy {
         gguf: &["minicpm3"],
