@@ -78,8 +78,9 @@ impl Block<'_> {
         let mixers = [Some(&described.mixer), described.beside.as_ref()].into_iter().flatten();
         let mixers = mixers.filter_map(|own| self.mixer(own).transpose()).collect::<Result<Vec<_>>>()?;
         let wiring = described.wiring;
-        // A block of one part has one norm.
+        // A block of one part has one norm, under the name of either.
         let alone = mixers.is_empty();
+        let first = alone && self.has(&format!("{}.weight", names.attn));
         let before = |stem: &str, wanted: bool| match (wanted, c.weightless_norms) {
             (true, true) => Ok(Some(self.loader.weightless(c))),
             (true, false) => self.norm(stem, hidden),
@@ -101,7 +102,7 @@ impl Block<'_> {
             attn_norm: before(names.attn, wiring.pre_norm && !alone)?,
             mixers,
             after_attn: joint(names.attn, names.post_attn, names.attn_sum)?,
-            ffn_norm: before(if alone { names.attn } else { names.ffn }, wiring.pre_norm)?,
+            ffn_norm: before(if first { names.attn } else { names.ffn }, wiring.pre_norm)?,
             mlp: self.mlp(&described.ffn)?,
             after_ffn: joint(names.ffn, names.post_ffn, names.ffn_sum)?,
             parallel: wiring.parallel,

@@ -60,13 +60,14 @@ impl Rope {
         (0..self.dims / 2)
             .map(|i| {
                 let frequency = 1.0 / self.theta.powf((2 * i) as f32 / dims);
-                let wavelength = 2.0 * std::f32::consts::PI / frequency;
+                // A number over a tensor is torch's reciprocal times the number: the last bit differs.
+                let wavelength = frequency.recip() * (2.0 * std::f32::consts::PI);
                 if wavelength < context / high {
                     1.0
                 } else if wavelength > context / low {
                     factor
                 } else {
-                    let smooth = (context / wavelength - low) / (high - low);
+                    let smooth = (wavelength.recip() * context - low) / (high - low);
                     1.0 / ((1.0 - smooth) / factor + smooth)
                 }
             })

@@ -439,8 +439,11 @@ impl Family {
 
     /// Whether a GGUF file says something of its model that this family does not know.
     pub(super) fn leaves_out(&self, meta: &Metadata) -> Option<String> {
+        let named = |key: &str| format!("{}.{key}", self.gguf);
         let keys = ["attention.temperature_scale", "rope.dimension_sections"];
-        keys.iter().map(|key| format!("{}.{key}", self.gguf)).find(|key| meta.get(key).is_some())
+        let said = keys.into_iter().map(named).find(|key| meta.get(key).is_some());
+        // StableLM's blocks follow each other, in the family.
+        said.or_else(|| Some(named("use_parallel_residual")).filter(|key| meta.bool(key) == Some(true)))
     }
 
     /// How GGUF calls the norms of this family's blocks; nothing for those it has not.

@@ -43,8 +43,22 @@ pub fn family_of(json: &Value) -> Result<(&'static Family, &'static HfName)> {
             let what = format!("{name} models are converted only: they cannot be run or calibrated here");
             return Error::unsupported(what).hint(Hint::ConvertedOnly);
         }
-        Error::unsupported(format!("model architecture {name} is not supported; supported: {}", families::supported()))
+        let near = nearest(name).map_or(String::new(), |near| format!("; the nearest that is: {near}"));
+        Error::unsupported(format!("model architecture {name} is not known here{near}"))
     })
+}
+
+/// The known class whose name goes along with `name` the farthest, where that is most of it.
+fn nearest(name: &str) -> Option<&'static str> {
+    let stem = |class: &str| {
+        let ends = ["ForCausalLM", "ForConditionalGeneration", "ForMaskedLM", "ForSequenceClassification", "Model"];
+        ends.iter().find_map(|end| class.strip_suffix(end)).unwrap_or(class).to_ascii_lowercase()
+    };
+    let own = stem(name);
+    let common = |class: &str| own.bytes().zip(stem(class).bytes()).take_while(|(a, b)| a == b).count();
+    let near = |class: &&str| common(class) >= 4 && 3 * common(class) >= 2 * own.len();
+    let known = families::architectures().chain(blueprint::all().flat_map(|b| b.classes.iter().copied()));
+    known.filter(near).max_by_key(|class| (common(class), std::cmp::Reverse(stem(class).len())))
 }
 
 impl<'a> Reading<'a> {

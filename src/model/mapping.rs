@@ -184,6 +184,13 @@ fn of_config(ckpt: &Checkpoint, mut config: Config, mut json: serde_json::Value)
             text.insert("tie_word_embeddings".into(), false.into());
         }
     }
+    if !config.tied_embeddings && has_no_head(ckpt, &json) {
+        config.tied_embeddings = true;
+        json["tie_word_embeddings"] = true.into();
+        if let Some(text) = json.get_mut("text_config").and_then(|t| t.as_object_mut()) {
+            text.insert("tie_word_embeddings".into(), true.into());
+        }
+    }
     let (tensors, dropped) = map_hf(ckpt, family, &config)?;
     let generated = generated(family, &config);
     Ok(Model {
@@ -196,6 +203,14 @@ fn of_config(ckpt: &Checkpoint, mut config: Config, mut json: serde_json::Value)
         drawn: None,
         runs: Ok(()),
     })
+}
+
+/// Whether there is no output matrix, and need be none: the model was saved from its base class, or its wrapper ties what
+/// the text model's part of the configuration does not.
+fn has_no_head(ckpt: &Checkpoint, json: &serde_json::Value) -> bool {
+    let base = blueprint::class(json).is_some_and(|class| class.ends_with("Model"));
+    let tied = json.get("text_config").is_some() && json.get("tie_word_embeddings") == Some(&true.into());
+    (base || tied) && !ckpt.tensors().iter().any(|t| text_name(&t.name) == "lm_head.weight")
 }
 
 /// Whether there is an output matrix that is not the embedding, bit for bit.

@@ -12,6 +12,7 @@ mod engines;
 mod eval;
 mod families;
 mod faults;
+mod golden_logits;
 mod infer;
 mod layerwise;
 mod lineages;

@@ -165,6 +165,36 @@ fn tied_outputs_and_buffers_are_dropped_with_a_reason() {
     assert!(reasons[0].0 == "lm_head.weight" && reasons[0].1.contains("ties"));
 }
 
+/// A model saved from its base class has no head, whatever its configuration ties; a wrapper may tie what the text model's
+/// part does not.
+#[test]
+fn heads_that_need_not_be_there() {
+    let headless = |name: &str| {
+        let mut d = draft(name);
+        d.tensors.remove("lm_head.weight");
+        d.config["tie_word_embeddings"] = false.into();
+        d
+    };
+    for (name, class) in [("llama", "LlamaModel"), ("qwen3", "Qwen3Model"), ("mistral-window", "MistralModel")] {
+        let mut d = headless(name);
+        assert!(d.refusal().to_string().contains("lm_head.weight"), "{name}");
+        d.config["architectures"] = json!([class]);
+        let (_dir, ckpt, model) = d.open().unwrap();
+        assert!(model.config.tied_embeddings);
+        let mut expected = original(name);
+        expected.retain(|(tensor, ..)| tensor != "output.weight");
+        assert_eq!(contents(&ckpt, &model), expected, "{name}");
+    }
+    let mut d = headless("llama");
+    d.rename(|n| format!("language_model.{n}"));
+    d.config = json!({"architectures": ["SomeSpeechForConditionalGeneration"], "tie_word_embeddings": true,
+        "text_config": d.config});
+    d.config["text_config"].as_object_mut().unwrap().remove("architectures");
+    assert!(d.open().unwrap().2.config.tied_embeddings);
+    d.config["tie_word_embeddings"] = false.into();
+    assert!(d.refusal().to_string().contains("lm_head.weight"));
+}
+
 #[test]
 fn faults_name_tensor_shape_and_file() {
     let says = |d: &Draft, words: &[&str]| {
@@ -214,11 +244,12 @@ fn refusals_of_configurations_say_what_is_wrong() {
             assert!(text.contains(word), "{word:?} is not in: {text}");
         }
     };
+    refused("llama", json!({"architectures": ["UnheardModel"]}), 4, &["UnheardModel is not known here"]);
     refused(
         "llama",
-        json!({"architectures": ["UnheardModel"]}),
+        json!({"architectures": ["Qwen3ForSequenceClassification"]}),
         4,
-        &["UnheardModel", "LlamaForCausalLM", "Gemma3ForCausalLM"],
+        &["Qwen3ForSequenceClassification is not known here; the nearest that is: Qwen3ForCausalLM"],
     );
     refused(
         "llama",

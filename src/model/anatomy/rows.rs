@@ -64,11 +64,79 @@ const GRANITE: Anatomy = Anatomy {
 };
 
 pub(super) static ALL: &[Anatomy] = &[
-    Anatomy { gguf: &["llama"], ..PAIRS },
+    Anatomy { gguf: &["llama", "internlm2", "xverse", "bailingmoe", "ernie4_5"], ..PAIRS },
+    Anatomy { gguf: &["llama-embed"], encodes: true, ..PAIRS },
+    Anatomy { gguf: &["deepseek"], norm_topk: false, ..PAIRS },
+    Anatomy {
+        gguf: &["deepseek2-ocr"],
+        norm_topk: false,
+        // Its files say that nothing is rotated; the whole head is.
+        finish: |_, c| {
+            let dim = c.layers.iter().find_map(|layer| layer.heads()).map_or(0, |heads| heads.dim);
+            c.ropes.iter_mut().for_each(|rope| rope.dims = dim);
+            Ok(())
+        },
+        ..PLAIN
+    },
+    Anatomy { gguf: &["minicpm"], ..GRANITE },
+    Anatomy { gguf: &["plm"], activation: Activation::SquaredRelu, ..PAIRS },
+    Anatomy {
+        gguf: &["maincoder"],
+        layer: |_, _, layer| on_heads(layer, |h| h.peculiar.norm_after_rope = true),
+        ..PAIRS
+    },
+    Anatomy {
+        gguf: &["baichuan"],
+        // The 13B models, which nothing but the number of layers tells apart, have linear biases and no rotary positions.
+        layer: |f, _, layer| {
+            let large = f.size("block_count", 0) == Some(40);
+            on_heads(layer, |h| {
+                if large {
+                    (h.rope, h.peculiar.alibi) = (None, Some(8.0));
+                }
+            })
+        },
+        finish: |_, c| match c.vocab {
+            // Of the second generation.
+            125_696 => Err(Error::unsupported("their output matrix is normalised as it is used, which no file says")),
+            _ => Ok(()),
+        },
+        ..PAIRS
+    },
+    Anatomy {
+        gguf: &["deci"],
+        layer: |f, index, layer| match layer.mixer == Mixer::None && f.has(index, "attn_output.weight") {
+            true => Err(Error::unsupported(format!("layer {index} has a matrix in the place of attention"))),
+            false => Ok(()),
+        },
+        ..PAIRS
+    },
+    Anatomy {
+        gguf: &["nanbeige"],
+        finish: |f, _| match f.size("num_loops", 0).unwrap_or(1) {
+            1 => Ok(()),
+            n => Err(Error::unsupported(format!("their layers are gone through {n} times"))),
+        },
+        ..PAIRS
+    },
     Anatomy { gguf: &["qwen2", "qwen2vl", "qwen3vl", "qwen3vlmoe", "paddleocr", "mellum"], ..PLAIN },
+    Anatomy { gguf: &["qwen", "openelm", "pangu-embedded", "phi3"], ..PLAIN },
+    Anatomy { gguf: &["orion"], norm: Norm::Layer, ..PLAIN },
+    Anatomy { gguf: &["plamo"], parallel: true, ..PLAIN },
+    Anatomy { gguf: &["plamo3"], all_but_every: Some(8), ..PLAIN },
+    Anatomy { gguf: &["maple"], full_rope: false, ..PLAIN },
+    Anatomy { gguf: &["spark2_5"], activation: Activation::Gelu, ..PLAIN },
+    Anatomy {
+        gguf: &["jais"],
+        rope: false,
+        norm: Norm::Layer,
+        layer: |_, _, layer| on_heads(layer, |h| h.scale = 1.0 / h.dim as f32),
+        ..PLAIN
+    },
     Anatomy { gguf: &["gptneox"], activation: Activation::Gelu, finish: parallel_where_stated, ..GPT },
     Anatomy { gguf: &["gpt2", "starcoder"], without: &["RuGPT3XLForCausalLM"], rope: false, ..GPT },
     Anatomy { gguf: &["phi2"], parallel: true, ..GPT },
+    Anatomy { gguf: &["codeshell"], ..GPT },
     Anatomy {
         gguf: &["falcon"],
         activation: Activation::Gelu,
@@ -89,6 +157,8 @@ pub(super) static ALL: &[Anatomy] = &[
     },
     // DistilBERT's classifier has a ReLU where readers of its files have tanh.
     Anatomy { gguf: &["bert"], without: &["DistilBertForSequenceClassification"], ..BERT },
+    // Linear biases by the distance to either side.
+    Anatomy { gguf: &["jina-bert-v2"], layer: |_, _, layer| on_heads(layer, |h| h.peculiar.alibi = Some(8.0)), ..BERT },
     Anatomy { gguf: &["nomic-bert"], rope: true, activation: Activation::Silu, ..BERT },
     Anatomy {
         gguf: &["modern-bert"],
@@ -133,7 +203,20 @@ pub(super) static ALL: &[Anatomy] = &[
         },
         ..PAIRS
     },
-    Anatomy { gguf: &["olmoe"], norm_topk: false, ..PLAIN },
+    Anatomy {
+        gguf: &["olmoe"],
+        norm_topk: false,
+        layer: |f, _, layer| {
+            let normed = f.said("norm_topk_prob").and_then(|v| v.as_bool());
+            layer.ffn.experts.iter_mut().for_each(|e| e.norm_topk = normed.unwrap_or(e.norm_topk));
+            Ok(())
+        },
+        finish: |f, _| match f.said_float("clip_qkv").or(f.float("attention.clamp_kqv")) {
+            Some(_) => Err(Error::unsupported("their queries and keys are clamped behind a norm")),
+            None => Ok(()),
+        },
+        ..PLAIN
+    },
     Anatomy {
         gguf: &["dbrx"],
         norm: Norm::Layer,
@@ -367,7 +450,7 @@ pub(super) static ALL: &[Anatomy] = &[
         ..PLAIN
     },
     Anatomy { gguf: &["kimi-linear", "glm5-next"], rope: false, gating: Gating::Sigmoid, ..PLAIN },
-    Anatomy { gguf: &["bailingmoe3"], gating: Gating::Sigmoid, ..PAIRS },
+    Anatomy { gguf: &["bailingmoe3"], gating: Gating::Sigmoid, halves_in_sections: true, ..PAIRS },
     Anatomy { gguf: &["mistral4"], layer: by_position, ..PAIRS },
     Anatomy {
         gguf: &["minicpm3"],

@@ -129,7 +129,20 @@ pub(super) fn class(json: &serde_json::Value) -> Option<&str> {
 /// The blueprint of a `config.json`: by the class of its text model, where that has one, or its own.
 pub(super) fn find(json: &serde_json::Value) -> Option<&'static Blueprint> {
     let classes = [json.get("text_config").and_then(class), class(json)];
-    classes.iter().flatten().find_map(|class| all().find(|b| b.classes.contains(class) && (b.only)(json)))
+    let of_class = |class: &&str| all().find(|b| b.classes.contains(class) && (b.only)(json));
+    classes.iter().flatten().find_map(of_class).or_else(|| of_wrapped(json))
+}
+
+/// That of the text model in a wrapper for images or sound that is not known itself, by the kind that it names.
+fn of_wrapped(json: &serde_json::Value) -> Option<&'static Blueprint> {
+    class(json).filter(|class| class.ends_with("ForConditionalGeneration"))?;
+    let kind = json.get("text_config").filter(|text| class(text).is_none())?.get("model_type")?.as_str()?;
+    if super::families::by_hf(None, Some(kind)).is_some() {
+        return None;
+    }
+    let kind = kind.replace('_', "");
+    let named = |class: &&str| class.strip_suffix("ForCausalLM").is_some_and(|stem| stem.eq_ignore_ascii_case(&kind));
+    all().find(|b| b.classes.iter().any(named) && (b.only)(json))
 }
 
 /// The blueprint of the projector file of a `config.json`, as llama.cpp's converter chooses it: by the class of the image
@@ -153,7 +166,8 @@ mod tests {
         for b in all() {
             for class in b.classes {
                 let known = crate::model::families::by_hf(Some(class), None).is_some();
-                let both = ["Mistral3ForConditionalGeneration", "CohereForCausalLM"].contains(class);
+                let both =
+                    ["Mistral3ForConditionalGeneration", "CohereForCausalLM", "StableLmForCausalLM"].contains(class);
                 assert!(!known || both, "{class} is a family, too");
             }
             for stem in b.tensors.split_whitespace() {

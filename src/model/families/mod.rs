@@ -75,9 +75,9 @@ pub fn tokenizer_of_model_type(model_type: Option<&str>) -> &'static TokenizerFa
     by_hf(None, model_type).map_or(&llama::FAMILIES[0].tokenizer, |(f, _)| &f.tokenizer)
 }
 
-/// The supported `architectures` names, for messages.
-pub fn supported() -> String {
-    names().map(|(_, h)| h.architecture).collect::<Vec<_>>().join(", ")
+/// The `architectures` names of all families.
+pub fn architectures() -> impl Iterator<Item = &'static str> {
+    names().map(|(_, h)| h.architecture)
 }
 
 #[cfg(test)]

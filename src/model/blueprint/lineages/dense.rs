@@ -253,19 +253,29 @@ pub(super) static ALL: &[Blueprint] = &[
         tokenizer: TokenizerFacts { states_space_prefix: true, ..PLAIN_TOKENIZER },
         ..PLAIN
     },
+    STABLELM,
     Blueprint {
-        gguf: "stablelm",
-        classes: &["LlavaStableLMEpochForCausalLM", "StableLMEpochForCausalLM"],
-        tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm ffn_up \
-            ffn_gate ffn_down attn_q_norm attn_k_norm rope_freqs",
-        keys: |k| {
-            k.partial_rotary(0.25)?;
-            k.flag("use_parallel_residual", k.h.flag("use_parallel_residual"));
-            Ok(())
+        classes: &["StableLmForCausalLM"],
+        only: |json| {
+            let flag = |key: &str| json.get(key) == Some(&true.into());
+            flag("use_parallel_residual") && !flag("qk_layernorm")
         },
-        ..PLAIN
+        ..STABLELM
     },
 ];
+
+const STABLELM: Blueprint = Blueprint {
+    gguf: "stablelm",
+    classes: &["LlavaStableLMEpochForCausalLM", "StableLMEpochForCausalLM"],
+    tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm ffn_up \
+        ffn_gate ffn_down attn_q_norm attn_k_norm rope_freqs",
+    keys: |k| {
+        k.partial_rotary(0.25)?;
+        k.flag("use_parallel_residual", k.h.flag("use_parallel_residual"));
+        Ok(())
+    },
+    ..PLAIN
+};
 
 /// `lm_head.weight` of a model that ties it.
 pub(super) fn without_tied_head(h: &Hparams, name: &str) -> Named {

@@ -71,7 +71,10 @@ pub(super) static ALL: &[Blueprint] = &[
         classes: &["ModernBertModel", "ModernBertForMaskedLM", "ModernBertForSequenceClassification"],
         tensors: "token_embd token_embd_norm output_norm attn_norm attn_qkv attn_output ffn_norm ffn_up ffn_down cls \
             cls.output cls.norm",
-        rename: |h, name| bert(h, name.strip_prefix("model.").unwrap_or(name)),
+        rename: |h, name| match h.class() == Some("ModernBertForMaskedLM") && name.starts_with("head.") {
+            true => Named::Drop(TRAINING_HEAD),
+            false => bert(h, name.strip_prefix("model.").unwrap_or(name)),
+        },
         defaults: r#"{"norm_eps": 1e-5, "hidden_activation": "gelu"}"#,
         keys: |k| {
             encoder(k)?;
@@ -172,6 +175,8 @@ const BERT: Blueprint = Blueprint {
     ..PLAIN
 };
 
+const TRAINING_HEAD: &str = "a training head, which the encoder does not use";
+
 const T5_DEFAULTS: &str = r#"{"n_positions": 512, "layer_norm_epsilon": 1e-6, "relative_attention_num_buckets": 32}"#;
 
 /// What only training or pooling needs, and the prefixes and spellings of BERT's checkpoints.
@@ -184,7 +189,7 @@ fn bert(h: &Hparams, name: &str) -> Named {
     }
     let dropped = ["pooler.dense.", "cls.predictions", "cls.seq_relationship", "lm_head.", "decoder."];
     if name == "embeddings.position_ids" || dropped.iter().any(|part| name.starts_with(part)) {
-        return Named::Drop("a training head, which the encoder does not use");
+        return Named::Drop(TRAINING_HEAD);
     }
     let name = match (name.strip_suffix(".gamma"), name.strip_suffix(".beta")) {
         (Some(stem), _) => format!("{stem}.weight"),
@@ -201,7 +206,7 @@ fn bert(h: &Hparams, name: &str) -> Named {
 fn distilbert(h: &Hparams, name: &str) -> Named {
     let name = name.strip_prefix("distilbert.").unwrap_or(name);
     match name.starts_with("vocab_") {
-        true => Named::Drop("a training head, which the encoder does not use"),
+        true => Named::Drop(TRAINING_HEAD),
         false => bert(h, name),
     }
 }

@@ -114,6 +114,7 @@ pub(super) static ALL: &[Blueprint] = &[
     Blueprint {
         gguf: "starcoder",
         classes: &["GPTBigCodeForCausalLM"],
+        changes: &[("attn_qkv.weight", Change::View(all_queries)), ("attn_qkv.bias", Change::View(all_queries))],
         tensors: "token_embd position_embd output output_norm attn_norm attn_qkv attn_output ffn_norm ffn_up ffn_down",
         defaults: r#"{"n_positions": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12, "layer_norm_epsilon": 1e-5}"#,
         base: false,
@@ -208,7 +209,7 @@ pub(super) static ALL: &[Blueprint] = &[
             k.size("feed_forward_length", 4 * hidden)?;
             k.size("block_count", k.blocks)?;
             k.size("attention.head_count", heads)?;
-            k.size("attention.head_count_kv", heads)?;
+            k.size("attention.head_count_kv", k.h.kv_heads()?)?;
             if let Some(eps) = k.h.float_of(&["layer_norm_epsilon", "layer_norm_eps"])? {
                 k.float("attention.layer_norm_epsilon", eps);
             }
@@ -285,7 +286,7 @@ fn one_key_head(k: &mut Keys, width: usize, epsilon: &str) -> Result<()> {
     k.size("feed_forward_length", width)?;
     k.size("block_count", k.blocks)?;
     k.needed_size("attention.head_count", "n_head")?;
-    k.size("attention.head_count_kv", 1)?;
+    k.size("attention.head_count_kv", if shares_keys(k.h) { 1 } else { k.h.heads()? })?;
     k.stated_float(epsilon, "layer_norm_epsilon")?;
     k.file_type();
     Ok(())
@@ -293,6 +294,15 @@ fn one_key_head(k: &mut Keys, width: usize, epsilon: &str) -> Result<()> {
 
 fn every_other(s: &Stored, from: usize) -> Vec<u32> {
     (from as u32..s.shape.last().copied().unwrap_or(0) as u32).step_by(2).collect()
+}
+
+/// Whether all heads have one key and value.
+fn shares_keys(h: &Hparams) -> bool {
+    h.get("multi_query").and_then(|v| v.as_bool()) != Some(false)
+}
+
+fn all_queries(h: &Hparams, s: &Stored) -> Result<View> {
+    if shares_keys(h) { Ok(View::same(s.shape)) } else { by_kind(h, s) }
 }
 
 /// Stored head by head, each query, key, value: all queries, all keys, all values.

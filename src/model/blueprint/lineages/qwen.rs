@@ -83,6 +83,19 @@ pub(super) static ALL: &[Blueprint] = &[
         ..PLAIN
     },
     Blueprint {
+        gguf: "qwen3vlmoe",
+        classes: &["Qwen3OmniMoeForConditionalGeneration"],
+        tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm \
+            ffn_gate_inp ffn_up_exps ffn_gate_exps ffn_down_exps attn_q_norm attn_k_norm",
+        rename: thinker,
+        keys: |k| {
+            expert_widths(k)?;
+            k.size("n_deepstack_layers", 0)
+        },
+        tokenizer: TokenizerFacts { chat_end: Some("<|im_end|>"), ..PLAIN_TOKENIZER },
+        ..PLAIN
+    },
+    Blueprint {
         gguf: "qwen3next",
         classes: &["Qwen3NextForCausalLM"],
         shapes: Some(shapes::qwen3_next),

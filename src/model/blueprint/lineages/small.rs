@@ -1,6 +1,6 @@
 //! Dense decoders that have no relatives here, and those without a fixed order of reading.
 
-use super::super::view::{Stored, View, range};
+use super::super::view::{Stored, View, pairs, range};
 use super::{Blueprint, Change, Hparams, Keys, Named, PAIRS, PLAIN};
 use crate::Result;
 use crate::model::family::{PLAIN_TOKENIZER, TokenizerFacts};
@@ -117,6 +117,32 @@ pub(super) static ALL: &[Blueprint] = &[
         splits: &[("ffn.proj_1.weight", GATE_UP)],
         base: false,
         keys: openelm,
+        ..PLAIN
+    },
+    Blueprint {
+        gguf: "chameleon",
+        classes: &["ChameleonForConditionalGeneration", "ChameleonForCausalLM"],
+        tensors: "token_embd output output_norm attn_norm attn_qkv attn_q attn_k attn_v attn_output ffn_norm ffn_up \
+            ffn_gate ffn_down attn_q_norm attn_k_norm",
+        rename: |_, name| match name.starts_with("model.vqmodel.") {
+            true => Named::Drop(crate::model::source_names::TOWER),
+            false => Named::Keep(name.into()),
+        },
+        changes: &[
+            ("attn_q.weight", Change::QueryPairs),
+            ("attn_q.bias", Change::QueryPairs),
+            ("attn_k.weight", Change::KeyPairs),
+            ("attn_k.bias", Change::KeyPairs),
+            ("attn_q_norm.weight", HEADS_IN_PAIRS),
+            ("attn_q_norm.bias", HEADS_IN_PAIRS),
+            ("attn_k_norm.weight", HEADS_IN_PAIRS),
+            ("attn_k_norm.bias", HEADS_IN_PAIRS),
+        ],
+        defaults: r#"{"rms_norm_eps": 1e-5}"#,
+        keys: |k| {
+            k.flag("swin_norm", k.h.flag("swin_norm"));
+            Ok(())
+        },
         ..PLAIN
     },
     Blueprint {
@@ -246,6 +272,12 @@ pub(super) static ALL: &[Blueprint] = &[
 
 pub(super) const GATE_UP: &[(&str, Change)] =
     &[("ffn_gate.weight", Change::Half(0)), ("ffn_up.weight", Change::Half(1))];
+
+/// A row for each head, its channels in the order of the head's.
+const HEADS_IN_PAIRS: Change = Change::View(|_, s| match s.shape {
+    [_, head] => Ok(View::cols(s, pairs(*head, 1))),
+    _ => Err(crate::Error::bad_input("is not one row for each head").tensor(s.name)),
+});
 
 /// Every matrix has three values.
 const TERNARY: Change = Change::View(|_, s| Ok(View::same(s.shape).with(ValueMap::Ternary(Default::default()))));
