@@ -80,42 +80,36 @@ pub mod matrix;
 pub mod model;
 pub mod release;
 pub mod report;
-mod simd;
 
 // Private, but for this repository's tests and benches.
 cfg_if::cfg_if! {
     if #[cfg(feature = "internals")] {
+        pub use quantize_core::{dtype, feedback, isa, kernel, minifloat, quant, simd};
         pub mod awq;
         pub mod calibration;
         pub mod disk;
-        pub mod dtype;
         pub mod escape;
-        pub mod feedback;
         pub mod infer;
         pub mod input;
-        pub mod isa;
-        pub mod kernel;
         pub mod packed;
-        pub mod quant;
         pub mod source;
         pub mod writer;
     } else {
+        use quantize_core::{dtype, feedback, isa, kernel, minifloat, quant, simd};
         mod awq;
         mod calibration;
         mod disk;
-        mod dtype;
         mod escape;
-        mod feedback;
         mod infer;
         mod input;
-        mod isa;
-        mod kernel;
         mod packed;
-        mod quant;
         mod source;
         mod writer;
     }
 }
+
+#[cfg(test)]
+use quantize_core::made;
 
 pub use control::{Cancel, Control, Notice, Phase, Report, Run, Unit};
 pub use error::{Error, Finding, Hint, Result, Unfinished};

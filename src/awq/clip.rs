@@ -57,7 +57,7 @@ pub fn clip(weights: &mut [f32], cols: usize, limits: &[f32], grid: Grid) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::tests::numbers;
+    use crate::made::numbers;
 
     /// The error of group-wise rounding in the outputs, over all groups alone.
     fn loss(weights: &[f32], cut: &[f32], cols: usize, gram: &[f32], grid: Grid) -> f64 {

@@ -109,7 +109,7 @@ pub fn representable(scales: &[f32], weights: &[f32], add: f32, ty: GgmlType) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::tests::numbers;
+    use crate::made::numbers;
 
     #[test]
     fn a_norm_takes_settled_scales_without_rounding() {

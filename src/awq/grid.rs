@@ -134,7 +134,7 @@ pub(super) const UNCLIPPED: Lanes = [f32::MAX; LANES];
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::tests::numbers;
+    use crate::made::numbers;
 
     /// One row by the formulas of the formats.
     fn plain(grid: Grid, row: &[f32]) -> Vec<f32> {

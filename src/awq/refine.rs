@@ -251,7 +251,7 @@ pub(super) fn expected_error(layers: &[Layer], columns: Columns, grid: Grid, sca
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::tests::numbers;
+    use crate::made::numbers;
 
     #[test]
     fn groups_that_share_channels_are_one_set() {

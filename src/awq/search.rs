@@ -221,7 +221,7 @@ pub fn smooth(columns: Columns, channels: usize, consumers: &[Consumer], alpha: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::tests::numbers;
+    use crate::made::numbers;
 
     fn nothing(cols: usize) -> Moments {
         Moments { cols, gram: vec![0.0; cols * cols], abs: vec![0.0; cols], max: vec![0.0; cols], tokens: 0 }

@@ -313,7 +313,7 @@ impl Right {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::tests::numbers;
+    use crate::made::numbers;
 
     fn collected(x: &[f32], cols: usize, batch: usize, piece: usize) -> Moments {
         let mut collector = Collector::new(cols, batch, false);

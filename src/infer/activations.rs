@@ -2,8 +2,8 @@
 //! by block (`quantize_row_q8_0`, `quantize_row_q8_K`), which is for comparing with llama.cpp. Some checkpoint formats
 //! have the activations rounded too, which is part of what the checkpoint is worth. Exact `f32` everywhere else.
 
+use crate::minifloat::{E2M1, E2M1_MAX, E4M3_MAX, e4m3, to_e2m1, to_e4m3};
 use crate::packed::Input;
-use crate::packed::minifloat::{E2M1, E2M1_MAX, E4M3_MAX, e4m3, to_e2m1, to_e4m3};
 use crate::quant::GgmlType;
 use rayon::prelude::*;
 

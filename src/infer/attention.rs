@@ -411,7 +411,7 @@ pub(super) fn softmax_beside(row: &mut [f32], sink: Option<f32>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::tests::numbers;
+    use crate::made::numbers;
 
     #[test]
     fn attention_equals_its_definition() {

@@ -2,9 +2,9 @@
 //! llama.cpp turns queries, keys and values of such a cache by a Hadamard matrix before (`llama-kv-cache.cpp`), which
 //! spreads outliers; the attention is the same, so the rounded ones are turned back here. vLLM's `fp8` has the scale 1.
 
+use crate::minifloat::{E4M3_MAX, e4m3, to_e4m3};
 use crate::model::Config;
 use crate::model::config::Mixer;
-use crate::packed::minifloat::{E4M3_MAX, e4m3, to_e4m3};
 use crate::quant::{self, GgmlType};
 use crate::{Error, Result};
 use std::fmt;
@@ -172,7 +172,7 @@ fn hadamard(row: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::tests::numbers;
+    use crate::made::numbers;
 
     #[test]
     fn names_come_back() {

@@ -10,10 +10,11 @@ use super::pieces::{Found, Pieces, numbers, transposed, unpack_rows, zero_points
 use super::read::{Suffixes, Tool, bits_word, exact, text};
 use super::{
     Activations, Bits, ChannelScaling, Data, DefaultRounding, F16, Feedback, Format, GroupRule, I32, Loader, Name,
-    Reach, Scales, Slot, Spec, Symmetry, minifloat, not_multiple, slot,
+    Reach, Scales, Slot, Spec, Symmetry, not_multiple, slot,
 };
 use crate::dtype::GgmlType;
 use crate::feedback::int::Codes;
+use crate::minifloat;
 use serde_json::{Value, json};
 
 pub static AWQ: Format = Format {

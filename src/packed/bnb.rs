@@ -3,7 +3,6 @@
 
 use super::engines::{Engines, Verdict, no_mlx};
 use super::matrix::{Blocks, Coding, Input, Numbers, Packed};
-use super::minifloat::largest;
 use super::names::group_word;
 use super::pieces::{Found, Pieces, numbers};
 use super::read::{Read, Suffixes, Tool, admits_all, flag, text};
@@ -12,6 +11,7 @@ use super::{
     Name, Reach, Scales, Scope, Slot, Spec, Symmetry, not_multiple, slot,
 };
 use crate::dtype::{Dtype, GgmlType};
+use crate::minifloat::largest;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 

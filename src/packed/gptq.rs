@@ -10,10 +10,11 @@ use super::pieces::{Found, Pieces, numbers, transposed, unpack_rows, zero_points
 use super::read::{Read, Suffixes, Tool, bits, bits_word, exact, flag, text};
 use super::{
     Activations, Bits, ChannelScaling, Data, DefaultRounding, F16, Feedback, Format, GroupRule, I32, Loader, Name,
-    Reach, Scales, Scope, Slot, Spec, Symmetry, compressed, minifloat, not_multiple, slot,
+    Reach, Scales, Scope, Slot, Spec, Symmetry, compressed, not_multiple, slot,
 };
 use crate::dtype::GgmlType;
 use crate::feedback::int::Codes;
+use crate::minifloat;
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 

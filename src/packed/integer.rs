@@ -1,10 +1,10 @@
 //! The plain rounding to integers in groups that GPTQ, AWQ and compressed-tensors' pack-quantized share: compressed-tensors'
 //! own. How the integers are packed is each tool's matter.
 
-use super::minifloat::{epsilon, round_all, rounded};
 use super::{Module, Spec};
 use crate::dtype::GgmlType;
 use crate::feedback::int::Codes;
+use crate::minifloat::{epsilon, round_all, rounded};
 use rayon::prelude::*;
 
 /// Rounds to nearest as compressed-tensors' `calculate_qparams` and `_quantize` do, every step in the checkpoint's type.

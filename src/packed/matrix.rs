@@ -2,8 +2,8 @@
 //! scales in the type in which they were stored. It decodes exactly what the format defines, in single precision.
 
 use super::bits::unpack;
-use super::minifloat::{E2M1, e4m3, e8m0};
 use crate::kernel::RowSource;
+use crate::minifloat::{E2M1, e4m3, e8m0};
 use half::{bf16, f16};
 use std::ops::Range;
 

@@ -4,7 +4,6 @@
 use super::bits::{pack_rows, to_bytes, words};
 use super::engines::{Check, Engines, Verdict};
 use super::matrix::{Blocks, Coding, Numbers, Packed, e2m1_table, e4m3_table, e8m0_table};
-use super::minifloat::{self, E2M1_MAX, E4M3_MAX, e4m3, e8m0, largest, round_all, to_e4m3};
 use super::names::group_word;
 use super::pieces::{Found, Pieces, numbers};
 use super::read::{Read, Suffixes, Tool, bits_word, exact, text};
@@ -14,6 +13,7 @@ use super::{
 };
 use crate::dtype::{Dtype, GgmlType};
 use crate::feedback::int::Codes;
+use crate::minifloat::{self, E2M1_MAX, E4M3_MAX, e4m3, e8m0, largest, round_all, to_e4m3};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 

@@ -14,7 +14,6 @@ mod fp8;
 mod gptq;
 mod integer;
 mod matrix;
-pub mod minifloat;
 mod mlx;
 mod names;
 mod pieces;

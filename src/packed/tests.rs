@@ -3,7 +3,8 @@
 
 use super::*;
 use crate::kernel::RowSource;
-use crate::kernel::tests::numbers;
+use crate::made::numbers;
+use crate::minifloat;
 use proptest::prelude::*;
 use serde_json::json;
 

@@ -4,10 +4,10 @@
 use super::FP8_BLOCK;
 use crate::dtype::GgmlType;
 use crate::feedback::fp4::Fp4Spec;
-use crate::packed::bits::{pack_rows, to_bytes};
-use crate::packed::minifloat::{
+use crate::minifloat::{
     self, E2M1, E2M1_MAX, E4M3_MAX, e4m3, e8m0, epsilon, largest, round_all, rounded, to_e2m1, to_e4m3,
 };
+use crate::packed::bits::{pack_rows, to_bytes};
 use crate::packed::{Data, Feedback, Module, Piece, ScaleRule, Spec};
 use crate::{Error, Result};
 use rayon::prelude::*;

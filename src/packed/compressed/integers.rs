@@ -2,8 +2,9 @@
 
 use crate::dtype::GgmlType;
 use crate::feedback::int::Codes;
+use crate::minifloat;
 use crate::packed::bits::{pack_rows, to_bytes, transpose, words};
-use crate::packed::{Data, I32, I64, Slot, Spec, minifloat, slot};
+use crate::packed::{Data, I32, I64, Slot, Spec, slot};
 
 pub(super) fn layout(spec: &Spec, n: usize, k: usize, dtype: GgmlType) -> Vec<Slot> {
     let groups = spec.groups(k);

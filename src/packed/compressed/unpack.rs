@@ -1,9 +1,9 @@
 //! Modules of compressed-tensors read back, those of mixed checkpoints each by its own entry.
 
 use crate::dtype::{Dtype, GgmlType};
+use crate::minifloat::e4m3;
 use crate::packed::bits::{to_bytes, transpose, words};
 use crate::packed::matrix::{Blocks, Coding, Input, Numbers, Packed, e2m1_table, e4m3_table, e8m0_table};
-use crate::packed::minifloat::e4m3;
 use crate::packed::pieces::{Found, Pieces, integers, numbers, single, unpack_rows, zero_points};
 use crate::packed::read::{Read, text};
 use serde_json::Value;

@@ -6,7 +6,7 @@ use crate::isa::Avx512;
 use std::arch::x86_64::*;
 
 /// Weight rows of a panel: two vectors.
-pub(crate) const PANEL: usize = 32;
+pub const PANEL: usize = 32;
 /// Input rows of a tile: 12 x 2 accumulators, two weights and a broadcast leave a few of 32 registers free.
 const TILE: usize = 12;
 /// Columns that are multiplied before the next: a panel's share stays near the core.
@@ -15,7 +15,7 @@ const DEPTH: usize = 1024;
 /// Transposes `count` weight rows (at most 16), each `cols` long and `step` after the one before, into lanes
 /// `at .. at + count` of `panel`, which is `[cols, PANEL]`.
 #[inline]
-pub(crate) fn pack(_: Avx512, rows: &[f32], step: usize, count: usize, cols: usize, panel: &mut [f32], at: usize) {
+pub fn pack(_: Avx512, rows: &[f32], step: usize, count: usize, cols: usize, panel: &mut [f32], at: usize) {
     // SAFETY: the machine has AVX-512.
     unsafe { pack_rows(rows, step, count, cols, panel, at) }
 }
@@ -73,7 +73,7 @@ fn transpose(v: [__m512; 16]) -> [__m512; 16] {
 
 /// Rows `[n, cols]` of which each begins `step` after the one before.
 #[derive(Clone, Copy)]
-pub(crate) struct Rows<'a> {
+pub struct Rows<'a> {
     pub data: &'a [f32],
     pub step: usize,
     pub n: usize,
@@ -83,7 +83,7 @@ pub(crate) struct Rows<'a> {
 /// The right-hand side of a product, `[cols, rows]`: panels one after the other as [`pack`] makes them, or side by side
 /// in a plain row-major matrix whose width is a multiple of [`PANEL`].
 #[derive(Clone, Copy)]
-pub(crate) enum Panels<'a> {
+pub enum Panels<'a> {
     Packed(&'a [f32]),
     Plain { data: &'a [f32], step: usize },
 }
@@ -93,7 +93,7 @@ pub(crate) enum Panels<'a> {
 /// # Safety
 /// For every `t < n` the `rows` floats from `y + t * stride` on are there, and nobody else uses them meanwhile.
 #[inline]
-pub(crate) unsafe fn multiply(_: Avx512, x: Rows<'_>, w: Panels<'_>, rows: usize, y: *mut f32, stride: usize) {
+pub unsafe fn multiply(_: Avx512, x: Rows<'_>, w: Panels<'_>, rows: usize, y: *mut f32, stride: usize) {
     // SAFETY: the machine has AVX-512; the rest is the caller's.
     unsafe { multiply_rows(x, w, rows, y, stride) }
 }
@@ -148,7 +148,7 @@ const PANEL_DEPTH: usize = 256;
 /// `y[m, n] = a[depth, m]ᵀ · b[depth, n]` of panels as [`pack`] makes them, with `m` and `n` rounded up to whole panels.
 /// Row `i` of `y` begins at `i * stride`.
 #[inline]
-pub(crate) fn multiply_panels(_: Avx512, a: &[f32], b: &[f32], depth: usize, y: &mut [f32], stride: usize) {
+pub fn multiply_panels(_: Avx512, a: &[f32], b: &[f32], depth: usize, y: &mut [f32], stride: usize) {
     // SAFETY: the machine has AVX-512.
     unsafe { multiply_all(a, b, depth, y, stride) }
 }

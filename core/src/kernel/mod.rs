@@ -3,13 +3,13 @@
 
 pub mod bf16;
 #[cfg(target_arch = "x86_64")]
-pub(crate) mod gemm;
+pub mod gemm;
 mod integers;
 mod rows;
 pub mod vector;
 pub mod view;
 
-pub(crate) use rows::row_blocks;
+pub use rows::row_blocks;
 pub use rows::{Dense, RowSource};
 
 use crate::isa::Isa;
@@ -110,18 +110,9 @@ pub fn matmul(x: &[f32], w: &dyn RowSource, rows: Range<usize>, y: Output<'_>) {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-
-    /// Repeatable numbers in -1 .. 1.
-    pub(crate) fn numbers(n: usize, seed: u32) -> Vec<f32> {
-        let mut s = seed;
-        let mut next = || {
-            s = s.wrapping_mul(1664525).wrapping_add(1013904223);
-            (s >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..n).map(|_| next()).collect()
-    }
+    use crate::made::numbers;
 
     #[test]
     fn products_equal_the_triple_loop_in_every_shape() {

@@ -4,7 +4,7 @@ use super::cholesky::tests::spd;
 use super::int::{IntSpec, Search, quantize};
 use super::nearest::nearest;
 use super::*;
-use crate::kernel::tests::numbers;
+use crate::made::numbers;
 
 const SPEC: IntSpec = IntSpec { bits: 4, group: 16, symmetric: true, least_zero: 0, scale: ScaleType::F16 };
 const PLAIN: Search = Search { scales: false, sweeps: 0, static_groups: true };

@@ -12,7 +12,7 @@ pub(in crate::quant) const ROWS: usize = 32;
 pub(in crate::quant) const COLS: usize = 1024;
 
 pub(in crate::quant) fn golden(name: &str) -> Vec<u8> {
-    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)).unwrap()
+    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)).unwrap()
 }
 
 pub(in crate::quant) fn floats(bytes: &[u8]) -> Vec<f32> {

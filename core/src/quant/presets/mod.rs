@@ -4,7 +4,7 @@
 
 mod rules;
 
-pub(crate) use rules::layer_of;
+pub use rules::layer_of;
 
 use super::GgmlType;
 use GgmlType::*;

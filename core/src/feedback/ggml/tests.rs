@@ -5,7 +5,7 @@ use super::codebook::tests::CODEBOOKS;
 use super::layout::{self, Block, layout, unpack_scales};
 use super::matrices::inverse_factor;
 use super::*;
-use crate::kernel::tests::numbers;
+use crate::made::numbers;
 use crate::quant::{check_rows, dequantize_rows, iquants::iq4::VALUES};
 use crate::simd::{F32x16, Plain};
 

@@ -1,6 +1,6 @@
-use super::super::tests::numbers;
 use super::super::{DOT_ROWS, Output, RowSource, matmul};
 use crate::isa::Isa;
+use crate::made::numbers;
 use crate::quant::integers::integers;
 use crate::quant::{GgmlType, dequantize_rows, quantize_rows};
 use faer::MatMut;

@@ -11,7 +11,7 @@ pub const E2M1_MAX: f32 = 6.0;
 pub const E2M1: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
 /// The largest magnitude; 0 of nothing.
-pub(super) fn largest(w: &[f32]) -> f32 {
+pub fn largest(w: &[f32]) -> f32 {
     w.iter().fold(0.0, |max, w| max.max(w.abs()))
 }
 

@@ -53,7 +53,7 @@ impl RowSource for Dense {
 }
 
 /// The matrix in blocks of so many rows, the last with what is left.
-pub(crate) fn row_blocks(mut matrix: MatMut<'_, f32>, rows: usize) -> Vec<MatMut<'_, f32>> {
+pub fn row_blocks(mut matrix: MatMut<'_, f32>, rows: usize) -> Vec<MatMut<'_, f32>> {
     let mut blocks = Vec::with_capacity(matrix.nrows().div_ceil(rows));
     while matrix.nrows() > rows {
         let (block, rest) = matrix.split_at_row_mut(rows);

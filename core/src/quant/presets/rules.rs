@@ -44,7 +44,7 @@ pub(super) fn category(name: &str) -> Category {
 pub(super) const PER_LAYER_EMBEDDING: &str = "per_layer_token_embd.weight";
 
 /// The layer of `blk.7.ffn_down.weight`.
-pub(crate) fn layer_of(name: &str) -> Option<usize> {
+pub fn layer_of(name: &str) -> Option<usize> {
     name.strip_prefix("blk.")?.split('.').next()?.parse().ok()
 }
 

@@ -110,7 +110,7 @@ impl Isa {
     }
 
     /// Whether vectors are arrays.
-    pub(crate) fn is_plain(self) -> bool {
+    pub fn is_plain(self) -> bool {
         self.0 <= Level::Portable
     }
 
@@ -122,20 +122,20 @@ impl Isa {
     /// Whether [`by_isa`] runs the code for AVX2, or that for AVX-512.
     #[cfg(target_arch = "x86_64")]
     #[inline]
-    pub(crate) fn has_avx2(self) -> bool {
+    pub fn has_avx2(self) -> bool {
         self.0 >= Level::Avx2
     }
 
     /// The permission to run AVX-512, if this set has it.
     #[cfg(target_arch = "x86_64")]
     #[inline]
-    pub(crate) fn avx512(self) -> Option<Avx512> {
+    pub fn avx512(self) -> Option<Avx512> {
         (self.0 >= Level::Avx512).then_some(Avx512(()))
     }
 
     /// Whether vectors multiply pairs of 16-bit numbers faster than `f32`.
     #[inline]
-    pub(crate) fn has_pairs(self) -> bool {
+    pub fn has_pairs(self) -> bool {
         self.0 >= Level::Avx2
     }
 
@@ -149,7 +149,7 @@ impl Isa {
     /// The permission to run AVX512-BF16, if this set has it.
     #[cfg(target_arch = "x86_64")]
     #[inline]
-    pub(crate) fn avx512_bf16(self) -> Option<Avx512Bf16> {
+    pub fn avx512_bf16(self) -> Option<Avx512Bf16> {
         (self.0 >= Level::Avx512Bf16).then_some(Avx512Bf16(()))
     }
 }
@@ -157,21 +157,23 @@ impl Isa {
 /// Proof that the machine has the features of level `avx512`, for code written in its instructions.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx512(());
+pub struct Avx512(());
 
 /// The same of level `avx512bf16`.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx512Bf16(());
+pub struct Avx512Bf16(());
 
 #[cfg(target_arch = "x86_64")]
 impl Avx512Bf16 {
-    pub(crate) fn avx512(self) -> Avx512 {
+    pub fn avx512(self) -> Avx512 {
         Avx512(())
     }
 }
 
 /// Evaluates one of three expressions over the arguments, compiled for the features of its level. What the expressions call must be inlined (`#[inline(always)]`) to take part.
+#[doc(hidden)]
+#[macro_export]
 macro_rules! by_isa {
     (
         $isa:expr, [$($generics:tt)*] ($($arg:ident: $ty:ty),*) $(-> $ret:ty)?;
@@ -202,24 +204,26 @@ macro_rules! by_isa {
         $baseline
     }};
 }
-pub(crate) use by_isa;
+pub use by_isa;
 
 /// Defines functions of plain loops that are compiled for every level (function multiversioning); a call runs that of
 /// [`Isa::active`].
+#[doc(hidden)]
+#[macro_export]
 macro_rules! multiversion {
     ($($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? $body:block)*) => {$(
         $(#[$meta])*
         $vis fn $name($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             fn body($($arg: $ty),*) $(-> $ret)? $body
-            $crate::isa::by_isa! {
+            $crate::by_isa! {
                 $crate::isa::Isa::active(), [] ($($arg: $ty),*) $(-> $ret)?;
                 avx512: body($($arg),*), avx2: body($($arg),*), baseline: body($($arg),*)
             }
         }
     )*};
 }
-pub(crate) use multiversion;
+pub use multiversion;
 
 #[cfg(test)]
 mod tests {

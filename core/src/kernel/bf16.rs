@@ -75,7 +75,7 @@ pub fn matmul(x: &[f32], w: &dyn RowSource, rows: Range<usize>, y: Output<'_>) {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) mod fast {
+pub mod fast {
     //! With AVX512-BF16: the loops of [`gemm`] over pairs instead of numbers.
 
     use super::super::gemm::{self, PANEL};
@@ -174,7 +174,7 @@ pub(crate) mod fast {
 
     /// As [`gemm::multiply_panels`], of panels of pairs.
     #[inline]
-    pub(crate) fn multiply_panels(_: Avx512Bf16, a: &[u32], b: &[u32], depth: usize, y: &mut [f32], stride: usize) {
+    pub fn multiply_panels(_: Avx512Bf16, a: &[u32], b: &[u32], depth: usize, y: &mut [f32], stride: usize) {
         // SAFETY: the machine has the instructions.
         unsafe { multiply_all(a, b, depth, y, stride) }
     }
@@ -250,8 +250,8 @@ pub(crate) mod fast {
 #[cfg(test)]
 mod tests {
     use super::super::Dense;
-    use super::super::tests::numbers;
     use super::*;
+    use crate::made::numbers;
 
     #[test]
     fn numbers_round_as_bfloat16_does() {

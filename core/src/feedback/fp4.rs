@@ -172,8 +172,8 @@ impl Grid for Fp4Grid<'_> {
 mod tests {
     use super::super::{Order, Shrink};
     use super::*;
-    use crate::kernel::tests::numbers;
-    use crate::packed::minifloat::{E2M1, e4m3, e8m0, to_e2m1};
+    use crate::made::numbers;
+    use crate::minifloat::{E2M1, e4m3, e8m0, to_e2m1};
 
     fn specs() -> [Fp4Spec; 2] {
         let nv = std::array::from_fn(|c| if c < 0x7f { e4m3(c as u8) / 100.0 } else { 0.0 });

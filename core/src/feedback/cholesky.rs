@@ -197,7 +197,7 @@ impl Kernel for Solve<'_> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::kernel::tests::numbers;
+    use crate::made::numbers;
 
     /// A positive definite matrix that is far from diagonal.
     pub(in super::super) fn spd(n: usize, samples: usize, seed: u32) -> Vec<f32> {
