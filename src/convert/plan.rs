@@ -10,6 +10,7 @@ use super::recipe::{Limit, Recipe, Target};
 use super::record::{self, Facts};
 use super::sizes::{self, FileSizes};
 use super::stream;
+pub use super::types::AssumedImportance;
 use super::types::{self, Tensor};
 use crate::error::Hint;
 use crate::gguf::{self, Metadata};
@@ -97,17 +98,6 @@ pub struct FilePlan {
 pub struct LeftOut {
     what: &'static str,
     reason: &'static str,
-}
-
-/// What is taken for granted about importance while types are decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AssumedImportance {
-    /// What the recipe says.
-    OfRecipe,
-    /// There is some.
-    Given,
-    /// There is some for the presets that need it.
-    WhereNeeded,
 }
 
 /// Decides everything but the reach of budgets.

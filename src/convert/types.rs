@@ -2,7 +2,6 @@
 //! stored. Decided from names and shapes; no weight is read.
 
 use super::folder::rules;
-use super::plan::AssumedImportance;
 use super::recipe::{Recipe, Target, TypeRule};
 use super::sizes::{self, FileSizes};
 use super::stream;
@@ -12,6 +11,17 @@ use crate::quant::presets::{self, Candidate, Choice, ModelFacts, Preset, Request
 use crate::quant::{GgmlType, codec};
 use crate::source::Dtype;
 use crate::{Error, Result};
+
+/// What is taken for granted about importance while types are decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AssumedImportance {
+    /// What the recipe says.
+    OfRecipe,
+    /// There is some.
+    Given,
+    /// There is some for the presets that need it.
+    WhereNeeded,
+}
 
 /// A tensor of a file, decided. `shape` is outermost first.
 #[derive(Clone, Debug)]

@@ -109,7 +109,7 @@ fn changed(name: &str, bytes: &[u8]) -> Vec<u8> {
         "model.safetensors" => {
             let mut bytes = bytes.to_vec();
             // A sign, in the middle of the weights.
-            let at = bytes.len() / 2 | 1;
+            let at = (bytes.len() / 2) | 1;
             bytes[at] ^= 0x80;
             bytes
         }

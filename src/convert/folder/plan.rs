@@ -1,6 +1,7 @@
 //! What a checkpoint folder will hold, decided from the configuration and the shapes alone: how each linear layer is
 //! stored, where that departs from what was asked and why, and every tensor's type and shape. No weight is read.
 
+pub use super::rules::ModulePlan;
 use super::rules::{self, KEPT};
 use crate::convert::ledger::LedgerRow;
 use crate::convert::recipe::TypeRule;
@@ -53,14 +54,6 @@ impl std::fmt::Display for Departure {
         let module = self.module.as_deref().map_or(String::new(), |m| format!("{m}: "));
         write!(f, "{module}{} instead of {}: {}", self.done, self.asked, self.reason)
     }
-}
-
-/// A linear layer, decided.
-#[derive(Clone, Debug)]
-pub struct ModulePlan {
-    pub module: Module,
-    /// How it is stored; `None`: as it is.
-    pub spec: Option<Spec>,
 }
 
 /// A folder, decided.

@@ -1,7 +1,6 @@
 //! Rules for single modules of a folder: another scheme of the same tool, another width, or none. The first rule that
 //! matches decides; modules that engines fuse must come out alike.
 
-use super::plan::ModulePlan;
 use crate::convert::recipe::{FolderType, TypeRule};
 use crate::model::graph::stored_alike;
 use crate::model::modules::{Kept, Module};
@@ -11,6 +10,14 @@ use regex::{Regex, RegexBuilder};
 
 /// What stays in the source's type, as the name that follows "to" in a sentence.
 pub(super) const KEPT: &str = "left unchanged";
+
+/// A linear layer, decided.
+#[derive(Clone, Debug)]
+pub struct ModulePlan {
+    pub module: Module,
+    /// How it is stored; `None`: as it is.
+    pub spec: Option<Spec>,
+}
 
 /// A rule's pattern, as it is searched in names.
 pub fn pattern(rule: &TypeRule) -> Result<Regex> {
