@@ -2,6 +2,8 @@
 //! behind the other, and the library follows without a bound; it joins merges in a buffer as long as the longest token,
 //! and panics where one is longer. Both are found here before it is asked to.
 
+use super::charsmap;
+use super::pieces::decode_base64;
 use serde_json::Value;
 
 /// What a byte of text may become, at most. Real tokenizers have 3 (`▁` for a space), with Unicode's compositions 9.
@@ -76,6 +78,10 @@ impl Growth {
             Some("Prepend") => self.prepended += len("prepend"),
             Some("NFD" | "NFKD" | "NFC" | "NFKC") => self.times(3.0),
             Some("ByteLevel") => self.times(2.0),
+            Some("Precompiled") => {
+                let map = text("precompiled_charsmap").map(decode_base64).unwrap_or_default();
+                self.times(charsmap::check(&map)?);
+            }
             _ => {}
         }
         Ok(())

@@ -46,6 +46,7 @@ fn unigram(vocab: &GgufVocab) -> tokenizers::Result<tokenizers::Tokenizer> {
     let mut tokenizer = tokenizers::Tokenizer::new(Unigram::from(pieces, unknown(vocab), bytes)?);
     let mut steps: Vec<NormalizerWrapper> = Vec::new();
     if let Some(Value::Array(Array::U8(map))) = vocab.meta.get("tokenizer.ggml.precompiled_charsmap") {
+        super::charsmap::check(map).map_err(|what| format!("it {what}"))?;
         steps.push(Precompiled::from(map)?.into());
     }
     if vocab.flag("remove_extra_whitespaces") == Some(true) {

@@ -2,6 +2,7 @@
 //! chat templates ([`render_chat`]).
 
 mod bpe;
+mod charsmap;
 mod chat;
 mod files;
 mod growth;

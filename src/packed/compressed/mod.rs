@@ -29,6 +29,9 @@ const COMPRESSED_TENSORS: &str = "0.19.0";
 pub const ENCODERS: [&str; 6] =
     ["visual", "vision_tower", "vision_model", "multi_modal_projector", "audio_tower", "mlp_AR"];
 
+/// What transformers 5 calls otherwise than the folders that it reads.
+const RENAMED: [(&str, &str); 1] = [(".vision_embedder.", ".embed_vision.")];
+
 /// Rows and columns of a block of `FP8_IN_BLOCKS`.
 pub const FP8_BLOCK: usize = 128;
 
@@ -482,7 +485,11 @@ fn config(spec: &Spec, scope: Scope) -> Value {
     let has = |root: &str| ignore.iter().any(|n| n.strip_prefix(root).is_some_and(|rest| rest.starts_with('.')));
     let moved: Vec<String> =
         ENCODERS.iter().filter(|root| has(root)).map(|root| format!(r"re:model\.{root}\.")).collect();
-    ignore.extend(moved.iter().map(String::as_str));
+    let renamed = RENAMED.iter().flat_map(|(old, new)| {
+        ignore.iter().filter(|name| name.contains(old)).map(|name| name.replace(old, new)).collect::<Vec<_>>()
+    });
+    let renamed: Vec<String> = renamed.collect();
+    ignore.extend(moved.iter().chain(&renamed).map(String::as_str));
     json!({
         "quant_method": "compressed-tensors",
         "format": if same { format } else { json!("mixed-precision") },

@@ -210,8 +210,10 @@ fn escapes(data: &[u8]) -> Result<()> {
     }
     shown(&escape::message(&text));
     if let Ok(value) = serde_json::from_str::<serde_json::Value>(&text) {
+        // Read back twice: the digits of some floats do not give the same float again.
         let document = value.to_string();
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&escape::json(&document)).expect("still JSON"), value);
+        let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("still JSON");
+        assert_eq!(read(&escape::json(&document)), read(&document));
     }
     Ok(())
 }
