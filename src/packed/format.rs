@@ -19,7 +19,7 @@ pub struct Format {
     pub tool: &'static Tool,
     /// What people call it, with the numbers that each name stands for; the first is what its own name begins with.
     pub names: &'static [Name],
-    /// The name that [`parse`] takes back, complete where there is a choice.
+    /// The name that [`parse`](super::parse) takes back, complete where there is a choice.
     pub shown: fn(&Spec) -> String,
     /// Bits per weight that it has.
     pub bits: Bits,
@@ -57,7 +57,7 @@ pub struct Format {
     pub refuses: fn(&Spec, usize, usize) -> Option<String>,
     /// The tensors of a module of `(spec, rows, cols, type of the checkpoint)`.
     pub layout: fn(&Spec, usize, usize, GgmlType) -> Vec<Slot>,
-    /// Rounding to nearest as the format's own tool does it ([`ScaleRule::Peer`]).
+    /// Rounding to nearest as the format's own tool does it ([`ScaleRule::Peer`](super::ScaleRule::Peer)).
     pub nearest: fn(&Spec, &Module) -> Result<Data>,
     /// The keys of the configuration that say how a module is stored: what an exception among others gets.
     pub entry: fn(&Spec) -> Value,

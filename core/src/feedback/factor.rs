@@ -286,7 +286,7 @@ impl Local {
 
     /// The recurrence of GPTQ for `C` grids at once, over the columns `from .. from + target.len()`:
     /// `t_j = w_j - Σ_i U_ij E_i`, `E_j = (t_j - ŵ_j) / U_jj` with `ŵ = grid(j, t)`, `j` counted from `from`. Errors of
-    /// columns before `from` must be in `target` already ([`Local::compensate`]). Returns each grid's exact loss `Σ E²`.
+    /// columns before `from` must be in `target` already (`Local::compensate`). Returns each grid's exact loss `Σ E²`.
     #[inline(always)]
     pub fn trial<const C: usize>(
         &self,
