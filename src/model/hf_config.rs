@@ -44,7 +44,7 @@ pub fn family_of(json: &Value) -> Result<(&'static Family, &'static HfName)> {
             return Error::unsupported(what).hint(Hint::ConvertedOnly);
         }
         let near = nearest(name).map_or(String::new(), |near| format!("; the nearest that is: {near}"));
-        Error::unsupported(format!("model architecture {name} is not known here{near}"))
+        Error::unsupported(format!("model architecture {name} is not known here{near}")).hint(Hint::KnownModels)
     })
 }
 
