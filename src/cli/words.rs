@@ -60,7 +60,7 @@ fn flags(hint: &Hint) -> String {
             .into(),
         Hint::FormatsOfAnyModel => "of any architecture, folders can be made in formats that need no calibration (--to fp8, \
                                     nf4, mlx-4bit, or gptq with --rounding nearest); GGUF files, and running the model, \
-                                    need a known one"
+                                    need a known one (`quantize families` lists them)"
             .into(),
         Hint::Pretokenizer(name) => {
             format!("if you know that it splits text the same way, pass --pretokenizer {name}")

@@ -146,7 +146,6 @@ impl Factor {
         self.n
     }
 
-    #[cfg(feature = "internals")]
     pub fn is_empty(&self) -> bool {
         self.n == 0
     }
