@@ -113,6 +113,7 @@ fn without_bare_numbers(text: &[u8]) -> Vec<u8> {
 #[cfg(all(test, unix))]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     #[test]
     fn a_pipe_is_read_to_its_end_and_not_waited_for() {
@@ -120,14 +121,17 @@ mod tests {
         let path = dir.path().join("pipe");
         assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
         assert_eq!(read(&path).unwrap(), b"");
+        // A writer that is there is waited for. This one holds the other end, too, so that nothing is lost before it is read.
+        let mut writer = File::options().read(true).write(true).open(&path).unwrap();
+        writer.write_all(b"ab").unwrap();
         let ends = std::thread::scope(|scope| {
-            let writer = scope.spawn(|| std::fs::write(&path, b"abc").unwrap());
-            let mut text = String::new();
-            while text.is_empty() {
-                text = read_text(&path).unwrap();
+            let reader = scope.spawn(|| read_text(&path).unwrap());
+            while rustix::io::ioctl_fionread(&writer).unwrap() > 0 && !reader.is_finished() {
+                std::thread::yield_now();
             }
-            writer.join().unwrap();
-            text
+            writer.write_all(b"c").unwrap();
+            drop(writer);
+            reader.join().unwrap()
         });
         assert_eq!(ends, "abc");
         assert!(read(Path::new("/dev/zero")).is_err() && read(dir.path()).is_err());
