@@ -73,7 +73,7 @@ pub fn all() -> Vec<(&'static str, Vec<Entry>)> {
     }
     for format in FORMATS {
         let Some(first) = format.names.first() else { continue };
-        // Where the width has no usual value, people say it.
+        // Of MLX's own groups people say the width.
         let name = if first.words == "mlx" { "mlx-4bit".to_string() } else { first.words.to_string() };
         let (purpose, bits) = (format.purpose, f64::from(first.bits));
         let at = if format.tool.loader == Loader::Mlx { 6 } else { 5 };

@@ -44,7 +44,7 @@ pub fn family_of(json: &Value) -> Result<(&'static Family, &'static HfName)> {
             return Error::unsupported(what).hint(Hint::ConvertedOnly);
         }
         let near = nearest(name).map_or(String::new(), |near| format!("; the nearest that is: {near}"));
-        Error::unsupported(format!("model architecture {name} is not known here{near}")).hint(Hint::KnownModels)
+        Error::unsupported(format!("model architecture {name} is not known here{near}"))
     })
 }
 
@@ -58,7 +58,8 @@ fn nearest(name: &str) -> Option<&'static str> {
     let common = |class: &str| own.bytes().zip(stem(class).bytes()).take_while(|(a, b)| a == b).count();
     let near = |class: &&str| common(class) >= 4 && 3 * common(class) >= 2 * own.len();
     let known = families::architectures().chain(blueprint::all().flat_map(|b| b.classes.iter().copied()));
-    known.filter(near).max_by_key(|class| (common(class), std::cmp::Reverse(stem(class).len())))
+    // Of equals the first, which is the usual spelling.
+    known.filter(near).min_by_key(|class| (std::cmp::Reverse(common(class)), stem(class).len()))
 }
 
 impl<'a> Reading<'a> {

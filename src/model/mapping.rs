@@ -178,18 +178,10 @@ fn of_config(ckpt: &Checkpoint, mut config: Config, mut json: serde_json::Value)
     let (family, _) = family_of(&json)?;
     if config.tied_embeddings && stored_head_differs(ckpt)? {
         // As transformers and llama.cpp do: what is stored counts.
-        config.tied_embeddings = false;
-        json["tie_word_embeddings"] = false.into();
-        if let Some(text) = json.get_mut("text_config").and_then(|t| t.as_object_mut()) {
-            text.insert("tie_word_embeddings".into(), false.into());
-        }
+        tie(&mut config, &mut json, false);
     }
     if !config.tied_embeddings && has_no_head(ckpt, &json) {
-        config.tied_embeddings = true;
-        json["tie_word_embeddings"] = true.into();
-        if let Some(text) = json.get_mut("text_config").and_then(|t| t.as_object_mut()) {
-            text.insert("tie_word_embeddings".into(), true.into());
-        }
+        tie(&mut config, &mut json, true);
     }
     let (tensors, dropped) = map_hf(ckpt, family, &config)?;
     let generated = generated(family, &config);
@@ -203,6 +195,15 @@ fn of_config(ckpt: &Checkpoint, mut config: Config, mut json: serde_json::Value)
         drawn: None,
         runs: Ok(()),
     })
+}
+
+/// States whether the embedding is the output matrix.
+fn tie(config: &mut Config, json: &mut serde_json::Value, tied: bool) {
+    config.tied_embeddings = tied;
+    json["tie_word_embeddings"] = tied.into();
+    if let Some(text) = json.get_mut("text_config").and_then(|t| t.as_object_mut()) {
+        text.insert("tie_word_embeddings".into(), tied.into());
+    }
 }
 
 /// Whether there is no output matrix, and need be none: the model was saved from its base class, or its wrapper ties what

@@ -9,6 +9,7 @@ use super::families::{self, Role};
 use super::source_names::layer_of;
 use super::tensor::{Generated, MappedTensor, RowOrder, ValueMap};
 use super::understood::{Model, OfBlueprint, Opaque, with_architecture};
+use crate::error::Hint;
 use crate::gguf::{Array, Metadata, Value};
 use crate::quant::presets::{ModelFacts, layer_of as layer_of_gguf};
 use crate::source::{Checkpoint, Dtype, TensorMeta};
@@ -169,7 +170,9 @@ impl Model {
 /// # Errors
 /// `Unsupported` with `reason` where there is no blueprint of it, or tensors do not follow from a configuration alone.
 pub(super) fn imagined(json: serde_json::Value, mtp: Mtp, reason: String) -> Result<(Checkpoint, Model)> {
-    let Some(blueprint) = blueprint::find(&json) else { return Err(Error::unsupported(reason)) };
+    let Some(blueprint) = blueprint::find(&json) else {
+        return Err(Error::unsupported(reason).hint(Hint::KnownModels));
+    };
     let ckpt = Checkpoint::imagined(Vec::new())?;
     let Some(drawn) = blueprint::imagine(&ckpt, blueprint, &json, mtp)? else {
         let what = format!("a {} model is not planned from its configuration alone", blueprint.gguf);

@@ -5,7 +5,7 @@
 use super::gguf::human;
 use super::pieces::{self, Piece, Touched};
 pub use super::publish::MANIFEST;
-use super::publish::{Stamp, Step};
+use super::publish::{LAST, Stamp, Step};
 use super::safetensors::{self, Entry, Layout};
 use crate::control::Run;
 use crate::disk::{self, Written, free_space, partial::Laying};
@@ -245,7 +245,7 @@ impl Folder {
         }
         self.sync()?;
         self.check()?;
-        self.text("config.json", config)
+        self.text(LAST, config)
     }
 
     /// How a sealed folder is given its name, which is all that is missing.
@@ -253,7 +253,7 @@ impl Folder {
     /// # Errors
     /// `Exists` when the name is taken by what is not replaced.
     pub fn complete(&self) -> Result<Step> {
-        disk::sync_folder_of(&self.partial.join("config.json"));
+        disk::sync_folder_of(&self.partial.join(LAST));
         refuse_existing(&self.target, self.force)?;
         let old = self.partial.with_extension("replaced");
         let ours = |old: &Path| old.join(MANIFEST).is_file();
@@ -263,7 +263,7 @@ impl Folder {
         }
         let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let (from, to) = (name(&self.partial), name(&self.target));
-        let stamp = Stamp::of(&self.partial.join("config.json"));
+        let stamp = Stamp::of(&self.partial.join(LAST));
         Ok(Step::Folder { from, to, old: name(&old), journal: JOURNAL.into(), stamp })
     }
 

@@ -32,7 +32,7 @@ impl Stamp {
 }
 
 /// The file that is written last into a checkpoint folder.
-const LAST: &str = "config.json";
+pub const LAST: &str = "config.json";
 
 /// One name that is given, in a folder that is known.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -203,15 +203,19 @@ fn is_ours(folder: &Path) -> bool {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_folder_is_replaced_from_wherever_it_was_left() {
-        let step = |dir: &Path| Step::Folder {
+    /// What gives `m.partial` the name `m`.
+    fn folder_step(dir: &Path) -> Step {
+        Step::Folder {
             from: "m.partial".into(),
             to: "m".into(),
             old: "m.replaced".into(),
             journal: ".journal".into(),
             stamp: Stamp::of(&dir.join("m.partial").join(LAST)),
-        };
+        }
+    }
+
+    #[test]
+    fn a_folder_is_replaced_from_wherever_it_was_left() {
         // Which of new, old in place, and old out of the way is there.
         for left in [["m.partial", "m"].as_slice(), &["m.partial", "m.replaced"], &["m.partial"], &["m", "m.replaced"]]
         {
@@ -222,7 +226,7 @@ mod tests {
                 std::fs::write(dir.path().join(name).join("config.json"), if new { "new" } else { "old" }).unwrap();
                 std::fs::write(dir.path().join(name).join(MANIFEST), "{}").unwrap();
             }
-            let step = step(dir.path());
+            let step = folder_step(dir.path());
             assert!(step.is_sound());
             for _ in 0..2 {
                 step.catch_up(dir.path()).unwrap();
@@ -244,13 +248,7 @@ mod tests {
             std::fs::write(at(name).join(MANIFEST), "{}").unwrap();
         }
         std::fs::write(at("m.partial/.journal"), "").unwrap();
-        let step = Step::Folder {
-            from: "m.partial".into(),
-            to: "m".into(),
-            old: "m.replaced".into(),
-            journal: ".journal".into(),
-            stamp: Stamp::of(&at("m.partial/config.json")),
-        };
+        let step = folder_step(dir.path());
         // Killed right after it, whatever did it.
         std::fs::rename(at("m"), at("aside")).unwrap();
         std::fs::rename(at("m.partial"), at("m")).unwrap();
@@ -279,13 +277,7 @@ mod tests {
         assert_eq!((text("a"), text(".a.partial")), ("first".into(), "half of the second".into()));
         std::fs::create_dir(at("m.partial")).unwrap();
         std::fs::write(at("m.partial/config.json"), "first").unwrap();
-        let folder = Step::Folder {
-            from: "m.partial".into(),
-            to: "m".into(),
-            old: "m.replaced".into(),
-            journal: ".journal".into(),
-            stamp: Stamp::of(&at("m.partial/config.json")),
-        };
+        let folder = folder_step(dir.path());
         folder.catch_up(dir.path()).unwrap();
         // Of the second, whatever is there: a folder without its last file, or a whole one.
         std::fs::create_dir(at("m.partial")).unwrap();
@@ -306,13 +298,7 @@ mod tests {
         [at("m"), at("m.partial")].iter().for_each(|folder| std::fs::create_dir(folder).unwrap());
         std::fs::write(at("m.partial/config.json"), "{}").unwrap();
         std::fs::write(at("m/mine.txt"), "mine").unwrap();
-        let folder = Step::Folder {
-            from: "m.partial".into(),
-            to: "m".into(),
-            old: "m.replaced".into(),
-            journal: ".journal".into(),
-            stamp: Stamp::of(&at("m.partial/config.json")),
-        };
+        let folder = folder_step(dir.path());
         assert!(matches!(folder.catch_up(dir.path()), Err(Error::Exists { replaceable: false, .. })));
         assert!(at("m/mine.txt").is_file() && at("m.partial").is_dir() && !at("m.replaced").exists());
     }

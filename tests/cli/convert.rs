@@ -529,9 +529,17 @@ fn plans_without_a_model_to_plan_are_refused() {
     std::fs::write(dir.path().join("config.json"), &text).unwrap();
     assert!(ok(quantize(dir.path(), &["plan", "."])).contains("Q4_K_M: 3.3 MB"), "q4_k_m is the default");
     std::fs::write(dir.path().join("other.json"), text.replace("LlamaForCausalLM", "UnheardForCausalLM")).unwrap();
-    fails(&quantize(dir.path(), &["plan", "other.json"]), 4, &["UnheardForCausalLM", "is not known here"]);
+    fails(
+        &quantize(dir.path(), &["plan", "other.json"]),
+        4,
+        &["UnheardForCausalLM", "is not known here", "quantize families"],
+    );
     std::fs::write(dir.path().join("other.json"), text.replace("LlamaForCausalLM", "LlamasForCausalLM")).unwrap();
-    fails(&quantize(dir.path(), &["plan", "other.json"]), 4, &["LlamasForCausalLM", "nearest that is"]);
+    fails(
+        &quantize(dir.path(), &["plan", "other.json"]),
+        4,
+        &["LlamasForCausalLM", "nearest that is: LlamaForCausalLM"],
+    );
     std::fs::write(dir.path().join("other.json"), text.replace("LlamaForCausalLM", "MambaForCausalLM")).unwrap();
     fails(
         &quantize(dir.path(), &["plan", "other.json"]),

@@ -186,7 +186,7 @@ fn contradictions_are_found_before_weights_are_read() {
 
     let v = Victim::new();
     v.config(|c| c["architectures"] = json!(["UnheardForCausalLM"]));
-    v.refused(4, &["UnheardForCausalLM", "of any architecture"]);
+    v.refused(4, &["UnheardForCausalLM", "of any architecture", "quantize families"]);
 
     let v = Victim::new();
     v.config(|c| c["num_hidden_layers"] = json!(4));

@@ -3,7 +3,7 @@
 //! does not depend on where it was cut, nor on the number of threads.
 
 use super::files::{self, About};
-use super::plan::{Departure, FolderPlan};
+use super::plan::{Departure, FolderPlan, ModulePlan};
 use crate::control::{Notice, Run};
 use crate::convert::identity::{Identity, Seen};
 use crate::convert::journal::{Journal, Left};
@@ -310,8 +310,8 @@ impl<'a> Job<'a> {
 
     /// A module that was written before.
     pub fn read_back(&self, index: usize) -> Result<Option<Packed>> {
-        let m = &self.plan.modules[index].module;
-        let Some(spec) = self.plan.modules[index].spec else { return Ok(None) };
+        let ModulePlan { module: m, spec } = &self.plan.modules[index];
+        let Some(spec) = spec else { return Ok(None) };
         let mut pieces = Vec::new();
         for slot in spec.layout(m.rows, m.cols, m.scale_type(self.ckpt)) {
             let data = self.folder.get(self.entry(&format!("{}.{}", m.path, slot.suffix))?)?;
@@ -323,8 +323,7 @@ impl<'a> Job<'a> {
     /// The manifest's row of a module: its format, its bits per weight, and the squared error relative to the weights
     /// (rows in the source's order).
     pub fn record(&self, index: usize, weights: &[f32], packed: &Packed) -> Value {
-        let m = &self.plan.modules[index].module;
-        let spec = self.plan.modules[index].spec;
+        let ModulePlan { module: m, spec } = &self.plan.modules[index];
         let bytes = spec.map_or(0, |s| s.sizes(m.rows, m.cols, m.scale_type(self.ckpt)));
         let (mut error, mut total) = (0.0f64, 0.0f64);
         let mut row = vec![0.0; m.cols];

@@ -19,6 +19,11 @@ pub(super) fn check(map: &[u8]) -> Result<f64, String> {
     let units: Vec<usize> = trie.as_chunks().0.iter().map(|unit| u32::from_le_bytes(*unit) as usize).collect();
     let unit = |at: usize| units.get(at).copied().ok_or_else(broken);
     let offset = |unit: usize| (unit >> 10) << ((unit & (1 << 9)) >> 6);
+    // From every place to the end of its text.
+    let mut lengths = vec![0u32; texts.len() + 1];
+    for (i, byte) in texts.bytes().enumerate().rev() {
+        lengths[i] = if byte == 0 { 0 } else { lengths[i + 1] + 1 };
+    }
     let mut growth = 1.0f64;
     let first = offset(unit(0)?);
     let (mut seen, mut nodes) = (HashSet::from([first]), vec![first]);
@@ -32,9 +37,11 @@ pub(super) fn check(map: &[u8]) -> Result<f64, String> {
             }
             let to = at ^ offset(unit_of_byte);
             if unit_of_byte >> 8 & 1 == 1 {
-                let text = texts.get(unit(to)? & ((1 << 31) - 1)..).ok_or_else(broken)?;
-                let length = text.bytes().position(|byte| byte == 0).unwrap_or(text.len());
-                growth = growth.max(length as f64 / f64::from(depth));
+                let place = unit(to)? & ((1 << 31) - 1);
+                if !texts.is_char_boundary(place) {
+                    return Err(broken());
+                }
+                growth = growth.max(f64::from(lengths[place]) / f64::from(depth));
             }
             if seen.insert(to) {
                 next.push(to);

@@ -485,10 +485,9 @@ fn config(spec: &Spec, scope: Scope) -> Value {
     let has = |root: &str| ignore.iter().any(|n| n.strip_prefix(root).is_some_and(|rest| rest.starts_with('.')));
     let moved: Vec<String> =
         ENCODERS.iter().filter(|root| has(root)).map(|root| format!(r"re:model\.{root}\.")).collect();
-    let renamed = RENAMED.iter().flat_map(|(old, new)| {
-        ignore.iter().filter(|name| name.contains(old)).map(|name| name.replace(old, new)).collect::<Vec<_>>()
-    });
-    let renamed: Vec<String> = renamed.collect();
+    let renamed =
+        |name: &&str| RENAMED.iter().find(|(old, _)| name.contains(old)).map(|(old, new)| name.replace(old, new));
+    let renamed: Vec<String> = ignore.iter().filter_map(renamed).collect();
     ignore.extend(moved.iter().chain(&renamed).map(String::as_str));
     json!({
         "quant_method": "compressed-tensors",
