@@ -95,7 +95,7 @@ pub enum Unit {
 /// A part of a run that takes time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Phase {
-    /// What goes on, for people.
+    /// What is being done, for people.
     pub name: String,
     /// What is counted.
     pub unit: Unit,

@@ -208,6 +208,12 @@ pub enum Hint {
     CompareFirst,
     /// All types and formats, with what they are for.
     Types,
+    /// A job has to be planned first.
+    PlanJob,
+    /// How far a job is can be looked up.
+    JobStatus,
+    /// A release has to be made first.
+    MakeRelease,
     /// Anything else, in words.
     Text(String),
 }
@@ -271,6 +277,9 @@ impl fmt::Display for Hint {
             Hint::GateOfVectors => f.write_str("limit the mean cosine instead"),
             Hint::GateOfLogits => f.write_str("limit the KL divergence instead"),
             Hint::TextForGate => f.write_str("give a longer text, use more of it, or loosen the gate"),
+            Hint::PlanJob => f.write_str("plan a job for it first"),
+            Hint::JobStatus => f.write_str("run them first"),
+            Hint::MakeRelease => f.write_str("make a release first"),
             Hint::Types => f.write_str("see the list of types, with bits and purposes"),
             Hint::CompareFirst => f.write_str("write one with a comparison"),
             Hint::Text(text) => f.write_str(text),

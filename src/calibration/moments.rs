@@ -39,11 +39,6 @@ pub struct Moments {
 }
 
 impl Moments {
-    /// Mean of x² per channel, as an importance matrix has it; zeros when no token was seen.
-    pub fn importance(&self) -> Vec<f32> {
-        importance(&self.gram, self.cols, self.tokens as f32)
-    }
-
     /// The moments that an expert's matrices are rounded with, and for how many tokens they stand: its own, and with few
     /// tokens rather those of all experts (`mean`, of [`mean_gram`]), which count as many tokens as there are channels.
     pub fn leaning(&self, mean: Option<&[f32]>) -> (Cow<'_, [f32]>, f32) {

@@ -6,14 +6,14 @@ use crate::control::Run;
 use crate::convert::{data as windows, recipe::Recipe, record};
 use crate::gguf::Metadata;
 use crate::model::SourceModel;
-use crate::report::Made;
+use crate::report::Origin;
 use crate::source::Checkpoint;
 use crate::writer::folder::MANIFEST;
 use serde_json::Value;
 
 /// What an artifact says of itself. `base`: the model whose tokenizer read the text, and the text, where there is one.
 /// `None` where it says nothing. What cannot be read or drawn again is left out; a report does not fail for it.
-pub fn of(artifact: &Checkpoint, base: Option<(&SourceModel, &[u32])>, run: Run) -> Option<Made> {
+pub fn of(artifact: &Checkpoint, base: Option<(&SourceModel, &[u32])>, run: Run) -> Option<Origin> {
     let (mut made, recipe) = match artifact.gguf() {
         Some(metadata) => of_file(metadata)?,
         None => of_folder(artifact)?,
@@ -22,7 +22,7 @@ pub fn of(artifact: &Checkpoint, base: Option<(&SourceModel, &[u32])>, run: Run)
     Some(made)
 }
 
-fn of_file(metadata: &Metadata) -> Option<(Made, Option<Recipe>)> {
+fn of_file(metadata: &Metadata) -> Option<(Origin, Option<Recipe>)> {
     let recipe = record::read(metadata);
     let mut parts = Vec::new();
     match metadata.str("quantize.version") {
@@ -45,10 +45,10 @@ fn of_file(metadata: &Metadata) -> Option<(Made, Option<Recipe>)> {
         parts.push("no calibration".into());
     }
     let json = metadata.str(record::RECIPE).and_then(|text| serde_json::from_str(text).ok());
-    Some((Made { how: parts.join(", "), recipe: json, overlap: None }, recipe))
+    Some((Origin { how: parts.join(", "), recipe: json, overlap: None }, recipe))
 }
 
-fn of_folder(artifact: &Checkpoint) -> Option<(Made, Option<Recipe>)> {
+fn of_folder(artifact: &Checkpoint) -> Option<(Origin, Option<Recipe>)> {
     let manifest: Value = crate::input::read_json(&artifact.dir().join(MANIFEST)).ok()?;
     let mut parts = vec![format!("quantize {}", manifest["quantize_version"].as_str()?)];
     if let Some(format) = manifest["format"].as_str() {
@@ -64,7 +64,7 @@ fn of_folder(artifact: &Checkpoint) -> Option<(Made, Option<Recipe>)> {
         None => parts.push("no calibration".into()),
     }
     let recipe = Recipe::from_json(&manifest["recipe"].to_string()).ok();
-    Some((Made { how: parts.join(", "), recipe: Some(manifest["recipe"].clone()), overlap: None }, recipe))
+    Some((Origin { how: parts.join(", "), recipe: Some(manifest["recipe"].clone()), overlap: None }, recipe))
 }
 
 /// The share of the text's runs of 13 tokens that are in the windows of the recipe, drawn again.

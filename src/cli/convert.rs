@@ -3,16 +3,14 @@
 
 use super::args::Format;
 use super::commands::ConvertArgs;
-use super::interrupt;
 use super::output::{print, print_json};
-use super::progress::Terminal;
-use super::{advice, eval, idle, options, plan, recipe, words};
+use super::prepare::{Prepared, accept, prepare};
+use super::{eval, options, plan, recipe, words};
 use crate::check::{self, Measurement};
 use crate::control::Control;
 use crate::convert::{self, Made, Outcome, Plan, running, stream};
 use crate::eval::Method;
 use crate::eval::gate::{self, Gates};
-use crate::model::SourceModel;
 use crate::quant::presets;
 use crate::report::LedgerRow;
 use crate::writer::gguf::human;
@@ -41,15 +39,7 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
     }
     args.report.iter().try_for_each(|path| eval::check_report(path, args.output.as_deref(), args.control.force))?;
     gates.check_limits()?;
-    let check = (args.check || args.no_check).then_some(args.check);
-    let control = Control { check, ..recipe::control(&args.control, args.common.threads)? };
-    interrupt::catch_interrupt()?;
-    let terminal = Terminal::new(args.common.quiet);
-    let recipe = recipe::of_convert(&args)?;
-    idle::refuse(given, &recipe, args.text.is_some())?;
-    let model = args.model.first().cloned().unwrap_or_default();
-    let path = options::resolve_model(&model, &args.hub, args.common.quiet)?;
-    let source = SourceModel::open_merged(&path, args.lora.as_deref())?;
+    let Prepared { control, terminal, recipe, path, source, .. } = prepare(&args, given, || Ok(()))?;
     if let Some(text) = &args.text {
         check::text_suffices(&source.to_run()?, &measurement(&args, text.clone(), gates))?;
     }
@@ -57,11 +47,7 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
     if args.check {
         convert::proven::can_run(&plan)?;
     }
-    if !args.common.quiet {
-        plan.remarks.iter().for_each(|remark| say!("note: {remark}"));
-    }
-    plan::on_fallback(args.types.on_fallback, &plan)?;
-    advice::uncalibrated(&plan, args.uncalibrated, args.common.quiet)?;
+    accept(&args, &plan)?;
     if args.dry_run {
         convert::spend_budgets(&mut plan, &control, &terminal)?;
         return plan::describe(&plan, &args, &control);

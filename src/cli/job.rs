@@ -3,11 +3,11 @@
 use super::args::{CommonArgs, Format};
 use super::commands::ConvertArgs;
 use super::output::{print, print_json};
+use super::prepare::{Prepared, accept, prepare};
 use super::progress::Terminal;
-use super::{advice, convert, emit, idle, interrupt, options, plan, recipe};
+use super::{convert, emit, idle, interrupt, options, recipe};
 use crate::control::{Control, Run};
 use crate::convert::job::{self, Job, State};
-use crate::model::SourceModel;
 use crate::writer::gguf::human;
 use crate::{Error, Result};
 use clap::{Args, Subcommand};
@@ -136,17 +136,9 @@ fn plan_job(mut args: JobPlanArgs, given: &[String]) -> Result<()> {
     let Some(folder) = it.output.clone() else {
         return Err(Error::Usage("name the folder of the job, which all machines see: -o JOB".into()));
     };
-    let control = recipe::control(&it.control, it.common.threads)?;
-    interrupt::catch_interrupt()?;
-    let terminal = Terminal::new(it.common.quiet);
-    let recipe = recipe::of_convert(it)?;
-    idle::refuse(&given, &recipe, false)?;
-    let model = it.model.first().cloned().unwrap_or_default();
-    let path = options::resolve_model(&model, &it.hub, it.common.quiet)?;
-    let source = SourceModel::open(&path)?;
+    let Prepared { control, terminal, recipe, source, .. } = prepare(it, &given, || Ok(()))?;
     let planned = crate::convert::plan(&source, &recipe)?;
-    plan::on_fallback(it.types.on_fallback, &planned)?;
-    advice::uncalibrated(&planned, it.uncalibrated, it.common.quiet)?;
+    accept(it, &planned)?;
     let job = Job::new(&planned, tasks, Run::new(&control, &terminal))?;
     job.save(&folder)?;
     match it.common.format {

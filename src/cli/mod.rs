@@ -29,6 +29,7 @@ mod output;
 mod places;
 mod plan;
 mod plan_text;
+mod prepare;
 mod progress;
 mod pull;
 mod push;

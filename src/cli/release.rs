@@ -3,9 +3,9 @@
 use super::args::Format;
 use super::commands::ReleaseArgs;
 use super::output::{print, print_json};
-use super::progress::Terminal;
+use super::prepare::{Prepared, accept, prepare};
 use super::push::{self, Target};
-use super::{advice, convert, eval, idle, interrupt, options, plan, recipe, values, words};
+use super::{convert, eval, plan, recipe, values, words};
 use crate::control::Control;
 use crate::convert::devices::Device;
 use crate::convert::forecast::Files;
@@ -38,27 +38,17 @@ pub fn run(mut args: ReleaseArgs, given: &[String]) -> Result<()> {
         return Err(Error::Usage("a quality gate needs a text to measure on: add --text FILE".into()));
     }
     gates.check_limits()?;
-    let check = (it.check || it.no_check).then_some(it.check);
-    let control = Control { check, ..recipe::control(&it.control, it.common.threads)? };
-    interrupt::catch_interrupt()?;
-    let terminal = Terminal::new(it.common.quiet);
-    let mut recipe = recipe::of_convert(it)?;
     // An interrupted release goes on after its last artifact, whatever these are.
     let given: Vec<String> = given.iter().filter(|id| *id != "resume").cloned().collect();
-    idle::refuse(&given, &recipe, it.text.is_some())?;
-    if let Some(to) = to.as_ref().filter(|_| !it.dry_run) {
-        push::check(to, &it.hub)?;
-    }
-    let model = it.model.first().cloned().unwrap_or_default();
-    let path = options::resolve_model(&model, &it.hub, it.common.quiet)?;
-    let source = SourceModel::open_merged(&path, it.lora.as_deref())?;
+    let may_push = || to.as_ref().filter(|_| !it.dry_run).map_or(Ok(()), |to| push::check(to, &it.hub));
+    let Prepared { control, terminal, mut recipe, named, path, source } = prepare(it, &given, may_push)?;
     if let Some(device) = &device {
         choose(&source, &mut recipe, device, &args)?;
     }
     let measurement = it.text.clone().map(|text| convert::measurement(it, text, gates));
     let options = Options {
         name: args.name.clone(),
-        base_model: args.base_model.clone().or_else(|| hub_id(&path, &model)),
+        base_model: args.base_model.clone().or_else(|| hub_id(&path, &named)),
         revision: it.hub.revision.clone(),
         license: args.license.clone(),
         quantized_by: args.quantized_by.clone(),
@@ -72,14 +62,10 @@ pub fn run(mut args: ReleaseArgs, given: &[String]) -> Result<()> {
     if it.check {
         proven::can_run(&release.plan)?;
     }
-    if !it.common.quiet {
-        release.plan.remarks.iter().for_each(|remark| say!("note: {remark}"));
-        if release.parent.id.is_none() {
-            say!("  hint: --base-model org/name says which model it is");
-        }
+    accept(it, &release.plan)?;
+    if !it.common.quiet && release.parent.id.is_none() {
+        say!("hint: --base-model org/name says which model it is");
     }
-    plan::on_fallback(it.types.on_fallback, &release.plan)?;
-    advice::uncalibrated(&release.plan, it.uncalibrated, it.common.quiet)?;
     if it.dry_run {
         return describe(&release, &args, to.as_ref(), &control);
     }

@@ -186,7 +186,7 @@ impl<'a, 'o> Refine<'a, 'o> {
         let mean = mean_gram(&captured.moments);
         for expert in 0..captured.moments.len() {
             // With the channels as the model has them, and sorted.
-            let mut inputs: [Option<Known>; 2] = [None, None];
+            let mut inputs: [Option<InputFactor>; 2] = [None, None];
             for name in names {
                 let Some(&index) = self.index.get(name.as_str()) else { continue };
                 let tensor = &model.tensors[index];
@@ -239,7 +239,7 @@ impl<'a, 'o> Refine<'a, 'o> {
         expert: usize,
         mean: Option<&[f32]>,
         columns: Option<&[u32]>,
-    ) -> Result<Known> {
+    ) -> Result<InputFactor> {
         let own = &captured.moments[expert];
         let cols = own.cols;
         let (gram, tokens) = own.leaning(mean);
@@ -254,7 +254,7 @@ impl<'a, 'o> Refine<'a, 'o> {
         let hessian = factor.and_then(|(factor, _)| Hessian::new(factor).map_err(|e| e.to_string()));
         let gauges = captured.held.iter().filter_map(|set| set.get(expert)).filter(|held| held.tokens > 0);
         let gauges = gauges.map(|held| Gauge::new(&placed((&held.gram).into()), cols)).collect::<Result<_, _>>();
-        Ok(Known {
+        Ok(InputFactor {
             columns: columns.map(<[u32]>::to_vec),
             importance: importance.iter().any(|v| *v > 0.0).then_some(importance),
             hessian,
@@ -265,7 +265,7 @@ impl<'a, 'o> Refine<'a, 'o> {
     }
 
     /// Rounds some rows of a tensor for one target and writes them.
-    fn rows(&mut self, target: usize, part: Part, weights: &[f32], input: &Known) -> Result<Vec<u8>> {
+    fn rows(&mut self, target: usize, part: Part, weights: &[f32], input: &InputFactor) -> Result<Vec<u8>> {
         let (ckpt, output_file) = (self.ckpt, &mut self.outputs[target]);
         let (sink, plain) = (output_file.sink, output_file.plain);
         let Part { tensor, index, rows, .. } = &part;
@@ -327,7 +327,7 @@ struct Part<'a> {
 }
 
 /// What is known of an input.
-struct Known {
+struct InputFactor {
     /// The order of its channels, where that is not the model's. All else here is in this order.
     columns: Option<Vec<u32>>,
     importance: Option<Vec<f32>>,
@@ -338,7 +338,7 @@ struct Known {
     prepared: std::cell::RefCell<HashMap<GgmlType, Prepared>>,
 }
 
-impl Known {
+impl InputFactor {
     /// The importance of channels in the model's order.
     fn natural_importance(&self) -> Option<Cow<'_, [f32]>> {
         let sorted = self.importance.as_ref()?;

@@ -2,7 +2,7 @@
 //! and used often. Also how a conversion gets an importance matrix on the way.
 
 use super::data::{self, Drawing};
-use super::identity::{Identity, Seen};
+use super::identity::{CalibrationWindows, Identity};
 use super::recipe::{Data, Recipe};
 use super::record::describe;
 use crate::calibration::data::{DataReport, text};
@@ -246,7 +246,7 @@ fn key(source: &SourceModel, calibration: &Calibration, windows: &[Vec<u32>], ru
             other => drop(key.insert(path.to_string(), other.to_string())),
         }
     }
-    let seen = Seen { windows, sets: &[], hashes: None };
+    let seen = CalibrationWindows { windows, sets: &[], hashes: None };
     let identity = Identity::new(&source.ckpt, Some(seen), Vec::new(), &run.control.cancel)?;
     let mut key = Key::new();
     let json = |value: serde_json::Result<Value>| value.map_err(|e| Error::Internal(e.to_string()));

@@ -33,7 +33,7 @@ const GROUPS: [&str; 7] = [
     "Folders: MLX (Apple)",
 ];
 
-/// What presets are for; the first beginning that fits speaks.
+/// What presets are for, by the beginnings of their names; the first that fits counts.
 const OF_PRESETS: [(&str, usize, &str); 25] = [
     ("Q4_K_M", 0, "the usual choice"),
     ("Q4_K_S", 0, "a little smaller than Q4_K_M"),

@@ -8,10 +8,10 @@ use super::budget;
 use super::calibrate::{self, extra, of_recipe};
 use super::data::{Drawing, HoldOut, hold_out_for_files};
 use super::hashes::{self, SourceHashes};
-use super::identity::{Identity, Seen};
+use super::identity::{CalibrationWindows, Identity};
 use super::importance::Importance;
 use super::journal::{Journal, Left};
-use super::judge::{self, Stored, Verdict};
+use super::judge::{self, OpenModel, Verdict};
 use super::ledger::LedgerRow;
 use super::outcome::{Made, MadeFile};
 use super::plan::{FilePlan, OutputPlan, Plan};
@@ -158,7 +158,7 @@ fn with_feedback(
 ) -> Result<()> {
     let (windows, sets) = held.all();
     let facts = Facts { data: Some(&drawing.report), imatrix: None };
-    let seen = Seen { windows: &windows, sets: &sets, hashes: hashes::known(plan) };
+    let seen = CalibrationWindows { windows: &windows, sets: &sets, hashes: hashes::known(plan) };
     let key = key(plan, &files, &facts, Some(seen), run)?;
     let (journal, left) = begin(path, &key, run)?;
     let mut outputs = create(plan, files, &facts, true, &mut left.into_iter(), run)?;
@@ -204,7 +204,7 @@ fn key(
     plan: &Plan,
     files: &[(usize, FilePlan)],
     facts: &Facts,
-    seen: Option<Seen>,
+    seen: Option<CalibrationWindows>,
     run: Run,
 ) -> Result<serde_json::Value> {
     let layout = files.iter().map(|(index, file)| {
@@ -395,15 +395,15 @@ fn judge(plan: &Plan, outputs: &mut [Output], held: &HoldOut, run: Run) -> Resul
         let rival = output.rival.as_ref().ok_or_else(|| Error::Internal("no rival".into()))?;
         opened.push((open(&output.artifact)?, open(rival)?));
     }
-    let stored: Vec<(Stored, Stored)> = opened
+    let stored: Vec<(OpenModel, OpenModel)> = opened
         .iter()
         .map(|((ckpt, model), (rival_ckpt, rival_model))| {
-            (Stored { ckpt, model }, Stored { ckpt: rival_ckpt, model: rival_model })
+            (OpenModel { ckpt, model }, OpenModel { ckpt: rival_ckpt, model: rival_model })
         })
         .collect();
     let pairs: Vec<(&dyn judge::Layers, &dyn judge::Layers)> =
         stored.iter().map(|(a, b)| (a as &dyn judge::Layers, b as &dyn judge::Layers)).collect();
-    let source = Stored { ckpt: &plan.source.ckpt, model: &plan.source.model };
+    let source = OpenModel { ckpt: &plan.source.ckpt, model: &plan.source.model };
     let verdicts = judge::judge(source, &pairs, &held.held, run)?;
     for (output, verdict) in outputs.iter_mut().zip(verdicts) {
         let bits = 8.0 * output.artifact.tensor_bytes() as f64 / plan.weights().max(1) as f64;

@@ -163,11 +163,11 @@ impl Forecast<'_> {
 
     /// What the calibration of a folder takes; `None` where there is none.
     pub fn folder_cost(&self, folder: &FolderPlan) -> Option<Cost> {
-        let (spec, rounding) = (&folder.spec, &self.plan.recipe.rounding);
-        let pass = match (has_feedback(spec, rounding, false), spec.scaling()) {
+        let (spec, rounding, given) = (&folder.spec, &self.plan.recipe.rounding, self.plan.recipe.data.is_some());
+        let pass = match (has_feedback(spec, rounding, given), spec.scaling()) {
             (true, ChannelScaling::Awq) => Pass::Awq,
             (true, ChannelScaling::None | ChannelScaling::SmoothQuant) => Pass::Gptq,
-            (false, _) if needs_data(spec, rounding, false) => Pass::Statistics,
+            (false, _) if needs_data(spec, rounding, given) => Pass::Statistics,
             (false, _) => return None,
         };
         Some(self.cost(pass))

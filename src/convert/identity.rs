@@ -34,7 +34,7 @@ pub struct Identity {
 
 /// What a calibrated run is of, beside the files.
 #[derive(Clone, Copy, Debug)]
-pub struct Seen<'a> {
+pub struct CalibrationWindows<'a> {
     pub windows: &'a [Vec<u32>],
     /// The set that each window belongs to (0: not held out); none where nothing is held out.
     pub sets: &'a [usize],
@@ -67,7 +67,12 @@ impl Identity {
     ///
     /// # Errors
     /// `Io`; `Interrupted`.
-    pub fn new(ckpt: &Checkpoint, seen: Option<Seen>, layout: Vec<String>, cancel: &Cancel) -> Result<Self> {
+    pub fn new(
+        ckpt: &Checkpoint,
+        seen: Option<CalibrationWindows>,
+        layout: Vec<String>,
+        cancel: &Cancel,
+    ) -> Result<Self> {
         let companions = match ckpt.gguf() {
             // All that a GGUF source says is in its one file.
             Some(_) => BTreeMap::new(),

@@ -28,7 +28,7 @@ const LIMIT: u64 = 4 << 30;
 #[derive(Serialize, Deserialize)]
 struct Head {
     kind: String,
-    /// What the run is of: an equal one alone goes on.
+    /// What the run is of; only a run with an equal key goes on.
     key: Value,
     /// Unfinished files: names of those beside the journal, whole paths of others.
     files: Vec<PathBuf>,

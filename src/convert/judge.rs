@@ -40,12 +40,12 @@ pub trait Layers {
 
 /// The layers of an open checkpoint.
 #[derive(Clone, Copy)]
-pub struct Stored<'a> {
+pub struct OpenModel<'a> {
     pub ckpt: &'a Checkpoint,
     pub model: &'a Model,
 }
 
-impl Layers for Stored<'_> {
+impl Layers for OpenModel<'_> {
     fn shell(&self) -> Result<Engine> {
         Engine::shell(self.ckpt, self.model)
     }
@@ -225,12 +225,12 @@ impl Verdict {
         Err(Error::Internal(format!("{what}, {blind}; rounding does not explain that, and nothing was published")))
     }
 
-    /// Whether what calibration made is kept: on no set is it worse. What is no number is no better.
+    /// Whether what calibration made is kept: on no set is it worse; NaN counts as worse.
     pub fn keeps(&self) -> bool {
         self.kl.iter().zip(&self.rival).all(Self::is_kept)
     }
 
-    /// A loss with the digits that it deserves.
+    /// A loss with as many digits as it is known to.
     pub fn shown(&self, loss: f64) -> String {
         match self.loss {
             Loss::Divergence => format!("{loss:.4}"),
@@ -264,7 +264,12 @@ impl Verdict {
 /// Judges pairs of what calibration made and its rival. The source runs once.
 ///
 /// Errors: those of [`results`] and [`losses`].
-pub fn judge(source: Stored, pairs: &[(&dyn Layers, &dyn Layers)], held: &HeldOut, run: Run) -> Result<Vec<Verdict>> {
+pub fn judge(
+    source: OpenModel,
+    pairs: &[(&dyn Layers, &dyn Layers)],
+    held: &HeldOut,
+    run: Run,
+) -> Result<Vec<Verdict>> {
     let windows = held.windows();
     let layers = source.model.config.layers.len() as u64;
     let tokens = windows.iter().map(|w| w.len() as u64).sum::<u64>() * (1 + 2 * pairs.len() as u64);

@@ -18,8 +18,6 @@
 pub(crate) mod allocation;
 mod asked;
 mod blind;
-#[doc(hidden)]
-pub mod blocks;
 pub(crate) mod budget;
 pub(crate) mod calibrate;
 pub(crate) mod catalogue;
@@ -29,19 +27,11 @@ pub(crate) mod data;
 pub(crate) mod devices;
 mod files;
 pub(crate) mod fitting;
-#[doc(hidden)]
-pub mod folder;
 pub(crate) mod forecast;
 mod hashes;
 pub(crate) mod identity;
 mod importance;
 pub(crate) mod job;
-#[cfg(not(feature = "internals"))]
-pub(crate) mod journal;
-#[cfg(feature = "internals")]
-pub mod journal;
-#[doc(hidden)]
-pub mod judge;
 mod ledger;
 pub(crate) mod loadable;
 mod outcome;
@@ -51,8 +41,6 @@ pub(crate) mod plan;
 pub(crate) mod proof;
 pub(crate) mod proven;
 mod published;
-#[doc(hidden)]
-pub mod recipe;
 pub(crate) mod record;
 pub(crate) mod rounding;
 pub(crate) mod rule_sets;
@@ -60,10 +48,27 @@ pub(crate) mod running;
 pub(crate) mod sensitivity;
 pub(crate) mod sizes;
 mod sorting;
-#[doc(hidden)]
-pub mod stream;
 mod types;
 mod written;
+
+// Private, but for this repository's tests and benches.
+cfg_if::cfg_if! {
+    if #[cfg(feature = "internals")] {
+        pub mod blocks;
+        pub mod folder;
+        pub mod journal;
+        pub mod judge;
+        pub mod recipe;
+        pub mod stream;
+    } else {
+        pub(crate) mod blocks;
+        pub(crate) mod folder;
+        pub(crate) mod journal;
+        pub(crate) mod judge;
+        pub(crate) mod recipe;
+        pub(crate) mod stream;
+    }
+}
 
 pub use crate::calibration::data::{DataReport, Source, SourceReport};
 pub use crate::calibration::imatrix::{Imatrix, UnseenExperts, Weights};
@@ -74,7 +79,9 @@ pub use crate::quant::presets::{Choice, Preset, Why};
 pub use allocation::{AllocatedTensor, Allocation};
 pub use calibrate::{Calibrated, Calibration, Checkpoints, calibrate};
 pub use folder::plain::like;
+pub use folder::{Departure, FolderPlan, PlainPlan};
 pub use importance::{Importance, overlap_text};
+pub use judge::Verdict;
 pub use ledger::LedgerRow;
 pub use outcome::{Made, MadeFile, Outcome};
 pub use plan::{AssumedImportance, Decided, FilePlan, OutputPlan, Plan};

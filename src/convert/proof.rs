@@ -4,15 +4,16 @@
 //! which [`super::judge`] answers.
 
 use super::blind::Blind;
-use super::judge::{Layers, Stored, rows_at_once, step};
+use super::judge::{Layers, OpenModel, rows_at_once, step};
 use super::record::{used_feedback, used_imatrix};
-use crate::calibration::data::{self, Amount, Source, TextOnly};
+use crate::calibration::bundled::TEXTS;
 use crate::control::{Run, Unit};
 use crate::eval::TensorDamage;
 use crate::eval::cosine::cosines;
 use crate::eval::damage::{self, Transform};
 use crate::eval::gate::shown_cosine;
 use crate::eval::softmax::{kl_of_rows, largest};
+use crate::eval::text::Encoder;
 use crate::infer::{Cache, Engine};
 use crate::model::SourceModel;
 use crate::model::config::Ending;
@@ -93,17 +94,29 @@ fn significant(v: f64) -> String {
     format!("{v:.*}", digits as usize)
 }
 
-/// The windows, of the bundled texts.
+/// The bundled texts that the windows are from: prose and code. All of them would take longer to read than a small model
+/// takes to convert.
+const READ: [&str; 2] = ["encyclopedia.txt", "code/python.py"];
+
+/// The windows.
 ///
 /// # Errors
-/// Those of the tokenizer.
+/// Those of the tokenizer; `BadInput` for one that makes too little of a text.
 pub fn windows(source: &SourceModel) -> Result<Vec<Vec<u32>>> {
-    let config = &source.model.config;
-    let amount = Amount { tokens: TOKENS, seq_len: WINDOW.min(config.context), seed: 0 };
-    let tokenizer = source.tokenizer()?;
-    let reader = TextOnly { tokenizer: &tokenizer, vocab: config.vocab };
-    let mut windows = data::draw(&[Source::Default], amount, &reader, &mut || Ok(()))?.windows;
-    windows.truncate(TOKENS.div_ceil(amount.seq_len.max(1)));
+    let (tokenizer, len) = (source.tokenizer()?, WINDOW.min(source.model.config.context).max(2));
+    let mut windows: Vec<Vec<u32>> = Vec::new();
+    for (_, _, text) in TEXTS.iter().filter(|(_, file, _)| READ.contains(file)) {
+        let tokens = tokenizer.encode(text, false)?;
+        let most = TOKENS.div_ceil(len).div_ceil(READ.len());
+        windows.extend(tokens.chunks_exact(len).take(most).map(<[u32]>::to_vec));
+    }
+    if windows.is_empty() {
+        return Err(Error::bad_input(format!("its tokenizer makes fewer than {len} tokens of a page of text")));
+    }
+    // As where text is drawn.
+    if let Some(bos) = Encoder::bos(&*tokenizer) {
+        windows.iter_mut().for_each(|w| w[0] = bos);
+    }
     Ok(windows)
 }
 
@@ -133,7 +146,7 @@ fn bound_of_weights(bits: f64, importance: bool) -> f64 {
 ///
 /// # Errors
 /// Those of reading; `BadInput` for other shapes.
-pub fn other_weights(source: Stored, artifact: Stored, run: Run) -> Result<Option<String>> {
+pub fn other_weights(source: OpenModel, artifact: OpenModel, run: Run) -> Result<Option<String>> {
     let (from, to) = ((source.ckpt, source.model), (artifact.ckpt, artifact.model));
     if damage::transform(from, to)? == Some(Transform::Scaled) {
         return Ok(Some("its norms are not those of the source".into()));
@@ -332,7 +345,7 @@ const SAMPLE: usize = 1500;
 /// Those of the tokenizers.
 pub fn other_tokens(source: &SourceModel, artifact: &SourceModel) -> Result<Option<String>> {
     let (ours, theirs) = (source.tokenizer()?, artifact.tokenizer()?);
-    for (domain, _, text) in crate::calibration::bundled::TEXTS {
+    for (domain, _, text) in TEXTS {
         let end = (0..=SAMPLE.min(text.len())).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
         if ours.encode(&text[..end], false)? != theirs.encode(&text[..end], false)? {
             return Ok(Some(format!("its tokenizer splits the bundled text '{domain}' differently than the source's")));

@@ -3,7 +3,7 @@
 
 use super::cost::{self, Pass};
 use super::folder::plan::FolderPlan;
-use super::judge::{Layers, Stored};
+use super::judge::{Layers, OpenModel};
 use super::loadable;
 use super::plan::Plan;
 use super::proof::{self, Checked, Nearness, TOKENS};
@@ -112,8 +112,8 @@ fn judged(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<Chec
     if let Err(why) = artifact.model.runnable() {
         return Ok(Checked { suspicion: Some(why.to_string()), ..Checked::default() });
     }
-    let ours = Stored { ckpt: &source.ckpt, model: &source.model };
-    let theirs = Stored { ckpt: &artifact.ckpt, model: &artifact.model };
+    let ours = OpenModel { ckpt: &source.ckpt, model: &source.model };
+    let theirs = OpenModel { ckpt: &artifact.ckpt, model: &artifact.model };
     let bits = |layer| smallest(&artifact.ckpt, layer).min(of_source(&source.ckpt));
     let mut checked = proof::check(&ours, &theirs, &proof::windows(source)?, &bits, run)?;
     if checked.suspicion.is_none() {
@@ -132,7 +132,7 @@ fn of_source(ckpt: &Checkpoint) -> f64 {
 
 /// The layers of a folder, without the rounding of activations: what that costs depends on the model's outliers and has no
 /// bound, while a fault is one of the weights.
-struct Weights<'a>(Stored<'a>);
+struct Weights<'a>(OpenModel<'a>);
 
 impl Layers for Weights<'_> {
     fn shell(&self) -> Result<Engine> {
@@ -155,8 +155,8 @@ pub fn folder(plan: &Plan, folder: &FolderPlan, path: &Path, run: Run) -> Result
         return Ok(None);
     }
     let artifact = SourceModel::open(path)?;
-    let source = Stored { ckpt: &plan.source.ckpt, model: &plan.source.model };
-    let made = Weights(Stored { ckpt: &artifact.ckpt, model: &artifact.model });
+    let source = OpenModel { ckpt: &plan.source.ckpt, model: &plan.source.model };
+    let made = Weights(OpenModel { ckpt: &artifact.ckpt, model: &artifact.model });
     let bits = folder.quantized(&plan.source.ckpt).1.min(ROUNDED).min(of_source(&plan.source.ckpt));
     let ends = folder.layer(None).any(|(index, _)| folder.modules[index].spec.is_some());
     let of = |layer: Option<usize>| if layer.is_some() || ends { bits } else { 16.0 };

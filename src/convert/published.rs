@@ -5,7 +5,7 @@
 
 use super::data::Drawing;
 use super::hashes;
-use super::identity::{Identity, Seen};
+use super::identity::{CalibrationWindows, Identity};
 use super::journal::{Journal, Left, NEW};
 use super::outcome::Made;
 use super::plan::{OutputPlan, Plan};
@@ -128,7 +128,7 @@ fn taken_up(plan: &Plan, folder: &Path, path: &Path, run: Run) -> Result<Option<
         let had = format!("an interrupted run had finished {}", names.join(", "));
         match record.steps.iter().try_for_each(|step| step.catch_up(folder)) {
             Ok(()) => run.notice(Notice::Info(format!("{had}: given its name"))),
-            // It stays under its temporary name, and stands in nobody's way.
+            // It stays under its temporary name.
             Err(e @ Error::Exists { .. }) => {
                 run.notice(Notice::Warning(format!("{had}, but {e}")));
                 return Ok(None);
@@ -143,7 +143,7 @@ fn taken_up(plan: &Plan, folder: &Path, path: &Path, run: Run) -> Result<Option<
     match plan.outputs.iter().any(ours) {
         true => Ok(Some((folder.to_path_buf(), journal, record))),
         false => {
-            // Of another run: once its names are given, it has served.
+            // Of another run: with its names given it is not needed any more.
             journal.keep_on_drop(!due);
             Ok(None)
         }
@@ -164,7 +164,7 @@ impl<'p> Published<'p> {
     /// # Errors
     /// Those of reading the small files of the source.
     pub fn new(plan: &'p Plan, earlier: Earlier, drawing: Option<&Drawing>, run: Run) -> Result<Self> {
-        let seen = drawing.map(|d| Seen { windows: &d.windows, sets: &[], hashes: hashes::known(plan) });
+        let seen = drawing.map(|d| CalibrationWindows { windows: &d.windows, sets: &[], hashes: hashes::known(plan) });
         let identity = Identity::new(&plan.source.ckpt, seen, Vec::new(), &run.control.cancel)?;
         let identity = serde_json::to_value(identity).map_err(|e| Error::Internal(e.to_string()))?;
         let mut made = Vec::new();

@@ -47,7 +47,9 @@ pub struct Recipe {
     pub unseen_experts: UnseenExperts,
     /// What the model is calibrated on. `None`: on nothing, or on the bundled texts where a folder's format has to be.
     pub data: Option<Data>,
+    /// How codes are chosen.
     pub rounding: Rounding,
+    /// How files are cut into shards.
     pub split: Split,
     /// Devices over which an engine is to split every layer: groups are chosen so that they survive it (folders).
     pub devices: usize,
@@ -65,12 +67,14 @@ pub enum Target {
     Budget {
         /// What the file is called by: `4.2bpw`, `4.5GB`, `like-Q4_K_M`.
         name: String,
+        /// What it has to fit.
         limit: Limit,
     },
     /// A checkpoint folder.
     Folder {
         /// What the folder is called by.
         name: String,
+        /// How its modules are stored.
         #[serde(with = "spec_name")]
         format: Spec,
     },
@@ -94,6 +98,7 @@ impl Target {
         }
     }
 
+    /// Whether it is a GGUF file; a folder otherwise.
     pub fn is_file(&self) -> bool {
         !matches!(self, Target::Folder { .. } | Target::Plain { .. })
     }
@@ -162,7 +167,9 @@ pub struct TypeRules {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TypeRule {
+    /// The regular expression.
     pub pattern: String,
+    /// What they get.
     #[serde(rename = "type")]
     pub ty: RuleType,
 }
@@ -171,16 +178,23 @@ pub struct TypeRule {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Override {
+    /// The metadata key.
     pub key: String,
+    /// What it is set to.
     pub value: OverrideValue,
 }
 
+/// A value to set, of the type that was asked for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OverrideValue {
+    /// An integer, in the type that the key has elsewhere.
     Int(i64),
+    /// A float.
     Float(f64),
+    /// True or false.
     Bool(bool),
+    /// A text.
     Str(String),
 }
 
@@ -201,6 +215,7 @@ pub struct Data {
     /// They share the tokens equally.
     #[serde(with = "source_names")]
     pub sources: Vec<Source>,
+    /// How many tokens, of all sources together.
     pub tokens: usize,
     /// Tokens per window.
     pub window: usize,

@@ -76,10 +76,10 @@ pub(super) fn of_source(
     let matched = of_files.zip(request.overrides.iter().map(|(regex, _)| matches(regex)));
     rules::all_matched(matched.collect::<Vec<_>>(), "tensor of the file")?;
     let known = match importance {
-        AssumedImportance::OfRecipe if recipe.importance.is_some() || recipe.data.is_some() => Known::Given,
-        AssumedImportance::OfRecipe => Known::Absent,
-        AssumedImportance::Given => Known::Given,
-        AssumedImportance::WhereNeeded => Known::WhereNeeded,
+        AssumedImportance::OfRecipe if recipe.importance.is_some() || recipe.data.is_some() => ImportanceState::Given,
+        AssumedImportance::OfRecipe => ImportanceState::Absent,
+        AssumedImportance::Given => ImportanceState::Given,
+        AssumedImportance::WhereNeeded => ImportanceState::WhereNeeded,
     };
     decide(&request, facts, &mut tensors, known)?;
     match recipe.part {
@@ -139,7 +139,7 @@ fn request(preset: &'static Preset, recipe: &Recipe) -> Result<Request> {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Known {
+enum ImportanceState {
     Given,
     Absent,
     WhereNeeded,
@@ -175,8 +175,8 @@ fn choose_of_projector(tensors: &mut [Tensor], preset: &Preset, model: &Model) {
     }
 }
 
-fn decide(request: &Request, facts: ModelFacts, tensors: &mut [Tensor], importance: Known) -> Result<()> {
-    let has_imatrix = importance == Known::Given;
+fn decide(request: &Request, facts: ModelFacts, tensors: &mut [Tensor], importance: ImportanceState) -> Result<()> {
+    let has_imatrix = importance == ImportanceState::Given;
     let candidates: Vec<Candidate> =
         tensors.iter().map(|t| Candidate { name: &t.name, shape: &t.shape, kept: t.kept }).collect();
     let facts = ModelFacts { has_imatrix, ..facts };
@@ -199,8 +199,8 @@ fn decide(request: &Request, facts: ModelFacts, tensors: &mut [Tensor], importan
             return Err(Error::unsupported(format!("tensor '{name}': {ty} cannot be written")));
         }
         if !has_imatrix && sizes::needs_importance(request.preset, name, ty) {
-            if importance == Known::WhereNeeded {
-                return decide(request, facts, tensors, Known::Given);
+            if importance == ImportanceState::WhereNeeded {
+                return decide(request, facts, tensors, ImportanceState::Given);
             }
             let what = format!("{}: tensor '{name}' in {ty} needs an importance matrix", request.preset.name);
             return Err(Error::unsupported(what).hint(Hint::MakeImportance));
@@ -241,7 +241,7 @@ pub fn sizes_of_model(model: &Model, recipe: &Recipe) -> Result<Vec<FileSizes>> 
     };
     let facts = drawn.as_ref().map_or_else(|| facts_of(&model.config), preset_facts);
     let header = sizes::header_estimate(&model.config, tensors.iter().map(|t| (t.name.as_str(), t.shape.as_slice())));
-    let known = if recipe.importance.is_some() { Known::Given } else { Known::WhereNeeded };
+    let known = if recipe.importance.is_some() { ImportanceState::Given } else { ImportanceState::WhereNeeded };
     let presets = recipe.files().filter_map(|t| if let Target::Preset(preset) = t { Some(*preset) } else { None });
     presets
         .map(|preset| {

@@ -35,6 +35,7 @@ impl Rng {
     }
 
     /// Uniform in [0, 1).
+    #[cfg(any(test, feature = "internals"))]
     pub fn unit(&mut self) -> f64 {
         (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }

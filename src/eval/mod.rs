@@ -7,28 +7,35 @@
 
 pub(crate) mod ablation;
 mod artifact;
-#[doc(hidden)]
-pub mod bootstrap;
 pub(crate) mod compare;
-#[doc(hidden)]
-pub mod continuations;
-#[doc(hidden)]
-pub mod cosine;
-#[doc(hidden)]
-pub mod damage;
 pub(crate) mod gate;
-#[doc(hidden)]
-pub mod klbase;
 pub(crate) mod positions;
 mod runnable;
 pub(crate) mod scores;
-#[doc(hidden)]
-pub mod softmax;
 pub(crate) mod stats;
-#[doc(hidden)]
-pub mod tasks;
 pub(crate) mod text;
 pub(crate) mod windows;
+
+// Private, but for this repository's tests and benches.
+cfg_if::cfg_if! {
+    if #[cfg(feature = "internals")] {
+        pub mod bootstrap;
+        pub mod continuations;
+        pub mod cosine;
+        pub mod damage;
+        pub mod klbase;
+        pub mod softmax;
+        pub mod tasks;
+    } else {
+        pub(crate) mod bootstrap;
+        pub(crate) mod continuations;
+        pub(crate) mod cosine;
+        pub(crate) mod damage;
+        pub(crate) mod klbase;
+        pub(crate) mod softmax;
+        pub(crate) mod tasks;
+    }
+}
 
 use ndarray::ArrayView2;
 use std::ops::Range;

@@ -3,9 +3,16 @@
 //! `docs/gguf.md`, with `gguf.cpp` where the text leaves a choice.
 
 mod read;
-#[doc(hidden)]
-pub mod value;
 mod write;
+
+// Private, but for this repository's tests and benches.
+cfg_if::cfg_if! {
+    if #[cfg(feature = "internals")] {
+        pub mod value;
+    } else {
+        pub(crate) mod value;
+    }
+}
 
 pub use read::{parse_header, read_header};
 pub use value::{Array, Metadata, Value};

@@ -3,37 +3,62 @@
 /// One metadata value (GGUF specification, `gguf_metadata_value_type`).
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
+    /// An unsigned byte.
     U8(u8),
+    /// A signed byte.
     I8(i8),
+    /// 16 bits without a sign.
     U16(u16),
+    /// 16 bits with a sign.
     I16(i16),
+    /// 32 bits without a sign.
     U32(u32),
+    /// 32 bits with a sign.
     I32(i32),
+    /// A float of 32 bits.
     F32(f32),
+    /// True or false.
     Bool(bool),
+    /// UTF-8 text.
     String(String),
+    /// Values of one type.
     Array(Array),
+    /// 64 bits without a sign.
     U64(u64),
+    /// 64 bits with a sign.
     I64(i64),
+    /// A float of 64 bits.
     F64(f64),
 }
 
 /// An array value; one vector per element type, so that a vocabulary costs no more than its strings.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Array {
+    /// Unsigned bytes.
     U8(Vec<u8>),
+    /// Signed bytes.
     I8(Vec<i8>),
+    /// 16 bits without a sign each.
     U16(Vec<u16>),
+    /// 16 bits with a sign each.
     I16(Vec<i16>),
+    /// 32 bits without a sign each.
     U32(Vec<u32>),
+    /// 32 bits with a sign each.
     I32(Vec<i32>),
+    /// Floats of 32 bits.
     F32(Vec<f32>),
+    /// True or false, a byte each in the file.
     Bool(Vec<bool>),
+    /// UTF-8 texts.
     String(Vec<String>),
     /// Arrays of arrays.
     Nested(Vec<Array>),
+    /// 64 bits without a sign each.
     U64(Vec<u64>),
+    /// 64 bits with a sign each.
     I64(Vec<i64>),
+    /// Floats of 64 bits.
     F64(Vec<f64>),
 }
 
@@ -91,6 +116,7 @@ pub struct Metadata {
 }
 
 impl Metadata {
+    /// No keys.
     pub fn new() -> Self {
         Self::default()
     }
@@ -100,6 +126,7 @@ impl Metadata {
         Self { entries }
     }
 
+    /// Sets a key, in its place where it is there already.
     pub fn set(&mut self, key: impl Into<String>, value: impl Into<Value>) {
         let (key, value) = (key.into(), value.into());
         match self.entries.iter_mut().find(|(k, _)| *k == key) {
@@ -108,6 +135,7 @@ impl Metadata {
         }
     }
 
+    /// The value of a key.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.entries.iter().find(|(k, _)| k == key).map(|(_, v)| v)
     }
@@ -118,18 +146,22 @@ impl Metadata {
         entry.map(|entry| entry.0 = to.to_string()).is_some()
     }
 
+    /// Takes a key away.
     pub fn remove(&mut self, key: &str) {
         self.entries.retain(|(k, _)| k != key);
     }
 
+    /// Keys and values in file order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.entries.iter().map(|(k, v)| (k.as_str(), v))
     }
 
+    /// How many keys there are.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
+    /// Whether there is no key.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -149,6 +181,7 @@ impl Metadata {
         }
     }
 
+    /// A float of 32 or 64 bits.
     pub fn f32(&self, key: &str) -> Option<f32> {
         match *self.get(key)? {
             Value::F32(v) => Some(v),
@@ -157,6 +190,7 @@ impl Metadata {
         }
     }
 
+    /// True or false.
     pub fn bool(&self, key: &str) -> Option<bool> {
         match *self.get(key)? {
             Value::Bool(v) => Some(v),
@@ -164,6 +198,7 @@ impl Metadata {
         }
     }
 
+    /// A text.
     pub fn str(&self, key: &str) -> Option<&str> {
         match self.get(key)? {
             Value::String(v) => Some(v),
@@ -171,6 +206,7 @@ impl Metadata {
         }
     }
 
+    /// An array of texts.
     pub fn strings(&self, key: &str) -> Option<&[String]> {
         match self.get(key)? {
             Value::Array(Array::String(v)) => Some(v),

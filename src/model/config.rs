@@ -94,10 +94,13 @@ impl Wiring {
 /// One block.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerConfig {
+    /// What mixes tokens.
     pub mixer: Mixer,
     /// A second mixer that reads the same and whose result is added too (Falcon-H1).
     pub beside: Option<Mixer>,
+    /// The feed-forward part.
     pub ffn: Ffn,
+    /// Where norms stand, and how the parts are joined.
     pub wiring: Wiring,
 }
 
@@ -119,6 +122,7 @@ impl LayerConfig {
         }
     }
 
+    /// The same, to be changed.
     pub fn heads_mut(&mut self) -> Option<&mut Heads> {
         match &mut self.mixer {
             Mixer::Attention(heads) => Some(heads),
@@ -177,16 +181,22 @@ pub struct Config {
     pub arch: String,
     /// In order.
     pub layers: Vec<LayerConfig>,
+    /// Channels of the residual stream.
     pub hidden: usize,
     /// `intermediate_size`: the width of feed-forward blocks without experts, which GGUF states even where there are none.
     pub ffn: usize,
+    /// Rows of the embeddings.
     pub vocab: usize,
+    /// Tokens of the longest context.
     pub context: usize,
+    /// The kind of norm.
     pub norm: Norm,
+    /// Its epsilon.
     pub norm_eps: f32,
     /// Rotary embeddings, of which layers name one. The first is the one that GGUF's `rope.*` keys state; the second, where
     /// there is one, belongs to the layers with a window.
     pub ropes: Vec<Rope>,
+    /// Whether the head is the embeddings.
     pub tied_embeddings: bool,
     /// `tanh(x / cap) * cap` on logits (gemma2).
     pub logit_softcap: Option<f32>,
@@ -196,6 +206,7 @@ pub struct Config {
     pub residual_scale: f32,
     /// Logits are multiplied by this (cohere), or divided (granite, which states the divisor).
     pub logit_scale: f32,
+    /// Whether logits are divided by it.
     pub logit_scale_divides: bool,
     /// Embeddings are normalised without weights.
     pub embedding_unit_norm: bool,
@@ -203,6 +214,7 @@ pub struct Config {
     pub post_norm_eps: Option<f32>,
     /// Norms without weights (OLMo).
     pub weightless_norms: bool,
+    /// What its norms are called.
     pub norms: NormNames,
     /// The runtime rotates channels that are neighbours, not those half a head apart.
     pub pairs: bool,
@@ -214,6 +226,7 @@ pub struct Config {
     pub per_layer: usize,
     /// Residual streams beside each other.
     pub streams: Option<Streams>,
+    /// Embeddings of runs of tokens.
     pub ngrams: Option<Ngrams>,
     /// Logits, or vectors of texts.
     pub ending: Ending,

@@ -4,8 +4,6 @@
 mod anatomy;
 pub(crate) mod back;
 mod blueprint;
-#[doc(hidden)]
-pub mod config;
 pub(crate) mod families;
 mod family;
 mod fault;
@@ -13,13 +11,9 @@ pub(crate) mod graph;
 mod hf_config;
 mod hf_json;
 mod kept;
-#[doc(hidden)]
-pub mod keys;
 mod known;
 mod layers;
 pub(crate) mod mapping;
-#[doc(hidden)]
-pub mod metadata;
 mod mistral;
 pub(crate) mod modules;
 pub(crate) mod naming;
@@ -28,9 +22,22 @@ mod role;
 mod source_model;
 mod source_names;
 mod tensor;
-#[doc(hidden)]
-pub mod tokenizer;
 mod understood;
+
+// Private, but for this repository's tests and benches.
+cfg_if::cfg_if! {
+    if #[cfg(feature = "internals")] {
+        pub mod config;
+        pub mod keys;
+        pub mod metadata;
+        pub mod tokenizer;
+    } else {
+        pub(crate) mod config;
+        pub(crate) mod keys;
+        pub(crate) mod metadata;
+        pub(crate) mod tokenizer;
+    }
+}
 
 pub use crate::source::Checkpoint;
 pub(crate) use blueprint::WITHOUT_MTP;

@@ -13,9 +13,8 @@ use crate::escape::markdown;
 use crate::eval::Measured;
 use crate::eval::gate::shown_cosine;
 use crate::packed::Loader;
-use crate::report::format::{bytes, count, fixed, percent, signed_percent};
-use crate::report::text::{decimals_for, with_error};
-use crate::report::{Report, summary, vectors};
+use crate::report::format::{bytes, count, fixed};
+use crate::report::{Report, figures, summary, vectors};
 use crate::writer::folder::MANIFEST;
 use std::collections::BTreeSet;
 
@@ -117,9 +116,9 @@ fn files(release: &Release, artifacts: &[Artifact], report: Option<&Report>) -> 
             vec![format!("[{}](./{})", markdown(&name), address(&a.path)), bytes(a.bytes), fixed(a.bits_per_weight, 2)];
         match &a.measured {
             Some(Measured::Logits(s)) => row.extend([
-                with_error(s.kld, decimals_for(s.kld)),
-                percent(s.same_top.value, 1),
-                signed_percent(s.ppl_ratio.value - 1.0, 2),
+                figures::kl(s.kld).with_error,
+                figures::share(s.same_top).text,
+                figures::change(s.ppl_ratio).text,
             ]),
             Some(Measured::Vectors(cosines)) => {
                 row.extend([vectors::with_error(cosines.mean), shown_cosine(cosines.worst)]);

@@ -5,6 +5,7 @@ use super::manifest::SCHEMA;
 use super::verify::read;
 use crate::control::{Run, Unit};
 use crate::digest::sha256;
+use crate::error::Hint;
 use crate::source::hub::upload::{Content, Upload, of_file};
 use crate::{Error, Result};
 use std::path::Path;
@@ -25,7 +26,7 @@ pub fn package(folder: &Path, id: &str, run: Run) -> Result<Package> {
     let manifest = read(folder).ok().filter(|manifest| manifest["schema"] == SCHEMA);
     let manifest = manifest.ok_or_else(|| {
         let what = format!("{} is not a release: it has no release manifest", folder.display());
-        Error::request(what).hint("make one with `quantize release`")
+        Error::request(what).hint(Hint::MakeRelease)
     })?;
     let list = folder.join(SUMS);
     let text = crate::input::read_text(&list)?;

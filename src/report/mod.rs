@@ -3,18 +3,22 @@
 
 mod charts;
 mod departures;
+pub(crate) mod figures;
 pub(crate) mod format;
 mod generation;
 mod html;
 mod markdown;
 mod names;
+mod results;
 mod schema;
 mod sizes;
 mod statistics;
 pub(crate) mod summary;
 mod tasks;
+mod template;
 pub(crate) mod text;
 pub(crate) mod vectors;
+mod view;
 
 pub(crate) use departures::grouped;
 pub use html::render_html;

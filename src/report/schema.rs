@@ -158,7 +158,7 @@ pub struct Candidate {
     pub positions: Vec<AtPositions>,
     /// How it was made; absent where it does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub made: Option<Made>,
+    pub made: Option<Origin>,
     /// What became of each tensor.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tensors: Vec<TensorDamage>,
@@ -296,7 +296,7 @@ pub fn worst_of(mut reports: Vec<Report>) -> Option<Report> {
 
 /// How an artifact was made, by its own record.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Made {
+pub struct Origin {
     /// In words: the program, how codes were chosen, what it was calibrated on.
     pub how: String,
     /// The recipe, where it is recorded.

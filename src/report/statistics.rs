@@ -1,48 +1,31 @@
 //! The table of all statistics in an HTML page.
 
-use super::format::{add, count, decimals_for, fixed, html as escape, percent, signed_percent};
+use super::figures;
+use super::format::{count, fixed, percent, signed_percent};
 use super::schema::Candidate;
-use crate::eval::{Estimate, Statistics};
-use std::fmt::Write;
+use crate::eval::Statistics;
+use crate::eval::stats::Percentiles;
 
-/// Every figure that llama-perplexity prints, a column per candidate.
-pub fn table(out: &mut String, all: &[(&Candidate, &Statistics)]) {
-    *out += "<div class=\"scroll\"><table><thead><tr><th>Statistic</th>";
-    for (c, _) in all {
-        add!(out, "<th>{}</th>", escape(&c.artifact.name));
-    }
-    *out += "</tr></thead><tbody>";
-    let pm = |e: Estimate, scale: f64, unit: &str| {
-        let e = Estimate { value: e.value * scale, std_error: e.std_error * scale, ci95: None };
-        format!("{} ± {}{unit}", fixed(e.value, decimals_for(e)), fixed(e.std_error, decimals_for(e)))
+/// Every figure that llama-perplexity prints, a column per candidate; the names of the candidates first.
+pub fn table(all: &[(&Candidate, &Statistics)]) -> Vec<Vec<String>> {
+    let head = all.iter().map(|(c, _)| c.artifact.name.clone());
+    let mut rows = vec![std::iter::once("Statistic".to_string()).chain(head).collect::<Vec<_>>()];
+    let mut row = |name: &str, value: &dyn Fn(&Statistics) -> String| {
+        rows.push(std::iter::once(name.to_string()).chain(all.iter().map(|(_, s)| value(s))).collect());
     };
-    let points = "\u{a0}%";
-    type Show<'a> = &'a dyn Fn(&Statistics) -> String;
-    let rows: [(&str, Show); 12] = [
-        ("Perplexity", &|s| pm(s.ppl, 1.0, "")),
-        ("Perplexity of the base", &|s| pm(s.ppl_base, 1.0, "")),
-        ("Correlation of ln PPL", &|s| percent(s.correlation, 2)),
-        ("ln(PPL / base)", &|s| pm(s.ln_ppl_ratio, 1.0, "")),
-        ("PPL / base", &|s| pm(s.ppl_ratio, 1.0, "")),
-        ("PPL − base", &|s| pm(s.ppl_difference, 1.0, "")),
-        ("KL mean", &|s| pm(s.kld, 1.0, "")),
-        ("Δp mean", &|s| pm(s.dp, 100.0, points)),
-        ("Δp RMS", &|s| pm(s.dp_rms, 100.0, points)),
-        ("Same top", &|s| pm(s.same_top, 100.0, points)),
-        ("Tokens scored", &|s| count(s.tokens)),
-        ("KL median", &|s| fixed(s.kld_percentiles.median, 6)),
-    ];
-    let row = |out: &mut String, name: &str, value: Show| {
-        add!(out, "<tr><td>{name}</td>");
-        for (_, s) in all {
-            add!(out, "<td>{}</td>", value(s));
-        }
-        *out += "</tr>";
-    };
-    for (name, value) in rows {
-        row(out, name, value);
-    }
-    type Pick = fn(&crate::eval::stats::Percentiles) -> f64;
+    row("Perplexity", &|s| figures::with_error(s.ppl, false));
+    row("Perplexity of the base", &|s| figures::with_error(s.ppl_base, false));
+    row("Correlation of ln PPL", &|s| percent(s.correlation, 2));
+    row("ln(PPL / base)", &|s| figures::with_error(s.ln_ppl_ratio, false));
+    row("PPL / base", &|s| figures::with_error(s.ppl_ratio, false));
+    row("PPL − base", &|s| figures::with_error(s.ppl_difference, false));
+    row("KL mean", &|s| figures::kl(s.kld).with_error);
+    row("Δp mean", &|s| figures::with_error(s.dp, true));
+    row("Δp RMS", &|s| figures::with_error(s.dp_rms, true));
+    row("Same top", &|s| figures::with_error(s.same_top, true));
+    row("Tokens scored", &|s| count(s.tokens));
+    row("KL median", &|s| fixed(s.kld_percentiles.median, 6));
+    type Pick = fn(&Percentiles) -> f64;
     let picks: [(&str, Pick); 13] = [
         ("maximum", |p| p.max),
         ("99.9 %", |p| p.p99_9),
@@ -59,10 +42,10 @@ pub fn table(out: &mut String, all: &[(&Candidate, &Statistics)]) {
         ("minimum", |p| p.min),
     ];
     for (name, pick) in picks.iter().filter(|(name, _)| *name != "median") {
-        row(out, &format!("KL {name}"), &|s| fixed(pick(&s.kld_percentiles), 6));
+        row(&format!("KL {name}"), &|s| fixed(pick(&s.kld_percentiles), 6));
     }
     for (name, pick) in picks {
-        row(out, &format!("Δp {name}"), &|s| signed_percent(pick(&s.dp_percentiles), 3));
+        row(&format!("Δp {name}"), &|s| signed_percent(pick(&s.dp_percentiles), 3));
     }
-    *out += "</tbody></table></div>";
+    rows
 }

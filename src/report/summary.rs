@@ -1,7 +1,8 @@
 //! The plain-language sentences at the top of every rendering: what a candidate keeps, what it costs, and whether the gates
 //! held. Plain text without markup.
 
-use super::format::{bytes, percent, signed_percent, significant};
+use super::figures;
+use super::format::{bytes, percent, significant};
 use super::schema::{Answered, Candidate, Report};
 pub use super::sizes::{base_bytes, size_share, title};
 use super::vectors;
@@ -169,7 +170,7 @@ pub fn details(report: &Report) -> Vec<String> {
             "{size}Perplexity goes from {} to {} ({}), and the KL divergence from the original is {} nats per token.",
             significant(s.ppl_base.value, 4),
             significant(s.ppl.value, 4),
-            signed_percent(s.ppl_ratio.value - 1.0, 1),
+            figures::change_in_words(s.ppl_ratio.value),
             significant(s.kld.value, 3),
         ));
     }

@@ -1,68 +1,8 @@
 //! The report on a terminal, line by line and each line escaped: the headline, one aligned table, gates, significant differences, departures. No colour.
 
-pub use super::format::decimals_for;
-use super::format::{fixed, percent, signed_percent, significant};
 use super::schema::Report;
-use super::{departures, generation, names, sizes, summary, vectors};
+use super::{departures, generation, names, results, summary, vectors};
 use crate::escape;
-use crate::eval::Estimate;
-
-/// `value ± standard error`.
-pub fn with_error(e: Estimate, decimals: usize) -> String {
-    format!("{} ± {}", fixed(e.value, decimals), fixed(e.std_error, decimals))
-}
-
-/// The table's cells, header first. Shared with Markdown.
-pub fn table(report: &Report) -> Vec<Vec<String>> {
-    if report.is_of_vectors() {
-        return vectors::table(report);
-    }
-    let head = ["model", "size", "of base", "bpw", "KL mean", "same top", "perplexity", "vs base", "KL 99 %", "RMS Δp"];
-    let mut rows = vec![head.map(str::to_string).to_vec()];
-    let dash = || "–".to_string();
-    if let Some(mut row) = sizes::of_base(report) {
-        let ppl = report.base.as_ref().and_then(|base| base.ppl);
-        let ppl = ppl.or_else(|| summary::measured(report).first().map(|(_, s)| s.ppl_base));
-        row.extend([dash(), dash(), ppl.map_or_else(dash, |p| with_error(p, decimals_for(p).clamp(2, 3)))]);
-        rows.push(row.into_iter().chain((0..3).map(|_| dash())).collect());
-    }
-    for (c, mut row) in sizes::of_candidates(report) {
-        match &c.stats {
-            Some(s) => row.extend([
-                with_error(s.kld, decimals_for(s.kld)),
-                percent(s.same_top.value, 2),
-                with_error(s.ppl, decimals_for(s.ppl).clamp(2, 3)),
-                signed_percent(s.ppl_ratio.value - 1.0, 2),
-                significant(s.kld_percentiles.p99, 3),
-                percent(s.dp_rms.value, 2),
-            ]),
-            None => row.extend((0..6).map(|_| dash())),
-        }
-        rows.push(row);
-    }
-    rows
-}
-
-/// The KL divergence, or mean cosine, of every candidate on each of several texts, the worst text first; a header before. Empty for one.
-pub fn texts(report: &Report) -> Vec<Vec<String>> {
-    if report.texts.is_empty() {
-        return Vec::new();
-    }
-    let mut texts: Vec<_> = report.texts.iter().collect();
-    texts.sort_by(|a, b| b.worst().total_cmp(&a.worst()));
-    let name = |t: &&super::schema::OfText| t.text.rsplit('/').next().unwrap_or(&t.text).to_string();
-    let mut rows: Vec<Vec<String>> = vec![std::iter::once("model".into()).chain(texts.iter().map(name)).collect()];
-    let measured = report.candidates.iter().filter(|c| c.measured().is_some());
-    for (i, c) in measured.enumerate() {
-        let shown = |e: &Estimate| match report.is_of_vectors() {
-            true => vectors::with_error(*e),
-            false => with_error(*e, decimals_for(*e)),
-        };
-        let figure = |t: &&super::schema::OfText| t.figures().get(i).map_or("–".into(), shown);
-        rows.push(std::iter::once(c.artifact.name.clone()).chain(texts.iter().map(figure)).collect());
-    }
-    rows
-}
 
 /// Columns of a terminal.
 const WIDTH: usize = 80;
@@ -130,7 +70,7 @@ pub fn render_text(report: &Report) -> String {
     for line in summary::verdict(report).into_iter().chain(summary::details(report)) {
         add(&mut out, &line);
     }
-    let rows = table(report);
+    let rows = results::cells(report);
     if rows.len() > 1 && !summary::answers_only(report) {
         out.push('\n');
         aligned(&mut out, &rows);
@@ -143,7 +83,7 @@ pub fn render_text(report: &Report) -> String {
             },
         );
     }
-    let texts = texts(report);
+    let texts = results::texts(report);
     if !texts.is_empty() {
         let what = if report.is_of_vectors() { "Mean cosine" } else { "KL" };
         out += &format!("\n{what} by text (everything above is for the first, the worst):\n");

@@ -1,7 +1,8 @@
 //! What is said of models without a head: the cosines between an artifact's vectors and the original's. Everything that does
 //! not depend on what was measured is where it is for all.
 
-use super::format::{bytes, decimals_for, fixed, html as escape, percent};
+use super::format::{bytes, decimals_for, fixed, percent};
+use super::results::{self, NONE};
 use super::schema::{Candidate, Report};
 use super::sizes;
 use crate::eval::Estimate;
@@ -74,7 +75,7 @@ pub fn details(report: &Report) -> Vec<String> {
     let base = report.base.as_ref().and_then(|base| base.vectors.as_ref()?.between);
     if let Some(between) = base {
         lines.push(format!(
-            "Vectors of different chunks have cosines of {} to {} to each other, {} in the middle. `quantize compare` tells what a quantized file loses.",
+            "Vectors of different chunks have cosines of {} to {} to each other, {} in the middle.",
             shown_cosine(between.min),
             shown_cosine(between.max),
             shown_cosine(between.median)
@@ -101,18 +102,19 @@ pub fn table(report: &Report) -> Vec<Vec<String>> {
     }
     let missing = head.len() - 4;
     let mut rows = vec![head.into_iter().map(str::to_string).collect()];
-    let dash = || "–".to_string();
-    if let Some(first) = sizes::of_base(report) {
-        rows.push(first.into_iter().chain((0..missing).map(|_| dash())).collect());
-    }
-    for (c, mut row) in sizes::of_candidates(report) {
+    for of in results::rows(report) {
+        let mut row = vec![of.name, of.size.text, of.share.unwrap_or(NONE.into()), of.bpw];
+        let Some(c) = of.candidate else {
+            rows.push(row.into_iter().chain((0..missing).map(|_| NONE.into())).collect());
+            continue;
+        };
         match &c.cosine {
             Some(cosines) => row.extend([
                 with_error(cosines.mean),
                 shown_cosine(cosines.percentiles.p5),
                 shown_cosine(cosines.worst),
             ]),
-            None => row.extend((0..3).map(|_| dash())),
+            None => row.extend((0..3).map(|_| NONE.to_string())),
         }
         match &c.scores {
             Some(scores) => row.extend([
@@ -120,7 +122,7 @@ pub fn table(report: &Report) -> Vec<Vec<String>> {
                 fixed(scores.worst, decimals_for(scores.mean)),
                 percent(scores.agreement, 1),
             ]),
-            None if scored => row.extend((0..3).map(|_| dash())),
+            None if scored => row.extend((0..3).map(|_| NONE.to_string())),
             None => {}
         }
         rows.push(row);
@@ -131,20 +133,3 @@ pub fn table(report: &Report) -> Vec<Vec<String>> {
 /// What the table's columns are.
 pub const LEGEND: &str = "Cosines are between a model's vectors and the base's, over the chunks of the text; 1 is no loss, ± one \
     standard error.";
-
-/// The table of an HTML page.
-pub fn results(report: &Report) -> Option<String> {
-    let rows = table(report);
-    let (head, rows) = rows.split_first()?;
-    let failed = |name: &str| report.gates.iter().any(|g| g.candidate == name && !g.pass);
-    let mut out = String::from("<div class=\"scroll\"><table class=\"sort cards\"><thead><tr>");
-    head.iter().for_each(|name| out += &format!("<th>{}</th>", escape(name)));
-    out += "</tr></thead><tbody>";
-    for row in rows {
-        let tag = if failed(&row[0]) { " <span class=\"tag bad\">failed</span>" } else { "" };
-        out += &format!("<tr><td class=\"name\">{}{tag}</td>", escape(&row[0]));
-        row[1..].iter().for_each(|cell| out += &format!("<td>{}</td>", escape(cell)));
-        out += "</tr>";
-    }
-    Some(format!("{out}</tbody></table></div><p class=\"note\">{LEGEND}</p>"))
-}

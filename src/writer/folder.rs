@@ -127,11 +127,6 @@ impl Folder {
         Ok(folder)
     }
 
-    /// The headers of all shards: what lies where.
-    pub fn headers(&self) -> impl Iterator<Item = &[u8]> {
-        self.layout.shards.iter().map(|shard| shard.header.as_slice())
-    }
-
     /// Whether the unfinished folder stays when this is dropped.
     pub fn keep_on_drop(&mut self, keep: bool) {
         self.keep = keep;
@@ -142,12 +137,7 @@ impl Folder {
         self.files.iter().try_for_each(|file| file.sync().map_err(|e| Error::io(file.path(), e)))
     }
 
-    /// The files of the weights, in order.
-    pub fn shards(&self) -> Vec<PathBuf> {
-        (0..self.layout.shards.len()).map(|i| self.shard_path(i)).collect()
-    }
-
-    /// The tensors that were written since the last call, of [`shards`](Self::shards).
+    /// The tensors that were written since the last call.
     ///
     /// # Errors
     /// `Io`; `Interrupted`.
@@ -166,10 +156,6 @@ impl Folder {
     /// Where the bytes are until [`publish`](Self::publish).
     pub fn partial(&self) -> &Path {
         &self.partial
-    }
-
-    pub fn entries(&self) -> &[Entry] {
-        &self.entries
     }
 
     pub fn find(&self, name: &str) -> Option<usize> {

@@ -8,7 +8,6 @@ use quantize::source::Checkpoint;
 use serde_json::Value;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 const SMALL: [&str; 7] = ["--calibration", "default", "--calibration-tokens", "1024", "--seq-len", "64", "--quiet"];
 
@@ -177,28 +176,20 @@ fn a_killed_run_continues_to_the_same_bytes() {
         let args = ["--to", "awq-32g", source.to_str().unwrap()];
         command(dir.path(), &[&args[..], &SMALL, more].concat())
     };
-    let start = Instant::now();
     ok(run(&["-o", "whole"]).output().unwrap());
-    let length = start.elapsed();
     let want = digests(&dir.path().join("whole"));
-    let (mut killed, mut resumed) = (0, 0);
-    for i in 0..10u32 {
-        let mut child = run(&["-o", "cut"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(length * (i + 1) / 11 + Duration::from_micros(u64::from(i) * 311));
-        child.kill().unwrap();
-        child.wait().unwrap();
+    let mut killed = 0;
+    // The first line is of the run, every other of a layer.
+    for lines in 1..=4 {
+        let child = run(&["-o", "cut"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        kill_at(child, dir.path(), lines);
         let cut = dir.path().join("cut");
         if !cut.exists() {
             killed += 1;
-            let partial = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path());
-            let journal = partial.map(|p| p.join(".quantize-journal")).find(|p| p.is_file());
-            let layers = journal.map(|j| std::fs::read_to_string(j).unwrap().matches("layer ").count());
-            resumed += usize::from(layers.is_some_and(|n| n > 0));
             ok(run(&["-o", "cut", "--resume"]).output().unwrap());
         }
         assert_eq!(digests(&cut), want);
         std::fs::remove_dir_all(cut).unwrap();
     }
-    println!("{killed} runs were killed, {resumed} behind a finished layer");
-    assert!(killed > 3, "only {killed} of 10 kills came in time");
+    assert!(killed >= 2, "only {killed} of 4 kills came in time");
 }

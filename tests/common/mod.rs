@@ -10,7 +10,8 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
+use std::time::Duration;
 
 /// The folders of `tests/conformance`: a small random model of every family.
 pub const FAMILIES: [&str; 12] = [
@@ -36,6 +37,11 @@ pub fn repo(path: &str) -> PathBuf {
 /// Whether to test everything (`QUANTIZE_TEST_ALL=1`), where a sample is tested otherwise.
 pub fn everything() -> bool {
     std::env::var_os("QUANTIZE_TEST_ALL").is_some()
+}
+
+/// Numbers of threads that must give the same bytes.
+pub fn threads() -> &'static [&'static str] {
+    if everything() { &["1", "2", "7"] } else { &["1", "7"] }
 }
 
 /// A folder of `tests/conformance`, or `tiny-llama`: the small trained model.
@@ -151,4 +157,20 @@ pub fn engine(path: &Path) -> Engine {
 /// Logits of all positions.
 pub fn logits(path: &Path, tokens: &[u32]) -> Vec<f32> {
     engine(path).forward(tokens, &mut Cache::one_batch(tokens.len()), 0..tokens.len()).unwrap()
+}
+
+/// Kills a run once the journal of the folder that it makes, inside `dir`, has so many lines, or when it has ended.
+pub fn kill_at(mut child: Child, dir: &Path, lines: usize) {
+    let journal = || {
+        let inside = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path().join(".quantize-journal"));
+        inside
+            .filter_map(|path| std::fs::read(path).ok())
+            .map(|text| text.iter().filter(|b| **b == b'\n').count())
+            .max()
+    };
+    while journal().unwrap_or(0) < lines && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let _ = child.kill();
+    child.wait().unwrap();
 }

@@ -71,7 +71,7 @@ fn sample(text: &str) -> Report {
             cosine: None,
             scores: None,
             positions: Vec::new(),
-            made: Some(Made { how: format!("by hand{text}"), recipe: None, overlap: Some(0.02) }),
+            made: Some(Origin { how: format!("by hand{text}"), recipe: None, overlap: Some(0.02) }),
             tensors: (0..4).map(tensor).collect(),
             ablation: vec![ablation],
         });
@@ -201,6 +201,10 @@ fn no_text_from_outside_becomes_markup() {
     assert!(!html.contains('\u{0}'));
     let markdown = render_markdown(&sample(hostile));
     assert!(!markdown.contains("<script>"));
+    // Nothing is escaped twice.
+    for page in [&html, &markdown] {
+        assert!(!page.contains("&amp;amp;amp;") && !page.contains("&amp;lt;script"));
+    }
     let columns = |line: &str| line.replace("\\|", "").matches('|').count();
     let table: Vec<&str> = markdown.lines().skip_while(|l| !l.starts_with("| model")).take(6).collect();
     assert!(table.iter().all(|row| columns(row) == columns(table[0])), "{table:#?}");
@@ -219,6 +223,23 @@ fn the_headline_speaks_of_the_smallest_that_passes() {
     assert!(render_markdown(&report).contains(&headline.replace('_', "\\_")));
     report.gates.clear();
     assert!(render_text(&report).contains(&headline));
+}
+
+/// A figure has the same digits, signs and units in all renderings.
+#[test]
+fn a_figure_reads_the_same_everywhere() {
+    let report = sample("");
+    let [text, markdown, html] = [render_text(&report), render_markdown(&report), render_html(&report)];
+    let rows = text.lines().filter(|line| line.starts_with("Q4_K_M  "));
+    // Without the errors, which HTML has as intervals.
+    let cells = rows.flat_map(|row| row.split("  ").skip(1)).map(|cell| cell.trim().split(" ± ").next().unwrap());
+    let cells: Vec<&str> = cells.filter(|cell| !cell.is_empty()).collect();
+    assert_eq!(cells.len(), 9, "{cells:?}");
+    for cell in cells {
+        assert!(markdown.contains(&format!("| {cell}")), "{cell} in Markdown");
+        assert!([">", " ", "> "].iter().any(|before| html.contains(&format!("{before}{cell}"))), "{cell} in HTML");
+    }
+    assert!(markdown.contains("&lt; 0.001 |") && html.contains(">&lt; 0.001<"));
 }
 
 #[test]

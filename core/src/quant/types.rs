@@ -1,6 +1,6 @@
 //! The ggml type table: one row per type with all that is known of it without files, models or feedback: block, codec,
 //! and what llama.cpp does about it. The search by lanes is looked up in `lanes`, and what error feedback needs in
-//! `feedback/ggml/layout.rs` (this module may not import it); both list every type, so that a new one does not compile
+//! `feedback/ggml/layout.rs` (this module may not import it); these and `integers` list every type, so that a new one does not compile
 //! until it is there too. It holds no arithmetic; that is in the modules beside it. Sources: ggml's `ggml.h`,
 //! `ggml-common.h` and `ggml-cpu.c`, llama.cpp's `llama-quant.cpp`.
 

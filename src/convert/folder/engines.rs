@@ -34,6 +34,7 @@ const SMALL_FILES: [&str; 9] = [
 pub struct Objection {
     /// The modules it is about; empty: the folder as a whole.
     pub modules: Vec<String>,
+    /// What it is, as a sentence without a full stop.
     pub what: String,
     /// Whether the engine refuses to load it; the others are good to know.
     pub refused: bool,

@@ -5,7 +5,7 @@
 use super::files::{self, About};
 use super::plan::{Departure, FolderPlan, ModulePlan};
 use crate::control::{Notice, Run};
-use crate::convert::identity::{Identity, Seen};
+use crate::convert::identity::{CalibrationWindows, Identity};
 use crate::convert::journal::{Journal, Left};
 use crate::convert::proof::{Checked, Nearness};
 use crate::convert::proven;
@@ -52,7 +52,7 @@ pub struct Provenance<'a> {
 }
 
 /// A folder that is finished but for its name.
-pub struct Written {
+pub struct UnnamedFolder {
     /// Keeps other runs away until the name is given; both stay if it is not.
     _unnamed: (Folder, Mutex<Journal>),
     /// How the name is given.
@@ -100,7 +100,7 @@ impl<'a> Job<'a> {
         plan: &'a FolderPlan,
         recipe: &Recipe,
         target: &Path,
-        seen: Option<Seen>,
+        seen: Option<CalibrationWindows>,
         run: Run<'a>,
     ) -> Result<Self> {
         let (ckpt, model) = (&*source.ckpt, &*source.model);
@@ -141,7 +141,7 @@ impl<'a> Job<'a> {
         rounded: impl FnOnce(&Self) -> Result<()>,
         prove: impl FnOnce(&Path) -> Result<Option<Checked>>,
         provenance: &Provenance,
-    ) -> Result<Written> {
+    ) -> Result<UnnamedFolder> {
         let done = self.unless_finished("kept", || self.copy_kept()).and_then(|()| rounded(&self));
         let worth_keeping = self.journal()?.parts() > 0;
         self.folder.keep_on_drop(worth_keeping);
@@ -202,7 +202,7 @@ impl<'a> Job<'a> {
         self.journal()?.keep_on_drop(true);
         let path = self.folder.target().to_path_buf();
         let Self { folder, journal, .. } = self;
-        Ok(Written { _unnamed: (folder, journal), step, path, tensor_bytes, departures, checked, manifest })
+        Ok(UnnamedFolder { _unnamed: (folder, journal), step, path, tensor_bytes, departures, checked, manifest })
     }
 
     /// Stops here, and keeps what there is: see [`crate::convert::job`].
@@ -371,7 +371,7 @@ pub fn begin(
     (entries, format): (&[Entry], &'static str),
     recipe: &Recipe,
     target: &Path,
-    seen: Option<Seen>,
+    seen: Option<CalibrationWindows>,
     run: Run,
 ) -> Result<(Folder, Journal, Value)> {
     let max_shard = recipe.split.of_folders();
@@ -401,7 +401,7 @@ pub fn key(
     ckpt: &Checkpoint,
     (entries, format): (&[Entry], &'static str),
     recipe: &Recipe,
-    seen: Option<Seen>,
+    seen: Option<CalibrationWindows>,
     run: Run,
 ) -> Result<Value> {
     let layout = crate::writer::safetensors::layout(entries, format, recipe.split.of_folders())?;

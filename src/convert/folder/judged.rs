@@ -7,7 +7,7 @@ use super::layered::{Layered, replace};
 use super::nearest::rounded_part;
 use crate::Result;
 use crate::control::Notice;
-use crate::convert::judge::{self, HeldOut, Layers, Stored, Verdict};
+use crate::convert::judge::{self, HeldOut, Layers, OpenModel, Verdict};
 use crate::eval::Loss;
 use crate::infer::Engine;
 use crate::packed::Packed;
@@ -29,7 +29,7 @@ pub fn run(job: &Job, method: &Layered, held: &HeldOut) -> Result<()> {
         return Ok(());
     }
     job.unless_finished(VERDICT, || {
-        let source = Stored { ckpt: job.ckpt, model: job.model };
+        let source = OpenModel { ckpt: job.ckpt, model: job.model };
         let made = FolderLayers::made(job);
         let rival = FolderLayers { job, nearest: true };
         let verdicts = judge::judge(source, &[(&made, &rival)], held, job.run.unheard())?;

@@ -6,7 +6,7 @@
 use super::job::{Job, formats_module, part, parts};
 use super::nearest::{fused_max, in_file, round_part};
 use super::plan::ModulePlan;
-use super::scaled::{self, Factors, Known, Scaling};
+use super::scaled::{self, Factors, LayerInputs, Scaling};
 use crate::awq::{Grid, clip};
 use crate::calibration::layerwise::{self, Captured, Stage, Visit};
 use crate::calibration::moments::Moments;
@@ -79,14 +79,14 @@ struct Visitor<'a> {
     options: Options,
     /// Of the current layer.
     factors: Factors,
-    /// Rounded modules whose rows can still be scaled, by index.
-    held: BTreeMap<usize, Rounded>,
+    /// ChosenCodes modules whose rows can still be scaled, by index.
+    held: BTreeMap<usize, ChosenCodes>,
     records: Vec<(usize, Value)>,
     ledger: Vec<Value>,
 }
 
 /// A module whose codes are chosen.
-struct Rounded {
+struct ChosenCodes {
     codes: Codes,
     loss: Option<f64>,
     tokens: u64,
@@ -204,10 +204,10 @@ impl Visitor<'_> {
             }
             Some(feedback) => {
                 let (codes, loss) = self.round(index, &spec, &weights, feedback)?;
-                Rounded { codes, loss: Some(loss), tokens }
+                ChosenCodes { codes, loss: Some(loss), tokens }
             }
             None if spec.is_integer() && self.options.scaling.is_some() => {
-                Rounded { codes: self.nearest(m, &spec, weights.clone(), inputs), loss: None, tokens }
+                ChosenCodes { codes: self.nearest(m, &spec, weights.clone(), inputs), loss: None, tokens }
             }
             None => {
                 let module = self.described(index, &spec, &weights, inputs)?;
@@ -272,7 +272,7 @@ impl Visitor<'_> {
             false => None,
         };
         let held = self.held.iter().map(|(i, r)| (*i, &r.codes)).collect();
-        let known = Known { captured, importance: &importance, held: &held };
+        let known = LayerInputs { captured, importance: &importance, held: &held };
         self.factors.find(self.job, scaling, layer, stage, &known, &mut self.ledger)
     }
 

@@ -23,7 +23,7 @@ pub use plan::{Departure, FolderPlan};
 
 use super::data::{Drawing, HoldOut, hold_out_for_folders};
 use super::hashes;
-use super::identity::Seen;
+use super::identity::CalibrationWindows;
 use super::judge::{HeldOut, Scored};
 use super::outcome::Made;
 use super::plan::{OutputPlan, Plan};
@@ -94,7 +94,7 @@ fn one(
         None => HoldOut { seen: Vec::new(), held: none() },
     };
     let (all, sets) = split.all();
-    let seen = drawing.map(|_| Seen { windows: &all, sets: &sets, hashes: hashes.as_deref() });
+    let seen = drawing.map(|_| CalibrationWindows { windows: &all, sets: &sets, hashes: hashes.as_deref() });
     let total: u64 = source.ckpt.tensors().iter().map(|t| t.bytes()).sum();
     let phase = run.phase(output.target.name(), total, Unit::Bytes);
     let job = Job::new(source, folder, &recipe, &output.place, seen, run)?;

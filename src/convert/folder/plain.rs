@@ -36,7 +36,9 @@ pub struct PlainPlan {
     pub back: Option<Back>,
     /// In the order of `entries`.
     pub from: Vec<From>,
+    /// Every tensor of the folder.
     pub entries: Vec<Entry>,
+    /// What is other than was asked.
     pub departures: Vec<Departure>,
     /// `config.json`.
     pub config: Value,
@@ -86,6 +88,7 @@ impl PlainPlan {
         self.entries.iter().filter_map(|e| e.bytes().ok()).sum()
     }
 
+    /// Numbers in all tensors.
     pub fn weights(&self) -> u64 {
         self.entries.iter().map(|e| e.shape.iter().map(|d| *d as u64).product::<u64>()).sum()
     }

@@ -29,12 +29,12 @@ const ALONE: usize = 1 << 25;
 
 /// Numbers that the folder's type does not hold exactly, and all.
 #[derive(Clone, Copy, Default)]
-struct Rounded {
+struct RoundingCount {
     count: u64,
     of: u64,
 }
 
-impl std::ops::Add for Rounded {
+impl std::ops::Add for RoundingCount {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
@@ -69,7 +69,7 @@ fn one(plan: &Plan, output: &OutputPlan, plain: &PlainPlan, published: &mut Publ
     keep(&mut folder, &mut journal);
     let phase = run.phase(output.target.name(), plain.tensor_bytes(), Unit::Bytes);
     let work = Work { source, plan: plain, folder: &folder, run };
-    let mut rounded = Rounded::default();
+    let mut rounded = RoundingCount::default();
     let done = parts(plain).into_iter().try_for_each(|(name, tensors, _)| {
         rounded = rounded + work.part(&mut journal, &name, tensors)?;
         Ok(())
@@ -168,7 +168,7 @@ pub(super) fn make_parts(
 }
 
 /// The row that says how many numbers were rounded.
-fn rounding(plan: &PlainPlan, rounded: Rounded, candidate: &str) -> Option<LedgerRow> {
+fn rounding(plan: &PlainPlan, rounded: RoundingCount, candidate: &str) -> Option<LedgerRow> {
     if rounded.count == 0 {
         return None;
     }
@@ -185,10 +185,10 @@ fn rounding(plan: &PlainPlan, rounded: Rounded, candidate: &str) -> Option<Ledge
 
 impl Work<'_> {
     /// Makes the tensors of a part, unless an earlier run did. What was rounded in it.
-    fn part(&self, journal: &mut Journal, name: &str, tensors: Range<usize>) -> Result<Rounded> {
+    fn part(&self, journal: &mut Journal, name: &str, tensors: Range<usize>) -> Result<RoundingCount> {
         let number = |record: &Value, key: &str| record[key].as_u64().unwrap_or(0);
         if let Some(record) = journal.finished(name)? {
-            return Ok(Rounded { count: number(&record, "rounded"), of: number(&record, "of") });
+            return Ok(RoundingCount { count: number(&record, "rounded"), of: number(&record, "of") });
         }
         let (mut together, mut alone) = (Vec::new(), Vec::new());
         for tensor in tensors {
@@ -201,7 +201,7 @@ impl Work<'_> {
             self.run.check()?;
             self.piece(*tensor, piece.clone())
         };
-        let sum = together.par_iter().map(each).try_reduce(Rounded::default, |a, b| Ok(a + b))?;
+        let sum = together.par_iter().map(each).try_reduce(RoundingCount::default, |a, b| Ok(a + b))?;
         let sum = alone.iter().try_fold(sum, |sum, piece| Ok::<_, Error>(sum + each(piece)?))?;
         self.run.check()?;
         self.folder.sync()?;
@@ -228,7 +228,7 @@ impl Work<'_> {
     }
 
     /// Makes one piece.
-    fn piece(&self, tensor: usize, piece: Range<usize>) -> Result<Rounded> {
+    fn piece(&self, tensor: usize, piece: Range<usize>) -> Result<RoundingCount> {
         let (ckpt, entry) = (&self.source.ckpt, &self.plan.entries[tensor]);
         let mut values = Vec::new();
         match (&self.plan.from[tensor], &self.plan.back) {
@@ -252,7 +252,7 @@ impl Work<'_> {
         let size = bytes.len() / values.len().max(1);
         self.folder.put(tensor, (piece.start * size) as u64, &bytes)?;
         self.run.advance(bytes.len() as u64);
-        Ok(Rounded { count, of: values.len() as u64 })
+        Ok(RoundingCount { count, of: values.len() as u64 })
     }
 
     /// The numbers as they are stored, and how many of them that changed.
@@ -278,13 +278,13 @@ impl Work<'_> {
     }
 
     /// Copies bytes of a tensor that stays as it is, after a look at its numbers.
-    fn copy(&self, source: usize, tensor: usize, piece: Range<usize>) -> Result<Rounded> {
+    fn copy(&self, source: usize, tensor: usize, piece: Range<usize>) -> Result<RoundingCount> {
         let (ckpt, t) = (&self.source.ckpt, &self.source.ckpt.tensors()[source]);
         let mut bytes = vec![0; piece.len()];
         ckpt.read(t, piece.start as u64, &mut bytes)?;
         job::look(ckpt, t, &bytes)?;
         self.folder.put(tensor, piece.start as u64, &bytes)?;
         self.run.advance(bytes.len() as u64);
-        Ok(Rounded::default())
+        Ok(RoundingCount::default())
     }
 }

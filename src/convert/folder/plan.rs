@@ -30,8 +30,11 @@ pub struct Departure {
     pub kind: &'static str,
     /// `None`: all modules.
     pub module: Option<String>,
+    /// The format that was asked for.
     pub asked: String,
+    /// What is done instead.
     pub done: String,
+    /// Why.
     pub reason: String,
 }
 
@@ -65,6 +68,7 @@ pub struct FolderPlan {
     pub modules: Vec<ModulePlan>,
     /// Tensors that stay as they are, in the order of the source.
     pub kept: Vec<Kept>,
+    /// What is other than was asked.
     pub departures: Vec<Departure>,
     /// Every tensor of the folder, in the order of the source.
     pub entries: Vec<Entry>,

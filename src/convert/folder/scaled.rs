@@ -38,7 +38,7 @@ pub struct Factors {
 }
 
 /// What is known of the layer's modules while factors are looked for.
-pub struct Known<'a> {
+pub struct LayerInputs<'a> {
     pub captured: &'a [&'a Captured],
     /// Importance of the columns of an input under error feedback; `None`: the diagonal of the moments.
     pub importance: &'a (dyn Fn(&Moments, &Spec) -> Option<Vec<f64>> + Sync),
@@ -60,7 +60,7 @@ impl Factors {
         scaling: Scaling,
         layer: usize,
         stage: Stage,
-        known: &Known,
+        known: &LayerInputs,
         ledger: &mut Vec<Value>,
     ) -> Result<()> {
         for (place, group) in groups(job.model.known()?, &job.model.config, layer).into_iter().enumerate() {
@@ -113,7 +113,7 @@ impl Factors {
         job: &Job,
         scaling: Scaling,
         group: &Group,
-        known: &Known,
+        known: &LayerInputs,
     ) -> Result<std::result::Result<Vec<f32>, String>> {
         let modules: Vec<(usize, &Module)> = readers(job, group).collect();
         let Some(spec) = modules.first().and_then(|(i, _)| job.plan.modules[*i].spec) else {

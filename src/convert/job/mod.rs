@@ -22,6 +22,7 @@ use super::recipe::{Recipe, Target};
 use super::rounding::needs_data;
 use crate::control::Run;
 use crate::disk::{self, partial::PartialFile};
+use crate::error::Hint;
 use crate::model::SourceModel;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -109,8 +110,8 @@ impl Job {
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
         if !path.is_file() {
-            let what = "is not the folder of a job: it has no job.json; quantize job plan MODEL -o FOLDER makes one";
-            return Err(Error::bad_file(folder, what));
+            let what = "is not the folder of a job: it has no job.json";
+            return Err(Error::bad_file(folder, what).hint(Hint::PlanJob));
         }
         let value = crate::input::read_json(&path)?;
         if value["kind"] != KIND {

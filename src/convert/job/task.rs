@@ -4,6 +4,7 @@
 use super::{Job, Phase, TASKS, Work, files, folder, task_folder};
 use crate::control::{Control, Report, Run, Unit};
 use crate::disk::{self, Written};
+use crate::error::Hint;
 use crate::source::sha256_file;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -38,7 +39,7 @@ pub(super) fn done(job: &Path, task: usize) -> Result<Option<Done>> {
     done.map(Some).map_err(|e| Error::bad_file(&path, e.to_string()).hint("remove the task's folder, and run it again"))
 }
 
-/// Where the last failure of a task is told of.
+/// The file that says why a task last failed.
 pub(super) fn failure(job: &Path, task: usize) -> PathBuf {
     job.join(TASKS).join(format!("{task}.failed"))
 }
@@ -109,7 +110,7 @@ pub(super) fn complete(path: &Path, phase: &Phase) -> Result<()> {
     let shown = missing[..missing.len().min(10)].join(", ");
     let more = if missing.len() > 10 { ", ..." } else { "" };
     let what = format!("phase {}: {} tasks are not done: {shown}{more}", phase.name, missing.len());
-    Err(Error::request(what).hint("run them first; quantize job status says more"))
+    Err(Error::request(what).hint(Hint::JobStatus))
 }
 
 /// Makes the parts of a task in a folder.

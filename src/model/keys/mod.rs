@@ -9,7 +9,9 @@ pub(in crate::model) mod rows;
 mod stored;
 mod write;
 
-pub use compare::{Lost, differences, lost};
+pub use compare::lost;
+#[cfg(any(test, feature = "internals"))]
+pub use compare::{Lost, differences};
 
 pub(super) use write::write;
 

@@ -141,7 +141,7 @@ impl Tokenizer {
         }
     }
 
-    /// Decodes one id at a time; see [`DecodeStream`].
+    /// Decodes one id at a time; see `DecodeStream`.
     pub fn stream(&self) -> DecodeStream<'_> {
         DecodeStream { tokenizer: self, ids: Vec::new(), shown: 0, bytes: Vec::new(), started: false }
     }

@@ -4,6 +4,7 @@
 mod scan;
 
 use crate::common::repo;
+use regex::Regex;
 use scan::{Files, Import, imports};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -89,7 +90,26 @@ fn offences(files: &Files) -> BTreeMap<String, String> {
             }
         }
     }
+    // The parts of a folder, each a file or a folder.
+    let parents = files.keys().filter_map(|file| Some(file.rsplit_once('/')?.0));
+    let folders: BTreeSet<&str> =
+        parents.flat_map(|folder| std::iter::successors(Some(folder), |f| Some(f.rsplit_once('/')?.0))).collect();
+    for folder in folders {
+        let inside = imports.iter().filter(|i| !i.shown);
+        let arrows =
+            inside.filter_map(|i| Some((part(folder, &i.from)?, part(folder, &i.to)?))).filter(|(a, b)| a != b);
+        for circle in circles(arrows) {
+            found.insert(format!("parts of {folder}: {}", circle.join(", ")), "see their imports of each other".into());
+        }
+    }
     found
+}
+
+/// The part of a folder that a file is, or is in; `None` for the folder's own file and for those of other folders.
+fn part<'a>(folder: &str, file: &'a str) -> Option<&'a str> {
+    let inside = file.strip_prefix(folder)?.strip_prefix('/')?;
+    let part = inside.split('/').next()?.trim_end_matches(".rs");
+    (part != "mod").then_some(part)
 }
 
 /// Groups of two or more that can all be reached from each other.
@@ -150,6 +170,44 @@ fn only_the_command_line_names_its_flags() {
             };
             let found: Vec<&str> = words.filter(flag).collect();
             assert!(found.is_empty(), "src/{file}:{} names {found:?}; use a Hint and src/cli/words.rs", i + 1);
+        }
+    }
+}
+
+#[test]
+fn the_library_names_no_commands() {
+    // In model cards, which tell how things are checked; and the kind of a job's file.
+    let meant = ["card/mod.rs", "release/card.rs"];
+    let command = Regex::new("quantize ([a-z]+)\\b").unwrap();
+    let names: Vec<&str> = "calibrate chat compare diff edit eval families generate inspect job plan pull push release report types verify"
+        .split(' ')
+        .collect();
+    for (file, text) in
+        scan::files(&repo("src")).iter().filter(|(file, _)| top(file) != "cli" && !meant.contains(&file.as_str()))
+    {
+        for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
+            let named =
+                command.captures_iter(line).any(|found| names.contains(&&found[1]) && !line.contains("quantize job 1"));
+            assert!(!named, "src/{file}:{} names a command; use a Hint and src/cli/words.rs", i + 1);
+        }
+    }
+}
+
+#[test]
+fn documents_name_files_that_exist() {
+    let path = Regex::new("`((?:src|core|tests|docs|calibration|examples|packaging)/[^`\\s]*)`").unwrap();
+    let documents = ["docs", "docs/adr"].into_iter().flat_map(|folder| {
+        let names = std::fs::read_dir(repo(folder)).unwrap().map(|e| e.unwrap().path());
+        names.filter(|p| p.extension().is_some_and(|e| e == "md")).collect::<Vec<_>>()
+    });
+    for document in documents.chain(["README.md", "CONTRIBUTING.md", "SECURITY.md"].map(repo)) {
+        let text = std::fs::read_to_string(&document).unwrap();
+        for named in path.captures_iter(&text).map(|found| found[1].to_string()) {
+            // `src/packed/TOOL.rs` stands for any.
+            let stands_for_any = named.contains(|c: char| c.is_ascii_uppercase() || "*{<$".contains(c));
+            let file = repo(named.split('#').next().unwrap().trim_end_matches('/'));
+            let there = file.exists() || file.with_extension("rs").exists() || stands_for_any;
+            assert!(there, "{}: there is no {named}", document.display());
         }
     }
 }
