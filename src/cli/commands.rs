@@ -433,9 +433,9 @@ pub struct DiffArgs {
 
 #[derive(Debug, Args)]
 pub struct ReportArgs {
-    /// A report saved as JSON
+    /// A report saved as JSON; - reads it from standard input
     pub file: PathBuf,
-    /// Where to render it: .html, .md, .json or .txt (repeatable) [default: text on standard output]
+    /// Where to render it: a file in .html, .md, .json or .txt, or the ending alone for standard output (repeatable) [default: text on standard output]
     #[arg(long, short = 'o', value_name = "FILE")]
     pub to: Vec<PathBuf>,
     /// Replace existing files

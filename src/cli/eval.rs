@@ -7,6 +7,7 @@ use super::interrupt::{CANCEL, catch_interrupt};
 use super::options;
 use super::output::print;
 use super::progress::Terminal;
+use super::values::is_stream;
 use crate::check::{self, Measurement, Questions};
 use crate::control::Control;
 use crate::disk::folder_of;
@@ -120,11 +121,28 @@ fn check_texts<'a>(args: &'a CompareArgs, how: impl Fn(Option<&'a PathBuf>) -> M
 
 /// `quantize report saved.json`: the same report in another form.
 pub fn render(args: ReportArgs) -> Result<()> {
-    args.to.iter().try_for_each(|path| check_report(path, None, args.force))?;
-    places::check([args.file.as_path()], args.to.iter().map(PathBuf::as_path), args.force)?;
-    let text = crate::input::read_text(&args.file)?;
-    let report = Report::from_json(&text).map_err(|e| e.in_file(&args.file))?;
-    finish(&report, &args.to, args.common.format, args.force)
+    // A name that is an ending alone: that form, on standard output.
+    let (shown, files): (Vec<_>, Vec<_>) =
+        args.to.iter().cloned().partition(|to| ENDINGS.iter().any(|e| to.as_os_str() == *e));
+    if shown.len() > 1 {
+        return Err(Error::Usage("only one form can be printed; give the others files".into()));
+    }
+    files.iter().try_for_each(|path| check_report(path, None, args.force))?;
+    let report = match is_stream(&args.file) {
+        true => Report::from_json(&std::io::read_to_string(std::io::stdin()).map_err(|e| Error::io(&args.file, e))?),
+        false => {
+            places::check([args.file.as_path()], files.iter().map(PathBuf::as_path), args.force)?;
+            Report::from_json(&crate::input::read_text(&args.file)?)
+        }
+    };
+    let report = report.map_err(|e| e.in_file(&args.file))?;
+    match shown.first() {
+        Some(ending) => {
+            print(&form(&Path::new("report").with_extension(ending))?(&report)?)?;
+            save(&report, &files, args.force)
+        }
+        None => finish(&report, &files, args.common.format, args.force),
+    }
 }
 
 /// What a measurement reads.
@@ -204,6 +222,9 @@ fn finish(report: &Report, files: &[PathBuf], format: Format, force: bool) -> Re
     saved
 }
 
+/// Endings of reports' names.
+const ENDINGS: [&str; 4] = ["html", "md", "json", "txt"];
+
 /// How a report is written to a file.
 type Form = fn(&Report) -> Result<String>;
 
@@ -218,8 +239,8 @@ fn form(path: &Path) -> Result<Form> {
         Some("json") => Ok(Report::to_json),
         Some("txt") => Ok(|report| Ok(report::render_text(report))),
         _ => {
-            let what = format!("{}: a report's name ends in .html, .md, .json or .txt", path.display());
-            Err(Error::Usage(what))
+            let endings = ENDINGS.map(|ending| format!(".{ending}")).join(", ");
+            Err(Error::Usage(format!("{}: a report's name ends in one of {endings}", path.display())))
         }
     }
 }

@@ -149,7 +149,7 @@ pub fn main() -> u8 {
         let _ = std::io::Write::write_all(&mut std::io::stderr(), SHORT.as_bytes());
         return Error::Usage(String::new()).exit_code();
     }
-    let parsed = Cli::command().try_get_matches();
+    let parsed = values::without_streams(Cli::command()).try_get_matches();
     let parsed = parsed.and_then(|matches| Cli::from_arg_matches(&matches).map(|cli| (cli, matches)));
     let (cli, matches) = match parsed {
         Ok(parsed) => parsed,
@@ -206,5 +206,31 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         super::Cli::command().debug_assert();
+    }
+
+    /// No flag of any command takes `-` for a path, but for the one that reads it.
+    #[test]
+    fn paths_are_no_streams() {
+        use clap::CommandFactory;
+        fn walk(command: &clap::Command, found: &mut Vec<String>) {
+            for arg in command.get_arguments() {
+                let is_path = arg.get_value_parser().type_id() == std::any::TypeId::of::<std::path::PathBuf>();
+                let command = command.clone().name("x").ignore_errors(false);
+                let flag = arg.get_long().map(|long| format!("--{long}=-"));
+                let line = ["x".to_string()].into_iter().chain([flag.unwrap_or("-".into())]);
+                let refused = || {
+                    command
+                        .try_get_matches_from(line)
+                        .is_err_and(|e| e.kind() == clap::error::ErrorKind::ValueValidation)
+                };
+                if is_path && !refused() {
+                    found.push(arg.get_id().to_string());
+                }
+            }
+            command.get_subcommands().for_each(|command| walk(command, found));
+        }
+        let mut found = Vec::new();
+        walk(&super::values::without_streams(super::Cli::command()), &mut found);
+        assert_eq!(found, ["file"], "of `quantize report`");
     }
 }

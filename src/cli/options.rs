@@ -2,7 +2,7 @@
 //! line really is.
 
 use super::args::HubArgs;
-use super::values::of_address;
+use super::values::{is_stream, of_address};
 use crate::isa::Isa;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -36,6 +36,11 @@ pub fn threads(asked: Option<usize>) -> Result<usize> {
 /// The folder or file behind what the user typed: a path, or a Hub id that is fetched first.
 pub fn resolve_model(model: &str, hub: &HubArgs, quiet: bool) -> Result<PathBuf> {
     let path = Path::new(model);
+    if is_stream(path) {
+        return Err(Error::Usage(
+            "a model cannot be piped, since it is read by position; name a file or a folder".into(),
+        ));
+    }
     if path.exists() {
         return Ok(path.to_path_buf());
     }

@@ -2,7 +2,35 @@
 
 use crate::convert::catalogue;
 use crate::{Error, Result};
-use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
+use clap::builder::{PathBufValueParser, PossibleValue, StringValueParser, TypedValueParser};
+use clap::{Arg, Command};
+use std::any::TypeId;
+use std::path::{Path, PathBuf};
+
+/// Stands for standard input, or standard output, where a path is asked for.
+const STREAM: &str = "-";
+
+/// Whether a path stands for standard input.
+pub fn is_stream(path: &Path) -> bool {
+    path.as_os_str() == STREAM
+}
+
+/// The same command, that refuses `-` where it asks for paths: files are read and written by position and more than once,
+/// and outputs are renamed. A report alone is read from standard input.
+pub fn without_streams(command: Command) -> Command {
+    let reads_one = command.get_name() == "report";
+    let refusing = move |arg: Arg| {
+        let is_path = arg.get_value_parser().type_id() == TypeId::of::<PathBuf>();
+        if !is_path || (reads_one && arg.get_id() == "file") {
+            return arg;
+        }
+        arg.value_parser(PathBufValueParser::new().try_map(|path| match is_stream(&path) {
+            true => Err("it cannot be piped; name a file (./- is one of that name)"),
+            false => Ok(path),
+        }))
+    };
+    command.mut_args(refusing).mut_subcommands(without_streams)
+}
 
 /// `4G`, `500M`, `24GB`, `1.5TiB`, `1000`: decimal units, binary with an `i`.
 pub fn size(text: &str) -> Result<u64> {

@@ -270,3 +270,40 @@ fn what_llama_cpp_does_not_load_is_said() {
     refused(&|m| m.set("tokenizer.ggml.tokens", twice.clone()), "twice");
     assert!(Path::new(&file).exists());
 }
+
+/// A report is read from a pipe and printed in any form; nothing else takes `-` for a file, and no file gets that name.
+#[test]
+fn reports_alone_go_through_pipes() {
+    let dir = tempfile::tempdir().unwrap();
+    let report =
+        r#"{"schema": "quantize-report/1", "tool": {"name": "a", "version": "1"}, "command": "made <by> hand"}"#;
+    for (ending, says) in [
+        ("md", "made &lt;by&gt; hand"),
+        ("html", "<!doctype html>"),
+        ("json", "\"made <by> hand\""),
+        ("txt", "Nothing was measured"),
+    ] {
+        let mut command = assert_cmd::Command::cargo_bin("quantize").unwrap();
+        let done = command
+            .current_dir(dir.path())
+            .args(["report", "-", "--to", ending])
+            .write_stdin(report)
+            .assert()
+            .success();
+        let out = String::from_utf8(done.get_output().stdout.clone()).unwrap();
+        assert!(out.contains(says), "{ending}: {out}");
+    }
+    for args in [
+        &["calibrate", &tiny(), "-o", "-"][..],
+        &["eval", &tiny(), "--text", "-"],
+        &["eval", &tiny(), "--text", "x.txt", "--save-logits", "-"],
+        &["--to", "q4_0", &tiny(), "-o", "-"],
+        &["inspect", "-"],
+        &["verify", "-"],
+        &["plan", "-"],
+        &["report", "x.json", "--to", "-"],
+    ] {
+        fails(&command(dir.path(), args).output().unwrap(), 2, &["piped"]);
+    }
+    assert!(names(dir.path()).is_empty());
+}
