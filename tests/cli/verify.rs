@@ -181,7 +181,7 @@ fn configurations_that_loaders_stop_at() {
     let group = |c: &mut Value, key: &str, value: Value| {
         c["quantization_config"]["config_groups"]["group_0"]["weights"][key] = value;
     };
-    let cases: [(&str, &str, &str, Change); 13] = [
+    let cases: [(&str, &str, &str, Change); 14] = [
         ("nf4", "transformers", "no model type 'unheard'", &|c| c["model_type"] = "unheard".into()),
         ("nf4", "transformers", "names no model_type", &|c| c["model_type"] = Value::Null),
         ("nf4", "transformers", "'float12'", &|c| c["dtype"] = "float12".into()),
@@ -202,6 +202,14 @@ fn configurations_that_loaders_stop_at() {
         ("mlx-4bit", "mlx", "lacks rope_theta (500000.0)", &|c| {
             c["rope_theta"] = Value::Null;
             c["rope_parameters"] = serde_json::json!({ "rope_type": "default", "rope_theta": 5e5 });
+        }),
+        ("mlx-4bit", "mlx", "text_config lacks rope_theta (500000.0)", &|c| {
+            let mut text = c.clone();
+            ["rope_theta", "quantization", "quantization_config"].map(|key| text.as_object_mut().unwrap().remove(key));
+            text["model_type"] = "mistral".into();
+            text["rope_parameters"] = serde_json::json!({ "rope_type": "default", "rope_theta": 5e5 });
+            c["text_config"] = text;
+            c["model_type"] = "pixtral".into();
         }),
         ("mlx-4bit", "mlx", "lacks mlp_bias", &|c| {
             c["model_type"] = "helium".into();
