@@ -394,10 +394,10 @@ impl Block<'_> {
             into: self.linear("ssm_in", 2 * own.inner, hidden)?,
             conv: self.conv("ssm_conv1d", own.inner, own.kernel)?,
             x: self.linear("ssm_x", own.rank + 2 * own.state, own.inner)?,
-            dt: self.linear("ssm_dt", own.heads.unwrap_or(own.inner), own.rank)?,
+            dt: self.linear("ssm_dt", own.inner, own.rank)?,
             norms,
-            a: self.numbers("ssm_a", own.heads.unwrap_or(own.inner * own.state))?,
-            d: self.numbers("ssm_d", own.heads.unwrap_or(own.inner))?,
+            a: self.numbers("ssm_a", own.inner * own.state)?,
+            d: self.numbers("ssm_d", own.inner)?,
         })
     }
 

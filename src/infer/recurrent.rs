@@ -168,7 +168,7 @@ pub(super) struct Mamba {
     pub dt: Linear,
     /// Norms of the three parts (Jamba).
     pub norms: Option<[Norm; 3]>,
-    /// Negative, `[inner, state]`, or by head.
+    /// Negative, `[inner, state]`.
     pub a: Vec<f32>,
     pub d: Vec<f32>,
 }
@@ -181,9 +181,6 @@ impl Mamba {
         if self.into.product(call.normed, Output::whole(&mut both, 2 * inner), observer).is_break() {
             return Ok(ControlFlow::Break(()));
         }
-        if let Some(heads) = own.heads {
-            both.par_chunks_exact_mut(2 * inner).for_each(|row| apart(row, inner / heads));
-        }
         let mut x = vec![0.0; rows * inner];
         // What each sequence has summed up; the state comes behind the products.
         let mut recent: Vec<Recurrent> = Vec::new();
@@ -193,17 +190,12 @@ impl Mamba {
             x[i * n * inner..(i + 1) * n * inner].copy_from_slice(&self.conv.run(&raw, inner, &mut kept.recent, silu));
             recent.push(kept);
         }
-        // Channels that share a step size and a decay.
-        let shared = own.heads.map_or(1, |heads| inner / heads);
-        let (width, steps) = (rank + 2 * state, inner / shared);
-        let (mut parts, mut dt) = (vec![0.0; rows * width], vec![0.0; rows * steps]);
+        let width = rank + 2 * state;
+        let (mut parts, mut dt) = (vec![0.0; rows * width], vec![0.0; rows * inner]);
         if self.x.product(&x, Output::whole(&mut parts, width), observer).is_break() {
             return Ok(ControlFlow::Break(()));
         }
         for row in parts.chunks_exact_mut(width) {
-            if own.heads.is_some() {
-                row.rotate_right(rank);
-            }
             let (low, rest) = row.split_at_mut(rank);
             let (b, c) = rest.split_at_mut(state);
             for (i, part) in [low, b, c].into_iter().enumerate() {
@@ -215,10 +207,9 @@ impl Mamba {
             }
         }
         let low = columns(&parts, width, 0..rank);
-        if self.dt.product(&low, Output::whole(&mut dt, steps), observer).is_break() {
+        if self.dt.product(&low, Output::whole(&mut dt, inner), observer).is_break() {
             return Ok(ControlFlow::Break(()));
         }
-        let decays = if own.heads.is_some() { 1 } else { state };
         let mut out = vec![0.0; rows * inner];
         for (i, kept) in recent.iter_mut().enumerate() {
             kept.state.resize(inner * state, 0.0);
@@ -227,13 +218,13 @@ impl Mamba {
                 .par_chunks_exact_mut(state)
                 .enumerate()
                 .map(|(c, h)| {
-                    let a = &self.a[c / shared * decays..(c / shared + 1) * decays];
+                    let a = &self.a[c * state..(c + 1) * state];
                     let one = |t: usize| {
                         let row = i * n + t;
-                        let (x, step) = (x[row * inner + c], softplus(dt[row * steps + c / shared]));
+                        let (x, step) = (x[row * inner + c], softplus(dt[row * inner + c]));
                         let (b, out) = parts[row * width + rank..(row + 1) * width].split_at(state);
-                        let mut sum = self.d[c / shared] * x;
-                        for (((h, a), b), out) in h.iter_mut().zip(a.iter().cycle()).zip(b).zip(out) {
+                        let mut sum = self.d[c] * x;
+                        for (((h, a), b), out) in h.iter_mut().zip(a).zip(b).zip(out) {
                             *h = *h * (step * a).exp() + step * b * x;
                             sum += *h * out;
                         }
@@ -249,18 +240,6 @@ impl Mamba {
         recent.into_iter().enumerate().for_each(|(i, kept)| call.cache.put_recurrent(call.index, i, n, kept));
         call.keep_wanted(&out, inner);
         Ok(ControlFlow::Continue(()))
-    }
-}
-
-/// Gates and what is mixed, which alternate head by head, into what is mixed and, behind it, gates.
-fn apart(row: &mut [f32], dim: usize) {
-    let half = row.len() / 2;
-    let old = row.to_vec();
-    let (mixed, gates) = row.split_at_mut(half);
-    let heads = old.chunks_exact(2 * dim).zip(mixed.chunks_exact_mut(dim).zip(gates.chunks_exact_mut(dim)));
-    for (old, (mixed, gates)) in heads {
-        gates.copy_from_slice(&old[..dim]);
-        mixed.copy_from_slice(&old[dim..]);
     }
 }
 

@@ -205,7 +205,9 @@ fn configurations_that_loaders_stop_at() {
         }),
         ("mlx-4bit", "mlx", "text_config lacks rope_theta (500000.0)", &|c| {
             let mut text = c.clone();
-            ["rope_theta", "quantization", "quantization_config"].map(|key| text.as_object_mut().unwrap().remove(key));
+            for key in ["rope_theta", "quantization", "quantization_config"] {
+                text.as_object_mut().unwrap().remove(key);
+            }
             text["model_type"] = "mistral".into();
             text["rope_parameters"] = serde_json::json!({ "rope_type": "default", "rope_theta": 5e5 });
             c["text_config"] = text;

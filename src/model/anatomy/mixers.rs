@@ -11,24 +11,8 @@ use crate::{Error, Result};
 pub(super) fn of(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<Mixer> {
     let has = |stem: &str| f.has(index, stem);
     let mamba = || f.needed("ssm.inner_size", index);
-    let rank = || f.size("ssm.time_step_rank", 0).unwrap_or(0);
     if has("shortconv.conv.weight") {
         return Ok(Mixer::ShortConv(ShortConv { kernel: f.needed("shortconv.l_cache", 0)? }));
-    }
-    // With a decay for each head, the key of the rank is their number.
-    if has("ssm_x.weight") && f.shape(index, "ssm_a").is_some_and(|shape| *shape == [rank()]) {
-        let (inner, heads) = (mamba()?, rank());
-        if heads == 0 || !inner.is_multiple_of(heads) {
-            return Err(uneven(inner, heads));
-        }
-        return Ok(Mixer::Mamba(Mamba {
-            inner,
-            state: f.needed("ssm.state_size", 0)?,
-            rank: f.shape(index, "ssm_dt.weight").and_then(|shape| shape.last().copied()).unwrap_or(0),
-            kernel: f.needed("ssm.conv_kernel", 0)?,
-            unit_norms: false,
-            heads: Some(heads),
-        }));
     }
     if has("ssm_x.weight") {
         return Ok(Mixer::Mamba(Mamba {
@@ -37,7 +21,6 @@ pub(super) fn of(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<M
             rank: f.needed("ssm.time_step_rank", 0)?,
             kernel: f.needed("ssm.conv_kernel", 0)?,
             unit_norms: f.flag("ssm.dt_b_c_rms").unwrap_or(false),
-            heads: None,
         }));
     }
     if has("ssm_ba.weight") || has("ssm_alpha.weight") {

@@ -3,7 +3,7 @@
 use super::Anatomy;
 use super::rows::{PAIRS, PLAIN, on_heads};
 use crate::Error;
-use crate::model::config::{Activation, Early, Gating, Norm, NormNames};
+use crate::model::config::{Activation, Early, Gating, Norm, NormNames, RopeScaling};
 
 pub(super) static ALL: &[Anatomy] = &[
     Anatomy {
@@ -58,6 +58,12 @@ pub(super) static ALL: &[Anatomy] = &[
             c.norms = NormNames { post_attn: "attn_output_norm", post_ffn, ..c.norms };
             c.embedding_scale = f.float("embedding_scale").unwrap_or(78.383_67);
             c.logit_scale = f.float("logit_scale").unwrap_or(0.577_350_26);
+            // Their factor comes on top of yarn's own.
+            if let Some(RopeScaling::Yarn { factor, attention_factor: Some(own), .. }) =
+                c.ropes.first_mut().map(|rope| &mut rope.scaling)
+            {
+                *own *= 0.1 * factor.ln() + 1.0;
+            }
             Ok(())
         },
         ..PLAIN

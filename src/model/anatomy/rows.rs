@@ -123,7 +123,6 @@ pub(super) static ALL: &[Anatomy] = &[
     Anatomy { gguf: &["qwen", "openelm", "pangu-embedded", "phi3"], ..PLAIN },
     Anatomy { gguf: &["orion"], norm: Norm::Layer, ..PLAIN },
     Anatomy { gguf: &["plamo"], parallel: true, ..PLAIN },
-    Anatomy { gguf: &["plamo2"], ..PLAIN },
     Anatomy {
         gguf: &["plamo3"],
         all_but_every: Some(8),

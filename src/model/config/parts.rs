@@ -138,9 +138,6 @@ pub struct Mamba {
     pub kernel: usize,
     /// Step sizes, inputs and outputs of the state are normalised without weights (FalconMamba).
     pub unit_norms: bool,
-    /// So many heads with one step size and one decay each, whose gates and inputs lie head by head; step sizes are made
-    /// from what lies behind inputs and outputs of the state (PLaMo 2). `None`: every channel has its own.
-    pub heads: Option<usize>,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -59,7 +59,9 @@ impl View<'_> {
 
     /// Encoders beside the text model that transformers calls `model.` and the folder's name.
     fn renamed_towers(&mut self, ignored: impl Fn(&str) -> bool) {
-        let plain = |t: &&TensorMeta| t.shape.len() == 2 && self.ckpt.packed_pieces(t).is_empty();
+        let plain = |t: &&TensorMeta| {
+            t.shape.len() == 2 && t.name.ends_with(".weight") && self.ckpt.packed_pieces(t).is_empty()
+        };
         let lost = self.ckpt.tensors().iter().filter(plain).find_map(|t| {
             let root = ENCODERS.iter().find(|root| t.name.strip_prefix(**root).is_some_and(|n| n.starts_with('.')))?;
             (!ignored(&format!("model.{root}."))).then(|| t.name.clone())
