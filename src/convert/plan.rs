@@ -16,7 +16,7 @@ use crate::error::Hint;
 use crate::gguf::{self, Metadata};
 use crate::model::keys::lost;
 use crate::model::tokenizer::GgufVocab;
-use crate::model::{Model, Mtp, Part, SourceModel, TOWER, WITHOUT_MTP, gguf_metadata, preset_facts};
+use crate::model::{Mtp, Part, SourceModel, TOWER, WITHOUT_MTP, gguf_metadata, preset_facts};
 use crate::quant::presets::{self, Choice, Preset, Why};
 use crate::{Error, Result};
 use std::path::PathBuf;
@@ -93,10 +93,11 @@ pub struct FilePlan {
     pub left_out: Vec<LeftOut>,
 }
 
-/// A part of a model that a file does not hold.
+/// A part of a model that a file does not hold, or not exactly.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LeftOut {
     what: &'static str,
+    done: &'static str,
     reason: &'static str,
 }
 
@@ -236,7 +237,7 @@ impl Plan {
         let tensors = types::of_source(&self.source, &self.recipe, preset, preset_facts(metadata), importance)?;
         let file_type = types::marked(preset, &tensors).file_type;
         let sizes = sizes::of_file(name, preset, tensors.into_iter().map(Tensor::decided), 0);
-        let left_out = left_out(&self.source.model, &self.recipe);
+        let left_out = left_out(&self.source, &self.recipe);
         Ok(FilePlan { sizes, file_type, preset, limit: None, allocation: None, left_out })
     }
 
@@ -296,7 +297,7 @@ impl FilePlan {
             kind: LEFT_OUT.into(),
             tensor: None,
             asked: left.what.into(),
-            done: "left out".into(),
+            done: left.done.into(),
             reason: left.reason.into(),
         });
         self.sizes.fallbacks().map(row).chain(left_out).collect()
@@ -311,21 +312,34 @@ impl FilePlan {
     }
 }
 
-/// The kind of a row of the ledger about a part of the model that the file does not hold. It departs from no request.
+/// The kind of a row of the ledger about a part of the model that the file does not hold, or not exactly. It departs from no request.
 pub const LEFT_OUT: &str = "left-out";
 
-/// The parts of the source that a text model has no place for.
-fn left_out(model: &Model, recipe: &Recipe) -> Vec<LeftOut> {
+/// The parts of the source that a text model has no place for, or only in fewer bits.
+fn left_out(source: &SourceModel, recipe: &Recipe) -> Vec<LeftOut> {
+    let model = &source.model;
     if recipe.part == Part::Projector || recipe.mtp == Mtp::Only {
         return Vec::new();
     }
     let has = |reason: &str| model.dropped.iter().any(|(_, why)| why == reason);
     let encoder = LeftOut {
         what: "encoder of images or sound",
+        done: "left out",
         reason: "a text model cannot hold it; it goes into a separate projector file (mmproj)",
     };
-    let mtp = LeftOut { what: "multi-token prediction", reason: "llama.cpp does not support it for this architecture" };
-    [(encoder, has(TOWER)), (mtp, has(WITHOUT_MTP))].into_iter().filter(|(_, has)| *has).map(|(left, _)| left).collect()
+    let mtp = LeftOut {
+        what: "multi-token prediction",
+        done: "left out",
+        reason: "llama.cpp does not support it for this architecture",
+    };
+    let computed = LeftOut {
+        what: "norms and decays that are computed from F16 weights",
+        done: "rounded to F16",
+        reason: "as llama.cpp's converter has them; of a BF16 or F32 checkpoint they are exact",
+    };
+    let rounded = model.tensors.iter().any(|t| t.is_rounded(&source.ckpt));
+    let all = [(encoder, has(TOWER)), (mtp, has(WITHOUT_MTP)), (computed, rounded)];
+    all.into_iter().filter(|(_, has)| *has).map(|(left, _)| left).collect()
 }
 
 pub(super) fn f16() -> Result<&'static Preset> {

@@ -11,7 +11,7 @@ use super::norm::{Norm, ROWS_PER_TASK};
 use super::streams::Between;
 use super::{Batch, Engine, Observer, heads, latent, recurrent};
 use crate::kernel::{Output, vector};
-use crate::model::config::Mixer as Mixes;
+use crate::model::config::{Early, Mixer as Mixes};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use std::ops::ControlFlow;
@@ -25,7 +25,7 @@ pub(super) struct Buffers {
     pub packed_keys: Vec<f32>,
     pub attended: Vec<f32>,
     pub result: Vec<f32>,
-    /// What enters the feed-forward half of a layer whose halves lie side by side.
+    /// What enters the feed-forward half of a layer whose halves lie side by side, or what entered the layer.
     pub beside: Vec<f32>,
     pub inner: Inner,
 }
@@ -37,13 +37,15 @@ pub(super) enum Mlp {
     None,
 }
 
-/// A dense block and experts side by side, each between norms of its own (Gemma 4).
+/// A dense block and experts side by side, between norms of their own where they have some (Gemma 4, Arctic).
 pub(super) struct Both {
     pub dense: FeedForward,
-    pub dense_post: Norm,
-    pub experts_pre: Norm,
+    pub dense_post: Option<Norm>,
+    /// `None`: experts read what the dense block does.
+    pub experts_pre: Option<Norm>,
     pub experts: Experts,
-    pub experts_post: Norm,
+    pub experts_post: Option<Norm>,
+    pub scale: Option<f32>,
 }
 
 pub(super) enum Mixer {
@@ -133,6 +135,7 @@ pub(super) struct Layer {
     pub after_ffn: Joint,
     /// Mixer and feed-forward read the same stream.
     pub parallel: bool,
+    pub early: Early,
     /// How both parts read and write the residual streams, where there are several.
     pub streams: Option<Between>,
     pub ngrams: Option<Box<Ngrams>>,
@@ -242,6 +245,9 @@ impl Engine {
                 }
                 x.truncate(left * hidden);
             }
+            if layer.early != Early::Nothing {
+                sized(beside, x.len()).copy_from_slice(x);
+            }
             if layer.parallel {
                 let beside = sized(beside, x.len());
                 match layer.ffn_norm.as_ref().or(layer.attn_norm.as_ref()) {
@@ -308,8 +314,14 @@ impl Engine {
         };
         let mut run = match &layer.mlp {
             Mlp::Dense(mlp) => mlp.forward(None, into, hidden, result, inner, observer),
-            Mlp::Experts(mlp) => mlp.forward(into, into, hidden, result, inner, observer),
-            Mlp::Both(both) => both.forward(into, x, hidden, result, inner, observer),
+            Mlp::Experts(mlp) => {
+                let routed = if layer.early == Early::Router { &beside[..stream.len()] } else { into };
+                mlp.forward(into, routed, hidden, result, inner, observer)
+            }
+            Mlp::Both(both) => {
+                let read = if layer.early == Early::Experts { &beside[..stream.len()] } else { &*x };
+                both.forward(into, read, hidden, result, inner, observer)
+            }
             Mlp::None => ControlFlow::Continue(()),
         };
         match &entered {
@@ -365,7 +377,7 @@ impl Engine {
 }
 
 impl Both {
-    /// `x` is the stream normalised for the dense block, `stream` as it is.
+    /// `x` is the stream normalised for the dense block, `stream` as it is where experts read it.
     fn forward(
         &self,
         x: &[f32],
@@ -376,13 +388,23 @@ impl Both {
         observer: &mut dyn Observer,
     ) -> ControlFlow<()> {
         let run = self.dense.forward(None, x, hidden, out, inner, observer);
-        let (mut into, mut more) = (vec![0.0; x.len()], vec![0.0; x.len()]);
-        self.experts_pre.rows(stream, hidden, &mut into);
-        self.experts.forward(&into, stream, hidden, &mut more, inner, observer)?;
+        let mut more = vec![0.0; x.len()];
+        let mut own = Vec::new();
+        let into = match &self.experts_pre {
+            Some(norm) => {
+                own.resize(x.len(), 0.0);
+                norm.rows(stream, hidden, &mut own);
+                own.as_slice()
+            }
+            None => x,
+        };
+        let routed = if self.experts.router_scale.is_some() { stream } else { into };
+        self.experts.forward(into, routed, hidden, &mut more, inner, observer)?;
         for (out, more) in out.chunks_exact_mut(hidden).zip(more.chunks_exact_mut(hidden)) {
-            self.dense_post.apply(out, 0);
-            self.experts_post.apply(more, 0);
+            self.dense_post.iter().for_each(|norm| norm.apply(out, 0));
+            self.experts_post.iter().for_each(|norm| norm.apply(more, 0));
             vector::add_scaled(out, 1.0, more);
+            self.scale.iter().for_each(|scale| vector::scale(out, *scale));
         }
         run
     }

@@ -7,11 +7,11 @@ use super::norm::Norm;
 use super::rope::Angles;
 use super::{Call, Observer};
 use crate::kernel::{Output, vector};
-use crate::model::config::{self, Pools};
+use crate::model::config::{self, Blocks, Pools};
 use rayon::prelude::*;
 use std::ops::ControlFlow;
 
-/// The positions that each row of a batch reads, in ascending order.
+/// The positions that each row of a batch reads, in ascending order; of blocks, a list for each of the indexer's heads.
 pub(super) type Choice = Vec<Vec<u32>>;
 
 pub(super) struct Indexer {
@@ -95,6 +95,11 @@ impl Indexer {
                 _ => None,
             };
             let (candidates, step) = pooled.as_ref().map_or((keys, width), |pooled| (pooled.as_slice(), dim));
+            let of_blocks = |row: usize, blocks: Blocks| -> Vec<Vec<u32>> {
+                let query = |h: usize| &q[((i * n + row) * heads + h) * dim..][..dim];
+                let score = |h: usize, p: usize| vector::dot(query(h), &keys[p * width..][..dim]);
+                (0..heads).map(|h| best_blocks(own.top, blocks, first + row + 1, |p| score(h, p))).collect()
+            };
             let of = |row: usize| {
                 let at = i * n + row;
                 let score = |key: &[f32]| -> f32 {
@@ -103,7 +108,13 @@ impl Indexer {
                 };
                 best(own, first + row + 1, |c| score(&candidates[c * step..][..dim]))
             };
-            choice.par_extend((0..n).into_par_iter().map(of));
+            match own.blocks {
+                Some(blocks) => {
+                    let lists: Vec<Choice> = (0..n).into_par_iter().map(|row| of_blocks(row, blocks)).collect();
+                    choice.extend(lists.into_iter().flatten());
+                }
+                None => choice.par_extend((0..n).into_par_iter().map(of)),
+            }
         }
         ControlFlow::Continue(choice)
     }
@@ -157,14 +168,37 @@ fn best(own: &config::Indexer, seen: usize, score: impl Fn(usize) -> f32) -> Vec
     chosen
 }
 
-/// As `attention::attend`, of the positions in `choice`: one list for each row of `q` (`[n, stride]`).
+/// The positions that `seen` ones leave of the `top` best blocks, each of which is worth its best position. Of equal ones
+/// the first.
+fn best_blocks(top: usize, blocks: Blocks, seen: usize, score: impl Fn(usize) -> f32) -> Vec<u32> {
+    let count = seen.div_ceil(blocks.size);
+    let of = |block: usize| block * blocks.size..((block + 1) * blocks.size).min(seen);
+    let worth = |block: usize| match block + blocks.local >= count {
+        true => f32::INFINITY,
+        false => of(block).map(&score).fold(f32::NEG_INFINITY, f32::max),
+    };
+    let mut order: Vec<usize> = (0..count).collect();
+    if count > top {
+        let worths: Vec<f32> = order.iter().map(|block| worth(*block)).collect();
+        order.sort_by(|a, b| worths[*b].total_cmp(&worths[*a]));
+        order.truncate(top);
+        order.sort_unstable();
+    }
+    order.into_iter().flat_map(of).map(|p| p as u32).collect()
+}
+
+/// As `attention::attend`, of the positions in `choice`: one list for each row of `q` (`[n, stride]`), or for each of its
+/// groups of heads.
 pub(super) fn attend(shape: Heads, q: &[f32], stride: usize, kv: Seen, choice: &[Vec<u32>], out: &mut [f32]) {
     let Heads { heads, kv_heads, dim, value_dim, scale, sinks, .. } = shape;
-    let rows = out.par_chunks_exact_mut(heads * value_dim).zip(q.par_chunks_exact(stride)).zip(choice);
-    rows.for_each(|((out, q), chosen)| {
+    let rows = out.len() / (heads * value_dim);
+    let lists = (choice.len() / rows.max(1)).max(1);
+    let each = out.par_chunks_exact_mut(heads * value_dim).zip(q.par_chunks_exact(stride));
+    each.zip(choice.par_chunks_exact(lists)).for_each(|((out, q), lists)| {
         out.fill(0.0);
         for (h, (out, q)) in out.chunks_exact_mut(value_dim).zip(q.chunks_exact(dim)).enumerate() {
             let head = h / (heads / kv_heads);
+            let chosen = &lists[h * lists.len() / heads];
             let key = |p: &u32| &kv.keys[*p as usize * kv.step + head * dim..][..dim];
             let mut weights: Vec<f32> = chosen.iter().map(|p| vector::dot(q, key(p)) * scale).collect();
             softmax_beside(&mut weights, sinks.map(|sinks| sinks[h]));
@@ -176,9 +210,9 @@ pub(super) fn attend(shape: Heads, q: &[f32], stride: usize, kv: Seen, choice: &
     });
 }
 
-/// Whether lists of rows from position `first` on have every position that the row could see.
-pub(super) fn are_all(lists: &[Vec<u32>], first: usize) -> bool {
-    lists.iter().enumerate().all(|(i, chosen)| chosen.len() == first + i + 1)
+/// Whether lists of rows from position `first` on, `each` for a row, have every position that the row could see.
+pub(super) fn are_all(lists: &[Vec<u32>], each: usize, first: usize) -> bool {
+    lists.iter().enumerate().all(|(i, chosen)| chosen.len() == first + i / each + 1)
 }
 
 /// Positions as numbers that travel with the tokens, and back.

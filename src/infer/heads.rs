@@ -196,8 +196,9 @@ impl Attention {
                 seen = Seen { keys, values, step: kv_width, value_step: v_width, len: first + n };
             }
             // Of a sequence the lists of those that are wanted.
-            let lists = choice.as_ref().map(|choice| &choice[i * n + batch.from..(i + 1) * n]);
-            match lists.filter(|lists| !chosen::are_all(lists, first + batch.from)) {
+            let each = choice.as_ref().map_or(1, |choice| choice.len() / rows.max(1));
+            let lists = choice.as_ref().map(|choice| &choice[(i * n + batch.from) * each..(i + 1) * n * each]);
+            match lists.filter(|lists| !chosen::are_all(lists, each, first + batch.from)) {
                 Some(lists) => chosen::attend(shape, queries, stride, seen, lists, attended),
                 None => attend(shape, queries, stride, seen, call.packed_keys, attended),
             }

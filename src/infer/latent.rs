@@ -222,7 +222,7 @@ fn read(
     out: &mut [f32],
 ) {
     let first = seen.len - q.len() / stride;
-    match choice.filter(|lists| !chosen::are_all(lists, first)) {
+    match choice.filter(|lists| !chosen::are_all(lists, 1, first)) {
         Some(choice) => chosen::attend(shape, q, stride, seen, choice, out),
         None => attend(shape, q, stride, seen, packed, out),
     }

@@ -203,6 +203,7 @@ pub(super) fn times(activation: Activation, gate: f32, up: f32) -> f32 {
             0.5 * gate * (1.0 + inner.tanh()) * up
         }
         Activation::Gelu => 0.5 * gate * (1.0 + erf(gate * std::f32::consts::FRAC_1_SQRT_2)) * up,
+        Activation::Relu => gate.max(0.0) * up,
         Activation::SquaredRelu => gate.max(0.0) * gate.max(0.0) * up,
         Activation::Clamped { limit } => {
             let gate = gate.min(limit);
@@ -236,6 +237,8 @@ mod tests {
         };
         close(Activation::Gelu, 1.0, 2.0, 1.682_689_5);
         close(Activation::GeluTanh, 1.0, 1.0, 0.841_192);
+        close(Activation::Relu, -2.0, 3.0, 0.0);
+        close(Activation::Relu, 2.0, 3.0, 6.0);
         close(Activation::SquaredRelu, -2.0, 1.0, 0.0);
         close(Activation::SquaredRelu, 3.0, 1.0, 9.0);
         // Beyond the limit both stand still.

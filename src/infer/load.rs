@@ -17,7 +17,7 @@ use super::streams::{Between, Mix};
 use super::weights::Loader;
 use super::{FeedForward, Linear};
 use crate::model::Model;
-use crate::model::config::{self, Activation, Config, Gate, LayerConfig, Mixer as Mixes};
+use crate::model::config::{self, Activation, Config, Early, Gate, LayerConfig, Mixer as Mixes};
 use crate::{Error, Result};
 
 /// The tensors of one block.
@@ -106,6 +106,7 @@ impl Block<'_> {
             mlp: self.mlp(&described.ffn)?,
             after_ffn: joint(names.ffn, names.post_ffn, names.ffn_sum)?,
             parallel: wiring.parallel,
+            early: described.ffn.early,
             streams: self.streams()?,
             ngrams: self.ngrams()?,
             vector: self.vector(described)?,
@@ -422,14 +423,16 @@ impl Block<'_> {
             })
         });
         let experts = ffn.experts.as_ref().map(|e| self.experts(e));
-        let norm = |stem: &str| self.loader.norm(self.c, &self.name(stem), self.c.hidden);
+        let norm = |stem: &str| self.norm(stem, self.c.hidden);
+        let pre = if ffn.early == Early::Experts { "ffn_norm_exps" } else { "pre_ffw_norm_2" };
         Ok(match (dense.transpose()?, experts.transpose()?) {
             (Some(dense), Some(experts)) => Mlp::Both(Box::new(Both {
                 dense,
                 dense_post: norm("post_ffw_norm_1")?,
-                experts_pre: norm("pre_ffw_norm_2")?,
+                experts_pre: norm(pre)?,
                 experts,
                 experts_post: norm("post_ffw_norm_2")?,
+                scale: ffn.scale,
             })),
             (Some(dense), None) => Mlp::Dense(dense),
             (None, Some(experts)) => Mlp::Experts(Box::new(experts)),

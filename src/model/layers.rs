@@ -37,8 +37,8 @@ pub fn standard_layers(r: &Reading) -> Result<Vec<LayerConfig>> {
     };
     let activation = activation(j, family)?;
     let ffn = match experts(r, activation)? {
-        Some(experts) => Ffn { dense: None, experts: Some(experts) },
-        None => Ffn { dense: Some(dense(r, activation)?), experts: None },
+        Some(experts) => Ffn { experts: Some(experts), ..Ffn::default() },
+        None => Ffn { dense: Some(dense(r, activation)?), ..Ffn::default() },
     };
     // Layers with a window have a rotary base of their own in families that say so.
     let local = usize::from(r.name.defaults.theta_local.is_some());

@@ -262,7 +262,7 @@ fn sizes(meta: &Metadata, arch: &str) -> Config {
             ..Heads::default()
         }),
         beside: None,
-        ffn: Ffn { dense: None, experts: None },
+        ffn: Ffn::default(),
         wiring: Wiring { pre_norm: true, post_norm: false, parallel: false },
     };
     Config {

@@ -264,13 +264,27 @@ impl MappedTensor {
             }
         }
         if self.values != ValueMap::Same {
-            // llama.cpp's converter computes in the stored type, so that F16 sums are rounded to F16.
-            match self.parts.iter().any(|p| ckpt.tensors()[*p].dtype == Dtype::Ggml(GgmlType::F16)) {
+            match self.is_half(ckpt) {
                 true => self.values.apply_rows(out, first, cols, |x| half::f16::from_f32(x).to_f32()),
                 false => self.values.apply_rows(out, first, cols, |x| x),
             }
         }
         Ok(())
+    }
+
+    /// Whether what is computed of its values is rounded to F16: llama.cpp's converter computes in the stored type.
+    fn is_half(&self, ckpt: &Checkpoint) -> bool {
+        self.parts.iter().any(|p| ckpt.tensors()[*p].dtype == Dtype::Ggml(GgmlType::F16))
+    }
+
+    /// Whether the model, which computes with values that follow from its weights, has other ones in the last bits.
+    pub fn is_rounded(&self, ckpt: &Checkpoint) -> bool {
+        let computed = match self.values {
+            ValueMap::PlusOne | ValueMap::Plus(_) | ValueMap::NegExp | ValueMap::Exp | ValueMap::Softplus => true,
+            ValueMap::Times(_) | ValueMap::RowTimes(_) => true,
+            _ => false,
+        };
+        computed && self.is_half(ckpt)
     }
 
     /// Every row as it is without its map of values.

@@ -430,9 +430,10 @@ fn what_differs_is_named() {
 /// transformers 5 puts encoders of older folders under `model`; both names are left out of what is packed.
 #[test]
 fn encoders_are_ignored_under_both_names() {
-    let gemma = ["model.vision_embedder.patch_dense".to_string()];
+    let gemma = ["model.vision_embedder.patch_dense", "model.embed_vision.embedding_projection"].map(String::from);
     let config = parse("fp8").unwrap().quantization_config(Scope { kept: &gemma, exceptions: &[] });
-    assert_eq!(config["ignore"], json!(["lm_head", gemma[0], "model.embed_vision.patch_dense"]));
+    let within = "model.embed_vision.multimodal_embedder.embedding_projection";
+    assert_eq!(config["ignore"], json!(["lm_head", gemma[0], gemma[1], "model.embed_vision.patch_dense", within]));
     let kept = ["visual.blocks.0.attn.qkv", "model.layers.0.mlp.gate"].map(String::from);
     let config = parse("w4a16").unwrap().quantization_config(Scope { kept: &kept, exceptions: &[] });
     let ignored: Vec<&str> = config["ignore"].as_array().unwrap().iter().filter_map(Value::as_str).collect();

@@ -160,22 +160,34 @@ fn contradictions_inside_a_folder() {
     }
 }
 
+/// Zero points in the layout that compressed-tensors itself writes, and vLLM reads.
+#[test]
+fn packed_zero_points_are_not_for_transformers() {
+    let dir = tempfile::tempdir().unwrap();
+    make(dir.path(), "w4a16-32g-asym", &[]);
+    let folder = std::fs::read_dir(dir.path().join("out")).unwrap().next().unwrap().unwrap().path();
+    let folder = folder.to_str().unwrap();
+    assert_eq!(refuses(dir.path(), folder, "transformers", &[], "packed zero points").len(), 42);
+    loads(dir.path(), folder, "vllm", &[]);
+}
+
 /// What loaders read in config.json, changed in one place each.
 #[test]
 fn configurations_that_loaders_stop_at() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    make(dir, "nf4,w4a16-32g,mlx-4bit", &[]);
+    make(dir, "nf4,w4a16-32g,fp8,mlx-4bit", &[]);
     type Change<'a> = &'a dyn Fn(&mut Value);
     let group = |c: &mut Value, key: &str, value: Value| {
         c["quantization_config"]["config_groups"]["group_0"]["weights"][key] = value;
     };
-    let cases: [(&str, &str, &str, Change); 12] = [
+    let cases: [(&str, &str, &str, Change); 14] = [
         ("nf4", "transformers", "no model type 'unheard'", &|c| c["model_type"] = "unheard".into()),
         ("nf4", "transformers", "names no model_type", &|c| c["model_type"] = Value::Null),
         ("nf4", "transformers", "'float12'", &|c| c["dtype"] = "float12".into()),
         ("nf4", "transformers", "load_in_4bit is not on", &|c| c["quantization_config"]["load_in_4bit"] = false.into()),
         ("w4a16-4bit-32g", "transformers", "has 4 bits, but", &|c| group(c, "num_bits", 8.into())),
+        ("fp8", "transformers", "has 8 bits, but", &|c| group(c, "num_bits", 4.into())),
         ("w4a16-4bit-32g", "transformers", "says groups of 64", &|c| group(c, "group_size", 64.into())),
         ("w4a16-4bit-32g", "transformers", "no format 'unheard'", &|c| {
             c["quantization_config"]["format"] = "unheard".into()
@@ -190,6 +202,16 @@ fn configurations_that_loaders_stop_at() {
         ("mlx-4bit", "mlx", "lacks rope_theta (500000.0)", &|c| {
             c["rope_theta"] = Value::Null;
             c["rope_parameters"] = serde_json::json!({ "rope_type": "default", "rope_theta": 5e5 });
+        }),
+        ("mlx-4bit", "mlx", "text_config lacks rope_theta (500000.0)", &|c| {
+            let mut text = c.clone();
+            for key in ["rope_theta", "quantization", "quantization_config"] {
+                text.as_object_mut().unwrap().remove(key);
+            }
+            text["model_type"] = "mistral".into();
+            text["rope_parameters"] = serde_json::json!({ "rope_type": "default", "rope_theta": 5e5 });
+            c["text_config"] = text;
+            c["model_type"] = "pixtral".into();
         }),
         ("mlx-4bit", "mlx", "lacks mlp_bias", &|c| {
             c["model_type"] = "helium".into();

@@ -1,8 +1,13 @@
 //! What docs/engines.md says of formats is what the program knows of the engines.
 
 use crate::common::repo;
-use quantize::convert::Target;
+use crate::families::restore;
+use quantize::Control;
+use quantize::check::objections;
+use quantize::convert::{self, Recipe, Search, Target};
+use quantize::model::SourceModel;
 use quantize::packed::{Engine, FORMATS};
+use quantize::source::Checkpoint;
 
 /// The rows of the table: the names in the first column, and what is said of vLLM, transformers and mlx-lm.
 fn rows() -> Vec<(Vec<String>, [bool; 3])> {
@@ -38,4 +43,31 @@ fn the_page_of_engines_says_what_verify_says() {
             .any(|n| seen.iter().any(|s| s == n.words || s.strip_prefix("mlx-4").is_some() && n.words == "mlx"));
         assert!(known, "{} is not on the page", format.names[0].words);
     }
+}
+
+/// A projector that is packed is no encoder that transformers would look for under another name (PaddleOCR).
+#[test]
+fn a_packed_projector_is_not_taken_for_a_lost_encoder() {
+    let dir = tempfile::tempdir().unwrap();
+    restore("paddleocr-vl", &dir.path().join("model"));
+    let source = SourceModel::open(&dir.path().join("model")).unwrap();
+    let mut recipe = Recipe::to(["fp8"]).unwrap();
+    recipe.rounding.search = Some(Search::Nearest);
+    let mut plan = convert::plan(&source, &recipe).unwrap();
+    plan.place(dir.path()).unwrap();
+    let made = convert::run(&plan, &Control::default(), &()).unwrap();
+    let folder = Checkpoint::open(&made.outputs[0].paths[0]).unwrap();
+    let refused = |folder: &Checkpoint| {
+        let all = objections(Engine::Transformers, folder, 1).unwrap();
+        all.into_iter().filter(|o| o.refused).map(|o| o.what).collect::<Vec<_>>()
+    };
+    assert_eq!(refused(&folder), [""; 0]);
+    // Without the word on encoders their plain matrices are in the way.
+    let path = made.outputs[0].paths[0].join("config.json");
+    let config = std::fs::read_to_string(&path).unwrap();
+    let without = config.replace(r"re:model\\.visual\\.", r"re:model\\.ears\\.");
+    assert_ne!(config, without);
+    std::fs::write(&path, without).unwrap();
+    let folder = Checkpoint::open(&made.outputs[0].paths[0]).unwrap();
+    assert!(refused(&folder).iter().any(|what| what.contains("under this name alone")), "{:?}", refused(&folder));
 }

@@ -149,7 +149,7 @@ pub fn objections(engine: Engine, ckpt: &Checkpoint, model: &Model, tp: usize) -
             }
         }
         Engine::Transformers => {
-            view.experts_in_transformers();
+            view.packed_in_transformers();
             view.packing();
             if !is_final {
                 view.only_blocks(ONLY_BLOCKS);
@@ -257,8 +257,12 @@ impl<'a> View<'a> {
         }
     }
 
-    /// How transformers 5 with compressed-tensors 0.20 takes packed experts and four-bit floats.
-    fn experts_in_transformers(&mut self) {
+    /// How transformers 5 with compressed-tensors 0.20 takes packed experts, zero points and four-bit floats.
+    fn packed_in_transformers(&mut self) {
+        self.each(true, |l| {
+            let both = l.shape("weight_packed").is_some() && l.shape("weight_zero_point").is_some();
+            both.then(|| "has packed zero points, for which it makes room as if they were not packed".to_string())
+        });
         self.each(true, |l| {
             let eight_bits =
                 l.pieces.iter().any(|(s, t)| *s == "weight" && t.dtype == Dtype::Ggml(crate::quant::GgmlType::I8));

@@ -21,6 +21,11 @@ pub fn config(source: &Value, planned: &FolderPlan) -> String {
             for (key, value) in keys_beside(source) {
                 map.insert(key.into(), value);
             }
+            if let Some(Value::Object(text)) = map.get_mut("text_config") {
+                keys_beside(&source["text_config"]).into_iter().for_each(|(key, value)| {
+                    text.insert(key.into(), value);
+                });
+            }
             map.insert("quantization".into(), planned.config.clone());
         }
         map.insert("quantization_config".into(), planned.config.clone());

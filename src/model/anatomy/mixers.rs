@@ -3,8 +3,8 @@
 use super::Anatomy;
 use super::facts::Facts;
 use crate::model::config::{
-    ChannelDelta, Chosen, Config, Delta, Gate, Heads, Indexer, Latent, Lightning, Mamba, Mamba2, Mixer, Peculiar,
-    Pools, RopeScaling, ShortConv,
+    Blocks, ChannelDelta, Chosen, Config, Delta, Gate, Heads, Indexer, Latent, Lightning, Mamba, Mamba2, Mixer,
+    Peculiar, Pools, RopeScaling, ShortConv,
 };
 use crate::{Error, Result};
 
@@ -218,19 +218,27 @@ fn plain_indexer(f: &Facts, row: &Anatomy, c: &Config, index: usize) -> Result<O
         return Ok(None);
     }
     let dim = f.needed("attention.indexer.key_length", 0)?;
-    let (size, rotated) = (f.needed("attention.compress_ratios", index)?, c.rope().map_or(0, |rope| rope.dims));
+    let blocks = f.size("attention.indexer.block_size", 0);
+    let size = blocks.map_or_else(|| f.needed("attention.compress_ratios", index), Ok)?;
+    let rotated = c.rope().map_or(0, |rope| rope.dims);
     if dim < rotated || size == 0 {
         return Err(Error::bad_input(format!("an indexer turns {rotated} of {dim} channels of groups of {size}")));
     }
+    let (heads, top) = (f.needed("attention.indexer.head_count", 0)?, f.needed("attention.indexer.top_k", 0)?);
+    let kv = f.size("attention.head_count_kv", index).unwrap_or(heads);
+    if blocks.is_some() && heads != kv {
+        return Err(uneven(heads, kv));
+    }
     Ok(Some(Indexer {
-        heads: f.needed("attention.indexer.head_count", 0)?,
+        heads,
         dim,
         rotated,
         at_end: false,
         pairs: row.pairs,
-        top: f.needed("attention.indexer.top_k", 0)?.max(size),
-        pools: Some(Pools { size, tail: true }),
-        plain: true,
+        top: top.max(if blocks.is_some() { 1 } else { size }),
+        pools: blocks.is_none().then_some(Pools { size, tail: true }),
+        blocks: blocks.map(|size| Blocks { size, local: f.size("attention.indexer.local_blocks", 0).unwrap_or(0) }),
+        plain: blocks.is_none(),
         norm_eps: c.norm_eps,
     }))
 }
@@ -257,6 +265,7 @@ fn chosen(f: &Facts, row: &Anatomy, index: usize, rotated: usize) -> Result<Opti
         pairs: row.indexer_pairs,
         top: f.needed("attention.indexer.top_k", 0)?.max(1),
         pools: size.map(|size| Pools { size, tail }),
+        blocks: None,
         plain: false,
         norm_eps: row.indexer_eps,
     })))

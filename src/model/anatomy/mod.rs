@@ -3,8 +3,10 @@
 //! llama.cpp's graphs and transformers' modelling files have it. What a layer has is told by its tensors; one that is not
 //! known here is a reason not to run the model.
 
+mod diffusion;
 mod facts;
 mod mixers;
+mod mixtures;
 mod rows;
 
 use crate::gguf::Metadata;
@@ -56,9 +58,13 @@ pub(super) struct Anatomy {
     pub finish: fn(&Facts, &mut Config) -> Result<()>,
 }
 
+fn all() -> impl Iterator<Item = &'static Anatomy> {
+    rows::ALL.iter().chain(mixtures::ALL).chain(diffusion::ALL)
+}
+
 /// The row of an architecture.
 pub(super) fn find(arch: &str) -> Option<&'static Anatomy> {
-    rows::ALL.iter().find(|row| row.gguf.contains(&arch))
+    all().find(|row| row.gguf.contains(&arch))
 }
 
 /// Whether models of a class that becomes `arch` are run.
@@ -102,6 +108,7 @@ const KNOWN: &[&str] = &[
     "ffn_down",
     "ffn_gate_inp",
     "exp_probs_b",
+    "ffn_norm_exps",
     "ffn_gate_exps",
     "ffn_up_exps",
     "ffn_down_exps",
@@ -324,7 +331,7 @@ fn ending(f: &Facts, row: &Anatomy) -> Result<Ending, String> {
 
 /// The activation that the metadata names.
 fn stated(f: &Facts) -> Result<Option<Activation>, String> {
-    let known = [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::SquaredRelu];
+    let known = [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::SquaredRelu];
     let Some(name) = f.text("hidden_activation") else { return Ok(None) };
     match known.into_iter().find(|activation| agrees(*activation, name)) {
         Some(activation) => Ok(Some(activation)),
@@ -338,6 +345,7 @@ fn agrees(activation: Activation, said: &str) -> bool {
         Activation::Silu => ["silu", "swish", "swiglu"].contains(&said),
         Activation::Gelu => said == "gelu",
         Activation::GeluTanh => said.starts_with("gelu_"),
+        Activation::Relu => said == "relu",
         Activation::SquaredRelu => said == "relu2",
         _ => true,
     }
@@ -475,7 +483,7 @@ mod tests {
     #[test]
     fn every_row_is_of_an_architecture_with_a_blueprint_and_of_no_other_rows() {
         let mut seen = std::collections::HashSet::new();
-        for arch in rows::ALL.iter().flat_map(|row| row.gguf) {
+        for arch in all().flat_map(|row| row.gguf) {
             assert!(seen.insert(arch), "{arch} twice");
             assert!(blueprint::all().any(|b| b.gguf == *arch), "{arch} has no blueprint");
         }

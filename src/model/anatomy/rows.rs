@@ -4,12 +4,12 @@ use super::Anatomy;
 use super::facts::Facts;
 use crate::model::config::{
     Activation, Chosen, Config, Ending, Gate, Gating, Heads, Latent, LayerConfig, Mixer, Mixing, Ngrams, Norm,
-    NormNames, RopeScaling, Streams, Temperature,
+    NormNames, Rope, RopeScaling, Streams, Temperature,
 };
 use crate::{Error, Result};
 
 /// The usual: rotary halves, RMS norms, gated SiLU.
-const PLAIN: Anatomy = Anatomy {
+pub(super) const PLAIN: Anatomy = Anatomy {
     gguf: &[],
     without: &[],
     pairs: false,
@@ -34,7 +34,7 @@ const PLAIN: Anatomy = Anatomy {
 };
 
 /// Llama's order of rotary channels.
-const PAIRS: Anatomy = Anatomy { pairs: true, ..PLAIN };
+pub(super) const PAIRS: Anatomy = Anatomy { pairs: true, ..PLAIN };
 
 /// GPT-2's time: LayerNorm, no gate.
 const GPT: Anatomy = Anatomy { norm: Norm::Layer, activation: Activation::GeluTanh, ..PLAIN };
@@ -123,7 +123,27 @@ pub(super) static ALL: &[Anatomy] = &[
     Anatomy { gguf: &["qwen", "openelm", "pangu-embedded", "phi3"], ..PLAIN },
     Anatomy { gguf: &["orion"], norm: Norm::Layer, ..PLAIN },
     Anatomy { gguf: &["plamo"], parallel: true, ..PLAIN },
-    Anatomy { gguf: &["plamo3"], all_but_every: Some(8), ..PLAIN },
+    Anatomy {
+        gguf: &["plamo3"],
+        all_but_every: Some(8),
+        // What stretches the context is left out where a layer has a window.
+        finish: |_, c| {
+            if let [only] = &c.ropes[..] {
+                let local = Rope { scaling: RopeScaling::Default, ..only.clone() };
+                c.ropes.push(local);
+                let slide = c.layers.iter_mut().filter_map(LayerConfig::heads_mut).filter(|h| h.window.is_some());
+                slide.for_each(|h| h.rope = h.rope.map(|_| 1));
+            }
+            Ok(())
+        },
+        ..PLAIN
+    },
+    Anatomy {
+        gguf: &["refact"],
+        rope: false,
+        layer: |_, _, layer| on_heads(layer, |h| h.peculiar.alibi = Some(8.0)),
+        ..PLAIN
+    },
     Anatomy { gguf: &["maple"], full_rope: false, ..PLAIN },
     Anatomy { gguf: &["spark2_5"], activation: Activation::Gelu, ..PLAIN },
     Anatomy {
@@ -202,26 +222,6 @@ pub(super) static ALL: &[Anatomy] = &[
             Ok(())
         },
         ..PAIRS
-    },
-    Anatomy {
-        gguf: &["olmoe"],
-        norm_topk: false,
-        layer: |f, _, layer| {
-            let normed = f.said("norm_topk_prob").and_then(|v| v.as_bool());
-            layer.ffn.experts.iter_mut().for_each(|e| e.norm_topk = normed.unwrap_or(e.norm_topk));
-            Ok(())
-        },
-        finish: |f, _| match f.said_float("clip_qkv").or(f.float("attention.clamp_kqv")) {
-            Some(_) => Err(Error::unsupported("their queries and keys are clamped behind a norm")),
-            None => Ok(()),
-        },
-        ..PLAIN
-    },
-    Anatomy {
-        gguf: &["dbrx"],
-        norm: Norm::Layer,
-        norms: NormNames { ffn: "attn_output_norm", ..PLAIN.norms },
-        ..PLAIN
     },
     Anatomy { gguf: &["command-r"], full_rope: true, all_but_every: None, ..COHERE },
     Anatomy {
@@ -495,7 +495,7 @@ pub(super) static ALL: &[Anatomy] = &[
     },
 ];
 
-fn on_heads(layer: &mut LayerConfig, change: impl FnOnce(&mut Heads)) -> Result<()> {
+pub(super) fn on_heads(layer: &mut LayerConfig, change: impl FnOnce(&mut Heads)) -> Result<()> {
     if let Some(heads) = layer.heads_mut() {
         change(heads);
     }

@@ -67,6 +67,8 @@ pub struct Indexer {
     /// Positions that are read at most.
     pub top: usize,
     pub pools: Option<Pools>,
+    /// Whole blocks of positions are chosen, by every head for its own group of queries.
+    pub blocks: Option<Blocks>,
     /// Keys of a group are averaged, then normalised and turned as the first of them; every head counts alike (Qwen3.8).
     pub plain: bool,
     /// Of the norm of its keys.
@@ -86,6 +88,14 @@ pub struct Pools {
     pub size: usize,
     /// Positions behind the last whole group are read always.
     pub tail: bool,
+}
+
+/// Blocks of neighbouring positions, each ranked by the best score in it (MiniMax M3). As many are read as `Indexer::top`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocks {
+    pub size: usize,
+    /// The last ones up to a token's own, which are read always.
+    pub local: usize,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -245,6 +255,8 @@ pub enum Activation {
     GeluTanh,
     /// By the error function.
     Gelu,
+    /// `max(x, 0)`.
+    Relu,
     /// `max(x, 0)^2`.
     SquaredRelu,
     /// `x · sigmoid(1.702 x)` times `up + 1`, both cut off at this (gpt-oss).
@@ -328,6 +340,20 @@ pub struct Experts {
 pub struct Ffn {
     pub dense: Option<Dense>,
     pub experts: Option<Experts>,
+    pub early: Early,
+    /// What both give together is multiplied by this (Grok 2).
+    pub scale: Option<f32>,
+}
+
+/// What of a feed-forward part reads the stream as it enters the block, before tokens are mixed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Early {
+    #[default]
+    Nothing,
+    /// Its router (SmallThinker).
+    Router,
+    /// All of its experts, behind a norm of their own (Arctic).
+    Experts,
 }
 
 /// What a model ends in, behind its last layer.

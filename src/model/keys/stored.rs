@@ -10,7 +10,7 @@ pub(super) fn prototype(family: &Family) -> LayerConfig {
     let heads = Heads { rope: Some(0), qkv_bias: family.qkv_bias, ..Heads::default() };
     let activation = family.activations.default;
     let dense = Dense { width: 0, gated: family.is_gated(), activation, bias: false, cutoff: None };
-    let ffn = Ffn { dense: Some(dense), experts: None };
+    let ffn = Ffn { dense: Some(dense), ..Ffn::default() };
     LayerConfig { mixer: Mixer::Attention(heads), beside: None, ffn, wiring: family.wiring }
 }
 

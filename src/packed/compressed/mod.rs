@@ -30,7 +30,10 @@ pub const ENCODERS: [&str; 6] =
     ["visual", "vision_tower", "vision_model", "multi_modal_projector", "audio_tower", "mlp_AR"];
 
 /// What transformers 5 calls otherwise than the folders that it reads.
-const RENAMED: [(&str, &str); 1] = [(".vision_embedder.", ".embed_vision.")];
+const RENAMED: [(&str, &str); 2] = [
+    (".vision_embedder.", ".embed_vision."),
+    (".embed_vision.embedding_projection", ".embed_vision.multimodal_embedder.embedding_projection"),
+];
 
 /// Rows and columns of a block of `FP8_IN_BLOCKS`.
 pub const FP8_BLOCK: usize = 128;

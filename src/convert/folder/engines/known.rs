@@ -56,7 +56,14 @@ impl View<'_> {
                 return self.unknown(format!("{what}; transformers' may run in it"));
             }
             Engine::Mlx => match MlxFamily::of(model_type) {
-                Some(family) => self.keys_of_mlx(config, &family),
+                Some(family) => {
+                    self.keys_of_mlx(config, &family);
+                    // The text model inside reads its own.
+                    let text = config.get("text_config").unwrap_or(&Value::Null);
+                    if let Some(inner) = text.get("model_type").and_then(Value::as_str).and_then(MlxFamily::of) {
+                        self.newer_keys_of_mlx(text, &inner, "text_config");
+                    }
+                }
                 None => return self.refuse(format!("it has no model type '{model_type}'")),
             },
             _ => {}
@@ -88,16 +95,22 @@ impl View<'_> {
         }
     }
 
-    /// Keys that mlx-lm reads, where config.json lacks them or has them under transformers 5's names alone.
-    fn keys_of_mlx(&mut self, config: &Value, family: &MlxFamily) {
+    /// Keys that mlx-lm reads, where `place` has them under transformers 5's names alone.
+    fn newer_keys_of_mlx(&mut self, config: &Value, family: &MlxFamily, place: &str) -> Vec<(&'static str, Value)> {
         let beside = files::keys_beside(config);
         for (key, value) in &beside {
             let taken = family.base.as_ref().is_some_and(|base| value.as_f64() == Some(*base));
             if family.needs(key) || (family.base.is_some() && key.starts_with("rope_") && !taken) {
                 let known = "which it reads; it knows no newer name of it";
-                self.refuse(format!("config.json lacks {key} ({value}), {known}"));
+                self.refuse(format!("{place} lacks {key} ({value}), {known}"));
             }
         }
+        beside
+    }
+
+    /// Those, and the ones that config.json lacks under any name.
+    fn keys_of_mlx(&mut self, config: &Value, family: &MlxFamily) {
+        let beside = self.newer_keys_of_mlx(config, family, "config.json");
         let is_beside = |key: &str| beside.iter().any(|(known, _)| *known == key);
         for key in family.needed.iter().filter(|key| config.get(**key).is_none() && !is_beside(key)) {
             self.refuse(format!("config.json lacks {key}, without which it does not make this model"));

@@ -5,6 +5,7 @@ use super::{Linear, Objection, View};
 use crate::dtype::{Dtype, GgmlType};
 use crate::model::Role;
 use crate::packed::{ENCODERS, group_of};
+use crate::source::TensorMeta;
 use serde_json::Value;
 
 /// The formats of compressed-tensors 0.20.
@@ -58,7 +59,10 @@ impl View<'_> {
 
     /// Encoders beside the text model that transformers calls `model.` and the folder's name.
     fn renamed_towers(&mut self, ignored: impl Fn(&str) -> bool) {
-        let lost = self.ckpt.tensors().iter().filter(|t| t.shape.len() == 2).find_map(|t| {
+        let plain = |t: &&TensorMeta| {
+            t.shape.len() == 2 && t.name.ends_with(".weight") && self.ckpt.packed_pieces(t).is_empty()
+        };
+        let lost = self.ckpt.tensors().iter().filter(plain).find_map(|t| {
             let root = ENCODERS.iter().find(|root| t.name.strip_prefix(**root).is_some_and(|n| n.starts_with('.')))?;
             (!ignored(&format!("model.{root}."))).then(|| t.name.clone())
         });
@@ -90,7 +94,7 @@ impl View<'_> {
             self.refuse("quantization_config does not ignore lm_head, which is not packed");
         }
         self.each(true, |l| {
-            let (_, packed) = l.pieces.iter().find(|(suffix, _)| *suffix == "weight_packed")?;
+            let (_, packed) = l.pieces.iter().find(|(suffix, _)| ["weight_packed", "weight"].contains(suffix))?;
             let weights = group(l.path)?.get("weights")?;
             let number = |key: &str| weights.get(key).and_then(Value::as_u64).map(|n| n as usize);
             let per_number = if packed.dtype == Dtype::Ggml(GgmlType::I32) { 32 } else { 8 };
