@@ -44,6 +44,7 @@ pub mod journal;
 pub mod judge;
 mod ledger;
 pub(crate) mod loadable;
+mod naming;
 mod outcome;
 mod per_output;
 pub(crate) mod places;
@@ -62,6 +63,10 @@ pub(crate) mod sizes;
 mod sorting;
 #[doc(hidden)]
 pub mod stream;
+#[cfg(not(feature = "internals"))]
+pub(crate) mod together;
+#[cfg(feature = "internals")]
+pub mod together;
 mod types;
 mod written;
 
