@@ -6,6 +6,7 @@ use super::turns::{self, Entrant, Simulated};
 use super::{machine, origin, vectors};
 use crate::calibration::{stats, totals};
 use crate::control::{self, Control, Notice, Run, Unit};
+use crate::disk::partial::PartialFile;
 use crate::eval::ablation::ablate;
 use crate::eval::bootstrap::{self, Bootstrap};
 use crate::eval::cosine::{Compared, Cosines, Embedder};
@@ -42,20 +43,33 @@ pub fn perplexity(
     control: &Control,
     report: &dyn control::Report,
 ) -> Result<Report> {
+    let (report, stored) = perplexity_with_logits(model, how, save_logits, control, report)?;
+    stored.map_or(Ok(()), PartialFile::finish)?;
+    Ok(report)
+}
+
+/// The same, where the caller gives the file of logits its name.
+pub(crate) fn perplexity_with_logits(
+    model: &Path,
+    how: &Measurement,
+    save_logits: Option<&Path>,
+    control: &Control,
+    report: &dyn control::Report,
+) -> Result<(Report, Option<PartialFile>)> {
     let (begin, run) = (Instant::now(), Run::new(control, report));
     let source = SourceModel::open_merged(model, how.adapter.as_deref())?.to_run()?;
     if let Ending::Vectors(pooling) = source.model.config.ending {
         if save_logits.is_some() {
             source.model.config.ending.needs_logits("a file of logits")?;
         }
-        return vectors::facts(&source, pooling, how, begin, run);
+        return Ok((vectors::facts(&source, pooling, how, begin, run)?, None));
     }
     let text = Prepared::new(&source, how)?;
     let mut base = turns::load(&source, Simulated::of(how), run)?;
     let save = save_logits.map(|path| KlBaseWriter::create(path, &text.windows, base.vocab(), &text.stream));
     let save = save.transpose()?;
     let artifact = base.artifact.clone();
-    let comparison = {
+    let mut comparison = {
         let _phase = run.phase("evaluating", text.windows.covered_tokens() as u64, Unit::Tokens);
         let model = Candidate { name: artifact.name.clone(), model: &mut base };
         text.compare(Base::Model(model), &mut [], save, None, run)?
@@ -64,7 +78,7 @@ pub fn perplexity(
     report.source = Some(Artifact { name: name_of(model), ..artifact.clone() });
     report.base = Some(measured_base(artifact, &comparison));
     report.environment = machine::environment(run.threads(), begin);
-    Ok(report)
+    Ok((report, comparison.stored.take()))
 }
 
 /// Everything that is said about each candidate against the base: KL divergence, perplexity and agreement with their

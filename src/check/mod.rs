@@ -21,6 +21,7 @@ pub use crate::calibration::imatrix::UnseenExperts;
 pub use crate::convert::folder::engines::{Engine, Objection};
 pub use crate::convert::{Checked, Nearness};
 pub use beside::beside;
+pub(crate) use compare::perplexity_with_logits;
 pub use compare::{compare, is_logits, perplexity, text_suffices};
 pub use continuations::continuations;
 pub use derive::{Derived, Origin};

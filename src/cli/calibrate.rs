@@ -5,17 +5,21 @@ use super::commands::CalibrateArgs;
 use super::interrupt;
 use super::output::{print, print_json};
 use super::progress::Terminal;
-use super::{options, recipe};
+use super::{options, places, recipe, words};
 use crate::calibration::hessians::{self, Hessians};
 use crate::calibration::imatrix::Imatrix;
+use crate::calibration::resume;
 use crate::calibration::summary;
-use crate::convert::calibrate::{Calibrated, Calibration, Checkpoints, calibrate, write};
+use crate::control::Run;
+use crate::convert::calibrate::{Calibrated, Calibration, Checkpoints, calibrate, extra};
 use crate::convert::overlap_text;
+use crate::convert::together::Together;
 use crate::disk::folder_of;
-use crate::disk::partial::{PartialFile, write_text};
+use crate::disk::partial::{PartialFile, refuse_existing};
 use crate::model::SourceModel;
 use crate::{Error, Result, escape};
-use serde_json::json;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub fn run(args: CalibrateArgs) -> Result<()> {
@@ -24,14 +28,23 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     interrupt::catch_interrupt()?;
     let control = recipe::control(&args.control, args.common.threads)?;
     let hessians = hessians(&args)?;
-    // From here on no other run writes it. With Hessians the file is written while they are made.
-    let reserved = args.output.as_deref().filter(|_| !args.hessians);
-    let reserved = reserved.map(|output| PartialFile::create(output, args.control.force)).transpose()?;
+    let terminal = Terminal::new(args.common.quiet);
+    let run = Run::new(&control, &terminal);
+    // With Hessians the file is written while they are made.
+    let together = args.output.iter().filter(|_| !args.hessians).chain(&args.save_text);
+    let together = together.map(PathBuf::as_path).collect::<Vec<_>>();
+    let together =
+        Together::begin(&together, words::command_for_bytes().into(), places::read_by_calibration(&args), run)?;
+    let may_replace = |file: &Path| args.control.force || together.has(file);
+    args.output.iter().chain(&args.save_text).try_for_each(|file| refuse_existing(file, may_replace(file)))?;
+    let create = |file: &Path| PartialFile::create(file, may_replace(file));
+    // From here on no other run writes it.
+    let reserved = args.output.as_deref().filter(|_| !args.hessians).map(create).transpose()?;
     let earlier: Vec<Imatrix> = args.merge.iter().map(|path| Imatrix::open(path)).collect::<Result<_>>()?;
     let made = match &args.model {
         Some(model) => {
             let path = options::resolve_model(model, &args.hub, args.common.quiet)?;
-            super::places::of_calibration(&args, Some(&path))?;
+            places::of_calibration(&args, Some(&path))?;
             let source = SourceModel::open_merged(&path, args.lora.as_deref())?;
             earlier.iter().zip(&args.merge).try_for_each(|(earlier, file)| earlier.check(&source.model, file))?;
             let calibration = Calibration {
@@ -41,12 +54,7 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
             };
             let every = Duration::from_secs(args.checkpoint_every);
             let checkpoints = args.output.as_deref().map(|output| Checkpoints { output, every });
-            let terminal = Terminal::new(args.common.quiet);
-            let made = calibrate(&source, &calibration, args.text.as_deref(), checkpoints, &control, &terminal)?;
-            if let Some(file) = &args.save_text {
-                write_text(file, &made.text, args.control.force)?;
-            }
-            Some(made)
+            Some(calibrate(&source, &calibration, args.text.as_deref(), checkpoints, &control, &terminal)?)
         }
         None => None,
     };
@@ -58,8 +66,17 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
         }
     }
     let imatrix = imatrix.ok_or_else(|| Error::Internal("no importance matrix".into()))?;
-    if let Some(file) = reserved {
-        write(&imatrix, made.as_ref().map(|made| &made.data), file)?;
+    let mut files: Vec<PartialFile> = reserved.into_iter().collect();
+    let data = made.as_ref().map(|made| &made.data);
+    files.iter().try_for_each(|file| imatrix.write_into(file, &extra(data)))?;
+    if let (Some(file), Some(made)) = (&args.save_text, &made) {
+        let text = create(file)?;
+        text.write_at(0, made.text.as_bytes())?;
+        files.push(text);
+    }
+    together.publish(files, &Value::Null, run)?;
+    if let (Some(output), true) = (&args.output, made.is_some()) {
+        resume::forget(output)?;
     }
     let rows = if args.show_statistics { summary::rows(&imatrix) } else { Vec::new() };
     let written = args.output.as_deref().filter(|_| args.hessians);
@@ -114,7 +131,7 @@ fn check(args: &CalibrateArgs) -> Result<()> {
             return Err(Error::storage(what));
         }
     }
-    super::places::of_calibration(args, None)?;
+    places::of_calibration(args, None)?;
     if args.hessians && args.output.as_ref().is_some_and(|o| o.extension().is_some_and(|e| e == "dat")) {
         return Err(Error::Usage("--hessians needs llama.cpp's newer form: name the output .gguf".into()));
     }

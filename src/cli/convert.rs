@@ -5,9 +5,10 @@ use super::args::Format;
 use super::commands::ConvertArgs;
 use super::output::{print, print_json};
 use super::prepare::{Prepared, accept, prepare};
+use super::progress::Terminal;
 use super::{eval, options, plan, recipe, words};
 use crate::check::{self, Measurement};
-use crate::control::Control;
+use crate::control::{Control, Run};
 use crate::convert::{self, Made, Outcome, Plan, running, stream};
 use crate::eval::Method;
 use crate::eval::gate::{self, Gates};
@@ -100,7 +101,8 @@ fn compare(
         report.ledger.extend(made.ledger.into_iter().map(|row| LedgerRow { candidate: name.clone(), ..row }));
     }
     // What was computed is shown, whether it can be saved or not.
-    let saved = eval::save(&report, &args.report, args.control.force);
+    let terminal = Terminal::new(args.common.quiet);
+    let saved = eval::save(&report, &args.report, args.control.force, Run::new(control, &terminal));
     match args.common.format {
         Format::Text => print(&format!("\n{}", crate::report::render_text(&report)))?,
         Format::Json => {

@@ -4,53 +4,61 @@
 use super::args::{Activations, CommonArgs, Format, GateArgs, TaskArgs, TextArgs};
 use super::commands::{CompareArgs, EvalArgs, ReportArgs};
 use super::interrupt::{CANCEL, catch_interrupt};
-use super::options;
 use super::output::print;
 use super::progress::Terminal;
 use super::values::is_stream;
+use super::{options, words};
 use crate::check::{self, Measurement, Questions};
-use crate::control::Control;
+use crate::control::{Control, Notice, Run};
+use crate::convert::together::Together;
 use crate::disk::folder_of;
-use crate::disk::partial::{refuse_existing, write_text};
+use crate::disk::partial::{PartialFile, refuse_existing};
 use crate::eval::Method;
 use crate::eval::gate::{self, Gates};
 use crate::model::SourceModel;
 use crate::report::{self, Report};
 use crate::writer::places;
 use crate::{Error, Result};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// `quantize eval MODEL`: perplexity alone, or what an embedding model's vectors are like.
 pub fn eval(args: EvalArgs) -> Result<()> {
     let control = start(&args.common, None)?;
-    args.report.iter().try_for_each(|path| check_report(path, None, args.force))?;
-    let outputs = args.save_logits.iter().chain(&args.report).map(PathBuf::as_path);
-    places::check(inputs(std::slice::from_ref(&args.model), &args.text, &args.tasks), outputs, args.force)?;
+    let terminal = Terminal::new(args.common.quiet);
+    let run = Run::new(&control, &terminal);
+    let read: Vec<&Path> = inputs(std::slice::from_ref(&args.model), &args.lora, &args.text, &args.tasks).collect();
+    let saving = Saving::begin(&args.report, args.save_logits.as_deref(), &read, args.force, run)?;
     if args.text.text.len() > 1 {
         return Err(Error::Usage("eval takes one --text; compare takes several".into()));
     }
+    if let Some(report) = saving.finished()? {
+        return saving.show(&report, args.common.format, run);
+    }
     let how = Measurement { adapter: args.lora.clone(), ..measurement(&args.text, args.text.text.first()) };
-    let terminal = Terminal::new(args.common.quiet);
     let questions = questions(&args.tasks, &args.text, &args.lora);
     let answers = || check::answers(&args.model, &[], &questions, &control, &terminal);
-    let report = if how.text.is_none() && !questions.files.is_empty() {
+    let (report, logits) = if how.text.is_none() && !questions.files.is_empty() {
         without_text(&args.text, &[("--save-logits", args.save_logits.is_some())])?;
-        answers()?
+        (answers()?, None)
     } else {
-        let mut report = check::perplexity(&args.model, &how, args.save_logits.as_deref(), &control, &terminal)?;
+        let save = args.save_logits.as_deref();
+        let (mut report, logits) = check::perplexity_with_logits(&args.model, &how, save, &control, &terminal)?;
         report.tasks = if questions.files.is_empty() { Vec::new() } else { answers()?.tasks };
-        report
+        (report, logits)
     };
-    finish(&named(report), &args.report, args.common.format, args.force)
+    saving.finish(&named(report), logits, args.common.format, run)
 }
 
 /// `quantize compare BASE Q...`: everything said about each candidate against the base.
 pub fn compare(args: CompareArgs) -> Result<()> {
     let control = start(&args.common, args.max_memory)?;
+    let terminal = Terminal::new(args.common.quiet);
+    let run = Run::new(&control, &terminal);
     let gates = gates(&args.gates)?;
     gates.check_limits()?;
-    args.report.iter().try_for_each(|path| check_report(path, None, args.force))?;
-    places::check(inputs(&args.models, &args.text, &args.tasks), args.report.iter().map(PathBuf::as_path), args.force)?;
+    let read: Vec<&Path> = inputs(&args.models, &args.lora, &args.text, &args.tasks).collect();
+    let saving = Saving::begin(&args.report, None, &read, args.force, run)?;
     let ablation = args.ablate.then_some(args.ablate_chunks);
     let how = |text: Option<&PathBuf>| {
         let adapter = args.lora.clone();
@@ -77,11 +85,15 @@ pub fn compare(args: CompareArgs) -> Result<()> {
         ];
         without_text(&args.text, &others)?;
     }
+    if let Some(report) = saving.finished()? {
+        saving.show(&report, args.common.format, run)?;
+        return gate::verdict(&report.gates);
+    }
     check_texts(&args, how)?;
     // First, since it can turn out that prompts do not fit the context.
     let continued = match (args.continuations, args.models.split_first()) {
         (Some(starts), Some((base, candidates))) => {
-            let (how, terminal) = (how(args.text.text.first()), Terminal::new(args.common.quiet));
+            let how = how(args.text.text.first());
             let (starts, length) = (starts as usize, args.length as usize);
             Some(check::continuations(base, candidates, &how, starts, length, &control, &terminal)?)
         }
@@ -95,14 +107,13 @@ pub fn compare(args: CompareArgs) -> Result<()> {
     }
     if !questions.files.is_empty() {
         let (base, candidates) = args.models.split_first().ok_or_else(|| Error::Internal("no base".into()))?;
-        let terminal = Terminal::new(args.common.quiet);
         let answers = named(check::answers(base, candidates, &questions, &control, &terminal)?);
         let tasks = answers.tasks.clone();
         report.get_or_insert(answers).tasks = tasks;
     }
     let report = report.ok_or_else(|| Error::Internal("no text".into()))?;
     let outcome = gate::verdict(&report.gates);
-    finish(&report, &args.report, args.common.format, args.force)?;
+    saving.finish(&report, None, args.common.format, run)?;
     outcome
 }
 
@@ -127,27 +138,33 @@ pub fn render(args: ReportArgs) -> Result<()> {
     if shown.len() > 1 {
         return Err(Error::Usage("only one form can be printed; give the others files".into()));
     }
-    files.iter().try_for_each(|path| check_report(path, None, args.force))?;
-    let report = match is_stream(&args.file) {
-        true => Report::from_json(&std::io::read_to_string(std::io::stdin()).map_err(|e| Error::io(&args.file, e))?),
-        false => {
-            places::check([args.file.as_path()], files.iter().map(PathBuf::as_path), args.force)?;
-            Report::from_json(&crate::input::read_text(&args.file)?)
-        }
+    let (control, terminal) = (Control::default(), Terminal::new(args.common.quiet));
+    let run = Run::new(&control, &terminal);
+    let piped = is_stream(&args.file);
+    let read = [args.file.as_path()];
+    let saving = Saving::begin(&files, None, if piped { &[] } else { &read }, args.force, run)?;
+    let text = match piped {
+        true => std::io::read_to_string(std::io::stdin()).map_err(|e| Error::io(&args.file, e))?,
+        false => crate::input::read_text(&args.file)?,
     };
-    let report = report.map_err(|e| e.in_file(&args.file))?;
+    let report = Report::from_json(&text).map_err(|e| e.in_file(&args.file))?;
     match shown.first() {
         Some(ending) => {
             print(&form(&Path::new("report").with_extension(ending))?(&report)?)?;
-            save(&report, &files, args.force)
+            saving.save(&report, None, run)
         }
-        None => finish(&report, &files, args.common.format, args.force),
+        None => saving.finish(&report, None, args.common.format, run),
     }
 }
 
 /// What a measurement reads.
-fn inputs<'a>(models: &'a [PathBuf], text: &'a TextArgs, tasks: &'a TaskArgs) -> impl Iterator<Item = &'a Path> {
-    models.iter().chain(&text.text).chain(&tasks.task).map(PathBuf::as_path)
+fn inputs<'a>(
+    models: &'a [PathBuf],
+    adapter: &'a Option<PathBuf>,
+    text: &'a TextArgs,
+    tasks: &'a TaskArgs,
+) -> impl Iterator<Item = &'a Path> {
+    models.iter().chain(adapter).chain(&text.text).chain(&tasks.task).map(PathBuf::as_path)
 }
 
 /// What the flags ask of the models.
@@ -191,10 +208,9 @@ pub fn measure(models: &[PathBuf], how: &Measurement, control: &Control, quiet: 
     check::compare(base, candidates, how, control, &Terminal::new(quiet)).map(named)
 }
 
-/// The report with the command line that made it; what is no UTF-8 becomes �.
+/// The report with the command line that made it.
 fn named(report: Report) -> Report {
-    let command = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ");
-    Report { command, ..report }
+    Report { command: words::command().join(" "), ..report }
 }
 
 /// The gates asked for on the command line.
@@ -211,15 +227,79 @@ pub fn gates(args: &GateArgs) -> Result<Gates> {
     })
 }
 
-/// Saves the report in every form asked for and prints it.
-fn finish(report: &Report, files: &[PathBuf], format: Format, force: bool) -> Result<()> {
-    // What was computed is shown, whether it can be saved or not.
-    let saved = save(report, files, force);
-    match format {
-        Format::Text => print(&report::render_text(report))?,
-        Format::Json => print(&report.to_json()?)?,
+/// Where a report goes in every form asked for, and the logits it was made of. They get their names together.
+struct Saving<'a> {
+    reports: &'a [PathBuf],
+    /// All that is written.
+    files: Vec<&'a Path>,
+    together: Together,
+    force: bool,
+}
+
+impl<'a> Saving<'a> {
+    /// Checks the names against each other and against what is `read`, before anything is measured.
+    ///
+    /// # Errors
+    /// `Usage` for a name without a known ending; `Request`; `Exists`; those of bringing an interrupted run to its end.
+    fn begin(
+        reports: &'a [PathBuf],
+        logits: Option<&'a Path>,
+        read: &[&Path],
+        force: bool,
+        run: Run,
+    ) -> Result<Saving<'a>> {
+        reports.iter().try_for_each(|path| check_name(path, None))?;
+        let files: Vec<&Path> = logits.into_iter().chain(reports.iter().map(PathBuf::as_path)).collect();
+        places::check(read.iter().copied(), files.iter().copied(), true)?;
+        let together = Together::begin(&files, words::command_for_bytes().into(), read.iter().copied(), run)?;
+        files.iter().try_for_each(|file| refuse_existing(file, force || together.has(file)))?;
+        Ok(Saving { reports, files, together, force })
     }
-    saved
+
+    /// The report of an equal run that had finished and could not say so.
+    fn finished(&self) -> Result<Option<Report>> {
+        self.together.said(&self.files).map(|said| Report::from_json(&said.to_string())).transpose()
+    }
+
+    /// Shows the report of that run.
+    fn show(mut self, report: &Report, format: Format, run: Run) -> Result<()> {
+        run.notice(Notice::Info("finished by the interrupted run".into()));
+        print_report(report, format)?;
+        self.together.forget(run);
+        Ok(())
+    }
+
+    /// Saves the report, and shows it, whether it can be saved or not.
+    fn finish(self, report: &Report, logits: Option<PartialFile>, format: Format, run: Run) -> Result<()> {
+        let saved = self.save(report, logits, run);
+        print_report(report, format)?;
+        saved
+    }
+
+    fn save(self, report: &Report, logits: Option<PartialFile>, run: Run) -> Result<()> {
+        let mut files: Vec<PartialFile> = logits.into_iter().collect();
+        for path in self.reports {
+            files.push(written(report, path, self.force || self.together.has(path))?);
+        }
+        let said: Value = serde_json::from_str(&report.to_json()?).map_err(|e| Error::Internal(e.to_string()))?;
+        self.together.publish(files, &said, run)?;
+        self.reports.iter().for_each(|path| say!("wrote {}", path.display()));
+        Ok(())
+    }
+}
+
+fn print_report(report: &Report, format: Format) -> Result<()> {
+    match format {
+        Format::Text => print(&report::render_text(report)),
+        Format::Json => print(&report.to_json()?),
+    }
+}
+
+/// A report's file, which lacks nothing but its name.
+fn written(report: &Report, path: &Path, force: bool) -> Result<PartialFile> {
+    let file = PartialFile::create(path, force)?;
+    file.write_at(0, form(path)?(report)?.as_bytes())?;
+    Ok(file)
 }
 
 /// Endings of reports' names.
@@ -250,21 +330,26 @@ fn form(path: &Path) -> Result<Form> {
 /// # Errors
 /// `Usage` for a name without a known ending; `Exists`.
 pub fn check_report(path: &Path, output: Option<&Path>, force: bool) -> Result<()> {
+    check_name(path, output)?;
+    refuse_existing(path, force)
+}
+
+/// That the name says which form it is to have, and that there is its folder, unless the run makes it (`output`).
+fn check_name(path: &Path, output: Option<&Path>) -> Result<()> {
     form(path)?;
     let folder = folder_of(path);
     let is_made = output.is_some_and(|output| output.components().eq(folder.components()));
     if !is_made && !folder.is_dir() {
         return Err(Error::Usage(format!("{}: there is no folder {}", path.display(), folder.display())));
     }
-    refuse_existing(path, force)
+    Ok(())
 }
 
-/// Writes the report in every form asked for.
-pub fn save(report: &Report, files: &[PathBuf], force: bool) -> Result<()> {
-    for path in files {
-        write_text(path, &form(path)?(report)?, force)?;
-        say!("wrote {}", path.display());
-    }
+/// Writes the report of a conversion in every form asked for.
+pub fn save(report: &Report, files: &[PathBuf], force: bool, run: Run) -> Result<()> {
+    let made = files.iter().map(|path| written(report, path, force)).collect::<Result<_>>()?;
+    Together::default().publish(made, &Value::Null, run)?;
+    files.iter().for_each(|path| say!("wrote {}", path.display()));
     Ok(())
 }
 

@@ -20,7 +20,14 @@ pub fn of_conversion(args: &ConvertArgs, model: &Path, outputs: &[PathBuf]) -> R
 
 /// The same for a calibration of the model at `model`.
 pub fn of_calibration(args: &CalibrateArgs, model: Option<&Path>) -> Result<()> {
-    let inputs = args.merge.iter().chain(&args.text).map(PathBuf::as_path).chain(model);
-    let inputs = inputs.chain(args.data.calibration.iter().map(Path::new));
-    check(inputs, args.output.iter().chain(&args.save_text).map(PathBuf::as_path), args.control.force)
+    let outputs = args.output.iter().chain(&args.save_text).map(PathBuf::as_path);
+    // What is there already may be this one's, too.
+    check(read_by_calibration(args).chain(model), outputs, true)
+}
+
+/// The files that are named for a calibration to read.
+pub fn read_by_calibration(args: &CalibrateArgs) -> impl Iterator<Item = &Path> {
+    let model = args.model.iter().map(Path::new);
+    let files = args.merge.iter().chain(&args.text).chain(&args.lora).map(PathBuf::as_path);
+    files.chain(args.data.calibration.iter().map(Path::new)).chain(model)
 }

@@ -153,13 +153,13 @@ fn refuse(args: &ReleaseArgs) -> Result<()> {
     }
 }
 
-/// The command line without the folders of this machine.
+/// The command line without the folders of this machine. A release that was gone on with is the same release.
 fn command() -> String {
     let short = |arg: String| match Path::new(&arg).is_absolute() {
         true => Path::new(&arg).file_name().map_or(arg.clone(), |n| n.to_string_lossy().into_owned()),
         false => arg,
     };
-    let args = std::env::args_os().skip(1).map(|a| short(a.to_string_lossy().into_owned()));
+    let args = words::command_for_bytes().into_iter().skip(1).map(short);
     std::iter::once("quantize".to_string()).chain(args.map(|a| escape::shell(&a))).collect::<Vec<_>>().join(" ")
 }
 

@@ -162,3 +162,14 @@ pub fn allocation(name: &str, allocation: &Allocation) -> String {
     }
     out
 }
+
+/// The command line, but for what decides only how a run goes on.
+pub fn command_for_bytes() -> Vec<String> {
+    let how = ["--resume", "--force", "-f", "--quiet", "-q"];
+    command().into_iter().filter(|word| !how.contains(&word.as_str())).collect()
+}
+
+/// The words of the command line; what is no UTF-8 becomes �.
+pub fn command() -> Vec<String> {
+    std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect()
+}

@@ -13,11 +13,12 @@ use super::importance::Importance;
 use super::journal::{Journal, Left};
 use super::judge::{self, OpenModel, Verdict};
 use super::ledger::LedgerRow;
+use super::naming;
 use super::outcome::{Made, MadeFile};
 use super::plan::{FilePlan, OutputPlan, Plan};
 use super::proof::Checked;
 use super::proven;
-use super::published::{self, Published};
+use super::published::Published;
 use super::recipe::Recipe;
 use super::record::{DATA_HASH, Facts, SOURCE_HASHES};
 use super::stream;
@@ -142,7 +143,7 @@ fn by_search(
     let checked = prove(plan, &mut outputs, run)?;
     publish(plan, outputs, checked, (importance.as_ref(), saved), published, run)?;
     if let Some(journal) = journal {
-        published::tidied(journal.remove(), run);
+        naming::tidied(journal.remove(), run);
     }
     Ok(())
 }
@@ -195,7 +196,7 @@ fn with_feedback(
         }
     })?;
     publish(plan, outputs, checked, (Some(&importance), saved), published, run)?;
-    published::tidied(journal.remove(), run);
+    naming::tidied(journal.remove(), run);
     Ok(())
 }
 
@@ -497,7 +498,7 @@ fn publish(
         sides.iter_mut().for_each(|side| side.keep_on_drop(true));
     })?;
     // Not before: until the last name is given, a killed run can go on.
-    losers.into_iter().flatten().for_each(|rival| published::tidied(rival.discard(), run));
+    losers.into_iter().flatten().for_each(|rival| naming::tidied(rival.discard(), run));
     Ok(())
 }
 

@@ -34,6 +34,7 @@ mod importance;
 pub(crate) mod job;
 mod ledger;
 pub(crate) mod loadable;
+mod naming;
 mod outcome;
 mod per_output;
 pub(crate) mod places;
@@ -60,6 +61,7 @@ cfg_if::cfg_if! {
         pub mod judge;
         pub mod recipe;
         pub mod stream;
+        pub mod together;
     } else {
         pub(crate) mod blocks;
         pub(crate) mod folder;
@@ -67,6 +69,7 @@ cfg_if::cfg_if! {
         pub(crate) mod judge;
         pub(crate) mod recipe;
         pub(crate) mod stream;
+        pub(crate) mod together;
     }
 }
 

@@ -6,7 +6,8 @@
 use super::data::Drawing;
 use super::hashes;
 use super::identity::{CalibrationWindows, Identity};
-use super::journal::{Journal, Left, NEW};
+use super::journal::Journal;
+use super::naming::{self, Finished, Record, TakenUp, tidied};
 use super::outcome::Made;
 use super::plan::{OutputPlan, Plan};
 use crate::calibration::resume::path_for;
@@ -15,31 +16,12 @@ use crate::disk::{self, partial::beside};
 use crate::writer::folder::partial_path;
 use crate::writer::publish::Step;
 use crate::{Error, Result};
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// How the names of records end.
-const END: &str = ".publishing";
-
-/// What is written down. All names are of files in the record's folder.
-#[derive(Serialize, Deserialize)]
-struct Record {
-    /// What the run was of.
-    identity: Value,
-    outputs: Vec<Finished>,
-    steps: Vec<Step>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Finished {
-    recipe: Value,
-    made: Made,
-}
-
 /// Records that earlier runs left where the outputs of a plan go, with every name given.
-pub(super) struct Earlier(Vec<(PathBuf, Journal, Record)>);
+pub(super) struct Earlier(Vec<TakenUp>);
 
 impl Earlier {
     /// Brings to their end what runs left that were killed while they gave names.
@@ -47,26 +29,14 @@ impl Earlier {
     /// # Errors
     /// Those of renaming.
     pub fn recover(plan: &Plan, run: Run) -> Result<Self> {
-        let mut folders: Vec<&Path> = plan.outputs.iter().map(|o| disk::folder_of(&o.place)).collect();
-        folders.sort();
-        folders.dedup();
-        let mut found = Vec::new();
-        for folder in folders {
-            let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
-            let mut names: Vec<String> = names.filter_map(|name| name.into_string().ok()).collect();
-            names.retain(|name| name.starts_with('.'));
-            names.sort();
-            for name in &names {
-                let path = |name: &str| folder.join(name);
-                if name.ends_with(END) {
-                    found.extend(taken_up(plan, folder, &path(name), run)?);
-                } else if let Some(name) = name.strip_suffix(NEW).filter(|name| name.ends_with(END)) {
-                    // Nothing was renamed yet.
-                    tidied(Journal::forget_unborn(&path(name)), run);
-                }
-            }
-        }
-        Ok(Self(found))
+        let folders = plan.outputs.iter().map(|o| disk::folder_of(&o.place)).collect();
+        let ours = |folder: &Path, record: &Record| {
+            plan.outputs.iter().any(|o| {
+                let same = |f: &Finished| f.made.place.file_name() == o.place.file_name();
+                disk::folder_of(&o.place) == folder && record.outputs.iter().any(same)
+            })
+        };
+        Ok(Self(naming::recover(folders, ours, run)?))
     }
 
     /// What was made of an output, if one of its name and recipe is finished.
@@ -99,53 +69,6 @@ pub(super) fn tell_of_unfinished(plan: &Plan, run: Run) {
         if let Some(left) = left.iter().find(|left| left.exists() && output.place.exists()) {
             let what = "is the unfinished work of a run that was to replace";
             run.notice(Notice::Info(format!("{} {what} {}", left.display(), output.place.display())));
-        }
-    }
-}
-
-/// Says that something was left behind, which does no harm.
-pub(super) fn tidied(removed: Result<()>, run: Run) {
-    if let Err(e) = removed {
-        run.notice(Notice::Warning(format!("{e}: not removed; remove it yourself")));
-    }
-}
-
-/// One record, where it is of this program and no run is at work on it, with its names given. `None` where it does
-/// not matter to this plan.
-fn taken_up(plan: &Plan, folder: &Path, path: &Path, run: Run) -> Result<Option<(PathBuf, Journal, Record)>> {
-    let Left { mut journal, key, .. } = match Journal::peek(path) {
-        Ok(Some(left)) => left,
-        Ok(None) | Err(Error::Exists { .. } | Error::Unfinished { .. }) => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    let Ok(record) = serde_json::from_value::<Record>(key) else { return Ok(None) };
-    if !record.steps.iter().all(Step::is_sound) {
-        return Ok(None);
-    }
-    let due = record.steps.iter().any(|step| step.is_due(folder));
-    if due {
-        let names: Vec<&str> = record.steps.iter().map(Step::to).collect();
-        let had = format!("an interrupted run had finished {}", names.join(", "));
-        match record.steps.iter().try_for_each(|step| step.catch_up(folder)) {
-            Ok(()) => run.notice(Notice::Info(format!("{had}: given its name"))),
-            // It stays under its temporary name.
-            Err(e @ Error::Exists { .. }) => {
-                run.notice(Notice::Warning(format!("{had}, but {e}")));
-                return Ok(None);
-            }
-            Err(e) => return Err(e),
-        }
-    }
-    let ours = |o: &OutputPlan| {
-        let same = |f: &Finished| f.made.place.file_name() == o.place.file_name();
-        disk::folder_of(&o.place) == folder && record.outputs.iter().any(same)
-    };
-    match plan.outputs.iter().any(ours) {
-        true => Ok(Some((folder.to_path_buf(), journal, record))),
-        false => {
-            // Of another run: with its names given it is not needed any more.
-            journal.keep_on_drop(!due);
-            Ok(None)
         }
     }
 }
@@ -192,23 +115,9 @@ impl<'p> Published<'p> {
     ///
     /// # Errors
     /// `Io`; `Exists` for a name that was taken meanwhile.
-    pub fn publish(&mut self, made: Vec<Made>, steps: Vec<(PathBuf, Step)>, mut begun: impl FnMut()) -> Result<()> {
+    pub fn publish(&mut self, made: Vec<Made>, steps: Vec<(PathBuf, Step)>, begun: impl FnMut()) -> Result<()> {
         let announced = self.announce(&made, &steps)?;
-        for (n, (folder, step)) in steps.iter().enumerate() {
-            match step.carry_out(folder) {
-                // Nothing happened yet, and nothing is to happen.
-                Err(e) if n == 0 && step.is_one() => {
-                    self.records.truncate(announced);
-                    return Err(e);
-                }
-                done => {
-                    self.records[announced..].iter_mut().for_each(|record| record.keep_on_drop(true));
-                    begun();
-                    done?;
-                }
-            }
-        }
-        steps.iter().for_each(|(folder, step)| disk::sync_folder_of(&folder.join(step.to())));
+        naming::carry_out(&mut self.records, announced, &steps, begun)?;
         self.made.extend(made);
         Ok(())
     }
@@ -216,7 +125,7 @@ impl<'p> Published<'p> {
     /// Writes the records. How many there were before.
     fn announce(&mut self, made: &[Made], steps: &[(PathBuf, Step)]) -> Result<usize> {
         let mut folders: BTreeMap<PathBuf, Record> = BTreeMap::new();
-        let empty = || Record { identity: self.identity.clone(), outputs: Vec::new(), steps: Vec::new() };
+        let empty = || Record::of(&self.identity);
         for (folder, step) in steps {
             folders.entry(folder.clone()).or_insert_with(empty).steps.push(step.clone());
         }
@@ -224,15 +133,10 @@ impl<'p> Published<'p> {
             let finished = Finished { recipe: self.plan.recipe.of_output(made.index).to_json(), made: made.clone() };
             folders.entry(disk::folder_of(&made.place).to_path_buf()).or_insert_with(empty).outputs.push(finished);
         }
-        let mut new = Vec::new();
-        for (folder, record) in folders {
-            let Some(first) = record.steps.first() else { continue };
-            let path = beside(&folder.join(first.to()), END);
-            let key = serde_json::to_value(&record).map_err(|e| Error::Internal(e.to_string()))?;
-            // Of this name there may be one of an earlier run, which was taken over.
-            self.records.retain(|known| known.path() != path);
-            new.push(Journal::create(&path, &key, Vec::new())?);
-        }
+        // Of these names there may be some of an earlier run, which were taken over.
+        let paths: Vec<PathBuf> = folders.iter().filter_map(|(folder, record)| record.path(folder)).collect();
+        self.records.retain(|known| paths.iter().all(|path| known.path() != path));
+        let new = naming::announce(&folders)?;
         let before = self.records.len();
         self.records.extend(new);
         Ok(before)

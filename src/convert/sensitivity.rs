@@ -10,6 +10,7 @@
 use crate::calibration::layerwise::{Captured, Stage, Visit};
 use crate::calibration::moments::{Moments, importance, mean_gram};
 use crate::control::Run;
+use crate::disk::partial::PartialFile;
 use crate::eval::cosine::{Embedder, cosines};
 use crate::eval::klbase::{KlBaseReader, KlBaseWriter};
 use crate::eval::{self, Base, Candidate, Logits, Runnable, Windows};
@@ -332,7 +333,8 @@ impl<'a> Reference<'a> {
         let writer = KlBaseWriter::create(path, text.windows, model.vocab(), text.stream)?;
         let base = Base::Model(Candidate { name: "base".into(), model });
         let options = eval::Options { save_base: Some(writer), progress: None };
-        eval::compare(base, &mut [], text.stream, text.windows, options)?;
+        let run = eval::compare(base, &mut [], text.stream, text.windows, options)?;
+        run.stored.map_or(Ok(()), PartialFile::finish)?;
         Ok(Self::Logits(path))
     }
 

@@ -220,16 +220,15 @@ pub fn refuse_existing(target: &Path, force: bool) -> Result<()> {
     Ok(())
 }
 
-/// Writes a small text file atomically.
-pub fn write_text(target: &Path, text: &str, force: bool) -> Result<()> {
-    let file = PartialFile::create(target, force)?;
-    file.write_at(0, text.as_bytes())?;
-    file.finish()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn write_text(target: &Path, text: &str, force: bool) -> Result<()> {
+        let file = PartialFile::create(target, force)?;
+        file.write_at(0, text.as_bytes())?;
+        file.finish()
+    }
 
     #[test]
     fn one_run_at_a_time_and_leftovers_are_taken_over() {

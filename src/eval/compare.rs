@@ -10,6 +10,7 @@ use super::softmax::{self, NotFinite, Row};
 use super::stats::Record;
 use super::windows::{Method, Window, Windows};
 use super::{Logits, bootstrap};
+use crate::disk::partial::PartialFile;
 use crate::error::Hint;
 use crate::kernel::view::flat;
 use crate::{Error, Result};
@@ -68,6 +69,8 @@ pub struct Comparison {
     pub candidates: Vec<Vec<Record>>,
     /// Chunks that were run.
     pub chunks: usize,
+    /// The base's logits, where they were to be stored: whole but for the name.
+    pub stored: Option<PartialFile>,
 }
 
 impl Comparison {
@@ -121,7 +124,8 @@ pub fn compare_in_turns(
         Base::Model(m) => m.name.clone(),
         Base::File(f) => f.path().display().to_string(),
     };
-    let result = Comparison { base: Vec::new(), candidates: vec![Vec::new(); candidates.len()], chunks: windows.count };
+    let result =
+        Comparison { candidates: vec![Vec::new(); candidates.len()], chunks: windows.count, ..Comparison::default() };
     let keep = !candidates.is_empty() || options.save_base.is_some();
     let mut run = Run { stream, windows, vocab, floor, base_name, keep, options, result };
     let group = (BATCH / windows.method.ctx()).max(1);
@@ -171,7 +175,7 @@ pub fn compare_in_turns(
         }
     }
     if let Some(writer) = run.options.save_base.take() {
-        writer.finish()?;
+        run.result.stored = Some(writer.finish()?);
     }
     Ok(run.result)
 }

@@ -114,7 +114,7 @@ impl KlBaseReader {
     }
 }
 
-/// Writes a base file beside its final name; [`KlBaseWriter::finish`] puts it there.
+/// Writes a base file beside its final name.
 pub struct KlBaseWriter {
     path: PathBuf,
     file: BufWriter<Stream>,
@@ -176,14 +176,14 @@ impl KlBaseWriter {
         Ok(())
     }
 
-    /// Syncs the file and gives it its name.
-    pub fn finish(self) -> Result<()> {
+    /// The file, which lacks nothing but its name.
+    pub fn finish(self) -> Result<PartialFile> {
         if self.rows_left > 0 {
             return Err(Error::Internal(format!("KL divergence base file lacks {} rows", self.rows_left)));
         }
         let path = self.path;
         let stream = self.file.into_inner().map_err(|e| Error::io(&path, e.into_error()))?;
-        stream.file.finish()
+        Ok(stream.file)
     }
 }
 
@@ -201,7 +201,7 @@ mod tests {
         for row in &rows {
             writer.row(row, softmax::row(row).unwrap().lse).unwrap();
         }
-        writer.finish().unwrap();
+        writer.finish().unwrap().finish().unwrap();
         rows
     }
 

@@ -45,12 +45,17 @@ pub struct Artifact {
     pub manifest: Value,
 }
 
-/// The finished files of an output; none where it is not finished.
+/// The finished files of an output.
 pub fn paths_of(output: &OutputPlan) -> Vec<PathBuf> {
-    if output.place.exists() {
-        return vec![output.place.clone()];
+    paths_at(&output.place)
+}
+
+/// The finished files of an output that goes to `place`; none where it is not finished.
+fn paths_at(place: &Path) -> Vec<PathBuf> {
+    if place.exists() {
+        return vec![place.to_path_buf()];
     }
-    let (Some(folder), Some(stem)) = (output.place.parent(), output.place.file_stem()) else { return Vec::new() };
+    let (Some(folder), Some(stem)) = (place.parent(), place.file_stem()) else { return Vec::new() };
     let begin = format!("{}-", stem.to_string_lossy());
     let number = |name: &str| {
         let (no, of) = name.strip_prefix(&begin)?.strip_suffix(".gguf")?.split_once("-of-")?;
@@ -72,10 +77,17 @@ impl Artifact {
     /// # Errors
     /// Those of opening it; `Internal` where it is not there.
     pub fn open(output: &OutputPlan, run: Run) -> Result<Artifact> {
-        let places = paths_of(output);
+        Self::open_at(output, &output.place, run)
+    }
+
+    /// The same of one that has moved to `place`.
+    ///
+    /// # Errors
+    /// As [`Artifact::open`].
+    pub fn open_at(output: &OutputPlan, place: &Path, run: Run) -> Result<Artifact> {
+        let places = paths_at(place);
         let name = |path: &Path| path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-        let first =
-            places.first().ok_or_else(|| Error::Internal(format!("{} is not there", output.place.display())))?;
+        let first = places.first().ok_or_else(|| Error::Internal(format!("{} is not there", place.display())))?;
         let ckpt = Checkpoint::open(first)?;
         let tensor_bytes: u64 = ckpt.tensors().iter().map(|t| t.bytes()).sum();
         let weights: u64 = ckpt.tensors().iter().map(|t| t.elements() as u64).sum();

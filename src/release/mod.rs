@@ -37,7 +37,7 @@ use crate::card::{Parent, file_stem, is_id, is_vague};
 use crate::check::{self, Measurement};
 use crate::control::{Control, Notice, Report, Run, Unit};
 use crate::convert::companions::others;
-use crate::convert::identity::Identity;
+use crate::convert::identity::{Identity, difference};
 use crate::convert::{self, Decided, Made, Plan, Recipe, folder::files};
 use crate::disk::free_space;
 use crate::eval::gate;
@@ -232,7 +232,10 @@ impl Release {
 /// when a gate failed: the folder then has the name that [`failed_name`] gives.
 pub fn run(release: &Release, control: &Control, report: &dyn Report) -> Result<Released> {
     let (begin, run) = (std::time::Instant::now(), Run::new(control, report));
-    release.check_place(control, report)?;
+    let finished = Place::complete(&release.target, run)?;
+    if finished.is_none() {
+        release.check_place(control, report)?;
+    }
     let identity = Identity::new(&release.plan.source.ckpt, None, Vec::new(), &control.cancel)?;
     let mut key = identity.key(std::slice::from_ref(&release.plan.recipe));
     key["name"] = release.name.clone().into();
@@ -242,6 +245,11 @@ pub fn run(release: &Release, control: &Control, report: &dyn Report) -> Result<
     }
     if let Some(projector) = &release.projector {
         key["projector"] = projector.recipe.to_json();
+    }
+    match finished {
+        Some(there) if difference(&there, &key).is_none() => return found(release, run),
+        Some(_) => release.check_place(control, report)?,
+        None => {}
     }
     let place = Place::begin(&release.target, &key, run)?;
     if !place.resumed {
@@ -259,6 +267,26 @@ pub fn run(release: &Release, control: &Control, report: &dyn Report) -> Result<
         }
         Err(other) => Err(other),
     }
+}
+
+/// The release that an interrupted run had finished.
+fn found(release: &Release, run: Run) -> Result<Released> {
+    let begin = std::time::Instant::now();
+    let open = |output: &convert::OutputPlan| {
+        Artifact::open_at(output, &release.target.join(output.place.file_name().unwrap_or_default()), run)
+    };
+    let mut artifacts = release.plan.outputs.iter().map(open).collect::<Result<Vec<_>>>()?;
+    let projectors = release.projector.iter().flat_map(|plan| &plan.outputs).map(open).collect::<Result<Vec<_>>>()?;
+    let report = match release.options.measurement {
+        Some(_) => Some(report::Report::from_json(&crate::input::read_text(&release.target.join(REPORTS[0]))?)?),
+        None => None,
+    };
+    for (artifact, candidate) in artifacts.iter_mut().zip(report.iter().flat_map(|report| &report.candidates)) {
+        artifact.measured = candidate.measured();
+    }
+    artifacts.sort_by_key(|a| a.bytes);
+    let seconds = begin.elapsed().as_secs_f64();
+    Ok(Released { folder: release.target.clone(), artifacts, projectors, report, seconds })
 }
 
 fn enough_space(release: &Release) -> Result<()> {

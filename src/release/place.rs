@@ -1,12 +1,13 @@
 //! The folder of a release while it is made: under another name, with a note of what it is of, so that another run can go
 //! on with it and no other takes its place. It gets its name when it is whole.
 
+use super::hashes::SUMS;
 use crate::control::{Control, Notice, Run};
 use crate::convert::identity::difference;
 use crate::disk;
 use crate::error::Unfinished;
 use crate::writer::folder::{self, MANIFEST};
-use crate::writer::publish::Step;
+use crate::writer::publish::{Stamp, Step};
 use crate::{Error, Result};
 use serde_json::Value;
 use std::fs::{File, TryLockError};
@@ -29,6 +30,35 @@ pub struct Place {
 }
 
 impl Place {
+    /// Brings to its end what a run left that was killed while it gave `target` its name. What that release is of, where
+    /// there is such a one.
+    ///
+    /// # Errors
+    /// `Unfinished` while that run is at work; `Exists`; `Io`.
+    pub fn complete(target: &Path, run: Run) -> Result<Option<Value>> {
+        let partial = folder::partial_path(target);
+        let is_named = target.join(NOTE).is_file();
+        // Where the system cannot exchange folders, there is a moment between two names.
+        let is_between = || {
+            let old = disk::folder_of(target).join(replaced(target));
+            target.symlink_metadata().is_err() && old.join(MANIFEST).is_file() && partial.join(SUMS).is_file()
+        };
+        let (note, step) = match is_named {
+            true => (target.join(NOTE), step(&partial, target, None)),
+            false if is_between() => (partial.join(NOTE), step(&partial, target, Stamp::of(&partial.join(SUMS)))),
+            false => return Ok(None),
+        };
+        if !note.is_file() {
+            return Ok(None);
+        }
+        let _lock = locked(&note, target)?;
+        let key = crate::input::read_json(&note).unwrap_or_default();
+        step.catch_up(disk::folder_of(target))?;
+        let what = format!("an interrupted run had finished {}: its naming is completed", target.display());
+        run.notice(Notice::Info(what));
+        Ok(Some(key))
+    }
+
     /// Makes the unfinished folder of `target`, or takes up the one that is there. `key`: what the release is of.
     ///
     /// # Errors
@@ -150,10 +180,8 @@ impl Place {
 
     /// Takes a name, and leaves the note behind.
     fn take(&mut self, target: &Path) -> Result<()> {
-        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let (from, to) = (name(&self.partial), name(target));
-        let step = Step::Folder { from, old: format!("{to}.replaced"), to, journal: NOTE.into(), stamp: None };
-        step.carry_out(disk::folder_of(target))?;
+        let stamp = Stamp::of(&self.partial.join(SUMS));
+        step(&self.partial, target, stamp).carry_out(disk::folder_of(target))?;
         self.gone = true;
         Ok(())
     }
@@ -172,6 +200,21 @@ impl Drop for Place {
             let _ = disk::remove_folder(&self.partial, NOTE);
         }
     }
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The name of what is replaced, until it is gone.
+fn replaced(target: &Path) -> String {
+    format!("{}.replaced", name_of(target))
+}
+
+/// How the folder gets its name.
+fn step(partial: &Path, target: &Path, stamp: Option<Stamp>) -> Step {
+    let (from, to) = (name_of(partial), name_of(target));
+    Step::Folder { from, to, old: replaced(target), journal: NOTE.into(), last: SUMS.into(), stamp }
 }
 
 /// The name of a release that failed its gates.

@@ -250,7 +250,7 @@ impl Folder {
         let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let (from, to) = (name(&self.partial), name(&self.target));
         let stamp = Stamp::of(&self.partial.join(LAST));
-        Ok(Step::Folder { from, to, old: name(&old), journal: JOURNAL.into(), stamp })
+        Ok(Step::Folder { from, to, old: name(&old), journal: JOURNAL.into(), last: LAST.into(), stamp })
     }
 
     /// What was written must be sound shards with exactly these tensors.

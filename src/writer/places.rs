@@ -12,7 +12,7 @@ pub struct Inputs(Vec<Identity>);
 impl Inputs {
     /// What is behind `paths`, of which folders stand for the checkpoint in them.
     pub fn new<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Self {
-        Self(paths.into_iter().flat_map(files).filter_map(|f| identity(&f)).collect())
+        Self(paths.into_iter().flat_map(files_behind).filter_map(|f| identity(&f)).collect())
     }
 
     /// That `output` takes the place of none of them.
@@ -51,11 +51,14 @@ pub fn check<'a>(
     Ok(())
 }
 
-/// The files that are read where `input` is named.
-fn files(input: &Path) -> Vec<PathBuf> {
+/// The files that are read where `input` is named, in order.
+pub fn files_behind(input: &Path) -> Vec<PathBuf> {
     let listed = |folder: &Path, keep: &dyn Fn(&str) -> bool| -> Vec<PathBuf> {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        entries.filter(|e| e.file_name().to_str().is_some_and(keep)).map(|e| e.path()).collect()
+        let kept = entries.filter(|e| e.file_name().to_str().is_some_and(keep));
+        let mut kept: Vec<PathBuf> = kept.map(|e| e.path()).collect();
+        kept.sort();
+        kept
     };
     if input.is_dir() {
         return listed(input, &of_checkpoint);
@@ -73,11 +76,30 @@ fn files(input: &Path) -> Vec<PathBuf> {
 
 /// What a checkpoint's folder holds for itself; reports and artifacts may lie there too.
 fn of_checkpoint(name: &str) -> bool {
-    let beginnings = ["tokenizer", "chat_template", "config.", "generation_config", "special_tokens", "added_tokens"];
+    let beginnings = [
+        "adapter_",
+        "pytorch_model",
+        "consolidated",
+        "tokenizer",
+        "chat_template",
+        "config.",
+        "generation_config",
+        "special_tokens",
+        "added_tokens",
+    ];
     let ends = [".safetensors", ".safetensors.index.json", ".model", ".jinja"];
     beginnings.iter().any(|b| name.starts_with(b))
         || ends.iter().any(|e| name.ends_with(e))
-        || matches!(name, "vocab.json" | "vocab.txt" | "merges.txt" | "README.md" | "quantize-manifest.json")
+        || matches!(
+            name,
+            "vocab.json"
+                | "vocab.txt"
+                | "merges.txt"
+                | "params.json"
+                | "tekken.json"
+                | "README.md"
+                | "quantize-manifest.json"
+        )
 }
 
 /// What tells whether two names are of one file.

@@ -6,6 +6,7 @@ use crate::disk;
 use crate::disk::partial::PartialFile;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::fs::Metadata;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
@@ -25,9 +26,17 @@ pub struct Stamp {
 impl Stamp {
     /// That of a file; `None` where there is none.
     pub fn of(path: &Path) -> Option<Self> {
-        let metadata = path.symlink_metadata().ok()?;
+        path.symlink_metadata().ok().map(|metadata| Self::from(&metadata))
+    }
+
+    /// The same of the file that a link leads to.
+    pub fn behind(path: &Path) -> Option<Self> {
+        path.metadata().ok().map(|metadata| Self::from(&metadata))
+    }
+
+    fn from(metadata: &Metadata) -> Self {
         let since = metadata.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
-        Some(Self { bytes: metadata.len(), modified: since.map(|s| s.as_nanos().to_string()) })
+        Self { bytes: metadata.len(), modified: since.map(|s| s.as_nanos().to_string()) }
     }
 }
 
@@ -53,9 +62,16 @@ pub enum Step {
         to: String,
         old: String,
         journal: String,
-        /// Of its `config.json`. Without one nobody but the run itself gives the name.
+        /// The file that was written last into it.
+        #[serde(default = "last_of_checkpoints")]
+        last: String,
+        /// Of that file. Without one nobody but the run itself gives the name.
         stamp: Option<Stamp>,
     },
+}
+
+fn last_of_checkpoints() -> String {
+    LAST.into()
 }
 
 impl Step {
@@ -75,8 +91,8 @@ impl Step {
         let plain = |name: &String| Path::new(name).file_name().is_some_and(|n| n == name.as_str());
         match self {
             Step::File { from, to, .. } => plain(from) && plain(to) && from.ends_with(".partial"),
-            Step::Folder { from, to, old, journal, .. } => {
-                [from, to, old, journal].into_iter().all(plain)
+            Step::Folder { from, to, old, journal, last, .. } => {
+                [from, to, old, journal, last].into_iter().all(plain)
                     && from.ends_with(".partial")
                     && old.ends_with(".replaced")
             }
@@ -105,11 +121,19 @@ impl Step {
         }
     }
 
+    /// Whether the file that has the name is the one that was written down.
+    pub fn is_done(&self, folder: &Path) -> bool {
+        match self {
+            Step::File { to, stamp, .. } => stamp.is_some() && Stamp::of(&folder.join(to)) == *stamp,
+            Step::Folder { .. } => !self.is_due(folder) && folder.join(self.to()).is_dir(),
+        }
+    }
+
     /// Whether what was written down is still under its temporary name.
     fn is_unnamed(&self, folder: &Path) -> bool {
         let (there, stamp) = match self {
             Step::File { from, stamp, .. } => (folder.join(from), stamp),
-            Step::Folder { from, stamp, .. } => (folder.join(from).join(LAST), stamp),
+            Step::Folder { from, last, stamp, .. } => (folder.join(from).join(last), stamp),
         };
         stamp.is_some() && Stamp::of(&there) == *stamp
     }
@@ -149,9 +173,9 @@ impl Step {
                     rename(&from, &to).map_err(io(&to))?;
                 }
             }
-            Step::Folder { from, to, old, journal, stamp } => {
+            Step::Folder { from, to, old, journal, last, stamp } => {
                 let [from, to, old] = [from, to, old].map(|name| folder.join(name));
-                let mut is_exchanged = !is_unnamed && is_exchanged(&from, &to, journal);
+                let mut is_exchanged = !is_unnamed && is_exchanged(&from, &to, journal, last);
                 if is_unnamed {
                     if to.exists() {
                         // What somebody else has put there since.
@@ -189,9 +213,10 @@ impl Step {
 
 /// Whether what has the temporary name is the folder that was replaced: it was finished and has no journal, and the new
 /// one still has its own.
-fn is_exchanged(from: &Path, to: &Path, journal: &str) -> bool {
-    let is_whole = |folder: &Path| folder.join(LAST).is_file() && folder.join(MANIFEST).is_file();
-    to.join(journal).exists() && is_whole(to) && is_whole(from) && !from.join(journal).exists()
+fn is_exchanged(from: &Path, to: &Path, journal: &str, last: &str) -> bool {
+    let is_whole =
+        |folder: &Path, last: &[&str]| folder.join(MANIFEST).is_file() && last.iter().any(|l| folder.join(l).is_file());
+    to.join(journal).exists() && is_whole(to, &[last]) && is_whole(from, &[last, LAST]) && !from.join(journal).exists()
 }
 
 /// Whether a folder may be replaced: one of this program, or one with nothing in it.
@@ -210,6 +235,7 @@ mod tests {
             to: "m".into(),
             old: "m.replaced".into(),
             journal: ".journal".into(),
+            last: LAST.into(),
             stamp: Stamp::of(&dir.join("m.partial").join(LAST)),
         }
     }

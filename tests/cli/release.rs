@@ -184,6 +184,12 @@ fn a_killed_release_goes_on() {
         assert_eq!(weights(&got), weights(&want));
         assert!(check_sums(&dir.path().join("cut")) > 5);
         assert_eq!(names(dir.path()), ["cut", "whole"]);
+        // The card names the command, and not that it was gone on with.
+        let card = |name: &str| {
+            let text = std::fs::read_to_string(dir.path().join(name).join("README.md")).unwrap();
+            text.replace(&format!("-o {name}"), "-o release")
+        };
+        assert_eq!(card("cut"), card("whole"));
         std::fs::remove_dir_all(dir.path().join("cut")).unwrap();
     }
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the fuzz targets with the stable toolchain: coverage by LLVM's own pass, overflow checks and debug assertions on.
+# Builds the fuzz target with the stable toolchain: coverage by LLVM's own pass, overflow checks and debug assertions on.
 # CARGO names another cargo, CARGO_TARGET_DIR another place for what is built.
 set -eu
 cd "$(dirname "$0")"

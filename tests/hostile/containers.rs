@@ -50,6 +50,13 @@ unsafe impl GlobalAlloc for Noting {
 #[global_allocator]
 static ALLOCATOR: Noting = Noting;
 
+/// The most memory that `read` asks for at once, in this thread.
+pub fn largest<T>(read: impl FnOnce() -> T) -> usize {
+    LARGEST.set(0);
+    read();
+    LARGEST.get()
+}
+
 /// Runs a reader on `bytes` and fails when it asks for more memory at once than a small multiple of them.
 fn frugal<T>(bytes: &[u8], read: impl FnOnce() -> T) -> T {
     LARGEST.set(0);

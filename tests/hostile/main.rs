@@ -6,3 +6,4 @@ mod common;
 
 mod containers;
 mod program;
+mod seeds;

@@ -25,6 +25,7 @@ binary, model, kills = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2]
 rng = random.Random(int(sys.argv[4]) if len(sys.argv) > 4 else 1)
 DATA = ["--calibration", "default", "--calibration-tokens", "512", "--seq-len", "32"]
 TEXT = ["--text", __file__, "--ctx", "64", "--chunks", "4"]
+PLAIN = ["--rounding", "nearest", "--no-check"]
 # Name: arguments, output, whether --resume is known to it, whether it replaces an output of another recipe.
 KINDS = {
     "files": (["--to", "q8_0,q4_0", model, "--modelfile"], "out/", False, None),
@@ -36,16 +37,21 @@ KINDS = {
     "awq": (["--to", "awq-32g", model, *DATA], "m", True, None),
     "file and folder": (["--to", "q4_0,fp8", model], "out/", True, None),
     "calibrate": (["calibrate", model, *DATA, "--checkpoint-every", "0"], "i.gguf", True, None),
+    "calibrate, text": (["calibrate", model, *DATA, "--checkpoint-every", "0", "--save-text", "t.txt"], "i.gguf", True, None),
     "hessians": (["calibrate", model, *DATA, "--hessians"], "h.gguf", False, None),
     # The output's place is named where OUT stands.
     "stored logits": (["eval", model, *TEXT, "--save-logits", "OUT"], "base.kld", False, None),
+    "logits and report": (["eval", model, *TEXT, "--save-logits", "base.kld", "--report", "OUT"], "r.json", False, None),
     "compare": (["compare", model, model, *TEXT, "--report", "OUT"], "r.json", False, None),
+    "reports": (["compare", model, model, *TEXT, "--report", "OUT", "--report", "r.html", "--report", "r.md"], "r.json", False, None),
+    "release": (["release", model, "--to", "q4_0,fp8", *PLAIN], "out", True, None),
+    "release replaced": (["release", model, "--to", "q4_0,fp8", *PLAIN, "--force"], "out", True, "q8_0,q4_0"),
 }
 WANTED = sys.argv[5:] or [*KINDS, "push"]
 
 
 # What is unfinished of a folder is continued or replaced, and never passed over.
-ASK = ("gptq", "awq", "file and folder")
+ASK = ("gptq", "awq", "file and folder", "release")
 
 
 def tree(folder):
@@ -54,10 +60,12 @@ def tree(folder):
 
 
 def digest(path):
-    """Of a report: of all but when it was made and how long that took."""
+    """Of a report: of all but when it was made and how long that took, of a rendered one that it is whole."""
     if path.name == "r.json":
         report = json.loads(path.read_text())
         return hashlib.sha256(json.dumps(lasting(report), sort_keys=True).encode()).hexdigest()
+    if path.name in ("r.html", "r.md"):
+        return path.read_text().rstrip()[-7:] if path.suffix == ".html" else path.read_text()[:2]
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -84,7 +92,8 @@ def run(folder, args, output, after=None, **env):
 def prepared(folder, args, output, older):
     if older:
         split = ["--split-max-tensors", "9"] if "--split-max-tensors" in args else []
-        code, out = run(folder, ["--to", older, model, *split], output)
+        make = ["release", model, "--to", older, *PLAIN] if args[0] == "release" else ["--to", older, model, *split]
+        code, out = run(folder, make, output)
         assert code == 0, out
 
 

@@ -130,9 +130,10 @@ fn a_saved_base_serves_as_well_as_the_model() {
     let (mut base, mut q) = (Bigram::new(41, 0.0), Bigram::new(41, 1.0));
     let save_base = Some(KlBaseWriter::create(&path, &windows, 41, &text).unwrap());
     let options = Options { save_base, progress: None };
-    let live =
+    let mut live =
         compare(Base::Model(candidate("base", &mut base)), &mut [candidate("q", &mut q)], &text, &windows, options)
             .unwrap();
+    live.stored.take().unwrap().finish().unwrap();
 
     let reader = Box::new(KlBaseReader::open(&path).unwrap());
     let (stored, windows) = (reader.tokens().to_vec(), reader.windows(Some(1)));

@@ -8,6 +8,7 @@ use quantize::convert::{self, Calibration, Checkpoints, Recipe, Split, Target, c
 use quantize::disk::fault::{self, Fault};
 use quantize::edit::{self, Change, Shards};
 use quantize::model::SourceModel;
+use quantize::release;
 use quantize::{Control, Error, Notice, Report, Result};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -166,6 +167,21 @@ fn folders() {
 fn plain_folders() {
     sweep(&kind("plain folder", to(&["safetensors"]), "out"));
     sweep(&replacing(kind("a plain folder replaced", to(&["safetensors"]), "out"), to(&["fp8"]), "out"));
+}
+
+/// A release of `targets` in `out`.
+fn released(targets: &'static [&str]) -> Work {
+    Box::new(|folder, control| {
+        let release = release::plan(&source(), &to(targets), &folder.join("out"), release::Options::default())?;
+        release::run(&release, control, &()).map(|_| ())
+    })
+}
+
+#[test]
+fn releases() {
+    let kind = |name, before| Kind { name, run: released(&["q4_0", "fp8"]), before, plain: false, every: 23 };
+    sweep(&kind("release", None));
+    sweep(&kind("a release replaced", Some(released(&["q8_0", "q4_0"]))));
 }
 
 /// What is made of a finished file, by a run of its own that may replace what is there.

@@ -24,5 +24,6 @@ mod projectors;
 mod report;
 mod resume;
 mod resume_inputs;
+mod together;
 mod tokenizer;
 mod tokenizer_folders;

@@ -6,7 +6,7 @@ use super::{Job, TASKS, files, folder, task_folder};
 use crate::control::{Control, Report, Run};
 use crate::convert::identity::difference;
 use crate::convert::journal::{Contents, Journal, Left};
-use crate::convert::{Outcome, Plan, published};
+use crate::convert::{Outcome, Plan, naming};
 use crate::disk::{self, Written};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -49,7 +49,7 @@ pub fn assemble(
         // What killed tasks have left.
         if attempt.file_name().to_string_lossy().starts_with('.') {
             let attempt = attempt.path();
-            published::tidied(disk::remove_folder(&attempt, LOCK).map_err(|e| Error::io(&attempt, e)), run);
+            naming::tidied(disk::remove_folder(&attempt, LOCK).map_err(|e| Error::io(&attempt, e)), run);
         }
     }
     Ok((plan, outcome))

@@ -1,0 +1,100 @@
+//! Files of one run that get their names together: a report in several forms, and what was stored while it was measured.
+//! They are published as outputs of conversions are, so that a run that was killed between two names is brought to its end
+//! by the next; an equal one takes what it had to say from the record, and need not do the work again.
+
+use super::naming::{self, Record, TakenUp, tidied};
+use crate::Result;
+use crate::control::Run;
+use crate::disk::{self, partial::PartialFile};
+use crate::writer::places::files_behind;
+use crate::writer::publish::{Stamp, Step};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The files of a run. Until [`Together::publish`] has ended, none is said to be finished.
+#[derive(Default)]
+pub struct Together {
+    /// What the run is of.
+    key: Value,
+    /// What earlier runs left.
+    earlier: Vec<TakenUp>,
+}
+
+impl Together {
+    /// Brings to its end what killed runs left where `files` go. `of` says what decides this run's bytes, beside the files
+    /// that are read at `inputs`.
+    ///
+    /// # Errors
+    /// Those of renaming.
+    pub fn begin<'a>(
+        files: &[&Path],
+        of: Value,
+        inputs: impl IntoIterator<Item = &'a Path>,
+        run: Run,
+    ) -> Result<Together> {
+        let read: Vec<PathBuf> = inputs.into_iter().flat_map(files_behind).collect();
+        let read: Vec<Value> =
+            read.iter().map(|path| json!([path.display().to_string(), Stamp::behind(path)])).collect();
+        let key = json!({ "version": env!("CARGO_PKG_VERSION"), "of": of, "inputs": read });
+        let folders: Vec<&Path> = files.iter().map(|file| disk::folder_of(file)).collect();
+        let ours = |folder: &Path, record: &Record| {
+            let is_here = |step: &Step| files.iter().any(|file| is_at(file, folder, step));
+            record.outputs.is_empty() && record.steps.iter().any(is_here)
+        };
+        Ok(Together { key, earlier: naming::recover(folders, ours, run)? })
+    }
+
+    /// What an equal run had to say which gave all of `files` their names and was killed before it ended.
+    pub fn said(&self, files: &[&Path]) -> Option<&Value> {
+        let (_, _, record) = self.equal().next()?;
+        files.iter().all(|file| self.has(file)).then(|| &record.identity["said"])
+    }
+
+    /// Whether `file` is what an equal run has made that did not come to its end: it may be made again in its place.
+    pub fn has(&self, file: &Path) -> bool {
+        self.equal().any(|(folder, _, record)| {
+            record.steps.iter().any(|step| is_at(file, folder, step) && step.is_done(folder))
+        })
+    }
+
+    fn equal(&self) -> impl Iterator<Item = &TakenUp> {
+        self.earlier.iter().filter(|(_, _, record)| record.identity["key"] == self.key)
+    }
+
+    /// Gives files their names, which are whole but for that. `said`: what the run has to say beside.
+    ///
+    /// # Errors
+    /// `Io`; `Exists` for a name that was taken meanwhile; `Unfinished` while another run gives the same names.
+    pub fn publish(mut self, mut files: Vec<PartialFile>, said: &Value, run: Run) -> Result<()> {
+        if files.len() < 2 {
+            files.pop().map_or(Ok(()), PartialFile::finish)?;
+            self.forget(run);
+            return Ok(());
+        }
+        let steps = files.iter().map(|file| Ok((disk::folder_of(file.target()).to_path_buf(), Step::of(file)?)));
+        let steps = steps.collect::<Result<Vec<_>>>()?;
+        let identity = json!({ "key": self.key, "said": said });
+        let mut folders: BTreeMap<PathBuf, Record> = BTreeMap::new();
+        for (folder, step) in &steps {
+            folders.entry(folder.clone()).or_insert_with(|| Record::of(&identity)).steps.push(step.clone());
+        }
+        // In place of those of earlier runs, whose files are replaced.
+        let mut records = naming::announce(&folders)?;
+        self.earlier.retain(|(_, earlier, _)| records.iter().all(|record| record.path() != earlier.path()));
+        self.forget(run);
+        naming::carry_out(&mut records, 0, &steps, || files.iter_mut().for_each(|file| file.keep_on_drop(true)))?;
+        records.into_iter().for_each(|record| tidied(record.remove(), run));
+        Ok(())
+    }
+
+    /// What was left of earlier runs has served.
+    pub fn forget(&mut self, run: Run) {
+        self.earlier.drain(..).for_each(|(_, record, _)| tidied(record.remove(), run));
+    }
+}
+
+/// Whether a step gives a file in `folder` its name.
+fn is_at(file: &Path, folder: &Path, step: &Step) -> bool {
+    folder == disk::folder_of(file) && file.file_name() == Some(step.to().as_ref())
+}
