@@ -279,11 +279,8 @@ impl MappedTensor {
 
     /// Whether the model, which computes with values that follow from its weights, has other ones in the last bits.
     pub fn is_rounded(&self, ckpt: &Checkpoint) -> bool {
-        let computed = match self.values {
-            ValueMap::PlusOne | ValueMap::Plus(_) | ValueMap::NegExp | ValueMap::Exp | ValueMap::Softplus => true,
-            ValueMap::Times(_) | ValueMap::RowTimes(_) => true,
-            _ => false,
-        };
+        use ValueMap::{Exp, NegExp, Plus, PlusOne, RowTimes, Softplus, Times};
+        let computed = matches!(self.values, PlusOne | Plus(_) | NegExp | Exp | Softplus | Times(_) | RowTimes(_));
         computed && self.is_half(ckpt)
     }
 
