@@ -53,9 +53,8 @@ impl Together {
 
     /// Whether `file` is what an equal run has made that did not come to its end: it may be made again in its place.
     pub fn has(&self, file: &Path) -> bool {
-        self.equal().any(|(folder, _, record)| {
-            record.steps.iter().any(|step| is_at(file, folder, step) && step.is_done(folder))
-        })
+        let there = named(file, Stamp::of(file));
+        self.equal().any(|(_, _, record)| record.identity["files"].as_array().is_some_and(|all| all.contains(&there)))
     }
 
     fn equal(&self) -> impl Iterator<Item = &TakenUp> {
@@ -74,7 +73,9 @@ impl Together {
         }
         let steps = files.iter().map(|file| Ok((disk::folder_of(file.target()).to_path_buf(), Step::of(file)?)));
         let steps = steps.collect::<Result<Vec<_>>>()?;
-        let identity = json!({ "key": self.key, "said": said });
+        // Every record names the whole set: of those in several folders, one goes first.
+        let all = files.iter().map(|file| named(file.target(), Stamp::of(file.temp_path()))).collect::<Vec<_>>();
+        let identity = json!({ "key": self.key, "said": said, "files": all });
         let mut folders: BTreeMap<PathBuf, Record> = BTreeMap::new();
         for (folder, step) in &steps {
             folders.entry(folder.clone()).or_insert_with(|| Record::of(&identity)).steps.push(step.clone());
@@ -92,6 +93,11 @@ impl Together {
     pub fn forget(&mut self, run: Run) {
         self.earlier.drain(..).for_each(|(_, record, _)| tidied(record.remove(), run));
     }
+}
+
+/// A file as records have it.
+fn named(file: &Path, stamp: Option<Stamp>) -> Value {
+    json!([file.display().to_string(), stamp])
 }
 
 /// Whether a step gives a file in `folder` its name.

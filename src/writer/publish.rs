@@ -121,14 +121,6 @@ impl Step {
         }
     }
 
-    /// Whether the file that has the name is the one that was written down.
-    pub fn is_done(&self, folder: &Path) -> bool {
-        match self {
-            Step::File { to, stamp, .. } => stamp.is_some() && Stamp::of(&folder.join(to)) == *stamp,
-            Step::Folder { .. } => !self.is_due(folder) && folder.join(self.to()).is_dir(),
-        }
-    }
-
     /// Whether what was written down is still under its temporary name.
     fn is_unnamed(&self, folder: &Path) -> bool {
         let (there, stamp) = match self {
