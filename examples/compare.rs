@@ -24,5 +24,5 @@ fn main() -> Result<()> {
         println!("{}: {} {}", gate.candidate, gate.gate, if gate.pass { "passed" } else { "failed" });
     }
     let failed = |source| Error::Io { path: page.into(), source };
-    std::fs::write(page, report::render_html(&report)).map_err(failed)
+    std::fs::write(page, report::render_html(&report)?).map_err(failed)
 }

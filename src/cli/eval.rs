@@ -314,8 +314,8 @@ type Form = fn(&Report) -> Result<String>;
 /// `Usage` for a name without a known ending.
 fn form(path: &Path) -> Result<Form> {
     match path.extension().and_then(|e| e.to_str()) {
-        Some("html" | "htm") => Ok(|report| Ok(report::render_html(report))),
-        Some("md" | "markdown") => Ok(|report| Ok(report::render_markdown(report))),
+        Some("html" | "htm") => Ok(report::render_html),
+        Some("md" | "markdown") => Ok(report::render_markdown),
         Some("json") => Ok(Report::to_json),
         Some("txt") => Ok(|report| Ok(report::render_text(report))),
         _ => {

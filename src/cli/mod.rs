@@ -215,14 +215,19 @@ mod tests {
         fn walk(command: &clap::Command, found: &mut Vec<String>) {
             for arg in command.get_arguments() {
                 let is_path = arg.get_value_parser().type_id() == std::any::TypeId::of::<std::path::PathBuf>();
-                let command = command.clone().name("x").ignore_errors(false);
-                let flag = arg.get_long().map(|long| format!("--{long}=-"));
-                let line = ["x".to_string()].into_iter().chain([flag.unwrap_or("-".into())]);
-                let refused = || {
-                    command
-                        .try_get_matches_from(line)
-                        .is_err_and(|e| e.kind() == clap::error::ErrorKind::ValueValidation)
+                // Alone, as two models, and behind the scheduler that `job emit` is for.
+                let lines = match arg.get_long() {
+                    Some(long) => vec![vec![format!("--{long}=-")]],
+                    None => [&["-"][..], &["-", "-"], &["slurm", "-"]]
+                        .map(|l| l.iter().map(|w| w.to_string()).collect())
+                        .into(),
                 };
+                let is_refused = |line: Vec<String>| {
+                    let line = ["x".to_string()].into_iter().chain(line);
+                    let parsed = command.clone().try_get_matches_from(line);
+                    parsed.is_err_and(|e| e.kind() == clap::error::ErrorKind::ValueValidation)
+                };
+                let refused = || lines.into_iter().any(is_refused);
                 if is_path && !refused() {
                     found.push(arg.get_id().to_string());
                 }

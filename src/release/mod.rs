@@ -326,8 +326,8 @@ fn fill(release: &Release, place: &Place, run: Run) -> Result<Filled> {
     artifacts.sort_by_key(|a| a.bytes);
     if let Some(report) = &report {
         place.text(REPORTS[0], &report.to_json()?)?;
-        place.text(REPORTS[1], &report::render_html(report))?;
-        place.text(REPORTS[2], &report::render_markdown(report))?;
+        place.text(REPORTS[1], &report::render_html(report)?)?;
+        place.text(REPORTS[2], &report::render_markdown(report)?)?;
     }
     for name in release.licenses()? {
         place.copy(&release.plan.source.ckpt.dir().join(&name), &name)?;

@@ -6,11 +6,15 @@ use super::format::{bytes, count, parameters, percent};
 use super::schema::{Candidate, Report};
 use super::template::{Template, render};
 use super::{charts, names, statistics, summary, view};
+use crate::Result;
 use minijinja::context;
 use minijinja::value::Value;
 
 /// Renders the whole page.
-pub fn render_html(report: &Report) -> String {
+///
+/// # Errors
+/// `Internal` for a mistake in the template.
+pub fn render_html(report: &Report) -> Result<String> {
     let report = &*names::shortened(report);
     let model = report.source.as_ref().or(report.base.as_ref().map(|b| &b.artifact));
     let measured = summary::measured(report);

@@ -4,8 +4,12 @@
 use super::schema::Report;
 use super::template::{Template, render};
 use super::{names, view};
+use crate::Result;
 
 /// Renders for GitHub and Hugging Face.
-pub fn render_markdown(report: &Report) -> String {
+///
+/// # Errors
+/// `Internal` for a mistake in the template.
+pub fn render_markdown(report: &Report) -> Result<String> {
     render(Template::Markdown, view::of(&names::shortened(report)))
 }

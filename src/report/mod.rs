@@ -14,6 +14,7 @@ mod schema;
 mod sizes;
 mod statistics;
 pub(crate) mod summary;
+mod table;
 mod tasks;
 mod template;
 pub(crate) mod text;

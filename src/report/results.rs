@@ -1,10 +1,10 @@
-//! The main table: a row per model with the figures of each, and its cells for renderings that have columns only.
+//! The rows of the main table: the models, with the figures of each.
 
 use super::figures::{self, Figure};
 use super::format::{fixed, percent};
-use super::schema::{Artifact, Candidate, OfText, Report};
-use super::{sizes, summary, vectors};
-use crate::eval::{Estimate, Statistics};
+use super::schema::{Artifact, Candidate, Report};
+use super::sizes;
+use crate::eval::Statistics;
 
 /// A model.
 pub struct Row<'a> {
@@ -59,7 +59,7 @@ pub fn rows<'a>(report: &'a Report) -> Vec<Row<'a>> {
         }
     }
     let base = report.base.as_ref().map(|base| {
-        let ppl = base.ppl.or_else(|| summary::measured(report).first().map(|(_, s)| s.ppl_base));
+        let ppl = base.ppl.or_else(|| measured(report).first().map(|(_, s)| s.ppl_base));
         let name = format!("{} (base)", base.artifact.name);
         Row { perplexity: ppl.map(figures::perplexity), ..row(report, name, &base.artifact, Some(1.0)) }
     });
@@ -77,49 +77,9 @@ pub fn rows<'a>(report: &'a Report) -> Vec<Row<'a>> {
 /// What stands where there is nothing.
 pub const NONE: &str = "–";
 
-/// The table's cells, header first, for the terminal and Markdown.
-pub fn cells(report: &Report) -> Vec<Vec<String>> {
-    if report.is_of_vectors() {
-        return vectors::table(report);
-    }
-    let head = ["model", "size", "of base", "bpw", "KL mean", "same top", "perplexity", "vs base", "KL 99 %", "RMS Δp"];
-    let mut cells = vec![head.map(String::from).to_vec()];
-    for row in rows(report) {
-        let loss = |show: fn(&Losses) -> &String| row.loss.as_ref().map_or(NONE.into(), |loss| show(loss).clone());
-        cells.push(vec![
-            row.name.clone(),
-            row.size.text.clone(),
-            row.share.clone().unwrap_or(NONE.into()),
-            row.bpw.clone(),
-            loss(|l| &l.kl.with_error),
-            loss(|l| &l.same_top.text),
-            row.perplexity.as_ref().map_or(NONE.into(), |p| p.with_error.clone()),
-            loss(|l| &l.change.text),
-            loss(|l| &l.kl_99.text),
-            loss(|l| &l.dp_rms.text),
-        ]);
-    }
-    cells
-}
-
-/// The KL divergence, or mean cosine, of every candidate on each of several texts, the worst text first; a header before.
-/// Empty for one.
-pub fn texts(report: &Report) -> Vec<Vec<String>> {
-    if report.texts.is_empty() {
-        return Vec::new();
-    }
-    let mut texts: Vec<_> = report.texts.iter().collect();
-    texts.sort_by(|a, b| b.worst().total_cmp(&a.worst()));
-    let name = |t: &&OfText| t.text.rsplit('/').next().unwrap_or(&t.text).to_string();
-    let mut rows: Vec<Vec<String>> = vec![std::iter::once("model".into()).chain(texts.iter().map(name)).collect()];
-    let measured = report.candidates.iter().filter(|c| c.measured().is_some());
-    for (i, c) in measured.enumerate() {
-        let shown = |e: &Estimate| match report.is_of_vectors() {
-            true => vectors::with_error(*e),
-            false => figures::kl(*e).with_error,
-        };
-        let figure = |t: &&OfText| t.figures().get(i).map_or(NONE.into(), shown);
-        rows.push(std::iter::once(c.artifact.name.clone()).chain(texts.iter().map(figure)).collect());
-    }
-    rows
+/// Every candidate that was run, smallest first, with its statistics.
+pub fn measured(report: &Report) -> Vec<(&Candidate, &Statistics)> {
+    let mut all: Vec<_> = report.candidates.iter().filter_map(|c| Some((c, c.stats.as_ref()?))).collect();
+    all.sort_by_key(|(c, _)| c.artifact.bytes);
+    all
 }

@@ -3,18 +3,12 @@
 
 use super::figures;
 use super::format::{bytes, percent, significant};
+pub use super::results::measured;
 use super::schema::{Answered, Candidate, Report};
 pub use super::sizes::{base_bytes, size_share, title};
 use super::vectors;
 use crate::eval::gate::shown_cosine;
 use crate::eval::stats::Statistics;
-
-/// Every candidate that was run, smallest first, with its statistics.
-pub fn measured(report: &Report) -> Vec<(&Candidate, &Statistics)> {
-    let mut all: Vec<_> = report.candidates.iter().filter_map(|c| Some((c, c.stats.as_ref()?))).collect();
-    all.sort_by_key(|(c, _)| c.artifact.bytes);
-    all
-}
 
 /// Every candidate that was run, smallest first, with its loss: KL divergence, or 1 − cosine.
 pub fn losses(report: &Report) -> Vec<(&Candidate, f64)> {

@@ -3,9 +3,10 @@
 
 use super::format::html;
 use crate::escape::markdown;
+use crate::{Error, Result};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
-use minijinja::{AutoEscape, Environment, Error, Output, State};
+use minijinja::{AutoEscape, Environment, Error as Fault, Output, State};
 
 /// A template of this module.
 pub enum Template {
@@ -17,19 +18,18 @@ pub enum Template {
 const MARKDOWN: &str = "markdown";
 
 /// Fills a template in.
-pub fn render(template: Template, context: Value) -> String {
+///
+/// # Errors
+/// `Internal` for a mistake in the template.
+pub fn render(template: Template, context: Value) -> Result<String> {
     let (name, source) = match template {
         Template::Html => ("report.html", include_str!("report.html")),
         Template::Markdown => ("report.md", include_str!("report.md")),
     };
-    match filled(name, source, context) {
-        Ok(text) => text,
-        // The templates are part of the program; what could be wrong with them the tests have seen.
-        Err(error) => unreachable!("{name}: {error:#}"),
-    }
+    filled(name, source, context).map_err(|error| Error::Internal(format!("{name}: {error}")))
 }
 
-fn filled(name: &'static str, source: &'static str, context: Value) -> Result<String, Error> {
+fn filled(name: &'static str, source: &'static str, context: Value) -> Result<String, Fault> {
     let mut env = Environment::new();
     env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     env.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
@@ -45,7 +45,7 @@ fn filled(name: &'static str, source: &'static str, context: Value) -> Result<St
 }
 
 /// Puts a value into the text, escaped for it.
-fn put(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
+fn put(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Fault> {
     let text = value.to_string();
     let markdown_wanted = matches!(state.auto_escape(), AutoEscape::Custom(_));
     let escaped = match (value.is_safe(), markdown_wanted) {

@@ -1,7 +1,7 @@
 //! The report on a terminal, line by line and each line escaped: the headline, one aligned table, gates, significant differences, departures. No colour.
 
 use super::schema::Report;
-use super::{departures, generation, names, results, summary, vectors};
+use super::{departures, generation, names, summary, table, vectors};
 use crate::escape;
 
 /// Columns of a terminal.
@@ -70,7 +70,7 @@ pub fn render_text(report: &Report) -> String {
     for line in summary::verdict(report).into_iter().chain(summary::details(report)) {
         add(&mut out, &line);
     }
-    let rows = results::cells(report);
+    let rows = table::cells(report);
     if rows.len() > 1 && !summary::answers_only(report) {
         out.push('\n');
         aligned(&mut out, &rows);
@@ -83,7 +83,7 @@ pub fn render_text(report: &Report) -> String {
             },
         );
     }
-    let texts = results::texts(report);
+    let texts = table::texts(report);
     if !texts.is_empty() {
         let what = if report.is_of_vectors() { "Mean cosine" } else { "KL" };
         out += &format!("\n{what} by text (everything above is for the first, the worst):\n");

@@ -5,7 +5,7 @@ use super::figures::{self, Figure};
 use super::format::{bytes, count, duration, significant};
 use super::results::{self, Losses, Row};
 use super::schema::{Candidate, LedgerRow, Report, TensorDamage};
-use super::{departures, generation, summary, tasks, vectors};
+use super::{departures, generation, summary, table, tasks, vectors};
 use minijinja::context;
 use minijinja::value::Value;
 
@@ -39,7 +39,7 @@ pub fn of(report: &Report) -> Value {
         title => summary::title(report), headline => summary::headline(report),
         verdict => summary::verdict(report), details => summary::details(report), gates => gates(report),
         of_vectors => report.is_of_vectors(), answers_only => summary::answers_only(report), legend => vectors::LEGEND,
-        cells => results::cells(report), rows => values(results::rows(report)), texts => results::texts(report),
+        cells => table::cells(report), rows => values(results::rows(report)), texts => table::texts(report),
         tasks => titled(tasks::tables(report)), positions => titled(generation::positions(report)),
         continuations => titled(generation::continuations(report)), first_difference => generation::LEGEND,
         pairs => pairs(report), candidates => values(report.candidates.iter().map(candidate)),

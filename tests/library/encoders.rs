@@ -192,7 +192,7 @@ fn scores_are_compared_where_there_are_some() {
         let (file, _) = convert_to(&SourceModel::open(&folder).unwrap(), &Recipe::to([to]).unwrap(), dir.path());
         let how = Measurement { method: Method::LlamaCpp { ctx: 32 }, ..Measurement::on(&text) };
         let report = check::compare(&folder, &[file], &how, &Control::default(), &()).unwrap();
-        let table = quantize::report::render_markdown(&report);
+        let table = quantize::report::render_markdown(&report).unwrap();
         assert_eq!(table.contains("same order"), report.candidates[0].scores.is_some(), "{table}");
         report.candidates[0].scores
     };

@@ -178,7 +178,7 @@ fn assert_figures(html: &str) {
 
 #[test]
 fn html_stands_alone_and_is_well_formed() {
-    let html = render_html(&sample("x"));
+    let html = render_html(&sample("x")).unwrap();
     check_well_formed(&html);
     for outside in ["http://", "https://", "src=", "@import", "url("] {
         assert!(!html.contains(outside), "{outside} in the page");
@@ -194,12 +194,12 @@ fn html_stands_alone_and_is_well_formed() {
 #[test]
 fn no_text_from_outside_becomes_markup() {
     let hostile = "\"'><script>alert(1)</script>|\n`*_[x](y)\u{0}&amp;";
-    let html = render_html(&sample(hostile));
+    let html = render_html(&sample(hostile)).unwrap();
     check_well_formed(&html);
     assert!(!html.contains("<script>alert"));
     assert!(html.contains("&lt;script&gt;alert(1)&lt;/script&gt;"));
     assert!(!html.contains('\u{0}'));
-    let markdown = render_markdown(&sample(hostile));
+    let markdown = render_markdown(&sample(hostile)).unwrap();
     assert!(!markdown.contains("<script>"));
     // Nothing is escaped twice.
     for page in [&html, &markdown] {
@@ -217,10 +217,10 @@ fn the_headline_speaks_of_the_smallest_that_passes() {
     let headline = format!("Q4_K_M keeps {:.1}\u{a0}% of the top choices at 33\u{a0}% of the size.", 100.0 * top);
     let failed: Vec<&str> = report.gates.iter().filter(|g| !g.pass).map(|g| g.candidate.as_str()).collect();
     assert!(!failed.is_empty() && failed.iter().all(|&c| c == "Q2_K"), "{failed:?}");
-    for text in [render_html(&report), render_text(&report)] {
+    for text in [render_html(&report).unwrap(), render_text(&report)] {
         assert!(text.contains(&headline), "{headline} is missing");
     }
-    assert!(render_markdown(&report).contains(&headline.replace('_', "\\_")));
+    assert!(render_markdown(&report).unwrap().contains(&headline.replace('_', "\\_")));
     report.gates.clear();
     assert!(render_text(&report).contains(&headline));
 }
@@ -229,7 +229,8 @@ fn the_headline_speaks_of_the_smallest_that_passes() {
 #[test]
 fn a_figure_reads_the_same_everywhere() {
     let report = sample("");
-    let [text, markdown, html] = [render_text(&report), render_markdown(&report), render_html(&report)];
+    let [text, markdown, html] =
+        [render_text(&report), render_markdown(&report).unwrap(), render_html(&report).unwrap()];
     let rows = text.lines().filter(|line| line.starts_with("Q4_K_M  "));
     // Without the errors, which HTML has as intervals.
     let cells = rows.flat_map(|row| row.split("  ").skip(1)).map(|cell| cell.trim().split(" ± ").next().unwrap());
@@ -278,9 +279,9 @@ fn partial_reports_render_too() {
     let mut sizeless = sample("");
     sizeless.candidates.iter_mut().for_each(|c| c.artifact.bytes = 0);
     for report in [Report::new("quantize"), converted, perplexity, one, perfect, sizeless] {
-        let html = render_html(&report);
+        let html = render_html(&report).unwrap();
         check_well_formed(&html);
         assert_figures(&html);
-        assert!(!render_markdown(&report).is_empty() && !render_text(&report).is_empty());
+        assert!(!render_markdown(&report).unwrap().is_empty() && !render_text(&report).is_empty());
     }
 }

@@ -283,7 +283,16 @@ fn planted_circles_are_found() {
         ("cli/c.rs", "fn f() { super::a::g() }"),
         ("cli/d.rs", ""),
     ];
-    assert_eq!(found(&three), ["cli/a.rs", "cli/b.rs", "cli/c.rs"].map(|file| format!("circle in cli: {file}")));
+    let files = ["cli/a.rs", "cli/b.rs", "cli/c.rs"].map(|file| format!("circle in cli: {file}"));
+    assert_eq!(found(&three), [&files[..], &["parts of cli: a, b, c".into()]].concat());
+    // Two parts of a folder, no file of which imports itself again.
+    let parts = [
+        ("model/a/x.rs", "use crate::model::b::y;"),
+        ("model/a/w.rs", ""),
+        ("model/b/y.rs", ""),
+        ("model/b/z.rs", "use crate::model::a::w;"),
+    ];
+    assert_eq!(found(&parts), ["parts of model: a, b"]);
     // A module may show what its parts hold, but not work with them and be used by them.
     let shown = [("cli/mod.rs", "mod a; pub use a::f;"), ("cli/a.rs", "use super::Args;")];
     assert_eq!(found(&shown), Vec::<String>::new());
