@@ -37,9 +37,9 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
         Together::begin(&together, words::command_for_bytes().into(), places::read_by_calibration(&args), run)?;
     let may_replace = |file: &Path| args.control.force || together.has(file);
     args.output.iter().chain(&args.save_text).try_for_each(|file| refuse_existing(file, may_replace(file)))?;
-    let create = |file: &Path| PartialFile::create(file, may_replace(file));
     // From here on no other run writes it.
-    let reserved = args.output.as_deref().filter(|_| !args.hessians).map(create).transpose()?;
+    let reserved = args.output.as_deref().filter(|_| !args.hessians);
+    let reserved = reserved.map(|file| PartialFile::create(file, may_replace(file))).transpose()?;
     let earlier: Vec<Imatrix> = args.merge.iter().map(|path| Imatrix::open(path)).collect::<Result<_>>()?;
     let made = match &args.model {
         Some(model) => {
@@ -70,9 +70,7 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     let data = made.as_ref().map(|made| &made.data);
     files.iter().try_for_each(|file| imatrix.write_into(file, &extra(data)))?;
     if let (Some(file), Some(made)) = (&args.save_text, &made) {
-        let text = create(file)?;
-        text.write_at(0, made.text.as_bytes())?;
-        files.push(text);
+        files.push(PartialFile::holding(file, &made.text, may_replace(file))?);
     }
     together.publish(files, &Value::Null, run)?;
     if let (Some(output), true) = (&args.output, made.is_some()) {

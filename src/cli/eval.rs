@@ -297,9 +297,7 @@ fn print_report(report: &Report, format: Format) -> Result<()> {
 
 /// A report's file, which lacks nothing but its name.
 fn written(report: &Report, path: &Path, force: bool) -> Result<PartialFile> {
-    let file = PartialFile::create(path, force)?;
-    file.write_at(0, form(path)?(report)?.as_bytes())?;
-    Ok(file)
+    PartialFile::holding(path, &form(path)?(report)?, force)
 }
 
 /// Endings of reports' names.

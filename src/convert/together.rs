@@ -89,7 +89,7 @@ impl Together {
         Ok(())
     }
 
-    /// What was left of earlier runs has served.
+    /// Removes what earlier runs wrote down; nothing of it is needed any more.
     pub fn forget(&mut self, run: Run) {
         self.earlier.drain(..).for_each(|(_, record, _)| tidied(record.remove(), run));
     }

@@ -33,7 +33,17 @@ impl PartialFile {
         Self::create_as(target, "", force)
     }
 
-    /// The same for another file that may take the place of `target` in the end.
+    /// A whole text, which lacks nothing but its name.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn holding(target: &Path, text: &str, force: bool) -> Result<Self> {
+        let file = Self::create(target, force)?;
+        file.write_at(0, text.as_bytes())?;
+        Ok(file)
+    }
+
+    /// The same as [`Self::create`] for another file that may take the place of `target` in the end.
     ///
     /// # Errors
     /// As [`Self::create`].
@@ -225,9 +235,7 @@ mod tests {
     use super::*;
 
     fn write_text(target: &Path, text: &str, force: bool) -> Result<()> {
-        let file = PartialFile::create(target, force)?;
-        file.write_at(0, text.as_bytes())?;
-        file.finish()
+        PartialFile::holding(target, text, force)?.finish()
     }
 
     #[test]

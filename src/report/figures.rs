@@ -32,6 +32,12 @@ impl Figure {
         let interval = e.ci95.map_or(String::new(), |[low, high]| format!("{}{between}{}", show(low), show(high)));
         Self { key: e.value, text, with_error, interval }
     }
+
+    /// An estimate times `scale`, and its error, in so many decimals.
+    fn scaled(e: Estimate, scale: f64, unit: &str, decimals: usize) -> Self {
+        let show = |v: f64| fixed(scale * v, decimals);
+        Self::of(e, unit, DASH, show, show)
+    }
 }
 
 const PERCENT: &str = "\u{a0}%";
@@ -46,8 +52,7 @@ pub fn size(n: u64) -> Figure {
 
 /// Mean KL divergence, nats per token.
 pub fn kl(e: Estimate) -> Figure {
-    let d = decimals_for(e);
-    Figure::of(e, "", DASH, |v| fixed(v, d), |v| fixed(v, d))
+    Figure::scaled(e, 1.0, "", decimals_for(e))
 }
 
 /// A percentile of the KL divergence.
@@ -56,8 +61,7 @@ pub fn kl_percentile(v: f64) -> Figure {
 }
 
 pub fn perplexity(e: Estimate) -> Figure {
-    let d = decimals_for(e).clamp(2, 3);
-    Figure::of(e, "", DASH, |v| fixed(v, d), |v| fixed(v, d))
+    Figure::scaled(e, 1.0, "", decimals_for(e).clamp(2, 3))
 }
 
 /// Perplexity over the base's, as the change in percent.
@@ -68,16 +72,15 @@ pub fn change(ratio: Estimate) -> Figure {
 
 /// A share, in percent.
 pub fn share(e: Estimate) -> Figure {
-    let d = percent_decimals(e);
-    Figure::of(e, PERCENT, DASH, |v| fixed(100.0 * v, d), |v| fixed(100.0 * v, d))
+    Figure::scaled(e, 100.0, PERCENT, percent_decimals(e))
 }
 
 /// One or two decimals of a percentage, as its error asks.
 fn percent_decimals(e: Estimate) -> usize {
-    decimals_for(Estimate { value: 0.0, std_error: 100.0 * e.std_error, ci95: None }).clamp(1, 2)
+    decimals_for(Estimate::new(0.0, 100.0 * e.std_error)).clamp(1, 2)
 }
 
-/// A difference of a pair with its 95 % interval; `scale` and the unit go together.
+/// A difference of a pair with its 95 % interval.
 fn difference(p: &Difference, unit: &str, decimals: usize, show: impl Fn(f64, usize) -> String) -> Figure {
     let e = Estimate { value: p.value, std_error: 0.0, ci95: Some(p.ci95) };
     Figure::of(e, unit, TO, |v| show(v, decimals), |_| String::new())
@@ -112,9 +115,7 @@ pub fn error(v: f64) -> Figure {
 /// `value ± standard error` with as many digits as the error has; shares in percent.
 pub fn with_error(e: Estimate, in_percent: bool) -> String {
     let (scale, unit) = if in_percent { (100.0, PERCENT) } else { (1.0, "") };
-    let e = Estimate { value: e.value * scale, std_error: e.std_error * scale, ci95: None };
-    let d = decimals_for(e);
-    Figure::of(e, unit, "", |v| fixed(v, d), |v| fixed(v, d)).with_error
+    Figure::scaled(e, scale, unit, decimals_for(Estimate::new(0.0, scale * e.std_error))).with_error
 }
 
 /// The change of a perplexity in a sentence.

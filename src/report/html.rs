@@ -65,7 +65,7 @@ fn tiles(report: &Report) -> Vec<Value> {
 
 /// What the pairs say together.
 fn pairs_in_words(report: &Report) -> String {
-    let name = |i: usize| report.candidates.get(i).map_or("?", |c| c.artifact.name.as_str());
+    let name = |i: usize| names::of_candidate(report, i);
     let unclear = report.pairs.iter().filter(|p| p.better().is_none());
     let unclear: Vec<String> = unclear.map(|p| format!("{} and {}", name(p.first), name(p.second))).collect();
     match (report.pairs.len(), unclear.as_slice()) {

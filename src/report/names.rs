@@ -6,6 +6,11 @@ use std::borrow::Cow;
 /// Characters of a name at most.
 const MOST: usize = 28;
 
+/// The name of a candidate by its number, of which pairs speak.
+pub fn of_candidate(report: &Report, i: usize) -> &str {
+    report.candidates.get(i).map_or("?", |c| c.artifact.name.as_str())
+}
+
 /// The report with short names of candidates, where some are long.
 pub fn shortened(report: &Report) -> Cow<'_, Report> {
     let names: Vec<&str> = report.candidates.iter().map(|c| c.artifact.name.as_str()).collect();

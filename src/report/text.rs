@@ -114,7 +114,7 @@ pub fn render_text(report: &Report) -> String {
     if !unclear.is_empty() {
         out.push('\n');
         for p in unclear {
-            let name = |i: usize| report.candidates.get(i).map_or("?", |c| c.artifact.name.as_str());
+            let name = |i: usize| names::of_candidate(report, i);
             add(
                 &mut out,
                 &format!("No significant difference in KL between {} and {}.", name(p.first), name(p.second)),

@@ -5,7 +5,7 @@ use super::figures::{self, Figure};
 use super::format::{bytes, count, duration, significant};
 use super::results::{self, Losses, Row};
 use super::schema::{Candidate, LedgerRow, Report, TensorDamage};
-use super::{departures, generation, summary, table, tasks, vectors};
+use super::{departures, generation, names, summary, table, tasks, vectors};
 use minijinja::context;
 use minijinja::value::Value;
 
@@ -66,7 +66,7 @@ fn gates(report: &Report) -> Option<Value> {
 }
 
 fn pairs(report: &Report) -> Vec<Value> {
-    let name = |i: usize| report.candidates.get(i).map_or("?", |c| c.artifact.name.as_str()).to_string();
+    let name = |i: usize| names::of_candidate(report, i).to_string();
     let pair = |p: &crate::eval::bootstrap::Pair| {
         context! {
             first => name(p.first), second => name(p.second), kl => figures::kl_difference(&p.kld),

@@ -161,17 +161,15 @@ fn only_the_command_line_names_its_flags() {
         "--model",
         "--prompt",
     ];
-    for (file, text) in scan::files(&repo("src")).iter().filter(|(file, _)| top(file) != "cli") {
-        for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
-            let words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
-            let flag = |word: &&str| {
-                let name = word.strip_prefix("--");
-                name.is_some_and(|n| n.starts_with(|c: char| c.is_ascii_lowercase())) && !foreign.contains(word)
-            };
-            let found: Vec<&str> = words.filter(flag).collect();
-            assert!(found.is_empty(), "src/{file}:{} names {found:?}; use a Hint and src/cli/words.rs", i + 1);
-        }
-    }
+    each_line_of_the_library(|file, i, line| {
+        let words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+        let flag = |word: &&str| {
+            let name = word.strip_prefix("--");
+            name.is_some_and(|n| n.starts_with(|c: char| c.is_ascii_lowercase())) && !foreign.contains(word)
+        };
+        let found: Vec<&str> = words.filter(flag).collect();
+        assert!(found.is_empty(), "src/{file}:{i} names {found:?}; use a Hint and src/cli/words.rs");
+    });
 }
 
 #[test]
@@ -182,14 +180,18 @@ fn the_library_names_no_commands() {
     let names: Vec<&str> = "calibrate chat compare diff edit eval families generate inspect job plan pull push release report types verify"
         .split(' ')
         .collect();
-    for (file, text) in
-        scan::files(&repo("src")).iter().filter(|(file, _)| top(file) != "cli" && !meant.contains(&file.as_str()))
-    {
-        for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
-            let named =
-                command.captures_iter(line).any(|found| names.contains(&&found[1]) && !line.contains("quantize job 1"));
-            assert!(!named, "src/{file}:{} names a command; use a Hint and src/cli/words.rs", i + 1);
-        }
+    each_line_of_the_library(|file, i, line| {
+        let of_a_job = line.contains("quantize job 1");
+        let named = command.captures_iter(line).any(|found| names.contains(&&found[1]) && !of_a_job);
+        assert!(!named || meant.contains(&file), "src/{file}:{i} names a command; use a Hint and src/cli/words.rs");
+    });
+}
+
+/// The lines of all files but the command line's, without comments: the file, the line's number, the line.
+fn each_line_of_the_library(mut see: impl FnMut(&str, usize, &str)) {
+    for (file, text) in scan::files(&repo("src")).iter().filter(|(file, _)| top(file) != "cli") {
+        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"));
+        lines.for_each(|(i, line)| see(file, i + 1, line));
     }
 }
 
