@@ -5,7 +5,6 @@
 //!
 //! ```
 //! use quantize::{Control, Notice, Report, convert::{self, Recipe}, gguf, model::SourceModel};
-//! use quantize::eval::{self, Base, Candidate, Method, Runnable, Windows};
 //!
 //! struct Print;
 //! impl Report for Print {
@@ -15,51 +14,67 @@
 //! }
 //!
 //! let folder = tempfile::tempdir().unwrap();
-//! let source = SourceModel::open("tests/conformance/llama".as_ref())?;
-//! let mut plan = convert::plan(&source, &Recipe::to(["q8_0"])?)?;
+//! let source = SourceModel::open("tests/fixtures/tiny-llama".as_ref())?;
+//! let mut plan = convert::plan(&source, &Recipe::to(["q4_k_m"])?)?;
 //! plan.place(folder.path())?;
-//! let file = convert::run(&plan, &Control::default(), &Print)?.outputs[0].paths[0].clone();
+//! let made = convert::run(&plan, &Control::default(), &Print)?;
 //!
-//! // What is in it.
-//! assert_eq!(gguf::read_header(&file)?.find("blk.0.ffn_up.weight").unwrap().ty.name(), "Q8_0");
-//!
-//! // What was lost, over one stream of tokens.
-//! let (mut base, mut quantized) = (Runnable::load(&source)?, Runnable::open(&file)?);
-//! let tokens = base.tokenizer.encode(&"It was a bright cold day in April. ".repeat(4), false)?;
-//! let windows = Windows::plan(Method::LlamaCpp { ctx: 16 }, tokens.len(), None, None)?;
-//! let base = Base::Model(Candidate { name: "source".into(), model: &mut base });
-//! let mut candidates = [Candidate { name: "Q8_0".into(), model: &mut quantized }];
-//! let compared = eval::compare(base, &mut candidates, &tokens, &windows, eval::Options::default())?;
-//! assert!(compared.candidates[0].iter().all(|position| position.kld < 1.0));
+//! let header = gguf::read_header(&made.outputs[0].paths[0])?;
+//! assert_eq!(header.find("blk.0.attn_q.weight").unwrap().ty.name(), "Q4_K");
 //! # Ok::<(), quantize::Error>(())
 //! ```
 //!
-//! [`check::compare`] makes the whole report of such a measurement, and [`check::verify`] says whether a file is sound.
-//!
-//! An importance matrix from the bundled texts, and one matrix quantized with it:
+//! What is lost, over one text; the report is what `quantize compare` renders ([`report::render_html`]):
 //!
 //! ```
-//! use quantize::{Control, convert::{Calibration, Data, UnseenExperts, calibrate}, matrix::{self, GgmlType}, model::SourceModel};
+//! use quantize::{Control, check::{self, Measurement}, convert::{self, Recipe}, eval::Method, model::SourceModel};
+//!
+//! let folder = tempfile::tempdir().unwrap();
+//! let source = SourceModel::open("tests/conformance/llama".as_ref())?;
+//! let mut plan = convert::plan(&source, &Recipe::to(["q8_0"])?)?;
+//! plan.place(folder.path())?;
+//! let file = convert::run(&plan, &Control::default(), &())?.outputs[0].paths[0].clone();
+//!
+//! let how = Measurement { method: Method::LlamaCpp { ctx: 64 }, windows: Some(2), ..Measurement::on("README.md") };
+//! let report = check::compare(&source.path, &[file], &how, &Control::default(), &())?;
+//! assert!(report.candidates[0].stats.as_ref().unwrap().kld.value < 0.1);
+//! # Ok::<(), quantize::Error>(())
+//! ```
+//!
+//! An importance matrix from the bundled texts:
+//!
+//! ```
+//! use quantize::{Control, convert::{Calibration, Data, calibrate}, model::SourceModel};
 //!
 //! let source = SourceModel::open("tests/conformance/llama".as_ref())?;
 //! let data = Data { tokens: 512, window: 64, ..Data::default() };
 //! let calibration = Calibration { data, ..Calibration::default() };
 //! let made = calibrate(&source, &calibration, None, None, &Control::default(), &())?;
-//! let weights = made.imatrix.weights(UnseenExperts::LayerMean)?;
+//! assert!(made.imatrix.entries.contains_key("blk.0.attn_q.weight"));
+//! # Ok::<(), quantize::Error>(())
+//! ```
 //!
-//! let name = "blk.0.attn_q.weight";
-//! let matrix = matrix::read(&source, name)?;
-//! let blocks = matrix::quantize(matrix.view(), GgmlType::Q8_0, Some(weights.by_name[name].as_slice().into()))?;
+//! One matrix, there and back:
+//!
+//! ```
+//! use quantize::{matrix::{self, GgmlType}, model::SourceModel};
+//!
+//! let source = SourceModel::open("tests/conformance/llama".as_ref())?;
+//! let matrix = matrix::read(&source, "blk.0.attn_q.weight")?;
+//! let blocks = matrix::quantize(matrix.view(), GgmlType::Q8_0, None)?;
 //! let back = matrix::dequantize(&blocks, GgmlType::Q8_0, matrix.dim().into())?;
 //! assert!((&back - &matrix).iter().all(|error| error.abs() < 0.1));
 //! # Ok::<(), quantize::Error>(())
 //! ```
 //!
+//! [`check::verify`] says whether a file is sound, [`release`] makes a folder that can be published, [`edit`] changes
+//! finished files.
+//!
 //! Data flows one way: `source` (bytes on disk) → [`model`] (what the tensors mean) → `quant` and `packed` (blocks and
 //! formats) → `writer` (a finished file) → `infer` and [`eval`] (what it is worth) → [`report`]; [`convert`] and [`check`] drive it, and
 //! `cli` alone reads flags and the environment. docs/architecture.md has the walks.
 
-#![cfg_attr(not(feature = "internals"), deny(missing_docs))]
+#![cfg_attr(not(feature = "internals"), deny(missing_docs, unnameable_types))]
 // What only the command line uses.
 #![cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports))]
 
@@ -111,5 +126,5 @@ cfg_if::cfg_if! {
 #[cfg(test)]
 use quantize_core::made;
 
-pub use control::{Cancel, Control, Notice, Phase, Report, Run, Unit};
+pub use control::{Cancel, Control, Notice, Phase, Report, Run, Running, Unit};
 pub use error::{Error, Finding, Hint, Result, Unfinished};

@@ -3,13 +3,13 @@
 
 use crate::eval::{Logits, Runnable};
 use crate::model::SourceModel;
-use crate::packed::{self, Module};
+use crate::packed;
 use crate::quant::{self, QuantError};
 use crate::{Error, Result};
 use ndarray::{Array2, ArrayView1, ArrayView2};
 use rayon::prelude::*;
 
-pub use crate::packed::Piece;
+pub use crate::packed::{Exception, Input, Module, Packed, Piece, ScaleRule, Scheme, Scope, Slot, StoredPiece};
 pub use crate::quant::GgmlType;
 
 fn fault(e: QuantError) -> Error {

@@ -157,7 +157,7 @@ pub struct Weights {
 
 impl Imatrix {
     /// From the statistics of a run over `data`.
-    pub fn new(totals: &Totals, data: &DataReport) -> Self {
+    pub(crate) fn new(totals: &Totals, data: &DataReport) -> Self {
         Self {
             entries: totals.0.iter().map(|(name, total)| (name.clone(), Entry::new(total))).collect(),
             datasets: data.sources.iter().map(|s| s.name.clone()).collect(),
@@ -226,7 +226,7 @@ impl Imatrix {
     ///
     /// # Errors
     /// `Io`.
-    pub fn write_into(&self, file: &PartialFile, extra: &Metadata) -> Result<()> {
+    pub(crate) fn write_into(&self, file: &PartialFile, extra: &Metadata) -> Result<()> {
         if file.target().extension().is_some_and(|e| e.eq_ignore_ascii_case("dat")) {
             return file.write_at(0, &self.encode_dat());
         }

@@ -50,8 +50,9 @@ pub fn with_residue(rounded: f32, residue: i64) -> Option<i128> {
 /// The inputs of one linear layer, or of a stack of them, over all windows so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Total {
-    /// `[matrices, cols]`: Σ x² and Σ |x|, in fixed point.
+    /// `[matrices, cols]`: Σ x², in fixed point.
     pub sums: Vec<i128>,
+    /// `[matrices, cols]`: Σ |x|.
     pub magnitudes: Vec<i128>,
     /// Tokens per matrix.
     pub counts: Vec<u64>,

@@ -20,6 +20,7 @@ mod verify;
 pub use crate::calibration::imatrix::UnseenExperts;
 pub use crate::convert::folder::engines::{Engine, Objection};
 pub use crate::convert::{Checked, Nearness};
+pub use crate::packed::engines::{Check, Verdict};
 pub use beside::beside;
 pub(crate) use compare::perplexity_with_logits;
 pub use compare::{compare, is_logits, perplexity, text_suffices};

@@ -1,9 +1,9 @@
 //! A plan for people and for machines: GGUF files with the devices that they fit, folders with what it takes to make them.
 
 use super::words;
+use crate::convert::FolderPlan;
 use crate::convert::cost::{Cost, Pass};
 use crate::convert::devices::{Device, Fit};
-use crate::convert::folder::FolderPlan;
 use crate::convert::forecast::{Files, Forecast, folder_fits};
 use crate::convert::plan::OutputPlan;
 use crate::convert::proven;

@@ -7,11 +7,8 @@ use super::prepare::{Prepared, accept, prepare};
 use super::push::{self, Target};
 use super::{convert, eval, plan, recipe, values, words};
 use crate::control::Control;
-use crate::convert::devices::Device;
-use crate::convert::forecast::Files;
-use crate::convert::{AssumedImportance, Recipe, fitting, proven};
+use crate::convert::{fitting, proven};
 use crate::eval::Measured;
-use crate::model::SourceModel;
 use crate::release::{self, Options, Projector, Release, Released};
 use crate::report::render_text;
 use crate::writer::gguf::human;
@@ -43,7 +40,8 @@ pub fn run(mut args: ReleaseArgs, given: &[String]) -> Result<()> {
     let may_push = || to.as_ref().filter(|_| !it.dry_run).map_or(Ok(()), |to| push::check(to, &it.hub));
     let Prepared { control, terminal, mut recipe, named, path, source } = prepare(it, &given, may_push)?;
     if let Some(device) = &device {
-        choose(&source, &mut recipe, device, &args)?;
+        let found = fitting::choose(&source, &mut recipe, device, it.folder.tp.max(1), args.context)?;
+        say!("{}", found.why());
     }
     let measurement = it.text.clone().map(|text| convert::measurement(it, text, gates));
     let options = Options {
@@ -120,17 +118,6 @@ fn projector(types: Vec<String>) -> Projector {
         [none] if none.eq_ignore_ascii_case("none") => Projector::Without,
         _ => Projector::Types(types),
     }
-}
-
-/// Leaves of the recipe's outputs the best that the device holds.
-fn choose(source: &SourceModel, recipe: &mut Recipe, device: &Device, args: &ReleaseArgs) -> Result<()> {
-    let plan = crate::convert::plan_assuming(source, recipe, AssumedImportance::WhereNeeded)?;
-    let files = Files::of(&plan, 1);
-    let found = fitting::fitting(&plan, files.as_ref(), device, args.convert.folder.tp.max(1), args.context)?;
-    let Some(name) = &found.chosen else { return Err(Error::Gate(found.why())) };
-    say!("{}", found.why());
-    recipe.outputs.retain(|target| target.name() == name);
-    Ok(())
 }
 
 /// The Hub id that was typed, where no path is meant.

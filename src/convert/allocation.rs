@@ -26,10 +26,13 @@ pub struct Allocation {
 /// What a group of tensors was measured at.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sensitivity {
+    /// Which tensors of a layer.
     pub part: String,
     /// First layer, and the one after the last; absent outside the layers.
     pub layers: Option<(usize, usize)>,
+    /// How many tensors are in the group.
     pub tensors: usize,
+    /// The type that was tried.
     #[serde(rename = "type")]
     pub ty: String,
     /// KL divergence, nats per token, or 1 − cosine, with the group alone in that type.

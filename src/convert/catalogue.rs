@@ -110,7 +110,7 @@ pub fn near(name: &str) -> Vec<String> {
         .iter()
         .map(|p| p.name.to_lowercase())
         .chain([PLAIN.to_string()])
-        .chain(FORMATS.iter().flat_map(|f| f.names.iter().map(|n| n.words.to_string())))
+        .chain(FORMATS.iter().flat_map(|f| f.spellings().map(String::from)))
         .collect();
     let most = if asked.len() < 4 { 1 } else { 2 };
     let mut found: Vec<(usize, String)> = known

@@ -3,6 +3,8 @@
 use super::devices::{self, Device};
 use super::forecast::{self, Files};
 use super::plan::Plan;
+use super::{AssumedImportance, Recipe, plan_assuming};
+use crate::model::SourceModel;
 use crate::writer::gguf::{count, human};
 use crate::{Error, Result};
 use serde::Serialize;
@@ -71,6 +73,24 @@ pub fn fitting(plan: &Plan, files: Option<&Files>, device: &Device, count: usize
         rows,
         chosen,
     })
+}
+
+/// Leaves of the outputs of a recipe the best that `count` devices hold.
+///
+/// # Errors
+/// `Gate` where none fits; as [`fitting`] and [`super::plan()`].
+pub fn choose(
+    source: &SourceModel,
+    recipe: &mut Recipe,
+    device: &Device,
+    count: usize,
+    context: usize,
+) -> Result<Fitting> {
+    let plan = plan_assuming(source, recipe, AssumedImportance::WhereNeeded)?;
+    let found = fitting(&plan, Files::of(&plan, 1).as_ref(), device, count, context)?;
+    let Some(name) = &found.chosen else { return Err(Error::Gate(found.why())) };
+    recipe.outputs.retain(|target| target.name() == name);
+    Ok(found)
 }
 
 impl Fitting {

@@ -2,7 +2,8 @@
 
 use super::cost::{self, Cost, Pass};
 use super::devices::{self, Device, Fit};
-use super::folder::{FolderPlan, nearest};
+use super::folder::nearest;
+use super::layout::FolderPlan;
 use super::plan::{AssumedImportance, Plan};
 use super::recipe::Recipe;
 use super::rounding::{has_feedback, needs_data};

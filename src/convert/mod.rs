@@ -59,6 +59,7 @@ cfg_if::cfg_if! {
         pub mod folder;
         pub mod journal;
         pub mod judge;
+        pub mod layout;
         pub mod recipe;
         pub mod stream;
         pub mod together;
@@ -67,6 +68,7 @@ cfg_if::cfg_if! {
         pub(crate) mod folder;
         pub(crate) mod journal;
         pub(crate) mod judge;
+        pub(crate) mod layout;
         pub(crate) mod recipe;
         pub(crate) mod stream;
         pub(crate) mod together;
@@ -74,17 +76,18 @@ cfg_if::cfg_if! {
 }
 
 pub use crate::calibration::data::{DataReport, Source, SourceReport};
-pub use crate::calibration::imatrix::{Imatrix, UnseenExperts, Weights};
+pub use crate::calibration::imatrix::{Entry, Imatrix, UnseenExperts, Weights};
 pub use crate::calibration::overlap::Overlap;
 pub use crate::calibration::stats::ExpertUse;
-pub use crate::packed::{Format, Spec};
+pub use crate::calibration::totals::Total;
+pub use crate::packed::{ChannelScaling, Format, Loader, Reach, Spec};
 pub use crate::quant::presets::{Choice, Preset, Why};
-pub use allocation::{AllocatedTensor, Allocation};
+pub use allocation::{AllocatedTensor, Allocation, Sensitivity};
 pub use calibrate::{Calibrated, Calibration, Checkpoints, calibrate};
-pub use folder::plain::like;
-pub use folder::{Departure, FolderPlan, PlainPlan};
 pub use importance::{Importance, overlap_text};
 pub use judge::Verdict;
+pub use layout::plain::like;
+pub use layout::{Departure, FolderPlan, PlainPlan};
 pub use ledger::LedgerRow;
 pub use outcome::{Made, MadeFile, Outcome};
 pub use plan::{AssumedImportance, Decided, FilePlan, OutputPlan, Plan};

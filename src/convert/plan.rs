@@ -3,8 +3,7 @@
 
 use super::allocation::Allocation;
 pub use super::asked::regex_fault;
-use super::folder::plain::PlainPlan;
-use super::folder::plan::FolderPlan;
+use super::layout::{FolderPlan, PlainPlan};
 use super::ledger::LedgerRow;
 use super::recipe::{Limit, Recipe, Target};
 use super::record::{self, Facts};
@@ -14,7 +13,7 @@ pub use super::types::AssumedImportance;
 use super::types::{self, Tensor};
 use crate::error::Hint;
 use crate::gguf::{self, Metadata};
-use crate::model::keys::lost;
+use crate::model::config_keys::lost;
 use crate::model::tokenizer::GgufVocab;
 use crate::model::{Mtp, Part, SourceModel, TOWER, WITHOUT_MTP, gguf_metadata, preset_facts};
 use crate::quant::presets::{self, Choice, Preset, Why};
@@ -90,7 +89,7 @@ pub struct FilePlan {
     /// How a budget was spent.
     pub allocation: Option<Allocation>,
     /// Parts of the model that have no place in it, and where they have one.
-    pub left_out: Vec<LeftOut>,
+    pub(crate) left_out: Vec<LeftOut>,
 }
 
 /// A part of a model that a file does not hold, or not exactly.

@@ -2,8 +2,8 @@
 //! a name of its own, and the run fails.
 
 use super::cost::{self, Pass};
-use super::folder::plan::FolderPlan;
 use super::judge::{Layers, OpenModel};
+use super::layout::FolderPlan;
 use super::loadable;
 use super::plan::Plan;
 use super::proof::{self, Checked, Nearness, TOKENS};
@@ -11,7 +11,7 @@ use crate::control::{Notice, Run};
 use crate::disk;
 use crate::infer::Engine;
 use crate::model::config::Ending;
-use crate::model::keys::lost;
+use crate::model::config_keys::lost;
 use crate::model::{Mtp, Part, SourceModel};
 use crate::quant::presets::layer_of;
 use crate::source::Checkpoint;

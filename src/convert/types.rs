@@ -1,7 +1,7 @@
 //! The type of every tensor of a GGUF file: what the rules of its preset and of the recipe say, and what stays as it is
 //! stored. Decided from names and shapes; no weight is read.
 
-use super::folder::rules;
+use super::layout::rules;
 use super::recipe::{Recipe, Target, TypeRule};
 use super::sizes::{self, FileSizes};
 use super::stream;

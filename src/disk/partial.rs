@@ -68,6 +68,7 @@ impl PartialFile {
         self.keep = on;
     }
 
+    /// The name that it is to have.
     pub fn target(&self) -> &Path {
         &self.target
     }

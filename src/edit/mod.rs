@@ -24,6 +24,7 @@ mod extract;
 mod metadata;
 mod shards;
 
+pub use crate::writer::gguf::Split;
 pub use extract::{Chosen, Extracted, extract};
 pub use metadata::{Change, SCALARS, edit};
 pub use shards::{Shards, merge, split};

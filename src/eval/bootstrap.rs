@@ -49,7 +49,9 @@ impl Rng {
 /// How to resample; recorded in the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bootstrap {
+    /// Draws of chunks, with replacement.
     pub resamples: usize,
+    /// Of the draws.
     pub seed: u64,
 }
 
@@ -126,6 +128,7 @@ struct Draw {
 pub struct Difference {
     /// First minus second.
     pub value: f64,
+    /// The 95 % interval.
     pub ci95: [f64; 2],
     /// Two-sided bootstrap p-value of "no difference", never below 1 / (resamples + 1).
     pub p_value: f64,
@@ -157,7 +160,9 @@ impl Difference {
 /// A paired comparison of candidates number `first` and `second`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pair {
+    /// Number of the candidate that is compared.
     pub first: usize,
+    /// Number of the one it is compared with.
     pub second: usize,
     /// Mean KL divergence to the base.
     pub kld: Difference,

@@ -80,10 +80,12 @@ impl KlBaseReader {
         })
     }
 
+    /// Where it lies.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
+    /// Logits of a position.
     pub fn vocab(&self) -> usize {
         self.vocab
     }

@@ -42,11 +42,14 @@ use std::ops::Range;
 
 use crate::Result;
 
-pub use crate::infer::{Cache, Engine, KvCache, Observer, Sampling};
+pub use crate::disk::partial::PartialFile;
+pub use crate::infer::{Cache, Engine, KvCache, Linear, Observer, Sampling};
 pub use artifact::{Ablation, Artifact, TensorDamage};
+pub use bootstrap::{Bootstrap, Difference, Pair};
 pub use compare::{Base, Candidate, Comparison, Options, Progress, compare, compare_in_turns};
 pub use cosine::{Cosines, Loss, Measured, Vectors};
 pub use gate::{GateOutcome, Gates};
+pub use klbase::{KlBaseReader, KlBaseWriter};
 pub use runnable::Runnable;
 pub use scores::Scores;
 pub use stats::{Estimate, Percentiles, Record, Statistics};

@@ -14,7 +14,9 @@ use std::ops::{ControlFlow, Range};
 pub struct Linear {
     /// GGUF name of the weight.
     pub name: String,
+    /// `[out, in]`, or a stack of them.
     pub weight: Box<dyn RowSource>,
+    /// `[out]`.
     pub bias: Option<Vec<f32>>,
     /// What happens to activations before the product.
     pub(super) rounding: Rounding,

@@ -11,38 +11,60 @@ use crate::{Error, Result};
 /// Rotary embedding scaling, as `rope_scaling` / `rope_parameters` names it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
+    /// None.
     Default,
+    /// Positions are divided.
     Linear {
+        /// How much longer the context becomes.
         factor: f32,
     },
+    /// Long wavelengths are stretched (Llama 3.1).
     Llama3 {
+        /// How much longer the context becomes.
         factor: f32,
+        /// Wavelengths above `original_context` by this are stretched whole.
         low_freq_factor: f32,
+        /// Wavelengths below `original_context` by this stay.
         high_freq_factor: f32,
+        /// Tokens that the model was first trained on.
         original_context: usize,
     },
+    /// Blended by wavelength (Peng et al. 2023).
     Yarn {
+        /// How much longer the context becomes.
         factor: f32,
+        /// Tokens that the model was first trained on.
         original_context: usize,
+        /// What cosines and sines are multiplied by; `None`: by the rule's own.
         attention_factor: Option<f32>,
+        /// Turns over the context from which on frequencies stay.
         beta_fast: f32,
+        /// Turns over the context up to which frequencies are divided.
         beta_slow: f32,
         /// The dimensions between which frequencies are blended are whole numbers.
         truncate: bool,
     },
+    /// A factor for every frequency (Ding et al. 2024).
     LongRope {
+        /// Factors within the original context, `[dims / 2]`.
         short: Vec<f32>,
+        /// Factors beyond it, `[dims / 2]`.
         long: Vec<f32>,
+        /// Tokens that the model was first trained on.
         original_context: usize,
+        /// What cosines and sines are multiplied by; `None`: by the rule's own.
         attention_factor: Option<f32>,
     },
 }
 
+/// A rotary embedding.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
+    /// Base of the frequencies.
     pub theta: f32,
     /// Rotated dimensions per head (`partial_rotary_factor` applied).
     pub dims: usize,
+    /// How they are changed for long contexts.
     pub scaling: RopeScaling,
 }
 
@@ -134,6 +156,7 @@ impl LayerConfig {
 /// The norms of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Norm {
+    /// By the root of the mean square.
     Rms,
     /// With the mean taken out (LayerNorm).
     Layer,
@@ -142,12 +165,17 @@ pub enum Norm {
 /// How GGUF calls the norms of a block, without `blk.N.`; a block need not have all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NormNames {
+    /// Before the mixer.
     pub attn: &'static str,
+    /// Behind the mixer.
     pub post_attn: &'static str,
+    /// Before the feed-forward part.
     pub ffn: &'static str,
+    /// Behind the feed-forward part.
     pub post_ffn: &'static str,
     /// Norms of the stream itself, once the result of mixer or feed-forward was added (BERT).
     pub attn_sum: &'static str,
+    /// The same behind the feed-forward part.
     pub ffn_sum: &'static str,
 }
 

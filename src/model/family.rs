@@ -122,11 +122,6 @@ impl Row {
     pub fn per_layer(&self) -> bool {
         self.gguf.contains("{layer}")
     }
-
-    /// Its GGUF name in a layer.
-    pub fn name(&self, layer: usize) -> String {
-        self.gguf.replace("{layer}", &layer.to_string())
-    }
 }
 
 /// How GGUF keeps a tensor differently from the checkpoint.
@@ -348,53 +343,53 @@ pub(super) const PLAIN_TOKENIZER: TokenizerFacts = TokenizerFacts {
 #[derive(Debug)]
 pub struct Family {
     /// GGUF `general.architecture`.
-    pub gguf: &'static str,
+    pub(crate) gguf: &'static str,
     /// Its names on the Hub.
-    pub hf: &'static [HfName],
+    pub(crate) hf: &'static [HfName],
     /// The tensor table, in groups that families share.
-    pub tables: &'static [&'static [Row]],
+    pub(crate) tables: &'static [&'static [Row]],
     /// What becomes of the values of a role on their way to GGUF.
-    pub maps: &'static [(Role, Map)],
+    pub(crate) maps: &'static [(Role, Map)],
     /// How positions enter.
-    pub rotation: Rotation,
+    pub(crate) rotation: Rotation,
     /// Metadata in the order of llama.cpp's converter, in groups that families share.
-    pub keys: &'static [&'static [Entry]],
+    pub(crate) keys: &'static [&'static [Entry]],
     /// The kind of its norms.
-    pub norm: Norm,
+    pub(crate) norm: Norm,
     /// Where `config.json` keeps the epsilon of norms.
-    pub norm_eps_key: &'static str,
+    pub(crate) norm_eps_key: &'static str,
     /// How attention and feed-forward blocks follow each other.
-    pub wiring: Wiring,
+    pub(crate) wiring: Wiring,
     /// The activation function.
-    pub activations: Activations,
+    pub(crate) activations: Activations,
     /// The cap of attention's logits.
-    pub attn_softcap: Cap,
+    pub(crate) attn_softcap: Cap,
     /// The cap of the output's logits.
-    pub logit_softcap: Cap,
+    pub(crate) logit_softcap: Cap,
     /// What attention's logits are multiplied by.
-    pub attn_scale: AttnScale,
+    pub(crate) attn_scale: AttnScale,
     /// What embeddings are multiplied by.
-    pub embedding_scale: EmbeddingScale,
+    pub(crate) embedding_scale: EmbeddingScale,
     /// What is stated as the scale of logits is a divisor.
-    pub logit_scale_divides: bool,
+    pub(crate) logit_scale_divides: bool,
     /// Query, key and value have biases whatever the configuration says (qwen2, qwen2_moe).
-    pub qkv_bias: bool,
+    pub(crate) qkv_bias: bool,
     /// Weights of the chosen experts sum to 1, where `config.json` has no say or GGUF does not store it.
-    pub norm_topk: bool,
+    pub(crate) norm_topk: bool,
     /// Only a part of each head may be rotated.
-    pub partial_rotary: bool,
+    pub(crate) partial_rotary: bool,
     /// Knows long-rope: GGUF keeps its factors as tensors, and what early configurations call "yarn" is long-rope.
-    pub long_rope: bool,
+    pub(crate) long_rope: bool,
     /// Prefixes of tensors that belong to image encoders and are left out.
-    pub towers: &'static [&'static str],
+    pub(crate) towers: &'static [&'static str],
     /// What its tokenizer does differently.
-    pub tokenizer: TokenizerFacts,
+    pub(crate) tokenizer: TokenizerFacts,
     /// The layers that a `config.json` describes.
-    pub layers: fn(&Reading) -> Result<Vec<LayerConfig>>,
+    pub(crate) layers: fn(&Reading) -> Result<Vec<LayerConfig>>,
     /// What is said of the whole model beside the usual.
-    pub finish: fn(&Reading, &mut Config) -> Result<()>,
+    pub(crate) finish: fn(&Reading, &mut Config) -> Result<()>,
     /// What readers of a GGUF file take for granted.
-    pub unstated: fn(&mut Config),
+    pub(crate) unstated: fn(&mut Config),
 }
 
 impl EmbeddingScale {
@@ -408,12 +403,12 @@ impl EmbeddingScale {
 
 impl Family {
     /// The tensors that models of the family have.
-    pub fn rows(&self) -> impl Iterator<Item = &'static Row> + use<> {
+    pub(crate) fn rows(&self) -> impl Iterator<Item = &'static Row> + use<> {
         self.tables.iter().flat_map(|t| t.iter())
     }
 
     /// The row of `role`, if the family has it.
-    pub fn row(&self, role: Role) -> Option<&'static Row> {
+    pub(crate) fn row(&self, role: Role) -> Option<&'static Row> {
         self.rows().find(|r| r.role == role)
     }
 
@@ -423,17 +418,17 @@ impl Family {
     }
 
     /// Whether a layer of a model has a tensor of this role.
-    pub fn layer_has(&self, role: Role, layer: &LayerConfig, config: &Config) -> bool {
+    pub(crate) fn layer_has(&self, role: Role, layer: &LayerConfig, config: &Config) -> bool {
         self.row(role).is_some_and(|row| row.when.holds(Some(layer), config))
     }
 
     /// What becomes of the values of one role.
-    pub fn maps_of(&self, role: Role) -> impl Iterator<Item = Map> + use<> {
+    pub(crate) fn maps_of(&self, role: Role) -> impl Iterator<Item = Map> + use<> {
         self.maps.iter().filter(move |(r, _)| *r == role).map(|(_, map)| *map)
     }
 
     /// The metadata keys of the family.
-    pub fn entries(&self) -> impl Iterator<Item = &'static Entry> + use<> {
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &'static Entry> + use<> {
         self.keys.iter().flat_map(|k| k.iter())
     }
 

@@ -218,7 +218,7 @@ pub fn feeds(has: impl Fn(Role) -> bool) -> Vec<Feed> {
 
 impl Family {
     /// Who feeds whom in models of this family that have all it may have.
-    pub fn feeds(&self) -> Vec<Feed> {
+    pub(crate) fn feeds(&self) -> Vec<Feed> {
         feeds(|role| self.has(role))
     }
 }

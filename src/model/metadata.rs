@@ -1,8 +1,8 @@
-//! The GGUF metadata of a model: architecture keys by the rows of [`super::keys`], `general.*` from [`super::naming`]. The tokenizer's keys follow from `GgufVocab::write`; file layout is none of its business.
+//! The GGUF metadata of a model: architecture keys by the rows of [`super::config_keys`], `general.*` from [`super::naming`]. The tokenizer's keys follow from `GgufVocab::write`; file layout is none of its business.
 
 use super::blueprint::pooling;
 use super::understood::Model;
-use super::{keys, naming};
+use super::{config_keys, naming};
 use crate::gguf::Metadata;
 use crate::source::Checkpoint;
 use crate::{Error, Result};
@@ -37,7 +37,7 @@ pub fn gguf_metadata(model: &Model, ckpt: &Checkpoint, file_type: u32) -> Result
     };
     match (&model.family, &model.drawn) {
         (Ok(family), _) => {
-            keys::write(&model.config, family, json, &mut meta, general, file_type)?;
+            config_keys::write(&model.config, family, json, &mut meta, general, file_type)?;
             if let Some(kind) = pooling(ckpt.dir())? {
                 meta.set(format!("{arch}.pooling_type"), kind);
             }

@@ -4,6 +4,7 @@
 mod anatomy;
 pub(crate) mod back;
 mod blueprint;
+pub mod config;
 pub(crate) mod families;
 mod family;
 mod fault;
@@ -11,6 +12,7 @@ pub(crate) mod graph;
 mod hf_config;
 mod hf_json;
 mod kept;
+mod keys;
 mod known;
 mod layers;
 pub(crate) mod mapping;
@@ -27,23 +29,26 @@ mod understood;
 // Private, but for this repository's tests and benches.
 cfg_if::cfg_if! {
     if #[cfg(feature = "internals")] {
-        pub mod config;
-        pub mod keys;
+        pub mod config_keys;
         pub mod metadata;
         pub mod tokenizer;
+        pub use families::tokenizer_of;
+        /// What the tokenizer of a model does differently.
+        pub fn tokenizer_facts(model: &Model) -> &'static family::TokenizerFacts {
+            model.tokenizer_facts()
+        }
     } else {
-        pub(crate) mod config;
-        pub(crate) mod keys;
+        pub(crate) mod config_keys;
         pub(crate) mod metadata;
         pub(crate) mod tokenizer;
     }
 }
 
-pub use crate::source::Checkpoint;
+pub use crate::source::{Checkpoint, SourceFile, TensorMeta};
 pub(crate) use blueprint::WITHOUT_MTP;
 pub use blueprint::{Cache, Mtp, Part};
 pub use config::{Config, LayerConfig};
-pub use families::{Family, Role, tokenizer_of};
+pub use families::{Family, Role};
 pub use fault::fault;
 pub use kept::keeps_f32;
 pub use known::{Known, known};
@@ -53,5 +58,6 @@ pub use metadata::gguf_metadata;
 pub use opaque::preset_facts;
 pub use source_model::{SourceModel, name_of};
 pub(crate) use source_names::TOWER;
-pub use tensor::{Generated, MappedTensor, RowOrder, ValueMap};
+pub use tensor::{Gather, Generated, MappedTensor, RowOrder, ValueMap};
+pub use tokenizer::{DecodeStream, Message, Tokenizer};
 pub use understood::{Model, Opaque};

@@ -101,7 +101,7 @@ impl Model {
     }
 
     /// What its tokenizer does differently on the way to GGUF.
-    pub fn tokenizer_facts(&self) -> &'static TokenizerFacts {
+    pub(crate) fn tokenizer_facts(&self) -> &'static TokenizerFacts {
         self.drawn.as_ref().map_or_else(|| tokenizer_of(&self.config.arch), |drawn| &drawn.blueprint.tokenizer)
     }
 

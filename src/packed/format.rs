@@ -12,59 +12,59 @@ use serde_json::Value;
 /// A way to store a quantized linear layer: the answers to every question about it. There are no defaults.
 pub struct Format {
     /// What tells it from the others; for messages of tests and debugging.
-    pub id: &'static str,
+    pub(crate) id: &'static str,
     /// What people take it for.
-    pub purpose: &'static str,
+    pub(crate) purpose: &'static str,
     /// Whose checkpoints hold it: how these are recognised and read back.
-    pub tool: &'static Tool,
+    pub(crate) tool: &'static Tool,
     /// What people call it, with the numbers that each name stands for; the first is what its own name begins with.
-    pub names: &'static [Name],
+    pub(crate) names: &'static [Name],
     /// The name that [`parse`](super::parse) takes back, complete where there is a choice.
-    pub shown: fn(&Spec) -> String,
+    pub(crate) shown: fn(&Spec) -> String,
     /// Bits per weight that it has.
-    pub bits: Bits,
+    pub(crate) bits: Bits,
     /// Columns under one scale.
-    pub group: GroupRule,
+    pub(crate) group: GroupRule,
     /// Whether groups have zero points.
-    pub symmetry: Symmetry,
+    pub(crate) symmetry: Symmetry,
     /// Further words of a name and the rows that they turn this one into.
-    pub layouts: &'static [(&'static str, &'static Format)],
+    pub(crate) layouts: &'static [(&'static str, &'static Format)],
     /// What takes its place with asymmetric groups, unless a word of `layouts` was given.
-    pub if_asymmetric: Option<&'static Format>,
+    pub(crate) if_asymmetric: Option<&'static Format>,
     /// The same numbers as compressed-tensors hold them.
-    pub as_compressed_tensors: Option<&'static Format>,
+    pub(crate) as_compressed_tensors: Option<&'static Format>,
     /// What any shape can have that this one refuses.
-    pub fallback: Option<&'static Format>,
+    pub(crate) fallback: Option<&'static Format>,
     /// Whether columns may be quantized by falling activation, with `g_idx` for their groups.
-    pub orders_columns: bool,
+    pub(crate) orders_columns: bool,
     /// Whether block scales may be quantized too.
-    pub nests: bool,
+    pub(crate) nests: bool,
     /// How far what one column costs is made good.
-    pub reach: Reach,
+    pub(crate) reach: Reach,
     /// How scales are stored.
-    pub scales: Scales,
+    pub(crate) scales: Scales,
     /// Whether modules that engines fuse (query, key, value; gate, up) must agree on a scale: [`Module::fused_max`].
-    pub shares_scale: bool,
+    pub(crate) shares_scale: bool,
     /// What engines do to the input of a module.
-    pub activations: Activations,
+    pub(crate) activations: Activations,
     /// What error feedback chooses in it.
-    pub feedback: Feedback,
+    pub(crate) feedback: Feedback,
     /// How codes are chosen unless the user says so.
-    pub rounding: DefaultRounding,
+    pub(crate) rounding: DefaultRounding,
     /// How channels are scaled before a calibrated rounding.
-    pub scaling: ChannelScaling,
+    pub(crate) scaling: ChannelScaling,
     /// Why a matrix of `(spec, rows, cols)` cannot be stored so.
-    pub refuses: fn(&Spec, usize, usize) -> Option<String>,
+    pub(crate) refuses: fn(&Spec, usize, usize) -> Option<String>,
     /// The tensors of a module of `(spec, rows, cols, type of the checkpoint)`.
-    pub layout: fn(&Spec, usize, usize, GgmlType) -> Vec<Slot>,
+    pub(crate) layout: fn(&Spec, usize, usize, GgmlType) -> Vec<Slot>,
     /// Rounding to nearest as the format's own tool does it ([`ScaleRule::Peer`](super::ScaleRule::Peer)).
-    pub nearest: fn(&Spec, &Module) -> Result<Data>,
+    pub(crate) nearest: fn(&Spec, &Module) -> Result<Data>,
     /// The keys of the configuration that say how a module is stored: what an exception among others gets.
-    pub entry: fn(&Spec) -> Value,
+    pub(crate) entry: fn(&Spec) -> Value,
     /// The `quantization_config` object.
-    pub config: fn(&Spec, Scope) -> Value,
+    pub(crate) config: fn(&Spec, Scope) -> Value,
     /// What engines have against it.
-    pub engines: &'static Engines,
+    pub(crate) engines: &'static Engines,
 }
 
 /// A name of a format, as words joined by `-`.
@@ -226,6 +226,7 @@ impl Loader {
 /// How channels are scaled before a calibrated rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChannelScaling {
+    /// Not at all.
     None,
     /// By powers of the mean input (Lin et al. 2023), searched.
     Awq,

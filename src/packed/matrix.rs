@@ -64,18 +64,31 @@ pub(super) enum Numbers {
 /// How an engine rounds the input of a module before the product.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Input {
+    /// Not at all.
     #[default]
     Exact,
     /// E4M3 with a scale per token, or per token and so many channels.
-    Fp8 { group: Option<usize> },
+    Fp8 {
+        /// Channels that share a scale; `None`: all.
+        group: Option<usize>,
+    },
     /// E4M3 with one scale for all.
-    Fp8Static { scale: f32 },
+    Fp8Static {
+        /// What a code of 1 stands for.
+        scale: f32,
+    },
     /// Eight-bit integers with a scale per token.
     Int8,
     /// The same but for channels in which any token of the batch reaches `threshold`: these stay as they are.
-    Int8Mixed { threshold: f32 },
+    Int8Mixed {
+        /// Largest magnitude that is rounded.
+        threshold: f32,
+    },
     /// E2M1 with an E4M3 scale per token and 16 channels, under a global one.
-    NvFp4 { global: f32 },
+    NvFp4 {
+        /// The scale of scales.
+        global: f32,
+    },
 }
 
 impl Input {

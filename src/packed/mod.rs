@@ -92,6 +92,7 @@ pub struct Spec {
 pub struct Exception {
     /// Its full name, without `.weight`.
     pub module: String,
+    /// How it is stored instead.
     pub spec: Spec,
 }
 
@@ -107,8 +108,11 @@ pub struct Scope<'a> {
 /// One tensor of a packed module, before its bytes are known. Its name is `{module}.{suffix}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slot {
+    /// What its name ends with.
     pub suffix: &'static str,
+    /// The type of its elements.
     pub dtype: Dtype,
+    /// Outermost dimension first.
     pub shape: Vec<usize>,
 }
 
@@ -140,7 +144,9 @@ pub enum ScaleRule {
 pub struct Module<'a> {
     /// `[rows, cols]`
     pub weights: &'a [f32],
+    /// Outputs.
     pub rows: usize,
+    /// Inputs.
     pub cols: usize,
     /// The checkpoint's type (F16, BF16 or F32), in which scales are kept and some tools calculate.
     pub dtype: GgmlType,
@@ -150,10 +156,12 @@ pub struct Module<'a> {
     pub fused_max: Option<f32>,
     /// Largest magnitude of the input over the calibration data (static FP8, NVFP4 with activations).
     pub input_max: Option<f32>,
+    /// How block scales are chosen.
     pub scales: ScaleRule,
 }
 
 impl<'a> Module<'a> {
+    /// Scaled as the format's own tool does, of unknown inputs.
     pub fn new(weights: &'a [f32], rows: usize, cols: usize, dtype: GgmlType) -> Self {
         let scales = ScaleRule::Peer;
         Module { weights, rows, cols, dtype, importance: None, fused_max: None, input_max: None, scales }
@@ -385,6 +393,7 @@ impl Spec {
 }
 
 impl Slot {
+    /// Stored size in bytes.
     pub fn bytes(&self) -> u64 {
         (self.shape.iter().product::<usize>() * size_of(self.dtype)) as u64
     }

@@ -36,6 +36,11 @@ impl Name {
 }
 
 impl Format {
+    /// The names that it goes by.
+    pub fn spellings(&self) -> impl Iterator<Item = &'static str> {
+        self.names.iter().map(|name| name.words)
+    }
+
     /// With the numbers of its first name.
     pub(super) fn plain(&'static self) -> Option<Spec> {
         self.names.first().map(|name| name.spec(self))

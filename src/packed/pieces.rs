@@ -8,9 +8,13 @@ use half::{bf16, f16};
 /// A tensor of a packed module with its bytes.
 #[derive(Clone, Debug)]
 pub struct StoredPiece {
+    /// What its name ends with.
     pub suffix: String,
+    /// The type of its elements.
     pub dtype: Dtype,
+    /// Outermost dimension first.
     pub shape: Vec<usize>,
+    /// Little-endian, row-major.
     pub data: Vec<u8>,
 }
 

@@ -3,7 +3,7 @@
 use super::artifact::Artifact;
 use super::hashes::FileHash;
 use super::{Release, card};
-use crate::convert::folder::files::pretty;
+use crate::convert::layout::pretty;
 use crate::eval::Measured;
 use serde_json::{Value, json};
 

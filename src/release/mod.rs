@@ -31,7 +31,7 @@ pub use artifact::Artifact;
 pub use hashes::{FileHash, SUMS, TensorHash};
 pub use manifest::SCHEMA;
 pub use projector::Projector;
-pub use verify::{is_release, verify};
+pub use verify::{Verified, is_release, verify};
 
 use crate::card::{Parent, file_stem, is_id, is_vague};
 use crate::check::{self, Measurement};
@@ -87,7 +87,7 @@ pub struct Release {
     /// What files are named after.
     pub name: String,
     /// What the source's card says.
-    pub parent: Parent,
+    pub(crate) parent: Parent,
     /// What was asked for beside the recipe.
     pub options: Options,
     /// The folder that it becomes.

@@ -13,6 +13,7 @@ use std::path::Path;
 /// What was found of a sound release.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Verified {
+    /// The release's name.
     pub name: String,
     /// Files whose hashes agree.
     pub files: usize,

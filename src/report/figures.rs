@@ -7,7 +7,7 @@ use crate::eval::bootstrap::Difference;
 
 /// A quantity as a table has it.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Figure {
+pub(crate) struct Figure {
     /// What tables sort by.
     pub key: f64,
     pub text: String,

@@ -7,7 +7,7 @@ use super::sizes;
 use crate::eval::Statistics;
 
 /// A model.
-pub struct Row<'a> {
+pub(crate) struct Row<'a> {
     pub name: String,
     pub artifact: &'a Artifact,
     /// `None` for the base.
@@ -23,7 +23,7 @@ pub struct Row<'a> {
 }
 
 /// What a candidate loses.
-pub struct Losses {
+pub(crate) struct Losses {
     pub kl: Figure,
     pub kl_99: Figure,
     pub same_top: Figure,

@@ -177,7 +177,7 @@ impl Checkpoint {
     }
 
     /// The tensors of a packed module: what follows the module's name, and each as it is stored. Empty for any other tensor.
-    pub fn packed_pieces(&self, t: &TensorMeta) -> Vec<(&str, &TensorMeta)> {
+    pub(crate) fn packed_pieces(&self, t: &TensorMeta) -> Vec<(&str, &TensorMeta)> {
         let Quantization::Packed(packed) = &self.quantization else { return Vec::new() };
         let pieces = packed.modules.get(&t.name).map_or(&[][..], |module| &module.pieces);
         pieces.iter().map(|(suffix, t)| (suffix.as_str(), t)).collect()

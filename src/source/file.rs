@@ -12,6 +12,7 @@ use std::time::SystemTime;
 /// An open file of a checkpoint.
 #[derive(Debug)]
 pub struct SourceFile {
+    /// Where it lies.
     pub path: PathBuf,
     /// Length in bytes when it was opened.
     pub len: u64,

@@ -28,8 +28,11 @@ use std::path::{Path, PathBuf};
 /// A tensor of a checkpoint. `shape` is outermost first (`[out, in]` for a linear layer), whatever the container says.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorMeta {
+    /// As the file has it.
     pub name: String,
+    /// How it is stored.
     pub dtype: Dtype,
+    /// Outermost dimension first.
     pub shape: Vec<usize>,
     /// Index into [`Checkpoint::files`].
     pub file: usize,

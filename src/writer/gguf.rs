@@ -25,10 +25,12 @@ const SET_DIGITS: usize = 16;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Split {
+    /// One file.
     #[default]
     Never,
     /// Tensor bytes per shard, at most (a single larger tensor still fits in a shard of its own).
     MaxBytes(u64),
+    /// Tensors per shard, at most.
     MaxTensors(usize),
     /// So many shards of about equal size.
     Count(usize),

@@ -2,10 +2,11 @@
 //! which little can be learned.
 
 use crate::common::{FAMILIES, family, kill_at};
+use quantize::convert::FolderPlan;
 use quantize::convert::Recipe;
 use quantize::convert::folder::job::{Job, Provenance, UnnamedFolder};
 use quantize::convert::folder::layered::{Layered, Options};
-use quantize::convert::folder::{FolderPlan, judged, nearest};
+use quantize::convert::folder::{judged, nearest};
 use quantize::convert::judge::{HeldOut, Scored};
 use quantize::feedback::Shrink;
 use quantize::feedback::int::Search;

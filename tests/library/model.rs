@@ -3,7 +3,7 @@
 
 use crate::common::{FAMILIES, json, model as folder, open, sha256};
 use quantize::gguf::Value;
-use quantize::model::keys::lost;
+use quantize::model::config_keys::lost;
 use quantize::model::{Config, Role, expected_tensors, gguf_metadata, keeps_f32};
 
 /// A line per tensor: name, ggml dimensions, type, hash of the data.

@@ -337,7 +337,7 @@ fn other_kinds_give_the_ids_of_transformers() {
             .unwrap()
             .for_files(Default::default(), Default::default())
             .unwrap();
-        let facts = source.model.tokenizer_facts();
+        let facts = quantize::model::tokenizer_facts(&source.model);
         let vocab = GgufVocab::from_hf_dir(dir.path(), source.model.config.vocab, facts, None).unwrap();
         let mut meta = Metadata::new();
         vocab.write(&mut meta);

@@ -1,10 +1,10 @@
 //! The small files of a checkpoint folder: those copied from the source, the configuration with the quantization added,
 //! the manifest that says what was made of what, and the model card for people.
 
-use super::plan::{Departure, FolderPlan};
 use crate::Result;
 use crate::card::{FolderCard, Parent, placeholder};
 use crate::convert::companions::others;
+use crate::convert::layout::{Departure, FolderPlan, pretty};
 use crate::escape::markdown;
 use crate::model::Model;
 use crate::packed::Spec;
@@ -72,11 +72,6 @@ pub fn keys_beside(config: &Value) -> Vec<(&'static str, Value)> {
         }
     }
     found
-}
-
-/// Indented by two, as transformers writes it, with a newline at the end.
-pub fn pretty(value: &Value) -> String {
-    serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
 }
 
 /// What the card says of how the folder was made.

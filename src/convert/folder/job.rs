@@ -3,10 +3,11 @@
 //! does not depend on where it was cut, nor on the number of threads.
 
 use super::files::{self, About};
-use super::plan::{Departure, FolderPlan, ModulePlan};
 use crate::control::{Notice, Run};
 use crate::convert::identity::{CalibrationWindows, Identity};
 use crate::convert::journal::{Journal, Left};
+use crate::convert::layout::rules::ModulePlan;
+use crate::convert::layout::{Departure, FolderPlan, pretty};
 use crate::convert::proof::{Checked, Nearness};
 use crate::convert::proven;
 use crate::convert::recipe::Recipe;
@@ -194,7 +195,7 @@ impl<'a> Job<'a> {
                     json!({ "tokens": checked.tokens, "distance": rounded_to(1.0 - cosine, 2) })
                 }
             };
-            self.folder.text(folder::MANIFEST, &files::pretty(&manifest))?;
+            self.folder.text(folder::MANIFEST, &pretty(&manifest))?;
         }
         let step = self.folder.complete()?;
         // Whatever happens from here on, there is something to go on with.

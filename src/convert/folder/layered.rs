@@ -5,11 +5,11 @@
 
 use super::job::{Job, formats_module, part, parts};
 use super::nearest::{fused_max, in_file, round_part};
-use super::plan::ModulePlan;
 use super::scaled::{self, Factors, LayerInputs, Scaling};
 use crate::awq::{Grid, clip};
 use crate::calibration::layerwise::{self, Captured, Stage, Visit};
 use crate::calibration::moments::Moments;
+use crate::convert::layout::rules::ModulePlan;
 use crate::feedback::int::{Codes, Search};
 use crate::feedback::{Factor, Order, Shrink, fp4, int};
 use crate::infer::Linear;

@@ -1,8 +1,7 @@
-//! From a checkpoint to a quantized checkpoint folder: [`plan`] decides from shapes what every tensor becomes, [`rules`] what single modules do, [`job`]
-//! does what all methods share (reading modules, packing, writing, resuming), [`nearest`] rounds module by module without
+//! From a checkpoint to a quantized checkpoint folder, as [`super::layout`] has decided it: [`job`] does what all methods share (reading modules, packing, writing, resuming), [`nearest`] rounds module by module without
 //! running the model, [`layered`] by what a layer's inputs were (which [`crate::calibration::layerwise`] shows it), with
 //! the channel factors of [`scaled`] where there are any, [`judged`] compares the result with its rival, and [`files`]
-//! makes the small files around the weights; [`plain`] folders hold no quantized weights; [`engines`] says who would refuse the result. Formats are known to
+//! makes the small files around the weights; [`plain_job`] makes those without quantized weights; [`engines`] says who would refuse the result. Formats are known to
 //! [`crate::packed`], the container to [`crate::writer`].
 
 pub mod engines;
@@ -12,19 +11,14 @@ pub mod judged;
 pub mod layered;
 pub mod nearest;
 pub(super) mod parts;
-pub mod plain;
 mod plain_job;
-pub mod plan;
-pub mod rules;
 pub mod scaled;
-
-pub use plain::PlainPlan;
-pub use plan::{Departure, FolderPlan};
 
 use super::data::{Drawing, HoldOut, hold_out_for_folders};
 use super::hashes;
 use super::identity::CalibrationWindows;
 use super::judge::{HeldOut, Scored};
+use super::layout::FolderPlan;
 use super::outcome::Made;
 use super::plan::{OutputPlan, Plan};
 use super::proven;

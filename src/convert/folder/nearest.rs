@@ -1,7 +1,7 @@
 //! Rounding to nearest: every module alone, as the format's own tool does it. The model is not run.
 
 use super::job::{Job, formats_module, part, parts};
-use super::plan::ModulePlan;
+use crate::convert::layout::rules::ModulePlan;
 use crate::model::graph::shares_scale;
 use crate::model::modules::Module;
 use crate::packed::Spec;

@@ -2,8 +2,9 @@
 //! what tasks have made: see [`crate::convert::job`].
 
 use super::job::{Job, parts};
-use super::{FolderPlan, nearest, plain_job};
+use super::{nearest, plain_job};
 use crate::control::Run;
+use crate::convert::layout::FolderPlan;
 use crate::convert::plan::{Decided, OutputPlan, Plan};
 use crate::writer::folder;
 use crate::{Error, Result};

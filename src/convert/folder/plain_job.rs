@@ -1,12 +1,12 @@
 //! Makes a plain folder: tensors in parts of about a gigabyte, each noted in the folder's journal when it is complete.
 
-use super::files::pretty;
 use super::job;
-use super::plain::{From, PlainPlan, config_text};
 use crate::control::{Notice, Run, Unit};
 use crate::convert::companions::others;
 use crate::convert::hashes;
 use crate::convert::journal::Journal;
+use crate::convert::layout::plain::{From, PlainPlan, config_text};
+use crate::convert::layout::pretty;
 use crate::convert::ledger::LedgerRow;
 use crate::convert::outcome::Made;
 use crate::convert::plan::{OutputPlan, Plan};

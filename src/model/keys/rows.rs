@@ -135,7 +135,7 @@ fn nothing(_: &mut Config, _: &Stored) -> Result<()> {
     Ok(())
 }
 
-pub(super) static BLOCK_COUNT: Key = Key {
+pub(in crate::model) static BLOCK_COUNT: Key = Key {
     name: "block_count",
     from: |f| size(f.config.layers.len()),
     to: |c, s| {
@@ -148,7 +148,7 @@ pub(super) static BLOCK_COUNT: Key = Key {
     },
 };
 
-pub(super) static CONTEXT_LENGTH: Key = Key {
+pub(in crate::model) static CONTEXT_LENGTH: Key = Key {
     name: "context_length",
     from: |f| size(f.config.context),
     to: |c, s| {
@@ -157,7 +157,7 @@ pub(super) static CONTEXT_LENGTH: Key = Key {
     },
 };
 
-pub(super) static EMBEDDING_LENGTH: Key = Key {
+pub(in crate::model) static EMBEDDING_LENGTH: Key = Key {
     name: "embedding_length",
     from: |f| size(f.config.hidden),
     to: |c, s| {
@@ -167,7 +167,7 @@ pub(super) static EMBEDDING_LENGTH: Key = Key {
     },
 };
 
-pub(super) static FEED_FORWARD_LENGTH: Key = Key {
+pub(in crate::model) static FEED_FORWARD_LENGTH: Key = Key {
     name: "feed_forward_length",
     from: |f| size(f.config.ffn),
     to: |c, s| {
@@ -180,7 +180,7 @@ pub(super) static FEED_FORWARD_LENGTH: Key = Key {
     },
 };
 
-pub(super) static VOCAB_SIZE: Key = Key {
+pub(in crate::model) static VOCAB_SIZE: Key = Key {
     name: "vocab_size",
     from: |f| size(f.config.vocab),
     to: |c, s| {
@@ -192,7 +192,7 @@ pub(super) static VOCAB_SIZE: Key = Key {
     },
 };
 
-pub(super) static HEAD_COUNT: Key = Key {
+pub(in crate::model) static HEAD_COUNT: Key = Key {
     name: "attention.head_count",
     from: |f| size(heads(f)?.q),
     to: |c, s| {
@@ -206,7 +206,7 @@ pub(super) static HEAD_COUNT: Key = Key {
     },
 };
 
-pub(super) static HEAD_COUNT_KV: Key = Key {
+pub(in crate::model) static HEAD_COUNT_KV: Key = Key {
     name: "attention.head_count_kv",
     from: |f| size(heads(f)?.kv),
     to: |c, s| {
@@ -223,7 +223,7 @@ fn states_head_dim(f: &Facts) -> bool {
     f.name.defaults.states_head_dim || f.json.has("head_dim") || differs
 }
 
-pub(super) static KEY_LENGTH: Key = Key {
+pub(in crate::model) static KEY_LENGTH: Key = Key {
     name: "attention.key_length",
     from: |f| size(heads(f)?.dim).filter(|_| states_head_dim(f)),
     to: |c, s| {
@@ -235,7 +235,7 @@ pub(super) static KEY_LENGTH: Key = Key {
     },
 };
 
-pub(super) static VALUE_LENGTH: Key = Key {
+pub(in crate::model) static VALUE_LENGTH: Key = Key {
     name: "attention.value_length",
     from: |f| size(heads(f)?.value_dim).filter(|_| states_head_dim(f)),
     to: |c, s| {
@@ -248,13 +248,13 @@ pub(super) static VALUE_LENGTH: Key = Key {
     },
 };
 
-pub(super) static RMS_EPSILON: Key = Key {
+pub(in crate::model) static RMS_EPSILON: Key = Key {
     name: "attention.layer_norm_rms_epsilon",
     from: |f| epsilon(f, Norm::Rms),
     to: |c, s| read_epsilon(c, s, Norm::Rms),
 };
 
-pub(super) static LAYER_EPSILON: Key = Key {
+pub(in crate::model) static LAYER_EPSILON: Key = Key {
     name: "attention.layer_norm_epsilon",
     from: |f| epsilon(f, Norm::Layer),
     to: |c, s| read_epsilon(c, s, Norm::Layer),
@@ -272,7 +272,7 @@ fn read_epsilon(c: &mut Config, s: &Stored, norm: Norm) -> Result<()> {
 }
 
 /// Attention's scale where a family states one instead of the head size.
-pub(super) static ATTENTION_SCALE: Key = Key {
+pub(in crate::model) static ATTENTION_SCALE: Key = Key {
     name: "attention.scale",
     from: |f| heads(f).map(|h| Stated::Float(h.scale)),
     to: |c, s| {
@@ -282,7 +282,7 @@ pub(super) static ATTENTION_SCALE: Key = Key {
     },
 };
 
-pub(super) static EMBEDDING_SCALE: Key = Key {
+pub(in crate::model) static EMBEDDING_SCALE: Key = Key {
     name: "embedding_scale",
     from: |f| Some(Stated::Float(f.config.embedding_scale)),
     to: |c, s| {
@@ -291,7 +291,7 @@ pub(super) static EMBEDDING_SCALE: Key = Key {
     },
 };
 
-pub(super) static RESIDUAL_SCALE: Key = Key {
+pub(in crate::model) static RESIDUAL_SCALE: Key = Key {
     name: "residual_scale",
     from: |f| Some(Stated::Float(f.config.residual_scale)),
     to: |c, s| {
@@ -300,7 +300,7 @@ pub(super) static RESIDUAL_SCALE: Key = Key {
     },
 };
 
-pub(super) static LOGIT_SCALE: Key = Key {
+pub(in crate::model) static LOGIT_SCALE: Key = Key {
     name: "logit_scale",
     from: |f| Some(Stated::Float(f.config.logit_scale)),
     to: |c, s| {
@@ -309,7 +309,7 @@ pub(super) static LOGIT_SCALE: Key = Key {
     },
 };
 
-pub(super) static PARALLEL_RESIDUAL: Key = Key {
+pub(in crate::model) static PARALLEL_RESIDUAL: Key = Key {
     name: "use_parallel_residual",
     from: |f| Some(Stated::Flag(f.config.layers.first()?.wiring.parallel)),
     to: |c, s| {
@@ -320,10 +320,10 @@ pub(super) static PARALLEL_RESIDUAL: Key = Key {
 };
 
 /// Families that state it even where there is no scaling.
-pub(super) static NO_SCALING: Key =
+pub(in crate::model) static NO_SCALING: Key =
     Key { name: "rope.scaling.type", from: |_| Some(Stated::Text("none")), to: nothing };
 
-pub(super) static ROPE_DIMENSIONS: Key = Key {
+pub(in crate::model) static ROPE_DIMENSIONS: Key = Key {
     name: "rope.dimension_count",
     from: |f| size(f.config.rope()?.dims),
     to: |c, s| {
@@ -333,7 +333,7 @@ pub(super) static ROPE_DIMENSIONS: Key = Key {
     },
 };
 
-pub(super) static FREQ_BASE: Key = Key {
+pub(in crate::model) static FREQ_BASE: Key = Key {
     name: "rope.freq_base",
     from: |f| Some(Stated::Float(f.config.rope()?.theta)),
     to: |c, s| {
@@ -343,7 +343,7 @@ pub(super) static FREQ_BASE: Key = Key {
     },
 };
 
-pub(super) static FREQ_BASE_SWA: Key = Key {
+pub(in crate::model) static FREQ_BASE_SWA: Key = Key {
     name: "rope.freq_base_swa",
     from: |f| Some(Stated::Float(f.config.ropes.get(1)?.theta)),
     to: |c, s| {
@@ -354,7 +354,7 @@ pub(super) static FREQ_BASE_SWA: Key = Key {
     },
 };
 
-pub(super) static SCALING_TYPE: Key = Key {
+pub(in crate::model) static SCALING_TYPE: Key = Key {
     name: "rope.scaling.type",
     from: |f| match f.config.rope()?.scaling {
         RopeScaling::Linear { .. } => Some(Stated::Text("linear")),
@@ -370,7 +370,7 @@ pub(super) static SCALING_TYPE: Key = Key {
     },
 };
 
-pub(super) static SCALING_FACTOR: Key = Key {
+pub(in crate::model) static SCALING_FACTOR: Key = Key {
     name: "rope.scaling.factor",
     from: |f| match f.config.rope()?.scaling {
         RopeScaling::Linear { factor } | RopeScaling::Yarn { factor, .. } => Some(Stated::Float(factor)),
@@ -379,7 +379,7 @@ pub(super) static SCALING_FACTOR: Key = Key {
     to: nothing,
 };
 
-pub(super) static SCALING_CONTEXT: Key = Key {
+pub(in crate::model) static SCALING_CONTEXT: Key = Key {
     name: "rope.scaling.original_context_length",
     from: |f| match f.config.rope()?.scaling {
         RopeScaling::Yarn { original_context, .. } => size(original_context),
@@ -388,7 +388,7 @@ pub(super) static SCALING_CONTEXT: Key = Key {
     to: nothing,
 };
 
-pub(super) static YARN_ATTENTION_FACTOR: Key = Key {
+pub(in crate::model) static YARN_ATTENTION_FACTOR: Key = Key {
     name: "rope.scaling.yarn_attn_factor",
     from: |f| match f.config.rope()?.scaling {
         RopeScaling::Yarn { attention_factor, .. } => attention_factor.map(Stated::Float),
@@ -404,7 +404,7 @@ fn states_scaling(f: &Facts, key: &str) -> bool {
     table.is_some_and(|t| t.get(key).is_some_and(|v| !v.is_null()))
 }
 
-pub(super) static YARN_BETA_FAST: Key = Key {
+pub(in crate::model) static YARN_BETA_FAST: Key = Key {
     name: "rope.scaling.yarn_beta_fast",
     from: |f| match f.config.rope()?.scaling {
         RopeScaling::Yarn { beta_fast, .. } if states_scaling(f, "beta_fast") => Some(Stated::Float(beta_fast)),
@@ -413,7 +413,7 @@ pub(super) static YARN_BETA_FAST: Key = Key {
     to: nothing,
 };
 
-pub(super) static YARN_BETA_SLOW: Key = Key {
+pub(in crate::model) static YARN_BETA_SLOW: Key = Key {
     name: "rope.scaling.yarn_beta_slow",
     from: |f| match f.config.rope()?.scaling {
         RopeScaling::Yarn { beta_slow, .. } if states_scaling(f, "beta_slow") => Some(Stated::Float(beta_slow)),
@@ -423,7 +423,7 @@ pub(super) static YARN_BETA_SLOW: Key = Key {
 };
 
 /// The factor on rotary sines and cosines of phi3.
-pub(super) static LONG_ROPE_FACTOR: Key = Key {
+pub(in crate::model) static LONG_ROPE_FACTOR: Key = Key {
     name: "rope.scaling.attn_factor",
     from: |f| match f.config.rope()?.scaling {
         RopeScaling::LongRope { original_context, .. } => {
@@ -435,7 +435,7 @@ pub(super) static LONG_ROPE_FACTOR: Key = Key {
 };
 
 /// phi3 states it without long-rope too.
-pub(super) static ORIGINAL_CONTEXT: Key = Key {
+pub(in crate::model) static ORIGINAL_CONTEXT: Key = Key {
     name: "rope.scaling.original_context_length",
     from: |f| match f.config.rope()?.scaling {
         RopeScaling::LongRope { original_context, .. } => size(original_context),
@@ -444,7 +444,7 @@ pub(super) static ORIGINAL_CONTEXT: Key = Key {
     to: nothing,
 };
 
-pub(super) static EXPERT_COUNT: Key = Key {
+pub(in crate::model) static EXPERT_COUNT: Key = Key {
     name: "expert_count",
     from: |f| size(f.config.experts()?.count),
     to: |c, s| {
@@ -465,7 +465,7 @@ pub(super) static EXPERT_COUNT: Key = Key {
     },
 };
 
-pub(super) static EXPERT_USED_COUNT: Key = Key {
+pub(in crate::model) static EXPERT_USED_COUNT: Key = Key {
     name: "expert_used_count",
     from: |f| size(f.config.experts()?.used),
     to: |c, s| {
@@ -477,7 +477,7 @@ pub(super) static EXPERT_USED_COUNT: Key = Key {
     },
 };
 
-pub(super) static EXPERT_WIDTH: Key = Key {
+pub(in crate::model) static EXPERT_WIDTH: Key = Key {
     name: "expert_feed_forward_length",
     from: |f| size(f.config.experts()?.ffn),
     to: |c, s| {
@@ -488,7 +488,7 @@ pub(super) static EXPERT_WIDTH: Key = Key {
     },
 };
 
-pub(super) static SHARED_EXPERT_WIDTH: Key = Key {
+pub(in crate::model) static SHARED_EXPERT_WIDTH: Key = Key {
     name: "expert_shared_feed_forward_length",
     from: |f| size(f.config.experts()?.shared_ffn?),
     to: |c, s| {
@@ -499,7 +499,7 @@ pub(super) static SHARED_EXPERT_WIDTH: Key = Key {
     },
 };
 
-pub(super) static ATTN_SOFTCAP: Key = Key {
+pub(in crate::model) static ATTN_SOFTCAP: Key = Key {
     name: "attn_logit_softcapping",
     from: |f| heads(f)?.softcap.map(Stated::Float),
     to: |c, s| {
@@ -511,7 +511,7 @@ pub(super) static ATTN_SOFTCAP: Key = Key {
     },
 };
 
-pub(super) static LOGIT_SOFTCAP: Key = Key {
+pub(in crate::model) static LOGIT_SOFTCAP: Key = Key {
     name: "final_logit_softcapping",
     from: |f| f.config.logit_softcap.map(Stated::Float),
     to: |c, s| {
@@ -521,22 +521,22 @@ pub(super) static LOGIT_SOFTCAP: Key = Key {
     },
 };
 
-pub(super) static WINDOW: Key =
+pub(in crate::model) static WINDOW: Key =
     Key { name: "attention.sliding_window", from: |f| f.config.window().map(Stated::Size), to: read_window };
 
 /// A zero says that there is none; an absent key would mean an unknown one.
-pub(super) static WINDOW_OR_ZERO: Key =
+pub(in crate::model) static WINDOW_OR_ZERO: Key =
     Key { name: "attention.sliding_window", from: |f| size(f.config.window().unwrap_or(0)), to: read_window };
 
 /// Which layers slide, always stated.
-pub(super) static WINDOW_LAYERS: Key = Key {
+pub(in crate::model) static WINDOW_LAYERS: Key = Key {
     name: "attention.sliding_window_pattern",
     from: |f| f.config.window().map(|_| Stated::Flags(f.config.slides())),
     to: nothing,
 };
 
 /// Which layers slide, where they are not all but every n-th, as readers take for granted.
-pub(super) static WINDOW_PATTERN: Key = Key {
+pub(in crate::model) static WINDOW_PATTERN: Key = Key {
     name: "attention.sliding_window_pattern",
     from: |f| {
         f.config.window()?;

@@ -6,7 +6,7 @@ use crate::model::family::{Family, Stored, WindowRule};
 use crate::{Error, Result};
 
 /// A layer of the family before anything is known of its sizes.
-pub(super) fn prototype(family: &Family) -> LayerConfig {
+pub(in crate::model) fn prototype(family: &Family) -> LayerConfig {
     let heads = Heads { rope: Some(0), qkv_bias: family.qkv_bias, ..Heads::default() };
     let activation = family.activations.default;
     let dense = Dense { width: 0, gated: family.is_gated(), activation, bias: false, cutoff: None };
@@ -15,7 +15,7 @@ pub(super) fn prototype(family: &Family) -> LayerConfig {
 }
 
 /// The window of a GGUF file, its pattern included.
-pub(super) fn read_window(c: &mut Config, s: &Stored) -> Result<()> {
+pub(in crate::model) fn read_window(c: &mut Config, s: &Stored) -> Result<()> {
     // All spellings of a family on the Hub agree on what GGUF leaves out.
     let (window, every) = match s.family.hf[0].defaults.window {
         WindowRule::AllButEvery { every, unstated } => (s.size_opt()?.or(unstated), Some(every)),
@@ -46,20 +46,20 @@ pub(super) fn read_window(c: &mut Config, s: &Stored) -> Result<()> {
 }
 
 impl Stored<'_> {
-    pub(super) fn beside(&self, key: &str) -> String {
+    pub(in crate::model) fn beside(&self, key: &str) -> String {
         format!("{}.{key}", self.family.gguf)
     }
 
-    pub(super) fn missing_key(&self, key: &str) -> Error {
+    pub(in crate::model) fn missing_key(&self, key: &str) -> Error {
         Error::bad_input(format!("metadata key '{}' is missing or of another type", self.beside(key)))
     }
 
-    pub(super) fn missing(&self) -> Error {
+    pub(in crate::model) fn missing(&self) -> Error {
         self.missing_key(self.key)
     }
 
     /// One number per layer: a list of as many, or one for all.
-    pub(super) fn sizes(&self, layers: usize) -> Result<Option<Vec<usize>>> {
+    pub(in crate::model) fn sizes(&self, layers: usize) -> Result<Option<Vec<usize>>> {
         let name = self.beside(self.key);
         let list = |v: Vec<i64>| -> Option<Vec<usize>> { v.into_iter().map(|n| usize::try_from(n).ok()).collect() };
         let values = match self.meta.get(&name) {
@@ -78,7 +78,7 @@ impl Stored<'_> {
         }
     }
 
-    pub(super) fn size_of(&self, key: &str) -> Result<Option<usize>> {
+    pub(in crate::model) fn size_of(&self, key: &str) -> Result<Option<usize>> {
         let name = self.beside(key);
         let first = |v: &[i64]| v.first().copied().filter(|first| v.iter().all(|x| x == first));
         let value = match self.meta.get(&name) {
@@ -93,27 +93,27 @@ impl Stored<'_> {
         }
     }
 
-    pub(super) fn size_opt(&self) -> Result<Option<usize>> {
+    pub(in crate::model) fn size_opt(&self) -> Result<Option<usize>> {
         self.size_of(self.key)
     }
 
-    pub(super) fn size(&self) -> Result<usize> {
+    pub(in crate::model) fn size(&self) -> Result<usize> {
         self.size_opt()?.ok_or_else(|| self.missing())
     }
 
-    pub(super) fn float_of(&self, key: &str) -> Option<f32> {
+    pub(in crate::model) fn float_of(&self, key: &str) -> Option<f32> {
         self.meta.f32(&self.beside(key)).filter(|v| v.is_finite())
     }
 
-    pub(super) fn flag(&self) -> Option<bool> {
+    pub(in crate::model) fn flag(&self) -> Option<bool> {
         self.meta.bool(&self.beside(self.key))
     }
 
-    pub(super) fn float(&self) -> Option<f32> {
+    pub(in crate::model) fn float(&self) -> Option<f32> {
         self.float_of(self.key)
     }
 
-    pub(super) fn scaling(&self) -> Result<RopeScaling> {
+    pub(in crate::model) fn scaling(&self) -> Result<RopeScaling> {
         let kind = self.meta.str(&self.beside("rope.scaling.type")).unwrap_or("none");
         let original = self.size_of("rope.scaling.original_context_length")?;
         let factor = self.float_of("rope.scaling.factor").filter(|f| *f > 0.0);

@@ -19,7 +19,7 @@ mod split;
 mod spm;
 
 pub use chat::{Message, render_chat};
-pub use runtime::Tokenizer;
+pub use runtime::{DecodeStream, Tokenizer};
 
 use crate::gguf::{Array, Metadata, Value};
 use crate::model::family::TokenizerFacts;

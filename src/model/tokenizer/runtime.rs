@@ -187,6 +187,7 @@ impl Tokenizer {
         super::render_chat(template, messages, &text(self.bos()), &text(self.eos()), add_generation_prompt)
     }
 
+    /// The chat template, where the model has one.
     pub fn chat_template(&self) -> Option<&str> {
         self.chat_template.as_deref()
     }

@@ -26,7 +26,7 @@ mod tests;
 use crate::isa::Isa;
 use crate::quant::{GgmlType, QuantError, QuantizeRow, codec};
 use crate::simd::{self, Float, Kernel};
-pub use guard::{Gauge, Verdict, losses_by_type};
+pub use guard::{Gauge, TypeLoss, Verdict, losses_by_type};
 
 use bundle::{Bundle, FirstPass};
 use codebook::Codebook;

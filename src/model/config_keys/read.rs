@@ -1,10 +1,10 @@
 //! [`Config::from_gguf`]: a configuration from the metadata of a GGUF file, key by key. It reads no tensors.
 
-use super::rows::*;
 use crate::gguf::Metadata;
 use crate::model::config::{Config, LayerConfig, Rope, RopeScaling, Sizes};
 use crate::model::families;
 use crate::model::family::{AttnScale, Key, Rotation, Stored};
+use crate::model::keys::rows::*;
 use crate::{Error, Result};
 
 /// Every key in the order in which reading needs them: sizes first.

@@ -2,8 +2,8 @@
 //! and shapes: of a folder every tensor stays what it is but for what is packed, of a GGUF file names and layout go back
 //! to the checkpoint's. How it is made is in `plain_job`.
 
-use super::files::pretty;
-use super::plan::Departure;
+use super::pretty;
+use super::quantized::Departure;
 use crate::convert::companions::others;
 use crate::convert::recipe::{Float, Like};
 use crate::digest::hex;
@@ -33,11 +33,11 @@ pub enum From {
 #[derive(Debug)]
 pub struct PlainPlan {
     /// Of a GGUF source.
-    pub back: Option<Back>,
+    pub(crate) back: Option<Back>,
     /// In the order of `entries`.
-    pub from: Vec<From>,
+    pub(crate) from: Vec<From>,
     /// Every tensor of the folder.
-    pub entries: Vec<Entry>,
+    pub(crate) entries: Vec<Entry>,
     /// What is other than was asked.
     pub departures: Vec<Departure>,
     /// `config.json`.
@@ -45,7 +45,7 @@ pub struct PlainPlan {
     /// A folder whose small files are copied.
     pub beside: Option<PathBuf>,
     /// Small files that are written.
-    pub small: Vec<back::tokenizer::Named>,
+    pub(crate) small: Vec<back::tokenizer::Named>,
 }
 
 /// What the recipe says of a folder whose configuration and tokenizer are taken over.

@@ -1,8 +1,7 @@
 //! What a checkpoint folder will hold, decided from the configuration and the shapes alone: how each linear layer is
 //! stored, where that departs from what was asked and why, and every tensor's type and shape. No weight is read.
 
-pub use super::rules::ModulePlan;
-use super::rules::{self, KEPT};
+use super::rules::{self, KEPT, ModulePlan};
 use crate::convert::ledger::LedgerRow;
 use crate::convert::recipe::TypeRule;
 use crate::error::Hint;
@@ -65,13 +64,13 @@ pub struct FolderPlan {
     /// The format of most modules; its group is settled.
     pub spec: Spec,
     /// In the order of [`Contents::modules`].
-    pub modules: Vec<ModulePlan>,
+    pub(crate) modules: Vec<ModulePlan>,
     /// Tensors that stay as they are, in the order of the source.
-    pub kept: Vec<Kept>,
+    pub(crate) kept: Vec<Kept>,
     /// What is other than was asked.
     pub departures: Vec<Departure>,
     /// Every tensor of the folder, in the order of the source.
-    pub entries: Vec<Entry>,
+    pub(crate) entries: Vec<Entry>,
     /// The `quantization_config` object.
     pub config: Value,
 }
@@ -127,7 +126,7 @@ impl FolderPlan {
     }
 
     /// The modules of a layer, with their places; `None` for embedding and output.
-    pub fn layer(&self, layer: Option<usize>) -> impl Iterator<Item = (usize, &Module)> {
+    pub(crate) fn layer(&self, layer: Option<usize>) -> impl Iterator<Item = (usize, &Module)> {
         self.modules.iter().map(|m| &m.module).enumerate().filter(move |(_, m)| m.layer == layer)
     }
 
