@@ -12,7 +12,7 @@ use super::identity::{CalibrationWindows, Identity};
 use super::importance::Importance;
 use super::journal::{Journal, Left};
 use super::judge::{self, OpenModel, Verdict};
-use super::ledger::LedgerRow;
+use super::ledger::{Kind, LedgerRow};
 use super::naming;
 use super::outcome::{Made, MadeFile};
 use super::plan::{FilePlan, OutputPlan, Plan};
@@ -332,7 +332,7 @@ fn round(
             let expert = refused.expert.map_or(String::new(), |e| format!(" (expert {e})"));
             LedgerRow {
                 candidate: candidate.clone(),
-                kind: "search".into(),
+                kind: Kind::Search,
                 tensor: Some(format!("{}{expert}", refused.tensor)),
                 asked: "error feedback".into(),
                 done: "ggml's search".into(),

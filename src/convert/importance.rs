@@ -1,7 +1,7 @@
 //! The importance of input channels that guides the search of GGUF blocks: from a file, or from calibrating in the same
 //! run; and what the ledger says of it.
 
-use super::ledger::LedgerRow;
+use super::ledger::{Kind, LedgerRow};
 use super::plan::FilePlan;
 use super::recipe::ImportanceFile;
 use super::record::ImatrixFacts;
@@ -108,9 +108,9 @@ impl Importance {
 
     /// Experts and tensors without data, and an evaluation text that was calibrated on.
     pub(super) fn ledger(&self, candidate: &str) -> Vec<LedgerRow> {
-        let row = |kind: &str, tensor: Option<&str>, asked: &str, done: String, reason: String| LedgerRow {
+        let row = |kind: Kind, tensor: Option<&str>, asked: &str, done: String, reason: String| LedgerRow {
             candidate: candidate.to_string(),
-            kind: kind.into(),
+            kind,
             tensor: tensor.map(String::from),
             asked: asked.into(),
             done,
@@ -118,14 +118,14 @@ impl Importance {
         };
         let unseen = self.weights.unseen.iter().map(|(name, experts)| {
             let reason = format!("{} experts saw no token in calibration: {experts:?}", experts.len());
-            row("unseen experts", Some(name), "importance of each expert's own", self.unseen.name().into(), reason)
+            row(Kind::UnseenExperts, Some(name), "importance of each expert's own", self.unseen.name().into(), reason)
         });
         let overlap = self.overlap.filter(|o| o.is_suspicious());
         let overlap =
-            overlap.map(|o| row("overlap", None, "unseen evaluation text", "partly seen".into(), overlap_text(o)));
+            overlap.map(|o| row(Kind::Overlap, None, "unseen evaluation text", "partly seen".into(), overlap_text(o)));
         let missing = self.missing.iter().map(|name| {
             let reason = "the importance matrix has no entry for it".to_string();
-            row("no importance", Some(name), "weighted error", "plain error".into(), reason)
+            row(Kind::NoImportance, Some(name), "weighted error", "plain error".into(), reason)
         });
         unseen.chain(missing).chain(overlap).collect()
     }

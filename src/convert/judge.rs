@@ -4,7 +4,7 @@
 //! every statistic of every token, for models that fit into memory, see [`mod@crate::eval::compare`].
 
 use super::blind::Blind;
-use super::ledger::LedgerRow;
+use super::ledger::{Kind, LedgerRow};
 use crate::control::{Run, Unit};
 use crate::eval::Loss;
 use crate::eval::cosine::{self, cosines};
@@ -247,7 +247,7 @@ impl Verdict {
         let (kl, rival) = self.kl.iter().zip(&self.rival).find(|pair| !Self::is_kept(*pair))?;
         Some(LedgerRow {
             candidate: candidate.to_string(),
-            kind: "search".into(),
+            kind: Kind::Search,
             tensor: None,
             asked: asked.into(),
             done: done.into(),

@@ -88,7 +88,7 @@ pub use importance::{Importance, overlap_text};
 pub use judge::Verdict;
 pub use layout::plain::like;
 pub use layout::{Departure, FolderPlan, PlainPlan};
-pub use ledger::LedgerRow;
+pub use ledger::{Kind, LedgerRow};
 pub use outcome::{Made, MadeFile, Outcome};
 pub use plan::{AssumedImportance, Decided, FilePlan, OutputPlan, Plan};
 pub use proof::{Checked, Nearness};

@@ -4,7 +4,7 @@
 use super::allocation::Allocation;
 pub use super::asked::regex_fault;
 use super::layout::{FolderPlan, PlainPlan};
-use super::ledger::LedgerRow;
+use super::ledger::{Kind, LedgerRow};
 use super::recipe::{Limit, Recipe, Target};
 use super::record::{self, Facts};
 use super::sizes::{self, FileSizes};
@@ -198,7 +198,7 @@ impl Plan {
     /// # Errors
     /// `Unsupported` for the first departure.
     pub fn refuse_departures(&self) -> Result<()> {
-        let Some(row) = self.ledger().into_iter().find(|row| row.kind != LEFT_OUT) else { return Ok(()) };
+        let Some(row) = self.ledger().into_iter().find(|row| row.kind != Kind::LeftOut) else { return Ok(()) };
         let what = format!("{}: cannot be {}: {}", row.candidate, row.asked, row.reason);
         let error = Error::unsupported(what).hint(Hint::AllowFallback { instead: row.done });
         Err(match row.tensor {
@@ -281,7 +281,7 @@ impl FilePlan {
     fn ledger(&self, candidate: &str) -> Vec<LedgerRow> {
         let row = |r: &sizes::TensorRow| LedgerRow {
             candidate: candidate.to_string(),
-            kind: "fallback".into(),
+            kind: Kind::Fallback,
             tensor: Some(r.name.clone()),
             asked: r.choice.wanted.to_string(),
             done: r.choice.got.to_string(),
@@ -293,7 +293,7 @@ impl FilePlan {
         };
         let left_out = self.left_out.iter().map(|left| LedgerRow {
             candidate: candidate.to_string(),
-            kind: LEFT_OUT.into(),
+            kind: Kind::LeftOut,
             tensor: None,
             asked: left.what.into(),
             done: left.done.into(),
@@ -310,9 +310,6 @@ impl FilePlan {
         self.sizes = sizes::of_file(&self.sizes.name, self.preset, rows, before);
     }
 }
-
-/// The kind of a row of the ledger about a part of the model that the file does not hold, or not exactly. It departs from no request.
-pub const LEFT_OUT: &str = "left-out";
 
 /// The parts of the source that a text model has no place for, or only in fewer bits.
 fn left_out(source: &SourceModel, recipe: &Recipe) -> Vec<LeftOut> {

@@ -1,8 +1,7 @@
 //! Departures from what was asked, for people: those that differ only in their layer are one line.
 
 use super::schema::Report;
-use crate::convert::LedgerRow;
-use crate::convert::plan::LEFT_OUT;
+use crate::convert::{Kind, LedgerRow};
 
 /// Those of a report, candidate by candidate.
 pub fn lines(report: &Report) -> Vec<String> {
@@ -43,8 +42,8 @@ pub fn grouped(rows: &[LedgerRow]) -> Vec<String> {
             (Some(tensor), 1) => format!("{tensor}: "),
             (Some(_), n) => format!("{part} ×{n}: "),
         };
-        match row.kind.as_str() {
-            LEFT_OUT => format!("{what}{} {}: {}", row.asked, row.done, row.reason),
+        match row.kind {
+            Kind::LeftOut => format!("{what}{} {}: {}", row.asked, row.done, row.reason),
             _ => format!("{what}{} instead of {}: {}", row.done, row.asked, row.reason),
         }
     };

@@ -7,6 +7,7 @@ use super::schema::{Candidate, Report};
 use super::template::{Template, render};
 use super::{charts, names, statistics, summary, view};
 use crate::Result;
+use crate::convert::Kind;
 use minijinja::context;
 use minijinja::value::Value;
 
@@ -81,11 +82,11 @@ fn pairs_in_words(report: &Report) -> String {
 
 /// `240 departures: 238 fallback, 2 search`.
 fn departures_in_words(report: &Report) -> String {
-    let mut kinds: Vec<(&str, usize)> = Vec::new();
+    let mut kinds: Vec<(Kind, usize)> = Vec::new();
     for row in &report.ledger {
         match kinds.iter_mut().find(|(kind, _)| *kind == row.kind) {
             Some((_, n)) => *n += 1,
-            None => kinds.push((&row.kind, 1)),
+            None => kinds.push((row.kind, 1)),
         }
     }
     let kinds: Vec<String> = kinds.iter().map(|(kind, n)| format!("{} {kind}", count(*n))).collect();

@@ -99,7 +99,7 @@ fn candidate(c: &Candidate) -> Value {
 
 fn departure(row: &LedgerRow) -> Value {
     context! {
-        candidate => row.candidate.clone(), kind => row.kind.clone(), tensor => row.tensor.clone(),
+        candidate => row.candidate.clone(), kind => row.kind.to_string(), tensor => row.tensor.clone(),
         asked => row.asked.clone(), done => row.done.clone(), reason => row.reason.clone(),
     }
 }

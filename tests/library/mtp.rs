@@ -87,6 +87,9 @@ fn layers_that_have_no_place_are_in_the_ledger() {
     let family = json(&repo("tests/golden/families/deepseek-v3.json"));
     let source = SourceModel::open(&source).unwrap();
     let rows = convert::plan(&source, &recipe(Mtp::Keep, &family)).unwrap().ledger();
-    assert!(rows.iter().any(|row| row.asked == "multi-token prediction" && row.kind == "left-out"), "{rows:?}");
+    assert!(
+        rows.iter().any(|row| row.asked == "multi-token prediction" && row.kind == convert::Kind::LeftOut),
+        "{rows:?}"
+    );
     assert!(matches!(convert::plan(&source, &recipe(Mtp::Only, &family)), Err(Error::Unsupported(_))));
 }

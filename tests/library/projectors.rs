@@ -93,7 +93,7 @@ fn a_text_model_tells_of_the_tower_that_it_leaves_out() {
     let recipe = Recipe { pretokenizer: Some("gpt-2".into()), ..Recipe::to(["f16"]).unwrap() };
     let plan = convert::plan(&source, &recipe).unwrap();
     let ledger = plan.ledger();
-    assert!(ledger.iter().any(|row| row.kind == "left-out" && row.done == "left out"), "{ledger:?}");
+    assert!(ledger.iter().any(|row| row.kind == convert::Kind::LeftOut && row.done == "left out"), "{ledger:?}");
     // Nothing else was asked for.
     plan.refuse_departures().unwrap();
     let of_projector = convert::plan(&source, &projector(&["f16"])).unwrap();

@@ -79,7 +79,7 @@ fn sample(text: &str) -> Report {
     report.pairs = pairs;
     report.ledger.push(LedgerRow {
         candidate: names[1].clone(),
-        kind: format!("fallback{text}"),
+        kind: Default::default(),
         tensor: Some(text.to_string()),
         asked: format!("Q4_K{text}"),
         done: format!("Q5_0{text}"),

@@ -11,7 +11,7 @@ use crate::packed::Spec;
 use crate::packed::engines::MlxFamily;
 use crate::source::Checkpoint;
 use crate::writer::folder::{Folder, MANIFEST};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// The source's `config.json` with nothing changed but what was added.
 pub fn config(source: &Value, planned: &FolderPlan) -> String {
@@ -187,21 +187,15 @@ pub fn write(
 
 /// Departures as rows of the manifest.
 pub fn ledger(departures: &[Departure]) -> Value {
-    let row = |d: &Departure| json!({ "kind": d.kind, "module": d.module, "asked": d.asked, "done": d.done, "reason": d.reason });
-    departures.iter().map(row).collect()
+    departures.iter().map(|d| d.of("").in_manifest()).collect()
 }
 
 /// The departures that a part of the run noted.
 pub fn departures(record: &Value) -> Vec<Departure> {
     let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_string();
     let rows = record["ledger"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let kind = |row: &Value| match row["kind"].as_str() {
-        Some("search") => "search",
-        Some("scaling") => "scaling",
-        _ => "fallback",
-    };
     let row = |row: &Value| Departure {
-        kind: kind(row),
+        kind: serde_json::from_value(row["kind"].clone()).unwrap_or_default(),
         module: row["module"].as_str().map(String::from),
         asked: text(row, "asked"),
         done: text(row, "done"),
@@ -213,6 +207,7 @@ pub fn departures(record: &Value) -> Vec<Departure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn old_names_stand_beside_new_ones() {

@@ -8,6 +8,7 @@ use super::nearest::rounded_part;
 use crate::Result;
 use crate::control::Notice;
 use crate::convert::judge::{self, HeldOut, Layers, OpenModel, Verdict};
+use crate::convert::ledger::LedgerRow;
 use crate::eval::Loss;
 use crate::infer::Engine;
 use crate::packed::Packed;
@@ -59,10 +60,7 @@ pub fn run(job: &Job, method: &Layered, held: &HeldOut) -> Result<()> {
 fn record(job: &Job, verdict: &Verdict) -> Value {
     let asked = format!("{} with calibration", job.plan.spec);
     let lost = verdict.ledger_row(&job.name, &asked, "rounding to nearest");
-    let ledger: Vec<Value> = lost
-        .iter()
-        .map(|row| json!({ "kind": row.kind, "module": null, "asked": row.asked, "done": row.done, "reason": row.reason }))
-        .collect();
+    let ledger: Vec<Value> = lost.iter().map(LedgerRow::in_manifest).collect();
     let [of, of_nearest, blind] = keys(verdict.loss);
     json!({
         "tokens": verdict.tokens,

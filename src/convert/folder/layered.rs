@@ -10,6 +10,7 @@ use crate::awq::{Grid, clip};
 use crate::calibration::layerwise::{self, Captured, Stage, Visit};
 use crate::calibration::moments::Moments;
 use crate::convert::layout::rules::ModulePlan;
+use crate::convert::ledger::Kind;
 use crate::feedback::int::{Codes, Search};
 use crate::feedback::{Factor, Order, Shrink, fp4, int};
 use crate::infer::Linear;
@@ -148,7 +149,7 @@ impl Visitor<'_> {
             Feedback::Full(factor) => factor,
             Feedback::Diagonal(factor, why) => {
                 self.ledger.push(json!({
-                    "kind": "search", "module": module.path, "asked": "error feedback",
+                    "kind": Kind::Search, "module": module.path, "asked": "error feedback",
                     "done": "nearest, scales searched", "reason": why,
                 }));
                 factor

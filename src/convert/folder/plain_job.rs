@@ -7,7 +7,7 @@ use crate::convert::hashes;
 use crate::convert::journal::Journal;
 use crate::convert::layout::plain::{From, PlainPlan, config_text};
 use crate::convert::layout::pretty;
-use crate::convert::ledger::LedgerRow;
+use crate::convert::ledger::{Kind, LedgerRow};
 use crate::convert::outcome::Made;
 use crate::convert::plan::{OutputPlan, Plan};
 use crate::convert::published::Published;
@@ -86,17 +86,16 @@ fn one(plan: &Plan, output: &OutputPlan, plain: &PlainPlan, published: &mut Publ
     keep(&mut folder, &mut journal);
     let mut ledger: Vec<LedgerRow> = output.ledger();
     ledger.extend(rounding(plain, rounded, output.target.name()));
-    for row in ledger.iter().filter(|row| row.kind == "rounded") {
+    for row in ledger.iter().filter(|row| row.kind == Kind::Rounded) {
         let text = format!("{} instead of {}: {}", row.done, row.asked, row.reason);
         run.notice(Notice::About { output: output.target.name().to_string(), text });
     }
-    let row = |r: &LedgerRow| json!({ "kind": r.kind, "module": r.tensor, "asked": r.asked, "done": r.done, "reason": r.reason });
     let manifest = json!({
         "quantize_version": env!("CARGO_PKG_VERSION"),
         "source": job::source(&source.name(), &source.ckpt, hashes.as_deref()),
         "format": "safetensors",
         "recipe": key["recipes"][0],
-        "ledger": ledger.iter().map(row).collect::<Vec<_>>(),
+        "ledger": ledger.iter().map(LedgerRow::in_manifest).collect::<Vec<_>>(),
     });
     if let Some(dir) = &plain.beside {
         for name in others(dir)?.iter().map(String::as_str).filter(|name| *name != "hf_quant_config.json") {
@@ -175,7 +174,7 @@ fn rounding(plan: &PlainPlan, rounded: RoundingCount, candidate: &str) -> Option
     let ty = plan.config.get("dtype").or(plan.config.get("torch_dtype")).and_then(Value::as_str).unwrap_or("the type");
     Some(LedgerRow {
         candidate: candidate.to_string(),
-        kind: "rounded".into(),
+        kind: Kind::Rounded,
         tensor: None,
         asked: "the exact values".into(),
         done: format!("rounded to {ty}"),

@@ -7,6 +7,7 @@ use super::job::Job;
 use crate::awq::{self, Consumer, Fold, Grid, Group, groups, representable};
 use crate::calibration::layerwise::{Captured, Stage};
 use crate::calibration::moments::Moments;
+use crate::convert::ledger::Kind;
 use crate::feedback::int::Codes;
 use crate::minifloat;
 use crate::model::modules::Module;
@@ -76,7 +77,7 @@ impl Factors {
                 Err(reason) => {
                     for (_, m) in readers(job, &group) {
                         ledger.push(json!({
-                            "kind": "scaling", "module": m.path, "asked": "scaled channels",
+                            "kind": Kind::Scaling, "module": m.path, "asked": "scaled channels",
                             "done": "channels as they are", "reason": reason,
                         }));
                     }

@@ -5,6 +5,7 @@
 use super::pretty;
 use super::quantized::Departure;
 use crate::convert::companions::others;
+use crate::convert::ledger::Kind;
 use crate::convert::recipe::{Float, Like};
 use crate::digest::hex;
 use crate::model::back::{self, Back, Inexact, config::is_wrapper, config::restated};
@@ -176,7 +177,7 @@ fn of_file(source: &SourceModel, asked: Option<GgmlType>, like: Option<&Like>) -
     let mut departures = Vec::new();
     for Inexact { tensors, done, reason } in &back.inexact {
         departures.push(Departure {
-            kind: "fallback",
+            kind: Kind::Fallback,
             module: tensors.first().cloned(),
             asked: format!("the checkpoint's own values, in {} tensors", tensors.len()),
             done: (*done).into(),
@@ -192,7 +193,7 @@ fn of_file(source: &SourceModel, asked: Option<GgmlType>, like: Option<&Like>) -
     }
     for (reason, names) in reasons {
         departures.push(Departure {
-            kind: "fallback",
+            kind: Kind::Fallback,
             module: names.first().map(|name| name.to_string()),
             asked: format!("{} tensors of the original's folder", names.len()),
             done: "not there".into(),
@@ -215,7 +216,7 @@ fn of_file(source: &SourceModel, asked: Option<GgmlType>, like: Option<&Like>) -
 }
 
 fn no_tokenizer(reason: String) -> Departure {
-    Departure { kind: "fallback", module: None, asked: "the tokenizer's files".into(), done: "none".into(), reason }
+    Departure { kind: Kind::Fallback, module: None, asked: "the tokenizer's files".into(), done: "none".into(), reason }
 }
 
 /// A folder whose names and configuration are taken over; without weights its configuration alone tells them.

@@ -2,7 +2,7 @@
 //! stored, where that departs from what was asked and why, and every tensor's type and shape. No weight is read.
 
 use super::rules::{self, KEPT, ModulePlan};
-use crate::convert::ledger::LedgerRow;
+use crate::convert::ledger::{Kind, LedgerRow};
 use crate::convert::recipe::TypeRule;
 use crate::error::Hint;
 use crate::model::graph::{Shard, shards, stored_alike};
@@ -25,8 +25,8 @@ struct Request {
 /// One way in which the folder departs from what was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Departure {
-    /// As in [`LedgerRow`].
-    pub kind: &'static str,
+    /// What it is about.
+    pub kind: Kind,
     /// `None`: all modules.
     pub module: Option<String>,
     /// The format that was asked for.
@@ -42,7 +42,7 @@ impl Departure {
     pub fn of(&self, candidate: &str) -> LedgerRow {
         LedgerRow {
             candidate: candidate.to_string(),
-            kind: self.kind.into(),
+            kind: self.kind,
             tensor: self.module.clone(),
             asked: self.asked.clone(),
             done: self.done.clone(),
@@ -105,7 +105,7 @@ impl FolderPlan {
             let Some(reason) = refusal(&spec, module, request.devices) else { continue };
             let instead = spec.fallback();
             departures.push(Departure {
-                kind: "fallback",
+                kind: Kind::Fallback,
                 module: Some(module.path.clone()),
                 asked: spec.to_string(),
                 done: instead.map_or(KEPT.into(), |s| s.to_string()),
@@ -153,7 +153,7 @@ fn stacks(ckpt: &Checkpoint, model: &Model, spec: &Spec) -> Vec<Departure> {
     let unknown = model.tensors.iter().filter(|t| t.role == Role::Unknown && t.shape.len() == 3);
     let large = unknown.filter(|t| t.shape[1] >= 16 && t.shape[2] >= 16);
     let row = |t: &crate::model::MappedTensor| Departure {
-        kind: "fallback",
+        kind: Kind::Fallback,
         module: t.parts.first().map(|part| ckpt.tensors()[*part].name.clone()),
         asked: spec.to_string(),
         done: KEPT.into(),
@@ -191,7 +191,7 @@ fn settle_group(request: &Request, modules: &[Module], departures: &mut Vec<Depa
     let group = best.unwrap_or(32.min(asked));
     spec.group = Some(group);
     departures.push(Departure {
-        kind: "fallback",
+        kind: Kind::Fallback,
         module: None,
         asked: format!("groups of {asked}"),
         done: format!("groups of {group}"),
@@ -232,7 +232,7 @@ fn agree(modules: &mut [ModulePlan], departures: &mut Vec<Departure>) {
         let departed = |m: &ModulePlan| departures.iter().any(|d| d.module.as_deref() == Some(m.module.path.as_str()));
         if departed(lesser) && !departed(&modules[i]) {
             departures.push(Departure {
-                kind: "fallback",
+                kind: Kind::Fallback,
                 module: Some(modules[i].module.path.clone()),
                 asked: shown(modules[i].spec),
                 done: shown(lesser.spec),
