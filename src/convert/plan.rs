@@ -3,6 +3,7 @@
 
 use super::allocation::Allocation;
 pub use super::asked::regex_fault;
+use super::findings;
 use super::layout::{FolderPlan, PlainPlan};
 use super::ledger::LedgerRow;
 use super::recipe::{Limit, Recipe, Target};
@@ -254,6 +255,11 @@ impl Plan {
         metadata.set("general.file_type", file.file_type);
         let recipe = Recipe { outputs: vec![target.clone()], ..self.recipe.of_output(index) };
         record::write(&mut metadata, &recipe, &self.source, facts);
+        let model = &self.source.model;
+        if model.part() == Part::Text && recipe.mtp != Mtp::Only && model.runnable().is_ok() {
+            let feedback = recipe.data.is_some() && recipe.file_feedback();
+            findings::lay_out(&mut metadata, model.config.ending, feedback);
+        }
         record::override_metadata(&mut metadata, &self.recipe.metadata)?;
         Ok(metadata)
     }

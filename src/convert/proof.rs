@@ -33,6 +33,9 @@ pub struct Checked {
     pub nearness: Nearness,
     /// Tokens that it ran over.
     pub tokens: usize,
+    /// The bundled texts that they are from.
+    #[serde(default)]
+    pub texts: Vec<String>,
     /// The largest difference of a part of the model in terms of what its types explain; above 1 it is a fault.
     pub worst: f64,
     /// Why the artifact cannot be what was meant; `None` for a sound one.
@@ -96,7 +99,7 @@ fn significant(v: f64) -> String {
 
 /// The bundled texts that the windows are from: prose and code. All of them would take longer to read than a small model
 /// takes to convert.
-const READ: [&str; 2] = ["encyclopedia.txt", "code/python.py"];
+pub const READ: [&str; 2] = ["encyclopedia.txt", "code/python.py"];
 
 /// The windows.
 ///
@@ -118,6 +121,28 @@ pub fn windows(source: &SourceModel) -> Result<Vec<Vec<u32>>> {
         windows.iter_mut().for_each(|w| w[0] = bos);
     }
     Ok(windows)
+}
+
+/// So many significant digits.
+pub fn rounded_to(v: f64, digits: usize) -> f64 {
+    format!("{v:.*e}", digits.saturating_sub(1)).parse().unwrap_or(v)
+}
+
+/// Digits of what a record holds: as many as another processor gives too.
+pub const DIGITS: usize = 2;
+
+/// [`check`] on the windows of the bundled texts.
+///
+/// # Errors
+/// As [`check`] and [`windows`].
+pub fn check_on_texts(
+    source: &SourceModel,
+    (ours, theirs): (&dyn Layers, &dyn Layers),
+    bits: &dyn Fn(Option<usize>) -> f64,
+    run: Run,
+) -> Result<Checked> {
+    let checked = check(ours, theirs, &windows(source)?, bits, run)?;
+    Ok(Checked { texts: READ.map(String::from).to_vec(), ..checked })
 }
 
 /// Bits per weight below which rounding may change a matrix as much as a fault does.
