@@ -27,6 +27,7 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
         args.model.insert(0, String::new());
         positionals(&mut args)?;
         let recipe = recipe::of_convert(&args)?;
+        super::idle::refuse(given, &recipe, false)?;
         recipe.check()?;
         return print_json(&recipe);
     }

@@ -94,7 +94,7 @@ const COMMANDS: &[Flags] = &[
         command: "verify",
         always: &["file", "source", "lora", "check", "engines", "threads", "format", "quiet"],
         rules: rules! {
-            tp "--tp" |m| m.get_many("engines").is_some_and(|mut all| all.any(|e| *e == EngineName::Vllm)), "is for --for vllm";
+            tp "--tp" |m| m.get_many::<EngineName>("engines").is_some_and(|mut all| all.any(|e| *e == EngineName::Vllm)), "is for --for vllm";
             imatrix "--imatrix" |m| is_given(m, "source"), "is what --source was quantized with: add --source MODEL";
             unseen_experts "--unseen-experts" |m| is_given(m, "source") && is_given(m, "imatrix"), "is for --source with --imatrix";
         },
