@@ -15,6 +15,7 @@ use super::types::{self, Tensor};
 use crate::error::Hint;
 use crate::gguf::{self, Metadata};
 use crate::model::config_keys::lost;
+use crate::model::contradictions;
 use crate::model::tokenizer::GgufVocab;
 use crate::model::{Mtp, Part, SourceModel, TOWER, WITHOUT_MTP, gguf_metadata, preset_facts};
 use crate::quant::presets::{self, Choice, Preset, Why};
@@ -111,6 +112,9 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
         return Err(Error::unsupported(what));
     }
     let mut remarks = source.ckpt.remarks().to_vec();
+    if let Some(config) = source.model.hf_config.as_ref().filter(|_| source.ckpt.gguf().is_none()) {
+        remarks.extend(contradictions::of(source.ckpt.dir(), config));
+    }
     let metadata = match recipe.files().next() {
         Some(_) => {
             let (metadata, told) = metadata(source, recipe)?;
