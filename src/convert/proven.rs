@@ -99,13 +99,25 @@ pub fn beside(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<
         other => other?,
     };
     let mut notes = Vec::new();
-    if let Some(what) = checked.suspicion.take_if(|_| lost(&source.model).is_ok_and(|lost| !lost.is_empty())) {
+    // What the file says otherwise of the model than the source changes results, and no weights.
+    let is_lost = lost(&source.model).is_ok_and(|lost| !lost.is_empty());
+    let excused = is_lost && artifact.model.config != source.model.config;
+    if let Some(what) = checked.suspicion.take_if(|_| excused) {
         notes.push(format!("{what}: what GGUF cannot hold of the model"));
+        checked.suspicion = weights_beside(source, artifact, run)?;
     }
     if checked.suspicion.is_none() {
         notes.extend(proof::other_tokens(source, artifact)?);
     }
     Ok((checked, notes))
+}
+
+fn weights_beside(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<Option<String>> {
+    let [ours, theirs] = [source, artifact].map(|it| OpenModel { ckpt: &it.ckpt, model: &it.model });
+    match proof::other_weights(ours, theirs, run) {
+        Err(e @ Error::BadInput(_)) => Ok(Some(e.to_string())),
+        other => other,
+    }
 }
 
 fn judged(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<Checked> {
