@@ -30,7 +30,7 @@ fn filled(name: &'static str, source: &'static str, context: Value) -> Result<St
         false => AutoEscape::Html,
     });
     env.set_formatter(put);
-    env.add_filter("prose", |text: &str| kept_together(text));
+    env.add_filter("prose", kept_together);
     env.add_filter("html", |text: &str| Value::from_safe_string(html(text)));
     env.add_filter("code", |text: &str| Value::from_safe_string(code(text)));
     env.add_filter("address", |text: &str| Value::from_safe_string(address(text)));

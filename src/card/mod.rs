@@ -63,7 +63,7 @@ pub struct FolderCard<'a> {
     /// Tokens that it was calibrated on, and their SHA-256.
     pub calibration: Option<(u64, &'a str)>,
     /// Where it departs from what was asked: module, asked, done, reason.
-    pub departures: Vec<Vec<&'a str>>,
+    pub departures: Vec<Vec<String>>,
     /// The file that has the rest.
     pub manifest: &'a str,
     /// Where it will be; a placeholder where that is not known.

@@ -216,7 +216,7 @@ fn run(release: &Release, artifacts: &[Artifact], projectors: &[Artifact]) -> Re
         }
     }
     let run = usual.map(of_usual).transpose()?.unwrap_or_default();
-    let other_tags = others.map(|a| a.target.as_str()).collect::<Vec<_>>();
+    let other_tags = others.map(|a| a.target.clone()).collect::<Vec<_>>();
     Ok(context! { run => Value::from_safe_string(run), other_tags, folders })
 }
 

@@ -60,7 +60,7 @@ fn samples(report: &Report) -> Vec<Value> {
     let names = || std::iter::once("base").chain(report.candidates.iter().map(|c| c.artifact.name.as_str()));
     let sample = |sample: &super::schema::Sample| {
         let texts = std::iter::once(&sample.base).chain(&sample.candidates);
-        let rows = names().zip(texts).map(|(name, text)| vec![name, text.as_str()]).collect::<Vec<_>>();
+        let rows = names().zip(texts).map(|(name, text)| vec![name.to_string(), text.clone()]).collect::<Vec<_>>();
         context! { prompt => &sample.prompt, rows }
     };
     all.map(sample).collect()

@@ -97,10 +97,11 @@ pub fn card(
     let tags = tags(&planned.spec, about.has_chat);
     let data = &manifest["calibration"];
     let calibration = data["tokens"].as_u64().map(|tokens| (tokens, data["sha256"].as_str().unwrap_or_default()));
-    let departures = departures
-        .iter()
-        .map(|d| vec![d.module.as_deref().unwrap_or("all"), d.asked.as_str(), d.done.as_str(), d.reason.as_str()])
-        .collect();
+    let cells = |d: &Departure| {
+        let module = d.module.clone().unwrap_or_else(|| "all".into());
+        vec![module, d.asked.clone(), d.done.clone(), d.reason.clone()]
+    };
+    let departures = departures.iter().map(cells).collect();
     let card = FolderCard {
         name,
         parent: &about.parent,
