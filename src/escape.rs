@@ -82,6 +82,25 @@ pub fn markdown(text: &str) -> String {
     out
 }
 
+/// Escapes text for HTML content and double-quoted attributes, on one line. What [`line`] shows (HTML forbids
+/// control characters) becomes �.
+pub fn html(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            '\n' | '\r' | '\t' => out.push(' '),
+            c if steers(c) => out.push('\u{fffd}'),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
 /// A string as YAML has it: as it is where that can be read as nothing else, else in double quotes.
 pub fn yaml(text: &str) -> String {
     let first = text.starts_with(|c: char| c.is_ascii_alphabetic());

@@ -95,6 +95,7 @@ pub mod matrix;
 pub mod model;
 pub mod release;
 pub mod report;
+mod template;
 
 // Private, but for this repository's tests and benches.
 cfg_if::cfg_if! {

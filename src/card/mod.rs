@@ -1,5 +1,6 @@
 //! Model cards: what a source's card says ([`Front`], [`Parent`]), and the parts of the cards that are written beside
-//! artifacts: front matter as the Hub reads it, tables, and how to run what is there. Text from elsewhere is escaped.
+//! artifacts: front matter as the Hub reads it, and how to run what is there. The cards are templates, `folder.md` and
+//! `run_*.md`, whose values are escaped as they are put.
 
 mod front;
 mod parent;
@@ -8,8 +9,10 @@ pub mod run;
 pub use front::{Front, FrontWriter};
 pub use parent::{Parent, file_stem, is_id, is_vague};
 
-use crate::escape::{markdown, shell};
+use crate::Result;
 use crate::packed::Loader;
+use crate::template::render;
+use minijinja::{Value, context};
 
 /// What the front matter of a quantized copy says.
 #[derive(Default)]
@@ -38,30 +41,9 @@ pub fn front_matter(parent: &Parent, heading: &Heading) -> String {
     front.finish()
 }
 
-/// The parent with a link to it where its place is known.
-pub fn link(parent: &Parent) -> String {
-    match &parent.id {
-        Some(id) => {
-            let at = parent
-                .revision
-                .as_ref()
-                .map_or(String::new(), |r| format!(" at commit `{}`", r.chars().take(12).collect::<String>()));
-            format!("[{}](https://huggingface.co/{id}){at}", markdown(id))
-        }
-        None => markdown(&parent.name),
-    }
-}
-
-/// A table; the first row is the head, the first column is text and the others are figures.
-pub fn table(rows: &[Vec<String>]) -> String {
-    let mut out = String::new();
-    for (i, row) in rows.iter().enumerate() {
-        out += &format!("| {} |\n", row.join(" | "));
-        if i == 0 {
-            out += &format!("|:---|{}\n", "---:|".repeat(row.len().saturating_sub(1)));
-        }
-    }
-    out + "\n"
+/// The parent, for a template.
+pub fn parent(parent: &Parent) -> Value {
+    context! { name => &parent.name, id => &parent.id, revision => &parent.revision }
 }
 
 /// The card of a checkpoint folder.
@@ -76,8 +58,14 @@ pub struct FolderCard<'a> {
     pub pipeline: Option<&'a str>,
     pub quantized_by: Option<&'a str>,
     pub bits_per_weight: f64,
-    /// How it was made and what that cost, in Markdown.
-    pub more: &'a str,
+    /// What it costs, in a sentence, where that was measured.
+    pub measured: &'a str,
+    /// Tokens that it was calibrated on, and their SHA-256.
+    pub calibration: Option<(u64, &'a str)>,
+    /// Where it departs from what was asked: module, asked, done, reason.
+    pub departures: Vec<Vec<String>>,
+    /// The file that has the rest.
+    pub manifest: &'a str,
     /// Where it will be; a placeholder where that is not known.
     pub repository: &'a str,
     /// Its name within that, where it is a part of it.
@@ -85,27 +73,22 @@ pub struct FolderCard<'a> {
 }
 
 impl FolderCard<'_> {
-    pub fn text(&self) -> String {
+    /// The card, in Markdown.
+    ///
+    /// # Errors
+    /// `Internal` for a mistake in the template.
+    pub fn text(&self) -> Result<String> {
         let library = self.loader.library();
         let heading = Heading { library, tags: self.tags, quantized_by: self.quantized_by, pipeline: self.pipeline };
-        let mut out = front_matter(self.parent, &heading);
-        out += &format!("\n# {}\n\n", markdown(self.name));
-        let bits = self.bits_per_weight;
-        out += &format!(
-            "{} quantized to `{}` by quantize {} ({bits:.2} bits per quantized weight).\n\n",
-            link(self.parent),
-            self.format,
-            env!("CARGO_PKG_VERSION")
-        );
-        out += "## Run it\n\n";
-        out += &run::folder(self.loader, self.repository, self.sub);
-        out += "## How it was made\n\n";
-        out += self.more;
-        out += &format!(
-            "\n## Check it\n\n```sh\nquantize verify {}\n```\n",
-            shell(&format!("./{}", self.sub.unwrap_or(self.name)))
-        );
-        out
+        let calibration = self.calibration.map(|(tokens, sha256)| context! { tokens, sha256 });
+        let values = context! {
+            front => Value::from_safe_string(front_matter(self.parent, &heading)), name => self.name,
+            parent => parent(self.parent), format => self.format, version => env!("CARGO_PKG_VERSION"),
+            bits => format!("{:.2}", self.bits_per_weight), measured => self.measured, manifest => self.manifest,
+            run => Value::from_safe_string(run::folder(self.loader, self.repository, self.sub)?), calibration,
+            departures => self.departures.clone(), place => self.sub.unwrap_or(self.name),
+        };
+        render("folder.md", include_str!("folder.md"), values)
     }
 }
 

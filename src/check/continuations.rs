@@ -8,12 +8,16 @@ use crate::error::Hint;
 use crate::eval::{Runnable, continuations};
 use crate::infer::continue_together;
 use crate::model::SourceModel;
-use crate::report::Continuations;
+use crate::report::{Continuations, Sample};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
 /// Prompts that are continued in step.
 const TOGETHER: usize = 16;
+
+/// Prompts whose continuations a report has in full, and the tokens of each prompt that it shows.
+const SHOWN: usize = 3;
+const SHOWN_TOKENS: usize = 32;
 
 /// Continues prompts from the text of `how`, `starts` of them, spread evenly over it and half a window long each, by up to
 /// `length` of the most likely tokens, with the base and with every candidate.
@@ -53,14 +57,34 @@ pub fn continuations(
     let model = turns::load(&source, Simulated::of_base(how), run)?;
     let end = model.tokenizer.end_tokens().to_vec();
     let of_base = all(&model, &prompts, length, run)?;
+    let read = |model: &Runnable, tokens: &[u32]| {
+        let ended = tokens.iter().position(|t| end.contains(t)).unwrap_or(tokens.len());
+        text_of(model, &tokens[..ended])
+    };
+    let shown = prompts.iter().zip(&of_base).take(SHOWN);
+    let mut samples: Vec<Sample> = shown
+        .map(|(prompt, made)| Sample {
+            prompt: text_of(&model, &prompt[prompt.len().saturating_sub(SHOWN_TOKENS)..]),
+            base: read(&model, made),
+            candidates: Vec::new(),
+        })
+        .collect();
     drop(model);
     let mut found = Vec::with_capacity(candidates.len());
     for path in candidates {
         let model = turns::open(path, None, Simulated::of(how), run)?;
         let theirs = all(&model, &prompts, length, run).map_err(|e| e.in_file(path))?;
         found.push(continuations::compare(&of_base, &theirs, &end, length));
+        samples.iter_mut().zip(&theirs).for_each(|(sample, made)| sample.candidates.push(read(&model, made)));
     }
-    Ok(Continuations { starts, prompt, length, candidates: found })
+    Ok(Continuations { starts, prompt, length, candidates: found, samples })
+}
+
+/// What tokens say, on one line.
+fn text_of(model: &Runnable, tokens: &[u32]) -> String {
+    let mut stream = model.tokenizer.stream();
+    let text: String = tokens.iter().map(|token| stream.push(*token)).collect();
+    (text + &stream.finish()).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn all(model: &Runnable, prompts: &[Vec<u32>], length: usize, run: Run) -> Result<Vec<Vec<u32>>> {

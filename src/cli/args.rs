@@ -34,19 +34,51 @@ pub enum MtpLayers {
     Only,
 }
 
-/// What every command understands.
+/// What commands understand that work for a while.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "General")]
 pub struct CommonArgs {
     /// Worker threads [default: all cores]
     #[arg(short = 't', long, value_name = "N", env = "QUANTIZE_THREADS")]
     pub threads: Option<usize>,
-    /// How the result is printed on standard output
-    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
-    pub format: Format,
+    #[command(flatten)]
+    pub shown: ShownArgs,
+}
+
+impl std::ops::Deref for CommonArgs {
+    type Target = ShownArgs;
+
+    fn deref(&self) -> &ShownArgs {
+        &self.shown
+    }
+}
+
+/// What commands understand that say more than their result.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "General")]
+pub struct ShownArgs {
+    #[command(flatten)]
+    pub result: ResultArgs,
     /// No progress on standard error
     #[arg(long, short)]
     pub quiet: bool,
+}
+
+impl std::ops::Deref for ShownArgs {
+    type Target = ResultArgs;
+
+    fn deref(&self) -> &ResultArgs {
+        &self.result
+    }
+}
+
+/// What every command understands.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "General")]
+pub struct ResultArgs {
+    /// How the result is printed on standard output
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub format: Format,
 }
 
 /// Which types tensors get. Shared by converting and planning.

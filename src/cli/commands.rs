@@ -189,7 +189,7 @@ pub struct InspectArgs {
     #[arg(long, value_name = "REGEX")]
     pub filter: Option<String>,
     #[command(flatten)]
-    pub common: CommonArgs,
+    pub common: ResultArgs,
 }
 
 #[derive(Debug, Args)]
@@ -355,7 +355,7 @@ pub struct EditArgs {
     #[arg(long, short)]
     pub force: bool,
     #[command(flatten)]
-    pub common: CommonArgs,
+    pub common: ResultArgs,
 }
 
 #[derive(Debug, Args)]
@@ -379,7 +379,7 @@ pub struct SplitArgs {
     #[arg(long, short)]
     pub force: bool,
     #[command(flatten)]
-    pub common: CommonArgs,
+    pub common: ResultArgs,
 }
 
 #[derive(Debug, Args)]
@@ -393,7 +393,7 @@ pub struct MergeArgs {
     #[arg(long, short)]
     pub force: bool,
     #[command(flatten)]
-    pub common: CommonArgs,
+    pub common: ResultArgs,
 }
 
 #[derive(Debug, Args)]
@@ -413,7 +413,7 @@ pub struct ExtractArgs {
     #[arg(long, short)]
     pub force: bool,
     #[command(flatten)]
-    pub common: CommonArgs,
+    pub common: ShownArgs,
 }
 
 #[derive(Debug, Args)]
@@ -442,7 +442,7 @@ pub struct ReportArgs {
     #[arg(long, short)]
     pub force: bool,
     #[command(flatten)]
-    pub common: CommonArgs,
+    pub common: ShownArgs,
 }
 
 #[derive(Debug, Args)]
@@ -508,7 +508,7 @@ pub struct PullArgs {
     #[command(flatten)]
     pub hub: HubArgs,
     #[command(flatten)]
-    pub common: CommonArgs,
+    pub common: ShownArgs,
 }
 
 #[derive(Debug, Args)]

@@ -22,10 +22,12 @@ use std::path::{Path, PathBuf};
 pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
     recipe::refuse_beside(&args, given)?;
     if args.print_recipe {
+        recipe::refuse_unprinted(given)?;
         let mut args = args;
         args.model.insert(0, String::new());
         positionals(&mut args)?;
         let recipe = recipe::of_convert(&args)?;
+        super::idle::refuse(given, &recipe, false)?;
         recipe.check()?;
         return print_json(&recipe);
     }

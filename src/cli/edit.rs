@@ -3,7 +3,6 @@
 use super::args::Format;
 use super::commands::{EditArgs, ExtractArgs, MergeArgs, SplitArgs};
 use super::interrupt::{CANCEL, catch_interrupt};
-use super::options;
 use super::output::{print, print_json};
 use crate::edit::{self, Change, Chosen, SCALARS, Shards};
 use crate::source::Checkpoint;
@@ -13,7 +12,6 @@ use std::path::{Path, PathBuf};
 
 pub fn edit(args: EditArgs) -> Result<()> {
     catch_interrupt()?;
-    options::threads(args.common.threads)?;
     let changes = changes(&args)?;
     if changes.is_empty() {
         let what = "nothing to change; add --set, --remove, --rename, --chat-template, --token-type or --stop-token";

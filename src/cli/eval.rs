@@ -133,8 +133,7 @@ fn check_texts<'a>(args: &'a CompareArgs, how: impl Fn(Option<&'a PathBuf>) -> M
 /// `quantize report saved.json`: the same report in another form.
 pub fn render(args: ReportArgs) -> Result<()> {
     // A name that is an ending alone: that form, on standard output.
-    let (shown, files): (Vec<_>, Vec<_>) =
-        args.to.iter().cloned().partition(|to| ENDINGS.iter().any(|e| to.as_os_str() == *e));
+    let (shown, files): (Vec<_>, Vec<_>) = args.to.iter().cloned().partition(|to| is_ending(to));
     if shown.len() > 1 {
         return Err(Error::Usage("only one form can be printed; give the others files".into()));
     }
@@ -302,6 +301,11 @@ fn written(report: &Report, path: &Path, force: bool) -> Result<PartialFile> {
 
 /// Endings of reports' names.
 const ENDINGS: [&str; 4] = ["html", "md", "json", "txt"];
+
+/// Whether a name is an ending alone.
+pub fn is_ending(to: &Path) -> bool {
+    ENDINGS.iter().any(|ending| to.as_os_str() == *ending)
+}
 
 /// How a report is written to a file.
 type Form = fn(&Report) -> Result<String>;

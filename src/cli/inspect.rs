@@ -27,10 +27,18 @@ pub fn run(args: InspectArgs) -> Result<()> {
         Some(text) => Some(regex::Regex::new(text).map_err(|e| Error::Usage(format!("--filter: {e}")))?),
         None => None,
     };
+    let no_arrays =
+        || Error::Usage("--full prints the arrays of a model's GGUF metadata, and there are none here".into());
     if coverage::is_imatrix(&args.file) {
+        if args.full {
+            return Err(no_arrays());
+        }
         return coverage::show(&args.file, filter.as_ref(), args.common.format);
     }
     let ckpt = Checkpoint::open(&args.file)?;
+    if args.full && ckpt.gguf().is_none() {
+        return Err(no_arrays());
+    }
     let empty = Metadata::new();
     let view = View { ckpt: &ckpt, metadata: ckpt.gguf().unwrap_or(&empty), filter, full: args.full };
     match args.common.format {

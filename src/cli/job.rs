@@ -1,6 +1,6 @@
 //! `quantize job`: a conversion in tasks, over a folder that all machines see.
 
-use super::args::{CommonArgs, Format};
+use super::args::{CommonArgs, Format, ResultArgs};
 use super::commands::ConvertArgs;
 use super::output::{print, print_json};
 use super::prepare::{Prepared, accept, prepare};
@@ -40,6 +40,8 @@ enum JobCommand {
 #[command(mut_arg("report", |a| a.hide(true)), mut_arg("modelfile", |a| a.hide(true)), mut_arg("save_imatrix", |a| a.hide(true)),
           mut_arg("print_recipe", |a| a.hide(true)), mut_arg("dry_run", |a| a.hide(true)), mut_arg("text", |a| a.hide(true)),
           mut_arg("lora", |a| a.hide(true)), mut_arg("resume", |a| a.hide(true)), mut_arg("force", |a| a.hide(true)),
+          mut_arg("chunks", |a| a.hide(true)), mut_arg("ctx", |a| a.hide(true)), mut_arg("max_kld", |a| a.hide(true)),
+          mut_arg("max_ppl_increase", |a| a.hide(true)), mut_arg("min_top1", |a| a.hide(true)), mut_arg("min_cosine", |a| a.hide(true)),
           mut_arg("check", |a| a.hide(true)), mut_arg("no_check", |a| a.hide(true)), mut_arg("max_memory", |a| a.hide(true)))]
 struct JobPlanArgs {
     /// Cut it into about so many tasks
@@ -74,7 +76,7 @@ struct JobStatusArgs {
     #[arg(value_name = "JOB")]
     job: PathBuf,
     #[command(flatten)]
-    common: CommonArgs,
+    common: ResultArgs,
 }
 
 #[derive(Debug, Args)]
@@ -108,11 +110,19 @@ pub fn run(args: JobArgs, matches: &clap::ArgMatches) -> Result<()> {
     }
 }
 
+const COMPARE: &str = "compare when the job is assembled: quantize compare";
+
 /// Flags of a conversion that a job has no place for, by their names in the program.
-const ELSEWHERE: [(&str, &str); 12] = [
+const ELSEWHERE: [(&str, &str); 18] = [
     ("lora", "merge the adapter first: --to safetensors --lora"),
-    ("text", "compare when the job is assembled: quantize compare"),
-    ("report", "compare when the job is assembled: quantize compare"),
+    ("text", COMPARE),
+    ("report", COMPARE),
+    ("chunks", COMPARE),
+    ("ctx", COMPARE),
+    ("max_kld", COMPARE),
+    ("max_ppl_increase", COMPARE),
+    ("min_top1", COMPARE),
+    ("min_cosine", COMPARE),
     ("modelfile", "it is written by a conversion on one machine"),
     ("save_imatrix", "it is written by quantize calibrate"),
     ("print_recipe", "job.json has the recipe"),
@@ -226,13 +236,18 @@ fn run_tasks(args: &JobRunArgs) -> Result<()> {
         Some(index) => Some(index),
         None => index_of(|name| std::env::var(name).ok())?,
     };
+    let mut tasks = Vec::new();
     for task in chosen(all, index, args.of.map(NonZeroUsize::get))? {
         let now = job::run(&folder, &job, task, &control, &terminal)?;
+        tasks.push(json!({ "task": task, "done_before": !now }));
         if !args.common.quiet {
             say!("task {task}: {}", if now { "done" } else { "was done already" });
         }
     }
-    Ok(())
+    match args.common.format {
+        Format::Text => Ok(()),
+        Format::Json => print_json(&json!({ "tasks": tasks })),
+    }
 }
 
 fn status(args: &JobStatusArgs) -> Result<()> {

@@ -171,6 +171,7 @@ pub fn main() -> u8 {
 
 fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<()> {
     options::instruction_set()?;
+    idle::refuse_of_command(matches)?;
     match cli.command {
         None => convert::run(cli.convert, &idle::given(matches)),
         Some(Command::Plan(args)) => plan::run(args, &matches.subcommand().map_or(Vec::new(), |(_, m)| idle::given(m))),

@@ -32,7 +32,7 @@ pub fn run(args: PlanArgs, given: &[String]) -> Result<()> {
             None => Recipe::to(["q4_k_m"])?.outputs,
         };
     }
-    idle::of_plan(given, &recipe)?;
+    idle::of_plan(given, &recipe, args.calibration.is_some())?;
     if let Some(file) = &args.imatrix {
         // What is in it does not matter here.
         recipe.importance = Some(ImportanceFile { file: file.display().to_string(), sha256: String::new() });

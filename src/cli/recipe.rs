@@ -78,6 +78,22 @@ pub fn refuse_beside(args: &ConvertArgs, given: &[String]) -> Result<()> {
     }
 }
 
+/// Beside `--print-recipe`, what has no part in the recipe means nothing.
+///
+/// # Errors
+/// `Usage` for such a flag.
+pub fn refuse_unprinted(given: &[String]) -> Result<()> {
+    const NEEDED: [&str; 7] = ["recipe", "print_recipe", "model", "format", "quiet", "revision", "offline"];
+    let other = given.iter().find(|id| BESIDE.contains(&id.as_str()) && !NEEDED.contains(&id.as_str()));
+    match other {
+        Some(id) => {
+            let flag = id.replace('_', "-");
+            Err(Error::Usage(format!("--{flag} has no effect with --print-recipe: it is no part of the recipe")))
+        }
+        None => Ok(()),
+    }
+}
+
 /// The recipe of a file. What it names by its contents must still have them.
 fn of_file(path: &Path, hub: &HubArgs, quiet: bool) -> Result<Recipe> {
     let mut recipe = Recipe::from_json(&crate::input::read_text(path)?).map_err(|e| match e {

@@ -27,6 +27,9 @@ pub fn manual(args: ManArgs, program: Command) -> Result<()> {
     let mut program = program.disable_help_subcommand(true);
     program.build();
     if let Some(folder) = &args.dir {
+        if disk::is_no_folder(folder) {
+            return Err(Error::Usage(format!("{} is not a folder", folder.display())));
+        }
         disk::create_folders(folder).map_err(|e| Error::io(folder, e))?;
         return std::iter::once(&program).chain(program.get_subcommands()).try_for_each(|command| {
             let (name, page) = page(command)?;

@@ -7,6 +7,7 @@ use super::blocks::{BlockOutput, Refine, Settings};
 use super::budget;
 use super::calibrate::{self, extra, of_recipe};
 use super::data::{Drawing, HoldOut, hold_out_for_files};
+use super::findings;
 use super::hashes::{self, SourceHashes};
 use super::identity::{CalibrationWindows, Identity};
 use super::importance::Importance;
@@ -408,7 +409,9 @@ fn judge(plan: &Plan, outputs: &mut [Output], held: &HoldOut, run: Run) -> Resul
     let verdicts = judge::judge(source, &pairs, &held.held, run)?;
     for (output, verdict) in outputs.iter_mut().zip(verdicts) {
         let bits = 8.0 * output.artifact.tensor_bytes() as f64 / plan.weights().max(1) as f64;
-        verdict.check(output.name(), bits)?;
+        if let Some(warning) = verdict.check(output.name(), bits)? {
+            run.notice(Notice::Warning(warning));
+        }
         let sets = verdict.kl.iter().zip(&verdict.rival);
         let shown = |loss: &f64| verdict.shown(*loss);
         let sets: Vec<String> = sets.map(|(f, g)| format!("{} (ggml's search {})", shown(f), shown(g))).collect();
@@ -438,6 +441,11 @@ fn prove(plan: &Plan, outputs: &mut [Output], run: Run) -> Result<Vec<Option<Che
             }
             let kept = targets.first().map_or_else(PathBuf::new, |target| proven::suspect_name(target));
             return Err(proven::suspicious(&name, checked, &kept));
+        }
+        let mut seen = checked.as_ref().map(findings::of_check).unwrap_or_default();
+        seen.extend(output.verdict.as_ref().map(findings::of_held_out).unwrap_or_default());
+        if !seen.is_empty() {
+            output.artifact.amend(seen)?;
         }
         all.push(checked);
     }

@@ -215,9 +215,19 @@ fn tensors(row: &Row, file: &Checkpoint, meta: &Metadata, arch: &str, found: &mu
     }
 }
 
+/// Rotated channels have a factor for every two of them. Gemma 4 rotates those of its layers differently.
+fn rotary_factors(meta: &Metadata, arch: &str) -> Option<usize> {
+    let channels = of_key("rope.dimension_count", meta, arch, None).filter(|_| arch != "gemma4")?;
+    Some(channels / 2)
+}
+
 fn sizes((table, row): (&Table, &Row), file: &Checkpoint, meta: &Metadata, arch: &str, found: &mut Vec<String>) {
     for t in file.tensors() {
         let (block, part) = split(&t.name);
+        if let Some(factors) = rotary_factors(meta, arch).filter(|n| part == "rope_freqs.weight" && t.shape != [*n]) {
+            found.push(format!("{} has the shape {:?} where {factors} factors are meant", t.name, t.shape));
+            return;
+        }
         let Some(dims) = row.sizes.get(&part) else { continue };
         if dims.len() != t.shape.len() {
             found.push(format!("{} has {} dimensions instead of {}", t.name, t.shape.len(), dims.len()));
@@ -350,6 +360,19 @@ mod tests {
         assert_eq!(split("blk.12.attn_q.weight"), (Some(12), "attn_q.weight".into()));
         assert_eq!(split("enc.blk.0.ffn_up.weight"), (Some(0), "enc.ffn_up.weight".into()));
         assert_eq!(split("output_norm.weight"), (None, "output_norm.weight".into()));
+    }
+
+    #[test]
+    fn rotary_factors_are_half_of_the_channels() {
+        let table = table().unwrap();
+        let by_chance = |row: &Row| row.sizes.keys().any(|part| part.starts_with("rope_f"));
+        assert!(!table.architectures.values().any(by_chance));
+        let mut meta = Metadata::new();
+        // Llama 3.2 with 1 billion weights: neither twice its 32 heads nor these times 8.
+        meta.set("llama.attention.head_count", 32u32);
+        meta.set("llama.attention.head_count_kv", 8u32);
+        meta.set("llama.rope.dimension_count", 64u32);
+        assert_eq!(rotary_factors(&meta, "llama"), Some(32));
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub(crate) mod cost;
 pub(crate) mod data;
 pub(crate) mod devices;
 mod files;
+mod findings;
 pub(crate) mod fitting;
 pub(crate) mod forecast;
 mod hashes;

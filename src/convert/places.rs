@@ -50,7 +50,7 @@ impl Plan {
             o.place = if itself { output.to_path_buf() } else { usual };
         }
         if into {
-            if output.exists() && !output.is_dir() {
+            if disk::is_no_folder(output) {
                 let what = "is neither a folder nor named .gguf; name a folder, or a file that ends in .gguf";
                 return Err(Error::request(format!("{} {what}", output.display())));
             }

@@ -3,6 +3,7 @@
 
 use super::allocation::Allocation;
 pub use super::asked::regex_fault;
+use super::findings;
 use super::layout::{FolderPlan, PlainPlan};
 use super::ledger::{Kind, LedgerRow};
 use super::recipe::{Limit, Recipe, Target};
@@ -14,6 +15,7 @@ use super::types::{self, Tensor};
 use crate::error::Hint;
 use crate::gguf::{self, Metadata};
 use crate::model::config_keys::lost;
+use crate::model::contradictions;
 use crate::model::tokenizer::GgufVocab;
 use crate::model::{Mtp, Part, SourceModel, TOWER, WITHOUT_MTP, gguf_metadata, preset_facts};
 use crate::quant::presets::{self, Choice, Preset, Why};
@@ -110,6 +112,9 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
         return Err(Error::unsupported(what));
     }
     let mut remarks = source.ckpt.remarks().to_vec();
+    if let Some(config) = source.model.hf_config.as_ref().filter(|_| source.ckpt.gguf().is_none()) {
+        remarks.extend(contradictions::of(source.ckpt.dir(), config));
+    }
     let metadata = match recipe.files().next() {
         Some(_) => {
             let (metadata, told) = metadata(source, recipe)?;
@@ -254,6 +259,11 @@ impl Plan {
         metadata.set("general.file_type", file.file_type);
         let recipe = Recipe { outputs: vec![target.clone()], ..self.recipe.of_output(index) };
         record::write(&mut metadata, &recipe, &self.source, facts);
+        let model = &self.source.model;
+        if model.part() == Part::Text && recipe.mtp != Mtp::Only && model.runnable().is_ok() {
+            let feedback = recipe.data.is_some() && recipe.file_feedback();
+            findings::lay_out(&mut metadata, model.config.ending, feedback);
+        }
         record::override_metadata(&mut metadata, &self.recipe.metadata)?;
         Ok(metadata)
     }

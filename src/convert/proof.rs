@@ -10,7 +10,7 @@ use crate::calibration::bundled::TEXTS;
 use crate::control::{Run, Unit};
 use crate::eval::TensorDamage;
 use crate::eval::cosine::cosines;
-use crate::eval::damage::{self, Transform};
+use crate::eval::damage::{self, Likeness, Transform};
 use crate::eval::gate::shown_cosine;
 use crate::eval::softmax::{kl_of_rows, largest};
 use crate::eval::text::Encoder;
@@ -33,6 +33,9 @@ pub struct Checked {
     pub nearness: Nearness,
     /// Tokens that it ran over.
     pub tokens: usize,
+    /// The bundled texts that they are from.
+    #[serde(default)]
+    pub texts: Vec<String>,
     /// The largest difference of a part of the model in terms of what its types explain; above 1 it is a fault.
     pub worst: f64,
     /// Why the artifact cannot be what was meant; `None` for a sound one.
@@ -96,7 +99,7 @@ fn significant(v: f64) -> String {
 
 /// The bundled texts that the windows are from: prose and code. All of them would take longer to read than a small model
 /// takes to convert.
-const READ: [&str; 2] = ["encyclopedia.txt", "code/python.py"];
+pub const READ: [&str; 2] = ["encyclopedia.txt", "code/python.py"];
 
 /// The windows.
 ///
@@ -120,6 +123,28 @@ pub fn windows(source: &SourceModel) -> Result<Vec<Vec<u32>>> {
     Ok(windows)
 }
 
+/// So many significant digits.
+pub fn rounded_to(v: f64, digits: usize) -> f64 {
+    format!("{v:.*e}", digits.saturating_sub(1)).parse().unwrap_or(v)
+}
+
+/// Digits of what a record holds: as many as another processor gives too.
+pub const DIGITS: usize = 2;
+
+/// [`check`] on the windows of the bundled texts.
+///
+/// # Errors
+/// As [`check`] and [`windows`].
+pub fn check_on_texts(
+    source: &SourceModel,
+    (ours, theirs): (&dyn Layers, &dyn Layers),
+    bits: &dyn Fn(Option<usize>) -> f64,
+    run: Run,
+) -> Result<Checked> {
+    let checked = check(ours, theirs, &windows(source)?, bits, run)?;
+    Ok(Checked { texts: READ.map(String::from).to_vec(), ..checked })
+}
+
 /// Bits per weight below which rounding may change a matrix as much as a fault does.
 const TELLING: f64 = 2.2;
 
@@ -139,10 +164,34 @@ fn bound(bits: f64, chooses: bool) -> f64 {
 /// some weights are more important than others, those may be rounded worse.
 fn bound_of_weights(bits: f64, importance: bool) -> f64 {
     let times = if importance { 24.0 } else { 8.0 };
-    if bits < TELLING { f64::INFINITY } else { (times * (-bits).exp2()).clamp(0.02, 0.8) }
+    if bits < TELLING { 1.05 } else { (times * (-bits).exp2()).clamp(0.02, 0.8) }
 }
 
-/// The first matrix of a file that is further from the source's than its type explains, or norm that is another.
+/// What a matrix may have to be multiplied by to come closest to the source's: rounding keeps sizes, whatever the bits.
+const GAIN: std::ops::Range<f64> = 0.75..1.33;
+
+/// The share of rows that may be others than the source's: few bits leave single rows hardly alike.
+const STRANGE: f64 = 0.05;
+
+/// Why a matrix cannot be a rounding of the source's.
+fn other_matrix(damage: &TensorDamage, likeness: Likeness, importance: bool) -> Option<String> {
+    let (name, ty, share) = (&damage.name, &damage.ty, damage.rel_error);
+    let bound = bound_of_weights(GgmlType::from_name(ty).map_or(32.0, GgmlType::bits), importance);
+    if share.is_nan() || share > bound {
+        return Some(format!(
+            "{name} differs from the source's by {share:.2} times its own size, where {ty} explains {bound:.2}"
+        ));
+    }
+    if !GAIN.contains(&likeness.gain) {
+        return Some(format!("{name} is {:.2} times as large as the source's", 1.0 / likeness.gain));
+    }
+    if likeness.strange > STRANGE {
+        return Some(format!("{:.0} % of the rows of {name} are not the source's", 100.0 * likeness.strange));
+    }
+    None
+}
+
+/// The first matrix of a file that is no rounding of the source's, or norm that is another.
 ///
 /// # Errors
 /// Those of reading; `BadInput` for other shapes.
@@ -151,18 +200,9 @@ pub fn other_weights(source: OpenModel, artifact: OpenModel, run: Run) -> Result
     if damage::transform(from, to)? == Some(Transform::Scaled) {
         return Ok(Some("its norms are not those of the source".into()));
     }
-    let rows = damage::measure(from, to, &|_| None, &run.control.cancel)?;
-    let bits = |row: &TensorDamage| GgmlType::from_name(&row.ty).map_or(32.0, GgmlType::bits);
+    let matrices = damage::measure_rows(from, to, &|_| None, &run.control.cancel)?;
     let importance = artifact.ckpt.gguf().is_some_and(|meta| used_imatrix(meta) || used_feedback(meta));
-    let bound = |row: &TensorDamage| bound_of_weights(bits(row), importance);
-    let far = rows.iter().find(|row| row.rel_error.is_nan() || row.rel_error > bound(row));
-    Ok(far.map(|row| {
-        let (share, bound) = (row.rel_error, bound(row));
-        format!(
-            "{} differs from the source's by {share:.2} times its own size, where {} explains {bound:.2}",
-            row.name, row.ty
-        )
-    }))
+    Ok(matrices.iter().find_map(|(damage, likeness)| other_matrix(damage, *likeness, importance)))
 }
 
 /// Differences of a part of the model, summed over tokens.
@@ -363,6 +403,24 @@ mod tests {
         assert_eq!((bound(16.0, false), bound(16.0, true)), (0.1, 0.3));
         assert!((0.6..0.8).contains(&bound(4.5, false)) && (0.3..0.4).contains(&bound_of_weights(4.5, false)));
         assert_eq!((bound(2.6, false), bound(1.6, false)), (0.95, 1.5));
+    }
+
+    #[test]
+    fn matrices_of_other_sizes_and_rows_are_no_roundings() {
+        let matrix = |ty: &str, rel_error, gain, strange| {
+            let damage = TensorDamage { name: "m".into(), ty: ty.into(), rel_error, ..TensorDamage::default() };
+            other_matrix(&damage, Likeness { gain, strange }, true)
+        };
+        assert_eq!(matrix("Q2_K", 0.4, 0.9, 0.01), None);
+        assert_eq!(matrix("IQ1_S", 0.9, 1.1, 0.04), None);
+        for (found, what) in [
+            (matrix("Q2_K", 0.55, 2.0, 0.0), "0.50 times as large"),
+            (matrix("IQ2_XXS", 0.7, 1.0, 0.25), "25 % of the rows"),
+            (matrix("IQ2_XXS", 1.2, 1.0, 0.0), "differs"),
+            (matrix("F16", f64::NAN, 1.0, 0.0), "differs"),
+        ] {
+            assert!(found.as_ref().is_some_and(|found| found.contains(what)), "{found:?}: {what}");
+        }
     }
 
     #[test]

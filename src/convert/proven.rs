@@ -99,13 +99,25 @@ pub fn beside(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<
         other => other?,
     };
     let mut notes = Vec::new();
-    if let Some(what) = checked.suspicion.take_if(|_| lost(&source.model).is_ok_and(|lost| !lost.is_empty())) {
+    // What the file says otherwise of the model than the source changes results, and no weights.
+    let is_lost = lost(&source.model).is_ok_and(|lost| !lost.is_empty());
+    let excused = is_lost && artifact.model.config != source.model.config;
+    if let Some(what) = checked.suspicion.take_if(|_| excused) {
         notes.push(format!("{what}: what GGUF cannot hold of the model"));
+        checked.suspicion = weights_beside(source, artifact, run)?;
     }
     if checked.suspicion.is_none() {
         notes.extend(proof::other_tokens(source, artifact)?);
     }
     Ok((checked, notes))
+}
+
+fn weights_beside(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<Option<String>> {
+    let [ours, theirs] = [source, artifact].map(|it| OpenModel { ckpt: &it.ckpt, model: &it.model });
+    match proof::other_weights(ours, theirs, run) {
+        Err(e @ Error::BadInput(_)) => Ok(Some(e.to_string())),
+        other => other,
+    }
 }
 
 fn judged(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<Checked> {
@@ -115,7 +127,7 @@ fn judged(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<Chec
     let ours = OpenModel { ckpt: &source.ckpt, model: &source.model };
     let theirs = OpenModel { ckpt: &artifact.ckpt, model: &artifact.model };
     let bits = |layer| smallest(&artifact.ckpt, layer).min(of_source(&source.ckpt));
-    let mut checked = proof::check(&ours, &theirs, &proof::windows(source)?, &bits, run)?;
+    let mut checked = proof::check_on_texts(source, (&ours, &theirs), &bits, run)?;
     if checked.suspicion.is_none() {
         checked.suspicion = proof::other_weights(ours, theirs, run)?;
     }
@@ -160,9 +172,7 @@ pub fn folder(plan: &Plan, folder: &FolderPlan, path: &Path, run: Run) -> Result
     let bits = folder.quantized(&plan.source.ckpt).1.min(ROUNDED).min(of_source(&plan.source.ckpt));
     let ends = folder.layer(None).any(|(index, _)| folder.modules[index].spec.is_some());
     let of = |layer: Option<usize>| if layer.is_some() || ends { bits } else { 16.0 };
-    if_it_runs(
-        proof::windows(&plan.source).and_then(|windows| proof::check(&source, &made, &windows, &of, run.unheard())),
-    )
+    if_it_runs(proof::check_on_texts(&plan.source, (&source, &made), &of, run.unheard()))
 }
 
 /// Bits of the smallest type of a matrix in a layer, or of embedding and output.

@@ -338,7 +338,16 @@ pub fn create_folder(path: &Path) -> Result<()> {
 /// The same with those above it.
 pub fn create_folders(path: &Path) -> Result<()> {
     fault::before("mkdir", path)?;
+    if is_no_folder(path) {
+        return Err(Error::new(ErrorKind::NotADirectory, "something else than a folder is there"));
+    }
     std::fs::create_dir_all(path)
+}
+
+/// Whether something else than a folder lies there; a slash behind its name does not matter.
+pub fn is_no_folder(path: &Path) -> bool {
+    let path = path.components().as_path();
+    path.exists() && !path.is_dir()
 }
 
 /// Writes a whole file of a folder that is not finished yet.

@@ -73,6 +73,9 @@ pub fn extract(
     for meta in ckpt.tensors().iter().filter(|t| chosen.names.iter().any(|name| name.is_match(&t.name))) {
         taken.push(Taken::new(meta, chosen.expert, numpy)?);
     }
+    if !taken.is_empty() && chosen.expert.is_some() && taken.iter().all(|taken| taken.meta.shape.len() != 3) {
+        return Err(Error::request("an expert is asked for, and no chosen tensor is a stack of experts"));
+    }
     let (first, len) = match (numpy, taken.as_slice()) {
         (_, []) => return Err(Error::request("no tensor is chosen")),
         (true, [one]) => {

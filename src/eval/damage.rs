@@ -57,6 +57,32 @@ pub fn measure(
     power: &Power,
     cancel: &Cancel,
 ) -> Result<Vec<TensorDamage>> {
+    Ok(measure_rows(base, candidate, power, cancel)?.into_iter().map(|(damage, _)| damage).collect())
+}
+
+/// How a matrix lies to the source's, beyond its distance.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Likeness {
+    /// `W·W' / W'·W'`: what the matrix would have to be multiplied by to come closest.
+    pub gain: f64,
+    /// The share of its rows that are further from the source's than these are long: others, as a rule. Rows that are
+    /// next to nothing do not count.
+    pub strange: f64,
+}
+
+/// Rows whose mean square is a smaller share of the matrix's are next to nothing.
+const SMALL: f64 = 1e-3;
+
+/// As [`measure`], with how each matrix lies to the source's.
+///
+/// # Errors
+/// As [`measure`].
+pub fn measure_rows(
+    base: (&Checkpoint, &Model),
+    candidate: (&Checkpoint, &Model),
+    power: &Power,
+    cancel: &Cancel,
+) -> Result<Vec<(TensorDamage, Likeness)>> {
     let transform = transform(base, candidate)?;
     let moved = |role: Role| match transform {
         None => false,
@@ -65,7 +91,7 @@ pub fn measure(
     };
     let matrices = candidate.1.tensors.iter().filter(|t| t.shape.len() >= 2 && !moved(t.role));
     let matrices: Vec<&MappedTensor> = matrices.collect();
-    let one = |tensor: &&MappedTensor| -> Option<Result<TensorDamage>> {
+    let one = |tensor: &&MappedTensor| -> Option<Result<(TensorDamage, Likeness)>> {
         let source = base.1.tensors.iter().find(|t| t.name == tensor.name)?;
         if let Err(e) = cancel.check() {
             return Some(Err(e));
@@ -84,7 +110,7 @@ pub fn distance(
     candidate: &Checkpoint,
     tensor: &MappedTensor,
 ) -> Result<f64> {
-    compare(base, source, candidate, tensor, None).map(|damage| damage.rel_error)
+    compare(base, source, candidate, tensor, None).map(|(damage, _)| damage.rel_error)
 }
 
 fn compare(
@@ -93,7 +119,7 @@ fn compare(
     candidate: &Checkpoint,
     tensor: &MappedTensor,
     power: Option<&[f64]>,
-) -> Result<TensorDamage> {
+) -> Result<(TensorDamage, Likeness)> {
     if source.shape != tensor.shape {
         let what = format!("its shape is {:?}, the base's {:?}", tensor.shape, source.shape);
         return Err(Error::bad_file(&candidate.files()[0].path, what).tensor(tensor.name.as_str()));
@@ -104,6 +130,7 @@ fn compare(
     // Per column, so that the weighting can wait.
     let matrices = rows / tensor.rows_per_matrix().max(1);
     let (mut error, mut norm) = (vec![0.0f64; matrices * cols], vec![0.0f64; matrices * cols]);
+    let (mut dot, mut square, mut of_rows) = (0.0f64, 0.0f64, Vec::with_capacity(rows));
     for start in (0..rows).step_by(step) {
         let range = start..(start + step).min(rows);
         a.resize(range.len() * cols, 0.0);
@@ -113,11 +140,18 @@ fn compare(
         for (i, (x, y)) in a.chunks_exact(cols).zip(b.chunks_exact(cols)).enumerate() {
             let first = (start + i) / tensor.rows_per_matrix().max(1) * cols;
             let columns = error[first..first + cols].iter_mut().zip(&mut norm[first..first + cols]);
+            let (mut row_error, mut row_norm) = (0.0f64, 0.0f64);
             for ((x, y), (error, norm)) in x.iter().zip(y).zip(columns) {
                 let (x, y) = (f64::from(*x), f64::from(*y));
-                *error += (x - y) * (x - y);
+                let off = (x - y) * (x - y);
+                *error += off;
                 *norm += x * x;
+                row_error += off;
+                row_norm += x * x;
+                dot += x * y;
+                square += y * y;
             }
+            of_rows.push((row_error, row_norm));
         }
     }
     let ratio = |error: f64, norm: f64| if norm > 0.0 { (error / norm).sqrt() } else { 0.0 };
@@ -132,7 +166,11 @@ fn compare(
         None => String::new(),
     };
     let name = tensor.name.trim_end_matches(".weight");
-    Ok(TensorDamage {
+    let mean = norm.iter().sum::<f64>() / rows.max(1) as f64;
+    let counted = of_rows.iter().filter(|(_, norm)| *norm > SMALL * mean);
+    let strange = counted.clone().filter(|(error, norm)| error > norm).count() as f64 / counted.count().max(1) as f64;
+    let likeness = Likeness { gain: if square > 0.0 { dot / square } else { 1.0 }, strange };
+    let damage = TensorDamage {
         name: tensor.name.clone(),
         layer: tensor.layer,
         role: name.rsplit('.').next().unwrap_or(name).to_string(),
@@ -140,5 +178,6 @@ fn compare(
         bytes: parts.map(|t| t.bytes()).sum(),
         rel_error: ratio(error.iter().sum(), norm.iter().sum()),
         rel_error_weighted: power.filter(|p| p.len() == error.len()).map(weighted),
-    })
+    };
+    Ok((damage, likeness))
 }

@@ -5,6 +5,7 @@ mod anatomy;
 pub(crate) mod back;
 mod blueprint;
 pub mod config;
+pub(crate) mod contradictions;
 pub(crate) mod families;
 mod family;
 mod fault;

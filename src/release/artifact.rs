@@ -5,7 +5,8 @@ use crate::control::Run;
 use crate::convert::OutputPlan;
 use crate::eval::Measured;
 use crate::eval::gate::shown_cosine;
-use crate::report::format::{percent, significant};
+use crate::report::figures;
+use crate::report::format::count;
 use crate::source::Checkpoint;
 use crate::writer::folder::MANIFEST;
 use crate::{Error, Result};
@@ -123,16 +124,16 @@ impl Artifact {
         match &self.measured {
             None => String::new(),
             Some(Measured::Logits(s)) => {
-                let (kl, top) = (significant(s.kld.value, 2), percent(s.same_top.value, 1));
+                let (kl, top) = (figures::kl(s.kld).with_error, figures::share(s.same_top).text);
                 format!(
-                    "KL divergence from the source {kl} nats per token, same top token {top}, over {} positions of text.\n\n",
-                    s.tokens
+                    "KL divergence from the source {kl} nats per token, same top token {top}, over {} positions of text.",
+                    count(s.tokens)
                 )
             }
             Some(Measured::Vectors(cosines)) => {
                 let (mean, worst) = (shown_cosine(cosines.mean.value), shown_cosine(cosines.worst));
                 format!(
-                    "Mean cosine between its vectors and the source's {mean}, the worst {worst}, over {} chunks of text.\n\n",
+                    "Mean cosine between its vectors and the source's {mean}, the worst {worst}, over {} chunks of text.",
                     cosines.vectors
                 )
             }

@@ -333,7 +333,7 @@ fn fill(release: &Release, place: &Place, run: Run) -> Result<Filled> {
         place.copy(&release.plan.source.ckpt.dir().join(&name), &name)?;
     }
     cards_of_folders(release, place, &artifacts)?;
-    place.text("README.md", &card::text(release, &artifacts, &projectors, report.as_ref()))?;
+    place.text("README.md", &card::text(release, &artifacts, &projectors, report.as_ref())?)?;
     // Cards are edited on the Hub; that is no damage.
     let is_hashed = |name: &String| !is_card(name) && name != MANIFEST && name != SUMS;
     let names: Vec<String> = place.files()?.into_iter().filter(is_hashed).collect();
@@ -423,7 +423,7 @@ fn cards_of_folders(release: &Release, place: &Place, artifacts: &[Artifact]) ->
             ..files::About::of(&source.ckpt, &source.model, &release.name)
         };
         let text =
-            files::card(&artifact.path, planned, &artifact.manifest, &files::departures(&artifact.manifest), &about);
+            files::card(&artifact.path, planned, &artifact.manifest, &files::departures(&artifact.manifest), &about)?;
         place.text(&format!("{}/README.md", artifact.path), &text)?;
     }
     Ok(())

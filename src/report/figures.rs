@@ -52,6 +52,10 @@ pub fn size(n: u64) -> Figure {
 
 /// Mean KL divergence, nats per token.
 pub fn kl(e: Estimate) -> Figure {
+    // A copy: there is nothing to round.
+    if e.value == 0.0 && e.std_error == 0.0 {
+        return Figure::plain(0.0, "0".into());
+    }
     Figure::scaled(e, 1.0, "", decimals_for(e))
 }
 

@@ -1,7 +1,7 @@
 //! Figures as people read them: units, significant digits, signs; and HTML escaping. Every renderer uses these, so a value
 //! looks the same in all of them.
 
-use crate::escape;
+pub use crate::escape::html;
 use crate::eval::Estimate;
 
 /// Adds formatted text to a page; writing to a `String` cannot fail.
@@ -93,25 +93,6 @@ fn minus(text: String) -> String {
         Some(rest) => format!("−{rest}"),
         None => text,
     }
-}
-
-/// Escapes text for HTML content and double-quoted attributes, on one line. What [`escape::line`] shows (HTML forbids
-/// control characters) becomes �.
-pub fn html(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            '\n' | '\r' | '\t' => out.push(' '),
-            c if escape::steers(c) => out.push('\u{fffd}'),
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -4,10 +4,10 @@
 use super::figures::{self, Figure};
 use super::format::{bytes, count, parameters, percent};
 use super::schema::{Candidate, Report};
-use super::template::{Template, render};
 use super::{charts, names, statistics, summary, view};
 use crate::Result;
 use crate::convert::Kind;
+use crate::template::render;
 use minijinja::context;
 use minijinja::value::Value;
 
@@ -31,19 +31,25 @@ pub fn render_html(report: &Report) -> Result<String> {
         parameters => model.map(|a| a.parameters).filter(|n| *n > 0).map(parameters),
         tiles => tiles(report), spoken_of => summary::headline_candidate(report).map(|(c, _)| name(c)),
         scatter => charts::scatter(report).map(drawing), bands => charts::dp_bands(report).map(drawing),
-        strips => charts::strips(report).map(drawing), weighted,
+        not_drawn => not_drawn(report), strips => charts::strips(report).map(drawing), weighted,
         with_strips, without_strips => without_strips.join(", "),
         statistics => (!measured.is_empty()).then(|| statistics::table(&measured)),
         ablations => ablations.map(ablation).collect::<Vec<_>>(), pairs_in_words => pairs_in_words(report),
         departures_in_words => departures_in_words(report), facts => view::facts(report),
         css => drawing(include_str!("report.css").into()), script => drawing(include_str!("report.js").into()),
     };
-    render(Template::Html, minijinja::value::merge_maps([page, view::of(report)]))
+    render("report.html", include_str!("report.html"), minijinja::value::merge_maps([page, view::of(report)]))
 }
 
 /// What is markup already.
 fn drawing(markup: String) -> Value {
     Value::from_safe_string(markup)
+}
+
+/// Candidates that a logarithmic scale has no place for.
+fn not_drawn(report: &Report) -> String {
+    let copies = summary::measured(report).into_iter().filter(|(_, s)| s.kld.value <= 0.0);
+    copies.map(|(c, _)| c.artifact.name.clone()).collect::<Vec<_>>().join(", ")
 }
 
 /// The four figures of the headline's candidate.

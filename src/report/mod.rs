@@ -16,7 +16,6 @@ mod statistics;
 pub(crate) mod summary;
 mod table;
 mod tasks;
-mod template;
 pub(crate) mod text;
 pub(crate) mod vectors;
 mod view;

@@ -178,6 +178,20 @@ pub struct Continuations {
     pub length: usize,
     /// What became of each candidate's, in their order.
     pub candidates: Vec<Continued>,
+    /// The first few, to be read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub samples: Vec<Sample>,
+}
+
+/// A prompt, and what each model made of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// The end of the prompt.
+    pub prompt: String,
+    /// How the base goes on.
+    pub base: String,
+    /// How the candidates do, in their order.
+    pub candidates: Vec<String>,
 }
 
 /// What the models answered to the questions of one file.

@@ -73,8 +73,13 @@ pub fn verdict(report: &Report) -> Vec<String> {
     lines
 }
 
+/// Bits per weight from which on a candidate is no quantization: nearly without loss, it would bend any curve to itself.
+const PLAIN_BITS: f64 = 15.9;
+
 /// Where the curve of size against ln KL bends most: the point furthest below the line from its one end to the other.
 fn best_per_byte<'a>(kept: &[(&'a Candidate, f64)]) -> Option<(&'a Candidate, f64)> {
+    let is_quantized = |(c, loss): &&(&Candidate, f64)| c.artifact.bpw < PLAIN_BITS && *loss > 0.0;
+    let kept: Vec<(&Candidate, f64)> = kept.iter().filter(is_quantized).copied().collect();
     let at = |(c, loss): &(&Candidate, f64)| (c.artifact.bytes as f64, loss.max(1e-12).ln());
     let (first, last) = (at(kept.first()?), at(kept.last()?));
     if kept.len() < 3 || last.0 <= first.0 {

@@ -41,7 +41,7 @@ pub fn of(report: &Report) -> Value {
         of_vectors => report.is_of_vectors(), answers_only => summary::answers_only(report), legend => vectors::LEGEND,
         cells => table::cells(report), rows => values(results::rows(report)), texts => table::texts(report),
         tasks => titled(tasks::tables(report)), positions => titled(generation::positions(report)),
-        continuations => titled(generation::continuations(report)), first_difference => generation::LEGEND,
+        continuations => titled(generation::continuations(report)), samples => samples(report), first_difference => generation::LEGEND,
         pairs => pairs(report), candidates => values(report.candidates.iter().map(candidate)),
         origins => summary::origins(report), departures => departures::lines(report),
         ledger => values(report.ledger.iter().map(departure)), method => summary::method(report), measured => method,
@@ -52,6 +52,18 @@ pub fn of(report: &Report) -> Value {
 
 fn values<T: Into<Value>>(items: impl IntoIterator<Item = T>) -> Vec<Value> {
     items.into_iter().map(Into::into).collect()
+}
+
+/// Prompts and what each model made of them, the base first.
+fn samples(report: &Report) -> Vec<Value> {
+    let all = report.continuations.iter().flat_map(|found| &found.samples);
+    let names = || std::iter::once("base").chain(report.candidates.iter().map(|c| c.artifact.name.as_str()));
+    let sample = |sample: &super::schema::Sample| {
+        let texts = std::iter::once(&sample.base).chain(&sample.candidates);
+        let rows = names().zip(texts).map(|(name, text)| vec![name.to_string(), text.clone()]).collect::<Vec<_>>();
+        context! { prompt => &sample.prompt, rows }
+    };
+    all.map(sample).collect()
 }
 
 /// Tables of text, the header first, with their titles.

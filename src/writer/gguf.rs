@@ -181,17 +181,16 @@ impl Artifact {
             let set = sha256(&header);
             self.shards.iter_mut().for_each(|shard| shard.metadata.set(gguf::SPLIT_SET, &set[..SET_DIGITS]));
         }
-        for shard in &self.shards {
-            let header = gguf::encode_header(&shard.metadata, &shard.tensors, DEFAULT_ALIGNMENT);
-            if header.len() as u64 != shard.header_len {
-                return Err(Error::Internal("the header changed its size while the file was written".into()));
-            }
-            shard.file.write_at(0, &header)?;
-        }
-        self.shards.iter().try_for_each(|shard| {
-            shard.file.sync()?;
-            check_header(shard)
-        })
+        self.shards.iter().try_for_each(write_header)
+    }
+
+    /// Gives keys of a [sealed](Self::seal) artifact other values, of the same size.
+    ///
+    /// # Errors
+    /// `Io`; `Storage` where the header reads otherwise.
+    pub fn amend(&mut self, values: Vec<(&'static str, gguf::Value)>) -> Result<()> {
+        values.into_iter().for_each(|(key, value)| self.set_metadata(key, value));
+        self.shards.first().map_or(Ok(()), write_header)
     }
 
     /// The tensors that were written since the last call, of files that are numbered from `first` on.
@@ -222,6 +221,17 @@ impl super::Sink for Artifact {
         self.touched.note(tensor);
         self.shards[place.shard].file.write_at(place.offset + offset, bytes)
     }
+}
+
+/// Writes the header of a file whose data are there, and reads it back.
+fn write_header(shard: &Shard) -> Result<()> {
+    let header = gguf::encode_header(&shard.metadata, &shard.tensors, DEFAULT_ALIGNMENT);
+    if header.len() as u64 != shard.header_len {
+        return Err(Error::Internal("the header changed its size while the file was written".into()));
+    }
+    shard.file.write_at(0, &header)?;
+    shard.file.sync()?;
+    check_header(shard)
 }
 
 /// Re-reads the header of a finished temporary file, which must say what was meant.

@@ -387,7 +387,14 @@ fn continuations_part_where_candidates_differ() {
     assert!(q2["quartiles"][1].as_u64().unwrap() < 32, "{q2}");
     assert!(q2["equal"][0]["share"]["value"].as_f64().unwrap() < 0.5);
     let page = std::fs::read_to_string(dir.path().join("r.html")).unwrap();
-    assert!(page.contains("Greedy continuations of 20 prompts"));
+    assert!(page.contains("Greedy continuations of 20 prompts") && page.contains("Side by side"));
+    let samples = found["samples"].as_array().unwrap();
+    assert_eq!(samples.len(), 3);
+    for sample in samples {
+        assert_eq!(sample["candidates"][0], sample["base"]);
+        assert!(!sample["prompt"].as_str().unwrap().is_empty());
+    }
+    assert!(samples.iter().any(|sample| sample["candidates"][1] != sample["base"]), "{samples:?}");
     let out = ok(quantize(dir.path(), &[&args[..], &more[..8]].concat()));
     assert!(out.contains("first difference") && out.contains("equal after 32"), "{out}");
     for (more, part) in

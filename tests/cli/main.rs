@@ -13,6 +13,7 @@ mod convert;
 mod edit;
 mod eval;
 mod feedback;
+mod flags;
 mod folder;
 mod gptq;
 #[cfg(feature = "hub")]

@@ -2,8 +2,10 @@
 
 usage: damage.py QUANTIZE WORK SEED COUNT TYPES SOURCE [SOURCE ...]
 
-Every SOURCE (a checkpoint folder) is converted to all of TYPES (comma-separated); those files are the good ones. COUNT files
-are then damaged in one place each, drawn with SEED, and judged by `quantize verify FILE --check SOURCE`. Prints Markdown.
+Every SOURCE (a checkpoint folder) is converted to all of TYPES (comma-separated); those outputs are the good ones. `q4_k+imatrix` is
+made with an importance matrix, `q4_k+feedback` with error feedback; what WORK holds already is not made again. COUNT of the
+GGUF files are then damaged in one place each, drawn with SEED, and judged by `quantize verify FILE --check SOURCE`, without
+the hash of the data that files record, which would find them all. Prints Markdown. With COUNT 0 nothing is damaged.
 """
 import collections
 import random
@@ -123,26 +125,62 @@ def wrong_scale(g, r):
     t[3] = bytes(data)
 
 
+CALIBRATED = ["--calibration", "default", "--calibration-tokens", "1024", "--seq-len", "128"]
+HOW = {"imatrix": [*CALIBRATED, "--rounding", "nearest"], "feedback": CALIBRATED}
+
+
+def convert(quantize, source, name, folder):
+    """The output, and why it was stopped."""
+    kind, _, how = name.partition("+")
+    is_file = kind.startswith(("q", "iq", "tq", "f16", "f32", "bf16", "mxfp4_moe"))
+    path = folder / (f"{name}.gguf" if is_file else name)
+    if path.exists():
+        return path, None, 0
+    # Folders whose format has integers in groups are calibrated unless told otherwise.
+    in_groups = kind.startswith(("gptq", "w4a16", "w8a16"))
+    plain = ["--uncalibrated"] if kind.startswith(("iq1", "iq2", "iq3")) else ["--rounding", "nearest"] if in_groups else []
+    more = HOW.get(how, plain)
+    args = [quantize, "--to", kind, source, "-o", path, "-f", "--quiet", "--no-source-hash", "--check", *more]
+    run = subprocess.run(args, capture_output=True, text=True)
+    return path, (run.stderr.strip()[-300:] if run.returncode else None), run.returncode
+
+
 DAMAGES = [swapped, transposed, offset, wrong_rope, wrong_rope_order, wrong_norm, wrong_tokenizer, permuted_heads, wrong_scale]
+
+
+def same(a, b):
+    return a.keys == b.keys and [t[3] for t in a.tensors] == [t[3] for t in b.tensors]
+
+
+def means(said):
+    """What found a damage."""
+    ways = {"gives results that differ": "running layers", "differs from the source's by": "weights", "norms are not": "weights",
+            "tokenizer": "vocabulary", "scale": "unsound blocks"}
+    return next((way for words, way in ways.items() if words in said), "configuration and others")
 
 
 def main():
     quantize, work, seed, count, types, sources = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5], sys.argv[6:]
     work.mkdir(parents=True, exist_ok=True)
-    good, stopped = [], []
+    good, stopped, refused = [], 0, 0
     for source in sources:
         folder = work / source.strip("/").replace("/", "_")
         folder.mkdir(exist_ok=True)
         for name in types.split(","):
-            path = folder / f"{name}.gguf"
-            more = ["--uncalibrated"] if name.startswith("iq3") else []
-            run = subprocess.run([quantize, "--to", name, source, "-o", path, "-f", "--quiet", "--no-source-hash", *more], capture_output=True, text=True)
-            (good if run.returncode == 0 else stopped).append((source, name, path))
-            if run.returncode:
-                print("stopped:", source, name, run.stderr.strip()[-300:])
-    print(f"{len(good) + len(stopped)} good files, {len(stopped)} stopped", flush=True)
+            path, why, code = convert(quantize, source, name, folder)
+            if code == 0:
+                good.append((source, name, path))
+            elif code == 6:
+                stopped += 1
+            else:
+                refused += 1
+            if why:
+                print(f"exit {code}:", source, name, why)
+    print(f"{len(good) + stopped} good outputs, {stopped} stopped; {refused} conversions refused", flush=True)
+    good = [g for g in good if g[2].is_file()]
     r, scratch = random.Random(seed), work / "x.gguf"
     by_damage, by_type, missed = collections.defaultdict(collections.Counter), collections.defaultdict(collections.Counter), []
+    by_means = collections.Counter()
     while sum(sum(c.values()) for c in by_damage.values()) < count:
         source, name, path = r.choice(good)
         damage = r.choice(DAMAGES)
@@ -151,17 +189,23 @@ def main():
             damage(g, r)
         except (AssertionError, IndexError, KeyError, TypeError, struct.error, OverflowError):
             continue
+        # What is the same afterwards is no damage: a matrix of one row that begins a row too late.
+        if same(g, Gguf(path)):
+            continue
+        g.keys.pop("quantize.data.sha256", None)
         g.write(scratch)
         run = subprocess.run([quantize, "verify", scratch, "--check", source, "--quiet"], capture_output=True, text=True)
         caught = run.returncode in (3, 6)
         by_damage[damage.__name__][caught] += 1
         by_type[name][caught] += 1
+        by_means[means(run.stdout + run.stderr)] += caught
         if not caught:
             missed.append(f"{source} {name} {damage.__name__}: exit {run.returncode} {(run.stdout + run.stderr).strip()[-160:]}")
     print("| damage | caught | of |\n|---|---|---|")
     for table in (by_damage, by_type):
         for name, c in table.items():
             print(f"| {name} | {c[True]} | {c[True] + c[False]} |")
+    print("found by: " + ", ".join(f"{way} {n}" for way, n in by_means.most_common() if n))
     caught, all_ = (sum(c[k] for c in by_damage.values() for k in keys) for keys in ([True], [True, False]))
     print(f"\ncaught {caught} of {all_}: {100 * caught / max(all_, 1):.1f} %")
     for what in missed:

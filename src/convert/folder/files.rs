@@ -5,7 +5,6 @@ use crate::Result;
 use crate::card::{FolderCard, Parent, placeholder};
 use crate::convert::companions::others;
 use crate::convert::layout::{Departure, FolderPlan, pretty};
-use crate::escape::markdown;
 use crate::model::Model;
 use crate::packed::Spec;
 use crate::packed::engines::MlxFamily;
@@ -74,30 +73,6 @@ pub fn keys_beside(config: &Value) -> Vec<(&'static str, Value)> {
     found
 }
 
-/// What the card says of how the folder was made.
-fn how(manifest: &Value, departures: &[Departure]) -> String {
-    let mut text = format!(
-        "Embeddings, norms, routers and biases are as they were unless said otherwise; `{MANIFEST}` records the recipe, \
-         the source's hashes and the loss of every module.\n"
-    );
-    if let Some(data) = manifest["calibration"].as_object() {
-        let (tokens, hash) = (&data["tokens"], data["sha256"].as_str().unwrap_or(""));
-        text += &format!("\nCalibration: {tokens} tokens, SHA-256 of the tokens `{hash}`.\n");
-    }
-    if !departures.is_empty() {
-        text += "\n| Module | Asked | Done | Reason |\n|---|---|---|---|\n";
-        const SHOWN: usize = 20;
-        for d in departures.iter().take(SHOWN) {
-            let cells = [d.module.as_deref().unwrap_or("all"), &d.asked, &d.done, &d.reason].map(markdown);
-            text += &format!("| {} |\n", cells.join(" | "));
-        }
-        if departures.len() > SHOWN {
-            text += &format!("\n{} more are in `{MANIFEST}`.\n", departures.len() - SHOWN);
-        }
-    }
-    text
-}
-
 /// What a folder's tags say of its format.
 pub fn tags(spec: &Spec, has_chat: bool) -> Vec<String> {
     let name = spec.to_string();
@@ -107,11 +82,26 @@ pub fn tags(spec: &Spec, has_chat: bool) -> Vec<String> {
 }
 
 /// The model card of a folder called `name`.
-pub fn card(name: &str, planned: &FolderPlan, manifest: &Value, departures: &[Departure], about: &About) -> String {
+///
+/// # Errors
+/// As [`FolderCard::text`].
+pub fn card(
+    name: &str,
+    planned: &FolderPlan,
+    manifest: &Value,
+    departures: &[Departure],
+    about: &About,
+) -> Result<String> {
     let bits = manifest["bits_per_weight"].as_f64().unwrap_or(0.0);
     let format = planned.spec.to_string();
     let tags = tags(&planned.spec, about.has_chat);
-    let more = about.measured.clone() + &how(manifest, departures);
+    let data = &manifest["calibration"];
+    let calibration = data["tokens"].as_u64().map(|tokens| (tokens, data["sha256"].as_str().unwrap_or_default()));
+    let cells = |d: &Departure| {
+        let module = d.module.clone().unwrap_or_else(|| "all".into());
+        vec![module, d.asked.clone(), d.done.clone(), d.reason.clone()]
+    };
+    let departures = departures.iter().map(cells).collect();
     let card = FolderCard {
         name,
         parent: &about.parent,
@@ -121,7 +111,10 @@ pub fn card(name: &str, planned: &FolderPlan, manifest: &Value, departures: &[De
         pipeline: Some("text-generation").filter(|_| about.is_text),
         quantized_by: about.quantized_by.as_deref(),
         bits_per_weight: bits,
-        more: &more,
+        measured: &about.measured,
+        calibration,
+        departures,
+        manifest: MANIFEST,
         repository: &about.repository.clone().unwrap_or_else(|| placeholder(name)),
         sub: about.sub.as_deref(),
     };
@@ -139,7 +132,7 @@ pub struct About {
     pub repository: Option<String>,
     /// Its name within the repository, where it is a part of one.
     pub sub: Option<String>,
-    /// What it costs, in Markdown, where that was measured.
+    /// What it costs, in a sentence, where that was measured.
     pub measured: String,
 }
 
@@ -182,7 +175,7 @@ pub fn write(
         folder.text(name, &pretty(&planned.config))?;
     }
     folder.text(MANIFEST, &pretty(manifest))?;
-    folder.text("README.md", &card(name, planned, manifest, departures, about))
+    folder.text("README.md", &card(name, planned, manifest, departures, about)?)
 }
 
 /// Departures as rows of the manifest.

@@ -8,7 +8,7 @@ use crate::convert::identity::{CalibrationWindows, Identity};
 use crate::convert::journal::{Journal, Left};
 use crate::convert::layout::rules::ModulePlan;
 use crate::convert::layout::{Departure, FolderPlan, pretty};
-use crate::convert::proof::{Checked, Nearness};
+use crate::convert::proof::{Checked, DIGITS, Nearness, rounded_to};
 use crate::convert::proven;
 use crate::convert::recipe::Recipe;
 use crate::digest::sha256;
@@ -74,11 +74,6 @@ pub fn part(layer: Option<usize>) -> String {
 
 /// The part of the journal that holds the verdict.
 pub const VERDICT: &str = "held-out windows";
-
-/// So many significant digits.
-fn rounded_to(v: f64, digits: usize) -> f64 {
-    format!("{v:.*e}", digits.saturating_sub(1)).parse().unwrap_or(v)
-}
 
 /// The parts of a plan, in order.
 pub fn parts(plan: &FolderPlan) -> Vec<Option<usize>> {
@@ -187,12 +182,12 @@ impl<'a> Job<'a> {
             return Err(proven::suspicious(&self.name, checked, &kept));
         }
         if let Some(checked) = &checked {
-            // With as many digits as another processor gives too.
+            let (texts, tokens) = (&checked.texts, checked.tokens);
             manifest["checked"] = match checked.nearness {
-                Nearness::Logits { kl, same_top, .. } => json!({ "tokens": checked.tokens,
-                    "kl_divergence": rounded_to(kl, 2), "same_top": rounded_to(same_top, 2) }),
+                Nearness::Logits { kl, same_top, .. } => json!({ "texts": texts, "tokens": tokens,
+                    "kl_divergence": rounded_to(kl, DIGITS), "same_top": rounded_to(same_top, DIGITS) }),
                 Nearness::Vectors { cosine, .. } => {
-                    json!({ "tokens": checked.tokens, "distance": rounded_to(1.0 - cosine, 2) })
+                    json!({ "texts": texts, "tokens": tokens, "distance": rounded_to(1.0 - cosine, DIGITS) })
                 }
             };
             self.folder.text(folder::MANIFEST, &pretty(&manifest))?;

@@ -35,7 +35,9 @@ pub fn run(job: &Job, method: &Layered, held: &HeldOut) -> Result<()> {
         let rival = FolderLayers { job, nearest: true };
         let verdicts = judge::judge(source, &[(&made, &rival)], held, job.run.unheard())?;
         let Some(verdict) = verdicts.first() else { return Ok(Value::Null) };
-        verdict.check(&job.name, job.plan.quantized(job.ckpt).1)?;
+        if let Some(warning) = verdict.check(&job.name, job.plan.quantized(job.ckpt).1)? {
+            job.run.notice(Notice::Warning(warning));
+        }
         Ok(record(job, verdict))
     })?;
     let Some(record) = job.finished(VERDICT)? else { return Ok(()) };

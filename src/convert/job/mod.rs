@@ -91,6 +91,9 @@ impl Job {
     /// # Errors
     /// `Exists` for a folder that holds a job; `Io`.
     pub fn save(&self, folder: &Path) -> Result<()> {
+        if disk::is_no_folder(folder) {
+            return Err(Error::request(format!("{} is not a folder", folder.display())));
+        }
         disk::create_folders(&folder.join(TASKS)).map_err(|e| Error::io(folder, e))?;
         let file = PartialFile::create(&folder.join(FILE), false).map_err(|e| match e {
             Error::Exists { path, .. } => {

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const STOREYS: &[&[&str]] = &[
     &["escape"],
     &["error"],
-    &["control"],
+    &["control", "template"],
     &["input", "disk"],
     &["isa", "dtype", "digest", "clock", "made", "minifloat"],
     &["simd"],

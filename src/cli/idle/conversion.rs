@@ -1,17 +1,11 @@
-//! Flags that have no effect on a run are mistakes: one table says of every flag of a conversion when it has one.
+//! When the flags of a conversion have an effect, by what is made and of what.
 
+use crate::calibration::data::Source;
+use crate::convert::recipe::Data;
 use crate::convert::rounding::{has_feedback, needs_data};
 use crate::convert::{Recipe, recipe::Target};
 use crate::packed::ChannelScaling;
 use crate::{Error, Result};
-use clap::ArgMatches;
-use clap::parser::ValueSource;
-
-/// The flags that were given on the command line, by their names in the program.
-pub fn given(matches: &ArgMatches) -> Vec<String> {
-    let by_hand = |id: &&clap::Id| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine);
-    matches.ids().filter(by_hand).map(|id| id.as_str().to_string()).collect()
-}
 
 /// What of a run decides whether flags matter.
 struct Effects {
@@ -63,9 +57,9 @@ impl Effects {
 }
 
 /// When a flag has an effect, and what to say where it has none.
-struct Rule {
-    id: &'static str,
-    flag: &'static str,
+pub(super) struct Rule {
+    pub(super) id: &'static str,
+    pub(super) flag: &'static str,
     has_effect: fn(&Effects) -> bool,
     otherwise: &'static str,
 }
@@ -84,7 +78,7 @@ macro_rules! rules {
     };
 }
 
-const RULES: &[Rule] = rules! {
+pub(super) const RULES: &[Rule] = rules! {
     tensor_type          "--tensor-type"          |e| e.files || e.folders, "only affects quantized outputs, and there are none";
     tensor_type_file     "--tensor-type-file"     |e| e.files || e.folders, "only affects quantized outputs, and there are none";
     output_tensor_type   "--output-tensor-type"   |e| e.files, FILES;
@@ -127,9 +121,9 @@ const RULES: &[Rule] = rules! {
     ctx                  "--ctx"                  |e| e.text, TEXT;
 };
 
-/// Flags that always have an effect, or that clap itself ties to others.
+/// Flags that always have an effect, permit or promise something, or that clap itself ties to others.
 #[cfg(test)]
-const ALWAYS: &[&str] = &[
+pub(super) const ALWAYS: &[&str] = &[
     "model",
     "lora",
     "to",
@@ -153,7 +147,6 @@ const ALWAYS: &[&str] = &[
     "max_ppl_increase",
     "min_top1",
     "min_cosine",
-    "revision",
     "offline",
     "check",
     "no_check",
@@ -180,33 +173,20 @@ pub fn refuse(given: &[String], recipe: &Recipe, text: bool) -> Result<()> {
     Ok(())
 }
 
-/// The same for a plan, which says what calibration takes whether there is data or not.
+/// The same for a plan, whose data need not be there; `calibrated`: whether it is planned as if they were.
 ///
 /// # Errors
 /// As [`refuse`].
-pub fn of_plan(given: &[String], recipe: &Recipe) -> Result<()> {
+pub fn of_plan(given: &[String], recipe: &Recipe, calibrated: bool) -> Result<()> {
+    let data = calibrated.then(|| Data { sources: vec![Source::Default], tokens: 0, window: 0, seed: 0 });
+    // What calibration takes is said whether there is data or not.
     let given: Vec<String> = given.iter().filter(|id| *id != "calibration_tokens").cloned().collect();
-    refuse(&given, recipe, false)
+    refuse(&given, &Recipe { data, ..recipe.clone() }, false)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_flag_of_a_conversion_is_known_here() {
-        let command = <super::super::commands::ConvertArgs as clap::Args>::augment_args(clap::Command::new("quantize"));
-        let ids: Vec<&str> = command.get_arguments().map(|a| a.get_id().as_str()).collect();
-        for id in &ids {
-            let (ruled, always) = (RULES.iter().any(|r| r.id == *id), ALWAYS.contains(id));
-            assert!(ruled != always, "{id}: say once when it has an effect");
-        }
-        for rule in RULES {
-            assert!(ids.contains(&rule.id), "{} is no flag", rule.id);
-            assert!(command.get_arguments().any(|a| a.get_id() == rule.id
-                && a.get_long().is_some_and(|long| rule.flag == format!("--{long}"))), "{}", rule.flag);
-        }
-    }
 
     #[test]
     fn idle_flags_are_refused() {
@@ -226,5 +206,11 @@ mod tests {
         );
         assert!(!refused(&["gptq"], &["rho", "damp", "seq_len", "resume", "no_sequential"]));
         assert!(!refused(&["q8_0", "fp8"], &["tp", "pure", "resume"]));
+    }
+    #[test]
+    fn a_calibrated_plan_is_one_of_what_is_calibrated() {
+        let refused =
+            |to: &str, calibrated| of_plan(&["calibration".into()], &Recipe::to([to]).unwrap(), calibrated).is_err();
+        assert!(!refused("q4_k_m", true) && !refused("gptq", true) && refused("fp8", true) && refused("f16", true));
     }
 }

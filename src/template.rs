@@ -1,31 +1,23 @@
-//! The templates of a report, `report.html` and `report.md`. Every value is escaped for where it is put as it is put there,
-//! unless it is a drawing, which is marked as safe.
+//! Pages and cards from templates. Every value is escaped for where it is put as it is put there, unless it is markup
+//! already, which is marked as safe.
 
-use super::format::html;
-use crate::escape::markdown;
+use crate::escape::{html, line, markdown, shell};
 use crate::{Error, Result};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, Error as Fault, Output, State};
 
-/// A template of this module.
-pub enum Template {
-    Html,
-    Markdown,
-}
-
 /// How Markdown is escaped, to minijinja.
 const MARKDOWN: &str = "markdown";
 
-/// Fills a template in.
+/// What tables and folded parts look like, for templates in Markdown.
+const MACROS: &str = include_str!("macros.md");
+
+/// Fills in a template. What it is called tells how values are escaped: as Markdown in names that end in `.md`, else as HTML.
 ///
 /// # Errors
 /// `Internal` for a mistake in the template.
-pub fn render(template: Template, context: Value) -> Result<String> {
-    let (name, source) = match template {
-        Template::Html => ("report.html", include_str!("report.html")),
-        Template::Markdown => ("report.md", include_str!("report.md")),
-    };
+pub fn render(name: &'static str, source: &'static str, context: Value) -> Result<String> {
     filled(name, source, context).map_err(|error| Error::Internal(format!("{name}: {error}")))
 }
 
@@ -38,9 +30,15 @@ fn filled(name: &'static str, source: &'static str, context: Value) -> Result<St
         false => AutoEscape::Html,
     });
     env.set_formatter(put);
-    env.add_filter("prose", |text: &str| text.replace(" %", "\u{a0}%"));
+    env.add_filter("prose", kept_together);
     env.add_filter("html", |text: &str| Value::from_safe_string(html(text)));
     env.add_filter("code", |text: &str| Value::from_safe_string(code(text)));
+    env.add_filter("address", |text: &str| Value::from_safe_string(address(text)));
+    // Where nothing is marked up: in fenced code, and between backticks.
+    env.add_filter("verbatim", |text: &str| Value::from_safe_string(line(text).into_owned()));
+    env.add_filter("quoted", |text: &str| Value::from_safe_string(serde_json::Value::from(text).to_string()));
+    env.add_filter("shell", |text: &str| Value::from_safe_string(shell(text)));
+    env.add_template("macros.md", MACROS)?;
     env.template_from_named_str(name, source)?.render(context)
 }
 
@@ -60,6 +58,18 @@ fn put(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Fault> 
 /// A code span that survives any content, in Markdown's tables too.
 fn code(text: &str) -> String {
     format!("<code>{}</code>", html(text).replace('|', "&#124;"))
+}
+
+/// A figure stays with its unit and its name at the end of a line.
+fn kept_together(text: &str) -> String {
+    let text = text.replace(" %", "\u{a0}%");
+    ('0'..='9').fold(text, |text, digit| text.replace(&format!("KL {digit}"), &format!("KL\u{a0}{digit}")))
+}
+
+/// A name in an address.
+fn address(name: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.~/+".contains(&b);
+    name.bytes().map(|b| if plain(b) { (b as char).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
 #[cfg(test)]
