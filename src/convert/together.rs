@@ -7,7 +7,7 @@ use crate::Result;
 use crate::control::Run;
 use crate::disk::{self, partial::PartialFile};
 use crate::writer::places::files_behind;
-use crate::writer::publish::{Stamp, Step};
+use crate::writer::publish::{MANIFEST, Stamp, Step};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -119,7 +119,9 @@ impl Together {
         let steps = steps.collect::<Result<Vec<_>>>()?;
         // Every record names the whole set: of those in several folders, one goes first.
         let made = files.iter().map(|file| named(file.target(), Stamp::of(file.temp_path())));
-        let all: Vec<Value> = outputs.iter().map(|path| named(path, Stamp::of(path))).chain(made).collect();
+        // A report may lie in a folder that is an output.
+        let known = outputs.iter().map(|path| if path.is_dir() { path.join(MANIFEST) } else { path.clone() });
+        let all: Vec<Value> = known.map(|path| named(&path, Stamp::of(&path))).chain(made).collect();
         let identity = json!({ "key": self.key, "said": said, "files": all });
         let mut folders: BTreeMap<PathBuf, Record> = BTreeMap::new();
         for (folder, step) in &steps {
