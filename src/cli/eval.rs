@@ -264,7 +264,8 @@ impl<'a> Saving<'a> {
         let reports = &args.report;
         reports.iter().try_for_each(|path| check_name(path, args.output.as_deref()))?;
         let files: Vec<&Path> = reports.iter().map(PathBuf::as_path).collect();
-        let read = read_by_conversion(args).chain(args.model.iter().map(Path::new));
+        let read: Vec<&Path> = read_by_conversion(args).chain(args.model.iter().map(Path::new)).collect();
+        places::check(read.iter().copied(), files.iter().copied(), true)?;
         let together = match args.dry_run {
             true => Together::default(),
             false => Together::begin_beside_outputs(&files, words::command_for_bytes().into(), read, run)?,
