@@ -70,17 +70,16 @@ impl HessianWriter {
         Ok(Self { file, places: places.collect::<Result<_>>()?, statistics })
     }
 
-    /// The file is whole; returns the importance matrix in it.
+    /// The importance matrix in the file, and the file, which lacks nothing but its name.
     ///
     /// Errors: `Internal` when a layer was not visited; `Io`.
-    pub fn finish(self, data: &DataReport) -> Result<Imatrix> {
+    pub fn finish(self, data: &DataReport) -> Result<(Imatrix, PartialFile)> {
         let mut imatrix = Imatrix::new(&self.statistics.totals(), data);
         imatrix.entries.values_mut().for_each(|entry| entry.exact = None);
         for (info, bytes) in imatrix.tensors() {
             self.put(&info.name, 0, &bytes)?;
         }
-        self.file.finish()?;
-        Ok(imatrix)
+        Ok((imatrix, self.file))
     }
 
     /// Writes part `index` of a tensor that is made of parts of this length.

@@ -6,6 +6,7 @@ use super::turns::{self, Entrant, Simulated};
 use super::{machine, origin, vectors};
 use crate::calibration::{stats, totals};
 use crate::control::{self, Control, Notice, Run, Unit};
+use crate::convert::stream::source_bytes;
 use crate::disk::partial::PartialFile;
 use crate::eval::ablation::ablate;
 use crate::eval::bootstrap::{self, Bootstrap};
@@ -201,10 +202,12 @@ impl<'a> Field<'a> {
                 // Whatever the text does not do for is said before a weight is read.
                 let text = Prepared::new(&source, how)?;
                 suffices(&text, ending, &how.gates)?;
-                let model = turns::load(&source, Simulated::of_base(how), run)?;
-                let config = &model.engine.config;
                 // Of vectors hardly anything is held.
-                let sizes = (if ending == Ending::Logits { config.vocab } else { 1 }, config.hidden);
+                let vocab = if ending == Ending::Logits { source.model.config.vocab } else { 1 };
+                let bytes = source_bytes(&source.ckpt, &source.model);
+                turns::allow(bytes, candidates, &text.windows, vocab, run.control.max_memory)?;
+                let model = turns::load(&source, Simulated::of_base(how), run)?;
+                let sizes = (vocab, model.engine.config.hidden);
                 opened = Some(source);
                 (Reference::Model(Box::new(model)), text, sizes)
             }

@@ -149,6 +149,31 @@ pub fn unique_names<'a>(candidates: impl IntoIterator<Item = &'a mut Artifact>) 
     }
 }
 
+/// Refuses a limit under which a base of `bytes` would leave no room for any candidate, before it is loaded. `vocab`: of it.
+///
+/// # Errors
+/// `Request`.
+pub fn allow(bytes: u64, candidates: &[PathBuf], windows: &Windows, vocab: usize, limit: Option<u64>) -> Result<()> {
+    let (_, largest, chunk) = least(candidates, windows, vocab);
+    let rest = resident().saturating_add(largest).saturating_add(chunk);
+    refuse(limit, rest.saturating_add(bytes), rest.saturating_add((bytes as f64 * OVERHEAD) as u64))
+}
+
+/// Refuses a limit below what is needed, `about` as much.
+fn refuse(limit: Option<u64>, needed: u64, about: u64) -> Result<()> {
+    let Some(limit) = limit.filter(|limit| needed > *limit) else { return Ok(()) };
+    let what = "the base, one candidate and the logits of one chunk take about";
+    let what = format!("{limit} bytes of memory are too little: {what} {about}");
+    Err(Error::request(what).hint(Hint::Memory(about)))
+}
+
+/// Bytes of all candidates, of the largest, and of the base's logits of one chunk.
+fn least(candidates: &[PathBuf], windows: &Windows, vocab: usize) -> (u64, u64, u64) {
+    let sizes: Vec<u64> = candidates.iter().map(|path| (weights(path) as f64 * OVERHEAD) as u64).collect();
+    let chunk = (windows.method.scored().len() as u64).saturating_mul(4 * vocab as u64).max(1);
+    (sizes.iter().sum(), sizes.iter().copied().max().unwrap_or(0), chunk)
+}
+
 /// How many chunks a candidate's turn has; `None` to keep all candidates in memory.
 ///
 /// `limit`: bytes for the whole process, of which the base has its share already. `vocab` and `hidden`: of the base.
@@ -161,19 +186,14 @@ pub fn plan(
     (vocab, hidden): (usize, usize),
     limit: Option<u64>,
 ) -> Result<Option<usize>> {
-    let sizes: Vec<u64> = candidates.iter().map(|path| (weights(path) as f64 * OVERHEAD) as u64).collect();
-    let (largest, all) = (sizes.iter().copied().max().unwrap_or(0), sizes.iter().sum::<u64>());
-    let chunk = (windows.method.scored().len() as u64).saturating_mul(4 * vocab as u64).max(1);
+    let (all, largest, chunk) = least(candidates, windows, vocab);
+    let used = resident();
+    let needed = used.saturating_add(largest).saturating_add(chunk);
+    refuse(limit, needed, needed)?;
     let room = match limit {
-        Some(limit) => limit.saturating_sub(resident()),
+        Some(limit) => limit.saturating_sub(used),
         None => available().map_or(u64::MAX, |free| (free as f64 * SHARE) as u64),
     };
-    if let Some(limit) = limit.filter(|_| largest.saturating_add(chunk) > room) {
-        let needed = (limit - room).saturating_add(largest).saturating_add(chunk).max(limit);
-        let what = "the base, one candidate and the logits of one chunk take about";
-        let what = format!("{limit} bytes of memory are too little: {what} {needed}");
-        return Err(Error::request(what).hint(Hint::Memory(needed)));
-    }
     let ctx = windows.method.ctx() as u64;
     let tokens = ctx.max(BATCH as u64).min(ctx.saturating_mul(windows.count as u64));
     let work = tokens.saturating_mul(4 * WORK * hidden as u64);

@@ -10,7 +10,7 @@ use crate::calibration::hessians::{self, Hessians};
 use crate::calibration::imatrix::Imatrix;
 use crate::calibration::resume;
 use crate::calibration::summary;
-use crate::control::Run;
+use crate::control::{Control, Run};
 use crate::convert::calibrate::{Calibrated, Calibration, Checkpoints, calibrate, extra};
 use crate::convert::overlap_text;
 use crate::convert::together::Together;
@@ -30,18 +30,17 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     let hessians = hessians(&args)?;
     let terminal = Terminal::new(args.common.quiet);
     let run = Run::new(&control, &terminal);
-    // With Hessians the file is written while they are made.
-    let together = args.output.iter().filter(|_| !args.hessians).chain(&args.save_text);
+    let together = args.output.iter().chain(&args.save_text);
     let together = together.map(PathBuf::as_path).collect::<Vec<_>>();
     let together =
         Together::begin(&together, words::command_for_bytes().into(), places::read_by_calibration(&args), run)?;
     let may_replace = |file: &Path| args.control.force || together.has(file);
     args.output.iter().chain(&args.save_text).try_for_each(|file| refuse_existing(file, may_replace(file)))?;
-    // From here on no other run writes it.
+    // From here on no other run writes it; with Hessians, once they begin.
     let reserved = args.output.as_deref().filter(|_| !args.hessians);
     let reserved = reserved.map(|file| PartialFile::create(file, may_replace(file))).transpose()?;
     let earlier: Vec<Imatrix> = args.merge.iter().map(|path| Imatrix::open(path)).collect::<Result<_>>()?;
-    let made = match &args.model {
+    let mut made = match &args.model {
         Some(model) => {
             let path = options::resolve_model(model, &args.hub, args.common.quiet)?;
             places::of_calibration(&args, Some(&path))?;
@@ -54,6 +53,8 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
             };
             let every = Duration::from_secs(args.checkpoint_every);
             let checkpoints = args.output.as_deref().map(|output| Checkpoints { output, every });
+            let force = args.output.as_deref().is_some_and(may_replace);
+            let control = Control { force, ..control.clone() };
             Some(calibrate(&source, &calibration, args.text.as_deref(), checkpoints, &control, &terminal)?)
         }
         None => None,
@@ -69,6 +70,7 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     let mut files: Vec<PartialFile> = reserved.into_iter().collect();
     let data = made.as_ref().map(|made| &made.data);
     files.iter().try_for_each(|file| imatrix.write_into(file, &extra(data)))?;
+    files.extend(made.as_mut().and_then(|made| made.hessians.take()));
     if let (Some(file), Some(made)) = (&args.save_text, &made) {
         files.push(PartialFile::holding(file, &made.text, may_replace(file))?);
     }

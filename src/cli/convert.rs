@@ -3,17 +3,18 @@
 
 use super::args::Format;
 use super::commands::ConvertArgs;
+use super::eval::{self, Saving};
 use super::output::{print, print_json};
 use super::prepare::{Prepared, accept, prepare};
 use super::progress::Terminal;
-use super::{eval, options, plan, recipe, words};
+use super::{options, plan, recipe, words};
 use crate::check::{self, Measurement};
-use crate::control::{Control, Run};
+use crate::control::{Control, Notice, Run};
 use crate::convert::{self, Made, Outcome, Plan, running, stream};
 use crate::eval::Method;
 use crate::eval::gate::{self, Gates};
 use crate::quant::presets;
-use crate::report::LedgerRow;
+use crate::report::{LedgerRow, Report};
 use crate::writer::gguf::human;
 use crate::{Error, Result, escape};
 use serde_json::{Value, json};
@@ -40,9 +41,11 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
     if args.text.is_some() && !args.types.mmproj.is_empty() {
         return Err(Error::Usage("--mmproj and --text cannot be combined: a projector is not a text model".into()));
     }
-    args.report.iter().try_for_each(|path| eval::check_report(path, args.output.as_deref(), args.control.force))?;
     gates.check_limits()?;
+    let terminal = Terminal::new(args.common.quiet);
+    let saving = Saving::of_conversion(&args, Run::new(&Control::default(), &terminal))?;
     let Prepared { control, terminal, recipe, path, source, .. } = prepare(&args, given, || Ok(()))?;
+    let run = Run::new(&control, &terminal);
     if let Some(text) = &args.text {
         check::text_suffices(&source.to_run()?, &measurement(&args, text.clone(), gates))?;
     }
@@ -72,48 +75,81 @@ pub fn run(mut args: ConvertArgs, given: &[String]) -> Result<()> {
             words::departures(&output.ledger()).iter().for_each(|line| say!("{}: {line}", output.target.name()));
         }
     }
-    let outcome = convert::run(&plan, &control, &terminal)?;
+    if let Some(said) = saving.said() {
+        convert::forget(&plan, run)?;
+        let report = said_again(said, args.common.format, run)?;
+        saving.forget(run);
+        return gate::verdict(&report.gates);
+    }
+    let (outcome, unended) = convert::make(&plan, &control, &terminal)?;
+    let unended = match args.text {
+        Some(_) => Some(unended),
+        None => {
+            unended.end(run);
+            None
+        }
+    };
     let json = summary_json(&plan, &outcome);
     match (args.common.format, &args.text) {
         (Format::Text, _) => summary(&plan, &outcome, args.common.quiet)?,
         (Format::Json, None) => print_json(&json)?,
         (Format::Json, Some(_)) => {}
     }
-    let Some(text) = args.text.clone() else { return Ok(()) };
+    let (Some(text), Some(unended)) = (args.text.clone(), unended) else { return Ok(()) };
     // Then the source and what was just made of it, over one token stream.
     drop((plan, source));
-    compare(&args, path, outcome, json, text, gates, &control)
+    let measured = measure(&args, path, &outcome, text, gates, &control).inspect_err(|_| {
+        run.notice(Notice::Info("what was made is whole; the same command goes on with the comparison".into()));
+    });
+    let report = measured?;
+    let paths: Vec<PathBuf> = outcome.outputs.into_iter().flat_map(|made| made.paths).collect();
+    let said = json!({ "paths": paths, "summary": json, "report": report });
+    // What was computed is shown, whether it can be saved or not.
+    let saved = saving.save_beside(&paths, &report, &said, run, || unended.end(run));
+    show(json, &report, args.common.format)?;
+    saved?;
+    gate::verdict(&report.gates)
 }
 
-fn compare(
+/// Says what an equal run had to say that was killed when all was done. Its report.
+fn said_again(said: &Value, format: Format, run: Run) -> Result<Report> {
+    run.notice(Notice::Info("finished by the interrupted run".into()));
+    let report = Report::from_json(&said["report"].to_string())?;
+    if format == Format::Text {
+        let paths = said["paths"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        print(&paths.map(|path| format!("{path}\n")).collect::<String>())?;
+    }
+    show(said["summary"].clone(), &report, format)?;
+    Ok(report)
+}
+
+fn show(mut json: Value, report: &Report, format: Format) -> Result<()> {
+    match format {
+        Format::Text => print(&format!("\n{}", crate::report::render_text(report))),
+        Format::Json => {
+            json["report"] = serde_json::to_value(report).map_err(|e| Error::Internal(e.to_string()))?;
+            print_json(&json)
+        }
+    }
+}
+
+fn measure(
     args: &ConvertArgs,
     source: PathBuf,
-    outcome: Outcome,
-    mut json: Value,
+    outcome: &Outcome,
     text: PathBuf,
     gates: Gates,
     control: &Control,
-) -> Result<()> {
+) -> Result<Report> {
     let models: Vec<PathBuf> =
         std::iter::once(source).chain(outcome.outputs.iter().map(|made| made.paths[0].clone())).collect();
     let how = measurement(args, text, gates);
     let mut report = eval::measure(&models, &how, control, args.common.quiet)?;
-    for (made, candidate) in outcome.outputs.into_iter().zip(&report.candidates) {
+    for (made, candidate) in outcome.outputs.iter().zip(&report.candidates) {
         let name = &candidate.artifact.name;
-        report.ledger.extend(made.ledger.into_iter().map(|row| LedgerRow { candidate: name.clone(), ..row }));
+        report.ledger.extend(made.ledger.iter().map(|row| LedgerRow { candidate: name.clone(), ..row.clone() }));
     }
-    // What was computed is shown, whether it can be saved or not.
-    let terminal = Terminal::new(args.common.quiet);
-    let saved = eval::save(&report, &args.report, args.control.force, Run::new(control, &terminal));
-    match args.common.format {
-        Format::Text => print(&format!("\n{}", crate::report::render_text(&report)))?,
-        Format::Json => {
-            json["report"] = serde_json::to_value(&report).map_err(|e| Error::Internal(e.to_string()))?;
-            print_json(&json)?;
-        }
-    }
-    saved?;
-    gate::verdict(&report.gates)
+    Ok(report)
 }
 
 /// How the flags have the artifacts measured.

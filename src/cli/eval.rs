@@ -2,9 +2,10 @@
 //! and an exit code that says whether quality held. Also used after a conversion, for the gates there.
 
 use super::args::{Activations, CommonArgs, Format, GateArgs, TaskArgs, TextArgs};
-use super::commands::{CompareArgs, EvalArgs, ReportArgs};
+use super::commands::{CompareArgs, ConvertArgs, EvalArgs, ReportArgs};
 use super::interrupt::{CANCEL, catch_interrupt};
 use super::output::print;
+use super::places::read_by_conversion;
 use super::progress::Terminal;
 use super::values::is_stream;
 use super::{options, words};
@@ -227,7 +228,7 @@ pub fn gates(args: &GateArgs) -> Result<Gates> {
 }
 
 /// Where a report goes in every form asked for, and the logits it was made of. They get their names together.
-struct Saving<'a> {
+pub struct Saving<'a> {
     reports: &'a [PathBuf],
     /// All that is written.
     files: Vec<&'a Path>,
@@ -251,8 +252,41 @@ impl<'a> Saving<'a> {
         let files: Vec<&Path> = logits.into_iter().chain(reports.iter().map(PathBuf::as_path)).collect();
         places::check(read.iter().copied(), files.iter().copied(), true)?;
         let together = Together::begin(&files, words::command_for_bytes().into(), read.iter().copied(), run)?;
-        files.iter().try_for_each(|file| refuse_existing(file, force || together.has(file)))?;
-        Ok(Saving { reports, files, together, force })
+        Saving { reports, files, together, force }.allowed()
+    }
+
+    /// The same for the report of a conversion to `output`.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub fn of_conversion(args: &'a ConvertArgs, run: Run) -> Result<Saving<'a>> {
+        let reports = &args.report;
+        reports.iter().try_for_each(|path| check_name(path, args.output.as_deref()))?;
+        let files: Vec<&Path> = reports.iter().map(PathBuf::as_path).collect();
+        let read: Vec<&Path> = read_by_conversion(args).chain(args.model.iter().map(Path::new)).collect();
+        places::check(read.iter().copied(), files.iter().copied(), true)?;
+        let together = match args.dry_run {
+            true => Together::default(),
+            false => Together::begin_beside_outputs(&files, words::command_for_bytes().into(), read, run)?,
+        };
+        Saving { reports, files, together, force: args.control.force }.allowed()
+    }
+
+    /// # Errors
+    /// `Exists` for a file that may not be replaced.
+    fn allowed(self) -> Result<Self> {
+        self.files.iter().try_for_each(|file| refuse_existing(file, self.force || self.together.has(file)))?;
+        Ok(self)
+    }
+
+    /// What an equal conversion had to say that had finished and could not say so.
+    pub fn said(&self) -> Option<&Value> {
+        self.together.said(&self.files)
+    }
+
+    /// Nothing is left to say.
+    pub fn forget(mut self, run: Run) {
+        self.together.forget(run);
     }
 
     /// The report of an equal run that had finished and could not say so.
@@ -276,14 +310,35 @@ impl<'a> Saving<'a> {
     }
 
     fn save(self, report: &Report, logits: Option<PartialFile>, run: Run) -> Result<()> {
-        let mut files: Vec<PartialFile> = logits.into_iter().collect();
-        for path in self.reports {
-            files.push(written(report, path, self.force || self.together.has(path))?);
-        }
+        let files = logits.into_iter().chain(self.written(report)?).collect();
         let said: Value = serde_json::from_str(&report.to_json()?).map_err(|e| Error::Internal(e.to_string()))?;
         self.together.publish(files, &said, run)?;
         self.reports.iter().for_each(|path| say!("wrote {}", path.display()));
         Ok(())
+    }
+
+    /// Saves the report of a conversion to `outputs`, which has `said` in the end.
+    ///
+    /// # Errors
+    /// Those of writing and naming.
+    pub fn save_beside(
+        self,
+        outputs: &[PathBuf],
+        report: &Report,
+        said: &Value,
+        run: Run,
+        end: impl FnOnce(),
+    ) -> Result<()> {
+        let files = self.written(report)?;
+        self.together.publish_beside(outputs, files, said, run, end)?;
+        self.reports.iter().for_each(|path| say!("wrote {}", path.display()));
+        Ok(())
+    }
+
+    /// The report's files, which lack nothing but their names.
+    fn written(&self, report: &Report) -> Result<Vec<PartialFile>> {
+        let force = |path: &PathBuf| self.force || self.together.has(path);
+        self.reports.iter().map(|path| PartialFile::holding(path, &form(path)?(report)?, force(path))).collect()
     }
 }
 
@@ -292,11 +347,6 @@ fn print_report(report: &Report, format: Format) -> Result<()> {
         Format::Text => print(&report::render_text(report)),
         Format::Json => print(&report.to_json()?),
     }
-}
-
-/// A report's file, which lacks nothing but its name.
-fn written(report: &Report, path: &Path, force: bool) -> Result<PartialFile> {
-    PartialFile::holding(path, &form(path)?(report)?, force)
 }
 
 /// Endings of reports' names.
@@ -327,15 +377,6 @@ fn form(path: &Path) -> Result<Form> {
     }
 }
 
-/// That a report can be written to `path`, before anything is measured.
-///
-/// # Errors
-/// `Usage` for a name without a known ending; `Exists`.
-pub fn check_report(path: &Path, output: Option<&Path>, force: bool) -> Result<()> {
-    check_name(path, output)?;
-    refuse_existing(path, force)
-}
-
 /// That the name says which form it is to have, and that there is its folder, unless the run makes it (`output`).
 fn check_name(path: &Path, output: Option<&Path>) -> Result<()> {
     form(path)?;
@@ -344,14 +385,6 @@ fn check_name(path: &Path, output: Option<&Path>) -> Result<()> {
     if !is_made && !folder.is_dir() {
         return Err(Error::Usage(format!("{}: there is no folder {}", path.display(), folder.display())));
     }
-    Ok(())
-}
-
-/// Writes the report of a conversion in every form asked for.
-pub fn save(report: &Report, files: &[PathBuf], force: bool, run: Run) -> Result<()> {
-    let made = files.iter().map(|path| written(report, path, force)).collect::<Result<_>>()?;
-    Together::default().publish(made, &Value::Null, run)?;
-    files.iter().for_each(|path| say!("wrote {}", path.display()));
     Ok(())
 }
 

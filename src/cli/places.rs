@@ -10,12 +10,17 @@ pub fn of_conversion(args: &ConvertArgs, model: &Path, outputs: &[PathBuf]) -> R
     if args.dry_run {
         return Ok(());
     }
-    let named = [&args.imatrix.imatrix, &args.text, &args.types.tensor_type_file];
-    let inputs = named.into_iter().flatten().map(PathBuf::as_path).chain([model]);
-    let inputs = inputs.chain(args.calibration.calibration.iter().map(Path::new));
     let side = args.save_imatrix.iter().chain(&args.report).chain(outputs);
     // What is there already is for the conversion to judge: it may be this one's, finished before it was killed.
-    check(inputs, side.map(PathBuf::as_path), true)
+    check(read_by_conversion(args).chain([model]), side.map(PathBuf::as_path), true)
+}
+
+/// The files that are named for a conversion to read, but for its model.
+pub fn read_by_conversion(args: &ConvertArgs) -> impl Iterator<Item = &Path> {
+    let named = [&args.imatrix.imatrix, &args.text, &args.types.tensor_type_file, &args.lora, &args.recipe];
+    let files = named.into_iter().flatten().chain(&args.folder.like_config).map(PathBuf::as_path);
+    let files = files.chain(args.budget.like.iter().map(Path::new));
+    files.chain(args.calibration.calibration.iter().map(Path::new))
 }
 
 /// The same for a calibration of the model at `model`.

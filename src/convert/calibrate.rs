@@ -60,10 +60,12 @@ pub struct Calibrated {
     pub overlap: Option<Overlap>,
     /// How fast it went.
     pub tokens_per_second: f64,
+    /// The file with Hessians, which has no name yet.
+    pub(crate) hessians: Option<PartialFile>,
 }
 
-/// Draws the data, and runs the model over it. Hessians are written to the output of `checkpoints` on the way; a matrix alone is
-/// what [`Calibrated::write`] writes. `evaluation` is a text to compare the data with.
+/// Draws the data, and runs the model over it. [`Calibrated::write`] writes what was made; Hessians are on the disk by then, and
+/// get the name of the output of `checkpoints`. `evaluation` is a text to compare the data with.
 ///
 /// # Errors
 /// Those of drawing, of loading, and of activations that are not finite; `Request` for Hessians without an output.
@@ -114,6 +116,7 @@ pub(super) fn importance(
         experts: stats::expert_use(used),
         overlap: drawing.overlap,
         tokens_per_second,
+        hessians: None,
     })
 }
 
@@ -134,21 +137,26 @@ fn with_hessians(source: &SourceModel, drawing: Drawing, output: &Path, run: Run
             .map_err(|e| e.in_file(&source.path))?;
     }
     let tokens_per_second = data.tokens as f64 / start.elapsed().as_secs_f64();
-    let imatrix = writer.finish(&data)?;
-    resume::forget(output)?;
+    let (imatrix, file) = writer.finish(&data)?;
     let experts = stats::expert_use(imatrix.entries.iter().map(|(name, e)| (name.as_str(), e.counts.as_slice())));
     let text = text(&windows, &*source.tokenizer()?);
-    Ok(Calibrated { imatrix, data, text, experts, overlap, tokens_per_second })
+    Ok(Calibrated { imatrix, data, text, experts, overlap, tokens_per_second, hessians: Some(file) })
 }
 
 impl Calibrated {
     /// Writes the importance matrix to `output` (the old format where that ends in `.dat`) and removes the checkpoint beside
-    /// it: the calibration is finished.
+    /// it: the calibration is finished. A file with Hessians gets its name.
     ///
     /// # Errors
-    /// `Exists` unless `control` forces it; `Io`; `Storage`.
-    pub fn write(&self, output: &Path, control: &Control) -> Result<()> {
-        write(&self.imatrix, Some(&self.data), PartialFile::create(output, control.force)?)
+    /// `Exists` unless `control` forces it; `Request` where Hessians were made for another output; `Io`; `Storage`.
+    pub fn write(self, output: &Path, control: &Control) -> Result<()> {
+        match self.hessians {
+            Some(file) if file.target() != output => {
+                Err(Error::request(format!("the Hessians were made for {}", file.target().display())))
+            }
+            Some(file) => file.finish().and_then(|()| resume::forget(output)),
+            None => write(&self.imatrix, Some(&self.data), PartialFile::create(output, control.force)?),
+        }
     }
 }
 

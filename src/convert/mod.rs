@@ -104,7 +104,7 @@ use crate::Result;
 use crate::control::{Control, Notice, Report, Run};
 use crate::model::SourceModel;
 use data::Drawing;
-use published::{Earlier, Published};
+use published::{Earlier, Published, Unended};
 use std::time::Instant;
 
 /// Decides everything. Nothing is written, no weight is read. Outputs go to the current folder, under the names that
@@ -151,6 +151,16 @@ pub fn plan_assuming(source: &SourceModel, recipe: &Recipe, importance: AssumedI
 /// # Ok::<(), quantize::Error>(())
 /// ```
 pub fn run(plan: &Plan, control: &Control, report: &dyn Report) -> Result<Outcome> {
+    let (outcome, unended) = make(plan, control, report)?;
+    unended.end(Run::new(control, report));
+    Ok(outcome)
+}
+
+/// The same for a run that has more to do with its outputs: should it be killed, an equal one takes them over.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn make(plan: &Plan, control: &Control, report: &dyn Report) -> Result<(Outcome, Unended)> {
     let (start, run) = (Instant::now(), Run::new(control, report));
     let earlier = Earlier::recover(plan, run)?;
     plan.check_places(control, &|output| earlier.may_have(plan, output))
@@ -166,8 +176,17 @@ pub fn run(plan: &Plan, control: &Control, report: &dyn Report) -> Result<Outcom
     files::run(plan, drawing.as_ref(), &mut published, run)?;
     folder::run(plan, drawing.as_ref(), &mut published, run)?;
     folder::run_plain(plan, &mut published, run)?;
-    let outputs = published.end(run);
-    Ok(Outcome { outputs, data: drawing.map(|d| d.report), seconds: start.elapsed().as_secs_f64() })
+    let (outputs, unended) = published.end();
+    let data = drawing.map(|d| d.report);
+    Ok((Outcome { outputs, data, seconds: start.elapsed().as_secs_f64() }, unended))
+}
+
+/// Removes what runs left that made the outputs of a plan and were killed before they ended.
+///
+/// # Errors
+/// Those of renaming.
+pub(crate) fn forget(plan: &Plan, run: Run) -> Result<()> {
+    Earlier::recover(plan, run).map(|earlier| earlier.forget(run))
 }
 
 /// Chooses the types of the files that have a budget, as [`run`] does before it writes them: for a look at the choice.

@@ -34,13 +34,29 @@ pub(super) struct Finished {
 /// A record that an earlier run left in a folder, with every name given.
 pub(super) type TakenUp = (PathBuf, Journal, Record);
 
-/// Brings to their end what runs left that were killed while they gave names in `folders`. The records that are `ours`.
+/// Whose a record is, for the run that finds it.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Whose {
+    /// Its own: what it does with it is its own matter.
+    Ours,
+    Others,
+    /// Of another part of this run, which looks for itself.
+    LeftAlone,
+}
+
+impl Whose {
+    pub fn ours(it_is: bool) -> Self {
+        if it_is { Whose::Ours } else { Whose::Others }
+    }
+}
+
+/// Brings to their end what runs left that were killed while they gave names in `folders`. The records that are ours.
 ///
 /// # Errors
 /// Those of renaming.
 pub(super) fn recover(
     mut folders: Vec<&Path>,
-    ours: impl Fn(&Path, &Record) -> bool,
+    whose: impl Fn(&Path, &Record) -> Whose,
     run: Run,
 ) -> Result<Vec<TakenUp>> {
     folders.sort();
@@ -54,7 +70,7 @@ pub(super) fn recover(
         for name in &names {
             let path = |name: &str| folder.join(name);
             if name.ends_with(END) {
-                found.extend(taken_up(folder, &path(name), &ours, run)?);
+                found.extend(taken_up(folder, &path(name), &whose, run)?);
             } else if let Some(name) = name.strip_suffix(NEW).filter(|name| name.ends_with(END)) {
                 // Nothing was renamed yet.
                 tidied(Journal::forget_unborn(&path(name)), run);
@@ -65,14 +81,15 @@ pub(super) fn recover(
 }
 
 /// One record, where it is of this program and no run is at work on it, with its names given. `None` where it is not ours.
-fn taken_up(folder: &Path, path: &Path, ours: &impl Fn(&Path, &Record) -> bool, run: Run) -> Result<Option<TakenUp>> {
+fn taken_up(folder: &Path, path: &Path, whose: &impl Fn(&Path, &Record) -> Whose, run: Run) -> Result<Option<TakenUp>> {
     let Left { mut journal, key, .. } = match Journal::peek(path) {
         Ok(Some(left)) => left,
         Ok(None) | Err(Error::Exists { .. } | Error::Unfinished { .. }) => return Ok(None),
         Err(e) => return Err(e),
     };
     let Ok(record) = serde_json::from_value::<Record>(key) else { return Ok(None) };
-    if !record.steps.iter().all(Step::is_sound) {
+    let whose = whose(folder, &record);
+    if whose == Whose::LeftAlone || !record.steps.iter().all(Step::is_sound) {
         return Ok(None);
     }
     let due = record.steps.iter().any(|step| step.is_due(folder));
@@ -89,7 +106,7 @@ fn taken_up(folder: &Path, path: &Path, ours: &impl Fn(&Path, &Record) -> bool, 
             Err(e) => return Err(e),
         }
     }
-    if ours(folder, &record) {
+    if whose == Whose::Ours {
         return Ok(Some((folder.to_path_buf(), journal, record)));
     }
     // Of another run: with its names given it is not needed any more.

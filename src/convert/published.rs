@@ -7,7 +7,7 @@ use super::data::Drawing;
 use super::hashes;
 use super::identity::{CalibrationWindows, Identity};
 use super::journal::Journal;
-use super::naming::{self, Finished, Record, TakenUp, tidied};
+use super::naming::{self, Finished, Record, TakenUp, Whose, tidied};
 use super::outcome::Made;
 use super::plan::{OutputPlan, Plan};
 use crate::calibration::resume::path_for;
@@ -30,13 +30,18 @@ impl Earlier {
     /// Those of renaming.
     pub fn recover(plan: &Plan, run: Run) -> Result<Self> {
         let folders = plan.outputs.iter().map(|o| disk::folder_of(&o.place)).collect();
-        let ours = |folder: &Path, record: &Record| {
-            plan.outputs.iter().any(|o| {
+        let whose = |folder: &Path, record: &Record| {
+            Whose::ours(plan.outputs.iter().any(|o| {
                 let same = |f: &Finished| f.made.place.file_name() == o.place.file_name();
                 disk::folder_of(&o.place) == folder && record.outputs.iter().any(same)
-            })
+            }))
         };
-        Ok(Self(naming::recover(folders, ours, run)?))
+        Ok(Self(naming::recover(folders, whose, run)?))
+    }
+
+    /// Removes the records: all that they tell of has been said.
+    pub fn forget(self, run: Run) {
+        Unended(self.0.into_iter().map(|(_, journal, _)| journal).collect()).end(run);
     }
 
     /// What was made of an output, if one of its name and recipe is finished.
@@ -142,10 +147,21 @@ impl<'p> Published<'p> {
         Ok(before)
     }
 
-    /// The run is finished: nothing is left to remember.
-    pub fn end(mut self, run: Run) -> Vec<Made> {
-        self.records.into_iter().for_each(|record| tidied(record.remove(), run));
+    /// All outputs are made.
+    pub fn end(mut self) -> (Vec<Made>, Unended) {
         self.made.sort_by_key(|made| made.index);
-        self.made
+        (self.made, Unended(self.records))
+    }
+}
+
+/// What is written down of outputs that are made, until nothing is left to do for them. A run that does not come to its
+/// end leaves it, and an equal one need not make them again.
+#[must_use]
+pub(crate) struct Unended(Vec<Journal>);
+
+impl Unended {
+    /// The run is finished: nothing is left to remember.
+    pub fn end(self, run: Run) {
+        self.0.into_iter().for_each(|record| tidied(record.remove(), run));
     }
 }

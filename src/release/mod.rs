@@ -37,12 +37,14 @@ use crate::card::{Parent, file_stem, is_id, is_vague};
 use crate::check::{self, Measurement};
 use crate::control::{Control, Notice, Report, Run, Unit};
 use crate::convert::companions::others;
-use crate::convert::identity::{Identity, difference};
+use crate::convert::identity::Identity;
 use crate::convert::{self, Decided, Made, Plan, Recipe, folder::files};
+use crate::digest::sha256;
 use crate::disk::free_space;
 use crate::eval::gate;
 use crate::model::SourceModel;
 use crate::report;
+use crate::source::sha256_file;
 use crate::writer::folder::{self, MANIFEST};
 use crate::writer::gguf::human;
 use crate::{Error, Result};
@@ -246,12 +248,13 @@ pub fn run(release: &Release, control: &Control, report: &dyn Report) -> Result<
     if let Some(projector) = &release.projector {
         key["projector"] = projector.recipe.to_json();
     }
+    let words = words(&release.options, run)?;
     match finished {
-        Some(there) if difference(&there, &key).is_none() => return found(release, run),
+        Some(there) if there == place::note(&key, &words) => return found(release, run),
         Some(_) => release.check_place(control, report)?,
         None => {}
     }
-    let place = Place::begin(&release.target, &key, run)?;
+    let place = Place::begin(&release.target, &key, &words, run)?;
     if !place.resumed {
         enough_space(release)?;
     }
@@ -267,6 +270,14 @@ pub fn run(release: &Release, control: &Control, report: &dyn Report) -> Result<
         }
         Err(other) => Err(other),
     }
+}
+
+/// What cards and figures hang on beside the recipe: made anew when a release goes on, and not asked for once it is
+/// finished.
+fn words(options: &Options, run: Run) -> Result<String> {
+    let text = options.measurement.as_ref().and_then(|how| how.text.as_ref());
+    let text = text.map(|text| sha256_file(text, &run.control.cancel)).transpose()?;
+    Ok(sha256(format!("{options:?} {text:?}").as_bytes()))
 }
 
 /// The release that an interrupted run had finished.

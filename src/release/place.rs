@@ -15,6 +15,18 @@ use std::path::{Path, PathBuf};
 
 /// The note in an unfinished release. Its presence is what lets this program replace or remove the folder.
 const NOTE: &str = ".quantize-release";
+/// That of a run which says something else of the same release, until it takes the first one's place.
+const NEW_NOTE: &str = ".quantize-release.new";
+
+/// What the note of a release says.
+pub fn note(key: &Value, words: &str) -> Value {
+    let mut note = key.clone();
+    note[WORDS] = words.into();
+    note
+}
+
+/// Of a note: a hash of what only cards and figures hang on.
+const WORDS: &str = "words";
 
 /// An unfinished release that this run alone works on. What is in it stays when this is dropped, and the folder goes where
 /// there is nothing.
@@ -59,14 +71,16 @@ impl Place {
         Ok(Some(key))
     }
 
-    /// Makes the unfinished folder of `target`, or takes up the one that is there. `key`: what the release is of.
+    /// Makes the unfinished folder of `target`, or takes up the one that is there. `key`: what the release is of; `words`: what
+    /// is said of it, which a run that goes on says in its own way.
     ///
     /// # Errors
     /// `Exists`; `Unfinished` when another run is at work there, or left what this one cannot continue or was not asked
     /// to; `Io`.
-    pub fn begin(target: &Path, key: &Value, run: Run) -> Result<Place> {
+    pub fn begin(target: &Path, key: &Value, words: &str, run: Run) -> Result<Place> {
         let Control { force, resume, .. } = *run.control;
         let partial = folder::partial_path(target);
+        let written = note(key, words).to_string();
         let mut resumed = false;
         if partial.symlink_metadata().is_ok() {
             let note = partial.join(NOTE);
@@ -76,10 +90,18 @@ impl Place {
             }
             // Held until the folder is gone or taken up.
             let lock = if note.is_file() { Some(locked(&note, target)?) } else { None };
-            let there: Value = crate::input::read_json(&note).unwrap_or_default();
+            let mut there: Value = crate::input::read_json(&note).unwrap_or_default();
+            let said = there.as_object_mut().and_then(|note| note.remove(WORDS));
             let parts = parts(&partial);
             match difference(&there, key) {
-                None if resume => resumed = true,
+                None if resume => {
+                    resumed = true;
+                    if said.is_none_or(|said| said != words) {
+                        let new = partial.join(NEW_NOTE);
+                        let put = disk::write(&new, written.as_bytes()).and_then(|()| disk::rename(&new, &note));
+                        put.map_err(|e| Error::io(&note, e))?;
+                    }
+                }
                 Some((name, was, is)) if resume && parts > 0 => {
                     return Err(Error::Unfinished { path: partial, why: Unfinished::OfAnotherRun { name, was, is } });
                 }
@@ -98,7 +120,7 @@ impl Place {
                 _ => Error::io(&partial, e),
             })?;
             let note = partial.join(NOTE);
-            disk::write(&note, key.to_string().as_bytes()).map_err(|e| Error::io(&note, e))?;
+            disk::write(&note, written.as_bytes()).map_err(|e| Error::io(&note, e))?;
         }
         let note = locked(&partial.join(NOTE), target)?;
         Ok(Place { target: target.to_path_buf(), partial, force, resumed, _note: note, gone: false })
@@ -141,6 +163,7 @@ impl Place {
                     ".publishing.new",
                     ".resume.new",
                     ".quantize-journal",
+                    NEW_NOTE,
                 ];
                 let left = ends.iter().any(|end| name.ends_with(end));
                 match (path.is_dir(), left) {
@@ -226,7 +249,7 @@ pub fn failed_name(target: &Path) -> PathBuf {
 /// What there is in an unfinished release that another run can use.
 fn parts(partial: &Path) -> usize {
     let unfinished = |name: &str| name.ends_with(".partial") || name.ends_with(".publishing");
-    let is_part = |name: &str| name != NOTE && !(name.starts_with('.') && unfinished(name));
+    let is_part = |name: &str| name != NOTE && name != NEW_NOTE && !(name.starts_with('.') && unfinished(name));
     let entries = std::fs::read_dir(partial).into_iter().flatten().flatten();
     let names = entries.map(|e| e.file_name().to_string_lossy().into_owned());
     names.filter(|name| is_part(name) && !name.ends_with("-imatrix.gguf")).count()

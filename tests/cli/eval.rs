@@ -114,6 +114,14 @@ fn what_cannot_be_measured_is_said_clearly() {
         quantize(dir.path(), &[&common[..], args].concat())
     };
     fails(&compare(&["--max-memory", "1M"]), 2, &["1000000 bytes of memory are too little", "hint: --max-memory "]);
+    // What is said to be enough is enough, and nothing was loaded before.
+    for memory in ["1M", "30M"] {
+        let out = compare(&["--chunks", "2", "--max-memory", memory]);
+        let said = stderr(&out);
+        assert!(!said.to_lowercase().contains("loading"), "{said}");
+        let enough = said.lines().find_map(|line| line.split_once("hint: --max-memory ")).unwrap().1;
+        ok(compare(&["--chunks", "2", "--max-memory", enough]));
+    }
     fails(&compare(&["--min-top1", "95"]), 2, &["--min-top1", "95 % or as 9500 %"]);
     let gate = ["--text", str(&text), "--ctx", "128", "--chunks", "2", "--max-kld", "1"];
     let out = quantize(dir.path(), &[&["compare", str(&model), str(&model)], &gate[..]].concat());

@@ -21,6 +21,7 @@ mod hub;
 mod inputs;
 mod instruction_sets;
 mod job;
+mod killed;
 mod packed_source;
 mod plan_blueprints;
 mod plan_sizes;

@@ -1,7 +1,7 @@
 //! What reads any bytes as a file of some kind: no panic, no overflow, memory and time in proportion, and text for people
 //! that steers no terminal. The fuzz target runs these on what it makes up, the ordinary tests on what was kept of that.
 
-use quantize::calibration::imatrix::Imatrix;
+use quantize::calibration::{imatrix::Imatrix, resume};
 use quantize::convert::journal::Journal;
 use quantize::convert::recipe::Recipe;
 use quantize::eval::{klbase::KlBaseReader, tasks};
@@ -11,6 +11,7 @@ use quantize::model::{Config, Model, SourceModel};
 use quantize::source::{Checkpoint, parse_safetensors_header};
 use quantize::{Result, escape, input, report};
 use safetensors::SafeTensors;
+use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -33,11 +34,11 @@ pub const READERS: &[(&str, Reader)] = &[
     ("tokenizer_model", tokenizer_model),
     ("tekken", |data| tokenizer("tekken.json", data)),
     ("vocab_merges", vocab_merges),
-    ("params", |data| open_beside("params.json", data)),
-    ("pickle", |data| open_beside("pytorch_model.bin", data)),
+    ("params", params),
     ("imatrix", |data| Imatrix::open(&file("imatrix.dat", data)).map(|_| ())),
     ("base_logits", base_logits),
-    ("journal", |data| Journal::peek(&file("out.resume", data)).map(|_| ())),
+    ("journal", journal),
+    ("calibration", calibration),
     ("report", saved_report),
     ("template", template),
     ("questions", |data| tasks::open(&file("questions", data)).map(|_| ())),
@@ -198,6 +199,32 @@ fn vocab_merges(data: &[u8]) -> Result<()> {
     file("merges.txt", merges);
     file("tokenizer_config.json", br#"{"tokenizer_class": "GPT2Tokenizer"}"#);
     tokenizer("vocab.json", vocab)
+}
+
+/// Mistral's own layout.
+fn params(data: &[u8]) -> Result<()> {
+    file("consolidated.safetensors", SAFETENSORS);
+    file("params.json", data);
+    SourceModel::open(&FOLDER).map(|_| ())
+}
+
+/// As it is, and with the hashes that its lines should have.
+fn journal(data: &[u8]) -> Result<()> {
+    let lines = data.split(|b| *b == b'\n').map(|line| [hex(line).as_bytes(), b" ", line, b"\n"].concat());
+    let hashed: Vec<u8> = lines.flatten().collect();
+    let opened = Journal::contents(&file("hashed.resume", &hashed)).map(|_| ());
+    Journal::peek(&file("out.resume", data)).map(|_| ()).and(opened)
+}
+
+/// What an interrupted calibration has left, with the hash that it should have.
+fn calibration(data: &[u8]) -> Result<()> {
+    let body = [b"QZCALIB2", data].concat();
+    let whole = [body.as_slice(), &Sha256::digest(&body)].concat();
+    resume::open(&file("calibration.resume", &whole), &resume::Key::new()).map(|_| ())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn base_logits(data: &[u8]) -> Result<()> {

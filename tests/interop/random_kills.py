@@ -39,11 +39,13 @@ KINDS = {
     "calibrate": (["calibrate", model, *DATA, "--checkpoint-every", "0"], "i.gguf", True, None),
     "calibrate, text": (["calibrate", model, *DATA, "--checkpoint-every", "0", "--save-text", "t.txt"], "i.gguf", True, None),
     "hessians": (["calibrate", model, *DATA, "--hessians"], "h.gguf", False, None),
+    "hessians, text": (["calibrate", model, *DATA, "--hessians", "--save-text", "t.txt"], "h.gguf", False, None),
     # The output's place is named where OUT stands.
     "stored logits": (["eval", model, *TEXT, "--save-logits", "OUT"], "base.kld", False, None),
     "logits and report": (["eval", model, *TEXT, "--save-logits", "base.kld", "--report", "OUT"], "r.json", False, None),
     "compare": (["compare", model, model, *TEXT, "--report", "OUT"], "r.json", False, None),
     "reports": (["compare", model, model, *TEXT, "--report", "OUT", "--report", "r.html", "--report", "r.md"], "r.json", False, None),
+    "measured": (["--to", "q8_0,fp8", model, *TEXT, "--report", "r.json", "--report", "r.md"], "out/", True, None),
     "release": (["release", model, "--to", "q4_0,fp8", *PLAIN], "out", True, None),
     "release replaced": (["release", model, "--to", "q4_0,fp8", *PLAIN, "--force"], "out", True, "q8_0,q4_0"),
 }
@@ -51,7 +53,7 @@ WANTED = sys.argv[5:] or [*KINDS, "push"]
 
 
 # What is unfinished of a folder is continued or replaced, and never passed over.
-ASK = ("gptq", "awq", "file and folder", "release")
+ASK = ("gptq", "awq", "file and folder", "measured", "release")
 
 
 def tree(folder):

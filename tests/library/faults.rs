@@ -184,6 +184,48 @@ fn releases() {
     sweep(&kind("a release replaced", Some(released(&["q8_0", "q4_0"]))));
 }
 
+/// What a release says beside its recipe is what was asked for last: where it was killed halfway it goes on and says so,
+/// where it had its name already it is in the way.
+#[test]
+fn a_release_says_what_was_asked_for_last() {
+    let made = |folder: &Path, license: &str, resume: bool| -> Result<()> {
+        let options = release::Options { license: Some(license.into()), ..release::Options::default() };
+        let release = release::plan(&source(), &to(&["q4_0", "fp8"]), &folder.join("out"), options)?;
+        let control = Control { threads: 1, resume, check: Some(false), ..Control::default() };
+        release::run(&release, &control, &()).map(|_| ())
+    };
+    let whole = |license: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let (done, seen) = fault::with(dir.path(), usize::MAX, Fault::None, || made(dir.path(), license, false));
+        done.unwrap();
+        (contents(dir.path()), seen.operations)
+    };
+    let ((mit, operations), (apache, _)) = (whole("mit"), whole("apache-2.0"));
+    assert!(mit != apache);
+    let killed = |at: usize| {
+        let dir = tempfile::tempdir().unwrap();
+        fault::with(dir.path(), at, Fault::Kill, || made(dir.path(), "mit", false)).0.unwrap_err();
+        dir
+    };
+    let is_note = |(what, path): &(String, PathBuf)| what == "remove" && path.ends_with(".quantize-release");
+    let last = operations.iter().rposition(is_note).unwrap();
+    for at in (0..last).step_by(if everything() { 1 } else { 29 }) {
+        let dir = killed(at);
+        let what = format!("killed at {at} ({:?})", operations[at]);
+        // Killed once more when it has said that it goes on.
+        fault::with(dir.path(), 2, Fault::Kill, || made(dir.path(), "apache-2.0", true)).0.unwrap_err();
+        made(dir.path(), "apache-2.0", true).unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert!(contents(dir.path()) == apache, "{what}");
+    }
+    let dir = killed(last);
+    assert!(dir.path().join("out/.quantize-release").is_file());
+    assert!(matches!(made(dir.path(), "apache-2.0", false), Err(Error::Exists { .. })));
+    assert!(contents(dir.path()) == mit, "what was finished stays, and nothing is left over");
+    let dir = killed(last);
+    made(dir.path(), "mit", false).unwrap();
+    assert!(contents(dir.path()) == mit);
+}
+
 /// What is made of a finished file, by a run of its own that may replace what is there.
 fn of_file(name: &'static str, work: fn(&Path, &Control) -> Result<()>) -> Kind {
     let run = Box::new(work);
@@ -218,10 +260,17 @@ fn calibrations() {
             Calibration { data: Data { tokens: 256, window: 32, ..Data::default() }, ..Calibration::default() };
         let checkpoints = Some(Checkpoints { output: &output, every: Duration::ZERO });
         let made = calibrate(&source(), &calibration, None, checkpoints, control, &())?;
-        made.imatrix.write(&output, &Default::default(), control.force)?;
-        quantize::calibration::resume::forget(&output)
+        made.write(&output, control)
     };
     sweep(&Kind { name: "importance matrix", run: Box::new(run), before: None, plain: true, every: 41 });
+    let run = |folder: &Path, control: &Control| {
+        let output = folder.join("hessians.gguf");
+        let data = Data { tokens: 256, window: 32, ..Data::default() };
+        let calibration = Calibration { data, hessians: true, ..Calibration::default() };
+        let checkpoints = Some(Checkpoints { output: &output, every: Duration::ZERO });
+        calibrate(&source(), &calibration, None, checkpoints, control, &())?.write(&output, control)
+    };
+    sweep(&Kind { name: "Hessians", run: Box::new(run), before: None, plain: true, every: 23 });
 }
 
 /// Keeps what it hears.

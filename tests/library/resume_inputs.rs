@@ -1,11 +1,12 @@
 //! What a run reads decides whether another goes on with what it left: every file of the source, and the text, are changed
 //! one after the other. Each time the unfinished work is refused and left alone, or the end is that of an undisturbed run.
 
-use crate::common::{copy_model, names};
+use crate::common::{copy_model, names, sha256};
 use quantize::calibration::resume;
 use quantize::convert::recipe::Data;
-use quantize::convert::{self, Calibration, Checkpoints, Recipe, Source, calibrate};
+use quantize::convert::{self, Calibration, Checkpoints, ImportanceFile, Recipe, Source, calibrate};
 use quantize::model::SourceModel;
+use quantize::release;
 use quantize::{Cancel, Control, Error, Phase, Report, Result, Unfinished};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -16,6 +17,8 @@ use std::time::Duration;
 
 /// The source's folder.
 const MODEL: &str = "model";
+/// An importance matrix, among the source's files.
+const IMPORTANCE: &str = "imatrix.gguf";
 /// What is calibrated on.
 const TEXT: &str = "text.txt";
 
@@ -86,6 +89,11 @@ fn inputs(folder: &Path) {
     fs::write(folder.join(MODEL).join("README.md"), "---\nlicense: mit\n---\nA model.\n").unwrap();
     fs::write(folder.join(TEXT), "A text about one thing and another, long enough for a window.\n".repeat(300))
         .unwrap();
+    let source = SourceModel::open(&folder.join(MODEL)).unwrap();
+    let calibration = Calibration { data: data(folder), ..Calibration::default() };
+    let control = Control { threads: 2, ..Control::default() };
+    let made = calibrate(&source, &calibration, None, None, &control, &()).unwrap();
+    made.write(&folder.join(MODEL).join(IMPORTANCE), &control).unwrap();
 }
 
 fn edited(bytes: &[u8], edit: impl FnOnce(&mut Value)) -> Vec<u8> {
@@ -113,6 +121,13 @@ fn changed(name: &str, bytes: &[u8]) -> Vec<u8> {
             bytes[at] ^= 0x80;
             bytes
         }
+        IMPORTANCE => {
+            let mut bytes = bytes.to_vec();
+            // The lowest bits of a number.
+            let at = bytes.len() / 8 * 4;
+            bytes[at] ^= 1;
+            bytes
+        }
         _ => [bytes, b"And one more line.\n"].concat(),
     }
 }
@@ -122,6 +137,8 @@ fn refused(error: &Error) -> bool {
     match error {
         Error::Unfinished { why: Unfinished::OfAnotherRun { .. }, .. } => true,
         Error::BadInput(finding) => finding.what.contains("the calibration to resume has a different"),
+        // What is finished is of other inputs, and in the way.
+        Error::Exists { replaceable, .. } => *replaceable,
         _ => false,
     }
 }
@@ -216,6 +233,31 @@ fn of_folders() {
         converted(folder, "gptq-4bit-32g", true, control, report)
     };
     every_input_counts(&Kind { phase: "gptq", work: gptq, hashes: true });
+}
+
+/// A file that an importance matrix guides, and a folder.
+#[test]
+fn of_an_importance_matrix() {
+    let work = |folder: &Path, control: &Control, report: &dyn Report| {
+        let file = folder.join(MODEL).join(IMPORTANCE);
+        let importance = ImportanceFile { file: file.display().to_string(), sha256: sha256(&fs::read(&file).unwrap()) };
+        let recipe = Recipe { importance: Some(importance), ..Recipe::to(["q4_0", "fp8"])? };
+        let mut plan = convert::plan(&SourceModel::open(&folder.join(MODEL))?, &recipe)?;
+        plan.place(&folder.join("./"))?;
+        convert::run(&plan, control, report).map(|_| ())
+    };
+    every_input_counts(&Kind { phase: "fp8", work, hashes: false });
+}
+
+#[test]
+fn of_releases() {
+    let work = |folder: &Path, control: &Control, report: &dyn Report| {
+        let recipe = Recipe { data: Some(data(folder)), ..Recipe::to(["q4_0", "gptq-4bit-32g"])? };
+        let source = SourceModel::open(&folder.join(MODEL))?;
+        let release = release::plan(&source, &recipe, &folder.join("out"), release::Options::default())?;
+        release::run(&release, control, report).map(|_| ())
+    };
+    every_input_counts(&Kind { phase: "gptq", work, hashes: true });
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Files that get their names together: a kill anywhere leaves what the next run brings to its end.
 
 use quantize::convert::together::Together;
+use quantize::disk;
 use quantize::disk::fault::{self, Fault};
 use quantize::disk::partial::PartialFile;
 use quantize::{Control, Error, Result, Run};
@@ -62,6 +63,50 @@ fn a_kill_anywhere_leaves_what_the_next_run_brings_to_its_end() {
         assert_eq!(left(dir.path()), whole, "killed at {n}");
     }
     assert!(again > 5 && known > 2, "{again} {known}");
+}
+
+/// A run makes an output, and then says something of it: what is written down of the output goes when that of the file
+/// which is said of it tells of both.
+#[test]
+fn what_is_said_of_an_output_belongs_to_it() {
+    let work = |dir: &Path| -> Result<&str> {
+        let control = Control::default();
+        let run = Run::new(&control, &());
+        let (output, note, said) = (dir.join("output"), dir.join(".output.note"), dir.join("output").join("said.md"));
+        let together = Together::begin_beside_outputs(&[&said], json!("one"), [dir.join("input").as_path()], run)?;
+        if together.said(&[&said]).is_some() {
+            let mut together = together;
+            std::fs::remove_file(&note).unwrap_or_default();
+            together.forget(run);
+            return Ok("nothing");
+        }
+        let made = output.exists();
+        if !made {
+            std::fs::create_dir(&output).unwrap();
+            std::fs::write(output.join("quantize-manifest.json"), "{}").unwrap();
+            std::fs::write(&note, "made").unwrap();
+        } else if !note.exists() {
+            return Err(Error::Exists { path: output, what: "exists", replaceable: true });
+        }
+        let file = PartialFile::create(&said, together.has(&said))?;
+        file.write_at(0, b"text")?;
+        let end = || disk::remove_file(&note).unwrap_or_default();
+        together.publish_beside(std::slice::from_ref(&output), vec![file], &json!("said"), run, end)?;
+        Ok(if made { "said" } else { "all" })
+    };
+    let dir = prepared();
+    let (done, seen) = fault::with(dir.path(), usize::MAX, Fault::None, || work(dir.path()));
+    assert_eq!(done.unwrap(), "all");
+    let mut ends = Vec::new();
+    for n in 0..seen.operations.len() {
+        let dir = prepared();
+        let _ = fault::with(dir.path(), n, Fault::Kill, || work(dir.path()));
+        ends.push(work(dir.path()).unwrap_or_else(|e| panic!("killed at {n} ({:?}): {e}", seen.operations[n])));
+        assert_eq!(left(dir.path()), ["input", "output", "sub"], "killed at {n} ({:?})", seen.operations[n]);
+        let inside: Vec<_> = std::fs::read_dir(dir.path().join("output")).unwrap().collect();
+        assert_eq!(inside.len(), 2, "killed at {n}: {inside:?}");
+    }
+    assert!(["said", "nothing"].iter().all(|end| ends.contains(end)), "{ends:?}");
 }
 
 #[test]
