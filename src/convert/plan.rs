@@ -111,6 +111,7 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
         return Err(Error::unsupported(what));
     }
     let mut remarks = source.ckpt.remarks().to_vec();
+    remarks.extend(source.model.half_known());
     let metadata = match recipe.files().next() {
         Some(_) => {
             let (metadata, told) = metadata(source, recipe)?;

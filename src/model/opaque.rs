@@ -7,6 +7,7 @@ use super::blueprint::{self, Mtp, Part};
 use super::config::{Config, Ffn, Heads, LayerConfig, Mixer, Wiring};
 use super::families::{self, Role};
 use super::source_names::layer_of;
+use super::stacks;
 use super::tensor::{Generated, MappedTensor, RowOrder, ValueMap};
 use super::understood::{Model, OfBlueprint, Opaque, with_architecture};
 use crate::error::Hint;
@@ -84,17 +85,33 @@ fn anatomy(
 /// [`Error::BadInput`] for a checkpoint without tensors.
 pub(super) fn open_folder(ckpt: &Checkpoint, json: serde_json::Value, reason: String) -> Result<Model> {
     let arch = json.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default().to_string();
-    let tensor = |(part, t): (usize, &TensorMeta)| MappedTensor {
-        name: t.name.clone(),
-        shape: t.shape.clone(),
-        parts: vec![part],
-        half: None,
-        rows: RowOrder::Same,
-        values: ValueMap::Same,
-        role: role_by_name(t),
-        layer: layer_of(&t.name),
+    let tensor = |(part, t): (usize, &TensorMeta)| {
+        let whole = MappedTensor {
+            name: t.name.clone(),
+            shape: t.shape.clone(),
+            parts: vec![part],
+            half: None,
+            rows: RowOrder::Same,
+            values: ValueMap::Same,
+            role: role_by_name(t),
+            layer: layer_of(&t.name),
+        };
+        match stacks::of(ckpt, t) {
+            None => vec![whole],
+            Some(stacks::Stack::Single) => vec![MappedTensor { role: Role::OpaqueLinear, ..whole }],
+            Some(stacks::Stack::Halves) => {
+                let shape = vec![t.shape[0], t.shape[1] / 2, t.shape[2]];
+                let half = |half| MappedTensor {
+                    shape: shape.clone(),
+                    half: Some(half),
+                    role: Role::OpaqueLinear,
+                    ..whole.clone()
+                };
+                vec![half(0), half(1)]
+            }
+        }
     };
-    let tensors: Vec<MappedTensor> = ckpt.tensors().iter().enumerate().map(tensor).collect();
+    let tensors: Vec<MappedTensor> = ckpt.tensors().iter().enumerate().flat_map(tensor).collect();
     if tensors.is_empty() {
         return Err(Error::bad_input("the checkpoint holds no tensor"));
     }

@@ -1,4 +1,4 @@
-//! From a checkpoint to a quantized checkpoint folder: [`plan`] decides from shapes what every tensor becomes, [`rules`] what single modules do, [`job`]
+//! From a checkpoint to a quantized checkpoint folder: [`plan`] decides from shapes what every tensor becomes, [`rules`] what single modules do, [`seats`] what they are called, [`job`]
 //! does what all methods share (reading modules, packing, writing, resuming), [`nearest`] rounds module by module without
 //! running the model, [`layered`] by what a layer's inputs were (which [`crate::calibration::layerwise`] shows it), with
 //! the channel factors of [`scaled`] where there are any, [`judged`] compares the result with its rival, and [`files`]
@@ -17,6 +17,7 @@ mod plain_job;
 pub mod plan;
 pub mod rules;
 pub mod scaled;
+pub mod seats;
 
 pub use plain::PlainPlan;
 pub use plan::{Departure, FolderPlan};
