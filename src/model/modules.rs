@@ -11,7 +11,7 @@ use super::family::Source;
 use super::graph;
 use super::mapping::named;
 use super::role::Role;
-use super::source_names::text_name;
+use super::source_names::{layer_of, text_name};
 use super::stacks;
 use super::tensor::{MappedTensor, RowOrder};
 use super::understood::Model;
@@ -137,6 +137,60 @@ impl Contents {
         }
         let kept = names.into_iter().enumerate().filter_map(|(source, name)| Some(Kept { source, name: name? }));
         Ok(Contents { modules, kept: kept.collect() })
+    }
+
+    /// Makes modules of the kept matrices whose names are `wanted`.
+    pub fn include(&mut self, ckpt: &Checkpoint, wanted: impl Fn(&str) -> bool) {
+        let module = |kept: &Kept| {
+            let t = &ckpt.tensors()[kept.source];
+            let path = kept.name.strip_suffix(".weight")?;
+            let number = matches!(t.dtype, Dtype::Ggml(ty) if ty.is_plain());
+            let [rows, cols] = t.shape[..] else { return None };
+            (number && wanted(&kept.name)).then(|| Module {
+                path: path.to_string(),
+                source: kept.source,
+                first_row: 0,
+                rows,
+                cols,
+                gguf: kept.name.clone(),
+                expert: None,
+                role: Role::OpaqueLinear,
+                layer: layer_of(&kept.name),
+                rope: None,
+            })
+        };
+        let more: Vec<Module> = self.kept.iter().filter_map(module).collect();
+        self.kept.retain(|kept| !more.iter().any(|m| m.source == kept.source));
+        self.modules.extend(more);
+        self.modules.sort_by_key(|m| m.layer.map_or(0, |layer| layer + 1));
+    }
+
+    /// The kept matrices, and why each is kept; what has one dimension, or rows for no product, needs no reason.
+    pub fn reasons<'a>(kept: &'a [Kept], ckpt: &'a Checkpoint, model: &Model) -> Vec<(&'a str, &'static str)> {
+        let role = |source: usize| model.tensors.iter().find(|t| t.parts.contains(&source)).map(|t| t.role);
+        let matrices = kept.iter().filter(|k| ckpt.tensors()[k.source].shape.iter().filter(|n| **n > 1).count() > 1);
+        matrices.map(|k| (k.name.as_str(), reason(role(k.source), &k.name, &ckpt.tensors()[k.source]))).collect()
+    }
+}
+
+/// Why a matrix is not quantized.
+fn reason(role: Option<Role>, name: &str, t: &TensorMeta) -> &'static str {
+    let has = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
+    let last = name.strip_suffix(".weight").unwrap_or(name).rsplit('.').next().unwrap_or(name);
+    match role {
+        Some(Role::TokenEmbedding) => "the embedding, which the format leaves",
+        Some(Role::Output) => "the output, which the format leaves",
+        Some(role) if role.is_router() => "a router",
+        _ if has(&["visual", "vision", "audio", "projector"]) => "part of an encoder of images or sound",
+        _ if has(&["conv"]) => "a convolution",
+        _ if has(&["norm"]) => "a norm",
+        _ if has(&["embed", "position", "wpe"]) => "an embedding",
+        _ if has(&["router"]) || last == "gate" => "a router",
+        _ if has(&["score", "classifier"]) || ["output", "head"].contains(&last) => "a head",
+        _ if t.shape.len() > 2 => "not a matrix",
+        _ if !matches!(t.dtype, Dtype::Ggml(ty) if ty.is_plain()) => "no floating-point numbers",
+        _ if t.shape.iter().any(|n| *n < 16) => "smaller than blocks of formats",
+        _ => "not known to be a linear layer",
     }
 }
 

@@ -169,3 +169,33 @@ fn stacked_experts_of_an_unknown_family_are_quantized() {
     let (_, found) = verdict(d, "turned", "transformers", &[]);
     assert_ne!(found["loads"], true);
 }
+
+/// Matrices that stay by their names can be asked for, and modules left; the manifest says why matrices stay.
+#[test]
+fn matrices_are_included_and_excluded_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    frontier(&d.join("m"), true);
+    let args = ["--to", "fp8", "m", "-o", "out", "--include", r"layers\.0\.mlp\.gate\.", "--exclude", "o_proj|experts"];
+    let said = quantize(d, &args);
+    ok(said);
+    let found = tensors(&d.join("out"));
+    let quantized: Vec<&String> = found.keys().filter(|name| name.ends_with(".weight_scale")).collect();
+    assert!(quantized.iter().any(|name| name.contains("layers.0.mlp.gate.")), "{quantized:?}");
+    assert!(
+        !quantized
+            .iter()
+            .any(|name| name.contains("o_proj") || name.contains("experts") || name.contains("1.mlp.gate."))
+    );
+    let manifest = crate::common::json(&d.join("out/quantize-manifest.json"));
+    let kept = manifest["kept"].as_array().unwrap();
+    let why = |name: &str| {
+        kept.iter().find(|row| row["tensor"].as_str().unwrap().contains(name)).map(|r| r["reason"].clone())
+    };
+    assert_eq!(why("layers.1.mlp.gate."), Some(json!("a router")));
+    assert!(why("embed_tokens").unwrap().as_str().unwrap().contains("embedding"));
+    assert_eq!(why("layernorm"), None);
+    fails(&quantize(d, &["--to", "fp8", "m", "-o", "b", "--include", "nothing_like_it"]), 2, &["nothing_like_it"]);
+    fails(&quantize(d, &["--to", "fp8", "m", "-o", "b", "--exclude", "("]), 2, &["--exclude", "("]);
+    fails(&quantize(d, &["--to", "q4_k_m", "m", "-o", "b.gguf"]), 4, &["FrontierForCausalLM", "most like", "fp8"]);
+}

@@ -14,6 +14,7 @@ use crate::digest::sha256;
 use crate::disk::partial::Laying;
 use crate::error::Unfinished;
 use crate::kernel::RowSource;
+use crate::model::modules::Contents;
 use crate::model::{Model, SourceModel};
 use crate::packed::{self, Loader, Packed, Piece, Scheme, StoredPiece};
 use crate::quant;
@@ -350,6 +351,9 @@ impl<'a> Job<'a> {
 impl Job<'_> {
     fn manifest(&self, provenance: &Provenance, departures: &[Departure], modules: Vec<Value>) -> Value {
         let (weights, bits) = self.plan.quantized(self.ckpt);
+        let kept = Contents::reasons(&self.plan.kept, self.ckpt, self.model);
+        let kept: Vec<Value> =
+            kept.into_iter().map(|(tensor, why)| json!({ "tensor": tensor, "reason": why })).collect();
         json!({
             "quantize_version": env!("CARGO_PKG_VERSION"),
             "source": source(provenance.name, self.ckpt, provenance.hashes.as_deref()),
@@ -359,6 +363,7 @@ impl Job<'_> {
             "quantized_weights": weights,
             "bits_per_weight": bits,
             "ledger": files::ledger(departures),
+            "kept": kept,
             "modules": modules,
         })
     }

@@ -99,7 +99,10 @@ impl FolderPlan {
                         so that only what mlx_lm.convert made comes out right";
             return Err(Error::unsupported(format!("{spec}: {what}")).hint("another format, or mlx_lm.convert"));
         }
-        let contents = Contents::of(ckpt, model, embeddings, for_mlx)?;
+        let mut contents = Contents::of(ckpt, model, embeddings, for_mlx)?;
+        if model.known().is_err() {
+            contents.include(ckpt, rules::included(rules)?);
+        }
         let mut departures = Vec::new();
         if let Err(why) = &source.model.family {
             departures.extend(stacks(ckpt, model, &contents.kept, &request.spec));

@@ -67,6 +67,19 @@ pub fn all_matched<'a>(rules: impl IntoIterator<Item = (&'a TypeRule, bool)>, wh
     }
 }
 
+/// Whether a rule says that a matrix is quantized whatever its name.
+///
+/// # Errors
+/// `Request` for a pattern that is none.
+pub fn included(rules: &[TypeRule]) -> Result<impl Fn(&str) -> bool> {
+    let patterns: Vec<(Regex, bool)> = rules
+        .iter()
+        .filter(|rule| rule.ty.folder.is_some())
+        .map(|rule| Ok((pattern(rule)?, rule.ty.folder == Some(FolderType::Own))))
+        .collect::<Result<_>>()?;
+    Ok(move |name: &str| patterns.iter().find(|(pattern, _)| pattern.is_match(name)).is_some_and(|(_, on)| *on))
+}
+
 /// Gives modules what the rules say. Whether a rule decided, by module.
 ///
 /// # Errors
@@ -109,6 +122,7 @@ fn chosen(spec: &Spec, rule: &TypeRule, ty: FolderType, module: &Module) -> Resu
     let cannot = |why: String| Error::request(format!("the rule '{}={}': {why}", rule.pattern, rule.ty));
     let own = match ty {
         FolderType::Keep => return Ok(None),
+        FolderType::Own => *spec,
         FolderType::Bits(bits) => {
             spec.with_bits(bits).ok_or_else(|| cannot(format!("{spec} has no form of {bits} bits")))?
         }
