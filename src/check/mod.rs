@@ -11,6 +11,7 @@ mod diff;
 mod machine;
 mod measurement;
 pub(crate) mod origin;
+mod promised;
 mod tasks;
 mod text;
 mod turns;

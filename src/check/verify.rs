@@ -1,18 +1,17 @@
 //! Whether an artifact is sound: every block and number of it, other readers' view of it, and its source's.
 
 use super::derive::{Derived, Origin, derive};
+use super::promised;
 use crate::control::{Control, Report, Run, Unit};
 use crate::convert::folder::engines::{self, Engine, Objection};
 use crate::convert::{loadable, record, stream};
 use crate::error::Hint;
 use crate::gguf;
-use crate::model::{Model, Mtp, Part, SourceModel};
+use crate::model::Model;
 use crate::source::{Checkpoint, Dtype, TensorMeta};
 use crate::writer::gguf::{check_blocks, hash_of_data};
 use crate::{Error, Result};
 use rayon::prelude::*;
-use serde_json::Value;
-use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What was found of a sound artifact.
@@ -89,72 +88,13 @@ pub fn objections(engine: Engine, file: &Checkpoint, devices: usize) -> Result<V
         None => {
             let model = Model::open(file)?;
             let mut found = engines::objections(engine, file, &model, devices.max(1))?;
-            found.extend(unfitting(file, &model, engine).map(|what| Objection {
+            found.extend(promised::unfitting(file, &model).map(|what| Objection {
                 unknown: true,
                 ..Objection::to_all(format!("its tensors are not known to be all that the model needs: {what}"), false)
             }));
             Ok(found)
         }
     }
-}
-
-/// What keeps a folder of no known family from being what its blueprint makes of its configuration, or that there is none.
-fn unfitting(file: &Checkpoint, model: &Model, engine: Engine) -> Option<String> {
-    if model.known().is_ok() {
-        return None;
-    }
-    let source = match SourceModel::open(file.dir()).and_then(|source| source.for_files(Part::Text, Mtp::Keep)) {
-        Ok(source) => source,
-        Err(e) => return Some(said(&e)),
-    };
-    let Some(json) = model.hf_config.clone() else { return Some("there is no config.json".into()) };
-    if let Some(word) = unheard(&json) {
-        return Some(format!("config.json says '{word}'"));
-    }
-    let stacked = |t: &TensorMeta| t.name.contains("experts.gate_up_proj");
-    if engine == Engine::Mlx && file.tensors().iter().any(stacked) {
-        return Some("experts are stacked, which it may know one by one alone".into());
-    }
-    let promised = match Model::imagined(json, Mtp::Keep) {
-        Ok((_, promised)) => promised,
-        Err(e) => return Some(said(&e)),
-    };
-    let shapes = |model: &Model| -> BTreeMap<String, Vec<usize>> {
-        let stored = model.tensors.iter().map(|t| (t.name.clone(), t.shape.clone()));
-        stored.chain(model.generated.iter().map(|g| (g.name.clone(), g.shape.clone()))).collect()
-    };
-    let (promised, found) = (shapes(&promised), shapes(&source.model));
-    let differs = |(name, shape): (&String, &Vec<usize>)| match found.get(name) {
-        None => Some(format!("{name} is missing")),
-        Some(other) if other != shape => Some(format!("{name} is {other:?}, and config.json promises {shape:?}")),
-        Some(_) => None,
-    };
-    let more = || found.keys().find(|name| !promised.contains_key(*name)).map(|n| format!("{n} is not promised"));
-    promised.iter().find_map(differs).or_else(more)
-}
-
-/// What an error says, without its hint.
-fn said(error: &Error) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_string()
-}
-
-/// An activation or a kind of rotary embedding that no engine has.
-fn unheard(config: &Value) -> Option<String> {
-    const ACTIVATIONS: &str = "silu swish swiglu swigluoai situ gelu gelu_new gelu_pytorch_tanh gelu_python gelu_fast gelu_10 \
-        gelu_accurate quick_gelu laplace leaky_relu linear mish relu relu2 relu6 sigmoid tanh prelu xielu";
-    const ROPES: &str = "default linear dynamic yarn longrope su llama3 mrope proportional axial original ntk";
-    let parts = [Some(config), config.get("text_config")].into_iter().flatten();
-    parts.into_iter().find_map(|part| {
-        let word = |value: Option<&Value>, known: &str| -> Option<String> {
-            let word = value?.as_str()?;
-            (!known.split_whitespace().any(|k| k == word)).then(|| word.to_string())
-        };
-        let acts = ["hidden_act", "hidden_activation", "activation_function"];
-        let ropes = ["rope_parameters", "rope_scaling"].into_iter().filter_map(|key| part.get(key));
-        let act = acts.iter().find_map(|key| word(part.get(*key), ACTIVATIONS));
-        let mut kinds = ropes.map(|rope| rope.get("rope_type").or(rope.get("type")));
-        act.or_else(|| kinds.find_map(|kind| word(kind, ROPES)))
-    })
 }
 
 /// What engines say of a sound GGUF file.

@@ -100,6 +100,13 @@ pub struct TypeArgs {
     /// 8 bits (GGUF)
     #[arg(long, value_name = "REGEX=TYPE")]
     pub tensor_type: Vec<String>,
+    /// Quantize the matrices of a folder whose names match, which stay as they are by what they are called (models of no known
+    /// family; repeatable)
+    #[arg(long, value_name = "REGEX")]
+    pub include: Vec<String>,
+    /// Leave the modules of a folder whose names match as they are (repeatable)
+    #[arg(long, value_name = "REGEX")]
+    pub exclude: Vec<String>,
     /// A file of such rules, one a line
     #[arg(long, value_name = "FILE")]
     pub tensor_type_file: Option<PathBuf>,

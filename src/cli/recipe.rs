@@ -11,7 +11,8 @@ use super::values::size;
 use crate::calibration::data::Source;
 use crate::control::{Cancel, Control};
 use crate::convert::recipe::{
-    Data, Float, ImportanceFile, Limit, Override, OverrideValue, RuleType, Search, Split, Target, TypeRule, TypeRules,
+    Data, Float, FolderType, ImportanceFile, Limit, Override, OverrideValue, RuleType, Search, Split, Target, TypeRule,
+    TypeRules,
 };
 use crate::convert::{Recipe, rule_sets};
 use crate::model::{Mtp, Part};
@@ -304,15 +305,23 @@ fn type_rules(args: &TypeArgs) -> Result<TypeRules> {
         regex::Regex::new(pattern).map_err(|e| bad(&crate::convert::plan::regex_fault(&e)))?;
         Ok(vec![TypeRule { pattern: pattern.to_string(), ty: rule_type(name)? }])
     };
+    let asked = args.tensor_type.iter().map(String::as_str).chain(lines).map(rules);
+    let mut tensors = asked.collect::<Result<Vec<_>>>()?.concat();
+    for (flag, patterns, what) in
+        [("--exclude", &args.exclude, FolderType::Keep), ("--include", &args.include, FolderType::Own)]
+    {
+        for pattern in patterns {
+            let bad = |why: &str| Error::Usage(format!("{flag} '{pattern}': {why}"));
+            if pattern.is_empty() {
+                return Err(bad("an empty pattern matches everything"));
+            }
+            regex::Regex::new(pattern).map_err(|e| bad(&crate::convert::plan::regex_fault(&e)))?;
+            let ty = RuleType { file: None, folder: Some(what) };
+            tensors.push(TypeRule { pattern: pattern.clone(), ty });
+        }
+    }
     Ok(TypeRules {
-        tensors: args
-            .tensor_type
-            .iter()
-            .map(String::as_str)
-            .chain(lines)
-            .map(rules)
-            .collect::<Result<Vec<_>>>()?
-            .concat(),
+        tensors,
         output: ty("--output-tensor-type", &args.output_tensor_type)?,
         embedding: ty("--token-embedding-type", &args.token_embedding_type)?,
         keep_output: args.leave_output_tensor,

@@ -56,6 +56,8 @@ pub struct RuleType {
 pub enum FolderType {
     /// It stays as it is.
     Keep,
+    /// It gets the folder's own format, though it would stay by its name.
+    Own,
     /// The folder's own format with so many bits.
     Bits(u8),
     /// Another format of the same tool.
@@ -63,12 +65,13 @@ pub enum FolderType {
 }
 
 impl RuleType {
-    /// `q6_k`, `fp8`, `w4a16-32g`, `6bit`, `keep`.
+    /// `q6_k`, `fp8`, `w4a16-32g`, `6bit`, `keep`, `quantize`.
     pub fn parse(name: &str) -> Option<Self> {
         let lower = name.to_ascii_lowercase();
         let bits = || lower.strip_suffix("bit")?.trim_end_matches('-').parse().ok().map(FolderType::Bits);
         let folder = match lower.as_str() {
             "keep" => Some(FolderType::Keep),
+            "quantize" => Some(FolderType::Own),
             _ => bits().or_else(|| packed::parse(&lower).map(FolderType::Format)),
         };
         let file = GgmlType::from_name(name).filter(|ty| codec(*ty).is_some_and(|c| c.quantize.is_some()));
@@ -87,6 +90,7 @@ impl std::fmt::Display for RuleType {
         match (self.file, self.folder) {
             (Some(ty), _) => f.pad(ty.name()),
             (None, Some(FolderType::Keep)) => f.pad("keep"),
+            (None, Some(FolderType::Own)) => f.pad("quantize"),
             (None, Some(FolderType::Bits(bits))) => f.pad(&format!("{bits}bit")),
             (None, Some(FolderType::Format(spec))) => {
                 f.pad(&format!("{spec}{}", if spec.group_given { "!" } else { "" }))

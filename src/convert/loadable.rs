@@ -3,7 +3,8 @@
 //! vocabularies are the rules of its llama-vocab.cpp.
 
 use crate::gguf::{Array, Metadata, Value};
-use crate::model::tokenizer;
+use crate::model::{Model, tokenizer};
+use crate::quant::GgmlType;
 use crate::source::{Checkpoint, Dtype};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -64,6 +65,21 @@ pub fn examine(file: &Checkpoint) -> Found {
     let known = table().is_some_and(|t| t.architectures.contains_key(arch)) || WITHOUT_VOCABULARY.contains(&arch);
     let unknown = format!("what its loader requires of '{arch}' is not known here; only the vocabulary was checked");
     Found { unknown: (!known && refusals.is_empty()).then_some(unknown), refusals }
+}
+
+/// What the file of a folder without a family would lack, or have in other sizes than its configuration says, if it were
+/// made; `None` where the table does not have its architecture.
+pub fn of_folder(model: &Model) -> Option<Vec<String>> {
+    let meta = model.drawn_keys()?;
+    let arch = meta.str("general.architecture").unwrap_or_default();
+    table()?.architectures.get(arch)?;
+    let of = |name: &String, shape: &[usize]| {
+        let ty = if shape.len() == 1 { GgmlType::F32 } else { GgmlType::F16 };
+        (name.clone(), ty, shape.to_vec())
+    };
+    let stored = model.tensors.iter().map(|t| of(&t.name, &t.shape));
+    let tensors = stored.chain(model.generated.iter().map(|g| of(&g.name, &g.shape))).collect();
+    Checkpoint::imagined(tensors).ok().map(|file| structure(&file.with_metadata(meta)))
 }
 
 /// What is wrong with keys, tensors and sizes.

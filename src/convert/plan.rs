@@ -115,6 +115,7 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
     if let Some(config) = source.model.hf_config.as_ref().filter(|_| source.ckpt.gguf().is_none()) {
         remarks.extend(contradictions::of(source.ckpt.dir(), config));
     }
+    remarks.extend(source.model.half_known());
     let metadata = match recipe.files().next() {
         Some(_) => {
             let (metadata, told) = metadata(source, recipe)?;

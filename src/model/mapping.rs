@@ -151,7 +151,15 @@ fn open_hf(ckpt: &Checkpoint) -> Result<Model> {
         let what = "config.json is missing, so the tensors have no meaning";
         return Err(Error::bad_file(ckpt.dir(), what).hint("copy it from the model's page next to the weights"));
     }
-    let json = crate::input::read_json(&path)?;
+    let mut json = crate::input::read_json(&path)?;
+    if let serde_json::Value::Object(map) = &mut json
+        && !ckpt.is_quantized()
+    {
+        // It says how weights are to be quantized, or nothing of them.
+        for key in ["quantization_config", "quantization", "compression_config"] {
+            map.shift_remove(key);
+        }
+    }
     if let Some(why) = ckpt.unknown_quantization() {
         let what = format!("{}: the checkpoint is already quantized ({why}); start from the original", path.display());
         return Err(Error::unsupported(what));
@@ -372,6 +380,28 @@ fn missing(ckpt: &Checkpoint, name: &str, shape: &[usize]) -> Error {
 /// What other tensor names say of a checkpoint in which some are missing.
 fn telling(ckpt: &Checkpoint) -> Option<&'static str> {
     let any = |part: &str| ckpt.tensors().iter().any(|t| t.name.contains(part));
+    let all = |start: &str| ckpt.tensors().iter().all(|t| t.name.starts_with(start));
+    let file = ckpt.files().first().and_then(|f| f.path.file_stem()?.to_str());
+    let shard =
+        file.and_then(|stem| stem.rsplit_once("-of-")).filter(|(_, of)| *of != "00001" && ckpt.files().len() == 1);
+    if shard.is_some_and(|(_, of)| of.len() == 5 && of.parse::<usize>().is_ok()) {
+        return Some("this is one shard of several; give the folder that holds all of them");
+    }
+    if any("_fsdp_wrapped_module.") || any("_checkpoint_wrapped_module.") {
+        return Some(
+            "the names are those of modules wrapped for training (FSDP); save the full state dict of the model inside",
+        );
+    }
+    if all("module.") {
+        return Some(
+            "the names begin with module., as DistributedDataParallel and DeepSpeed make them; save the model's module instead",
+        );
+    }
+    if any("model.model.") {
+        return Some(
+            "the names begin with model.model., as trainers that wrap a model make them; save the model inside instead",
+        );
+    }
     if any(".lora_A.") || any(".base_layer.") {
         return Some(
             "a LoRA adapter was saved with the model and not merged; call merge_and_unload (peft) before saving",

@@ -24,6 +24,7 @@ mod opaque;
 mod role;
 mod source_model;
 mod source_names;
+mod stacks;
 mod tensor;
 mod understood;
 

@@ -8,9 +8,11 @@
 //! mlx-lm all load; their router moves to that layout's name too.
 
 use super::family::Source;
+use super::graph;
 use super::mapping::named;
 use super::role::Role;
-use super::source_names::text_name;
+use super::source_names::{layer_of, text_name};
+use super::stacks;
 use super::tensor::{MappedTensor, RowOrder};
 use super::understood::Model;
 use crate::quant::GgmlType;
@@ -38,6 +40,45 @@ pub struct Module {
     rope: Option<usize>,
 }
 
+/// What modules have in common that an engine takes as one: equal answers belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Together<'a> {
+    /// By what they do, in a layer, for an expert.
+    Roles(Option<usize>, usize, Option<usize>),
+    /// By their names, where what they do is not known.
+    Names(&'a str, usize),
+}
+
+/// Last words of the names of modules that engines make one matrix of.
+const FUSED: [(&str, usize); 7] =
+    [("q_proj", 0), ("k_proj", 0), ("v_proj", 0), ("gate_proj", 1), ("up_proj", 1), ("w1", 1), ("w3", 1)];
+
+/// Linear layers that one kernel of an engine runs and that therefore must be stored alike; `None`: on its own.
+pub fn stored_alike(role: Role, layer: Option<usize>, path: &str) -> Option<Together<'_>> {
+    if role != Role::OpaqueLinear {
+        return Some(Together::Roles(layer, graph::stored_alike(role)?, None));
+    }
+    let expert = |(block, rest): (&'_ str, &str)| rest.starts_with(|c: char| c.is_ascii_digit()).then_some(block.len());
+    match path.split_once(".experts.").and_then(expert) {
+        Some(len) => Some(Together::Names(&path[..len], FUSED.len())),
+        None => one_matrix(path),
+    }
+}
+
+/// Linear layers that share one global scale: those whose rows an engine puts into one matrix.
+pub fn shares_scale(role: Role, layer: Option<usize>, expert: Option<usize>, path: &str) -> Option<Together<'_>> {
+    match role {
+        Role::OpaqueLinear => one_matrix(path),
+        _ => Some(Together::Roles(layer, graph::shares_scale(role)?, expert)),
+    }
+}
+
+fn one_matrix(path: &str) -> Option<Together<'_>> {
+    let (block, last) = path.rsplit_once('.')?;
+    let (_, set) = FUSED.iter().find(|(word, _)| *word == last)?;
+    Some(Together::Names(block, *set))
+}
+
 /// A source tensor that is copied, under its own name unless the layout of its neighbours changes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Kept {
@@ -55,11 +96,12 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// Sorts the tensors of a safetensors source. `embeddings`: the embedding and the output are modules too.
+    /// Sorts the tensors of a safetensors source. `embeddings`: the embedding and the output are modules too; `stacks`: the
+    /// folder's engine takes experts as one stack, so that those without a name of their own are modules too.
     ///
     /// # Errors
     /// `Unsupported` for a GGUF source, whose names and row order are not Hugging Face's, and for a quantized one.
-    pub fn of(ckpt: &Checkpoint, model: &Model, embeddings: bool) -> Result<Contents> {
+    pub fn of(ckpt: &Checkpoint, model: &Model, embeddings: bool, stacks: bool) -> Result<Contents> {
         let shown = ckpt.dir().display();
         let Some(config) = &model.hf_config else {
             let what = "a checkpoint folder is made from a folder with config.json and safetensors, not from GGUF";
@@ -77,7 +119,8 @@ impl Contents {
         let place = |t: &MappedTensor| (t.layer.map_or(0, |l| l + 1), t.role);
         tensors.sort_by_key(|t| place(t));
         for t in tensors {
-            if is_module(t.role) {
+            let named = || t.shape.len() != 3 || stacks::has_singles(&ckpt.tensors()[t.parts[0]].name);
+            if is_module(t.role) && (stacks || t.role != Role::OpaqueLinear || named()) {
                 modules.extend(modules_of(ckpt, model, t)?);
                 t.parts.iter().for_each(|part| names[*part] = None);
             } else if t.role.is_router() && is_stacked(model, t.layer) {
@@ -95,6 +138,60 @@ impl Contents {
         let kept = names.into_iter().enumerate().filter_map(|(source, name)| Some(Kept { source, name: name? }));
         Ok(Contents { modules, kept: kept.collect() })
     }
+
+    /// Makes modules of the kept matrices whose names are `wanted`.
+    pub fn include(&mut self, ckpt: &Checkpoint, wanted: impl Fn(&str) -> bool) {
+        let module = |kept: &Kept| {
+            let t = &ckpt.tensors()[kept.source];
+            let path = kept.name.strip_suffix(".weight")?;
+            let number = matches!(t.dtype, Dtype::Ggml(ty) if ty.is_plain());
+            let [rows, cols] = t.shape[..] else { return None };
+            (number && wanted(&kept.name)).then(|| Module {
+                path: path.to_string(),
+                source: kept.source,
+                first_row: 0,
+                rows,
+                cols,
+                gguf: kept.name.clone(),
+                expert: None,
+                role: Role::OpaqueLinear,
+                layer: layer_of(&kept.name),
+                rope: None,
+            })
+        };
+        let more: Vec<Module> = self.kept.iter().filter_map(module).collect();
+        self.kept.retain(|kept| !more.iter().any(|m| m.source == kept.source));
+        self.modules.extend(more);
+        self.modules.sort_by_key(|m| m.layer.map_or(0, |layer| layer + 1));
+    }
+
+    /// The kept matrices, and why each is kept; what has one dimension, or rows for no product, needs no reason.
+    pub fn reasons<'a>(kept: &'a [Kept], ckpt: &'a Checkpoint, model: &Model) -> Vec<(&'a str, &'static str)> {
+        let role = |source: usize| model.tensors.iter().find(|t| t.parts.contains(&source)).map(|t| t.role);
+        let matrices = kept.iter().filter(|k| ckpt.tensors()[k.source].shape.iter().filter(|n| **n > 1).count() > 1);
+        matrices.map(|k| (k.name.as_str(), reason(role(k.source), &k.name, &ckpt.tensors()[k.source]))).collect()
+    }
+}
+
+/// Why a matrix is not quantized.
+fn reason(role: Option<Role>, name: &str, t: &TensorMeta) -> &'static str {
+    let has = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
+    let last = name.strip_suffix(".weight").unwrap_or(name).rsplit('.').next().unwrap_or(name);
+    match role {
+        Some(Role::TokenEmbedding) => "the embedding, which the format leaves",
+        Some(Role::Output) => "the output, which the format leaves",
+        Some(role) if role.is_router() => "a router",
+        _ if has(&["visual", "vision", "audio", "projector"]) => "part of an encoder of images or sound",
+        _ if has(&["conv"]) => "a convolution",
+        _ if has(&["norm"]) => "a norm",
+        _ if has(&["embed", "position", "wpe"]) => "an embedding",
+        _ if has(&["router"]) || last == "gate" => "a router",
+        _ if has(&["score", "classifier"]) || ["output", "head"].contains(&last) => "a head",
+        _ if t.shape.len() > 2 => "not a matrix",
+        _ if !matches!(t.dtype, Dtype::Ggml(ty) if ty.is_plain()) => "no floating-point numbers",
+        _ if t.shape.iter().any(|n| *n < 16) => "smaller than blocks of formats",
+        _ => "not known to be a linear layer",
+    }
 }
 
 /// Whether the experts of a layer lie in one tensor.
@@ -104,6 +201,10 @@ fn is_stacked(model: &Model, layer: Option<usize>) -> bool {
 
 /// The name in the layout with one tensor per expert: the family table's first spelling.
 fn unstacked_name(ckpt: &Checkpoint, model: &Model, t: &MappedTensor, expert: usize) -> Result<String> {
+    if t.role == Role::OpaqueLinear {
+        let name = stacks::single_name(&ckpt.tensors()[t.parts[0]].name, t.half, expert);
+        return name.ok_or_else(|| Error::Internal(format!("{}: no name for single experts", t.name)));
+    }
     let row = model.known()?.row(t.role).and_then(|row| row.sources.first());
     let pattern = match row {
         Some(Source::One(p) | Source::PerExpert(p)) => *p,
@@ -118,7 +219,7 @@ fn unstacked_name(ckpt: &Checkpoint, model: &Model, t: &MappedTensor, expert: us
 }
 
 fn modules_of(ckpt: &Checkpoint, model: &Model, t: &MappedTensor) -> Result<Vec<Module>> {
-    let experts = t.role.is_expert();
+    let experts = t.role.is_expert() || (t.role == Role::OpaqueLinear && t.shape.len() == 3);
     let count = if experts { t.shape[0] } else { 1 };
     let rows = t.rows_per_matrix();
     let stacked = experts && t.parts.len() == 1 && count > 1;
@@ -158,6 +259,16 @@ fn modules_of(ckpt: &Checkpoint, model: &Model, t: &MappedTensor) -> Result<Vec<
 impl Module {
     pub fn meta<'a>(&self, ckpt: &'a Checkpoint) -> &'a TensorMeta {
         &ckpt.tensors()[self.source]
+    }
+
+    /// What must be stored as this module is.
+    pub fn stored_alike(&self) -> Option<Together<'_>> {
+        stored_alike(self.role, self.layer, &self.path)
+    }
+
+    /// What has the global scale of this module, where formats have one.
+    pub fn shares_scale(&self) -> Option<Together<'_>> {
+        shares_scale(self.role, self.layer, self.expert, &self.path)
     }
 
     /// The type in which formats keep this module's scales: that of the source, and F16 for wider ones, since no engine
@@ -216,7 +327,7 @@ mod tests {
             families += 1;
             let ckpt = Checkpoint::open(&dir).unwrap();
             let model = Model::open(&ckpt).unwrap();
-            let contents = Contents::of(&ckpt, &model, false).unwrap();
+            let contents = Contents::of(&ckpt, &model, false, false).unwrap();
             let linears = model.tensors.iter().filter(|t| t.role.is_linear()).map(|t| t.elements()).sum::<usize>();
             assert_eq!(contents.modules.iter().map(|m| m.rows * m.cols).sum::<usize>(), linears);
             for m in &contents.modules {

@@ -6,7 +6,9 @@ use super::anatomy;
 use super::blueprint::{self, Mtp, Part};
 use super::config::{Config, Ffn, Heads, LayerConfig, Mixer, Wiring};
 use super::families::{self, Role};
-use super::source_names::layer_of;
+use super::family::{Row, Source};
+use super::source_names::{layer_of, text_name};
+use super::stacks;
 use super::tensor::{Generated, MappedTensor, RowOrder, ValueMap};
 use super::understood::{Model, OfBlueprint, Opaque, with_architecture};
 use crate::error::Hint;
@@ -84,17 +86,33 @@ fn anatomy(
 /// [`Error::BadInput`] for a checkpoint without tensors.
 pub(super) fn open_folder(ckpt: &Checkpoint, json: serde_json::Value, reason: String) -> Result<Model> {
     let arch = json.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default().to_string();
-    let tensor = |(part, t): (usize, &TensorMeta)| MappedTensor {
-        name: t.name.clone(),
-        shape: t.shape.clone(),
-        parts: vec![part],
-        half: None,
-        rows: RowOrder::Same,
-        values: ValueMap::Same,
-        role: role_by_name(t),
-        layer: layer_of(&t.name),
+    let tensor = |(part, t): (usize, &TensorMeta)| {
+        let whole = MappedTensor {
+            name: t.name.clone(),
+            shape: t.shape.clone(),
+            parts: vec![part],
+            half: None,
+            rows: RowOrder::Same,
+            values: ValueMap::Same,
+            role: role_by_name(t),
+            layer: layer_of(&t.name),
+        };
+        match stacks::of(ckpt, t) {
+            None => vec![whole],
+            Some(stacks::Stack::Single) => vec![MappedTensor { role: Role::OpaqueLinear, ..whole }],
+            Some(stacks::Stack::Halves) => {
+                let shape = vec![t.shape[0], t.shape[1] / 2, t.shape[2]];
+                let half = |half| MappedTensor {
+                    shape: shape.clone(),
+                    half: Some(half),
+                    role: Role::OpaqueLinear,
+                    ..whole.clone()
+                };
+                vec![half(0), half(1)]
+            }
+        }
     };
-    let tensors: Vec<MappedTensor> = ckpt.tensors().iter().enumerate().map(tensor).collect();
+    let tensors: Vec<MappedTensor> = ckpt.tensors().iter().enumerate().flat_map(tensor).collect();
     if tensors.is_empty() {
         return Err(Error::bad_input("the checkpoint holds no tensor"));
     }
@@ -102,7 +120,9 @@ pub(super) fn open_folder(ckpt: &Checkpoint, json: serde_json::Value, reason: St
     let blueprint = blueprint::find(&json);
     let runs_as_file = blueprint.is_some_and(|b| anatomy::runs(b.gguf, blueprint::class(&json).unwrap_or_default()));
     let is_convertible = blueprint.is_some();
-    let family = Err(Opaque { arch, reason, nearest: None, is_folder: true, is_convertible, runs_as_file });
+    let nearest = nearest_of_folder(ckpt.tensors().iter().map(|t| t.name.as_str()));
+    let nearest = nearest.filter(|_| !is_convertible && !reason.contains("nearest"));
+    let family = Err(Opaque { arch, reason, nearest, is_folder: true, is_convertible, runs_as_file });
     Ok(Model {
         config,
         family,
@@ -321,11 +341,38 @@ fn nearest<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'static str> {
         None => name.to_string(),
     };
     let own: BTreeSet<String> = names.map(pattern).collect();
-    let likeness = |rows: BTreeSet<String>| {
-        let common = rows.intersection(&own).count();
-        1000 * common / (rows.len() + own.len() - common).max(1)
+    most_alike(families::all().map(|f| (likeness(&own, &f.rows().map(|r| r.gguf.to_string()).collect()), f.gguf)))
+}
+
+/// The same by the names of a checkpoint, each row under the spelling that is there, or its first.
+fn nearest_of_folder<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'static str> {
+    let pattern = |name: &str| {
+        let mut numbers = ["{layer}", "{expert}"].into_iter();
+        let name = text_name(name);
+        let part = |part: &str| match part.parse::<usize>() {
+            Ok(_) => numbers.next().unwrap_or(part).to_string(),
+            Err(_) => part.to_string(),
+        };
+        name.split('.').map(part).collect::<Vec<_>>().join(".")
     };
-    let ranked = families::all().map(|f| (likeness(f.rows().map(|r| r.gguf.to_string()).collect()), f.gguf));
+    let own: BTreeSet<String> = names.map(pattern).collect();
+    let spelling = |row: &Row| -> Option<String> {
+        let all = row.sources.iter().map(|source| match source {
+            Source::One(name) | Source::PerExpert(name) | Source::Half(name, _) => name.to_string(),
+        });
+        let all: Vec<String> = all.collect();
+        all.iter().find(|name| own.contains(*name)).or(all.first()).cloned()
+    };
+    most_alike(families::all().map(|f| (likeness(&own, &f.rows().filter_map(spelling).collect()), f.gguf)))
+}
+
+/// What two lists of names have in common, in thousandths of all that either has.
+fn likeness(own: &BTreeSet<String>, rows: &BTreeSet<String>) -> usize {
+    let common = rows.intersection(own).count();
+    1000 * common / (rows.len() + own.len() - common).max(1)
+}
+
+fn most_alike(ranked: impl Iterator<Item = (usize, &'static str)>) -> Option<&'static str> {
     let best = ranked.reduce(|best, next| if next.0 > best.0 { next } else { best });
     best.filter(|(likeness, _)| *likeness >= 500).map(|(_, name)| name)
 }
@@ -367,5 +414,11 @@ mod tests {
         let names: Vec<String> = parts.split(' ').map(|part| format!("blk.1.{part}.weight")).collect();
         assert_eq!(nearest(names.iter().map(String::as_str)), Some("qwen3"));
         assert_eq!(nearest(["token_embd.weight", "output_norm.weight", "blk.0.ssm_in.weight"].into_iter()), None);
+        let parts = "input_layernorm self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj self_attn.q_norm \
+            self_attn.k_norm post_attention_layernorm mlp.gate_proj mlp.up_proj mlp.down_proj";
+        let names: Vec<String> =
+            parts.split_whitespace().map(|part| format!("model.language_model.layers.1.{part}.weight")).collect();
+        assert_eq!(nearest_of_folder(names.iter().map(String::as_str)), Some("qwen3"));
+        assert_eq!(nearest_of_folder(["encoder.layer.0.weight"].into_iter()), None);
     }
 }

@@ -71,6 +71,14 @@ impl Model {
         self.family.clone().map_err(|opaque| opaque.error())
     }
 
+    /// Of a GGUF file whose architecture has a family, and which is none of it all the same: why its tensors are taken by
+    /// their names alone.
+    pub fn half_known(&self) -> Option<String> {
+        let opaque = self.family.as_ref().err().filter(|opaque| !opaque.is_folder)?;
+        crate::model::families::by_gguf(&opaque.arch)?;
+        Some(format!("{}; its tensors are quantized by their names alone", opaque.reason))
+    }
+
     /// Whether the reference inference can run it.
     ///
     /// # Errors

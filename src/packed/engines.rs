@@ -2,6 +2,9 @@
 //! at. The rules are those of the releases named at [`Engine::release`]. The look at shapes and files needs a checkpoint
 //! and is done where those are known.
 
+mod experts;
+
+pub use experts::{MlxNames, is_absorbed, loads_its_own_alone};
 use serde_json::Value;
 
 /// A program that loads checkpoints.

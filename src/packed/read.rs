@@ -126,6 +126,11 @@ impl Scheme {
         self.tool.name
     }
 
+    /// Who loads a folder of it.
+    pub fn loader(&self) -> Loader {
+        self.tool.loader
+    }
+
     /// What people call the format, as far as the configuration tells.
     pub fn label(&self) -> String {
         (self.tool.label)(&self.config)

@@ -4,7 +4,8 @@
 
 use super::{Checkpoint, Dtype, TensorMeta, mxfp4};
 use crate::kernel::RowSource;
-use crate::packed::{Packed, Scheme, StoredPiece};
+use crate::packed::engines::MlxNames;
+use crate::packed::{Loader, Packed, Scheme, StoredPiece};
 use crate::{Error, Result};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
@@ -81,36 +82,83 @@ pub(super) fn present(plain: Checkpoint) -> Result<Checkpoint> {
     }
     match Scheme::of(&config) {
         Ok(None) => Ok(plain),
-        Ok(Some(scheme)) => join(plain, scheme),
+        Ok(Some(scheme)) => {
+            let names = (scheme.loader() == Loader::Mlx).then(|| MlxNames::or_usual(&config));
+            join(plain, scheme, names)
+        }
         Err(why) => Ok(Checkpoint { quantization: Quantization::Unknown(why), ..plain }),
     }
 }
 
-fn join(plain: Checkpoint, scheme: Scheme) -> Result<Checkpoint> {
+fn is_float(t: &TensorMeta) -> bool {
+    use crate::dtype::GgmlType::{BF16, F16, F32, F64};
+    matches!(t.dtype, Dtype::Ggml(F32 | F16 | BF16 | F64))
+}
+
+/// One matrix of a stack of so many.
+fn slice(stack: &TensorMeta, index: usize) -> TensorMeta {
+    let len = stack.bytes() / stack.shape[0] as u64;
+    let start = stack.range.start + index as u64 * len;
+    TensorMeta { shape: stack.shape[1..].to_vec(), range: start..start + len, ..stack.clone() }
+}
+
+/// How many matrices lie in each tensor of a module; `None`: they are no stacks.
+fn stacked(pieces: &[(&str, &TensorMeta)]) -> Option<usize> {
+    let count = *pieces.first()?.1.shape.first()?;
+    let alike = pieces.iter().all(|(_, t)| t.shape.len() == 3 && t.shape[0] == count);
+    (alike && count > 0).then_some(count)
+}
+
+fn join(plain: Checkpoint, scheme: Scheme, names: Option<MlxNames>) -> Result<Checkpoint> {
     let mut by_module: BTreeMap<&str, Vec<(&str, &TensorMeta)>> = BTreeMap::new();
     for t in &plain.tensors {
         if let Some((module, suffix)) = scheme.split(&t.name) {
             by_module.entry(module).or_default().push((suffix, t));
         }
     }
-    // What becomes of a tensor: `None` hides it.
-    let mut fate: HashMap<&str, Option<TensorMeta>> = HashMap::new();
+    // What is shown in place of a tensor, where that is not the tensor.
+    let mut fate: HashMap<&str, Vec<TensorMeta>> = HashMap::new();
     let mut modules = HashMap::new();
     for (name, pieces) in by_module {
         let suffixes: Vec<&str> = pieces.iter().map(|(suffix, _)| *suffix).collect();
-        let Some(main) = scheme.main(&suffixes) else { continue };
-        let shape = module_shape(&plain, &scheme, name, &pieces)?;
-        let bytes: u64 = pieces.iter().map(|(_, t)| t.bytes()).sum();
-        let (whole, dtype) = (format!("{name}.weight"), Dtype::Packed(scheme.name()));
-        for (suffix, t) in &pieces {
-            let shown = (*suffix == main).then(|| {
+        let single = |expert| stacked(&pieces).and_then(|_| names?.single(name, expert));
+        // The experts of a stack appear one by one, as those of other checkpoints lie.
+        let experts = single(0).and_then(|_| stacked(&pieces));
+        let Some(main) = scheme.main(&suffixes) else {
+            if let (Some(count), [(_, t)]) = (experts, pieces.as_slice()) {
+                let own = |e| Some(TensorMeta { name: format!("{}.weight", single(e)?), ..slice(t, e) });
+                fate.insert(&t.name, (0..count).filter_map(own).collect());
+            }
+            continue;
+        };
+        pieces.iter().for_each(|(_, t)| drop(fate.insert(&t.name, Vec::new())));
+        for e in 0..experts.unwrap_or(1) {
+            let part = |t: &TensorMeta| if experts.is_some() { slice(t, e) } else { t.clone() };
+            let own: Vec<(&str, TensorMeta)> = pieces.iter().map(|(suffix, t)| (*suffix, part(t))).collect();
+            let borrowed: Vec<(&str, &TensorMeta)> = own.iter().map(|(suffix, t)| (*suffix, t)).collect();
+            let (rows, cols) = module_shape(&plain, &scheme, name, &borrowed)?;
+            let bytes: u64 = own.iter().map(|(_, t)| t.bytes()).sum();
+            let shown = single(e).unwrap_or_else(|| names.map_or_else(|| name.into(), |names| names.original(name)));
+            let (whole, dtype) = (format!("{shown}.weight"), Dtype::Packed(scheme.name()));
+            let place = pieces.iter().zip(&own).find(|((suffix, _), _)| *suffix == main);
+            if let Some(((_, stored), (_, t))) = place {
                 let range = t.range.start..t.range.start.saturating_add(bytes);
-                TensorMeta { name: whole.clone(), dtype, shape: vec![shape.0, shape.1], file: t.file, range }
-            });
-            fate.insert(&t.name, shown);
+                let shape = vec![rows, cols];
+                let t = TensorMeta { name: whole.clone(), dtype, shape, file: t.file, range };
+                fate.entry(&stored.name).or_default().push(t);
+            }
+            let pieces = own.into_iter().map(|(suffix, t)| (suffix.to_string(), t)).collect();
+            modules.insert(whole, Module { name: name.to_string(), pieces });
         }
-        let pieces = pieces.into_iter().map(|(suffix, t)| (suffix.to_string(), t.clone())).collect();
-        modules.insert(whole, Module { name: name.to_string(), pieces });
+    }
+    // Nothing is packed: quantized as they are loaded, or in the cache of keys and values alone.
+    let plain_weights = plain.tensors.iter().filter(|t| t.shape.len() > 1).all(is_float);
+    if modules.is_empty() && plain_weights {
+        let remark = format!(
+            "config.json names a quantization ({}), but all weights are plain; they are read as such",
+            scheme.name()
+        );
+        return Ok(Checkpoint { quantization: Quantization::None, ..plain }.remarking(Some(remark)));
     }
     if modules.is_empty() {
         let why = format!("{}, but none of its tensors are here", scheme.name());
@@ -166,6 +214,11 @@ impl Checkpoint {
             Quantization::Packed(packed) => Some(&packed.scheme),
             _ => None,
         }
+    }
+
+    /// Whether any weights are quantized, in a way that is known or not.
+    pub fn is_quantized(&self) -> bool {
+        !matches!(self.quantization, Quantization::None)
     }
 
     /// Why the quantization that `config.json` names cannot be read.

@@ -140,6 +140,11 @@ impl Checkpoint {
         Self::new(PathBuf::new(), Vec::new(), found, None)
     }
 
+    /// As a GGUF file with this metadata.
+    pub fn with_metadata(self, metadata: Metadata) -> Self {
+        Self { gguf: Some(metadata), ..self }
+    }
+
     /// Every tensor, in order of files and of their place in them.
     pub fn tensors(&self) -> &[TensorMeta] {
         &self.tensors

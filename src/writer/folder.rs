@@ -185,6 +185,17 @@ impl Folder {
         self.files[shard].write_at(at, bytes).map_err(|e| Error::io(self.shard_path(shard), e))
     }
 
+    /// Writes one of `count` equal parts of the tensor of this name.
+    pub fn put_part(&self, name: &str, (index, count): (usize, usize), bytes: &[u8]) -> Result<()> {
+        let len = bytes.len() as u64;
+        match self.find(name) {
+            Some(entry) if self.layout.places[entry].len == len * count as u64 => {
+                self.put(entry, index as u64 * len, bytes)
+            }
+            _ => Err(Error::Internal(format!("{count} times '{name}' of {len} bytes is not in the output's layout"))),
+        }
+    }
+
     /// Writes the whole tensor of this name.
     pub fn put_named(&self, name: &str, bytes: &[u8]) -> Result<()> {
         match self.find(name) {
@@ -193,11 +204,12 @@ impl Folder {
         }
     }
 
-    /// Reads back a tensor that was written, by this run or an earlier one.
-    pub fn get(&self, entry: usize) -> Result<Vec<u8>> {
+    /// Reads back one of `count` equal parts of a tensor that was written, by this run or an earlier one.
+    pub fn get_part(&self, entry: usize, (index, count): (usize, usize)) -> Result<Vec<u8>> {
         let place = self.layout.places[entry];
-        let mut bytes = vec![0; place.len as usize];
-        SourceFile::open(&self.shard_path(place.shard))?.read_at(place.offset, &mut bytes)?;
+        let len = place.len / count.max(1) as u64;
+        let mut bytes = vec![0; len as usize];
+        SourceFile::open(&self.shard_path(place.shard))?.read_at(place.offset + index as u64 * len, &mut bytes)?;
         Ok(bytes)
     }
 
@@ -339,7 +351,7 @@ mod tests {
         folder.keep_on_drop(true);
         drop(folder);
         let folder = create(&target, false).unwrap();
-        assert_eq!(folder.get(folder.find("a").unwrap()).unwrap(), b"abcd");
+        assert_eq!(folder.get_part(folder.find("a").unwrap(), (0, 1)).unwrap(), b"abcd");
         folder.put_named("b", b"efgh").unwrap();
         publish(folder).unwrap();
         assert_eq!(count(dir.path()), 1);

@@ -307,3 +307,101 @@ fn reports_alone_go_through_pipes() {
     }
     assert!(names(dir.path()).is_empty());
 }
+
+/// A configuration may name a quantization that is done as weights are loaded, or of the cache alone.
+#[test]
+fn plain_weights_under_a_quantization_are_read() {
+    for quantization in [
+        json!({ "quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "nf4" }),
+        json!({ "quant_method": "compressed-tensors", "format": "dense", "config_groups": {},
+            "kv_cache_scheme": { "num_bits": 8, "type": "float" } }),
+    ] {
+        let v = Folder::of("llama");
+        v.config(|config| config["quantization_config"] = quantization.clone());
+        let out = v.convert(&[]);
+        assert!(stderr(&out).contains("all weights are plain"), "{}", stderr(&out));
+        ok(out);
+        assert_eq!(v.tensors(), whole("llama"));
+        ok(quantize(v.dir.path(), &["--to", "fp8", "m", "-o", "fp8", "--quiet"]));
+        let made = json(&v.dir.path().join("fp8/config.json"));
+        assert_eq!(made["quantization_config"]["quant_method"], "compressed-tensors");
+        assert_eq!(made["quantization_config"]["kv_cache_scheme"], Value::Null);
+    }
+}
+
+#[test]
+fn names_of_wrapped_modules_and_single_shards_are_told_from_missing_tensors() {
+    let v = Folder::of("llama");
+    let ckpt = Checkpoint::open(&v.dir.path().join("m")).unwrap();
+    let dtype = format!("{}", ckpt.tensors()[0].dtype);
+    let read = |t: &quantize::source::TensorMeta| {
+        let mut bytes = vec![0; t.bytes() as usize];
+        ckpt.read(t, 0, &mut bytes).unwrap();
+        (t.name.clone(), t.shape.clone(), bytes)
+    };
+    let tensors: Vec<Tensor> = ckpt.tensors().iter().map(read).collect();
+    let named = |change: &dyn Fn(&str) -> String| {
+        let renamed: Vec<Tensor> = tensors.iter().map(|(n, s, b)| (change(n), s.clone(), b.clone())).collect();
+        std::fs::write(v.path("model.safetensors"), safetensors(&dtype, &renamed)).unwrap();
+        v.convert(&[])
+    };
+    fails(&named(&|name| format!("module.{name}")), 3, &["begin with module.", "DistributedDataParallel"]);
+    fails(&named(&|name| name.replace("self_attn", "_fsdp_wrapped_module.self_attn")), 3, &["FSDP"]);
+    fails(&named(&|name| format!("model.{name}")), 3, &["begin with model.model."]);
+    ok(named(&|name| name.into()));
+    v.split(|name| format!("model-0000{}-of-00002.safetensors", 1 + usize::from(name.contains("layers.1"))));
+    let one = quantize(v.dir.path(), &["--to", "f16", "m/model-00001-of-00002.safetensors", "-o", "y.gguf"]);
+    fails(&one, 3, &["one shard of several"]);
+}
+
+#[test]
+fn templates_by_name_and_of_processors_are_read_and_no_token_has_the_number_minus_one() {
+    let template = |v: &Folder| {
+        ok(v.convert(&[]));
+        let header = read_header(&v.dir.path().join("x.gguf")).unwrap();
+        header.metadata.str("tokenizer.chat_template").map(String::from)
+    };
+    let v = Folder::of("llama");
+    let mut config = json(&v.path("tokenizer_config.json"));
+    config.as_object_mut().unwrap().remove("chat_template");
+    let plain = config.clone();
+    config["chat_template"] = json!({ "default": "A{{ bos_token }}", "tool_use": "B" });
+    std::fs::write(v.path("tokenizer_config.json"), config.to_string()).unwrap();
+    assert_eq!(template(&v).as_deref(), Some("A{{ bos_token }}"));
+    std::fs::write(v.path("tokenizer_config.json"), plain.to_string()).unwrap();
+    std::fs::write(v.path("processor_config.json"), json!({ "chat_template": "P" }).to_string()).unwrap();
+    v.config(|config| config["pad_token_id"] = json!(-1));
+    assert_eq!(template(&v).as_deref(), Some("P"));
+    let header = read_header(&v.dir.path().join("x.gguf")).unwrap();
+    assert_eq!(header.metadata.uint("tokenizer.ggml.padding_token_id"), None);
+}
+
+/// A file that lacks a key of its family is quantized by names all the same, with a word of it.
+#[test]
+fn a_gguf_file_without_a_key_of_its_family_is_quantized_by_names() {
+    let v = Folder::of("llama");
+    ok(v.convert(&[]));
+    let file = v.dir.path().join("x.gguf");
+    let (header, bytes) = (read_header(&file).unwrap(), std::fs::read(&file).unwrap());
+    let key = "llama.attention.layer_norm_rms_epsilon";
+    let changed = |change: &dyn Fn(&mut quantize::gguf::Metadata)| {
+        let (mut metadata, mut infos) = (header.metadata.clone(), header.tensors.clone());
+        change(&mut metadata);
+        quantize::gguf::layout(&mut infos, 32).unwrap();
+        let mut out = quantize::gguf::encode_header(&metadata, &infos, 32);
+        out.extend(&bytes[header.data_start as usize..]);
+        std::fs::write(v.dir.path().join("y.gguf"), out).unwrap();
+        quantize(v.dir.path(), &["--to", "q8_0", "y.gguf", "-o", "q8.gguf", "--force"])
+    };
+    let out = changed(&|metadata| metadata.remove(key));
+    assert!(stderr(&out).contains(key) && stderr(&out).contains("by their names alone"), "{}", stderr(&out));
+    ok(out);
+    ok(quantize(v.dir.path(), &["--to", "q8_0", "x.gguf", "-o", "whole.gguf"]));
+    let tensors = |name: &str| {
+        let path = v.dir.path().join(name);
+        let header = read_header(&path).unwrap();
+        std::fs::read(&path).unwrap()[header.data_start as usize..].to_vec()
+    };
+    assert_eq!(tensors("q8.gguf"), tensors("whole.gguf"));
+    fails(&changed(&|metadata| metadata.set(key, "a word")), 3, &[key, "another type"]);
+}

@@ -12,6 +12,7 @@ mod chat;
 mod convert;
 mod edit;
 mod eval;
+mod experts;
 mod feedback;
 mod flags;
 mod folder;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What `verify --for` says of a folder, and its exit code.
-fn verdict(dir: &Path, folder: &str, engine: &str, more: &[&str]) -> (i32, Value) {
+pub(super) fn verdict(dir: &Path, folder: &str, engine: &str, more: &[&str]) -> (i32, Value) {
     let args = [&["verify", folder, "--for", engine, "--format", "json", "--quiet"], more].concat();
     let out = quantize(dir, &args);
     let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
@@ -17,13 +17,13 @@ fn verdict(dir: &Path, folder: &str, engine: &str, more: &[&str]) -> (i32, Value
 }
 
 #[track_caller]
-fn loads(dir: &Path, folder: &str, engine: &str, more: &[&str]) {
+pub(super) fn loads(dir: &Path, folder: &str, engine: &str, more: &[&str]) {
     let (code, found) = verdict(dir, folder, engine, more);
     assert_eq!((code, found["loads"].as_bool()), (0, Some(true)), "{found}");
 }
 
 #[track_caller]
-fn refuses(dir: &Path, folder: &str, engine: &str, more: &[&str], why: &str) -> Vec<String> {
+pub(super) fn refuses(dir: &Path, folder: &str, engine: &str, more: &[&str], why: &str) -> Vec<String> {
     let (code, found) = verdict(dir, folder, engine, more);
     assert_eq!((code, found["loads"].as_bool()), (4, Some(false)), "{found}");
     let objections = found["objections"].as_array().unwrap();
@@ -38,9 +38,9 @@ fn make(dir: &Path, formats: &str, more: &[&str]) {
     ok(quantize(dir, &args));
 }
 
-type Tensors = BTreeMap<String, (safetensors::Dtype, Vec<usize>, Vec<u8>)>;
+pub(super) type Tensors = BTreeMap<String, (safetensors::Dtype, Vec<usize>, Vec<u8>)>;
 
-fn tensors(folder: &Path) -> Tensors {
+pub(super) fn tensors(folder: &Path) -> Tensors {
     let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let own = |(name, view): (String, safetensors::tensor::TensorView)| {
@@ -49,14 +49,14 @@ fn tensors(folder: &Path) -> Tensors {
     file.tensors().into_iter().map(own).collect()
 }
 
-fn store(folder: &Path, tensors: &Tensors) {
+pub(super) fn store(folder: &Path, tensors: &Tensors) {
     let views = tensors.iter().map(|(name, (dtype, shape, data))| {
         (name.clone(), safetensors::tensor::TensorView::new(*dtype, shape.clone(), data).unwrap())
     });
     std::fs::write(folder.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
-fn edit_config(folder: &Path, edit: impl Fn(&mut Value)) {
+pub(super) fn edit_config(folder: &Path, edit: impl Fn(&mut Value)) {
     let path = folder.join("config.json");
     let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     edit(&mut config);

@@ -80,6 +80,8 @@ macro_rules! rules {
 
 pub(super) const RULES: &[Rule] = rules! {
     tensor_type          "--tensor-type"          |e| e.files || e.folders, "only affects quantized outputs, and there are none";
+    include              "--include"              |e| e.folders, FOLDERS;
+    exclude              "--exclude"              |e| e.folders, FOLDERS;
     tensor_type_file     "--tensor-type-file"     |e| e.files || e.folders, "only affects quantized outputs, and there are none";
     output_tensor_type   "--output-tensor-type"   |e| e.files, FILES;
     token_embedding_type "--token-embedding-type" |e| e.files, FILES;

@@ -8,7 +8,8 @@ mod packing;
 use super::files;
 use crate::Result;
 use crate::error::Hint;
-use crate::model::graph::{Shard, Stage, shards, shares_scale, stored_alike};
+use crate::model::graph::{Shard, Stage, shards};
+use crate::model::modules::{shares_scale, stored_alike};
 use crate::model::{Model, Role, stored_head_differs};
 pub use crate::packed::Engine;
 use crate::packed::Scheme;
@@ -353,8 +354,10 @@ impl<'a> View<'a> {
             Ok(Some(f32::from_le_bytes(bytes)))
         };
         for (i, l) in self.linears.iter().enumerate() {
-            let set = |l: &Linear| shares_scale(l.role).filter(|_| !l.role.is_expert()).map(|set| (l.layer, set));
-            let first = self.linears[..i].iter().find(|f| set(l).is_some() && set(f) == set(l));
+            let single = l.role.is_expert() || l.path.contains(".experts.");
+            let Some(set) = shares_scale(l.role, l.layer, None, l.path).filter(|_| !single) else { continue };
+            let alike = |f: &&Linear| f.layer == l.layer && shares_scale(f.role, f.layer, None, f.path) == Some(set);
+            let first = self.linears[..i].iter().find(alike);
             if let Some(first) = first
                 && scale(first)? != scale(l)?
             {
@@ -427,8 +430,9 @@ impl<'a> View<'a> {
         let groups = self.groups;
         let mut found = Vec::new();
         for (i, l) in self.linears.iter().enumerate() {
-            let Some(set) = stored_alike(l.role) else { continue };
-            let first = self.linears[..i].iter().find(|f| f.layer == l.layer && stored_alike(f.role) == Some(set));
+            let Some(set) = stored_alike(l.role, l.layer, l.path) else { continue };
+            let alike = |f: &&Linear| f.layer == l.layer && stored_alike(f.role, f.layer, f.path) == Some(set);
+            let first = self.linears[..i].iter().find(alike);
             if let Some(first) = first.filter(|f| !f.agrees(l, groups)) {
                 let kind = |l: &Linear| match (l.pieces.is_empty(), l.group(groups)) {
                     (true, _) => "not quantized".to_string(),

@@ -15,6 +15,7 @@ use crate::digest::sha256;
 use crate::disk::partial::Laying;
 use crate::error::Unfinished;
 use crate::kernel::RowSource;
+use crate::model::modules::Contents;
 use crate::model::{Model, SourceModel};
 use crate::packed::{self, Loader, Packed, Piece, Scheme, StoredPiece};
 use crate::quant;
@@ -247,7 +248,7 @@ impl<'a> Job<'a> {
     pub fn copy_kept(&self) -> Result<Value> {
         for kept in &self.plan.kept {
             let entry = self.entry(&kept.name)?;
-            self.copy(kept.source, 0, self.ckpt.tensors()[kept.source].bytes(), entry)?;
+            self.copy(kept.source, 0, self.ckpt.tensors()[kept.source].bytes(), (entry, 0))?;
         }
         Ok(json!({}))
     }
@@ -256,8 +257,8 @@ impl<'a> Job<'a> {
         self.folder.find(name).ok_or_else(|| Error::Internal(format!("'{name}' is not in the output's layout")))
     }
 
-    /// Copies `len` bytes of a source tensor, from `offset` on.
-    fn copy(&self, source: usize, offset: u64, len: u64, entry: usize) -> Result<()> {
+    /// Copies `len` bytes of a source tensor, from `offset` on, to a place in a tensor of the folder.
+    fn copy(&self, source: usize, offset: u64, len: u64, (entry, to): (usize, u64)) -> Result<()> {
         let t = &self.ckpt.tensors()[source];
         let mut buffer = Vec::new();
         for at in (0..len).step_by(PIECE) {
@@ -265,7 +266,7 @@ impl<'a> Job<'a> {
             buffer.resize(PIECE.min((len - at) as usize), 0);
             self.ckpt.read(t, offset + at, &mut buffer)?;
             look(self.ckpt, t, &buffer)?;
-            self.folder.put(entry, at, &buffer)?;
+            self.folder.put(entry, to + at, &buffer)?;
             self.run.advance(buffer.len() as u64);
         }
         Ok(())
@@ -273,18 +274,21 @@ impl<'a> Job<'a> {
 
     /// Copies module `index` as it is.
     pub fn copy_module(&self, index: usize) -> Result<Value> {
-        let m = &self.plan.modules[index].module;
+        let plan = &self.plan.modules[index];
+        let m = &plan.module;
         let size = m.meta(self.ckpt).bytes() / m.meta(self.ckpt).elements().max(1) as u64;
         let (offset, len) = ((m.first_row * m.cols) as u64 * size, (m.rows * m.cols) as u64 * size);
-        self.copy(m.source, offset, len, self.entry(&format!("{}.weight", m.path))?)?;
+        let to = plan.seat.place().0 as u64 * len;
+        self.copy(m.source, offset, len, (self.entry(&plan.name("weight"))?, to))?;
         Ok(json!({ "module": m.path, "format": null, "bits": 8 * size }))
     }
 
     /// Writes a packed module.
     pub fn write_module(&self, index: usize, pieces: &[Piece]) -> Result<()> {
-        let m = &self.plan.modules[index].module;
+        let plan = &self.plan.modules[index];
+        let m = &plan.module;
         for piece in pieces {
-            self.folder.put_named(&format!("{}.{}", m.path, piece.suffix), &piece.data)?;
+            self.folder.put_part(&plan.name(piece.suffix), plan.seat.place(), &piece.data)?;
         }
         self.run
             .advance(m.meta(self.ckpt).bytes() / m.meta(self.ckpt).elements().max(1) as u64 * (m.rows * m.cols) as u64);
@@ -293,24 +297,25 @@ impl<'a> Job<'a> {
 
     /// A module as a loader reads it, rows in the engine's order.
     pub fn unpack(&self, index: usize, pieces: &[Piece]) -> Result<Packed> {
-        let m = &self.plan.modules[index].module;
+        let ModulePlan { module: m, seat, .. } = &self.plan.modules[index];
         let stored = |p: &Piece| StoredPiece {
             suffix: p.suffix.to_string(),
             dtype: p.dtype,
             shape: p.shape.clone(),
             data: p.data.clone(),
         };
-        let packed = self.scheme.unpack(&m.path, pieces.iter().map(stored).collect());
+        let packed = self.scheme.unpack(&seat.path, pieces.iter().map(stored).collect());
         packed.map_err(|what| Error::bad_input(what).tensor(&m.path))
     }
 
     /// A module that was written before.
     pub fn read_back(&self, index: usize) -> Result<Option<Packed>> {
-        let ModulePlan { module: m, spec } = &self.plan.modules[index];
+        let plan = &self.plan.modules[index];
+        let ModulePlan { module: m, seat, spec } = plan;
         let Some(spec) = spec else { return Ok(None) };
         let mut pieces = Vec::new();
         for slot in spec.layout(m.rows, m.cols, m.scale_type(self.ckpt)) {
-            let data = self.folder.get(self.entry(&format!("{}.{}", m.path, slot.suffix))?)?;
+            let data = self.folder.get_part(self.entry(&plan.name(slot.suffix))?, seat.place())?;
             pieces.push(Piece { suffix: slot.suffix, dtype: slot.dtype, shape: slot.shape, data });
         }
         self.unpack(index, &pieces).map(Some)
@@ -319,7 +324,7 @@ impl<'a> Job<'a> {
     /// The manifest's row of a module: its format, its bits per weight, and the squared error relative to the weights
     /// (rows in the source's order).
     pub fn record(&self, index: usize, weights: &[f32], packed: &Packed) -> Value {
-        let ModulePlan { module: m, spec } = &self.plan.modules[index];
+        let ModulePlan { module: m, spec, .. } = &self.plan.modules[index];
         let bytes = spec.map_or(0, |s| s.sizes(m.rows, m.cols, m.scale_type(self.ckpt)));
         let (mut error, mut total) = (0.0f64, 0.0f64);
         let mut row = vec![0.0; m.cols];
@@ -342,6 +347,9 @@ impl<'a> Job<'a> {
 impl Job<'_> {
     fn manifest(&self, provenance: &Provenance, departures: &[Departure], modules: Vec<Value>) -> Value {
         let (weights, bits) = self.plan.quantized(self.ckpt);
+        let kept = Contents::reasons(&self.plan.kept, self.ckpt, self.model);
+        let kept: Vec<Value> =
+            kept.into_iter().map(|(tensor, why)| json!({ "tensor": tensor, "reason": why })).collect();
         json!({
             "quantize_version": env!("CARGO_PKG_VERSION"),
             "source": source(provenance.name, self.ckpt, provenance.hashes.as_deref()),
@@ -351,6 +359,7 @@ impl Job<'_> {
             "quantized_weights": weights,
             "bits_per_weight": bits,
             "ledger": files::ledger(departures),
+            "kept": kept,
             "modules": modules,
         })
     }

@@ -189,7 +189,7 @@ impl Visitor<'_> {
     /// Rounds, packs and writes a module, or holds it until the layer is finished. What it is, its rows not scaled yet;
     /// `None` where it stays as it was.
     fn module(&mut self, index: usize, inputs: &Moments, feedback: Option<&Feedback>) -> Result<Option<Packed>> {
-        let ModulePlan { module: m, spec } = &self.job.plan.modules[index];
+        let ModulePlan { module: m, spec, .. } = &self.job.plan.modules[index];
         let Some(spec) = *spec else {
             let record = self.job.copy_module(index)?;
             self.records.push((index, record));
@@ -250,7 +250,7 @@ impl Visitor<'_> {
     /// Writes the modules that were held, with what has been taken out of their rows since.
     fn release(&mut self) -> Result<()> {
         for (index, mut rounded) in std::mem::take(&mut self.held) {
-            let ModulePlan { module: m, spec } = &self.job.plan.modules[index];
+            let ModulePlan { module: m, spec, .. } = &self.job.plan.modules[index];
             let Some(spec) = spec else { continue };
             let mut weights = m.read(self.job.ckpt)?;
             self.factors.apply(m, &mut weights);

@@ -2,7 +2,6 @@
 
 use super::job::{Job, formats_module, part, parts};
 use crate::convert::layout::rules::ModulePlan;
-use crate::model::graph::shares_scale;
 use crate::model::modules::Module;
 use crate::packed::Spec;
 use crate::{Error, Result};
@@ -56,7 +55,7 @@ fn batches(all: &[ModulePlan], chosen: &[usize]) -> Vec<Vec<usize>> {
 }
 
 fn round(job: &Job, index: usize) -> Result<Value> {
-    let ModulePlan { module, spec } = &job.plan.modules[index];
+    let ModulePlan { module, spec, .. } = &job.plan.modules[index];
     let Some(spec) = spec else { return job.copy_module(index) };
     let weights = module.read(job.ckpt)?;
     let mut what = formats_module(job, index, &weights);
@@ -85,18 +84,14 @@ pub fn fused_max(job: &Job, spec: &Spec, index: usize, weights: &[f32]) -> Resul
         return Ok(None);
     }
     let modules = &job.plan.modules;
-    let Some(set) = sharing_set(&modules[index].module) else { return Ok(None) };
+    let own = &modules[index].module;
+    let Some(set) = own.shares_scale() else { return Ok(None) };
     let largest = |w: &[f32]| w.iter().fold(0f32, |max, w| max.max(w.abs()));
     let mut max = largest(weights);
     for (i, other) in modules.iter().map(|m| &m.module).enumerate() {
-        if i != index && sharing_set(other) == Some(set) {
+        if i != index && other.layer == own.layer && other.shares_scale() == Some(set) {
             max = max.max(largest(&other.read(job.ckpt)?));
         }
     }
     Ok(Some(max))
-}
-
-/// The layer, set and expert of modules that share one global scale.
-fn sharing_set(module: &Module) -> Option<(Option<usize>, usize, Option<usize>)> {
-    Some((module.layer, shares_scale(module.role)?, module.expert))
 }

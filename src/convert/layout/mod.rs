@@ -1,9 +1,10 @@
 //! What a checkpoint folder will hold, decided from the configuration and the shapes alone: [`quantized`] folders, module by
-//! module, with the [`rules`] for single ones, and [`plain`] ones without quantization. `folder` makes them.
+//! module, with the [`rules`] for single ones and the names that they get ([`seats`]), and [`plain`] ones without quantization. `folder` makes them.
 
 pub mod plain;
 pub mod quantized;
 pub mod rules;
+pub mod seats;
 
 pub use plain::PlainPlan;
 pub use quantized::{Departure, FolderPlan};

@@ -1,18 +1,21 @@
 //! What a checkpoint folder will hold, decided from the configuration and the shapes alone: how each linear layer is
 //! stored, where that departs from what was asked and why, and every tensor's type and shape. No weight is read.
 
-use super::rules::{self, KEPT, ModulePlan};
+use super::rules::{self, Alike, KEPT, ModulePlan};
+use super::seats;
 use crate::convert::ledger::{Kind, LedgerRow};
 use crate::convert::recipe::TypeRule;
 use crate::error::Hint;
-use crate::model::graph::{Shard, shards, stored_alike};
+use crate::model::graph::{Shard, shards};
 use crate::model::modules::{Contents, Kept, Module};
 use crate::model::{Model, Role, SourceModel};
-use crate::packed::{Exception, Reach, Scope, Spec};
+use crate::packed::engines::{is_absorbed, loads_its_own_alone};
+use crate::packed::{Exception, Loader, Reach, Scope, Spec};
 use crate::source::Checkpoint;
 use crate::writer::safetensors::Entry;
 use crate::{Error, Result};
 use serde_json::Value;
+use std::collections::HashMap;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -88,22 +91,37 @@ impl FolderPlan {
         // They are copied; a broken one is found now and not by an engine.
         crate::model::tokenizer::check_files(ckpt.dir())?;
         let embeddings = request.spec.reach() == Reach::EmbeddingsToo;
-        let contents = Contents::of(ckpt, model, embeddings)?;
+        let for_mlx = spec.loader() == Loader::Mlx;
+        let json = model.hf_config.as_ref().unwrap_or(&Value::Null);
+        if for_mlx && loads_its_own_alone(json) {
+            let what = "mlx-lm takes norms and convolutions of such a model for its own as soon as experts are quantized, \
+                        so that only what mlx_lm.convert made comes out right";
+            return Err(Error::unsupported(format!("{spec}: {what}")).hint("another format, or mlx_lm.convert"));
+        }
+        let mut contents = Contents::of(ckpt, model, embeddings, for_mlx)?;
+        if model.known().is_err() {
+            contents.include(ckpt, rules::included(rules)?);
+        }
         let mut departures = Vec::new();
         if let Err(why) = &source.model.family {
-            departures.extend(stacks(ckpt, model, &request.spec));
+            departures.extend(stacks(ckpt, model, &contents.kept, &request.spec));
             if contents.modules.is_empty() {
                 return Err(why.error());
             }
         }
         let spec = settle_group(request, &contents.modules, &mut departures)?;
         let Contents { modules, kept } = contents;
+        let seats = if for_mlx { seats::of_mlx(&modules, json) } else { seats::own(&modules) };
+        let seated = modules.into_iter().zip(seats);
         let mut modules: Vec<ModulePlan> =
-            modules.into_iter().map(|module| ModulePlan { module, spec: Some(spec) }).collect();
+            seated.map(|(module, seat)| ModulePlan { module, seat, spec: Some(spec) }).collect();
         let ruled = rules::apply(&spec, &mut modules, &kept, rules)?;
-        for (ModulePlan { module, spec: chosen }, _) in modules.iter_mut().zip(ruled).filter(|(_, ruled)| !ruled) {
-            let Some(reason) = refusal(&spec, module, request.devices) else { continue };
-            let instead = spec.fallback();
+        for (ModulePlan { module, spec: chosen, .. }, _) in modules.iter_mut().zip(ruled).filter(|(_, ruled)| !ruled) {
+            let absorbed = for_mlx && is_absorbed(json, &module.path);
+            let why = "mlx-lm takes it apart as it loads it, and would round it once more";
+            let reason = absorbed.then(|| why.to_string()).or_else(|| refusal(&spec, module, request.devices));
+            let Some(reason) = reason else { continue };
+            let instead = spec.fallback().filter(|_| !absorbed);
             departures.push(Departure {
                 kind: Kind::Fallback,
                 module: Some(module.path.clone()),
@@ -138,7 +156,7 @@ impl FolderPlan {
     /// Weights that are quantized, and bits that each takes with its share of scales.
     pub fn quantized(&self, ckpt: &Checkpoint) -> (u64, f64) {
         let (mut weights, mut bytes) = (0, 0);
-        for ModulePlan { module: m, spec } in &self.modules {
+        for ModulePlan { module: m, spec, .. } in &self.modules {
             if let Some(spec) = spec {
                 weights += (m.rows * m.cols) as u64;
                 bytes += spec.sizes(m.rows, m.cols, m.scale_type(ckpt));
@@ -148,16 +166,26 @@ impl FolderPlan {
     }
 }
 
-/// Of an unknown architecture: stacks of matrices, which its engine may take for experts, stay as they are.
-fn stacks(ckpt: &Checkpoint, model: &Model, spec: &Spec) -> Vec<Departure> {
-    let unknown = model.tensors.iter().filter(|t| t.role == Role::Unknown && t.shape.len() == 3);
-    let large = unknown.filter(|t| t.shape[1] >= 16 && t.shape[2] >= 16);
+/// Of an unknown architecture: stacks of matrices whose order is not known, or that no engine has by another name, stay as
+/// they are.
+fn stacks(ckpt: &Checkpoint, model: &Model, kept: &[Kept], spec: &Spec) -> Vec<Departure> {
+    let left =
+        |t: &&crate::model::MappedTensor| t.parts.first().is_some_and(|part| kept.iter().any(|k| k.source == *part));
+    let stacks = model.tensors.iter().filter(|t| t.shape.len() == 3 && t.half.unwrap_or(0) == 0).filter(left);
+    let large = stacks.filter(|t| t.shape[1] >= 16 && t.shape[2] >= 16);
     let row = |t: &crate::model::MappedTensor| Departure {
         kind: Kind::Fallback,
         module: t.parts.first().map(|part| ckpt.tensors()[*part].name.clone()),
         asked: spec.to_string(),
         done: KEPT.into(),
-        reason: "stacked experts of an unknown architecture are left unchanged".into(),
+        reason: match t.role {
+            Role::Unknown => {
+                "a stack of matrices that lie otherwise than formats have them: input channels first, or gate \
+                              and up in turns"
+                    .into()
+            }
+            _ => "stacked experts that no engine has one by one".into(),
+        },
     };
     large.map(row).collect()
 }
@@ -220,25 +248,39 @@ fn refusal(spec: &Spec, module: &Module, tp: usize) -> Option<String> {
     })
 }
 
-/// Fused modules must be stored alike: one that cannot be quantized keeps the others from it.
+/// Modules that are fused or lie in one tensor must be stored alike: one that cannot be quantized keeps the others from it.
 fn agree(modules: &mut [ModulePlan], departures: &mut Vec<Departure>) {
     let shown = |spec: Option<Spec>| spec.map_or(KEPT.into(), |s| s.to_string());
-    for i in 0..modules.len() {
-        let set = |m: &ModulePlan| Some((m.module.layer, stored_alike(m.module.role)?));
-        let Some(own) = set(&modules[i]) else { continue };
-        let lesser = modules.iter().find(|m| set(m) == Some(own) && m.spec != modules[i].spec);
-        let Some(lesser) = lesser else { continue };
-        // The one that departed already decides.
-        let departed = |m: &ModulePlan| departures.iter().any(|d| d.module.as_deref() == Some(m.module.path.as_str()));
-        if departed(lesser) && !departed(&modules[i]) {
-            departures.push(Departure {
-                kind: Kind::Fallback,
-                module: Some(modules[i].module.path.clone()),
-                asked: shown(modules[i].spec),
-                done: shown(lesser.spec),
-                reason: format!("engines fuse it with {}", lesser.module.path),
-            });
-            modules[i].spec = lesser.spec;
+    let mut sets: HashMap<Alike, Vec<usize>> = HashMap::new();
+    for (i, module) in modules.iter().enumerate() {
+        if let Some(alike) = module.alike() {
+            sets.entry(alike).or_default().push(i);
+        }
+    }
+    let mut differing: Vec<(bool, Vec<usize>)> = sets
+        .into_iter()
+        .filter(|(_, set)| set.iter().any(|i| modules[*i].spec != modules[set[0]].spec))
+        .map(|(alike, set)| (matches!(alike, Alike::Stack(_)), set))
+        .collect();
+    differing.sort();
+    for (stack, set) in differing {
+        for &i in &set {
+            let Some(&lesser) = set.iter().find(|j| modules[**j].spec != modules[i].spec) else { continue };
+            let (own, lesser) = (&modules[i], &modules[lesser]);
+            // The one that departed already decides.
+            let departed =
+                |m: &ModulePlan| departures.iter().any(|d| d.module.as_deref() == Some(m.module.path.as_str()));
+            if departed(lesser) && !departed(own) {
+                let why = if stack { "lies in one tensor with" } else { "engines fuse it with" };
+                departures.push(Departure {
+                    kind: Kind::Fallback,
+                    module: Some(own.module.path.clone()),
+                    asked: shown(own.spec),
+                    done: shown(lesser.spec),
+                    reason: format!("{why} {}", lesser.module.path),
+                });
+                modules[i].spec = lesser.spec;
+            }
         }
     }
 }
@@ -249,18 +291,19 @@ fn entries(ckpt: &Checkpoint, modules: &[ModulePlan], all_kept: &[Kept]) -> Vec<
         let t = &ckpt.tensors()[kept.source];
         placed.push(((kept.source, 0), Entry { name: kept.name.clone(), dtype: t.dtype, shape: t.shape.clone() }));
     }
-    for ModulePlan { module: m, spec } in modules {
+    for plan in modules.iter().filter(|plan| plan.seat.is_first()) {
+        let (m, seat) = (&plan.module, &plan.seat);
         let at = (m.source, m.first_row);
-        match spec {
+        match plan.spec {
             Some(spec) => {
                 for slot in spec.layout(m.rows, m.cols, m.scale_type(ckpt)) {
-                    let name = format!("{}.{}", m.path, slot.suffix);
-                    placed.push((at, Entry { name, dtype: slot.dtype, shape: slot.shape }));
+                    let name = plan.name(slot.suffix);
+                    placed.push((at, Entry { name, dtype: slot.dtype, shape: seat.shape(slot.shape) }));
                 }
             }
             None => {
-                let (name, dtype) = (format!("{}.weight", m.path), m.meta(ckpt).dtype);
-                placed.push((at, Entry { name, dtype, shape: vec![m.rows, m.cols] }));
+                let (name, dtype) = (plan.name("weight"), m.meta(ckpt).dtype);
+                placed.push((at, Entry { name, dtype, shape: seat.shape(vec![m.rows, m.cols]) }));
             }
         }
     }
@@ -281,10 +324,10 @@ fn config(ckpt: &Checkpoint, model: &Model, spec: &Spec, modules: &[ModulePlan],
         }
     }
     let mut exceptions = Vec::new();
-    for ModulePlan { module: m, spec: chosen } in modules {
+    for ModulePlan { seat, spec: chosen, .. } in modules.iter().filter(|plan| plan.seat.is_first()) {
         match chosen {
-            None => kept.push(m.path.clone()),
-            Some(other) if other != spec => exceptions.push(Exception { module: m.path.clone(), spec: *other }),
+            None => kept.push(seat.path.clone()),
+            Some(other) if other != spec => exceptions.push(Exception { module: seat.path.clone(), spec: *other }),
             Some(_) => {}
         }
     }

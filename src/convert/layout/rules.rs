@@ -1,9 +1,9 @@
 //! Rules for single modules of a folder: another scheme of the same tool, another width, or none. The first rule that
 //! matches decides; modules that engines fuse must come out alike.
 
+use super::seats::Seat;
 use crate::convert::recipe::{FolderType, TypeRule};
-use crate::model::graph::stored_alike;
-use crate::model::modules::{Kept, Module};
+use crate::model::modules::{Kept, Module, Together};
 use crate::packed::Spec;
 use crate::{Error, Result};
 use regex::{Regex, RegexBuilder};
@@ -15,8 +15,34 @@ pub(super) const KEPT: &str = "left unchanged";
 #[derive(Clone, Debug)]
 pub struct ModulePlan {
     pub module: Module,
+    /// Under which name it lies in the folder.
+    pub seat: Seat,
     /// How it is stored; `None`: as it is.
     pub spec: Option<Spec>,
+}
+
+impl ModulePlan {
+    /// What must be stored as this is: the parts of one stack, and for engines that fuse what they fuse.
+    pub fn alike(&self) -> Option<Alike<'_>> {
+        match (self.seat.part, self.module.stored_alike()) {
+            (Some(_), _) => Some(Alike::Stack(&self.seat.path)),
+            (None, together) => together.map(Alike::Fused),
+        }
+    }
+
+    /// The full name of one of its tensors.
+    pub fn name(&self, suffix: &str) -> String {
+        format!("{}.{suffix}", self.seat.path)
+    }
+}
+
+/// Why modules must be stored alike; equal answers belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Alike<'a> {
+    /// They lie in one tensor.
+    Stack(&'a str),
+    /// An engine makes one of them.
+    Fused(Together<'a>),
 }
 
 /// A rule's pattern, as it is searched in names.
@@ -41,6 +67,19 @@ pub fn all_matched<'a>(rules: impl IntoIterator<Item = (&'a TypeRule, bool)>, wh
     }
 }
 
+/// Whether a rule says that a matrix is quantized whatever its name.
+///
+/// # Errors
+/// `Request` for a pattern that is none.
+pub fn included(rules: &[TypeRule]) -> Result<impl Fn(&str) -> bool> {
+    let patterns: Vec<(Regex, bool)> = rules
+        .iter()
+        .filter(|rule| rule.ty.folder.is_some())
+        .map(|rule| Ok((pattern(rule)?, rule.ty.folder == Some(FolderType::Own))))
+        .collect::<Result<_>>()?;
+    Ok(move |name: &str| patterns.iter().find(|(pattern, _)| pattern.is_match(name)).is_some_and(|(_, on)| *on))
+}
+
 /// Gives modules what the rules say. Whether a rule decided, by module.
 ///
 /// # Errors
@@ -51,7 +90,7 @@ pub fn apply(spec: &Spec, modules: &mut [ModulePlan], all_kept: &[Kept], rules: 
     let rules: Vec<(&TypeRule, FolderType)> = rules.iter().filter_map(|rule| Some((rule, rule.ty.folder?))).collect();
     let patterns = rules.iter().map(|(rule, _)| pattern(rule)).collect::<Result<Vec<_>>>()?;
     let mut matched = vec![false; rules.len()];
-    for (ModulePlan { module, spec: own }, ruled) in modules.iter_mut().zip(&mut ruled) {
+    for (ModulePlan { module, spec: own, .. }, ruled) in modules.iter_mut().zip(&mut ruled) {
         let name = format!("{}.weight", module.path);
         let finds = |p: &Regex| p.is_match(&name) || p.is_match(&module.gguf);
         patterns.iter().zip(&mut matched).filter(|(p, _)| finds(p)).for_each(|(_, m)| *m = true);
@@ -74,9 +113,7 @@ pub fn apply(spec: &Spec, modules: &mut [ModulePlan], all_kept: &[Kept], rules: 
         }
     }
     all_matched(rules.iter().map(|(rule, _)| *rule).zip(matched), "module of this model")?;
-    if spec.loader().fuses() {
-        agree(modules, &ruled, &rules)?;
-    }
+    agree(modules, &ruled, &rules, spec.loader().fuses())?;
     Ok(ruled.iter().map(Option::is_some).collect())
 }
 
@@ -85,6 +122,7 @@ fn chosen(spec: &Spec, rule: &TypeRule, ty: FolderType, module: &Module) -> Resu
     let cannot = |why: String| Error::request(format!("the rule '{}={}': {why}", rule.pattern, rule.ty));
     let own = match ty {
         FolderType::Keep => return Ok(None),
+        FolderType::Own => *spec,
         FolderType::Bits(bits) => {
             spec.with_bits(bits).ok_or_else(|| cannot(format!("{spec} has no form of {bits} bits")))?
         }
@@ -110,13 +148,17 @@ fn chosen(spec: &Spec, rule: &TypeRule, ty: FolderType, module: &Module) -> Resu
     }
 }
 
-/// Engines put some modules into one matrix, or run them by one kernel.
-fn agree(modules: &[ModulePlan], ruled: &[Option<usize>], rules: &[(&TypeRule, FolderType)]) -> Result<()> {
-    let set = |m: &Module| Some((m.layer, stored_alike(m.role)?));
+/// Engines put some modules into one matrix, or run them by one kernel; `fuses`: not only those of one stack.
+fn agree(
+    modules: &[ModulePlan],
+    ruled: &[Option<usize>],
+    rules: &[(&TypeRule, FolderType)],
+    fuses: bool,
+) -> Result<()> {
     let name = |spec: &Option<Spec>| spec.map_or(KEPT.to_string(), |s| s.to_string());
     let mut first: std::collections::HashMap<_, usize> = std::collections::HashMap::new();
     for (i, own) in modules.iter().enumerate() {
-        let Some(set) = set(&own.module) else { continue };
+        let Some(set) = own.alike().filter(|alike| fuses || matches!(alike, Alike::Stack(_))) else { continue };
         let j = *first.entry(set).or_insert(i);
         let other = &modules[j];
         if own.spec == other.spec || (ruled[i].is_none() && ruled[j].is_none()) {

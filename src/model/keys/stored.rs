@@ -50,8 +50,14 @@ impl Stored<'_> {
         format!("{}.{key}", self.family.gguf)
     }
 
+    /// A key that is not there leaves the model unknown, and its tensors are what they are; a key that says something else
+    /// is a fault of the file.
     pub(in crate::model) fn missing_key(&self, key: &str) -> Error {
-        Error::bad_input(format!("metadata key '{}' is missing or of another type", self.beside(key)))
+        let key = self.beside(key);
+        match self.meta.get(&key) {
+            None => Error::unsupported(format!("the metadata key '{key}' is missing, which such a model needs")),
+            Some(_) => Error::bad_input(format!("metadata key '{key}' is of another type than it should be")),
+        }
     }
 
     pub(in crate::model) fn missing(&self) -> Error {

@@ -312,9 +312,17 @@ impl Special {
             (Value::Null, Some(template)) => template.clone(),
             (Value::Null, None) => {
                 let json = read_json(&files.path("chat_template.json"))?;
+                let json = json.or(read_json(&files.path("processor_config.json"))?);
                 json.and_then(|j| j.get("chat_template").cloned()).unwrap_or_default()
             }
             (file, _) => file,
+        };
+        // A table of names, as it is in memory, or a list of such entries, as it is usually saved.
+        let template = match template {
+            Value::Object(map) => {
+                map.into_iter().map(|(name, text)| serde_json::json!({ "name": name, "template": text })).collect()
+            }
+            other => other,
         };
         match template {
             Value::String(text) => self.templates.push(("default".into(), text)),
@@ -342,7 +350,8 @@ impl Special {
     }
 
     pub fn set_id(&mut self, ty: &str, id: Option<i64>, files: &HfFiles) -> Result<()> {
-        let Some(id) = id else { return Ok(()) };
+        // Older checkpoints say -1 of a token that they do not have.
+        let Some(id) = id.filter(|id| *id != -1) else { return Ok(()) };
         let bad = || Error::bad_file(&files.dir, format!("{id} is not a valid id for the {ty} token"));
         let id = u32::try_from(id).map_err(|_| bad())?;
         let in_range = self.limit.is_none_or(|limit| (id as usize) < limit);

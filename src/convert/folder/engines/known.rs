@@ -3,8 +3,9 @@
 //! file are those of the releases named at [`Engine::release`]; tests/interop/engine_tables.py writes them.
 
 use super::{Objection, View, files};
-use crate::packed::Engine;
-use crate::packed::engines::MlxFamily;
+use crate::packed::engines::{MlxFamily, MlxNames};
+use crate::packed::{Engine, Loader};
+use crate::source::TensorMeta;
 use serde_json::Value;
 
 /// A line per type of model.
@@ -14,6 +15,11 @@ const VLLM: &str = include_str!("vllm.txt");
 /// Engine, kind of folder, class (and whether there are experts), and `+` where all such folders that were tried loaded and gave the right logits,
 /// `-` where none did, `?` where some did.
 const SEEN: &str = include_str!("seen.tsv");
+
+/// Activations and kinds of rotary embeddings that some engine has.
+const ACTIVATIONS: &str = "silu swish swiglu swigluoai situ gelu gelu_new gelu_pytorch_tanh gelu_python gelu_fast gelu_10 \
+    gelu_accurate quick_gelu laplace leaky_relu linear mish relu relu2 relu6 sigmoid tanh prelu xielu";
+const ROPES: &str = "default linear dynamic yarn longrope su llama3 mrope proportional axial original ntk";
 
 /// The names of types that torch has and a checkpoint may be asked for in.
 const FLOATS: [&str; 8] = ["float16", "bfloat16", "float32", "float64", "half", "float", "double", "auto"];
@@ -68,6 +74,12 @@ impl View<'_> {
             },
             _ => {}
         }
+        if self.model.known().is_err() {
+            self.unheard(config);
+        }
+        if engine == Engine::Mlx {
+            self.stacks_of_mlx(config);
+        }
         let kind = self.ckpt.scheme().map_or_else(|| "plain".to_string(), |scheme| scheme.kind());
         let experts = self.ckpt.tensors().iter().any(|t| t.name.contains("expert"));
         let class = format!("{}{}", class.unwrap_or_default(), if experts { " experts" } else { "" });
@@ -83,6 +95,49 @@ impl View<'_> {
         }
         if engine == Engine::Mlx && model_type == "mistral" && config.get("sliding_window").is_some_and(Value::is_u64) {
             self.unknown("it computes no windows (sliding_window): texts that are longer come out otherwise");
+        }
+    }
+
+    /// An activation or a kind of rotary embedding that no engine has.
+    fn unheard(&mut self, config: &Value) {
+        let parts = [Some(config), config.get("text_config")].into_iter().flatten();
+        let found = parts.into_iter().find_map(|part| {
+            let word = |value: Option<&Value>, known: &str| -> Option<String> {
+                let word = value?.as_str()?;
+                (!known.split_whitespace().any(|k| k == word)).then(|| word.to_string())
+            };
+            let acts = ["hidden_act", "hidden_activation", "activation_function"];
+            let ropes = ["rope_parameters", "rope_scaling"].into_iter().filter_map(|key| part.get(key));
+            let act = acts.iter().find_map(|key| word(part.get(*key), ACTIVATIONS));
+            let mut kinds = ropes.map(|rope| rope.get("rope_type").or(rope.get("type")));
+            act.or_else(|| kinds.find_map(|kind| word(kind, ROPES)))
+        });
+        if let Some(word) = found {
+            self.unknown(format!("config.json says '{word}', which no engine is known to have"));
+        }
+    }
+
+    /// Its classes stack experts as they load them, many of them the weights alone; some know them one by one only.
+    fn stacks_of_mlx(&mut self, config: &Value) {
+        let names = MlxNames::or_usual(config);
+        let path = |t: &TensorMeta| t.name.strip_suffix(".weight").unwrap_or(&t.name).to_string();
+        let apart = |t: &&TensorMeta| {
+            let Some((stack, _)) = names.stack(&path(t)).map(|(stack, e)| (format!("{stack}."), e)) else {
+                return false;
+            };
+            let pieces = self.ckpt.packed_pieces(t);
+            !pieces.is_empty() && !pieces.iter().all(|(_, piece)| piece.name.starts_with(&stack))
+        };
+        let first = self.ckpt.tensors().iter().find(apart);
+        let is_mlx = self.ckpt.scheme().is_some_and(|scheme| scheme.loader() == Loader::Mlx);
+        if let Some(t) = first.filter(|_| is_mlx && MlxNames::of(config).is_some() && !names.takes_singles()) {
+            let what = "is an expert by itself: it stacks the weights of such, and not their scales";
+            let modules = vec![path(t)];
+            self.found.push(Objection { modules, ..Objection::to_all(what, true) });
+        }
+        let both = self.ckpt.tensors().iter().any(|t| t.name.contains("experts.gate_up_proj"));
+        if both && self.model.known().is_err() {
+            self.unknown("experts are stacked, gate and up in one, which it may know one by one alone");
         }
     }
 
