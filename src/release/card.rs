@@ -129,7 +129,7 @@ fn file(a: &Artifact, columns: usize) -> Value {
         }
         None => cells.extend((0..columns).map(|_| "–".to_string())),
     }
-    context! { name, cells }
+    context! { name, path => &a.path, cells }
 }
 
 /// What the comparison was made on.
