@@ -101,8 +101,8 @@ impl<'p> Published<'p> {
             let Some((_, finished)) = known else { continue };
             let name = output.target.name().to_string();
             run.notice(Notice::About { output: name, text: "finished by the interrupted run".into() });
-            let folder = disk::folder_of(&output.place);
-            let here = |path: &PathBuf| folder.join(path.file_name().unwrap_or_default());
+            // As a run that made it would name them.
+            let here = |path: &PathBuf| output.place.with_file_name(path.file_name().unwrap_or_default());
             let paths = finished.made.paths.iter().map(here).collect();
             made.push(Made { index: output.index, place: output.place.clone(), paths, ..finished.made.clone() });
         }

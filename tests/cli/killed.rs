@@ -102,17 +102,19 @@ fn a_conversion_whose_report_failed_is_reported_by_the_next() {
     let (model, text) = (model("llama"), repo("README.md"));
     let (model, text) = (model.to_str().unwrap(), text.to_str().unwrap());
     let args =
-        ["--to", "q4_0", model, "-o", "m.gguf", "--text", text, "--ctx", "64", "--chunks", "2", "--report", "r.md"];
+        ["--to", "q4_0", model, "-o", "m.gguf", "--text", text, "--ctx", "64", "--chunks", "2", "--report", "r.json"];
     // In the place of its temporary file.
-    std::fs::create_dir(dir.path().join(".r.md.partial")).unwrap();
+    std::fs::create_dir(dir.path().join(".r.json.partial")).unwrap();
     let out = quantize(dir.path(), &args);
-    assert!(!out.status.success() && !dir.path().join("r.md").exists());
+    assert!(!out.status.success() && !dir.path().join("r.json").exists());
     assert!(String::from_utf8_lossy(&out.stdout).contains("KL"), "what was measured is said");
-    std::fs::remove_dir(dir.path().join(".r.md.partial")).unwrap();
+    std::fs::remove_dir(dir.path().join(".r.json.partial")).unwrap();
     let out = quantize(dir.path(), &args);
     assert!(stderr(&out).contains("finished by the interrupted run"), "{}", stderr(&out));
     ok(out);
-    assert_eq!(names(dir.path()), ["m.gguf", "r.md"]);
+    assert_eq!(names(dir.path()), ["m.gguf", "r.json"]);
+    let report = std::fs::read_to_string(dir.path().join("r.json")).unwrap();
+    assert!(report.contains("\"m.gguf\"") && !report.contains("./m.gguf"), "named as by the run that made it");
 }
 
 #[test]
