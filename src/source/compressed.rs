@@ -151,13 +151,13 @@ fn join(plain: Checkpoint, scheme: Scheme, names: Option<MlxNames>) -> Result<Ch
             modules.insert(whole, Module { name: name.to_string(), pieces });
         }
     }
-    // Nothing is packed: quantized as they are loaded, or in the cache of keys and values alone.
+    // Nothing is packed: quantized as they are loaded, in the cache of keys and values alone, or made plain since. Tools that
+    // search for codes leave no such folders.
     let plain_weights = plain.tensors.iter().filter(|t| t.shape.len() > 1).all(is_float);
-    if modules.is_empty() && plain_weights {
-        let remark = format!(
-            "config.json names a quantization ({}), but all weights are plain; they are read as such",
-            scheme.name()
-        );
+    if modules.is_empty() && plain_weights && !["gptq", "awq"].contains(&scheme.name()) {
+        let named = scheme.name();
+        let remark =
+            format!("config.json names a quantization ({named}), but all weights are plain; they are read as such");
         return Ok(Checkpoint { quantization: Quantization::None, ..plain }.remarking(Some(remark)));
     }
     if modules.is_empty() {
