@@ -167,8 +167,13 @@ fn bound_of_weights(bits: f64, importance: bool) -> f64 {
     if bits < TELLING { 1.05 } else { (times * (-bits).exp2()).clamp(0.02, 0.8) }
 }
 
-/// What a matrix may have to be multiplied by to come closest to the source's: rounding keeps sizes, whatever the bits.
+/// What a matrix may have to be multiplied by to come closest to the source's: rounding keeps sizes.
 const GAIN: std::ops::Range<f64> = 0.75..1.33;
+/// The same where three or four values stand under the scale of the largest weight (TQ1_0, Q2_0): what is below half of it
+/// is lost, the rest grows to at most twice its size.
+const ROUGH_GAIN: std::ops::Range<f64> = 0.5..2.0;
+/// Bits per weight below which types may be so.
+const ROUGH: f64 = 2.3;
 
 /// The share of rows that may be others than the source's: few bits leave single rows hardly alike.
 const STRANGE: f64 = 0.05;
@@ -176,13 +181,14 @@ const STRANGE: f64 = 0.05;
 /// Why a matrix cannot be a rounding of the source's.
 fn other_matrix(damage: &TensorDamage, likeness: Likeness, importance: bool) -> Option<String> {
     let (name, ty, share) = (&damage.name, &damage.ty, damage.rel_error);
-    let bound = bound_of_weights(GgmlType::from_name(ty).map_or(32.0, GgmlType::bits), importance);
+    let bits = GgmlType::from_name(ty).map_or(32.0, GgmlType::bits);
+    let (bound, gain) = (bound_of_weights(bits, importance), if bits < ROUGH { ROUGH_GAIN } else { GAIN });
     if share.is_nan() || share > bound {
         return Some(format!(
             "{name} differs from the source's by {share:.2} times its own size, where {ty} explains {bound:.2}"
         ));
     }
-    if !GAIN.contains(&likeness.gain) {
+    if !gain.contains(&likeness.gain) {
         return Some(format!("{name} is {:.2} times as large as the source's", 1.0 / likeness.gain));
     }
     if likeness.strange > STRANGE {

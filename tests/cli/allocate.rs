@@ -29,13 +29,15 @@ fn matrices(header: &Header) -> impl Iterator<Item = &quantize::gguf::TensorInfo
     header.tensors.iter().filter(|t| t.dims.len() > 1)
 }
 
-/// What the cheapest step up would have cost: the file may not be smaller than its limit by more.
+/// What the cheapest step up would have cost: the file may not be smaller than its limit by more. A type that takes hardly
+/// more is no step up (Q2_K after IQ2_S).
 fn smallest_step(header: &Header) -> u64 {
     let ladder = [GgmlType::Q2_K, GgmlType::Q3_K, GgmlType::Q4_K, GgmlType::Q5_K, GgmlType::Q6_K, GgmlType::Q8_0];
     let steps = matrices(header).filter_map(|t| {
         let n: u64 = t.dims.iter().product();
         let bytes = |ty: GgmlType| n / ty.block() as u64 * ty.block_bytes() as u64;
-        ladder.iter().map(|ty| bytes(*ty)).find(|b| *b > t.bytes().unwrap()).map(|b| b - t.bytes().unwrap())
+        let now = t.bytes().unwrap();
+        ladder.iter().map(|ty| bytes(*ty)).find(|b| *b > now + now / 20).map(|b| b - now)
     });
     steps.min().unwrap()
 }

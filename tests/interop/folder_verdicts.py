@@ -89,7 +89,7 @@ def model_class(folder):
     named = (json.loads((folder / "config.json").read_text()).get("architectures") or [""])[0]
     with open(folder / "model.safetensors", "rb") as f:
         header = f.read(struct.unpack("<Q", f.read(8))[0])
-    return named + (" experts" if b"expert" in header else "")
+    return named + (" experts" if b"expert" in header or b"switch_mlp" in header else "")
 
 
 class Table:
