@@ -98,7 +98,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Show what a conversion would write: per-tensor types, exact sizes, memory, disk, and which devices it fits
-    Plan(PlanArgs),
+    Plan(Box<PlanArgs>),
     /// Make a folder that can be published: artifacts, reports, model card, hashes, manifest
     Release(Box<ReleaseArgs>),
     /// Convert in tasks on any number of machines, over a folder that all of them see
@@ -174,7 +174,7 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<()> {
     idle::refuse_of_command(matches)?;
     match cli.command {
         None => convert::run(cli.convert, &idle::given(matches)),
-        Some(Command::Plan(args)) => plan::run(args, &matches.subcommand().map_or(Vec::new(), |(_, m)| idle::given(m))),
+        Some(Command::Plan(args)) => plan::run(*args, &matches.subcommand().map_or(Vec::new(), |(_, m)| idle::given(m))),
         Some(Command::Release(args)) => {
             release::run(*args, &matches.subcommand().map_or(Vec::new(), |(_, m)| idle::given(m)))
         }
