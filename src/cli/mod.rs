@@ -174,7 +174,9 @@ fn run(cli: Cli, matches: &clap::ArgMatches) -> Result<()> {
     idle::refuse_of_command(matches)?;
     match cli.command {
         None => convert::run(cli.convert, &idle::given(matches)),
-        Some(Command::Plan(args)) => plan::run(*args, &matches.subcommand().map_or(Vec::new(), |(_, m)| idle::given(m))),
+        Some(Command::Plan(args)) => {
+            plan::run(*args, &matches.subcommand().map_or(Vec::new(), |(_, m)| idle::given(m)))
+        }
         Some(Command::Release(args)) => {
             release::run(*args, &matches.subcommand().map_or(Vec::new(), |(_, m)| idle::given(m)))
         }
