@@ -380,31 +380,31 @@ fn missing(ckpt: &Checkpoint, name: &str, shape: &[usize]) -> Error {
 /// What other tensor names say of a checkpoint in which some are missing.
 fn telling(ckpt: &Checkpoint) -> Option<&'static str> {
     let any = |part: &str| ckpt.tensors().iter().any(|t| t.name.contains(part));
-    let all = |start: &str| ckpt.tensors().iter().all(|t| t.name.starts_with(start));
+    let begin = |start: &str| ckpt.tensors().iter().all(|t| t.name.starts_with(start));
     let file = ckpt.files().first().and_then(|f| f.path.file_stem()?.to_str());
     let shard =
         file.and_then(|stem| stem.rsplit_once("-of-")).filter(|(_, of)| *of != "00001" && ckpt.files().len() == 1);
     if shard.is_some_and(|(_, of)| of.len() == 5 && of.parse::<usize>().is_ok()) {
         return Some("this is one shard of several; give the folder that holds all of them");
     }
+    if any(".lora_A.") || any(".base_layer.") {
+        return Some(
+            "a LoRA adapter was saved with the model and not merged; call merge_and_unload (peft) before saving",
+        );
+    }
     if any("_fsdp_wrapped_module.") || any("_checkpoint_wrapped_module.") {
         return Some(
             "the names are those of modules wrapped for training (FSDP); save the full state dict of the model inside",
         );
     }
-    if all("module.") {
+    if begin("module.") {
         return Some(
             "the names begin with module., as DistributedDataParallel and DeepSpeed make them; save the model's module instead",
         );
     }
-    if any("model.model.") {
+    if ckpt.tensors().iter().any(|t| t.name.starts_with("model.model.")) {
         return Some(
             "the names begin with model.model., as trainers that wrap a model make them; save the model inside instead",
-        );
-    }
-    if any(".lora_A.") || any(".base_layer.") {
-        return Some(
-            "a LoRA adapter was saved with the model and not merged; call merge_and_unload (peft) before saving",
         );
     }
     if any("_orig_mod.") {

@@ -348,6 +348,8 @@ fn names_of_wrapped_modules_and_single_shards_are_told_from_missing_tensors() {
     fails(&named(&|name| format!("module.{name}")), 3, &["begin with module.", "DistributedDataParallel"]);
     fails(&named(&|name| name.replace("self_attn", "_fsdp_wrapped_module.self_attn")), 3, &["FSDP"]);
     fails(&named(&|name| format!("model.{name}")), 3, &["begin with model.model."]);
+    let unmerged = |name: &str| format!("base_model.model.{}", name.replace("q_proj.", "q_proj.base_layer."));
+    fails(&named(&unmerged), 3, &["LoRA adapter", "merge_and_unload"]);
     ok(named(&|name| name.into()));
     v.split(|name| format!("model-0000{}-of-00002.safetensors", 1 + usize::from(name.contains("layers.1"))));
     let one = quantize(v.dir.path(), &["--to", "f16", "m/model-00001-of-00002.safetensors", "-o", "y.gguf"]);

@@ -69,7 +69,11 @@ fn command(dir: &Path, step: &str) -> Command {
             None => command.arg(word),
         };
     }
-    command.current_dir(dir).args(["-t", "1", "--quiet"]).env_remove("QUANTIZE_ISA").env_remove("QUANTIZE_THREADS");
+    // Merging uses none.
+    if !step.contains("--merge") {
+        command.args(["-t", "1"]);
+    }
+    command.current_dir(dir).arg("--quiet").env_remove("QUANTIZE_ISA").env_remove("QUANTIZE_THREADS");
     command
 }
 
