@@ -197,9 +197,11 @@ fn every_format_of_a_llama() {
         let (packed, plain) = (dir.path().join("packed"), dir.path().join("plain"));
         let modules = write_twins(&source, &spec, &packed, &plain);
         if modules == 0 {
-            // Rows of 64 hold no block of 128.
+            // Rows of 64 hold no block of 128: all weights are plain, and read so.
             assert_eq!(name, "fp8-block");
-            assert!(Model::open(&Checkpoint::open(&packed).unwrap()).is_err_and(|e| e.exit_code() == 4));
+            let read = Checkpoint::open(&packed).unwrap();
+            assert!(read.remarks().iter().any(|r| r.contains("all weights are plain")), "{:?}", read.remarks());
+            assert!(logits(&packed) == logits(&plain));
             continue;
         }
         same_logits(&packed, &plain, name);
