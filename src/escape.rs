@@ -67,35 +67,33 @@ pub fn file_name(text: &str) -> Cow<'_, str> {
 
 /// Text made inert inside Markdown, on one line: in tables, paragraphs and headings.
 pub fn markdown(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '\n' | '\r' | '\t' => out.push(' '),
-            '|' | '*' | '_' | '`' | '[' | ']' | '\\' | '~' | '#' => out.extend(['\\', c]),
-            c if steers(c) => out.push('\u{fffd}'),
-            c => out.push(c),
-        }
-    }
-    out
+    marked(text, |c, out| match c {
+        '|' | '*' | '_' | '`' | '[' | ']' | '\\' | '~' | '#' => out.extend(['\\', c]),
+        c => out.push(c),
+    })
 }
 
 /// Escapes text for HTML content and double-quoted attributes, on one line. What [`line`] shows (HTML forbids
 /// control characters) becomes �.
 pub fn html(text: &str) -> String {
+    marked(text, |c, out| match c {
+        '"' => out.push_str("&quot;"),
+        '\'' => out.push_str("&#39;"),
+        c => out.push(c),
+    })
+}
+
+/// Text on one line in which nothing is a tag or an entity, nor steers; `put` writes all other characters.
+fn marked(text: &str, put: impl Fn(char, &mut String)) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),
             '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
             '\n' | '\r' | '\t' => out.push(' '),
             c if steers(c) => out.push('\u{fffd}'),
-            c => out.push(c),
+            c => put(c, &mut out),
         }
     }
     out

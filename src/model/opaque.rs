@@ -24,16 +24,7 @@ use std::collections::BTreeSet;
 /// [`Error::BadInput`] for a file that is not a model.
 pub(super) fn open(ckpt: &Checkpoint, meta: &Metadata, reason: String) -> Result<Model> {
     let arch = meta.str("general.architecture").unwrap_or_default();
-    let tensor = |(part, t): (usize, &TensorMeta)| MappedTensor {
-        name: t.name.clone(),
-        shape: t.shape.clone(),
-        parts: vec![part],
-        half: None,
-        rows: RowOrder::Same,
-        values: ValueMap::Same,
-        role: Role::Unknown,
-        layer: layer_of_gguf(&t.name),
-    };
+    let tensor = |(part, t): (usize, &TensorMeta)| as_stored(part, t, Role::Unknown, layer_of_gguf(&t.name));
     let tensors: Vec<MappedTensor> = ckpt.tensors().iter().enumerate().map(tensor).collect();
     if tensors.is_empty() {
         return Err(Error::bad_input("the file holds no tensor").hint("this may be a vocabulary without a model"));
@@ -79,6 +70,20 @@ fn anatomy(
     }
 }
 
+/// A tensor of the source, number `part`, as it is.
+fn as_stored(part: usize, t: &TensorMeta, role: Role, layer: Option<usize>) -> MappedTensor {
+    MappedTensor {
+        name: t.name.clone(),
+        shape: t.shape.clone(),
+        parts: vec![part],
+        half: None,
+        rows: RowOrder::Same,
+        values: ValueMap::Same,
+        role,
+        layer,
+    }
+}
+
 /// Takes the tensors of a checkpoint folder by their names and shapes: which are linear layers, and what stays as it is.
 /// `reason` says why their meaning is not known.
 ///
@@ -87,16 +92,7 @@ fn anatomy(
 pub(super) fn open_folder(ckpt: &Checkpoint, json: serde_json::Value, reason: String) -> Result<Model> {
     let arch = json.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default().to_string();
     let tensor = |(part, t): (usize, &TensorMeta)| {
-        let whole = MappedTensor {
-            name: t.name.clone(),
-            shape: t.shape.clone(),
-            parts: vec![part],
-            half: None,
-            rows: RowOrder::Same,
-            values: ValueMap::Same,
-            role: role_by_name(t),
-            layer: layer_of(&t.name),
-        };
+        let whole = as_stored(part, t, role_by_name(t), layer_of(&t.name));
         match stacks::of(ckpt, t) {
             None => vec![whole],
             Some(stacks::Stack::Single) => vec![MappedTensor { role: Role::OpaqueLinear, ..whole }],

@@ -1,9 +1,9 @@
 //! When the flags of a command have an effect, by the other words of its command line.
 
-use super::is_given;
+use super::{Rule, is_given, refuse_idle};
 use crate::cli::args::EngineName;
 use crate::cli::{eval, options};
-use crate::{Error, Result, check, packed};
+use crate::{Result, check, packed};
 use clap::ArgMatches;
 use std::path::{Path, PathBuf};
 
@@ -14,14 +14,7 @@ struct Flags {
     /// Those that always have an effect, permit or promise something, or that clap or the command itself ties to others.
     #[cfg_attr(not(test), allow(dead_code))]
     always: &'static [&'static str],
-    rules: &'static [Rule],
-}
-
-struct Rule {
-    id: &'static str,
-    flag: &'static str,
-    has_effect: fn(&ArgMatches) -> bool,
-    otherwise: &'static str,
+    rules: &'static [Rule<ArgMatches>],
 }
 
 const LOCAL: &str = "is for models on the Hub, and none is named";
@@ -31,12 +24,6 @@ const UNSAMPLED: &str = "has no effect at --temp 0, which takes the most likely 
 const NO_TEXT: &str = "has no effect without a text; add --text FILE";
 const STORED: &str = "has no effect on stored logits, which are of one text and its windows";
 const IMAGES: &str = "is for kubernetes and hf-jobs";
-
-macro_rules! rules {
-    ($($id:ident $flag:literal $effect:expr, $otherwise:expr;)*) => {
-        &[$(Rule { id: stringify!($id), flag: $flag, has_effect: $effect, otherwise: $otherwise }),*]
-    };
-}
 
 const COMMANDS: &[Flags] = &[
     Flags { command: "", always: &[], rules: rules! { revision "--revision" |m| is_remote(m, &["model"]), LOCAL; } },
@@ -310,10 +297,7 @@ pub fn refuse(matches: &ArgMatches) -> Result<()> {
         matches = of_word;
     }
     let rules = COMMANDS.iter().find(|flags| flags.command == command).map_or(&[][..], |flags| flags.rules);
-    match rules.iter().find(|rule| is_given(matches, rule.id) && !(rule.has_effect)(matches)) {
-        Some(rule) => Err(Error::Usage(format!("{} {}", rule.flag, rule.otherwise))),
-        None => Ok(()),
-    }
+    refuse_idle(rules, |id| is_given(matches, id), matches)
 }
 
 #[cfg(test)]

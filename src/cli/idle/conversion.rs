@@ -1,5 +1,6 @@
 //! When the flags of a conversion have an effect, by what is made and of what.
 
+use super::{Rule, refuse_idle};
 use crate::calibration::data::Source;
 use crate::convert::recipe::Data;
 use crate::convert::rounding::{has_feedback, needs_data};
@@ -8,7 +9,7 @@ use crate::packed::ChannelScaling;
 use crate::{Error, Result};
 
 /// What of a run decides whether flags matter.
-struct Effects {
+pub(super) struct Effects {
     files: bool,
     folders: bool,
     /// Folders without quantization.
@@ -56,14 +57,6 @@ impl Effects {
     }
 }
 
-/// When a flag has an effect, and what to say where it has none.
-pub(super) struct Rule {
-    pub(super) id: &'static str,
-    pub(super) flag: &'static str,
-    has_effect: fn(&Effects) -> bool,
-    otherwise: &'static str,
-}
-
 const FILES: &str = "only affects GGUF files, and none are written";
 const FOLDERS: &str = "only affects checkpoint folders (gptq, awq, fp8, ...), and none are written";
 const PLAIN: &str = "only affects --to safetensors";
@@ -72,13 +65,7 @@ const FILE_FEEDBACK: &str = "is for GGUF files with error feedback: add --calibr
 const CALIBRATED: &str = "has no effect: no format asked for is calibrated";
 const TEXT: &str = "only affects the comparison with the source: add --text FILE";
 
-macro_rules! rules {
-    ($($id:ident $flag:literal $effect:expr, $otherwise:expr;)*) => {
-        &[$(Rule { id: stringify!($id), flag: $flag, has_effect: $effect, otherwise: $otherwise }),*]
-    };
-}
-
-pub(super) const RULES: &[Rule] = rules! {
+pub(super) const RULES: &[Rule<Effects>] = rules! {
     tensor_type          "--tensor-type"          |e| e.files || e.folders, "only affects quantized outputs, and there are none";
     include              "--include"              |e| e.folders, FOLDERS;
     exclude              "--exclude"              |e| e.folders, FOLDERS;
@@ -165,11 +152,9 @@ pub(super) const ALWAYS: &[&str] = &[
 /// `Usage`, naming the flag and what it is for.
 pub fn refuse(given: &[String], recipe: &Recipe, text: bool) -> Result<()> {
     let effects = Effects::new(recipe, text);
-    let is_given = |rule: &&Rule| given.iter().any(|id| id == rule.id);
-    if let Some(rule) = RULES.iter().filter(is_given).find(|rule| !(rule.has_effect)(&effects)) {
-        return Err(Error::Usage(format!("{} {}", rule.flag, rule.otherwise)));
-    }
-    if given.iter().any(|id| id == "resume") && effects.sequential_files {
+    let is_given = |id: &str| given.iter().any(|given| given == id);
+    refuse_idle(RULES, is_given, &effects)?;
+    if is_given("resume") && effects.sequential_files {
         return Err(Error::Usage("GGUF files with --sequential cannot be resumed".into()));
     }
     Ok(())
