@@ -42,8 +42,10 @@ pub struct Derived {
 /// derived from what was named; `Interrupted`.
 pub fn derive(file: &Checkpoint, origin: &Origin, run: Run) -> Result<Derived> {
     let recipe = file.gguf().and_then(record::read).unwrap_or_default();
-    let source = SourceModel::open_merged(&origin.source, origin.adapter.as_deref())?;
-    let whole = source;
+    let whole = match &origin.adapter {
+        Some(adapter) if file.is_adapter() => SourceModel::open_adapter(&origin.source, adapter)?,
+        adapter => SourceModel::open_merged(&origin.source, adapter.as_deref())?,
+    };
     let SourceModel { ckpt, model, .. } = whole.for_files(recipe.part, recipe.mtp)?;
     same_configuration(file, &ckpt, &model)?;
     let open = |file| Importance::open(file, origin.unseen_experts, &model);

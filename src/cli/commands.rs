@@ -13,7 +13,8 @@ pub struct ConvertArgs {
     /// `IN.gguf [OUT.gguf] TYPE [THREADS]` works too
     #[arg(value_name = "MODEL", num_args = 1..=4)]
     pub model: Vec<String>,
-    /// Merge this LoRA adapter (PEFT's folder) into the weights as they are read
+    /// Merge this LoRA adapter (PEFT's folder) into the weights as they are read; with an output named NAME-LoRA.gguf, write
+    /// the adapter by itself
     #[arg(long, value_name = "ADAPTER")]
     pub lora: Option<PathBuf>,
     #[command(flatten)]

@@ -316,6 +316,9 @@ pub fn summary(plan: &Plan, outcome: &Outcome, quiet: bool) -> Result<()> {
         );
         match &made.checked {
             Some(checked) => say!("           checked: {checked}"),
+            None if plan.source.ckpt.is_adapter() => {
+                say!("           not run: an adapter is run with its model; its structure was checked")
+            }
             None if plan.source.model.runnable().is_err() => {
                 say!("           not run: this model can only be converted here; its structure was checked")
             }

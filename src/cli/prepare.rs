@@ -4,11 +4,11 @@
 use super::commands::ConvertArgs;
 use super::progress::Terminal;
 use super::{advice, idle, interrupt, options, plan, recipe};
-use crate::Result;
 use crate::control::Control;
-use crate::convert::{Plan, Recipe};
+use crate::convert::{Plan, Recipe, Target};
 use crate::model::SourceModel;
-use std::path::PathBuf;
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
 
 /// A conversion that can be planned.
 pub struct Prepared {
@@ -36,8 +36,32 @@ pub fn prepare(args: &ConvertArgs, given: &[String], before: impl FnOnce() -> Re
     before()?;
     let named = args.model.first().cloned().unwrap_or_default();
     let path = options::resolve_model(&named, &args.hub, args.common.quiet)?;
-    let source = SourceModel::open_merged(&path, args.lora.as_deref())?;
+    let source = match &args.lora {
+        Some(adapter) if is_adapter_file(args.output.as_deref()) => {
+            refuse_types(&recipe)?;
+            SourceModel::open_adapter(&path, adapter)?
+        }
+        adapter => SourceModel::open_merged(&path, adapter.as_deref())?,
+    };
     Ok(Prepared { control, terminal, recipe, named, path, source })
+}
+
+/// Whether the output is named as adapters are (GGUF's naming convention: `NAME-LoRA.gguf`).
+fn is_adapter_file(output: Option<&Path>) -> bool {
+    let name = output.and_then(Path::file_name).map(|name| name.to_string_lossy().to_lowercase());
+    name.is_some_and(|name| name.ends_with("-lora.gguf"))
+}
+
+/// Types that llama.cpp adds to a model as it runs.
+fn refuse_types(recipe: &Recipe) -> Result<()> {
+    let plain = |target: &Target| ["f32", "f16", "bf16", "q8_0"].contains(&target.name().to_lowercase().as_str());
+    match recipe.outputs.iter().find(|target| !plain(target)) {
+        Some(target) => {
+            let what = format!("{}: an adapter file is F32, F16, BF16 or Q8_0", target.name());
+            Err(Error::Usage(format!("{what}; an output whose name ends otherwise is the merged model")))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Says what there is to remark of a plan, and refuses what was not accepted.

@@ -59,12 +59,46 @@ pub struct Found {
 
 /// Why llama.cpp does not load the file, and whether that can be told.
 pub fn examine(file: &Checkpoint) -> Found {
+    if file.is_adapter() {
+        return Found { refusals: adapter(file), unknown: None };
+    }
     let mut refusals = structure(file);
     refusals.extend(vocabulary(file));
     let arch = file.gguf().and_then(|m| m.str("general.architecture")).unwrap_or_default();
     let known = table().is_some_and(|t| t.architectures.contains_key(arch)) || WITHOUT_VOCABULARY.contains(&arch);
     let unknown = format!("what its loader requires of '{arch}' is not known here; only the vocabulary was checked");
     Found { unknown: (!known && refusals.is_empty()).then_some(unknown), refusals }
+}
+
+/// What is wrong with an adapter, as `llama_adapter_lora_init` reads it: every tensor is one of a pair, and the alpha is
+/// there. What it changes is known with its model only.
+fn adapter(file: &Checkpoint) -> Vec<String> {
+    let Some(meta) = file.gguf() else { return Vec::new() };
+    let mut found = Vec::new();
+    if meta.str("adapter.type") != Some("lora") {
+        found.push("adapter.type is not 'lora'".into());
+    }
+    if !matches!(meta.get("adapter.lora.alpha"), Some(Value::F32(_))) {
+        found.push("adapter.lora.alpha is missing".into());
+    }
+    for t in file.tensors() {
+        let other = match t.name.rsplit_once('.') {
+            Some((module, "lora_a")) => format!("{module}.lora_b"),
+            Some((module, "lora_b")) => format!("{module}.lora_a"),
+            _ if t.name.ends_with("_norm.weight") => {
+                found.push(format!("{} changes a norm, which it passes over", t.name));
+                continue;
+            }
+            _ => {
+                found.push(format!("{} is no part of an adapter", t.name));
+                continue;
+            }
+        };
+        if file.find(&other).is_none() {
+            found.push(format!("{} has no {other}", t.name));
+        }
+    }
+    found
 }
 
 /// What the file of a folder without a family would lack, or have in other sizes than its configuration says, if it were

@@ -115,7 +115,7 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
     if let Some(config) = source.model.hf_config.as_ref().filter(|_| source.ckpt.gguf().is_none()) {
         remarks.extend(contradictions::of(source.ckpt.dir(), config));
     }
-    remarks.extend(source.model.half_known());
+    remarks.extend(source.model.half_known().filter(|_| !source.ckpt.is_adapter()));
     let metadata = match recipe.files().next() {
         Some(_) => {
             let (metadata, told) = metadata(source, recipe)?;
@@ -257,7 +257,10 @@ impl Plan {
         facts: &Facts,
     ) -> Result<Metadata> {
         let mut metadata = self.metadata.clone().unwrap_or_default();
-        metadata.set("general.file_type", file.file_type);
+        match self.source.ckpt.is_adapter() {
+            true => metadata.remove("general.file_type"),
+            false => metadata.set("general.file_type", file.file_type),
+        }
         let recipe = Recipe { outputs: vec![target.clone()], ..self.recipe.of_output(index) };
         record::write(&mut metadata, &recipe, &self.source, facts);
         let model = &self.source.model;

@@ -25,6 +25,7 @@ pub fn command(plan: &Plan, made: &Made) -> Option<String> {
         return None;
     }
     Some(match () {
+        () if plan.source.ckpt.is_adapter() => format!("llama-server -m MODEL.gguf --lora {path}"),
         () if plan.is_encoder() => format!("llama-embedding -m {path} -p Hello"),
         () if has_chat(&plan.source.ckpt) => format!("llama-server -m {path}"),
         () => format!("llama-completion -m {path} -p Hello"),

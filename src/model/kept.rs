@@ -33,9 +33,10 @@ const F32_ENDS: [&str; 28] = [
 ];
 
 /// Whether a tensor stays F32 in a file of any type, as llama.cpp's converter and loader demand: vectors, norms, routers,
-/// and small tensors of some architectures. `name` is the GGUF name.
+/// and small tensors of some architectures. `name` is the GGUF name; matrices of adapters are named after what they change.
 pub fn keeps_f32(name: &str, shape: &[usize]) -> bool {
-    shape.len() <= 1 || !name.ends_with(".weight") || F32_ENDS.iter().any(|end| name.ends_with(end))
+    let is_matrix = [".weight", ".lora_a", ".lora_b"].iter().any(|end| name.ends_with(end));
+    shape.len() <= 1 || !is_matrix || F32_ENDS.iter().any(|end| name.ends_with(end))
 }
 
 #[cfg(test)]

@@ -461,7 +461,7 @@ fn generated(family: &Family, config: &Config) -> Vec<Generated> {
 /// A family's model where the file is one; otherwise its tensors as they are.
 fn open_gguf(ckpt: &Checkpoint) -> Result<Model> {
     let Some(meta) = ckpt.gguf() else { return Err(Error::Internal("not a GGUF source".into())) };
-    if meta.str("general.type") == Some("adapter") {
+    if ckpt.is_adapter() {
         let what = "holds a LoRA adapter, not a model";
         return Err(
             Error::bad_file(file_of(ckpt, None), what).hint("merge it into its base model first (llama-export-lora)")

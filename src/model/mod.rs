@@ -1,6 +1,7 @@
 //! What the tensors of a checkpoint mean: hyper-parameters, families as rows of data, tokenizers, and the mapping from
 //! source tensors to GGUF tensors. It decides from metadata and shapes; weights pass through, row by row, when asked.
 
+mod adapter;
 mod anatomy;
 pub(crate) mod back;
 mod blueprint;

@@ -166,6 +166,12 @@ impl Opaque {
         Opaque { arch, reason, nearest: None, is_folder: true, is_convertible: true, runs_as_file: false }
     }
 
+    /// A GGUF file, or what is one by its names.
+    pub(super) fn of_file(arch: &str, reason: &str) -> Self {
+        let (arch, reason) = (arch.to_string(), reason.to_string());
+        Opaque { arch, reason, nearest: None, is_folder: false, is_convertible: false, runs_as_file: false }
+    }
+
     /// What is said where the meaning of the tensors is needed.
     pub fn error(&self) -> Error {
         let nearest = match self.nearest {

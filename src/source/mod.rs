@@ -14,6 +14,7 @@ mod safetensors;
 
 pub use crate::dtype::Dtype;
 pub use file::{SourceFile, sha256_file};
+pub(crate) use lora::{Adapter, Pair, separate as separate_adapter};
 #[cfg(feature = "internals")]
 pub use safetensors::SafetensorsHeader;
 pub use safetensors::parse_safetensors_header;
@@ -183,6 +184,11 @@ impl Checkpoint {
     /// The metadata of a GGUF source (of the first shard, without its `split.*` keys).
     pub fn gguf(&self) -> Option<&Metadata> {
         self.gguf.as_ref()
+    }
+
+    /// Whether it is a GGUF file of an adapter instead of a model.
+    pub fn is_adapter(&self) -> bool {
+        self.gguf.as_ref().and_then(|meta| meta.str("general.type")) == Some("adapter")
     }
 
     /// Reads `out.len()` stored bytes of `t`, from `offset` bytes into the tensor. Any number of threads may read at once.

@@ -5,9 +5,10 @@ usage: damage.py QUANTIZE WORK SEED COUNT TYPES SOURCE [SOURCE ...]
 Every SOURCE (a checkpoint folder) is converted to all of TYPES (comma-separated); those outputs are the good ones. `q4_k+imatrix` is
 made with an importance matrix, `q4_k+feedback` with error feedback; what WORK holds already is not made again. COUNT of the
 GGUF files are then damaged in one place each, drawn with SEED, and judged by `quantize verify FILE --check SOURCE`, without
-the hash of the data that files record, which would find them all. Prints Markdown. With COUNT 0 nothing is damaged.
+the hash of the data that files record, which would find them all; so are the good ones. Prints Markdown. With COUNT 0 nothing is damaged.
 """
 import collections
+import os
 import random
 import struct
 import subprocess
@@ -178,7 +179,21 @@ def main():
                 print(f"exit {code}:", source, name, why)
     print(f"{len(good) + stopped} good outputs, {stopped} stopped; {refused} conversions refused", flush=True)
     good = [g for g in good if g[2].is_file()]
-    r, scratch = random.Random(seed), work / "x.gguf"
+    r, scratch = random.Random(seed), work / f"x{os.getpid()}.gguf"
+
+    def judged(source, g):
+        g.keys.pop("quantize.data.sha256", None)
+        g.write(scratch)
+        return subprocess.run([quantize, "verify", scratch, "--check", source, "--quiet"], capture_output=True, text=True)
+
+    # What is sound has to pass the same judge.
+    wrong = 0
+    for source, name, path in good:
+        run = judged(source, Gguf(path))
+        wrong += run.returncode != 0
+        if run.returncode:
+            print(f"a good file, exit {run.returncode}: {source} {name} {(run.stdout + run.stderr).strip()[-160:]}")
+    print(f"{wrong} of {len(good)} good files are found bad", flush=True)
     by_damage, by_type, missed = collections.defaultdict(collections.Counter), collections.defaultdict(collections.Counter), []
     by_means = collections.Counter()
     while sum(sum(c.values()) for c in by_damage.values()) < count:
@@ -192,9 +207,7 @@ def main():
         # What is the same afterwards is no damage: a matrix of one row that begins a row too late.
         if same(g, Gguf(path)):
             continue
-        g.keys.pop("quantize.data.sha256", None)
-        g.write(scratch)
-        run = subprocess.run([quantize, "verify", scratch, "--check", source, "--quiet"], capture_output=True, text=True)
+        run = judged(source, g)
         caught = run.returncode in (3, 6)
         by_damage[damage.__name__][caught] += 1
         by_type[name][caught] += 1

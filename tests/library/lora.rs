@@ -181,6 +181,109 @@ fn rank_stabilised_and_weight_decomposed_adapters_are_merged() {
     }
 }
 
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+/// Base, adapter and merged model, each as a file: the first two give the third.
+fn adds_up(base: &Path, adapter: &Path, ranks: &[(&str, usize)]) {
+    let dir = tempfile::tempdir().unwrap();
+    let first =
+        |source: &SourceModel, to: &str| converted(source, &dir.path().join(to), ["f32", "q8_0"]).swap_remove(0);
+    let plain = first(&SourceModel::open(base).unwrap(), "base");
+    let merged = first(&SourceModel::open_merged(base, Some(adapter)).unwrap(), "merged");
+    let separate = SourceModel::open_adapter(base, adapter).unwrap();
+    let parts = first(&separate, "adapter");
+    assert_eq!(parts.len(), 2 * ranks.len(), "{:?}", parts.keys());
+    let alpha = separate.ckpt.gguf().unwrap().get("adapter.lora.alpha").unwrap().clone();
+    let quantize::gguf::Value::F32(alpha) = alpha else { panic!("{alpha:?}") };
+    for (name, rank) in ranks {
+        let [a, b] = ["lora_a", "lora_b"].map(|end| floats(&parts[&format!("{name}.{end}")]));
+        // llama.cpp looks the embedding's up by rows: A, a row for each token, times B turned.
+        let (b, a) = if *name == "token_embd.weight" { (a, turned(&b, *rank)) } else { (b, a) };
+        let mut w = floats(&plain[*name]);
+        add(&mut w, (&b, &a), *rank, alpha / *rank as f32);
+        let (merged, plain) = (floats(&merged[*name]), floats(&plain[*name]));
+        assert_ne!(merged, plain, "{name}");
+        // The merged checkpoint is in F16, and so is what was added to an embedding.
+        let unit = |x: f32| x.abs().max(2.0_f32.powi(-14)) / 2048.0;
+        let near = |((w, merged), plain): ((&f32, &f32), &f32)| (w - merged).abs() <= unit(*merged) + unit(w - plain);
+        assert!(w.iter().zip(&merged).zip(&plain).all(near), "{name}");
+    }
+    for (name, bytes) in &plain {
+        assert!(ranks.iter().any(|(changed, _)| changed == name) || merged[name] == *bytes, "{name}");
+    }
+}
+
+#[test]
+fn an_adapter_by_itself_adds_up_to_the_merged_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut tensors = plain_adapter();
+    tensors.retain(|name, _| name != NORM && !name.contains("base_layer"));
+    // B of llama's queries is reordered; scales differ by module.
+    let settings = json!({ "lora_alpha": 2, "alpha_pattern": { "mlp.down_proj": 6 } });
+    let adapter = write_adapter(&dir.path().join("plain"), settings, &tensors);
+    let ranks = [("token_embd.weight", 2), ("blk.0.attn_q.weight", 2), ("blk.1.ffn_down.weight", 3)];
+    adds_up(&model("tiny-llama"), &adapter, &ranks);
+    let stabilised = write_adapter(&dir.path().join("rs"), json!({ "lora_alpha": 2, "use_rslora": true }), &tensors);
+    adds_up(&model("tiny-llama"), &stabilised, &ranks);
+}
+
+#[test]
+fn matrices_of_single_experts_are_stacked_in_an_adapter() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = model("mixtral");
+    let ckpt = Checkpoint::open(&base).unwrap();
+    let experts: Vec<(String, [usize; 2])> = ckpt
+        .tensors()
+        .iter()
+        .filter(|t| t.name.contains("layers.0.block_sparse_moe.experts") && t.name.ends_with("w1.weight"))
+        .map(|t| (t.name.trim_end_matches(".weight").to_string(), [t.shape[0], t.shape[1]]))
+        .collect();
+    assert!(experts.len() > 1);
+    let mut tensors = Tensors::new();
+    for (i, (name, [rows, cols])) in experts.iter().enumerate() {
+        tensors.insert(format!("{name}.lora_A.weight"), exact(&[2, *cols], i));
+        tensors.insert(format!("{name}.lora_B.weight"), exact(&[*rows, 2], i + 20));
+    }
+    let settings = json!({ "lora_alpha": 4 });
+    let adapter = write_adapter(&dir.path().join("all"), settings.clone(), &tensors);
+    let separate = SourceModel::open_adapter(&base, &adapter).unwrap();
+    let files = converted(&separate, &dir.path().join("made"), ["f32", "f16"]);
+    for (end, of) in [("lora_a", "lora_A"), ("lora_b", "lora_B")] {
+        let stacked: Vec<f32> =
+            experts.iter().flat_map(|(name, _)| tensors[&format!("{name}.{of}.weight")].1.clone()).collect();
+        assert_eq!(floats(&files[0][&format!("blk.0.ffn_gate_exps.weight.{end}")]), stacked);
+    }
+    // Of one expert alone there is nothing that llama.cpp could add.
+    tensors.retain(|name, _| name.contains("experts.0."));
+    let one = write_adapter(&dir.path().join("one"), settings, &tensors);
+    let error = SourceModel::open_adapter(&base, &one).unwrap_err();
+    assert!(error.to_string().contains("changes 1 of the"), "{error}");
+}
+
+#[test]
+fn what_an_adapter_file_cannot_hold_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |name: &str, change: &dyn Fn(&mut Tensors)| {
+        let mut tensors = plain_adapter();
+        tensors.retain(|name, _| name.starts_with(Q));
+        change(&mut tensors);
+        let adapter = write_adapter(&dir.path().join(name), json!({ "lora_alpha": 2 }), &tensors);
+        SourceModel::open_adapter(&model("tiny-llama"), &adapter).unwrap_err().to_string()
+    };
+    let norm = refused("norm", &|t| drop(t.insert(NORM.into(), exact(&[256], 7))));
+    assert!(norm.contains("another tensor in the place of the model's"), "{norm}");
+    let dora = refused("dora", &|t| drop(t.insert(format!("{Q}.lora_magnitude_vector"), exact(&[256], 3))));
+    assert!(dora.contains("lora_magnitude_vector"), "{dora}");
+    let file = tempfile::tempdir().unwrap();
+    let source = SourceModel::open(&model("tiny-llama")).unwrap();
+    converted(&source, file.path(), ["f32", "f16"]);
+    let gguf = fs::read_dir(file.path()).unwrap().map(|e| e.unwrap().path()).next().unwrap();
+    let error = SourceModel::open_adapter(&gguf, &dir.path().join("norm")).unwrap_err();
+    assert!(error.to_string().contains("GGUF file"), "{error}");
+}
+
 #[test]
 fn what_does_not_fit_or_is_merged_otherwise_is_refused() {
     let dir = tempfile::tempdir().unwrap();

@@ -141,10 +141,12 @@ impl Own {
     pub fn allows_quantization(&self, name: &str, shape: &[usize]) -> bool {
         // A matrix of one row is a vector to ggml.
         let dims = shape.iter().skip_while(|d| **d == 1).count();
-        dims >= 2
-            && name.ends_with("weight")
-            && !NEVER_QUANTIZED_NAMES.contains(&name)
-            && !NEVER_QUANTIZED.iter().chain(self.never).any(|part| name.contains(part))
+        let of_adapter = name.ends_with(".lora_a") || name.ends_with(".lora_b");
+        of_adapter
+            || dims >= 2
+                && name.ends_with("weight")
+                && !NEVER_QUANTIZED_NAMES.contains(&name)
+                && !NEVER_QUANTIZED.iter().chain(self.never).any(|part| name.contains(part))
     }
 
     pub fn wants_eight_bits(&self, name: &str) -> bool {

@@ -1,0 +1,148 @@
+//! What an adapter adds to one tensor, and reading the tensor with it.
+
+use super::super::decode::decode;
+use super::super::{Checkpoint, Dtype, SourceFile, TensorMeta};
+use super::files::{A, B, BIAS, EMBEDDING_A, EMBEDDING_B, MAGNITUDE, MERGE_FIRST, Parts, Settings, matrices};
+use crate::dtype::GgmlType;
+use crate::packed::transpose;
+use crate::quant::codec;
+use crate::{Error, Result};
+use std::path::Path;
+
+/// `left` `[rows, rank]` times `right` `[rank, cols]`, scaled.
+#[derive(Debug)]
+pub struct Delta {
+    pub rows: usize,
+    pub cols: usize,
+    left: Vec<f32>,
+    right: Vec<f32>,
+    scale: f32,
+    /// Lengths that the rows have in the end, `[rows]`.
+    magnitude: Option<Vec<f32>>,
+    /// What is added is rounded to the base's type before, as PEFT does it for embeddings.
+    rounded: bool,
+}
+
+/// What a module's parts add, to which tensors.
+pub fn deltas(
+    base: &Checkpoint,
+    module: &str,
+    parts: &Parts,
+    settings: &Settings,
+    weights: &Path,
+) -> Result<Vec<(String, Delta)>> {
+    let file = |t: &TensorMeta| base.files[t.file].path.clone();
+    let read = |t: &TensorMeta| {
+        let mut values = vec![0.0; t.elements()];
+        base.read_f32(t, 0..values.len(), &mut Vec::new(), &mut values)?;
+        match values.iter().all(|v| v.is_finite()) {
+            true => Ok(values),
+            false => Err(Error::bad_file(file(t), "holds values that are not finite").tensor(&t.name)),
+        }
+    };
+    let embedding = parts.contains_key(EMBEDDING_A);
+    let (a, b, rank) = matrices(parts, module, if embedding { [EMBEDDING_A, EMBEDDING_B] } else { [A, B] }, weights)?;
+    let (input, output) = (a.shape[1], b.shape[0]);
+    let scale = settings.scale(module, rank);
+    let turned = embedding || settings.turned;
+    let (left, right) = match turned {
+        true => (transpose(&read(a)?, rank, input), transpose(&read(b)?, output, rank)),
+        false => (read(b)?, read(a)?),
+    };
+    let (rows, cols) = if turned { (input, output) } else { (output, input) };
+    let magnitude = match parts.get(MAGNITUDE) {
+        Some(_) if turned => {
+            let error = Error::unsupported("a magnitude vector of a matrix stored [in, out] is not merged");
+            return Err(error.tensor(module).hint(MERGE_FIRST));
+        }
+        Some(t) if t.elements() == rows => Some(read(t)?),
+        Some(t) => {
+            let what = format!("has {} magnitudes for {rows} rows", t.elements());
+            return Err(Error::bad_file(file(t), what).tensor(&t.name));
+        }
+        None => None,
+    };
+    let mut found =
+        vec![(format!("{module}.weight"), Delta { rows, cols, left, right, scale, magnitude, rounded: embedding })];
+    if let Some(t) = parts.get(BIAS) {
+        let delta = Delta {
+            rows: 1,
+            cols: t.elements(),
+            left: vec![1.0],
+            right: read(t)?,
+            scale,
+            magnitude: None,
+            rounded: false,
+        };
+        found.push((format!("{module}.bias"), delta));
+    }
+    Ok(found)
+}
+
+impl Delta {
+    /// The stored bytes of `t` from `offset` on, with what is added.
+    pub fn read(&self, t: &TensorMeta, file: &SourceFile, offset: u64, out: &mut [u8]) -> Result<()> {
+        let internal =
+            || Error::Internal(format!("{} bytes at {offset} of '{}' are not whole values", out.len(), t.name));
+        let Dtype::Ggml(ty) = t.dtype else { return Err(internal()) };
+        let width = if ty == GgmlType::F32 { 4 } else { 2 };
+        if !offset.is_multiple_of(width as u64) || !out.len().is_multiple_of(width) {
+            return Err(internal());
+        }
+        let quantize = codec(ty).and_then(|codec| codec.quantize).ok_or_else(internal)?;
+        let fault = |e: Error| e.tensor(t.name.as_str());
+        file.read_at(t.range.start + offset, out).map_err(fault)?;
+        let mut at = (offset / width as u64) as usize;
+        let (mut bytes, mut row, mut added) = (Vec::new(), Vec::new(), Vec::new());
+        let mut rest = out;
+        while !rest.is_empty() {
+            let (r, from) = (at / self.cols, at % self.cols);
+            let n = (self.cols - from).min(rest.len() / width);
+            let (now, later) = rest.split_at_mut(n * width);
+            // Rows have to be seen whole where their length counts.
+            let first = if self.magnitude.is_some() { 0 } else { from };
+            if self.magnitude.is_some() && n < self.cols {
+                bytes.resize(self.cols * width, 0);
+                file.read_at(t.range.start + (r * self.cols * width) as u64, &mut bytes).map_err(fault)?;
+            } else {
+                bytes.clear();
+                bytes.extend_from_slice(now);
+            }
+            row.resize(bytes.len() / width, 0.0);
+            decode(ty, &bytes, &mut row)?;
+            self.product(r, first, row.len(), &mut added);
+            if self.rounded {
+                bytes.resize(added.len() * width, 0);
+                quantize(&added, None, &mut bytes);
+                decode(ty, &bytes, &mut added)?;
+            }
+            self.add(r, &mut row, &added);
+            quantize(&row[from - first..][..n], None, now);
+            at += n;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// What is added to `n` values of row `r` from column `from` on.
+    fn product(&self, r: usize, from: usize, n: usize, added: &mut Vec<f32>) {
+        let rank = self.right.len() / self.cols;
+        added.clear();
+        added.resize(n, 0.0);
+        for (k, factor) in self.left[r * rank..(r + 1) * rank].iter().enumerate() {
+            let right = &self.right[k * self.cols + from..][..n];
+            added.iter_mut().zip(right).for_each(|(sum, x)| *sum += factor * x);
+        }
+        added.iter_mut().for_each(|sum| *sum *= self.scale);
+    }
+
+    /// Merges it into what is stored of row `r`, or all of it where the row has a length.
+    fn add(&self, r: usize, row: &mut [f32], added: &[f32]) {
+        row.iter_mut().zip(added).for_each(|(w, x)| *w += x);
+        if let Some(magnitude) = &self.magnitude {
+            let length = row.iter().map(|w| f64::from(*w) * f64::from(*w)).sum::<f64>().sqrt() as f32;
+            let factor = magnitude[r] / length;
+            row.iter_mut().for_each(|w| *w *= factor);
+        }
+    }
+}

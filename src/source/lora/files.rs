@@ -1,0 +1,170 @@
+//! The files of a PEFT adapter: adapter_config.json, and the matrices of each module.
+
+use super::super::{Checkpoint, SourceFile, TensorMeta, folder, safetensors};
+use crate::{Error, Result, input};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+pub const A: &str = ".lora_A.weight";
+pub const B: &str = ".lora_B.weight";
+pub const BIAS: &str = ".lora_B.bias";
+pub const EMBEDDING_A: &str = ".lora_embedding_A";
+pub const EMBEDDING_B: &str = ".lora_embedding_B";
+pub const MAGNITUDE: &str = ".lora_magnitude_vector";
+const PARTS: [&str; 6] = [A, B, BIAS, EMBEDDING_A, EMBEDDING_B, MAGNITUDE];
+
+/// The fields of adapter_config.json that say how to merge.
+pub struct Settings {
+    path: PathBuf,
+    alpha: f64,
+    /// Alphas of modules, by regular expression.
+    alphas: Vec<(regex::Regex, f64)>,
+    rank_stabilized: bool,
+    /// Weights are stored `[in, out]` (GPT-2).
+    pub turned: bool,
+}
+
+/// The parts of one module's adapter, by the suffix of their names.
+pub type Parts = BTreeMap<&'static str, TensorMeta>;
+
+/// An adapter's files, whose tensors lie in the checkpoint that they were opened for.
+pub struct Files {
+    pub dir: PathBuf,
+    pub weights: PathBuf,
+    pub settings: Settings,
+    /// By the names of the modules that they are added to.
+    pub modules: BTreeMap<String, Parts>,
+    /// What takes the place of a tensor of the base.
+    pub whole: Vec<(String, TensorMeta)>,
+}
+
+pub const MERGE_FIRST: &str = "merge it with PEFT (merge_and_unload, save_pretrained) and give the result";
+
+/// Without what PEFT puts around a module's name.
+fn plain_name(name: &str) -> String {
+    let name = name.strip_prefix("base_model.model.").unwrap_or(name);
+    let name = name.replace(".default.", ".").replace(".modules_to_save.", ".").replace(".base_layer.", ".");
+    let name = name.strip_suffix(".default").unwrap_or(&name);
+    match name.strip_suffix(".lora_magnitude_vector.weight") {
+        Some(module) => format!("{module}{MAGNITUDE}"),
+        None => name.to_string(),
+    }
+}
+
+impl Files {
+    /// Opens an adapter's files behind those of `ckpt`.
+    pub fn open(ckpt: &mut Checkpoint, path: &Path) -> Result<Self> {
+        let (dir, weights) = match path.is_dir() {
+            true => (path, path.join(WEIGHTS)),
+            false => {
+                (path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")), path.to_path_buf())
+            }
+        };
+        if !weights.exists() && dir.join("adapter_model.bin").exists() {
+            return Err(folder::pytorch(&dir.join("adapter_model.bin")));
+        }
+        let settings = Settings::read(&dir.join(CONFIG))?;
+        let file = SourceFile::open(&weights)?;
+        let tensors = safetensors::read(&file, ckpt.files.len())?;
+        ckpt.files.push(file);
+        ckpt.files.push(SourceFile::open(&settings.path)?);
+        let (mut modules, mut whole) = (BTreeMap::<String, Parts>::new(), Vec::new());
+        for t in tensors {
+            let name = plain_name(&t.name);
+            match PARTS.iter().find_map(|part| Some((*part, name.strip_suffix(part)?))) {
+                Some((part, module)) => drop(modules.entry(module.to_string()).or_default().insert(part, t)),
+                None if name.contains("lora_") || name.contains("token_adapter") => {
+                    let what = format!("{}: is a kind of adapter that cannot be merged", weights.display());
+                    return Err(Error::unsupported(what).tensor(&t.name).hint(MERGE_FIRST));
+                }
+                None => whole.push((name, t)),
+            }
+        }
+        Ok(Self { dir: dir.to_path_buf(), weights, settings, modules, whole })
+    }
+}
+
+impl Settings {
+    fn read(path: &Path) -> Result<Self> {
+        let json = input::read_json(path)?;
+        let bad = |key: &str| Error::bad_file(path, format!("'{key}' is {}", json[key]));
+        let other = |what: &str| Error::unsupported(format!("{}: {what}", path.display()));
+        let flag = |key: &str| json.get(key).and_then(Value::as_bool).unwrap_or(false);
+        let kind = json.get("peft_type").and_then(Value::as_str).unwrap_or("LORA");
+        if !kind.eq_ignore_ascii_case("LORA") {
+            return Err(other(&format!("the adapter is of type {kind}")).hint(MERGE_FIRST));
+        }
+        let set = |key: &&&str| {
+            json.get(**key).is_some_and(|v| !matches!(v, Value::Null | Value::Bool(false)) && !is_empty(v))
+        };
+        let kinds = [
+            "use_qalora",
+            "layer_replication",
+            "target_parameters",
+            "trainable_token_indices",
+            "alora_invocation_tokens",
+            "arrow_config",
+        ];
+        if let Some(key) = kinds.iter().find(set) {
+            return Err(other(&format!("the adapter has '{key}'")).hint(MERGE_FIRST));
+        }
+        // These begin at another base than the model's own weights.
+        let begin = json.get("init_lora_weights").and_then(Value::as_str).unwrap_or_default();
+        if ["pissa", "olora", "corda", "loftq"].iter().any(|other| begin.starts_with(other)) {
+            let error = other(&format!("the adapter was initialized with {begin}, which changes the base"));
+            return Err(error.hint("save it with path_initial_model_for_weight_conversion"));
+        }
+        let alpha = json.get("lora_alpha").and_then(Value::as_f64).ok_or_else(|| bad("lora_alpha"))?;
+        let pattern = |(key, v): (&String, &Value)| {
+            let whole = regex::Regex::new(&format!("^(?:.*\\.)?(?:{key})$")).ok();
+            whole.zip(v.as_f64()).ok_or_else(|| bad("alpha_pattern"))
+        };
+        let alphas = json.get("alpha_pattern").and_then(Value::as_object);
+        let alphas = alphas.into_iter().flatten().map(pattern).collect::<Result<_>>()?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            alpha,
+            alphas,
+            rank_stabilized: flag("use_rslora"),
+            turned: flag("fan_in_fan_out"),
+        })
+    }
+
+    /// What the product of a module's matrices is multiplied by, times the rank.
+    pub fn alpha(&self, module: &str, rank: usize) -> f64 {
+        let own = self.alphas.iter().find(|(pattern, _)| pattern.is_match(module));
+        let alpha = own.map_or(self.alpha, |(_, alpha)| *alpha);
+        if self.rank_stabilized { alpha * (rank as f64).sqrt() } else { alpha }
+    }
+
+    pub fn scale(&self, module: &str, rank: usize) -> f32 {
+        (self.alpha(module, rank) / rank as f64) as f32
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(serde_json::Map::is_empty)
+}
+
+/// The two matrices of a module, whose ends are `wanted`: `[rank, in]` and `[out, rank]`; and the rank.
+pub fn matrices<'a>(
+    parts: &'a Parts,
+    module: &str,
+    wanted: [&str; 2],
+    weights: &Path,
+) -> Result<(&'a TensorMeta, &'a TensorMeta, usize)> {
+    let [Some(a), Some(b)] = wanted.map(|part| parts.get(part)) else {
+        return Err(Error::bad_file(weights, "lacks one of its matrices, A or B").tensor(module));
+    };
+    let ([rank, _], [_, same]) = (&a.shape[..], &b.shape[..]) else {
+        return Err(Error::unsupported("adapters of convolutions are not read").tensor(&a.name).hint(MERGE_FIRST));
+    };
+    if rank != same || *rank == 0 {
+        return Err(Error::bad_file(weights, format!("A is {:?} and B is {:?}", a.shape, b.shape)).tensor(module));
+    }
+    Ok((a, b, *rank))
+}
