@@ -17,9 +17,10 @@ use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// Rows of logits in memory at once: 4 MiB of them, but enough for a row of the head to be worth decoding.
+/// Rows of logits in memory at once: 16 MiB of them, but enough for a row of the head to be worth decoding. They take a
+/// small part of what the head takes.
 pub(super) fn rows_at_once(vocab: usize) -> usize {
-    ((1 << 20) / vocab.max(1)).clamp(16, 64)
+    ((1 << 22) / vocab.max(1)).clamp(64, 256)
 }
 
 /// The head of a model, and nothing else of it.
@@ -109,7 +110,7 @@ pub fn results(model: &dyn Layers, windows: &[&[u32]], scored: Scored, run: Run)
         model.load(&mut engine, layer)?;
         for (x, window) in streams.iter_mut().zip(windows) {
             run.check()?;
-            step(&engine, layer, x, &mut cache)?;
+            step(&engine, layer, x, 1, &mut cache)?;
             run.advance(window.len() as u64);
         }
         engine.unload_layer(layer);
@@ -179,11 +180,11 @@ fn blind_distance(model: &dyn Layers, results: &[Vec<f32>]) -> Result<f64> {
     Ok(cosine::blind(&all.concat(), engine.vector_width()).max(UNLIKE))
 }
 
-/// One sequence through a loaded layer, from its beginning.
-pub(super) fn step(engine: &Engine, layer: usize, x: &mut Vec<f32>, cache: &mut Cache) -> Result<()> {
+/// Sequences of one length, one behind the other, through a loaded layer, from their beginning.
+pub(super) fn step(engine: &Engine, layer: usize, x: &mut Vec<f32>, sequences: usize, cache: &mut Cache) -> Result<()> {
     cache.truncate(0);
     // As in `Engine::hidden_from`.
-    let _ = rayon::scope(|_| engine.layer(layer, x, cache, &mut ()))?;
+    let _ = rayon::scope(|_| engine.layer_of_each(layer, x, sequences, cache, &mut ()))?;
     Ok(())
 }
 

@@ -272,74 +272,78 @@ pub fn check(
             ));
         }
     };
-    let mut streams: Vec<Vec<f32>> = Vec::new();
-    let (mut own, mut apart) = (Vec::new(), Apart::default());
+    let len = windows.first().map_or(0, Vec::len);
+    if windows.iter().any(|window| window.len() != len) {
+        return Err(Error::Internal("windows of several lengths".into()));
+    }
+    // The windows one behind the other: the source's streams, and the artifact's own.
+    let (mut x, mut own, mut apart) = (Vec::new(), Vec::new(), Apart::default());
     for window in windows {
         let (a, b) = (ours.embed(window)?, theirs.embed(window)?);
         apart.add(&a, &b, None);
-        streams.push(a);
-        own.push(b);
+        x.extend(a);
+        own.extend(b);
     }
     judge("the embedding".into(), apart, bits(None), false);
-    let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
-    let mut caches = (Cache::one_batch(longest), Cache::one_batch(longest));
+    let mut caches = (Cache::one_batch(len), Cache::one_batch(len));
     for layer in 0..layers {
         source.load(&mut ours, layer)?;
         artifact.load(&mut theirs, layer)?;
+        run.check()?;
+        let entered = x.clone();
+        step(&ours, layer, &mut x, windows.len(), &mut caches.0)?;
+        // Of the source's input too; a matrix is decoded once for both.
+        let mut both = [entered.as_slice(), &own].concat();
+        step(&theirs, layer, &mut both, 2 * windows.len(), &mut caches.1)?;
+        own = both.split_off(entered.len());
         let mut apart = Apart::default();
-        for (x, y) in streams.iter_mut().zip(&mut own) {
-            run.check()?;
-            let (entered, entered_len) = (x.clone(), x.len());
-            let mut local = x.clone();
-            step(&ours, layer, x, &mut caches.0)?;
-            step(&theirs, layer, &mut local, &mut caches.1)?;
-            step(&theirs, layer, y, &mut caches.1)?;
-            let [x, local, entered] = [&*x, &local, &entered].map(|x| ours.numbers(x));
-            apart.add(&x, &local, Some(&entered));
-            run.advance((entered_len / ours.config.stream().max(1)) as u64);
-        }
-        let own = &ours.config.layers[layer];
-        judge(format!("layer {layer}"), apart, bits(Some(layer)), own.ffn.experts.is_some() || own.chooses());
+        let [a, b, entered] = [&x, &both, &entered].map(|x| ours.numbers(x));
+        apart.add(&a, &b, Some(&entered));
+        run.advance(checked.tokens as u64);
+        let config = &ours.config.layers[layer];
+        judge(format!("layer {layer}"), apart, bits(Some(layer)), config.ffn.experts.is_some() || config.chooses());
         ours.unload_layer(layer);
         theirs.unload_layer(layer);
     }
     let mut apart = Apart::default();
+    let each = (len * ours.config.stream()).max(1);
     checked.nearness = match ours.config.ending {
-        Ending::Logits => by_logits((&ours, &streams), (&theirs, &own), &mut apart, run)?,
-        Ending::Vectors(_) => by_vectors((&ours, &streams), (&theirs, &own), &mut apart, run)?,
+        Ending::Logits => by_logits((&ours, &x), (&theirs, &own), &mut apart, run)?,
+        Ending::Vectors(_) => by_vectors((&ours, &x), (&theirs, &own), each, &mut apart, run)?,
     };
     judge("the output".into(), apart, bits(None), false);
     Ok(checked)
 }
 
-/// Vectors of the windows' last streams; to `apart` goes what both make of the source's.
+/// Vectors of the windows' last streams, so many numbers each; to `apart` goes what both make of the source's.
 fn by_vectors(
-    ours: (&Engine, &[Vec<f32>]),
-    theirs: (&Engine, &[Vec<f32>]),
+    (ours, streams): (&Engine, &[f32]),
+    (theirs, own): (&Engine, &[f32]),
+    each: usize,
     apart: &mut Apart,
     run: Run,
 ) -> Result<Nearness> {
-    let width = ours.0.vector_width();
+    let width = ours.vector_width();
     let mut all = Vec::new();
-    for (x, y) in ours.1.iter().zip(theirs.1) {
+    for (x, y) in streams.chunks(each).zip(own.chunks(each)) {
         run.check()?;
-        let (x, y) = (ours.0.channels(x), theirs.0.channels(y));
-        let (a, b) = (ours.0.vectors(&x)?, theirs.0.vectors(&x)?);
+        let (x, y) = (ours.channels(x), theirs.channels(y));
+        let (a, b) = (ours.vectors(&x)?, theirs.vectors(&x)?);
         apart.add(&a, &b, None);
-        all.extend(cosines(&a, &theirs.0.vectors(&y)?, width));
+        all.extend(cosines(&a, &theirs.vectors(&y)?, width));
     }
     let mean = all.iter().sum::<f64>() / all.len().max(1) as f64;
     if !mean.is_finite() {
         return Err(Error::unsupported("the vectors of the model that is quantized are not finite"));
     }
     let worst_cosine = all.iter().copied().fold(1.0, f64::min);
-    Ok(Nearness::Vectors { cosine: mean, worst_cosine, chunks: ours.1.len() })
+    Ok(Nearness::Vectors { cosine: mean, worst_cosine, chunks: streams.len() / each })
 }
 
 /// The same of logits.
 fn by_logits(
-    (ours, streams): (&Engine, &[Vec<f32>]),
-    (theirs, own): (&Engine, &[Vec<f32>]),
+    (ours, streams): (&Engine, &[f32]),
+    (theirs, own): (&Engine, &[f32]),
     apart: &mut Apart,
     run: Run,
 ) -> Result<Nearness> {
@@ -347,20 +351,18 @@ fn by_logits(
     let (mut a, mut b) = (Vec::new(), Vec::new());
     let (mut kl, mut same, mut rows) = (0.0, 0usize, 0usize);
     let (mut blind, at_once) = (Blind::default(), rows_at_once(vocab));
-    for (x, y) in streams.iter().zip(own) {
-        let (x, y) = (ours.channels(x), theirs.channels(y));
-        for (x, y) in x.chunks(at_once * width).zip(y.chunks(at_once * width)) {
-            run.check()?;
-            ours.head_into(x, &mut a, &mut ());
-            theirs.head_into(x, &mut b, &mut ());
-            apart.add(&a, &b, None);
-            theirs.head_into(y, &mut b, &mut ());
-            kl += kl_of_rows(&a, &b, vocab).iter().sum::<f64>();
-            blind.add(&a, vocab);
-            for (a, b) in a.chunks(vocab).zip(b.chunks(vocab)) {
-                same += usize::from(largest(a) == largest(b));
-                rows += 1;
-            }
+    let (x, y) = (ours.channels(streams), theirs.channels(own));
+    for (x, y) in x.chunks(at_once * width).zip(y.chunks(at_once * width)) {
+        run.check()?;
+        ours.head_into(x, &mut a, &mut ());
+        theirs.head_into(&[x, y].concat(), &mut b, &mut ());
+        let (local, b) = b.split_at(a.len());
+        apart.add(&a, local, None);
+        kl += kl_of_rows(&a, b, vocab).iter().sum::<f64>();
+        blind.add(&a, vocab);
+        for (a, b) in a.chunks(vocab).zip(b.chunks(vocab)) {
+            same += usize::from(largest(a) == largest(b));
+            rows += 1;
         }
     }
     if !blind.entropy().is_finite() {

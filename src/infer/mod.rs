@@ -253,7 +253,21 @@ impl Engine {
         cache: &mut Cache,
         observer: &mut dyn Observer,
     ) -> Result<ControlFlow<()>> {
-        let batch = Batch { sequences: 1, from: 0 };
+        self.layer_of_each(index, x, 1, cache, observer)
+    }
+
+    /// [`Engine::layer`] for so many sequences of one length, one behind the other in `x`.
+    ///
+    /// Errors: as [`Engine::layer`].
+    pub fn layer_of_each(
+        &self,
+        index: usize,
+        x: &mut Vec<f32>,
+        sequences: usize,
+        cache: &mut Cache,
+        observer: &mut dyn Observer,
+    ) -> Result<ControlFlow<()>> {
+        let batch = Batch { sequences, from: 0 };
         if self.carried == 0 {
             return self.layer_of(index, x, &mut [], batch, cache, observer);
         }

@@ -154,6 +154,8 @@ pub struct MlxFamily {
     /// The base of the rotary frequencies where the configuration has no `rope_theta`; `None`: it reads another key, or
     /// needs this one.
     pub base: Option<f64>,
+    /// The names under which it reads the number of experts.
+    pub experts: &'static str,
 }
 
 impl MlxFamily {
@@ -167,7 +169,8 @@ impl MlxFamily {
             return Self::of(other);
         }
         let base = cells.next().and_then(|base| base.parse().ok());
-        Some(Self { needed: needed.split_whitespace().collect(), base })
+        let experts = cells.next().unwrap_or_default();
+        Some(Self { needed: needed.split_whitespace().collect(), base, experts })
     }
 
     /// Whether it makes no model without this key.

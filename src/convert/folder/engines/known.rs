@@ -8,7 +8,7 @@ use crate::packed::{Engine, Loader};
 use crate::source::TensorMeta;
 use serde_json::Value;
 
-/// A line per type of model.
+/// A line per type of model, with the names under which it reads the number of experts.
 const TRANSFORMERS: &str = include_str!("transformers.txt");
 /// A line per class.
 const VLLM: &str = include_str!("vllm.txt");
@@ -23,6 +23,27 @@ const ROPES: &str = "default linear dynamic yarn longrope su llama3 mrope propor
 
 /// The names of types that torch has and a checkpoint may be asked for in.
 const FLOATS: [&str; 8] = ["float16", "bfloat16", "float32", "float64", "half", "float", "double", "auto"];
+
+/// The names under which configurations state the number of experts.
+const EXPERTS: [&str; 4] = ["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"];
+
+/// The number of experts under a name that an engine's class does not read: it takes its own default then. `names`: those
+/// that the class of a model type reads.
+fn unread_experts(config: &Value, names: impl Fn(&str) -> Option<&'static str>) -> Option<String> {
+    let parts = [Some(config), config.get("text_config")].into_iter().flatten();
+    parts.into_iter().find_map(|part| {
+        let names = names(part.get("model_type")?.as_str()?)?;
+        let wanted = names.split(' ').next().filter(|name| !name.is_empty())?;
+        let stated: Vec<&str> = EXPERTS.into_iter().filter(|key| part.get(key).is_some_and(Value::is_u64)).collect();
+        let unread = !stated.is_empty() && !stated.iter().any(|key| names.split(' ').any(|name| name == *key));
+        unread.then(|| format!("config.json has '{}', and it reads the number of experts from '{wanted}'", stated[0]))
+    })
+}
+
+/// The rest of the line of a model type.
+fn of_transformers(model_type: &str) -> Option<&'static str> {
+    TRANSFORMERS.lines().filter_map(|line| line.split_once('\t')).find(|(name, _)| *name == model_type).map(|(_, n)| n)
+}
 
 /// What became of the folders of a kind and a class of model that an engine was given.
 fn seen(engine: Engine, kind: &str, class: &str) -> Option<bool> {
@@ -49,7 +70,7 @@ impl View<'_> {
             self.dtype(config);
         }
         let own_code = config.get("auto_map").is_some_and(|map| !map.is_null());
-        let knows = |table: &'static str, name: &str| table.lines().any(|line| line == name);
+        let knows = |table: &'static str, name: &str| table.lines().any(|line| line.split('\t').next() == Some(name));
         match engine {
             Engine::Transformers if !knows(TRANSFORMERS, model_type) && own_code => {
                 return self.unknown("runs by the repository's own code alone (trust_remote_code=True)");
@@ -77,6 +98,11 @@ impl View<'_> {
         if self.model.known().is_err() {
             self.unheard(config);
         }
+        let unread = match engine {
+            Engine::Mlx => unread_experts(config, |name| MlxFamily::of(name).map(|family| family.experts)),
+            _ => unread_experts(config, of_transformers),
+        };
+        unread.into_iter().for_each(|what| self.unknown(what));
         if engine == Engine::Mlx {
             self.stacks_of_mlx(config);
         }
@@ -184,7 +210,7 @@ mod tests {
     #[test]
     fn tables_are_those_of_engines() {
         assert!(
-            TRANSFORMERS.lines().any(|line| line == "qwen3_moe") && VLLM.lines().any(|line| line == "LlamaForCausalLM")
+            of_transformers("qwen3_moe") == Some("num_experts") && VLLM.lines().any(|line| line == "LlamaForCausalLM")
         );
         let qwen = MlxFamily::of("qwen3").unwrap();
         assert!(qwen.needs("head_dim") && qwen.base.is_none());
