@@ -143,8 +143,6 @@ pub enum Hint {
     UnseenExperts,
     /// Formats of folders that need to know nothing of the model.
     FormatsOfAnyModel,
-    /// Which models are known can be looked up.
-    KnownModels,
     /// A blueprint makes a GGUF file of the model, but its graph is not known.
     ConvertedOnly,
     /// What works with a model that runs only as the GGUF file made of it.
@@ -234,7 +232,6 @@ impl fmt::Display for Hint {
             Hint::UnseenExperts => {
                 f.write_str("calibrate on more tokens, or give unseen experts the mean of the others or equal weights")
             }
-            Hint::KnownModels => f.write_str("the list of families has the models that are"),
             Hint::ConvertedOnly => f.write_str(
                 "make a GGUF file without calibration data (an importance matrix made elsewhere works), or a folder in a \
                  format that needs none (FP8, NF4, MLX in 4 bits, or GPTQ rounded to nearest)",

@@ -49,7 +49,6 @@ fn flags(hint: &Hint) -> String {
             "calibrate on more tokens (--calibration-tokens, --seq-len), or take --rounding nearest".into()
         }
         Hint::UnseenExperts => "calibrate on more tokens, or choose --unseen-experts layer-mean or plain".into(),
-        Hint::KnownModels => "`quantize families` lists the models that are".into(),
         Hint::ConvertedOnly => "make a GGUF file without --calibration (--imatrix works), or a folder in a format that needs no \
                                 calibration (--to fp8, nf4, mlx-4bit, or gptq with --rounding nearest); `quantize families` \
                                 lists the models that run"

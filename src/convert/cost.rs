@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 /// What is done with the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pass {
+    /// A few windows in exact products, where every matrix is decoded for them alone.
+    Check,
     /// An importance matrix.
     Importance,
     /// Largest values of inputs, or second moments that nothing is rounded with.
@@ -45,6 +47,7 @@ impl Pass {
     /// Measured on an AMD Zen 5 core with AVX512-BF16: see `docs/benchmarks.md`, "Time and memory of calibrated runs".
     fn rates(self) -> Rates {
         match self {
+            Pass::Check => Rates { product: 2.5e-11, feedback: 0.0, weight: 1.7e-9 },
             Pass::Importance => Rates { product: 6.8e-12, feedback: 0.0, weight: 2e-9 },
             Pass::Statistics => Rates { product: 7.4e-12, feedback: 0.0, weight: 2e-9 },
             Pass::Gptq => Rates { product: 8.9e-12, feedback: 4.2e-11, weight: 1.05e-7 },
@@ -87,11 +90,11 @@ pub fn of(model: &Model, pass: Pass, tokens: u64, threads: usize) -> Cost {
         layer.weights += (count * rows * cols) as u64;
         let grams = (count * cols * cols) as u64;
         let own = leads_input(t.role);
-        if own && pass != Pass::Importance {
+        if own && !matches!(pass, Pass::Check | Pass::Importance) {
             products += count * cols * cols * seen / 2.0;
             layer.moments = layer.moments.max(grams);
         }
-        if !matches!(pass, Pass::Importance | Pass::Statistics) {
+        if !matches!(pass, Pass::Check | Pass::Importance | Pass::Statistics) {
             feedback += count * (rows * cols * cols + if own { cols * cols * cols } else { 0.0 });
             layer.widest = layer.widest.max(t.cols() as u64);
             layer.largest = layer.largest.max(rows as u64 * cols as u64);
@@ -103,7 +106,9 @@ pub fn of(model: &Model, pass: Pass, tokens: u64, threads: usize) -> Cost {
     let base = 40_000_000 + 700 * c.vocab as u64 + 20_000_000 * threads as u64;
     let peak_memory = base
         + match pass {
-            Pass::Importance => ends.max(hidden + 2 * layers.values().map(|l| l.weights).max().unwrap_or(0)),
+            Pass::Check | Pass::Importance => {
+                ends.max(hidden + 2 * layers.values().map(|l| l.weights).max().unwrap_or(0))
+            }
             _ => {
                 // Kept where later stages see what the rounded ones before them give.
                 let sequential = matches!(pass, Pass::Gptq | Pass::Awq);

@@ -19,17 +19,19 @@ use crate::writer::folder::MANIFEST;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
-/// Seconds of one core that a check may take unasked: about ten of an ordinary machine.
-const UNASKED: f64 = 20.0;
+/// Seconds of one core that a check may take unasked: ten of a machine with four. It does not depend on this machine's, since
+/// files hold what was seen.
+const UNASKED: f64 = 40.0;
 /// Seconds of one core that a conversion takes per weight of an output; measured, see `docs/benchmarks.md`.
 const CONVERSION: f64 = 4e-9;
 
-/// Seconds of one core that the check of one output takes: three passes of its tokens, two readings of the weights.
+/// Seconds of one core that the check of one output takes: three passes of its tokens, two readings of the weights, and the
+/// texts.
 pub fn seconds(plan: &Plan) -> f64 {
     let (model, config) = (&plan.source.model, &plan.source.model.config);
     let vocab = if config.ending == Ending::Logits { config.vocab } else { 0 };
-    let head = 3.0 * (TOKENS * vocab * config.hidden) as f64 * 7e-12;
-    3.0 * cost::of(model, Pass::Importance, TOKENS as u64, 1).cpu_seconds + head
+    let head = (TOKENS * vocab * config.hidden) as f64 * 2.5e-11;
+    0.3 + 3.0 * (cost::of(model, Pass::Check, TOKENS as u64, 1).cpu_seconds + head)
 }
 
 /// Whether the outputs are run where that was left open: where that takes little, or less than the conversion.

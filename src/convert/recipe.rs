@@ -380,10 +380,13 @@ impl Recipe {
         }
         if let Some(Target::Budget { name, .. }) = self.outputs.iter().find(|t| matches!(t, Target::Budget { .. })) {
             if self.data.is_none() {
-                return Err(Error::request(format!(
-                    "{name}: types are chosen by what they cost this model, which takes calibration data"
-                ))
-                .hint(Hint::Calibrate));
+                // Measured: docs/benchmarks.md, "A budget by an importance matrix alone".
+                let known = match self.importance {
+                    Some(_) => "; an importance matrix tells which channels of a tensor count, not which tensors do",
+                    None => "",
+                };
+                let what = "types are chosen by what they cost this model, which takes calibration data";
+                return Err(Error::request(format!("{name}: {what}{known}")).hint(Hint::Calibrate));
             }
             if self.types.pure {
                 let what = format!("one type for all tensors leaves nothing to choose for {name}");

@@ -11,7 +11,6 @@ use super::source_names::{layer_of, text_name};
 use super::stacks;
 use super::tensor::{Generated, MappedTensor, RowOrder, ValueMap};
 use super::understood::{Model, OfBlueprint, Opaque, with_architecture};
-use crate::error::Hint;
 use crate::gguf::{Array, Metadata, Value};
 use crate::quant::presets::{ModelFacts, layer_of as layer_of_gguf};
 use crate::source::{Checkpoint, Dtype, TensorMeta};
@@ -180,7 +179,9 @@ impl Model {
 /// `Unsupported` with `reason` where there is no blueprint of it, or tensors do not follow from a configuration alone.
 pub(super) fn imagined(json: serde_json::Value, mtp: Mtp, reason: String) -> Result<(Checkpoint, Model)> {
     let Some(blueprint) = blueprint::find(&json) else {
-        return Err(Error::unsupported(reason).hint(Hint::KnownModels));
+        let what = format!("{reason}; without its weights, nobody knows which tensors it has");
+        return Err(Error::unsupported(what)
+            .hint("name the folder with its weights: formats that need no calibration are planned for any of them"));
     };
     let ckpt = Checkpoint::imagined(Vec::new())?;
     let Some(drawn) = blueprint::imagine(&ckpt, blueprint, &json, mtp)? else {
