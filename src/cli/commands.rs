@@ -272,13 +272,13 @@ pub struct EvalArgs {
     #[command(flatten)]
     pub tasks: TaskArgs,
     /// Store the logits in llama-perplexity's --kl-divergence-base format
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub save_logits: Option<PathBuf>,
     /// Write the report: .html, .md, .json or .txt (repeatable)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub report: Vec<PathBuf>,
     /// Replace existing reports
-    #[arg(long, short)]
+    #[arg(long, short, help_heading = "Output")]
     pub force: bool,
     #[command(flatten)]
     pub common: CommonArgs,
@@ -297,27 +297,27 @@ pub struct CompareArgs {
     #[command(flatten)]
     pub tasks: TaskArgs,
     /// Also continue so many prompts from the text, greedily, with the base and every candidate, and say where they part
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Measurement")]
     pub continuations: Option<u32>,
     /// Tokens of each continuation
-    #[arg(long, value_name = "TOKENS", default_value_t = 300, requires = "continuations", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "TOKENS", default_value_t = 300, help_heading = "Measurement", requires = "continuations", value_parser = clap::value_parser!(u32).range(1..))]
     pub length: u32,
     /// Also measure the loss of each group of tensors quantized alone (loads the base twice)
-    #[arg(long)]
+    #[arg(long, help_heading = "Measurement")]
     pub ablate: bool,
     /// Memory to keep to: candidates that do not fit together are loaded in turn [default: most of what is free]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = "Measurement")]
     pub max_memory: Option<u64>,
     /// Chunks for --ablate
-    #[arg(long, value_name = "N", default_value_t = 8, requires = "ablate")]
+    #[arg(long, value_name = "N", default_value_t = 8, requires = "ablate", help_heading = "Measurement")]
     pub ablate_chunks: usize,
     #[command(flatten)]
     pub gates: GateArgs,
     /// Write the report: .html, .md, .json or .txt (repeatable)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub report: Vec<PathBuf>,
     /// Replace existing reports
-    #[arg(long, short)]
+    #[arg(long, short, help_heading = "Output")]
     pub force: bool,
     #[command(flatten)]
     pub common: CommonArgs,

@@ -232,7 +232,7 @@ pub fn summary_json(plan: &Plan, outcome: &Outcome) -> Value {
         let ratio = made.bytes as f64 / source_bytes(plan, made).max(1) as f64;
         let mut row = json!({
             "type": made.name, "paths": made.paths.iter().map(|p| escape::path(p)).collect::<Vec<_>>(), "bytes": made.bytes, "bits_per_weight": made.bits_per_weight,
-            "ratio": ratio, "ledger": made.ledger, "check": made.checked,
+            "ratio": ratio, "ledger": made.ledger, "check": made.checked, "notes": made.notes,
         });
         match &made.file {
             Some(file) => {

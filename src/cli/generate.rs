@@ -25,6 +25,9 @@ pub fn run(mut args: GenerateArgs) -> Result<()> {
     }
     interrupt::catch_interrupt()?;
     options::threads(args.common.threads)?;
+    if args.n == 0 {
+        return Err(Error::Usage("-n 0 asks for no token; name at least 1".into()));
+    }
     let path = options::resolve_model(&args.model, &args.hub, args.common.quiet)?;
     let model = Runnable::open(&path)?;
     model.engine.config.ending.needs_logits("generating text")?;

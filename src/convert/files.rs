@@ -429,11 +429,11 @@ fn judge(plan: &Plan, outputs: &mut [Output], held: &HoldOut, run: Run) -> Resul
 }
 
 /// Runs the files beside the source. One that cannot be what was meant stays under the name of a suspect, and the run ends.
-fn prove(plan: &Plan, outputs: &mut [Output], run: Run) -> Result<Vec<Option<Checked>>> {
+fn prove(plan: &Plan, outputs: &mut [Output], run: Run) -> Result<Vec<(Option<Checked>, Vec<String>)>> {
     let mut all = Vec::new();
     for output in outputs.iter_mut() {
         let (name, paths) = (output.name().to_string(), output.artifact.temp_paths());
-        let checked = proven::file(plan, &name, &paths, run)?;
+        let (checked, notes) = proven::file(plan, &name, &paths, run)?;
         if let Some(checked) = checked.as_ref().filter(|c| c.suspicion.is_some()) {
             let targets: Vec<PathBuf> = output.artifact.targets().map(PathBuf::from).collect();
             for (from, target) in paths.iter().zip(&targets) {
@@ -447,7 +447,7 @@ fn prove(plan: &Plan, outputs: &mut [Output], run: Run) -> Result<Vec<Option<Che
         if !seen.is_empty() {
             output.artifact.amend(seen)?;
         }
-        all.push(checked);
+        all.push((checked, notes));
     }
     Ok(all)
 }
@@ -456,7 +456,7 @@ fn prove(plan: &Plan, outputs: &mut [Output], run: Run) -> Result<Vec<Option<Che
 fn publish(
     plan: &Plan,
     outputs: Vec<Output>,
-    checked: Vec<Option<Checked>>,
+    proven: Vec<(Option<Checked>, Vec<String>)>,
     (importance, saved): (Option<&Importance>, Option<PartialFile>),
     published: &mut Published,
     run: Run,
@@ -464,7 +464,7 @@ fn publish(
     run.check()?;
     let (mut made, mut artifacts, mut losers, mut steps) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut sides: Vec<PartialFile> = saved.into_iter().collect();
-    for (output, checked) in outputs.into_iter().zip(checked) {
+    for (output, (checked, notes)) in outputs.into_iter().zip(proven) {
         let Output { plan: planned, file, artifact, rival, ledger, verdict, .. } = output;
         let name = planned.target.name().to_string();
         let of_importance = importance.map_or_else(Vec::new, |i| i.ledger(&name));
@@ -492,6 +492,7 @@ fn publish(
             ledger: [planned.ledger(), of_importance, ledger].concat(),
             verdict,
             checked,
+            notes,
             file: Some(MadeFile { fallbacks: file.sizes.fallbacks().count(), allocation }),
             name,
             manifest: serde_json::Value::Null,

@@ -2,6 +2,8 @@
 //! table that `tests/interop/llama_requirements.py` makes by taking things away from files that load; what it requires of
 //! vocabularies are the rules of its llama-vocab.cpp.
 
+mod values;
+
 use crate::gguf::{Array, Metadata, Value};
 use crate::model::{Model, tokenizer};
 use crate::quant::GgmlType;
@@ -150,6 +152,7 @@ pub fn structure(file: &Checkpoint) -> Vec<String> {
     {
         found.push(format!("{arch}.context_length is {context}, but position_embd.weight has {rows} rows"));
     }
+    found.extend(values::odd(meta, arch));
     if let Some(row) = table.architectures.get(arch) {
         keys(row, meta, arch, &mut found);
         tensors(row, file, meta, arch, &mut found);

@@ -45,6 +45,9 @@ pub struct Made {
     pub verdict: Option<Verdict>,
     /// What was seen when it ran beside its source; `None` where it was not run.
     pub checked: Option<Checked>,
+    /// What is odd about it: a sentence each.
+    #[serde(default)]
+    pub notes: Vec<String>,
     /// Of a GGUF file.
     pub file: Option<MadeFile>,
     /// Of a folder; null otherwise.

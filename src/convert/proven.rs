@@ -59,26 +59,38 @@ pub fn is_run(plan: &Plan, check: Option<bool>) -> bool {
     check.unwrap_or_else(|| is_cheap(plan)) && can_run(plan).is_ok()
 }
 
-/// A finished file under its temporary names: what llama.cpp's loader demands of it, and what it does beside its source.
+/// A finished file under its temporary names: what llama.cpp's loader demands of it, and what it does beside its source,
+/// where it is run; and a sentence for each thing that is odd.
 ///
 /// # Errors
 /// Those of opening and running it.
-pub fn file(plan: &Plan, name: &str, paths: &[PathBuf], run: Run) -> Result<Option<Checked>> {
+pub fn file(plan: &Plan, name: &str, paths: &[PathBuf], run: Run) -> Result<(Option<Checked>, Vec<String>)> {
     let ckpt = Checkpoint::open_gguf(paths)?;
-    let notice = |text: String| run.notice(Notice::About { output: name.into(), text });
-    for what in loadable::examine(&ckpt).refusals {
-        notice(format!("llama.cpp does not load it: {what}"));
+    let refusals = loadable::examine(&ckpt).refusals.into_iter();
+    let mut notes: Vec<String> = refusals.map(|what| format!("llama.cpp does not load it: {what}")).collect();
+    let mut seen = None;
+    if is_run(plan, run.control.check) {
+        let model = crate::model::Model::open(&ckpt)?;
+        let artifact = SourceModel::new(&paths[0], ckpt, model);
+        if let Some((checked, odd)) = if_it_runs(beside(&plan.source, &artifact, run))? {
+            notes.extend(odd);
+            seen = Some(checked);
+        }
+    } else {
+        notes.extend(unread(plan, run.control.check));
     }
-    if !is_run(plan, run.control.check) {
-        return Ok(None);
+    notes.iter().for_each(|text| run.notice(Notice::Warning(format!("{name}: {text}"))));
+    Ok((seen, notes))
+}
+
+/// Why a model is not run that would be, if its text could be read.
+fn unread(plan: &Plan, check: Option<bool>) -> Option<String> {
+    let meant = check.unwrap_or_else(|| is_cheap(plan)) && plan.source.model.part() == Part::Text;
+    if !meant || plan.recipe.mtp == Mtp::Only || plan.source.model.runnable().is_err() {
+        return None;
     }
-    let model = crate::model::Model::open(&ckpt)?;
-    let artifact = SourceModel::new(&paths[0], ckpt, model);
-    let found = if_it_runs(beside(&plan.source, &artifact, run))?;
-    Ok(found.map(|(checked, notes)| {
-        notes.into_iter().for_each(notice);
-        checked
-    }))
+    let why = plan.source.tokenizer().err()?;
+    Some(format!("not run beside its source, whose tokenizer cannot be read: {why}"))
 }
 
 /// `None` for what the engine does not run, of which conversion and rounding are all there is.
@@ -166,6 +178,8 @@ impl Layers for Weights<'_> {
 /// Those of opening and running it.
 pub fn folder(plan: &Plan, folder: &FolderPlan, path: &Path, run: Run) -> Result<Option<Checked>> {
     if !is_run(plan, run.control.check) {
+        let warning = |why: String| run.notice(Notice::Warning(format!("{}: {why}", folder.spec)));
+        unread(plan, run.control.check).into_iter().for_each(warning);
         return Ok(None);
     }
     let artifact = SourceModel::open(path)?;

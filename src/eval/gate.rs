@@ -173,14 +173,14 @@ impl Gates {
     /// # Errors
     /// `Request`.
     pub fn check_limits(&self) -> Result<()> {
-        for (gate, limit, low, high) in [
-            ("max_kld", self.max_kld, 0.0, f64::MAX),
-            ("max_ppl_increase", self.max_ppl_increase, 0.0, f64::MAX),
-            ("min_top1", self.min_top1, 0.0, 1.0),
-            ("min_cosine", self.min_cosine, -1.0, 1.0),
+        for (what, limit, low, high) in [
+            ("KL divergence", self.max_kld, 0.0, f64::MAX),
+            ("the rise of perplexity", self.max_ppl_increase, 0.0, f64::MAX),
+            ("the share of equal top choices", self.min_top1, 0.0, 1.0),
+            ("the mean cosine", self.min_cosine, -1.0, 1.0),
         ] {
             if let Some(limit) = limit.filter(|l| !(low..=high).contains(l)) {
-                return Err(Error::request(format!("the limit {limit} of {gate} is out of range")));
+                return Err(Error::request(format!("{limit} is no limit for {what}")));
             }
         }
         Ok(())
@@ -254,7 +254,7 @@ pub fn parse_share(text: &str) -> Result<f64, String> {
             Err(format!("'{text}' reads as {text} % or as {} %; write {text}% or {}%", 100.0 * v, 100.0 * v))
         }
         Ok(v) if v.is_finite() && v >= 0.0 => Ok(v / unit),
-        _ => Err(format!("'{text}' is not a share: write it as 3% or 0.03")),
+        _ => Err(format!("'{text}' is not a share: write it as 3% or 0.03, 95% or 0.95")),
     }
 }
 

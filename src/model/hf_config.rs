@@ -216,9 +216,11 @@ fn scaling(table: &Value, original: Option<usize>, family: &Family, context: usi
         "yarn" => Ok(RopeScaling::Yarn {
             factor: positive("factor", None)?,
             original_context: original.unwrap_or(context),
-            attention_factor: match number(table, "attention_factor")? {
-                Some(f) => Some(f),
-                None => number(table, "attn_factor")?,
+            attention_factor: match (number(table, "attention_factor")?, number(table, "attn_factor")?) {
+                (Some(f), _) | (None, Some(f)) => Some(f),
+                (None, None) => {
+                    by_scales(positive("factor", None)?, number(table, "mscale")?.zip(number(table, "mscale_all_dim")?))
+                }
             },
             beta_fast: positive("beta_fast", Some(32.0))?,
             beta_slow: positive("beta_slow", Some(1.0))?,
@@ -242,6 +244,14 @@ fn factors(table: &Value, key: &str) -> Result<Vec<f32>> {
             _ => Err(wrong(key, v, "numbers above 0")),
         })
         .collect()
+}
+
+/// The attention factor that two scales of YaRN give (transformers' `_compute_yarn_parameters`); without them it follows from
+/// the factor.
+fn by_scales(factor: f32, scales: Option<(f32, f32)>) -> Option<f32> {
+    let (scale, all) = scales.filter(|(scale, all)| *scale != 0.0 && *all != 0.0)?;
+    let of = |m: f32| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+    Some(of(scale) / of(all))
 }
 
 #[cfg(test)]

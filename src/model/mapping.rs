@@ -397,6 +397,11 @@ fn telling(ckpt: &Checkpoint) -> Option<&'static str> {
             "the names are those of modules wrapped for training (FSDP); save the full state dict of the model inside",
         );
     }
+    if begin("base_model.") || begin("pretrained_model.") {
+        return Some(
+            "the names are those of a model inside another (PEFT, TRL); merge or unwrap it, and save the model inside",
+        );
+    }
     if begin("module.") {
         return Some(
             "the names begin with module., as DistributedDataParallel and DeepSpeed make them; save the model's module instead",

@@ -51,8 +51,23 @@ pub(super) fn drop_reason_of_buffer(t: &TensorMeta, name: &str) -> Option<&'stat
     if matches!(t.dtype, Dtype::Bool | Dtype::Ggml(GgmlType::I64 | GgmlType::I32)) {
         return Some("a buffer: it holds no weights");
     }
-    const ENDS: [&str; 3] = [".rotary_emb.inv_freq", ".masked_bias", ".attention.bias"];
-    ENDS.iter().any(|end| name.ends_with(end)).then_some("a buffer that is computed from the configuration")
+    const ENDS: [&str; 6] = [
+        ".rotary_emb.inv_freq",
+        ".rotary_emb.original_inv_freq",
+        ".rotary_emb.cos_cached",
+        ".rotary_emb.sin_cached",
+        ".masked_bias",
+        ".attention.bias",
+    ];
+    if ENDS.iter().any(|end| name.ends_with(end)) {
+        return Some("a buffer that is computed from the configuration");
+    }
+    // Transformer Engine's, quantization-aware training's, and the value head of reinforcement learning (TRL).
+    let of_training = name.ends_with("._extra_state")
+        || name.contains(".activation_post_process.")
+        || name.contains(".weight_fake_quant.")
+        || name.starts_with("v_head.");
+    of_training.then_some("what training keeps beside the weights")
 }
 
 /// Whether a tensor belongs to the image or sound part of a model, by the names that such parts have.

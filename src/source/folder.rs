@@ -4,7 +4,7 @@
 use super::{Checkpoint, SourceFile, TensorMeta, compressed, gguf, safetensors};
 use crate::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -48,6 +48,13 @@ fn open_file(path: &Path) -> Result<Checkpoint> {
 
 fn open_folder(dir: &Path) -> Result<Checkpoint> {
     let names = list(dir)?;
+    let adapter = names.contains("adapter_config.json") && names.contains("adapter_model.safetensors");
+    let remark =
+        adapter.then(|| "a LoRA adapter lies beside the weights (adapter_config.json); it is not merged".to_string());
+    Ok(open_listed(dir, names)?.remarking(remark))
+}
+
+fn open_listed(dir: &Path, names: BTreeSet<String>) -> Result<Checkpoint> {
     // Some file systems have no small letters.
     let with = |suffix: &str| names.iter().filter(|n| n.to_ascii_lowercase().ends_with(suffix)).collect::<Vec<_>>();
     let mut weights = with(".safetensors");
@@ -199,14 +206,17 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
         return Err(Error::bad_file(path, format!("{len} bytes are too many for an index")));
     }
     let text = crate::input::read(path)?;
-    let index: Index = serde_json::from_slice(&text)
+    let mut index: Index = serde_json::from_slice(&text)
         .map_err(|e| Error::bad_file(path, format!("the index is not valid: {e}")).hint("fetch the file again"))?;
     if index.weight_map.is_empty() {
         return Err(Error::bad_file(path, "the index names no tensors"));
     }
-    for (tensor, file) in &index.weight_map {
+    for (tensor, file) in &mut index.weight_map {
+        if let Some(plain) = file.strip_prefix("./") {
+            *file = plain.to_string();
+        }
         // The index may come from anywhere; it must not lead out of its folder.
-        if PathBuf::from(file).file_name() != Some(file.as_ref()) || file.contains(['/', '\\']) {
+        if Path::new(file.as_str()).file_name() != Some(file.as_str().as_ref()) || file.contains(['/', '\\']) {
             return Err(Error::bad_file(path, format!("'{file}' is not a plain file name")).tensor(tensor.as_str()));
         }
     }

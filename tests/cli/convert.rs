@@ -532,7 +532,7 @@ fn plans_without_a_model_to_plan_are_refused() {
     fails(
         &quantize(dir.path(), &["plan", "other.json"]),
         4,
-        &["UnheardForCausalLM", "is not known here", "quantize families"],
+        &["UnheardForCausalLM", "is not known here", "name the folder with its weights"],
     );
     std::fs::write(dir.path().join("other.json"), text.replace("LlamaForCausalLM", "LlamasForCausalLM")).unwrap();
     fails(

@@ -153,6 +153,9 @@ fn messages_name_what_was_found() {
     fails(&v.convert(&[]), 3, &["config.json is missing"]);
     std::fs::write(v.path("adapter_config.json"), r#"{"base_model_name_or_path":"org/base"}"#).unwrap();
     fails(&v.convert(&[]), 3, &["LoRA adapter", "org/base"]);
+    // By itself it has types that llama.cpp adds to a model as it runs.
+    let args = ["--to", "q4_k_m", "--lora", "m", &family("llama"), "-o", "x-LoRA.gguf"];
+    fails(&quantize(v.dir.path(), &args), 2, &["an adapter file is F32, F16, BF16 or Q8_0"]);
     let v = Folder::of("llama");
     std::fs::write(v.path("tokenizer.json"), "version https://git-lfs.github.com/spec/v1\n").unwrap();
     fails(&v.convert(&[]), 3, &["tokenizer.json", "git lfs pull"]);

@@ -2,8 +2,10 @@
 
 use crate::common::{copy_model, model};
 use half::f16;
+use quantize::check;
 use quantize::convert::{self, Recipe};
 use quantize::model::SourceModel;
+use quantize::packed::Engine;
 use quantize::source::Checkpoint;
 use quantize::{Control, Error};
 use safetensors::SafeTensors;
@@ -149,6 +151,25 @@ fn an_adapter_is_merged_as_the_weights_are_read() {
 }
 
 #[test]
+fn an_embedding_of_the_adapters_own_leaves_the_tied_head_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let new = exact(&[2048, 256], 8);
+    let tensors = Tensors::from([
+        (format!("{EMBEDDING}.weight"), new.clone()),
+        (Q.to_string() + ".lora_A.weight", exact(&[2, 256], 1)),
+        (Q.to_string() + ".lora_B.weight", exact(&[256, 2], 2)),
+    ]);
+    let adapter = write_adapter(&dir.path().join("adapter"), json!({ "lora_alpha": 2 }), &tensors);
+    let merged = SourceModel::open_merged(&model("tiny-llama"), Some(&adapter)).unwrap();
+    let plain = SourceModel::open(&model("tiny-llama")).unwrap();
+    let [merged, plain] = [(merged, "merged"), (plain, "plain")]
+        .map(|(source, to)| converted(&source, &dir.path().join(to), ["f32", "f16"]).swap_remove(0));
+    assert!(!plain.contains_key("output.weight"), "its head is the embedding");
+    assert_eq!(floats(&merged["token_embd.weight"]), new.1);
+    assert_eq!(merged["output.weight"], plain["token_embd.weight"]);
+}
+
+#[test]
 fn rank_stabilised_and_weight_decomposed_adapters_are_merged() {
     let dir = tempfile::tempdir().unwrap();
     let lengths: Vec<f32> = (0..256).map(|i| 1.0 + i as f32 / 64.0).collect();
@@ -194,6 +215,11 @@ fn adds_up(base: &Path, adapter: &Path, ranks: &[(&str, usize)]) {
     let merged = first(&SourceModel::open_merged(base, Some(adapter)).unwrap(), "merged");
     let separate = SourceModel::open_adapter(base, adapter).unwrap();
     let parts = first(&separate, "adapter");
+    for file in fs::read_dir(dir.path().join("adapter")).unwrap() {
+        let made = Checkpoint::open(&file.unwrap().path()).unwrap();
+        assert!(made.is_adapter());
+        assert_eq!(check::objections(Engine::LlamaCpp, &made, 1).unwrap().len(), 0);
+    }
     assert_eq!(parts.len(), 2 * ranks.len(), "{:?}", parts.keys());
     let alpha = separate.ckpt.gguf().unwrap().get("adapter.lora.alpha").unwrap().clone();
     let quantize::gguf::Value::F32(alpha) = alpha else { panic!("{alpha:?}") };

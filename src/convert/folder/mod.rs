@@ -132,6 +132,7 @@ fn one(
         bits_per_weight,
         ledger: made.departures.iter().map(|d| d.of(output.target.name())).collect(),
         checked: made.checked.clone(),
+        notes: Vec::new(),
         verdict: judged::verdict(&made.manifest["held_out"]),
         file: None,
         manifest: made.manifest.clone(),

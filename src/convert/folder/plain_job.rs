@@ -126,6 +126,7 @@ fn one(plan: &Plan, output: &OutputPlan, plain: &PlainPlan, published: &mut Publ
         ledger,
         verdict: None,
         checked: None,
+        notes: Vec::new(),
         file: None,
         manifest,
     };

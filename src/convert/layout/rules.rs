@@ -105,8 +105,8 @@ pub fn apply(spec: &Spec, modules: &mut [ModulePlan], all_kept: &[Kept], rules: 
                 continue;
             }
             if *ty != FolderType::Keep {
-                let what =
-                    format!("{}: is not a linear layer that {spec} quantizes, so it cannot be {}", kept.name, rule.ty);
+                let wanted = if *ty == FolderType::Own { spec.to_string() } else { rule.ty.to_string() };
+                let what = format!("{}: is no linear layer that {spec} quantizes, and cannot be {wanted}", kept.name);
                 return Err(Error::unsupported(what));
             }
             *matched = true;

@@ -44,6 +44,11 @@ pub(crate) struct Pair {
 pub(super) fn merged(mut base: Checkpoint, path: &Path) -> Result<Checkpoint> {
     refuse_file(&base)?;
     let Files { dir, weights, settings, modules, whole } = Files::open(&mut base, path)?;
+    // What lies under a module's matrices is loaded in place, into the head too; a module of the adapter's own stands apart.
+    let own = whole.iter().filter(|(_, t)| !t.name.contains(".base_layer."));
+    if own.into_iter().any(|(name, _)| ends_in(name, HEAD) || ends_in(name, EMBEDDING)) {
+        base.untie();
+    }
     for (name, t) in whole {
         base.replace(&name, t, &weights)?;
     }
@@ -124,6 +129,15 @@ fn refuse_file(base: &Checkpoint) -> Result<()> {
     Err(error.hint("give the folder of the checkpoint that the adapter was trained on"))
 }
 
+/// The output matrix and the embedding of transformers' models.
+const HEAD: &str = "lm_head.weight";
+const EMBEDDING: &str = "embed_tokens.weight";
+
+/// Whether it is that name, or one that ends in it behind a dot.
+fn ends_in(name: &str, end: &str) -> bool {
+    name.strip_suffix(end).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+}
+
 const OF_ANOTHER: &str = "check that the adapter was trained on this model";
 
 impl Checkpoint {
@@ -155,6 +169,19 @@ impl Checkpoint {
         match t.shape == shape || (shape[0] == 1 && t.shape == shape[1..]) {
             true => Ok(t),
             false => Err(fault(format!("gives {shape:?}, and the base model's {name} is {:?}", t.shape))),
+        }
+    }
+
+    /// Gives a model whose head is its embedding a head of its own: an adapter that replaces one of the two leaves the other
+    /// as it was.
+    fn untie(&mut self) {
+        let config = crate::input::read_json(&self.dir.join("config.json")).unwrap_or_default();
+        let class = config.get("architectures").and_then(|all| all.get(0)?.as_str()).unwrap_or_default();
+        let generates = class.ends_with("ForCausalLM") || class.ends_with("ForConditionalGeneration");
+        let place = |end: &str| self.tensors.iter().position(|t| ends_in(&t.name, end));
+        if let (true, None, Some(embedding)) = (generates, place(HEAD), place(EMBEDDING)) {
+            self.index.insert(HEAD.into(), self.tensors.len());
+            self.tensors.push(TensorMeta { name: HEAD.into(), ..self.tensors[embedding].clone() });
         }
     }
 

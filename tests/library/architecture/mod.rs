@@ -156,6 +156,7 @@ fn only_the_command_line_names_its_flags() {
         "--include",
         "--kl-divergence-base",
         "--local-dir",
+        "--lora",
         "--merge",
         "--mmproj",
         "--model",

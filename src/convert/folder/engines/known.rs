@@ -24,6 +24,33 @@ const ROPES: &str = "default linear dynamic yarn longrope su llama3 mrope propor
 /// The names of types that torch has and a checkpoint may be asked for in.
 const FLOATS: [&str; 8] = ["float16", "bfloat16", "float32", "float64", "half", "float", "double", "auto"];
 
+/// What transformers' configuration stops at, whatever the family.
+fn odd_values(config: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    for part in [Some(config), config.get("text_config")].into_iter().flatten() {
+        for key in ["hidden_act", "rms_norm_eps", "layer_norm_eps", "max_position_embeddings"] {
+            if part.get(key).is_some_and(Value::is_null) {
+                found.push(format!("config.json says null for {key}"));
+            }
+        }
+        let layers = part.get("num_hidden_layers").and_then(Value::as_u64);
+        if let (Some(kinds), Some(layers)) = (part.get("layer_types").and_then(Value::as_array), layers)
+            && kinds.len() as u64 != layers
+        {
+            found.push(format!("config.json has {} layer_types for {layers} layers", kinds.len()));
+        }
+        for rope in ["rope_parameters", "rope_scaling"].into_iter().filter_map(|key| part.get(key)) {
+            let is = |kind: &str| ["rope_type", "type"].iter().any(|key| rope.get(key).is_some_and(|v| v == kind));
+            let lacks = |key: &&&str| rope.get(**key).is_none();
+            let wanted: &[&str] = if is("llama3") { &["factor", "low_freq_factor", "high_freq_factor"] } else { &[] };
+            found.extend(
+                wanted.iter().find(lacks).map(|key| format!("the rotary embedding of config.json lacks {key}")),
+            );
+        }
+    }
+    found
+}
+
 /// The names under which configurations state the number of experts.
 const EXPERTS: [&str; 4] = ["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"];
 
@@ -98,6 +125,7 @@ impl View<'_> {
         if self.model.known().is_err() {
             self.unheard(config);
         }
+        odd_values(config).into_iter().for_each(|what| self.unknown(what));
         let unread = match engine {
             Engine::Mlx => unread_experts(config, |name| MlxFamily::of(name).map(|family| family.experts)),
             _ => unread_experts(config, of_transformers),
@@ -217,6 +245,24 @@ mod tests {
         assert_eq!(MlxFamily::of("mistral").unwrap(), MlxFamily::of("llama").unwrap());
         assert_eq!(MlxFamily::of("llama").unwrap().base, Some(10_000.0));
         assert!(MlxFamily::of("bert").is_none());
+    }
+
+    #[test]
+    fn what_no_configuration_class_takes_is_told() {
+        let json = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        let good = r#"{"hidden_act":"silu","num_hidden_layers":2,"layer_types":["full_attention","full_attention"],
+            "rope_parameters":{"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0}}"#;
+        assert_eq!(odd_values(&json(good)), [] as [&str; 0]);
+        for (from, to) in [
+            (r#""silu""#, "null"),
+            (r#"["full_attention","full_attention"]"#, r#"["full_attention"]"#),
+            (r#""low_freq_factor":1.0,"#, ""),
+        ] {
+            assert_eq!(odd_values(&json(&good.replace(from, to))).len(), 1, "{from}");
+        }
+        let experts = |text: &str| unread_experts(&json(text), of_transformers);
+        assert!(experts(r#"{"model_type":"afmoe","num_local_experts":8}"#).is_some());
+        assert_eq!(experts(r#"{"model_type":"afmoe","num_experts":8}"#), None);
     }
 
     #[test]
