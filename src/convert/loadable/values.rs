@@ -80,9 +80,10 @@ pub(super) fn odd(meta: &Metadata, arch: &str) -> Vec<String> {
     }
     let experts = meta.uint(&key("expert_count")).unwrap_or(0);
     let used = meta.uint(&key("expert_used_count"));
+    let by_layer = matches!(meta.get(&key("expert_used_count")), Some(Value::Array(_)));
     if experts > MOST_EXPERTS {
         found.push(format!("{arch}.expert_count is {experts}, and it has room for {MOST_EXPERTS}"));
-    } else if experts > 1 && used.unwrap_or(1) == 0 || experts > 1 && meta.get(&key("expert_used_count")).is_none() {
+    } else if experts > 1 && !by_layer && used.unwrap_or(0) == 0 {
         found.push(format!("{arch}.expert_count is {experts}, and expert_used_count says that none is used"));
     } else if used.is_some_and(|used| used > experts && experts != 1) {
         found.push(format!("{arch}.expert_used_count is more than the {experts} of expert_count"));
