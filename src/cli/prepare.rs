@@ -5,7 +5,7 @@ use super::commands::ConvertArgs;
 use super::progress::Terminal;
 use super::{advice, idle, interrupt, options, plan, recipe};
 use crate::control::Control;
-use crate::convert::{Plan, Recipe, Target};
+use crate::convert::{Plan, Recipe};
 use crate::model::SourceModel;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -54,8 +54,7 @@ fn is_adapter_file(output: Option<&Path>) -> bool {
 
 /// Types that llama.cpp adds to a model as it runs.
 fn refuse_types(recipe: &Recipe) -> Result<()> {
-    let plain = |target: &Target| ["f32", "f16", "bf16", "q8_0"].contains(&target.name().to_lowercase().as_str());
-    match recipe.outputs.iter().find(|target| !plain(target)) {
+    match recipe.outputs.iter().find(|target| !target.is_for_companions()) {
         Some(target) => {
             let what = format!("{}: an adapter file is F32, F16, BF16 or Q8_0", target.name());
             Err(Error::Usage(format!("{what}; an output whose name ends otherwise is the merged model")))

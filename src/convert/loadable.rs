@@ -84,21 +84,14 @@ fn adapter(file: &Checkpoint) -> Vec<String> {
         found.push("adapter.lora.alpha is missing".into());
     }
     for t in file.tensors() {
-        let other = match t.name.rsplit_once('.') {
-            Some((module, "lora_a")) => format!("{module}.lora_b"),
-            Some((module, "lora_b")) => format!("{module}.lora_a"),
-            _ if t.name.ends_with("_norm.weight") => {
-                found.push(format!("{} changes a norm, which it passes over", t.name));
-                continue;
-            }
-            _ => {
-                found.push(format!("{} is no part of an adapter", t.name));
-                continue;
-            }
+        let lacking = |other: String| file.find(&other).is_none().then(|| format!("has no {other}"));
+        let fault = match t.name.rsplit_once('.') {
+            Some((module, "lora_a")) => lacking(format!("{module}.lora_b")),
+            Some((module, "lora_b")) => lacking(format!("{module}.lora_a")),
+            _ if t.name.ends_with("_norm.weight") => Some("changes a norm, which it passes over".into()),
+            _ => Some("is no part of an adapter".into()),
         };
-        if file.find(&other).is_none() {
-            found.push(format!("{} has no {other}", t.name));
-        }
+        found.extend(fault.map(|what| format!("{} {what}", t.name)));
     }
     found
 }
@@ -152,8 +145,10 @@ pub fn structure(file: &Checkpoint) -> Vec<String> {
     {
         found.push(format!("{arch}.context_length is {context}, but position_embd.weight has {rows} rows"));
     }
-    found.extend(values::odd(meta, arch));
-    if let Some(row) = table.architectures.get(arch) {
+    let row = table.architectures.get(arch);
+    let is_own = |key: &str| row.is_some_and(|row| row.keys.contains_key(key) || row.optional.contains_key(key));
+    found.extend(values::odd(meta, arch, is_own));
+    if let Some(row) = row {
         keys(row, meta, arch, &mut found);
         tensors(row, file, meta, arch, &mut found);
         sizes((table, row), file, meta, arch, &mut found);

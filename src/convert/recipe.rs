@@ -103,6 +103,13 @@ impl Target {
         !matches!(self, Target::Folder { .. } | Target::Plain { .. })
     }
 
+    /// Whether it is a GGUF file of F32, F16, BF16 or Q8_0, in which llama.cpp takes what goes beside a model: projectors and
+    /// adapters.
+    pub fn is_for_companions(&self) -> bool {
+        const TYPES: [GgmlType; 4] = [GgmlType::F32, GgmlType::F16, GgmlType::BF16, GgmlType::Q8_0];
+        matches!(self, Target::Preset(preset) if TYPES.contains(&preset.default))
+    }
+
     /// What an output of a model is called, unless told otherwise.
     pub fn usual_name(&self, model: &str) -> String {
         let extension = if self.is_file() { ".gguf" } else { "" };
@@ -398,13 +405,7 @@ impl Recipe {
 
     /// That a projector is asked for in a type that it can have.
     fn check_projector(&self) -> Result<()> {
-        let plain = |t: &Target| match t {
-            Target::Preset(preset) => {
-                [GgmlType::F32, GgmlType::F16, GgmlType::BF16, GgmlType::Q8_0].contains(&preset.default)
-            }
-            _ => false,
-        };
-        if let Some(other) = self.outputs.iter().find(|t| !plain(t)) {
+        if let Some(other) = self.outputs.iter().find(|t| !t.is_for_companions()) {
             let what = format!("a projector in {}: it is written in F16, BF16, Q8_0 or F32", other.name());
             return Err(Error::request(what));
         }

@@ -47,9 +47,6 @@ fn metadata(base: &Model, ckpt: &Checkpoint, alpha: f64) -> Metadata {
     let mut meta = Metadata::new();
     meta.set("general.architecture", base.config.arch.as_str());
     set_general(&mut meta, ckpt.dir(), &serde_json::Value::Null, 0, "", "adapter");
-    if meta.str("general.size_label") == Some("") {
-        meta.remove("general.size_label");
-    }
     meta.set("general.type", "adapter");
     meta.set("adapter.type", "lora");
     meta.set("adapter.lora.alpha", alpha as f32);

@@ -505,3 +505,9 @@ pub fn longrope_attention_factor(context: usize, original: usize) -> f32 {
     let scale = context as f64 / original as f64;
     if scale > 1.0 { (1.0 + scale.ln() / (original as f64).ln()).sqrt() as f32 } else { 1.0 }
 }
+
+/// The factor on rotary sines and cosines that YaRN's two scales give (transformers' `_compute_yarn_parameters`).
+pub fn yarn_attention_factor(factor: f32, scale: f32, all_dims: f32) -> f32 {
+    let of = |m: f32| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+    of(scale) / of(all_dims)
+}

@@ -5,7 +5,7 @@
 
 use super::anatomy;
 use super::blueprint;
-use super::config::{Config, Rope, RopeScaling, Sizes};
+use super::config::{Config, Rope, RopeScaling, Sizes, yarn_attention_factor};
 use super::families;
 use super::family::{Family, HfName, Reading, Rotation};
 use super::hf_json::{HfJson, as_size, hf_number, missing, number, wrong};
@@ -201,6 +201,7 @@ fn scaling(table: &Value, original: Option<usize>, family: &Family, context: usi
             None => Err(missing(&format!("rope_parameters.{key}"))),
         }
     };
+    let stated = |key: &str| number(table, key);
     // Phi3 once called its own scheme "su", and for a while "yarn".
     let kind = if family.long_rope && kind == "yarn" { "longrope" } else { kind };
     match kind.to_ascii_lowercase().as_str() {
@@ -216,11 +217,12 @@ fn scaling(table: &Value, original: Option<usize>, family: &Family, context: usi
         "yarn" => Ok(RopeScaling::Yarn {
             factor: positive("factor", None)?,
             original_context: original.unwrap_or(context),
-            attention_factor: match (number(table, "attention_factor")?, number(table, "attn_factor")?) {
+            attention_factor: match (stated("attention_factor")?, stated("attn_factor")?) {
                 (Some(f), _) | (None, Some(f)) => Some(f),
-                (None, None) => {
-                    by_scales(positive("factor", None)?, number(table, "mscale")?.zip(number(table, "mscale_all_dim")?))
-                }
+                (None, None) => match (stated("mscale")?, stated("mscale_all_dim")?) {
+                    (Some(a), Some(b)) if a * b != 0.0 => Some(yarn_attention_factor(positive("factor", None)?, a, b)),
+                    _ => None,
+                },
             },
             beta_fast: positive("beta_fast", Some(32.0))?,
             beta_slow: positive("beta_slow", Some(1.0))?,
@@ -244,14 +246,6 @@ fn factors(table: &Value, key: &str) -> Result<Vec<f32>> {
             _ => Err(wrong(key, v, "numbers above 0")),
         })
         .collect()
-}
-
-/// The attention factor that two scales of YaRN give (transformers' `_compute_yarn_parameters`); without them it follows from
-/// the factor.
-fn by_scales(factor: f32, scales: Option<(f32, f32)>) -> Option<f32> {
-    let (scale, all) = scales.filter(|(scale, all)| *scale != 0.0 && *all != 0.0)?;
-    let of = |m: f32| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
-    Some(of(scale) / of(all))
 }
 
 #[cfg(test)]

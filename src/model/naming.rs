@@ -201,7 +201,7 @@ pub fn id_of_folder(dir: &Path) -> Option<String> {
 }
 
 /// Sets `general.type`, the sampling hints, the name and the origin, in gguf-py's order. `computed_size` labels a model
-/// whose name states no size; `fallback` names one that nothing else names.
+/// whose name states no size, if it is not empty; `fallback` names one that nothing else names.
 pub fn set_general(
     meta: &mut Metadata,
     dir: &Path,
@@ -236,7 +236,7 @@ pub fn set_general(
     set("basename", one(&["basename", "model_basename", "model_type"]).or_else(|| guess(|g| &g.basename)));
     set("description", one(&["description", "model_description"]));
     let size = one(&["size_label", "model_size_label"]).or_else(|| guess(|g| &g.size_label));
-    set("size_label", Some(size.unwrap_or_else(|| computed_size.to_string())));
+    set("size_label", Some(size.unwrap_or_else(|| computed_size.to_string())).filter(|size| !size.is_empty()));
     set("license", Some(values("license").join(",")).filter(|l| !l.is_empty()));
     set("license.name", one(&["license_name"]));
     set("license.link", one(&["license_link"]));

@@ -46,11 +46,15 @@ fn open_file(path: &Path) -> Result<Checkpoint> {
     }
 }
 
+/// What PEFT calls the files of an adapter.
+pub(super) const ADAPTER_CONFIG: &str = "adapter_config.json";
+pub(super) const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+
 fn open_folder(dir: &Path) -> Result<Checkpoint> {
     let names = list(dir)?;
-    let adapter = names.contains("adapter_config.json") && names.contains("adapter_model.safetensors");
+    let adapter = names.contains(ADAPTER_CONFIG) && names.contains(ADAPTER_WEIGHTS);
     let remark =
-        adapter.then(|| "a LoRA adapter lies beside the weights (adapter_config.json); it is not merged".to_string());
+        adapter.then(|| format!("a LoRA adapter lies beside the weights ({ADAPTER_CONFIG}); it is not merged"));
     Ok(open_listed(dir, names)?.remarking(remark))
 }
 

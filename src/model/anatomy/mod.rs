@@ -13,7 +13,7 @@ use crate::gguf::Metadata;
 use crate::model::blueprint;
 use crate::model::config::{
     Activation, Config, Dense, Ending, Experts, Ffn, Gating, LayerConfig, Mixer, Mixing, Norm, NormNames, Pooling,
-    Rope, RopeScaling, Routing, Streams, Wiring,
+    Rope, RopeScaling, Routing, Streams, Wiring, yarn_attention_factor,
 };
 use crate::model::tensor::{Generated, MappedTensor};
 use crate::{Error, Result};
@@ -458,7 +458,7 @@ fn scaling(f: &Facts) -> Result<RopeScaling> {
     let said = |key: &str| f.said_of_rope(key).and_then(|v| v.as_f64()).map(|x| x as f32).filter(|x| *x != 0.0);
     // Two scales of which one is undone where scores are scaled (DeepSeek-V2).
     let by_scales = |factor: f32| match (said("mscale"), said("mscale_all_dim")) {
-        (Some(a), Some(b)) => Some((0.1 * a * factor.ln() + 1.0) / (0.1 * b * factor.ln() + 1.0)),
+        (Some(a), Some(b)) => Some(yarn_attention_factor(factor, a, b)),
         _ => f.float("rope.scaling.yarn_log_multiplier").map(|_| 1.0),
     };
     match (f.text("rope.scaling.type"), factor) {

@@ -1,13 +1,11 @@
 //! The files of a PEFT adapter: adapter_config.json, and the matrices of each module.
 
-use super::super::{Checkpoint, SourceFile, TensorMeta, folder, safetensors};
+use super::super::folder::{self, ADAPTER_CONFIG, ADAPTER_WEIGHTS};
+use super::super::{Checkpoint, SourceFile, TensorMeta, safetensors};
 use crate::{Error, Result, input};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-
-const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
 
 pub const A: &str = ".lora_A.weight";
 pub const B: &str = ".lora_B.weight";
@@ -59,7 +57,7 @@ impl Files {
     /// Opens an adapter's files behind those of `ckpt`.
     pub fn open(ckpt: &mut Checkpoint, path: &Path) -> Result<Self> {
         let (dir, weights) = match path.is_dir() {
-            true => (path, path.join(WEIGHTS)),
+            true => (path, path.join(ADAPTER_WEIGHTS)),
             false => {
                 (path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")), path.to_path_buf())
             }
@@ -67,7 +65,7 @@ impl Files {
         if !weights.exists() && dir.join("adapter_model.bin").exists() {
             return Err(folder::pytorch(&dir.join("adapter_model.bin")));
         }
-        let settings = Settings::read(&dir.join(CONFIG))?;
+        let settings = Settings::read(&dir.join(ADAPTER_CONFIG))?;
         let file = SourceFile::open(&weights)?;
         let tensors = safetensors::read(&file, ckpt.files.len())?;
         ckpt.files.push(file);

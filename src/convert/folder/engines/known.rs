@@ -24,10 +24,15 @@ const ROPES: &str = "default linear dynamic yarn longrope su llama3 mrope propor
 /// The names of types that torch has and a checkpoint may be asked for in.
 const FLOATS: [&str; 8] = ["float16", "bfloat16", "float32", "float64", "half", "float", "double", "auto"];
 
+/// A configuration, and its text model's inside.
+fn parts(config: &Value) -> impl Iterator<Item = &Value> {
+    [Some(config), config.get("text_config")].into_iter().flatten()
+}
+
 /// What transformers' configuration stops at, whatever the family.
 fn odd_values(config: &Value) -> Vec<String> {
     let mut found = Vec::new();
-    for part in [Some(config), config.get("text_config")].into_iter().flatten() {
+    for part in parts(config) {
         for key in ["hidden_act", "rms_norm_eps", "layer_norm_eps", "max_position_embeddings"] {
             if part.get(key).is_some_and(Value::is_null) {
                 found.push(format!("config.json says null for {key}"));
@@ -57,8 +62,7 @@ const EXPERTS: [&str; 4] = ["num_local_experts", "num_experts", "n_routed_expert
 /// The number of experts under a name that an engine's class does not read: it takes its own default then. `names`: those
 /// that the class of a model type reads.
 fn unread_experts(config: &Value, names: impl Fn(&str) -> Option<&'static str>) -> Option<String> {
-    let parts = [Some(config), config.get("text_config")].into_iter().flatten();
-    parts.into_iter().find_map(|part| {
+    parts(config).find_map(|part| {
         let names = names(part.get("model_type")?.as_str()?)?;
         let wanted = names.split(' ').next().filter(|name| !name.is_empty())?;
         let stated: Vec<&str> = EXPERTS.into_iter().filter(|key| part.get(key).is_some_and(Value::is_u64)).collect();
@@ -154,8 +158,7 @@ impl View<'_> {
 
     /// An activation or a kind of rotary embedding that no engine has.
     fn unheard(&mut self, config: &Value) {
-        let parts = [Some(config), config.get("text_config")].into_iter().flatten();
-        let found = parts.into_iter().find_map(|part| {
+        let found = parts(config).find_map(|part| {
             let word = |value: Option<&Value>, known: &str| -> Option<String> {
                 let word = value?.as_str()?;
                 (!known.split_whitespace().any(|k| k == word)).then(|| word.to_string())
