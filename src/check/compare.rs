@@ -175,6 +175,8 @@ impl<'a> Field<'a> {
         let Some(first) = candidates.first() else {
             return Err(Error::request("a comparison needs a base and at least one candidate"));
         };
+        // Seconds of loading the first are not spent on a second that is not there.
+        candidates.iter().try_for_each(|path| Checkpoint::open(path).map(|_| ()))?;
         let simulated = Simulated::of(how);
         // A stored base has its own tokens; otherwise the base's tokenizer makes them.
         let mut opened = None;

@@ -269,7 +269,7 @@ fn of_tensors(diff: &mut Diff, a: &SourceModel, b: &SourceModel, run: Run) -> Re
         diff.notes.push(match transform {
             Transform::Sorted => "feed-forward channels are in a different order, so whole tensors differ".into(),
             Transform::Scaled => {
-                "factors were moved between norms and layers, so these differ even where the model is the same".into()
+                "norms differ by more than rounding; if factors were moved between norms and layers (AWQ, SmoothQuant), both differ although the model is the same".into()
             }
         });
     }

@@ -1,6 +1,6 @@
 //! Flags that several commands share.
 
-use super::values::{TYPES, TYPES_AND_FORMATS, size, yes_or_no};
+use super::values::{TYPES, TYPES_AND_FORMATS, limit, size, yes_or_no};
 use crate::calibration::data;
 use crate::calibration::imatrix::UnseenExperts;
 use crate::convert::recipe;
@@ -383,7 +383,7 @@ pub struct TaskArgs {
 #[command(next_help_heading = "Quality gates (exit code 6)")]
 pub struct GateArgs {
     /// Fail when the mean KL divergence (nats per token) is above this
-    #[arg(long, value_name = "KLD")]
+    #[arg(long, value_name = "KLD", value_parser = limit)]
     pub max_kld: Option<f64>,
     /// Fail when perplexity rises by more: 3% or 0.03
     #[arg(long, value_name = "SHARE")]
@@ -392,7 +392,7 @@ pub struct GateArgs {
     #[arg(long, value_name = "SHARE")]
     pub min_top1: Option<String>,
     /// Fail when the mean cosine of an embedding model's vectors is below this: 0.999
-    #[arg(long, value_name = "COSINE")]
+    #[arg(long, value_name = "COSINE", value_parser = limit)]
     pub min_cosine: Option<f64>,
 }
 

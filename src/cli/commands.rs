@@ -436,7 +436,7 @@ pub struct DiffArgs {
 pub struct ReportArgs {
     /// A report saved as JSON; - reads it from standard input
     pub file: PathBuf,
-    /// Where to render it: a file in .html, .md, .json or .txt, or the ending alone for standard output (repeatable) [default: text on standard output]
+    /// Where to render it: a file in .html, .md, .json or .txt, or just html, md, json or txt for standard output (repeatable) [default: text on standard output]
     #[arg(long, short = 'o', value_name = "FILE")]
     pub to: Vec<PathBuf>,
     /// Replace existing files

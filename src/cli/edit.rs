@@ -4,6 +4,7 @@ use super::args::Format;
 use super::commands::{EditArgs, ExtractArgs, MergeArgs, SplitArgs};
 use super::interrupt::{CANCEL, catch_interrupt};
 use super::output::{print, print_json};
+use crate::convert::loadable;
 use crate::edit::{self, Change, Chosen, SCALARS, Shards};
 use crate::source::Checkpoint;
 use crate::{Error, Result, escape};
@@ -24,6 +25,12 @@ pub fn edit(args: EditArgs) -> Result<()> {
         }
         None => &args.file,
     };
+    let file = Checkpoint::open(&args.file)?;
+    if let Some(metadata) = file.gguf().map(|metadata| edit::changed(metadata, &changes)).transpose()?
+        && let Some(what) = loadable::refused_by_change(file, metadata)
+    {
+        return Err(Error::request(format!("llama.cpp would not load the file with these changes: {what}")));
+    }
     edit::edit(&args.file, output, &changes, args.force || args.in_place, &CANCEL)?;
     made(args.common.format, std::slice::from_ref(output))
 }

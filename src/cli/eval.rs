@@ -215,14 +215,14 @@ fn named(report: Report) -> Report {
 
 /// The gates asked for on the command line.
 pub fn gates(args: &GateArgs) -> Result<Gates> {
-    let share = |flag: &str, text: &Option<String>| match text {
-        Some(text) => gate::parse_share(text).map(Some).map_err(|e| Error::Usage(format!("{flag}: {e}"))),
+    let share = |flag: &str, text: &Option<String>, most: f64| match text {
+        Some(text) => gate::parse_share(text, most).map(Some).map_err(|e| Error::Usage(format!("{flag}: {e}"))),
         None => Ok(None),
     };
     Ok(Gates {
         max_kld: args.max_kld,
-        max_ppl_increase: share("--max-ppl-increase", &args.max_ppl_increase)?,
-        min_top1: share("--min-top1", &args.min_top1)?,
+        max_ppl_increase: share("--max-ppl-increase", &args.max_ppl_increase, f64::MAX)?,
+        min_top1: share("--min-top1", &args.min_top1, 1.0)?,
         min_cosine: args.min_cosine,
     })
 }

@@ -56,6 +56,15 @@ pub fn size(text: &str) -> Result<u64> {
     if bytes < 1.0 || bytes > u64::MAX as f64 / 2.0 { Err(bad()) } else { Ok(bytes as u64) }
 }
 
+/// A limit that is no share: nats per token, or a cosine.
+pub fn limit(text: &str) -> Result<f64, &'static str> {
+    match text.trim().parse() {
+        Ok(limit) if f64::is_finite(limit) => Ok(limit),
+        _ if text.contains('%') => Err("it is no share; write a number as reports show it, like 0.05"),
+        _ => Err("not a number; write one as reports show it, like 0.05"),
+    }
+}
+
 /// Any text; completion offers the names of these groups.
 #[derive(Clone)]
 pub struct Names(fn(&catalogue::Entry) -> bool);

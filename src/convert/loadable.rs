@@ -4,10 +4,10 @@
 
 mod values;
 
-use crate::gguf::{Array, Metadata, Value};
+use crate::gguf::{ALIGNMENT_KEY, Array, DEFAULT_ALIGNMENT, Metadata, Value};
 use crate::model::{Model, tokenizer};
 use crate::quant::GgmlType;
-use crate::source::{Checkpoint, Dtype};
+use crate::source::{Checkpoint, Dtype, TensorMeta};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::OnceLock;
@@ -72,6 +72,13 @@ pub fn examine(file: &Checkpoint) -> Found {
     Found { unknown: (!known && refusals.is_empty()).then_some(unknown), refusals }
 }
 
+/// Why llama.cpp would not load a file with other metadata that it loads as it is.
+pub fn refused_by_change(file: Checkpoint, metadata: Metadata) -> Option<String> {
+    let before = examine(&file).refusals;
+    let after = examine(&file.with_metadata(metadata)).refusals;
+    after.into_iter().find(|what| !before.contains(what))
+}
+
 /// What is wrong with an adapter, as `llama_adapter_lora_init` reads it: every tensor is one of a pair, and the alpha is
 /// there. What it changes is known with its model only.
 fn adapter(file: &Checkpoint) -> Vec<String> {
@@ -115,7 +122,7 @@ pub fn of_folder(model: &Model) -> Option<Vec<String>> {
 pub fn structure(file: &Checkpoint) -> Vec<String> {
     let Some(meta) = file.gguf() else { return vec!["is not a GGUF file".into()] };
     let arch = meta.str("general.architecture").unwrap_or_default();
-    let mut found = Vec::new();
+    let mut found: Vec<String> = gap(file, meta).into_iter().collect();
     let Some(table) = table() else { return found };
     if !table.names.iter().any(|name| name == arch) {
         return vec![format!("it does not know the architecture '{arch}'")];
@@ -145,6 +152,10 @@ pub fn structure(file: &Checkpoint) -> Vec<String> {
     {
         found.push(format!("{arch}.context_length is {context}, but position_embd.weight has {rows} rows"));
     }
+    let encoders = ["clip.has_vision_encoder", "clip.has_audio_encoder"];
+    if arch == "clip" && !encoders.iter().any(|key| meta.bool(key) == Some(true)) {
+        found.push(format!("neither {} nor {} is true in it", encoders[0], encoders[1]));
+    }
     let row = table.architectures.get(arch);
     let is_own = |key: &str| row.is_some_and(|row| row.keys.contains_key(key) || row.optional.contains_key(key));
     found.extend(values::odd(meta, arch, is_own));
@@ -154,6 +165,17 @@ pub fn structure(file: &Checkpoint) -> Vec<String> {
         sizes((table, row), file, meta, arch, &mut found);
     }
     found
+}
+
+/// The first tensor that does not lie right behind the one before it, as every tensor must (`gguf_init_from_file`).
+fn gap(file: &Checkpoint, meta: &Metadata) -> Option<String> {
+    let alignment = meta.uint(ALIGNMENT_KEY).unwrap_or(DEFAULT_ALIGNMENT).max(1);
+    let is_apart = |pair: &&[TensorMeta]| {
+        let padded = pair[0].bytes().next_multiple_of(alignment);
+        !file.files().is_empty() && pair[0].file == pair[1].file && pair[0].range.start + padded != pair[1].range.start
+    };
+    let pair = file.tensors().windows(2).find(is_apart)?;
+    Some(format!("{} does not lie right behind {}, which is before it in the file", pair[1].name, pair[0].name))
 }
 
 /// Keys that depend on the size of the model: DeepSeek's small ones have no low-rank queries.
@@ -359,6 +381,12 @@ pub fn vocabulary(file: &Checkpoint) -> Vec<String> {
     }
     if model == "llama" && !seen.contains("<0x0A>") {
         found.push("the SentencePiece vocabulary has no byte tokens (<0x00> to <0xFF>)".into());
+    }
+    if model == "plamo2"
+        && let Some(byte) =
+            (0..=255u8).map(|byte| format!("<0x{byte:02X}>")).find(|token| !seen.contains(token.as_str()))
+    {
+        found.push(format!("the PLaMo 2 vocabulary has no token for the byte {byte}"));
     }
     let name = meta.str("general.name").unwrap_or_default().to_ascii_lowercase();
     if name.contains("phi3") || name.contains("phi-3") {

@@ -6,7 +6,8 @@ pub use super::asked::regex_fault;
 use super::findings;
 use super::layout::{FolderPlan, PlainPlan};
 use super::ledger::{Kind, LedgerRow};
-use super::recipe::{Limit, Recipe, Target};
+use super::loadable;
+use super::recipe::{Limit, Recipe, Split, Target};
 use super::record::{self, Facts};
 use super::sizes::{self, FileSizes};
 use super::stream;
@@ -17,8 +18,9 @@ use crate::gguf::{self, Metadata};
 use crate::model::config_keys::lost;
 use crate::model::contradictions;
 use crate::model::tokenizer::GgufVocab;
-use crate::model::{Mtp, Part, SourceModel, TOWER, WITHOUT_MTP, gguf_metadata, preset_facts};
+use crate::model::{Mtp, Part, Role, SourceModel, TOWER, WITHOUT_MTP, gguf_metadata, preset_facts};
 use crate::quant::presets::{self, Choice, Preset, Why};
+use crate::source::{Checkpoint, Dtype, TensorMeta};
 use crate::{Error, Result};
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -112,6 +114,7 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
         return Err(Error::unsupported(what));
     }
     let mut remarks = source.ckpt.remarks().to_vec();
+    remarks.extend(without_effect(source, recipe).into_iter().map(String::from));
     if let Some(config) = source.model.hf_config.as_ref().filter(|_| source.ckpt.gguf().is_none()) {
         remarks.extend(contradictions::of(source.ckpt.dir(), config));
     }
@@ -162,6 +165,7 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
     if let Some(n) = packed.filter(|n| *n > 0 && source.ckpt.gguf().is_none()) {
         plan.remarks.push(format!("{n} expert tensors are stored in MXFP4 and are kept bit for bit"));
     }
+    plan.check_overrides()?;
     Ok(plan)
 }
 
@@ -256,6 +260,13 @@ impl Plan {
         file: &FilePlan,
         facts: &Facts,
     ) -> Result<Metadata> {
+        let mut metadata = self.recorded((index, target), file, facts);
+        record::override_metadata(&mut metadata, &self.recipe.metadata)?;
+        Ok(metadata)
+    }
+
+    /// The same without what the recipe overrides.
+    fn recorded(&self, (index, target): (usize, &Target), file: &FilePlan, facts: &Facts) -> Metadata {
         let mut metadata = self.metadata.clone().unwrap_or_default();
         match self.source.ckpt.is_adapter() {
             true => metadata.remove("general.file_type"),
@@ -268,8 +279,24 @@ impl Plan {
             let feedback = recipe.data.is_some() && recipe.file_feedback();
             findings::lay_out(&mut metadata, model.config.ending, feedback);
         }
-        record::override_metadata(&mut metadata, &self.recipe.metadata)?;
-        Ok(metadata)
+        metadata
+    }
+
+    /// That the keys which the recipe overrides leave files that llama.cpp loads.
+    fn check_overrides(&self) -> Result<()> {
+        for (output, file) in self.files().filter(|_| !self.recipe.metadata.is_empty()) {
+            let tensors = file.sizes.rows.iter().map(|row| (row.name.clone(), row.choice.got, row.shape.clone()));
+            let without = self.recorded((output.index, &output.target), file, &Facts::default());
+            let mut with = without.clone();
+            record::override_metadata(&mut with, &self.recipe.metadata)?;
+            let planned = Checkpoint::imagined(tensors.collect())?.with_metadata(without);
+            if let Some(what) = loadable::refused_by_change(planned, with) {
+                let keys: Vec<&str> = self.recipe.metadata.iter().map(|o| o.key.as_str()).collect();
+                let what = format!("with another {}, llama.cpp would not load the file: {what}", keys.join(", "));
+                return Err(Error::request(what));
+            }
+        }
+        Ok(())
     }
 
     /// The bytes before the tensors of a file, but for what shards add.
@@ -323,6 +350,28 @@ impl FilePlan {
         let rows = rows.map(|(row, choice)| (row.name, row.shape, choice));
         self.sizes = sizes::of_file(&self.sizes.name, self.preset, rows, before);
     }
+}
+
+/// What of a recipe for GGUF files makes no difference to this model: a sentence each.
+fn without_effect(source: &SourceModel, recipe: &Recipe) -> Vec<&'static str> {
+    let (ckpt, model) = (&source.ckpt, &source.model);
+    let text = recipe.part == Part::Text && recipe.files().next().is_some();
+    let tensors = |mtp| source.for_files(recipe.part, mtp).map(|kept| kept.model.tensors.len()).ok();
+    let is_plain = |t: &TensorMeta| matches!(t.dtype, Dtype::Ggml(ty) if ty.is_plain());
+    let no_mtp = || tensors(Mtp::Keep) == Some(model.tensors.len());
+    let all = [
+        (recipe.mtp == Mtp::Drop && no_mtp(), "there are no multi-token prediction layers to leave out"),
+        (recipe.requantize && ckpt.tensors().iter().all(is_plain), "nothing is quantized in the source yet"),
+        (
+            recipe.types.keep_output && !model.tensors.iter().any(|t| t.role == Role::Output),
+            "there is no output matrix to leave alone: the embedding is used",
+        ),
+        (
+            recipe.split == Split::AsSource && ckpt.files().len() < 2,
+            "the source is one file, and so is what is made of it",
+        ),
+    ];
+    all.into_iter().filter(|(idle, _)| text && *idle).map(|(_, what)| what).collect()
 }
 
 /// The parts of the source that a text model has no place for, or only in fewer bits.

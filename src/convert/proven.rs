@@ -172,15 +172,16 @@ impl Layers for Weights<'_> {
     }
 }
 
-/// A finished folder under its temporary name: what its weights do beside the source, read as any loader reads them.
+/// A finished folder under its temporary name: what its weights do beside the source, read as any loader reads them; and a
+/// sentence for each thing that is odd.
 ///
 /// # Errors
 /// Those of opening and running it.
-pub fn folder(plan: &Plan, folder: &FolderPlan, path: &Path, run: Run) -> Result<Option<Checked>> {
+pub fn folder(plan: &Plan, folder: &FolderPlan, path: &Path, run: Run) -> Result<(Option<Checked>, Vec<String>)> {
     if !is_run(plan, run.control.check) {
-        let warning = |why: String| run.notice(Notice::Warning(format!("{}: {why}", folder.spec)));
-        unread(plan, run.control.check).into_iter().for_each(warning);
-        return Ok(None);
+        let notes: Vec<String> = unread(plan, run.control.check).into_iter().collect();
+        notes.iter().for_each(|why| run.notice(Notice::Warning(format!("{}: {why}", folder.spec))));
+        return Ok((None, notes));
     }
     let artifact = SourceModel::open(path)?;
     let source = OpenModel { ckpt: &plan.source.ckpt, model: &plan.source.model };
@@ -188,7 +189,8 @@ pub fn folder(plan: &Plan, folder: &FolderPlan, path: &Path, run: Run) -> Result
     let bits = folder.quantized(&plan.source.ckpt).1.min(ROUNDED).min(of_source(&plan.source.ckpt));
     let ends = folder.layer(None).any(|(index, _)| folder.modules[index].spec.is_some());
     let of = |layer: Option<usize>| if layer.is_some() || ends { bits } else { 16.0 };
-    if_it_runs(proof::check_on_texts(&plan.source, (&source, &made), &of, run.unheard()))
+    let checked = if_it_runs(proof::check_on_texts(&plan.source, (&source, &made), &of, run.unheard()))?;
+    Ok((checked, Vec::new()))
 }
 
 /// Bits of the smallest type of a matrix in a layer, or of embedding and output.

@@ -72,13 +72,22 @@ pub fn edit(input: &Path, output: &Path, changes: &[Change], force: bool, cancel
             return Err(Error::bad_file(input, what).hint("edit it in place, or merge the shards first"));
         }
     }
-    let mut metadata = header.metadata.clone();
-    changes.iter().try_for_each(|change| apply(&mut metadata, change))?;
+    let metadata = changed(&header.metadata, changes)?;
     let file = SourceFile::open(input)?;
     let copied =
         |info: &gguf::TensorInfo| Copied { info: info.clone(), file: &file, at: header.data_start + info.offset };
     let tensors: Vec<Copied> = header.tensors.iter().map(copied).collect();
     copy::publish(vec![copy::write(output, &metadata, &tensors, force, cancel)?])
+}
+
+/// Metadata with these changes.
+///
+/// # Errors
+/// `Request` for a change that does not fit.
+pub fn changed(metadata: &Metadata, changes: &[Change]) -> Result<Metadata> {
+    let mut metadata = metadata.clone();
+    changes.iter().try_for_each(|change| apply(&mut metadata, change))?;
+    Ok(metadata)
 }
 
 fn is_same(a: &Path, b: &Path) -> bool {

@@ -26,5 +26,5 @@ mod shards;
 
 pub use crate::writer::gguf::Split;
 pub use extract::{Chosen, Extracted, extract};
-pub use metadata::{Change, SCALARS, edit};
+pub use metadata::{Change, SCALARS, changed, edit};
 pub use shards::{Shards, merge, split};

@@ -42,6 +42,12 @@ pub fn split(input: &Path, prefix: &Path, shards: Shards, force: bool, cancel: &
         let what = "would be a single shard; choose a smaller limit";
         return Err(Error::request(format!("{} {what}", input.display())));
     }
+    if let Shards::Count(asked) = shards
+        && asked != count
+    {
+        let what = format!("its {} tensors come out as {count} shards of like size, not {asked}", tensors.len());
+        return Err(Error::request(format!("{}: {what}", input.display())));
+    }
     // `shard_path` takes an extension away.
     let target = prefix.with_file_name(format!("{}.gguf", prefix.file_name().unwrap_or_default().to_string_lossy()));
     let paths: Vec<PathBuf> = (0..count).map(|no| shard_path(&target, no, count)).collect();

@@ -21,7 +21,7 @@ pub const SORTED: &str = "quantize.search.sorted_channels";
 pub enum Transform {
     /// Feed-forward channels stand in another order.
     Sorted,
-    /// Factors moved from channels to the norms and layers before them, as AWQ and SmoothQuant do.
+    /// Norms are others, as where AWQ and SmoothQuant move factors between channels and the norms before them.
     Scaled,
 }
 

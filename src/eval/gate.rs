@@ -242,14 +242,18 @@ pub fn verdict(outcomes: &[GateOutcome]) -> Result<()> {
     if failed.is_empty() { Ok(()) } else { Err(Error::Gate(format!("quality gate failed: {}", failed.join("\n  ")))) }
 }
 
-/// Parses a share: `3%` and `0.03` are the same. The error is a sentence for the user.
-pub fn parse_share(text: &str) -> Result<f64, String> {
+/// Parses a share of at most `most`: `3%` and `0.03` are the same. The error is a sentence for the user.
+pub fn parse_share(text: &str, most: f64) -> Result<f64, String> {
     let trimmed = text.trim();
     let (number, unit) = match trimmed.strip_suffix('%') {
         Some(n) => (n.trim_end(), 100.0),
         None => (trimmed, 1.0),
     };
     match number.parse::<f64>() {
+        Ok(v) if v / unit > most => Err(match unit == 1.0 && v <= 100.0 * most {
+            true => format!("'{text}' is more than all; write {text}% or {}", v / 100.0),
+            false => format!("'{text}' is more than all; write it as 95% or 0.95"),
+        }),
         Ok(v) if v >= 1.0 && unit == 1.0 && v.is_finite() => {
             Err(format!("'{text}' reads as {text} % or as {} %; write {text}% or {}%", 100.0 * v, 100.0 * v))
         }
@@ -328,13 +332,17 @@ mod tests {
 
     #[test]
     fn shares_read_both_ways() {
-        assert_eq!(parse_share("3%"), Ok(0.03));
-        assert_eq!(parse_share(" 0.03 "), Ok(0.03));
-        assert!(parse_share("-1%").is_err());
-        assert_eq!((parse_share("100%"), parse_share("300%")), (Ok(1.0), Ok(3.0)));
-        let bare = ["1", "3", "95"].map(|text| parse_share(text).unwrap_err());
+        let any = |text: &str| parse_share(text, f64::MAX);
+        assert_eq!(any("3%"), Ok(0.03));
+        assert_eq!(any(" 0.03 "), Ok(0.03));
+        assert!(any("-1%").is_err());
+        assert_eq!((any("100%"), any("300%")), (Ok(1.0), Ok(3.0)));
+        assert_eq!(parse_share("95", 1.0).unwrap_err(), "'95' is more than all; write 95% or 0.95");
+        assert!(parse_share("101%", 1.0).unwrap_err().contains("more than all"));
+        assert_eq!(parse_share("100%", 1.0), Ok(1.0));
+        let bare = ["1", "3", "95"].map(|text| any(text).unwrap_err());
         assert_eq!(bare[1], "'3' reads as 3 % or as 300 %; write 3% or 300%");
-        assert!(parse_share("x").unwrap_err().contains("3% or 0.03"));
+        assert!(any("x").unwrap_err().contains("3% or 0.03"));
         let out = Gates { min_top1: Some(95.0), ..Gates::default() };
         assert_eq!(out.check_size(10_000, 40).unwrap_err().exit_code(), 2);
     }

@@ -5,6 +5,7 @@ use super::figures;
 use super::format::{bytes, percent, significant};
 pub use super::results::measured;
 use super::schema::{Answered, Candidate, Report};
+use super::sizes;
 pub use super::sizes::{base_bytes, size_share, title};
 use super::vectors;
 use crate::eval::gate::shown_cosine;
@@ -163,8 +164,7 @@ pub fn answers_only(report: &Report) -> bool {
 pub fn details(report: &Report) -> Vec<String> {
     let mut lines = vectors::details(report);
     if let Some((c, s)) = headline_candidate(report) {
-        let size = base_bytes(report).map(|b| format!("from {} to {}", bytes(b), bytes(c.artifact.bytes)));
-        let size = size.map(|s| format!("It shrinks {s}. ")).unwrap_or_default();
+        let size = sizes::change(report, c);
         lines.push(format!(
             "{size}Perplexity goes from {} to {} ({}), and the KL divergence from the original is {} nats per token.",
             significant(s.ppl_base.value, 4),

@@ -51,8 +51,7 @@ pub fn headline(report: &Report) -> String {
 pub fn details(report: &Report) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some((c, cosines)) = spoken_of(report) {
-        let size = sizes::base_bytes(report).map(|b| format!("from {} to {}", bytes(b), bytes(c.artifact.bytes)));
-        let size = size.map(|s| format!("It shrinks {s}. ")).unwrap_or_default();
+        let size = sizes::change(report, c);
         lines.push(format!(
             "{size}Of {} vectors the one that changed most has a cosine of {} to the original's.",
             cosines.vectors,

@@ -122,7 +122,7 @@ fn what_cannot_be_measured_is_said_clearly() {
         let enough = said.lines().find_map(|line| line.split_once("hint: --max-memory ")).unwrap().1;
         ok(compare(&["--chunks", "2", "--max-memory", enough]));
     }
-    fails(&compare(&["--min-top1", "95"]), 2, &["--min-top1", "95 % or as 9500 %"]);
+    fails(&compare(&["--min-top1", "95"]), 2, &["--min-top1", "write 95% or 0.95"]);
     let gate = ["--text", str(&text), "--ctx", "128", "--chunks", "2", "--max-kld", "1"];
     let out = quantize(dir.path(), &[&["compare", str(&model), str(&model)], &gate[..]].concat());
     fails(&out, 3, &["too few tokens for this gate"]);

@@ -10,7 +10,7 @@ use crate::Result;
 use crate::error::Hint;
 use crate::model::graph::{Shard, Stage, shards};
 use crate::model::modules::{shares_scale, stored_alike};
-use crate::model::{Model, Role, stored_head_differs};
+use crate::model::{Model, Role, stored_head_differs, tokenizer};
 pub use crate::packed::Engine;
 use crate::packed::Scheme;
 use crate::packed::engines::{Check, UNPACKED, Verdict};
@@ -297,6 +297,12 @@ impl<'a> View<'a> {
             self.refuse("there is no tokenizer in the folder (tokenizer.json, tokenizer.model or vocab.json)");
         } else if !has("tokenizer_config.json") {
             self.note("without tokenizer_config.json, special tokens and the chat template are guessed");
+        }
+        if let Err(e) = tokenizer::check_library(dir) {
+            self.found.push(Objection {
+                unknown: true,
+                ..Objection::to_all(format!("its tokenizer is in question: {e}"), false)
+            });
         }
         for name in SMALL_FILES.iter().filter(|name| has(name)) {
             if let Err(e) = crate::input::read_json(&dir.join(name)) {

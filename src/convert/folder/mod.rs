@@ -96,6 +96,7 @@ fn one(
     let calibration = drawing.map(|d| serde_json::to_value(&d.report)).transpose();
     let calibration = calibration.map_err(|e| Error::Internal(e.to_string()))?.unwrap_or(Value::Null);
     let provenance = Provenance { name: &name, hashes, calibration };
+    let mut notes = Vec::new();
     let made = job.make(
         |job| match drawing {
             None => nearest::run(job),
@@ -111,7 +112,11 @@ fn one(
                 judged::run(job, &Layered { windows: &split.seen, options }, &split.held)
             }
         },
-        |path| proven::folder(plan, folder, path, run),
+        |path| {
+            let (checked, told) = proven::folder(plan, folder, path, run)?;
+            notes = told;
+            Ok(checked)
+        },
         &provenance,
     )?;
     drop(phase);
@@ -132,7 +137,7 @@ fn one(
         bits_per_weight,
         ledger: made.departures.iter().map(|d| d.of(output.target.name())).collect(),
         checked: made.checked.clone(),
-        notes: Vec::new(),
+        notes,
         verdict: judged::verdict(&made.manifest["held_out"]),
         file: None,
         manifest: made.manifest.clone(),

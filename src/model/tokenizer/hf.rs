@@ -71,7 +71,7 @@ pub(super) fn build(
             meta.set("tokenizer.ggml.pre", pre);
             meta.set("tokenizer.ggml.tokens", vocab.tokens);
             meta.set("tokenizer.ggml.token_type", vocab.types.iter().map(|&t| t as i32).collect::<Vec<_>>());
-            let mut special = Special::load(files, true, None)?;
+            let mut special = Special::load(files, true, Some(rows))?;
             let added = files.merged_added_tokens()?;
             for (ty, text) in facts.named {
                 let id = added.iter().find(|t| t.content == *text).map(|t| t.id as i64);
@@ -82,7 +82,7 @@ pub(super) fn build(
                 return Err(Error::bad_file(files.path("tokenizer.json"), what)
                     .hint("fetch the tokenizer files again; llama.cpp does not load a file without merges"));
             }
-            remarks.extend(special.remark());
+            remarks.extend(special.remarks());
             special.write(&mut meta);
             if is_encoder {
                 meta.set("tokenizer.ggml.token_type_count", types);
@@ -373,7 +373,7 @@ impl Vocab {
         meta.set("tokenizer.ggml.scores", self.scores);
         meta.set("tokenizer.ggml.token_type", self.types.iter().map(|&t| t as i32).collect::<Vec<_>>());
         let special = Special::load(files, false, Some(rows))?;
-        remarks.extend(special.remark());
+        remarks.extend(special.remarks());
         special.write(meta);
         Ok(())
     }

@@ -52,6 +52,17 @@ pub fn check_files(dir: &Path) -> Result<()> {
     restated::open(dir).map(|_| ())
 }
 
+/// That the library which transformers uses reads the `tokenizer.json` of a folder, where there is one.
+///
+/// # Errors
+/// [`Error::BadInput`] naming the file.
+pub fn check_library(dir: &Path) -> Result<()> {
+    match dir.join("tokenizer.json").is_file() {
+        true => runtime::check_library(&files::HfFiles::open(dir)?),
+        false => Ok(()),
+    }
+}
+
 impl GgufVocab {
     /// The vocabulary of a Hugging Face folder. `rows` is the number of embedding rows, up to which the vocabulary is
     /// padded; `facts` decide a few details as in llama.cpp's converter; `pre` names the

@@ -223,6 +223,14 @@ struct Hf {
     special: OnceLock<tokenizers::Tokenizer>,
 }
 
+/// That the crate reads `tokenizer.json`.
+///
+/// # Errors
+/// `BadInput`.
+pub(super) fn check_library(files: &HfFiles) -> Result<()> {
+    Hf::new(files).map(|_| ())
+}
+
 impl Hf {
     fn new(files: &HfFiles) -> Result<Self> {
         let path = files.path("tokenizer.json");

@@ -39,6 +39,8 @@ pub(super) struct Special {
     add: Vec<(String, bool)>,
     merges: Vec<String>,
     templates: Vec<Template>,
+    /// Special tokens that were dropped.
+    beyond: Vec<(String, u32)>,
     lowercase: Option<bool>,
     strip_accents: Option<bool>,
 }
@@ -96,16 +98,20 @@ impl Special {
         self.merges.is_empty()
     }
 
-    /// What is to be said of the chat templates.
-    pub fn remark(&self) -> Option<String> {
+    /// What is to be said of chat templates, and of special tokens that no row has: a sentence each.
+    pub fn remarks(&self) -> Vec<String> {
         let names: Vec<&str> = self.templates.iter().map(|(name, _)| name.as_str()).collect();
         let none = !names.is_empty() && !names.contains(&"default");
-        none.then(|| {
+        let of_templates = none.then(|| {
             format!(
                 "there is no default chat template, only {}; engines fall back to one of their own",
                 names.join(", ")
             )
-        })
+        });
+        let of_tokens = self.beyond.iter().map(|(ty, id)| {
+            format!("{id} is said to be the {ty} token, but the embedding has fewer rows; that is left out")
+        });
+        of_templates.into_iter().chain(of_tokens).collect()
     }
 
     pub fn id(&self, ty: &str) -> Option<u32> {
@@ -355,7 +361,9 @@ impl Special {
         let bad = || Error::bad_file(&files.dir, format!("{id} is not a valid id for the {ty} token"));
         let id = u32::try_from(id).map_err(|_| bad())?;
         let in_range = self.limit.is_none_or(|limit| (id as usize) < limit);
-        if in_range && self.id(ty).is_none() {
+        if !in_range && !self.beyond.iter().any(|(known, _)| known == ty) {
+            self.beyond.push((ty.into(), id));
+        } else if in_range && self.id(ty).is_none() {
             self.ids.push((ty.into(), id));
         }
         Ok(())

@@ -3,6 +3,7 @@
 //! file are those of the releases named at [`Engine::release`]; tests/interop/engine_tables.py writes them.
 
 use super::{Objection, View, files};
+use crate::model::contradictions;
 use crate::packed::engines::{MlxFamily, MlxNames};
 use crate::packed::{Engine, Loader};
 use crate::source::TensorMeta;
@@ -128,6 +129,9 @@ impl View<'_> {
         }
         if self.model.known().is_err() {
             self.unheard(config);
+        }
+        if let Some((class, kind)) = contradictions::class_and_kind(config).filter(|_| engine != Engine::Vllm) {
+            self.unknown(format!("it goes by the model_type {kind}, and the class is {class}"));
         }
         odd_values(config).into_iter().for_each(|what| self.unknown(what));
         let unread = match engine {
