@@ -1,7 +1,7 @@
 //! `--search feedback` for GGUF, run as a user runs it: the same bytes from any number of threads, no file worse than that
 //! of ggml's search on text that had no part in it, and the ledger says where ggml's blocks were kept.
 
-use crate::common::{FAMILIES, everything, model, names, threads};
+use crate::common::{FAMILIES, everything, model, names, one_layer, threads};
 use assert_cmd::Command;
 use quantize::Result;
 use quantize::calibration::data::{Amount, Source, draw};
@@ -30,10 +30,14 @@ const HOLD_OUT: usize = 8;
 
 /// A conversion calibrated on the bundled texts.
 fn convert(name: &str, ty: &str, search: &str, out: &Path) -> Command {
+    of_folder(&model(name), ty, search, out)
+}
+
+fn of_folder(model: &Path, ty: &str, search: &str, out: &Path) -> Command {
     let mut command = Command::cargo_bin("quantize").unwrap();
     command.args(["--quiet", "--format", "json", "--to", ty, "--search", search, "--calibration", "default"]);
     command.args(["--calibration-tokens", &TOKENS.to_string(), "--seq-len", &WINDOW.to_string()]);
-    command.arg(model(name)).arg("-o").arg(out);
+    command.arg(model).arg("-o").arg(out);
     command
 }
 
@@ -138,12 +142,15 @@ fn k_quants_and_i_quants_of_tiny_llama_lose_less() {
 #[test]
 fn threads_change_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    for (name, ty) in [("tiny-llama", "q4_k_m"), ("tiny-llama", "iq2_xs"), ("qwen3-moe", "q4_0")] {
+    let small = one_layer(&dir.path().join("small"));
+    let experts = model("qwen3-moe");
+    for (name, model, ty) in [("small", &small, "q4_k_m"), ("small", &small, "iq2_xs"), ("qwen3-moe", &experts, "q4_0")]
+    {
         let files: Vec<Vec<u8>> = threads()
             .iter()
             .map(|threads| {
                 let path = dir.path().join(format!("{name}-{ty}-{threads}.gguf"));
-                ok(convert(name, ty, "feedback", &path).args(["-t", threads]));
+                ok(of_folder(model, ty, "feedback", &path).args(["-t", threads]));
                 std::fs::read(&path).unwrap()
             })
             .collect();

@@ -1,6 +1,6 @@
 //! A conversion gives the same bytes with every instruction set of this machine and any number of threads.
 
-use crate::common::{everything, model};
+use crate::common::{everything, model, one_layer};
 use quantize::isa::Isa;
 use quantize::quant::codec;
 use quantize::quant::types::TYPES;
@@ -40,7 +40,7 @@ fn sets() -> Vec<&'static str> {
 
 /// Converts with the instruction sets and with 1, 2 and 7 threads, asserts that the files are the same, and returns the
 /// types that occur in them.
-fn same_with_all(types: &[&str], more: &[&str]) -> BTreeSet<&'static str> {
+fn same_with_all(model: &Path, types: &[&str], more: &[&str]) -> BTreeSet<&'static str> {
     let mut occur = BTreeSet::new();
     let sets = sets();
     let mut first = None;
@@ -49,7 +49,7 @@ fn same_with_all(types: &[&str], more: &[&str]) -> BTreeSet<&'static str> {
     let runs = sets.iter().copied().zip(["1", "2", "7"].into_iter().cycle());
     for (isa, threads) in runs.chain([(best, "2"), (best, "7")].into_iter().skip(usize::from(!everything()))) {
         let dir = tempfile::tempdir().unwrap();
-        let (out, model, to) = (format!("{}/", dir.path().display()), model("tiny-llama"), types.join(","));
+        let (out, to) = (format!("{}/", dir.path().display()), types.join(","));
         let args = ["--to", &to, model.to_str().unwrap(), "-o", &out, "-t", threads, "--on-fallback", "allow"];
         let run = quantize(isa, &[&args[..], more].concat());
         assert!(run.status.success(), "{isa}: {}", String::from_utf8_lossy(&run.stderr));
@@ -77,8 +77,14 @@ const PLAIN: [&str; 19] = [
 
 #[test]
 fn instruction_sets_and_threads_change_nothing() {
-    let mut occur = same_with_all(&PLAIN, &["--uncalibrated"]);
-    occur.extend(same_with_all(&["mxfp4_moe"], &["--tensor-type", "ffn_down=mxfp4", "--tensor-type", "ffn_up=nvfp4"]));
+    let dir = tempfile::tempdir().unwrap();
+    let model = one_layer(&dir.path().join("model"));
+    let mut occur = same_with_all(&model, &PLAIN, &["--uncalibrated"]);
+    occur.extend(same_with_all(
+        &model,
+        &["mxfp4_moe"],
+        &["--tensor-type", "ffn_down=mxfp4", "--tensor-type", "ffn_up=nvfp4"],
+    ));
     let all = TYPES.iter().filter(|row| codec(row.ty).is_some_and(|c| c.quantize.is_some()));
     let missing: Vec<_> =
         all.map(|row| row.ty.name()).filter(|ty| !occur.contains(ty) && !ASKING.contains(ty)).collect();
@@ -98,12 +104,12 @@ const ASKING: [&str; 6] = ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_
 fn nor_do_they_with_an_importance_matrix() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("imatrix.gguf");
-    let (model, imatrix) = (model("tiny-llama"), path.to_str().unwrap());
+    let (model, imatrix) = (one_layer(&dir.path().join("model")), path.to_str().unwrap());
     let args = ["calibrate", model.to_str().unwrap(), "-o", imatrix, "--calibration-tokens", "640", "--seq-len", "64"];
     let run = Command::new(env!("CARGO_BIN_EXE_quantize")).args(args).output().unwrap();
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-    let mut occur = same_with_all(&WEIGHTED, &["--imatrix", imatrix]);
-    occur.extend(same_with_all(&["iq2_xs"], &["--imatrix", imatrix, "--tensor-type", "attn_q=iq2_xxs"]));
+    let mut occur = same_with_all(&model, &WEIGHTED, &["--imatrix", imatrix]);
+    occur.extend(same_with_all(&model, &["iq2_xs"], &["--imatrix", imatrix, "--tensor-type", "attn_q=iq2_xxs"]));
     assert!(ASKING.iter().all(|ty| occur.contains(ty)), "{occur:?}");
 }
 
@@ -139,8 +145,8 @@ fn evaluation_and_error_feedback_run_with_every_set() {
     let path = |name: String| dir.path().join(name);
     let mut plain = None;
     let mut reference = None;
+    let model = one_layer(&dir.path().join("model"));
     for name in sets() {
-        let model = model("tiny-llama");
         let (blocks, folder) = (path(format!("{name}.gguf")), path(format!("{name}-gptq")));
         let codebooks = path(format!("{name}-iq2_m.gguf"));
         let data = ["--calibration", "default", "--calibration-tokens", "512", "--seq-len", "64", "--quiet"];

@@ -170,6 +170,49 @@ fn an_embedding_of_the_adapters_own_leaves_the_tied_head_as_it_was() {
 }
 
 #[test]
+fn what_is_added_to_a_tied_head_is_not_added_to_the_embedding() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (exact(&[2, 256], 1), exact(&[2048, 2], 2));
+    let tensors =
+        Tensors::from([("lm_head.lora_A.weight".into(), a.clone()), ("lm_head.lora_B.weight".into(), b.clone())]);
+    let adapter = write_adapter(&dir.path().join("adapter"), json!({ "lora_alpha": 2 }), &tensors);
+    let merged = SourceModel::open_merged(&model("tiny-llama"), Some(&adapter)).unwrap();
+    let plain = SourceModel::open(&model("tiny-llama")).unwrap();
+    let [merged, plain] = [(merged, "merged"), (plain, "plain")]
+        .map(|(source, to)| converted(&source, &dir.path().join(to), ["f32", "f16"]).swap_remove(0));
+    assert_eq!(merged["token_embd.weight"], plain["token_embd.weight"]);
+    let mut head = floats(&plain["token_embd.weight"]);
+    add(&mut head, (&b.1, &a.1), 2, 1.0);
+    let rounded: Vec<f32> = head.iter().map(|w| f16::from_f32(*w).to_f32()).collect();
+    assert_eq!(floats(&merged["output.weight"]), rounded);
+}
+
+#[test]
+fn rows_of_single_tokens_take_the_place_of_the_models() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = exact(&[3, 256], 5);
+    let part = "token_adapter.trainable_tokens_delta";
+    let open = |name: &str, tokens: Value| {
+        let tensors = Tensors::from([(format!("{EMBEDDING}.{part}"), rows.clone())]);
+        let settings = json!({ "lora_alpha": 2, "trainable_token_indices": tokens });
+        SourceModel::open_merged(&model("tiny-llama"), Some(&write_adapter(&dir.path().join(name), settings, &tensors)))
+    };
+    let embedding = |source: &SourceModel, to: &str| {
+        floats(&converted(source, &dir.path().join(to), ["f32", "f16"]).swap_remove(0)["token_embd.weight"])
+    };
+    let mut expected = embedding(&SourceModel::open(&model("tiny-llama")).unwrap(), "plain");
+    for (id, row) in [7, 2047, 0].into_iter().zip(rows.1.chunks_exact(256)) {
+        expected[id * 256..][..256].copy_from_slice(row);
+    }
+    assert!(embedding(&open("list", json!([7, 2047, 0])).unwrap(), "a") == expected);
+    assert!(embedding(&open("map", json!({ "embed_tokens": [7, 2047, 0] })).unwrap(), "b") == expected);
+    for (name, tokens) in [("few", json!([7, 8])), ("far", json!([7, 8, 2048])), ("odd", json!(["a"]))] {
+        let error = open(name, tokens).map(|_| ()).unwrap_err();
+        assert!(matches!(error, Error::BadInput(_)), "{error}");
+    }
+}
+
+#[test]
 fn rank_stabilised_and_weight_decomposed_adapters_are_merged() {
     let dir = tempfile::tempdir().unwrap();
     let lengths: Vec<f32> = (0..256).map(|i| 1.0 + i as f32 / 64.0).collect();

@@ -2,15 +2,16 @@
 
 use super::super::decode::decode;
 use super::super::{Checkpoint, Dtype, SourceFile, TensorMeta};
-use super::files::{A, B, BIAS, EMBEDDING_A, EMBEDDING_B, MAGNITUDE, MERGE_FIRST, Parts, Settings, matrices};
+use super::files::{A, B, BIAS, EMBEDDING_A, EMBEDDING_B, MAGNITUDE, MERGE_FIRST, Parts, Settings, TOKENS, matrices};
 use crate::dtype::GgmlType;
 use crate::packed::transpose;
 use crate::quant::codec;
 use crate::{Error, Result};
+use std::collections::HashMap;
 use std::path::Path;
 
-/// `left` `[rows, rank]` times `right` `[rank, cols]`, scaled.
-#[derive(Debug)]
+/// `left` `[rows, rank]` times `right` `[rank, cols]`, scaled; or rows that take the place of the base's.
+#[derive(Debug, Default)]
 pub struct Delta {
     pub rows: usize,
     pub cols: usize,
@@ -21,6 +22,8 @@ pub struct Delta {
     magnitude: Option<Vec<f32>>,
     /// What is added is rounded to the base's type before, as PEFT does it for embeddings.
     rounded: bool,
+    /// Rows of single tokens, `[cols]` each.
+    own: HashMap<usize, Vec<f32>>,
 }
 
 /// What a module's parts add, to which tensors.
@@ -40,6 +43,25 @@ pub fn deltas(
             false => Err(Error::bad_file(file(t), "holds values that are not finite").tensor(&t.name)),
         }
     };
+    if let Some(t) = parts.get(TOKENS) {
+        let fault = |what: String| Error::bad_file(weights, what).tensor(&t.name);
+        if parts.len() > 1 {
+            return Err(Error::unsupported("rows of single tokens beside matrices are not merged")
+                .tensor(module)
+                .hint(MERGE_FIRST));
+        }
+        let (name, ids) = (format!("{module}.weight"), settings.tokens(module));
+        let of_base = base.named(&name).map_or(&[][..], |found| &base.tensors[found].shape);
+        let (&[rows, cols], true) = (of_base, t.shape == [ids.len(), of_base.last().copied().unwrap_or(0)]) else {
+            return Err(fault(format!("is {:?} for {} tokens of the base model's {of_base:?}", t.shape, ids.len())));
+        };
+        if let Some(id) = ids.iter().find(|id| **id >= rows) {
+            return Err(fault(format!("holds token {id}, and the base model has {rows}")));
+        }
+        let values = read(t)?;
+        let own = ids.iter().copied().zip(values.chunks_exact(cols.max(1)).map(<[f32]>::to_vec)).collect();
+        return Ok(vec![(name, Delta { rows, cols, own, ..Delta::default() })]);
+    }
     let embedding = parts.contains_key(EMBEDDING_A);
     let (a, b, rank) = matrices(parts, module, if embedding { [EMBEDDING_A, EMBEDDING_B] } else { [A, B] }, weights)?;
     let (input, output) = (a.shape[1], b.shape[0]);
@@ -62,18 +84,10 @@ pub fn deltas(
         }
         None => None,
     };
-    let mut found =
-        vec![(format!("{module}.weight"), Delta { rows, cols, left, right, scale, magnitude, rounded: embedding })];
+    let product = Delta { rows, cols, left, right, scale, magnitude, rounded: embedding, ..Delta::default() };
+    let mut found = vec![(format!("{module}.weight"), product)];
     if let Some(t) = parts.get(BIAS) {
-        let delta = Delta {
-            rows: 1,
-            cols: t.elements(),
-            left: vec![1.0],
-            right: read(t)?,
-            scale,
-            magnitude: None,
-            rounded: false,
-        };
+        let delta = Delta { rows: 1, cols: t.elements(), left: vec![1.0], right: read(t)?, scale, ..Delta::default() };
         found.push((format!("{module}.bias"), delta));
     }
     Ok(found)
@@ -116,7 +130,10 @@ impl Delta {
                 quantize(&added, None, &mut bytes);
                 decode(ty, &bytes, &mut added)?;
             }
-            self.add(r, &mut row, &added);
+            match self.own.get(&r) {
+                Some(own) => row.iter_mut().zip(&own[first..]).for_each(|(w, own)| *w = *own),
+                None => self.add(r, &mut row, &added),
+            }
             quantize(&row[from - first..][..n], None, now);
             at += n;
             rest = later;

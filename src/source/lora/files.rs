@@ -13,7 +13,8 @@ pub const BIAS: &str = ".lora_B.bias";
 pub const EMBEDDING_A: &str = ".lora_embedding_A";
 pub const EMBEDDING_B: &str = ".lora_embedding_B";
 pub const MAGNITUDE: &str = ".lora_magnitude_vector";
-const PARTS: [&str; 6] = [A, B, BIAS, EMBEDDING_A, EMBEDDING_B, MAGNITUDE];
+pub const TOKENS: &str = ".token_adapter.trainable_tokens_delta";
+const PARTS: [&str; 7] = [A, B, BIAS, EMBEDDING_A, EMBEDDING_B, MAGNITUDE, TOKENS];
 
 /// The fields of adapter_config.json that say how to merge.
 pub struct Settings {
@@ -21,6 +22,8 @@ pub struct Settings {
     alpha: f64,
     /// Alphas of modules, by regular expression.
     alphas: Vec<(regex::Regex, f64)>,
+    /// The tokens that have rows of their own, of one module or of all.
+    tokens: Vec<(Option<String>, Vec<usize>)>,
     rank_stabilized: bool,
     /// Weights are stored `[in, out]` (GPT-2).
     pub turned: bool,
@@ -99,14 +102,7 @@ impl Settings {
         let set = |key: &&&str| {
             json.get(**key).is_some_and(|v| !matches!(v, Value::Null | Value::Bool(false)) && !is_empty(v))
         };
-        let kinds = [
-            "use_qalora",
-            "layer_replication",
-            "target_parameters",
-            "trainable_token_indices",
-            "alora_invocation_tokens",
-            "arrow_config",
-        ];
+        let kinds = ["use_qalora", "layer_replication", "target_parameters", "alora_invocation_tokens", "arrow_config"];
         if let Some(key) = kinds.iter().find(set) {
             return Err(other(&format!("the adapter has '{key}'")).hint(MERGE_FIRST));
         }
@@ -127,6 +123,7 @@ impl Settings {
             path: path.to_path_buf(),
             alpha,
             alphas,
+            tokens: tokens(&json["trainable_token_indices"]).ok_or_else(|| bad("trainable_token_indices"))?,
             rank_stabilized: flag("use_rslora"),
             turned: flag("fan_in_fan_out"),
         })
@@ -139,8 +136,27 @@ impl Settings {
         if self.rank_stabilized { alpha * (rank as f64).sqrt() } else { alpha }
     }
 
+    /// The tokens whose rows of a module the adapter has; none where it does not say.
+    pub fn tokens(&self, module: &str) -> &[usize] {
+        let is_own = |name: &str| module.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        let mut all = self.tokens.iter();
+        all.find(|(name, _)| name.as_deref().is_none_or(is_own)).map_or(&[], |(_, ids)| ids)
+    }
+
     pub fn scale(&self, module: &str, rank: usize) -> f32 {
         (self.alpha(module, rank) / rank as f64) as f32
+    }
+}
+
+/// A list of tokens, or a list for each module by the end of its name.
+fn tokens(value: &Value) -> Option<Vec<(Option<String>, Vec<usize>)>> {
+    let list = |value: &Value| -> Option<Vec<usize>> {
+        value.as_array()?.iter().map(|id| usize::try_from(id.as_u64()?).ok()).collect()
+    };
+    match value {
+        Value::Null => Some(Vec::new()),
+        Value::Object(map) => map.iter().map(|(name, ids)| Some((Some(name.clone()), list(ids)?))).collect(),
+        ids => Some(vec![(None, list(ids)?)]),
     }
 }
 

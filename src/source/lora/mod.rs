@@ -49,6 +49,10 @@ pub(super) fn merged(mut base: Checkpoint, path: &Path) -> Result<Checkpoint> {
     if own.into_iter().any(|(name, _)| ends_in(name, HEAD) || ends_in(name, EMBEDDING)) {
         base.untie();
     }
+    // As the adapter runs: what is added to the head is not added to the embedding.
+    if modules.keys().any(|module| ends_in(&format!("{module}.weight"), HEAD)) {
+        base.untie();
+    }
     for (name, t) in whole {
         base.replace(&name, t, &weights)?;
     }
