@@ -1,5 +1,5 @@
-//! A finished GGUF file beside the model it was made from, as a conversion does before the file gets its name: what it says
-//! of the model, what its tokenizer makes of text, and what its layers give.
+//! A finished GGUF file or checkpoint folder beside the model it was made from, as a conversion does before it gets its name:
+//! what it says of the model, what its tokenizer makes of text, and what its layers give.
 
 use super::derive::same_configuration;
 use crate::control::{Control, Report, Run};
@@ -15,7 +15,7 @@ use std::path::Path;
 /// suspicion in the result, and no error; what is odd beside that is a note.
 ///
 /// # Errors
-/// `Unsupported` for a source that cannot be run; `Request` for a folder; `Interrupted`.
+/// `Unsupported` for a source that cannot be run; `Interrupted`.
 pub fn beside(
     file: &Checkpoint,
     path: &Path,
@@ -24,16 +24,23 @@ pub fn beside(
     report: &dyn Report,
 ) -> Result<(Checked, Vec<String>)> {
     let run = Run::new(control, report);
+    let suspicious = |what: String| Ok((Checked { suspicion: Some(what), ..Checked::default() }, Vec::new()));
+    let other_key = |key: String| suspicious(format!("{key} is not what the source's tokenizer gives"));
     let Some(metadata) = file.gguf() else {
-        return Err(Error::request(
-            "only GGUF files can be checked against their source this way; compare folders on a text",
-        ));
+        let artifact = SourceModel::open(path)?;
+        return match other_vocabulary(source, &artifact) {
+            Ok(Some(key)) => other_key(key),
+            // What GGUF has no name for is compared by what it makes of text.
+            _ => match proven::other_tokens(source, &artifact)? {
+                Some(what) => suspicious(what),
+                None => proven::folder_beside(source, &artifact, run),
+            },
+        };
     };
     // As the file's own recipe has it.
     let recipe = record::read(metadata).unwrap_or_default();
     let source = source.for_files(recipe.part, recipe.mtp)?;
     source.model.runnable()?;
-    let suspicious = |what: String| Ok((Checked { suspicion: Some(what), ..Checked::default() }, Vec::new()));
     let artifact = match SourceModel::open(path) {
         Err(e @ Error::BadInput(_)) => return suspicious(e.to_string()),
         other => other?,
@@ -43,23 +50,28 @@ pub fn beside(
         other => other?,
     }
     match other_vocabulary(&source, &artifact)? {
-        Some(key) => suspicious(format!("{key} is not what the source's tokenizer gives")),
+        Some(key) => other_key(key),
         None => proven::beside(&source, &artifact, run),
     }
 }
 
 /// The first key of the vocabulary that both have and that differs.
 fn other_vocabulary(source: &SourceModel, artifact: &SourceModel) -> Result<Option<String>> {
-    let Some(theirs) = artifact.ckpt.gguf() else { return Ok(None) };
-    let mut ours = Metadata::new();
-    match source.ckpt.gguf() {
-        Some(metadata) => GgufVocab::from_metadata(metadata)?.write(&mut ours),
-        None => {
-            let (dir, rows) = (source.ckpt.dir(), source.model.config.vocab);
-            let pre = theirs.str("tokenizer.ggml.pre");
-            GgufVocab::from_hf_dir(dir, rows, source.model.tokenizer_facts(), pre)?.write(&mut ours);
-        }
-    }
+    let pre = artifact.ckpt.gguf().and_then(|metadata| metadata.str("tokenizer.ggml.pre"));
+    let (ours, theirs) = (vocabulary(source, pre)?, vocabulary(artifact, pre)?);
     let differs = |(key, value): &(&str, &crate::gguf::Value)| theirs.get(key).is_some_and(|other| other != *value);
     Ok(ours.iter().find(differs).map(|(key, _)| key.to_string()))
+}
+
+/// As metadata of a GGUF file; `pre` names the pre-tokenizer of a folder.
+fn vocabulary(model: &SourceModel, pre: Option<&str>) -> Result<Metadata> {
+    let mut found = Metadata::new();
+    match model.ckpt.gguf() {
+        Some(metadata) => GgufVocab::from_metadata(metadata)?.write(&mut found),
+        None => {
+            let (dir, rows) = (model.ckpt.dir(), model.model.config.vocab);
+            GgufVocab::from_hf_dir(dir, rows, model.model.tokenizer_facts(), pre)?.write(&mut found);
+        }
+    }
+    Ok(found)
 }

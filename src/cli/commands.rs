@@ -203,7 +203,7 @@ pub struct VerifyArgs {
     /// The LoRA adapter that was merged into the source
     #[arg(long, value_name = "ADAPTER")]
     pub lora: Option<PathBuf>,
-    /// GGUF: run it beside the checkpoint it was made from, as a conversion does at its end
+    /// Run it beside the checkpoint it was made from, as a conversion does at its end
     #[arg(long, value_name = "MODEL", conflicts_with = "source")]
     pub check: Option<PathBuf>,
     /// Say what this engine would refuse, and why (repeatable)

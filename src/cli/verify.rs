@@ -43,9 +43,6 @@ pub fn run(args: VerifyArgs) -> Result<()> {
         imatrix: args.imatrix.imatrix.clone(),
         unseen_experts: args.imatrix.unseen_experts.unwrap_or_default(),
     });
-    if args.check.is_some() && file.gguf().is_none() {
-        return Err(Error::Usage("--check is for GGUF files; compare folders on a text".into()));
-    }
     let beside = args.check.as_ref().map(|model| SourceModel::open_merged(model, args.lora.as_deref())).transpose()?;
     let found = check::verify(&file, origin.as_ref(), &control, &Terminal::new(args.common.quiet))?;
     let (name, tensors) = (args.file.display(), found.tensors);

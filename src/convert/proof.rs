@@ -175,13 +175,20 @@ const ROUGH_GAIN: std::ops::Range<f64> = 0.5..2.0;
 /// Bits per weight below which types may be so.
 const ROUGH: f64 = 2.3;
 
+/// The share of signs that a matrix has in common with the source's, whatever its rows and columns were multiplied by. Three
+/// bits leave nine in ten.
+const SIGNS: f64 = 0.75;
+
 /// The share of rows that may be others than the source's: few bits leave single rows hardly alike.
 const STRANGE: f64 = 0.05;
 
 /// Why a matrix cannot be a rounding of the source's.
-fn other_matrix(damage: &TensorDamage, likeness: Likeness, importance: bool) -> Option<String> {
+fn other_matrix(damage: &TensorDamage, likeness: Likeness, bits: f64, importance: bool) -> Option<String> {
     let (name, ty, share) = (&damage.name, &damage.ty, damage.rel_error);
-    let bits = GgmlType::from_name(ty).map_or(32.0, GgmlType::bits);
+    if likeness.moved {
+        let strange = likeness.signs < SIGNS || likeness.other_signs > STRANGE;
+        return strange.then(|| format!("{name} has other signs than the source's, whatever factors were moved"));
+    }
     let (bound, gain) = (bound_of_weights(bits, importance), if bits < ROUGH { ROUGH_GAIN } else { GAIN });
     if share.is_nan() || share > bound {
         return Some(format!(
@@ -206,9 +213,24 @@ pub fn other_weights(source: OpenModel, artifact: OpenModel, run: Run) -> Result
     if damage::transform(from, to)? == Some(Transform::Scaled) {
         return Ok(Some("its norms are not those of the source".into()));
     }
-    let matrices = damage::measure_rows(from, to, &|_| None, &run.control.cancel)?;
     let importance = artifact.ckpt.gguf().is_some_and(|meta| used_imatrix(meta) || used_feedback(meta));
-    Ok(matrices.iter().find_map(|(damage, likeness)| other_matrix(damage, *likeness, importance)))
+    let bits = |damage: &TensorDamage| GgmlType::from_name(&damage.ty).map_or(32.0, GgmlType::bits);
+    other_matrices(source, artifact, (&bits, importance), run)
+}
+
+/// The first matrix that is no rounding of the source's to its bits. Where factors were moved, signs are compared.
+///
+/// # Errors
+/// As [`other_weights`].
+pub fn other_matrices(
+    source: OpenModel,
+    artifact: OpenModel,
+    (bits, importance): (&dyn Fn(&TensorDamage) -> f64, bool),
+    run: Run,
+) -> Result<Option<String>> {
+    let (from, to) = ((source.ckpt, source.model), (artifact.ckpt, artifact.model));
+    let matrices = damage::measure_rows(from, to, &|_| None, &run.control.cancel)?;
+    Ok(matrices.iter().find_map(|(damage, likeness)| other_matrix(damage, *likeness, bits(damage), importance)))
 }
 
 /// Differences of a part of the model, summed over tokens.
@@ -417,7 +439,9 @@ mod tests {
     fn matrices_of_other_sizes_and_rows_are_no_roundings() {
         let matrix = |ty: &str, rel_error, gain, strange| {
             let damage = TensorDamage { name: "m".into(), ty: ty.into(), rel_error, ..TensorDamage::default() };
-            other_matrix(&damage, Likeness { gain, strange }, true)
+            let bits = GgmlType::from_name(ty).unwrap().bits();
+            let likeness = Likeness { gain, strange, ..Likeness::default() };
+            other_matrix(&damage, likeness, bits, true)
         };
         assert_eq!(matrix("Q2_K", 0.4, 0.9, 0.01), None);
         assert_eq!(matrix("IQ1_S", 0.9, 1.1, 0.04), None);

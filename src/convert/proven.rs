@@ -6,15 +6,18 @@ use super::judge::{Layers, OpenModel};
 use super::layout::FolderPlan;
 use super::loadable;
 use super::plan::Plan;
+pub use super::proof::other_tokens;
 use super::proof::{self, Checked, Nearness, TOKENS};
 use crate::control::{Notice, Run};
 use crate::disk;
+use crate::eval::TensorDamage;
+use crate::eval::damage::{self, Transform};
 use crate::infer::Engine;
 use crate::model::config::Ending;
 use crate::model::config_keys::lost;
-use crate::model::{Mtp, Part, SourceModel};
+use crate::model::{MappedTensor, Mtp, Part, SourceModel};
 use crate::quant::presets::layer_of;
-use crate::source::Checkpoint;
+use crate::source::{Checkpoint, Dtype, TensorMeta};
 use crate::writer::folder::MANIFEST;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -191,6 +194,61 @@ pub fn folder(plan: &Plan, folder: &FolderPlan, path: &Path, run: Run) -> Result
     let of = |layer: Option<usize>| if layer.is_some() || ends { bits } else { 16.0 };
     let checked = if_it_runs(proof::check_on_texts(&plan.source, (&source, &made), &of, run.unheard()))?;
     Ok((checked, Vec::new()))
+}
+
+/// A checkpoint folder, quantized or not, beside the model it was made of.
+///
+/// # Errors
+/// Those of reading and running the source; what is wrong with the folder is a suspicion.
+pub fn folder_beside(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<(Checked, Vec<String>)> {
+    source.model.runnable()?;
+    let suspicious = |what: String| Checked { suspicion: Some(what), ..Checked::default() };
+    let checked = match as_folder(source, artifact, run) {
+        Err(e @ Error::BadInput(_)) => suspicious(e.to_string()),
+        other => other?.unwrap_or_else(suspicious),
+    };
+    Ok((checked, Vec::new()))
+}
+
+fn as_folder(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<Result<Checked, String>> {
+    if artifact.model.config != source.model.config {
+        return Ok(Err("its configuration is not that of the source".into()));
+    }
+    let [ours, theirs] = [source, artifact].map(|it| OpenModel { ckpt: &it.ckpt, model: &it.model });
+    let (ckpt, tensors) = (&artifact.ckpt, &artifact.model.tensors);
+    let bits = |t: &MappedTensor| {
+        let parts = t.parts.iter().map(|part| &ckpt.tensors()[*part]);
+        let of_part = |t: &TensorMeta| {
+            let pieces = ckpt.packed_pieces(t);
+            let packed: u64 = pieces.iter().map(|(_, piece)| piece.bytes()).sum();
+            let bytes = if packed > 0 { packed } else { t.bytes() };
+            let bits = 8.0 * bytes as f64 / t.elements().max(1) as f64;
+            // Floats of eight bits are no nearer than integers of five.
+            let floats =
+                pieces.iter().any(|(_, piece)| piece.dtype == Dtype::F8_E4M3 && piece.elements() == t.elements());
+            if floats { bits.min(ROUNDED) } else { bits }
+        };
+        parts.map(of_part).fold(32.0, f64::min)
+    };
+    let of_layer = |layer: Option<usize>| {
+        let own = tensors.iter().filter(|t| t.layer == layer && t.shape.len() > 1);
+        let bits = own.map(bits).fold(32.0, f64::min).min(of_source(&source.ckpt));
+        if ckpt.is_quantized() { bits.min(ROUNDED) } else { bits }
+    };
+    let made = Weights(OpenModel { ckpt, model: &artifact.model });
+    let mut checked = proof::check_on_texts(source, (&ours, &made), &of_layer, run)?;
+    let moves_factors = ckpt.scheme().is_some_and(|s| ["awq", "int-quantized"].contains(&s.kind().as_str()));
+    if checked.suspicion.is_none()
+        && !moves_factors
+        && damage::transform((ours.ckpt, ours.model), (theirs.ckpt, theirs.model))? == Some(Transform::Scaled)
+    {
+        checked.suspicion = Some("its norms are not those of the source".into());
+    }
+    if checked.suspicion.is_none() {
+        let of_name = |damage: &TensorDamage| tensors.iter().find(|t| t.name == damage.name).map_or(32.0, bits);
+        checked.suspicion = proof::other_matrices(ours, theirs, (&of_name, false), run)?;
+    }
+    Ok(Ok(checked))
 }
 
 /// Bits of the smallest type of a matrix in a layer, or of embedding and output.

@@ -57,23 +57,35 @@ pub fn measure(
     power: &Power,
     cancel: &Cancel,
 ) -> Result<Vec<TensorDamage>> {
-    Ok(measure_rows(base, candidate, power, cancel)?.into_iter().map(|(damage, _)| damage).collect())
+    let all = measure_rows(base, candidate, power, cancel)?.into_iter();
+    Ok(all.filter(|(_, likeness)| !likeness.moved).map(|(damage, _)| damage).collect())
 }
 
 /// How a matrix lies to the source's, beyond its distance.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Likeness {
-    /// `W·W' / W'·W'`: what the matrix would have to be multiplied by to come closest.
+    /// `W·W' / W'·W'`: what the matrix would have to be multiplied by to come closest; of stacked ones that which is
+    /// furthest from 1.
     pub gain: f64,
     /// The share of its rows that are further from the source's than these are long: others, as a rule. Rows that are
     /// next to nothing do not count.
     pub strange: f64,
+    /// The share of weights, by their size, that have the source's sign; of stacked matrices the least. It stays where rows
+    /// and columns are multiplied by positive factors.
+    pub signs: f64,
+    /// The share of its rows that have the signs of others.
+    pub other_signs: f64,
+    /// Whether factors were moved, so that the numbers themselves tell nothing.
+    pub moved: bool,
 }
+
+/// Rows that have fewer of the source's signs are others: half of them are alike by chance.
+const CHANCE: f64 = 0.65;
 
 /// Rows whose mean square is a smaller share of the matrix's are next to nothing.
 const SMALL: f64 = 1e-3;
 
-/// As [`measure`], with how each matrix lies to the source's.
+/// As [`measure`], with how each matrix lies to the source's, and with those that factors were moved out of.
 ///
 /// # Errors
 /// As [`measure`].
@@ -84,19 +96,17 @@ pub fn measure_rows(
     cancel: &Cancel,
 ) -> Result<Vec<(TensorDamage, Likeness)>> {
     let transform = transform(base, candidate)?;
-    let moved = |role: Role| match transform {
-        None => false,
-        Some(Transform::Sorted) => role.is_feed_forward(),
-        Some(Transform::Scaled) => role.is_linear() || role.is_router(),
-    };
-    let matrices = candidate.1.tensors.iter().filter(|t| t.shape.len() >= 2 && !moved(t.role));
+    let sorted = |role: Role| transform == Some(Transform::Sorted) && role.is_feed_forward();
+    let moved = |role: Role| transform == Some(Transform::Scaled) && (role.is_linear() || role.is_router());
+    let matrices = candidate.1.tensors.iter().filter(|t| t.shape.len() >= 2 && !sorted(t.role));
     let matrices: Vec<&MappedTensor> = matrices.collect();
     let one = |tensor: &&MappedTensor| -> Option<Result<(TensorDamage, Likeness)>> {
         let source = base.1.tensors.iter().find(|t| t.name == tensor.name)?;
         if let Err(e) = cancel.check() {
             return Some(Err(e));
         }
-        Some(compare(base.0, source, candidate.0, tensor, power(&tensor.name)))
+        let found = compare(base.0, source, candidate.0, tensor, power(&tensor.name));
+        Some(found.map(|(damage, likeness)| (damage, Likeness { moved: moved(tensor.role), ..likeness })))
     };
     matrices.par_iter().filter_map(one).collect()
 }
@@ -111,6 +121,45 @@ pub fn distance(
     tensor: &MappedTensor,
 ) -> Result<f64> {
     compare(base, source, candidate, tensor, None).map(|(damage, _)| damage.rel_error)
+}
+
+/// Sums over pairs of weights.
+#[derive(Clone, Copy, Default)]
+struct Alike {
+    dot: f64,
+    square: f64,
+    size: f64,
+    same: f64,
+}
+
+impl Alike {
+    fn add(&mut self, x: f64, y: f64) {
+        self.dot += x * y;
+        self.square += y * y;
+        self.size += x.abs();
+        // What is rounded to nothing has either.
+        self.same += x.abs() * if y == 0.0 { 0.5 } else { f64::from(u8::from(x * y > 0.0)) };
+    }
+
+    fn append(&mut self, other: Self) {
+        self.dot += other.dot;
+        self.square += other.square;
+        self.size += other.size;
+        self.same += other.same;
+    }
+
+    fn gain(&self) -> f64 {
+        if self.square > 0.0 { self.dot / self.square } else { 1.0 }
+    }
+
+    fn signs(&self) -> f64 {
+        if self.size > 0.0 { self.same / self.size } else { 1.0 }
+    }
+}
+
+/// How far a gain is from 1, in either direction.
+fn far(gain: f64) -> f64 {
+    if gain > 0.0 { gain.ln().abs() } else { f64::INFINITY }
 }
 
 fn compare(
@@ -130,7 +179,8 @@ fn compare(
     // Per column, so that the weighting can wait.
     let matrices = rows / tensor.rows_per_matrix().max(1);
     let (mut error, mut norm) = (vec![0.0f64; matrices * cols], vec![0.0f64; matrices * cols]);
-    let (mut dot, mut square, mut of_rows) = (0.0f64, 0.0f64, Vec::with_capacity(rows));
+    let mut alike = vec![Alike::default(); matrices];
+    let mut of_rows = Vec::with_capacity(rows);
     for start in (0..rows).step_by(step) {
         let range = start..(start + step).min(rows);
         a.resize(range.len() * cols, 0.0);
@@ -138,9 +188,10 @@ fn compare(
         source.read_rows(base, range.clone(), &mut scratch, &mut a)?;
         tensor.read_rows(candidate, range, &mut scratch, &mut b)?;
         for (i, (x, y)) in a.chunks_exact(cols).zip(b.chunks_exact(cols)).enumerate() {
-            let first = (start + i) / tensor.rows_per_matrix().max(1) * cols;
+            let matrix = (start + i) / tensor.rows_per_matrix().max(1);
+            let first = matrix * cols;
             let columns = error[first..first + cols].iter_mut().zip(&mut norm[first..first + cols]);
-            let (mut row_error, mut row_norm) = (0.0f64, 0.0f64);
+            let (mut row_error, mut row_norm, mut row) = (0.0f64, 0.0f64, Alike::default());
             for ((x, y), (error, norm)) in x.iter().zip(y).zip(columns) {
                 let (x, y) = (f64::from(*x), f64::from(*y));
                 let off = (x - y) * (x - y);
@@ -148,10 +199,10 @@ fn compare(
                 *norm += x * x;
                 row_error += off;
                 row_norm += x * x;
-                dot += x * y;
-                square += y * y;
+                row.add(x, y);
             }
-            of_rows.push((row_error, row_norm));
+            of_rows.push((row_error, row_norm, row.signs()));
+            alike[matrix].append(row);
         }
     }
     let ratio = |error: f64, norm: f64| if norm > 0.0 { (error / norm).sqrt() } else { 0.0 };
@@ -167,9 +218,15 @@ fn compare(
     };
     let name = tensor.name.trim_end_matches(".weight");
     let mean = norm.iter().sum::<f64>() / rows.max(1) as f64;
-    let counted = of_rows.iter().filter(|(_, norm)| *norm > SMALL * mean);
-    let strange = counted.clone().filter(|(error, norm)| error > norm).count() as f64 / counted.count().max(1) as f64;
-    let likeness = Likeness { gain: if square > 0.0 { dot / square } else { 1.0 }, strange };
+    let counted = of_rows.iter().filter(|(_, norm, _)| *norm > SMALL * mean);
+    let all = counted.clone().count().max(1) as f64;
+    let likeness = Likeness {
+        gain: alike.iter().map(Alike::gain).max_by(|a, b| far(*a).total_cmp(&far(*b))).unwrap_or(1.0),
+        strange: counted.clone().filter(|(error, norm, _)| error > norm).count() as f64 / all,
+        signs: alike.iter().map(Alike::signs).fold(1.0, f64::min),
+        other_signs: counted.filter(|(_, _, signs)| *signs < CHANCE).count() as f64 / all,
+        moved: false,
+    };
     let damage = TensorDamage {
         name: tensor.name.clone(),
         layer: tensor.layer,
