@@ -1,6 +1,6 @@
 //! `quantize verify` on checkpoint folders, and what engines would refuse in them; `quantize plan` on folder formats.
 
-use crate::common::{conformance, copy_model, model, ok, quantize, repo, tiny};
+use crate::common::{conformance, copy_model, fails, model, ok, quantize, repo, tiny};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -424,4 +424,52 @@ fn copy_with_one_weight_changed(from: &Path, to: &Path) {
     // The high byte of a number: its sign and exponent.
     data[1] ^= 0x80;
     store(to, &all);
+}
+
+#[test]
+fn folders_are_run_beside_their_source() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let source = model("llama");
+    let check = |folder: &str| quantize(d, &["verify", folder, "--check", source.to_str().unwrap(), "--quiet"]);
+    let data = ["--calibration", "default", "--calibration-tokens", "1024", "--seq-len", "128"];
+    for (format, more) in [("gptq-32g", &data[..]), ("awq-32g", &data), ("mlx-4bit-32g", &[]), ("fp8", &[])] {
+        let args = [&["--to", format, source.to_str().unwrap(), "-o", format, "--quiet"], more].concat();
+        ok(quantize(d, &args));
+        assert!(ok(check(format)).contains("beside"), "{format}");
+        // Codes of one layer in the place of another's.
+        let path = d.join(format).join("model.safetensors");
+        let bytes = std::fs::read(&path).unwrap();
+        let all = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let name = |layer: usize| {
+            let module = format!("layers.{layer}.self_attn.q_proj.");
+            let is_codes =
+                |name: &&str| ["qweight", "weight"].iter().any(|end| name.ends_with(&format!("{module}{end}")));
+            (*all.names().iter().find(|name| is_codes(&name.as_str())).unwrap()).to_string()
+        };
+        let (a, b) = (name(0), name(1));
+        let other = |name: &str| {
+            if name == a {
+                b.clone()
+            } else if name == b {
+                a.clone()
+            } else {
+                name.to_string()
+            }
+        };
+        let swapped: Vec<_> = all.iter().map(|(name, _)| (name, all.tensor(&other(name)).unwrap())).collect();
+        std::fs::write(&path, safetensors::serialize(swapped, None).unwrap()).unwrap();
+        fails(&check(format), 6, &["source"]);
+    }
+    // Another tokenizer, and another configuration.
+    for (file, from, to) in
+        [("config.json", "\"rope_theta\": ", "\"rope_theta\": 7"), ("tokenizer.json", "\"a\": ", "\"\u{e9}\u{e9}\": ")]
+    {
+        copy_model("llama", &d.join(file.replace('.', "-")));
+        let path = d.join(file.replace('.', "-")).join(file);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{file} lacks {from}");
+        std::fs::write(&path, text.replacen(from, to, 1)).unwrap();
+        fails(&check(&file.replace('.', "-")), 6, &[]);
+    }
 }
