@@ -147,9 +147,9 @@ fn plan_job(mut args: JobPlanArgs, given: &[String]) -> Result<()> {
         return Err(Error::Usage("name the folder of the job, which all machines see: -o JOB".into()));
     };
     let Prepared { control, terminal, recipe, source, .. } = prepare(it, &given, || Ok(()))?;
-    let planned = crate::convert::plan(&source, &recipe)?;
+    let mut planned = crate::convert::plan(&source, &recipe)?;
     accept(it, &planned)?;
-    let job = Job::new(&planned, tasks, Run::new(&control, &terminal))?;
+    let job = Job::new(&mut planned, tasks, Run::new(&control, &terminal))?;
     job.save(&folder)?;
     match it.common.format {
         Format::Json => print_json(&job),

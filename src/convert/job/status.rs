@@ -1,7 +1,8 @@
 //! How far a job is.
 
-use super::task::{LOCK, attempts, done, failure};
-use super::{Job, TASKS};
+use super::Job;
+use super::finished::{TASKS, done};
+use super::task::{LOCK, attempts, failure};
 use crate::Result;
 use crate::disk::Written;
 use serde::Serialize;
