@@ -7,14 +7,15 @@ use super::prepare::{Prepared, accept, prepare};
 use super::progress::Terminal;
 use super::{convert, emit, idle, interrupt, options, recipe};
 use crate::control::{Control, Run};
-use crate::convert::job::{self, Job, State};
+use crate::convert::job::{self, Job, Phase, State};
 use crate::writer::gguf::human;
 use crate::{Error, Result};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 #[derive(Debug, Args)]
 pub struct JobArgs {
@@ -66,6 +67,9 @@ struct JobRunArgs {
     /// Do every N-th task, from the one of --index on
     #[arg(long, value_name = "N", requires = "index")]
     of: Option<NonZeroUsize>,
+    /// Wait until the phases before are finished by others, instead of ending
+    #[arg(long)]
+    wait: bool,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -171,7 +175,7 @@ fn plan_job(mut args: JobPlanArgs, given: &[String]) -> Result<()> {
 }
 
 /// The job of a folder, which becomes absolute. Relative names in its recipe are of where it was planned.
-fn open(folder: &std::path::Path) -> Result<(PathBuf, Job)> {
+fn open(folder: &Path) -> Result<(PathBuf, Job)> {
     let job = Job::open(folder)?;
     let folder = std::path::absolute(folder).map_err(|e| Error::io(folder, e))?;
     // Where that is not there, what is named relatively is not found, which is said then.
@@ -238,6 +242,9 @@ fn run_tasks(args: &JobRunArgs) -> Result<()> {
     };
     let mut tasks = Vec::new();
     for task in chosen(all, index, args.of.map(NonZeroUsize::get))? {
+        if args.wait {
+            wait(&folder, &job, task, args, &control)?;
+        }
         let now = job::run(&folder, &job, task, &control, &terminal)?;
         tasks.push(json!({ "task": task, "done_before": !now }));
         if !args.common.quiet {
@@ -248,6 +255,24 @@ fn run_tasks(args: &JobRunArgs) -> Result<()> {
         Format::Text => Ok(()),
         Format::Json => print_json(&json!({ "tasks": tasks })),
     }
+}
+
+/// Waits until a task may begin.
+fn wait(folder: &Path, job: &Job, task: usize, args: &JobRunArgs, control: &Control) -> Result<()> {
+    if job::is_due(folder, job, task)? {
+        return Ok(());
+    }
+    if !args.common.quiet {
+        say!("task {task} waits for the phases before it");
+    }
+    while !job::is_due(folder, job, task)? {
+        // The folder is left alone for two seconds, but a request to stop is heard.
+        for _ in 0..20 {
+            control.cancel.check()?;
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+    Ok(())
 }
 
 fn status(args: &JobStatusArgs) -> Result<()> {
@@ -273,7 +298,9 @@ fn status(args: &JobStatusArgs) -> Result<()> {
         }
     }
     if let Some(seconds) = status.seconds_left.filter(|_| done < status.tasks.len()) {
-        out += &format!("  about {seconds:.0} s of one task at a time are left\n");
+        let begun = |phase: &Phase| phase.tasks.clone().any(|i| matches!(status.tasks[i], State::Done { .. }));
+        let of = if job.phases.iter().all(begun) { "" } else { ", without phases that have not begun" };
+        out += &format!("  about {seconds:.0} s of one task at a time are left{of}\n");
     }
     print(&out)
 }

@@ -14,7 +14,7 @@ mod work;
 
 pub use assemble::assemble;
 pub use status::{State, status};
-pub use task::run;
+pub use task::{is_due, run};
 pub use work::{Task, Work};
 
 use super::data::Drawing;

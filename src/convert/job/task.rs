@@ -42,7 +42,7 @@ pub fn run(path: &Path, job: &Job, task: usize, control: &Control, report: &dyn 
     if done(path, task)?.is_some() {
         return Ok(false);
     }
-    due(path, job, task)?;
+    before(job, task)?.into_iter().try_for_each(|phase| complete(path, phase))?;
     let start = Instant::now();
     let nonce = RandomState::new().hash_one(std::process::id());
     let own = path.join(TASKS).join(format!("{}{nonce:016x}", attempts(task)));
@@ -65,10 +65,34 @@ pub fn run(path: &Path, job: &Job, task: usize, control: &Control, report: &dyn 
     finished
 }
 
-/// Whether the phases that come before are finished.
-fn due(path: &Path, job: &Job, task: usize) -> Result<()> {
-    let Some(phase) = job.phases.iter().find(|phase| phase.tasks.contains(&task)) else { return Ok(()) };
-    phase.after.iter().try_for_each(|name| complete(path, job.phase(name)?))
+/// The phases that have to be finished before a task.
+fn before(job: &Job, task: usize) -> Result<Vec<&Phase>> {
+    let phase = job.phases.iter().find(|phase| phase.tasks.contains(&task));
+    phase.into_iter().flat_map(|phase| &phase.after).map(|name| job.phase(name)).collect()
+}
+
+/// Whether the phases before that of a task are finished.
+///
+/// # Errors
+/// `BadInput` for what is not as it was written.
+pub fn is_due(path: &Path, job: &Job, task: usize) -> Result<bool> {
+    for phase in before(job, task)? {
+        if !missing(path, phase)?.is_empty() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The tasks of a phase that are not done.
+fn missing(path: &Path, phase: &Phase) -> Result<Vec<usize>> {
+    let mut missing = Vec::new();
+    for task in phase.tasks.clone() {
+        if done(path, task)?.is_none() {
+            missing.push(task);
+        }
+    }
+    Ok(missing)
 }
 
 /// Refuses a phase of which tasks are missing.
@@ -76,19 +100,14 @@ fn due(path: &Path, job: &Job, task: usize) -> Result<()> {
 /// # Errors
 /// `Request` naming them.
 pub(super) fn complete(path: &Path, phase: &Phase) -> Result<()> {
-    let mut missing = Vec::new();
-    for task in phase.tasks.clone() {
-        if done(path, task)?.is_none() {
-            missing.push(task.to_string());
-        }
-    }
+    let missing = missing(path, phase)?;
     if missing.is_empty() {
         return Ok(());
     }
-    let shown = missing[..missing.len().min(10)].join(", ");
+    let shown: Vec<String> = missing.iter().take(10).map(usize::to_string).collect();
     let more = if missing.len() > 10 { ", ..." } else { "" };
     let are = if missing.len() == 1 { "task is" } else { "tasks are" };
-    let what = format!("phase {}: {} {are} not done: {shown}{more}", phase.name, missing.len());
+    let what = format!("phase {}: {} {are} not done: {}{more}", phase.name, missing.len(), shown.join(", "));
     Err(Error::request(what).hint(Hint::JobStatus))
 }
 
