@@ -261,6 +261,32 @@ fn a_killed_task_leaves_nothing_that_counts() {
 }
 
 #[test]
+fn killed_tasks_of_a_calibrated_job_leave_nothing_that_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dir, model) = (dir.path(), family("llama"));
+    let data = ["--calibration", "default", "--calibration-tokens", "4096", "--seq-len", "128", "--quiet"];
+    let args = [&["--to", "q4_0", &model], &data[..]].concat();
+    ok(&run(dir, &[&args[..], &["-o", "one.gguf"]].concat()));
+    planned(dir, &[&args[..args.len() - 1], &["--tasks", "2"]].concat());
+    let count = status(dir)["of"].as_u64().unwrap();
+    for task in 0..count {
+        let index = task.to_string();
+        for wait in [0, 20, 60, 120] {
+            let mut task =
+                command(dir, &["job", "run", "job", "--index", &index, "--quiet", "-t", "1"]).spawn().unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(wait));
+            let _ = task.kill();
+            task.wait().unwrap();
+        }
+        ok(&run(dir, &["job", "run", "job", "--index", &index, "--quiet"]));
+    }
+    ok(&run(dir, &["job", "assemble", "job", "-o", "two.gguf", "--quiet"]));
+    assert!(std::fs::read(dir.join("one.gguf")).unwrap() == std::fs::read(dir.join("two.gguf")).unwrap());
+    let left = std::fs::read_dir(dir.join("job/tasks")).unwrap();
+    assert!(left.into_iter().all(|e| !e.unwrap().file_name().to_string_lossy().starts_with('.')));
+}
+
+#[test]
 fn another_model_another_recipe_and_damage_are_told() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
@@ -364,4 +390,45 @@ fn every_engine_gets_its_text() {
     assert!(kubernetes.contains(&format!("completions: {count}\n")) && kubernetes.contains("memory: 16Gi\n"));
     assert!(emitted("skypilot").contains("--index \"$SKYPILOT_NODE_RANK\" --of \"$SKYPILOT_NUM_NODES\""));
     assert!(emitted("ray").contains(&format!("[(\"convert\", {count})]")));
+}
+
+#[test]
+fn phases_are_submitted_one_after_the_other_and_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dir, model) = (dir.path(), family("llama"));
+    let data = ["--calibration", "tokens:random", "--calibration-tokens", "512", "--seq-len", "128"];
+    planned(dir, &[&["--to", "q4_0", &model, "--rounding", "nearest", "--tasks", "2"], &data[..]].concat());
+    let emitted = |engine: &str| {
+        let out = run(dir, &["job", "emit", engine, "job"]);
+        ok(&out);
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let slurm = emitted("slurm");
+    let arrays: Vec<&str> = slurm.lines().filter(|line| line.contains(" --array=0-")).collect();
+    for (line, (name, array)) in
+        arrays.iter().zip([("calibrate", "0-1%2"), ("importance", "0-0%1"), ("convert", "0-1%2")])
+    {
+        // Each waits for the one before.
+        assert!(line.starts_with("after=$(submit \"$after\" "), "{line}");
+        assert!(line.contains(&format!("--job-name=quantize-{name} ")) && line.contains(&format!("--array={array} ")));
+    }
+    assert_eq!(arrays.len(), 3);
+    let aws = emitted("aws-batch");
+    assert!(aws.matches("--depends-on").count() == 3 && aws.matches("--array-properties size=2").count() == 2);
+    assert!(emitted("ray").contains("[(\"calibrate\", 2), (\"importance\", 1), (\"convert\", 2)]"));
+
+    // Two machines that share the tasks out; one begins late.
+    let share = |index: &str| {
+        let mut share = command(dir, &["job", "run", "job", "--index", index, "--of", "2", "--wait", "--quiet"]);
+        share.stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let first = share("0");
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let second = share("1");
+    [first, second].into_iter().for_each(|share| ok(&share.wait_with_output().unwrap()));
+    let status = status(dir);
+    assert_eq!((&status["done"], &status["of"]), (&5.into(), &5.into()));
+    let names: Vec<&str> = status["phases"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["calibrate", "importance", "convert"]);
+    ok(&run(dir, &["job", "assemble", "job", "--quiet"]));
 }
