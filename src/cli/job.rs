@@ -5,6 +5,7 @@ use super::commands::ConvertArgs;
 use super::output::{print, print_json};
 use super::prepare::{Prepared, accept, prepare};
 use super::progress::Terminal;
+use super::values::size;
 use super::{convert, emit, idle, interrupt, options, recipe};
 use crate::control::{Control, Run};
 use crate::convert::job::{self, Job, Phase, State};
@@ -70,6 +71,9 @@ struct JobRunArgs {
     /// Wait until the phases before are finished by others, instead of ending
     #[arg(long)]
     wait: bool,
+    /// Calibrating: activations beyond this go to a file in the folder of the task
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    max_memory: Option<u64>,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -135,7 +139,7 @@ const ELSEWHERE: [(&str, &str); 18] = [
     ("force", "it is for quantize job assemble"),
     ("check", "it is for quantize job assemble"),
     ("no_check", "it is for quantize job assemble"),
-    ("max_memory", "tasks of a job hold a few pieces of the model each"),
+    ("max_memory", "it is for quantize job run"),
 ];
 
 fn plan_job(mut args: JobPlanArgs, given: &[String]) -> Result<()> {
@@ -159,10 +163,13 @@ fn plan_job(mut args: JobPlanArgs, given: &[String]) -> Result<()> {
         Format::Json => print_json(&job),
         Format::Text => {
             let largest = job.tasks.iter().map(|task| task.reads).max().unwrap_or(0);
+            let phases: Vec<String> =
+                job.phases.iter().map(|phase| format!("{} ({})", phase.name, phase.tasks.len())).collect();
             let text = format!(
-                "{}\n  {} tasks, each reads {} at most; they write {} in sum\n  run them: quantize job run {} --index I, \
+                "{}\n  phases and their tasks: {}\n  {} tasks, each reads {} at most; they write {} in sum\n  run them: quantize job run {} --index I, \
                  or see quantize job emit --help\n  then: quantize job assemble {}\n",
                 folder.join(job::FILE).display(),
+                phases.join(", "),
                 job.tasks.len(),
                 human(largest),
                 human(job.tasks.iter().map(|task| task.writes).sum()),
@@ -228,7 +235,8 @@ fn chosen(tasks: Range<usize>, index: Option<usize>, of: Option<usize>) -> Resul
 
 fn run_tasks(args: &JobRunArgs) -> Result<()> {
     let threads = options::threads(args.common.threads)?;
-    let control = Control { threads, cancel: interrupt::CANCEL.clone(), ..Control::default() };
+    let (cancel, max_memory) = (interrupt::CANCEL.clone(), args.max_memory);
+    let control = Control { threads, cancel, max_memory, ..Control::default() };
     interrupt::catch_interrupt()?;
     let terminal = Terminal::new(args.common.quiet);
     let (folder, job) = open(&args.job)?;

@@ -182,7 +182,7 @@ fn error_feedback_in_tasks_gives_the_bytes_of_one_run() {
             }
             ok(&told(&["run", &job, "--index", "0"]));
             ok(&told(&["run", &job, "--index", "0"]));
-            ok(&told(&["run", &job]));
+            ok(&told(&["run", &job, "--max-memory", "100K"]));
             ok(&told(&["assemble", &job]));
             for (name, whole) in bytes(&one) {
                 let made = std::fs::read(dir.join(&job).join(&name)).unwrap();

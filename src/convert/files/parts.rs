@@ -97,13 +97,15 @@ pub fn windows(plan: &Plan) -> Result<Vec<Vec<u32>>> {
     Ok(seen(plan)?.map(|seen| seen.windows).unwrap_or_default())
 }
 
-/// Of every layer how many weights it has, and its bytes in all files; what follows the layers is the last one's.
+/// Of every layer how many weights it has, and its bytes in all files; the output matrix is the last one's.
 pub fn layers(plan: &Plan) -> Vec<(u64, u64)> {
     let model = &plan.source.model;
     let mut layers = vec![(0, 0); model.config.layers.len()];
+    let tied = !model.tensors.iter().any(|t| t.name == "output.weight");
+    let head = if tied { "token_embd.weight" } else { "output.weight" };
     for ((name, _), (weights, bytes)) in stream::outputs(model).into_iter().zip(tensors(plan)) {
         let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
-        let layer = if name == "output.weight" { layers.len().checked_sub(1) } else { layer };
+        let layer = if name == head { layers.len().checked_sub(1) } else { layer };
         if let Some(sums) = layer.and_then(|layer| layers.get_mut(layer)) {
             *sums = (sums.0 + weights, sums.1 + bytes);
         }
