@@ -11,7 +11,7 @@ use crate::eval::text::{Corpus, Document, Encoder};
 use crate::infer::{Sampling, sample_together};
 use crate::model::tokenizer::{Message, Tokenizer};
 use crate::{Error, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// Tokens drawn unless asked otherwise.
@@ -158,7 +158,7 @@ pub struct Drawn {
 }
 
 /// What was calibrated on.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DataReport {
     /// Tokens that were wanted.
     pub tokens_asked: usize,
@@ -175,7 +175,7 @@ pub struct DataReport {
 }
 
 /// One of the texts.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SourceReport {
     /// Its name.
     pub name: String,

@@ -15,7 +15,7 @@ use crate::source::Checkpoint;
 use crate::{Error, Result};
 use ndarray::ArrayView2;
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::path::PathBuf;
 
 /// Linear layers of one layer that have their input in common.
@@ -81,6 +81,13 @@ pub struct Options {
     pub spill: PathBuf,
 }
 
+/// Some layers of a pass whose tokens have been taken up to them before.
+pub struct Stretch<'a> {
+    pub layers: Range<usize>,
+    /// What enters the first of the layers, of each window; not asked for the model's first.
+    pub entering: &'a mut dyn FnMut(usize) -> Result<Vec<f32>>,
+}
+
 /// Runs `windows` through the layers of `model`. `run` advances by the tokens of a window per layer. Returns the
 /// moments of the output matrix's input, taken after the last layer.
 ///
@@ -93,8 +100,28 @@ pub fn run(
     visit: &mut dyn Visit,
     run: Run,
 ) -> Result<Captured> {
+    let mut entering = |_| Err(Error::Internal("a pass begins with the first layer".into()));
+    let all = Stretch { layers: 0..model.config.layers.len(), entering: &mut entering };
+    let head = run_stretch(ckpt, model, windows, options, all, visit, run)?;
+    head.ok_or_else(|| Error::bad_input("there are no calibration windows"))
+}
+
+/// The same for some layers; `None` where the last is not among them.
+///
+/// # Errors
+/// As [`run`]; those of [`Stretch::entering`].
+pub fn run_stretch(
+    ckpt: &Checkpoint,
+    model: &Model,
+    windows: &[Vec<u32>],
+    options: &Options,
+    stretch: Stretch,
+    visit: &mut dyn Visit,
+    run: Run,
+) -> Result<Option<Captured>> {
+    let Stretch { layers, entering } = stretch;
     let mut engine = Engine::shell(ckpt, model)?;
-    if !visit.is_finished(0) {
+    if layers.start == 0 && !visit.is_finished(0) {
         probe(&mut engine, ckpt, model, windows, run)?;
     }
     let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
@@ -103,10 +130,10 @@ pub fn run(
     let mut streams = Streams::new(windows, model.config.stream(), options.max_memory, &options.spill)?;
     let mut inner = Inner::new(windows.len(), options);
     for (i, window) in windows.iter().enumerate() {
-        streams.put(i, engine.embed(window)?)?;
+        streams.put(i, if layers.start == 0 { engine.embed(window)? } else { entering(i)? })?;
     }
     engine.unload_ends();
-    for layer in 0..model.config.layers.len() {
+    for layer in layers.clone() {
         engine.load_layer(ckpt, model, layer)?;
         if options.bf16 {
             engine.layer_linears_mut(layer).for_each(|l| l.multiply_in_bf16(true));
@@ -133,6 +160,9 @@ pub fn run(
         engine.unload_layer(layer);
         run.advance(windows.iter().map(|w| w.len() as u64).sum());
     }
+    if layers.end < model.config.layers.len() {
+        return Ok(None);
+    }
     let head = BTreeMap::from([("output".to_string(), Input { stage: Stage::Down, part: Part::Dense, cols: width })]);
     let mut seen = Collecting::new(&head, None);
     for i in 0..windows.len() {
@@ -141,7 +171,52 @@ pub fn run(
         let _ = seen.input("output", None, matrix(&engine.head_input(&engine.channels(&x)), width));
         seen.check()?;
     }
-    seen.finish().pop().ok_or_else(|| Error::bad_input("there are no calibration windows"))
+    Ok(seen.finish().pop())
+}
+
+/// Takes `windows` through the first layers of `model` as [`run`] does that is not sequential. What enters each layer of `cuts`,
+/// which rise, goes to `keep` window by window.
+///
+/// # Errors
+/// Those of loading, of the engine, of the disk and of `keep`.
+pub fn forward(
+    ckpt: &Checkpoint,
+    model: &Model,
+    windows: &[Vec<u32>],
+    options: &Options,
+    cuts: &[usize],
+    keep: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+    run: Run,
+) -> Result<()> {
+    let mut engine = Engine::shell(ckpt, model)?;
+    let mut cache = Cache::one_batch(windows.iter().map(Vec::len).max().unwrap_or(0));
+    let mut streams = Streams::new(windows, model.config.stream(), options.max_memory, &options.spill)?;
+    for (i, window) in windows.iter().enumerate() {
+        streams.put(i, engine.embed(window)?)?;
+    }
+    engine.unload_ends();
+    let inputs = BTreeMap::new();
+    for layer in 0..=cuts.last().copied().unwrap_or(0) {
+        if cuts.contains(&layer) {
+            for i in 0..windows.len() {
+                let x = streams.get(i)?;
+                keep(layer, &x)?;
+                streams.keep(i, x);
+            }
+        }
+        if cuts.last().is_none_or(|last| *last <= layer) {
+            break;
+        }
+        engine.load_layer(ckpt, model, layer)?;
+        if options.bf16 {
+            engine.layer_linears_mut(layer).for_each(|l| l.multiply_in_bf16(true));
+        }
+        let pass = Pass { layer, inputs: &inputs, experts: 1, options, windows, run };
+        pass.forward(&engine, &mut streams, &mut cache)?;
+        engine.unload_layer(layer);
+        run.advance(windows.iter().map(|w| w.len() as u64).sum());
+    }
+    Ok(())
 }
 
 /// The linear layers of `layer`, those with a common input together, with the input's channels.

@@ -23,6 +23,8 @@ use std::path::{Path, PathBuf};
 pub struct Options {
     /// Collect what enters the output matrix too.
     pub head: bool,
+    /// Weights are not looked at before: another pass over the same model does that.
+    pub unprobed: bool,
     /// Bytes of activations that may stay in memory; beyond, they go to a file in `spill`.
     pub max_memory: Option<u64>,
     pub spill: PathBuf,
@@ -40,7 +42,7 @@ pub struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    /// At the beginning, behind `probe`.
+    /// At the beginning, behind `probe` where that is wanted.
     ///
     /// Errors: those of `probe`, of loading and of the disk.
     pub fn new(
@@ -51,7 +53,9 @@ impl<'a> Pass<'a> {
         run: Run,
     ) -> Result<Self> {
         let mut pass = Self::blank(ckpt, model, windows, options)?;
-        probe(&mut pass.engine, ckpt, model, windows, run)?;
+        if !options.unprobed {
+            probe(&mut pass.engine, ckpt, model, windows, run)?;
+        }
         for (i, window) in windows.iter().enumerate() {
             pass.streams.put(i, pass.engine.embed(window)?)?;
         }

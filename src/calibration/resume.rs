@@ -4,7 +4,7 @@
 
 use super::streams::Streams;
 use super::totals::{Total, Totals};
-use crate::disk::{self, Written};
+use crate::disk::{self, Written, folder_of};
 use crate::error::Hint;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -119,6 +119,14 @@ pub(super) fn save(path: &Path, progress: &Progress, streams: &mut Streams) -> R
         let _ = disk::remove_file(&new);
     }
     named.map_err(|e| Error::io(path, e))
+}
+
+/// Writes the sums of a calibration that is finished, for those who add them up. [`open`] reads them.
+///
+/// # Errors
+/// `Io`.
+pub fn save_sums(path: &Path, progress: &Progress) -> Result<()> {
+    save(path, progress, &mut Streams::new(&[], 0, None, folder_of(path))?)
 }
 
 /// What is at `path`; `None` when nothing is. It must be of a run with this `key`.

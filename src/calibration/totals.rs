@@ -107,6 +107,22 @@ impl Totals {
             }
         }
     }
+
+    /// Adds what other windows gave; `Err` names a tensor whose sums are of another size, or cannot be added exactly.
+    pub fn join(&mut self, other: Totals) -> Result<(), String> {
+        for (name, total) in other.0 {
+            let joined = match self.0.remove(&name) {
+                None => Some(total),
+                Some(own) => {
+                    let fits = own.sums.len() == total.sums.len() && own.counts.len() == total.counts.len();
+                    if fits { own.joined(&total) } else { None }
+                }
+            };
+            let joined = joined.ok_or_else(|| name.clone())?;
+            self.0.insert(name, joined);
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -143,6 +159,11 @@ mod tests {
             let (a, b) = (sum(b), sum(a));
             let joined = a.sums.first().unwrap_or(&0) + b.sums.first().unwrap_or(&0);
             prop_assert_eq!(whole.sums[0], joined);
+            let mut all = Totals::default();
+            for part in [&a, &b].into_iter().filter(|part| !part.counts.is_empty()) {
+                all.join(Totals([("x".to_string(), part.clone())].into())).unwrap();
+            }
+            prop_assert_eq!(all.0.get("x"), Some(&whole));
             let mut back = parts.clone();
             back.reverse();
             prop_assert_eq!(whole, sum(&back));

@@ -5,16 +5,18 @@ use super::commands::ConvertArgs;
 use super::output::{print, print_json};
 use super::prepare::{Prepared, accept, prepare};
 use super::progress::Terminal;
+use super::values::size;
 use super::{convert, emit, idle, interrupt, options, recipe};
 use crate::control::{Control, Run};
-use crate::convert::job::{self, Job, State};
+use crate::convert::job::{self, Job, Phase, State};
 use crate::writer::gguf::human;
 use crate::{Error, Result};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 #[derive(Debug, Args)]
 pub struct JobArgs {
@@ -66,6 +68,12 @@ struct JobRunArgs {
     /// Do every N-th task, from the one of --index on
     #[arg(long, value_name = "N", requires = "index")]
     of: Option<NonZeroUsize>,
+    /// Wait until the phases before are finished by others, instead of ending
+    #[arg(long)]
+    wait: bool,
+    /// Calibrating: activations beyond this go to a file in the folder of the task
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    max_memory: Option<u64>,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -131,7 +139,7 @@ const ELSEWHERE: [(&str, &str); 18] = [
     ("force", "it is for quantize job assemble"),
     ("check", "it is for quantize job assemble"),
     ("no_check", "it is for quantize job assemble"),
-    ("max_memory", "tasks of a job hold a few pieces of the model each"),
+    ("max_memory", "it is for quantize job run"),
 ];
 
 fn plan_job(mut args: JobPlanArgs, given: &[String]) -> Result<()> {
@@ -147,18 +155,21 @@ fn plan_job(mut args: JobPlanArgs, given: &[String]) -> Result<()> {
         return Err(Error::Usage("name the folder of the job, which all machines see: -o JOB".into()));
     };
     let Prepared { control, terminal, recipe, source, .. } = prepare(it, &given, || Ok(()))?;
-    let planned = crate::convert::plan(&source, &recipe)?;
+    let mut planned = crate::convert::plan(&source, &recipe)?;
     accept(it, &planned)?;
-    let job = Job::new(&planned, tasks, Run::new(&control, &terminal))?;
+    let job = Job::new(&mut planned, tasks, Run::new(&control, &terminal))?;
     job.save(&folder)?;
     match it.common.format {
         Format::Json => print_json(&job),
         Format::Text => {
             let largest = job.tasks.iter().map(|task| task.reads).max().unwrap_or(0);
+            let phases: Vec<String> =
+                job.phases.iter().map(|phase| format!("{} ({})", phase.name, phase.tasks.len())).collect();
             let text = format!(
-                "{}\n  {} tasks, each reads {} at most; they write {} in sum\n  run them: quantize job run {} --index I, \
+                "{}\n  phases and their tasks: {}\n  {} tasks, each reads {} at most; they write {} in sum\n  run them: quantize job run {} --index I, \
                  or see quantize job emit --help\n  then: quantize job assemble {}\n",
                 folder.join(job::FILE).display(),
+                phases.join(", "),
                 job.tasks.len(),
                 human(largest),
                 human(job.tasks.iter().map(|task| task.writes).sum()),
@@ -171,7 +182,7 @@ fn plan_job(mut args: JobPlanArgs, given: &[String]) -> Result<()> {
 }
 
 /// The job of a folder, which becomes absolute. Relative names in its recipe are of where it was planned.
-fn open(folder: &std::path::Path) -> Result<(PathBuf, Job)> {
+fn open(folder: &Path) -> Result<(PathBuf, Job)> {
     let job = Job::open(folder)?;
     let folder = std::path::absolute(folder).map_err(|e| Error::io(folder, e))?;
     // Where that is not there, what is named relatively is not found, which is said then.
@@ -224,7 +235,8 @@ fn chosen(tasks: Range<usize>, index: Option<usize>, of: Option<usize>) -> Resul
 
 fn run_tasks(args: &JobRunArgs) -> Result<()> {
     let threads = options::threads(args.common.threads)?;
-    let control = Control { threads, cancel: interrupt::CANCEL.clone(), ..Control::default() };
+    let (cancel, max_memory) = (interrupt::CANCEL.clone(), args.max_memory);
+    let control = Control { threads, cancel, max_memory, ..Control::default() };
     interrupt::catch_interrupt()?;
     let terminal = Terminal::new(args.common.quiet);
     let (folder, job) = open(&args.job)?;
@@ -238,6 +250,9 @@ fn run_tasks(args: &JobRunArgs) -> Result<()> {
     };
     let mut tasks = Vec::new();
     for task in chosen(all, index, args.of.map(NonZeroUsize::get))? {
+        if args.wait {
+            wait(&folder, &job, task, args, &control)?;
+        }
         let now = job::run(&folder, &job, task, &control, &terminal)?;
         tasks.push(json!({ "task": task, "done_before": !now }));
         if !args.common.quiet {
@@ -248,6 +263,24 @@ fn run_tasks(args: &JobRunArgs) -> Result<()> {
         Format::Text => Ok(()),
         Format::Json => print_json(&json!({ "tasks": tasks })),
     }
+}
+
+/// Waits until a task may begin.
+fn wait(folder: &Path, job: &Job, task: usize, args: &JobRunArgs, control: &Control) -> Result<()> {
+    if job::is_due(folder, job, task)? {
+        return Ok(());
+    }
+    if !args.common.quiet {
+        say!("task {task} waits for the phases before it");
+    }
+    while !job::is_due(folder, job, task)? {
+        // The folder is left alone for two seconds, but a request to stop is heard.
+        for _ in 0..20 {
+            control.cancel.check()?;
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+    Ok(())
 }
 
 fn status(args: &JobStatusArgs) -> Result<()> {
@@ -273,7 +306,9 @@ fn status(args: &JobStatusArgs) -> Result<()> {
         }
     }
     if let Some(seconds) = status.seconds_left.filter(|_| done < status.tasks.len()) {
-        out += &format!("  about {seconds:.0} s of one task at a time are left\n");
+        let begun = |phase: &Phase| phase.tasks.clone().any(|i| matches!(status.tasks[i], State::Done { .. }));
+        let of = if job.phases.iter().all(begun) { "" } else { ", without phases that have not begun" };
+        out += &format!("  about {seconds:.0} s of one task at a time are left{of}\n");
     }
     print(&out)
 }

@@ -49,6 +49,8 @@ pub struct BlockOutput<'a> {
     pub refused: Vec<Refused>,
     /// Matrices with feedback.
     pub kept: usize,
+    /// Those of them that a journal knows.
+    noted: usize,
     /// The matrices of the layer at hand that are sorted, by their place in the model.
     sorted: HashMap<usize, Sorted>,
 }
@@ -56,7 +58,7 @@ pub struct BlockOutput<'a> {
 impl<'a> BlockOutput<'a> {
     pub fn new(types: Vec<GgmlType>, sink: &'a dyn Sink, plain: &'a dyn Sink) -> Self {
         let done = vec![false; types.len()];
-        Self { types, sink, plain, done, refused: Vec::new(), kept: 0, sorted: HashMap::new() }
+        Self { types, sink, plain, done, refused: Vec::new(), kept: 0, noted: 0, sorted: HashMap::new() }
     }
 }
 
@@ -72,6 +74,9 @@ pub struct Refused {
 fn part(layer: usize) -> String {
     format!("layer {layer}")
 }
+
+/// The part of a journal that holds the output matrix.
+const HEAD: &str = "output matrix";
 
 /// What a journal notes of a finished layer. Floating-point numbers as their bits, so that none changes on the way.
 #[derive(Serialize, Deserialize)]
@@ -95,6 +100,7 @@ struct OutputRecord {
     /// Tensors whose blocks are complete, by their place in the output.
     done: Vec<usize>,
     refused: Vec<Refused>,
+    /// Of this layer.
     kept: usize,
 }
 
@@ -114,6 +120,8 @@ pub struct Refine<'a, 'o> {
     settle: &'o dyn Fn() -> Result<Vec<Piece>>,
     /// Layers that an earlier run has finished.
     finished: usize,
+    /// Whether it has finished the output matrix.
+    head_finished: bool,
 }
 
 /// Rows that are rounded together when a matrix is too large to hold.
@@ -135,7 +143,19 @@ impl<'a, 'o> Refine<'a, 'o> {
     ) -> Result<Self> {
         let index = model.tensors.iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
         let inputs = BTreeMap::new();
-        let mut refine = Refine { ckpt, model, outputs, settings, run, index, inputs, journal, settle, finished: 0 };
+        let mut refine = Refine {
+            ckpt,
+            model,
+            outputs,
+            settings,
+            run,
+            index,
+            inputs,
+            journal,
+            settle,
+            finished: 0,
+            head_finished: false,
+        };
         refine.restore()?;
         Ok(refine)
     }
@@ -143,7 +163,10 @@ impl<'a, 'o> Refine<'a, 'o> {
     fn restore(&mut self) -> Result<()> {
         let Some(journal) = &self.journal else { return Ok(()) };
         let damaged = || Error::bad_input("the journal of the interrupted run is damaged; remove it to begin again");
-        while let Some(record) = journal.finished(&part(self.finished))? {
+        loop {
+            let is_layer = self.finished < self.model.config.layers.len();
+            let name = if is_layer { part(self.finished) } else { HEAD.into() };
+            let Some(record) = journal.finished(&name)? else { return Ok(()) };
             let record: LayerRecord = serde_json::from_value(record).map_err(|_| damaged())?;
             if record.outputs.len() != self.outputs.len() {
                 return Err(damaged());
@@ -157,11 +180,20 @@ impl<'a, 'o> Refine<'a, 'o> {
                     *output.done.get_mut(i).ok_or_else(damaged)? = true;
                 }
                 output.refused.extend(record.refused);
-                output.kept = record.kept;
+                output.kept += record.kept;
+                output.noted = output.kept;
+            }
+            if !is_layer {
+                self.head_finished = true;
+                return Ok(());
             }
             self.finished += 1;
         }
-        Ok(())
+    }
+
+    /// Leaves the layers before this one to others.
+    pub fn begin_with(&mut self, layer: usize) {
+        self.finished = layer;
     }
 
     /// Layers that an earlier run has finished.
@@ -169,13 +201,44 @@ impl<'a, 'o> Refine<'a, 'o> {
         self.finished
     }
 
+    /// Whether nothing is left to do.
+    pub fn is_complete(&self) -> bool {
+        self.head_finished
+    }
+
     /// The matrix that makes the logits, whose input comes after the last layer; models that give vectors have none.
     pub fn head(&mut self, captured: &Captured) -> Result<()> {
         if self.model.config.ending != Ending::Logits {
-            return Ok(());
+            return self.note(HEAD, |_| false);
         }
         let name = if self.index.contains_key("output.weight") { "output.weight" } else { "token_embd.weight" };
-        self.matrices(&[name.to_string()], captured, &mut [])
+        self.matrices(&[name.to_string()], captured, &mut [])?;
+        self.note(HEAD, |tensor| tensor == name)
+    }
+
+    /// Notes a part in the journal, if there is one; `own`: whether a tensor is of this part.
+    fn note(&mut self, part: &str, own: impl Fn(&str) -> bool) -> Result<()> {
+        let Some(journal) = self.journal.as_mut() else { return Ok(()) };
+        let pieces = (self.settle)()?;
+        let bits = |x: &[f64]| x.iter().map(|v| v.to_bits()).collect();
+        let inputs = self.inputs.iter().filter(|(name, _)| own(name)).map(|(linear, input)| Sums {
+            linear: linear.clone(),
+            cols: input.cols,
+            sum2: bits(&input.sum2),
+            abs: bits(&input.abs),
+            counts: input.counts.clone(),
+        });
+        let outputs = self.outputs.iter_mut().map(|output| {
+            let kept = output.kept - std::mem::replace(&mut output.noted, output.kept);
+            OutputRecord {
+                done: (0..output.done.len()).filter(|i| output.done[*i]).collect(),
+                refused: output.refused.iter().filter(|r| own(&r.tensor)).cloned().collect(),
+                kept,
+            }
+        });
+        let record = LayerRecord { inputs: inputs.collect(), outputs: outputs.collect() };
+        let record = serde_json::to_value(record).map_err(|e| Error::Internal(e.to_string()))?;
+        journal.finish(part, record, pieces)
     }
 
     /// Rounds the matrices `names` (of all experts), whose input is `captured`.
@@ -394,26 +457,9 @@ impl Visit for Refine<'_, '_> {
     }
 
     fn layer_done(&mut self, layer: usize) -> Result<()> {
-        if let Some(journal) = self.journal.as_mut().filter(|_| layer >= self.finished) {
-            let pieces = (self.settle)()?;
-            let bits = |x: &[f64]| x.iter().map(|v| v.to_bits()).collect();
+        if layer >= self.finished {
             let prefix = format!("blk.{layer}.");
-            let of_layer = self.inputs.iter().filter(|(name, _)| name.starts_with(&prefix));
-            let inputs = of_layer.map(|(linear, input)| Sums {
-                linear: linear.clone(),
-                cols: input.cols,
-                sum2: bits(&input.sum2),
-                abs: bits(&input.abs),
-                counts: input.counts.clone(),
-            });
-            let outputs = self.outputs.iter().map(|output| OutputRecord {
-                done: (0..output.done.len()).filter(|i| output.done[*i]).collect(),
-                refused: output.refused.iter().filter(|r| r.tensor.starts_with(&prefix)).cloned().collect(),
-                kept: output.kept,
-            });
-            let record = LayerRecord { inputs: inputs.collect(), outputs: outputs.collect() };
-            let record = serde_json::to_value(record).map_err(|e| Error::Internal(e.to_string()))?;
-            journal.finish(&part(layer), record, pieces)?;
+            self.note(&part(layer), |tensor| tensor.starts_with(&prefix))?;
         }
         self.run.check()
     }

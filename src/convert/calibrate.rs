@@ -105,8 +105,9 @@ pub(super) fn importance(
         Some(c) => run.spill_folder(c.output),
         None => run.control.spill.clone().unwrap_or_else(|| PathBuf::from(".")),
     };
-    let options = pass::Options { head: calibration.head, max_memory: run.control.max_memory, spill };
-    let collected = collect(source, drawing, calibration, &options, checkpoints, run);
+    let max_memory = run.control.max_memory;
+    let options = pass::Options { head: calibration.head, max_memory, spill, unprobed: false };
+    let collected = collect(source, &drawing.windows, calibration, &options, checkpoints, run);
     let (totals, tokens_per_second) = collected.map_err(|e| e.in_file(&source.path))?;
     let used = totals.0.iter().map(|(name, total)| (name.as_str(), total.counts.as_slice()));
     Ok(Calibrated {
@@ -187,13 +188,13 @@ const CHEAP: u32 = 20;
 /// Runs the windows. The sums, and the tokens per second.
 fn collect(
     source: &SourceModel,
-    drawing: &Drawing,
+    windows: &[Vec<u32>],
     calibration: &Calibration,
     options: &pass::Options,
     checkpoints: Option<Checkpoints>,
     run: Run,
 ) -> Result<(Totals, f64)> {
-    let (ckpt, model, windows) = (&*source.ckpt, &*source.model, &drawing.windows);
+    let (ckpt, model) = (&*source.ckpt, &*source.model);
     let file = checkpoints.map(|c| resume::path_for(c.output));
     let key = match checkpoints {
         Some(_) => key(source, calibration, windows, run)?,
@@ -244,8 +245,26 @@ fn collect(
     Ok((pass.totals(), speed))
 }
 
+/// The sums of some windows, which can be added to those of others in any order. `probe`: have a look at all weights before.
+///
+/// # Errors
+/// As [`calibrate`].
+pub(super) fn sums(
+    source: &SourceModel,
+    windows: &[Vec<u32>],
+    calibration: &Calibration,
+    probe: bool,
+    run: Run,
+) -> Result<Totals> {
+    let spill = run.control.spill.clone().unwrap_or_else(|| PathBuf::from("."));
+    let max_memory = run.control.max_memory;
+    let options = pass::Options { head: calibration.head, max_memory, spill, unprobed: !probe };
+    let collected = collect(source, windows, calibration, &options, None, run);
+    collected.map(|(totals, _)| totals).map_err(|e| e.in_file(&source.path))
+}
+
 /// What has to be the same for a run to be continued, by the names of its parts.
-fn key(source: &SourceModel, calibration: &Calibration, windows: &[Vec<u32>], run: Run) -> Result<Key> {
+pub(super) fn key(source: &SourceModel, calibration: &Calibration, windows: &[Vec<u32>], run: Run) -> Result<Key> {
     fn flatten(path: &str, value: &Value, key: &mut Key) {
         let under = |name: &str| if path.is_empty() { name.to_string() } else { format!("{path}.{name}") };
         match value {

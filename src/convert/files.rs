@@ -10,7 +10,7 @@ use super::data::{Drawing, HoldOut, hold_out_for_files};
 use super::findings;
 use super::hashes::{self, SourceHashes};
 use super::identity::{CalibrationWindows, Identity};
-use super::importance::Importance;
+use super::importance::{Importance, matrix_of_tasks};
 use super::journal::{Journal, Left};
 use super::judge::{self, OpenModel, Verdict};
 use super::ledger::{Kind, LedgerRow};
@@ -24,7 +24,7 @@ use super::recipe::Recipe;
 use super::record::{DATA_HASH, Facts, SOURCE_HASHES};
 use super::stream;
 use crate::calibration::imatrix::Imatrix;
-use crate::calibration::layerwise;
+use crate::calibration::layerwise::{self, Stretch};
 use crate::calibration::resume::path_for;
 use crate::calibration::totals::Input;
 use crate::calibration::totals::Totals;
@@ -125,9 +125,12 @@ fn by_search(
     let mut importance = match (&recipe.importance, drawing) {
         (Some(file), _) => Some(Importance::recorded(file, recipe.unseen_experts, &plan.source.model)?),
         (None, Some(drawing)) => {
-            let made = calibrate::importance(&plan.source, drawing, &of_recipe(recipe), None, run)?;
-            saved = saved_importance(plan, &made.imatrix, drawing, run)?;
-            Some(Importance::new(&made.imatrix, recipe.unseen_experts, drawing.overlap)?)
+            let imatrix = match plan.prepared.as_ref().and_then(|prepared| prepared.importance.as_ref()) {
+                Some(file) => matrix_of_tasks(file)?,
+                None => calibrate::importance(&plan.source, drawing, &of_recipe(recipe), None, run)?.imatrix,
+            };
+            saved = saved_importance(plan, &imatrix, drawing, run)?;
+            Some(Importance::new(&imatrix, recipe.unseen_experts, drawing.overlap)?)
         }
         (None, None) => None,
     };
@@ -160,7 +163,9 @@ fn with_feedback(
 ) -> Result<()> {
     let (windows, sets) = held.all();
     let facts = Facts { data: Some(&drawing.report), imatrix: None };
-    let seen = CalibrationWindows { windows: &windows, sets: &sets, hashes: hashes::known(plan) };
+    // Tasks of a job know their source by its times: hashes are made meanwhile.
+    let hashes = hashes::known(plan).filter(|_| plan.prepared.is_none());
+    let seen = CalibrationWindows { windows: &windows, sets: &sets, hashes };
     let key = key(plan, &files, &facts, Some(seen), run)?;
     let (journal, left) = begin(path, &key, run)?;
     let mut outputs = create(plan, files, &facts, true, &mut left.into_iter(), run)?;
@@ -171,7 +176,7 @@ fn with_feedback(
             Journal::create(path, &key, unfinished)?
         }
     };
-    let rounded = round(plan, &mut outputs, &windows, sets, &mut journal, run);
+    let rounded = round(plan, &mut outputs, (&windows, sets), &mut journal, None, run);
     // Once there is something to go on with, it stays until all is whole.
     let keep = rounded.is_ok() || journal.parts() > 0;
     journal.keep_on_drop(keep);
@@ -273,13 +278,14 @@ fn create<'p>(
     Ok(outputs)
 }
 
-/// Rounds the matrices of every block, for all files in one pass over the layers. What entered each of them.
+/// Rounds the matrices of every block, or those of some layers, for all files in one pass over the layers. What entered each
+/// of them.
 fn round(
     plan: &Plan,
     outputs: &mut [Output],
-    windows: &[Vec<u32>],
-    sets: Vec<usize>,
+    (windows, sets): (&[Vec<u32>], Vec<usize>),
     journal: &mut Journal,
+    stretch: Option<Stretch>,
     run: Run,
 ) -> Result<BTreeMap<String, Input>> {
     let (ckpt, model) = (&*plan.source.ckpt, &*plan.source.model);
@@ -316,11 +322,18 @@ fn round(
     if refine.finished() > 0 {
         run.notice(Notice::Resuming { layers: refine.finished(), of: model.config.layers.len() });
     }
-    let (tokens, layers) = (windows.iter().map(Vec::len).sum::<usize>(), model.config.layers.len() as u64);
-    {
-        let _phase = run.phase("rounding with feedback", tokens as u64 * layers, Unit::TokensByLayer(layers));
-        let head = layerwise::run(ckpt, model, windows, &options, &mut refine, run)?;
-        refine.head(&head)?;
+    if !refine.is_complete() {
+        let layers = stretch.as_ref().map_or(model.config.layers.len(), |s| s.layers.len()) as u64;
+        let tokens = windows.iter().map(Vec::len).sum::<usize>() as u64;
+        let _phase = run.phase("rounding with feedback", tokens * layers, Unit::TokensByLayer(layers));
+        let head = match stretch {
+            None => Some(layerwise::run(ckpt, model, windows, &options, &mut refine, run)?),
+            Some(stretch) => {
+                refine.begin_with(stretch.layers.start);
+                layerwise::run_stretch(ckpt, model, windows, &options, stretch, &mut refine, run)?
+            }
+        };
+        head.map_or(Ok(()), |head| refine.head(&head))?;
     }
     let inputs = std::mem::take(&mut refine.inputs);
     drop(refine);
@@ -516,10 +529,36 @@ pub fn journal(plan: &Plan) -> Option<PathBuf> {
     plan.files().next().map(|(output, _)| path_for(&output.place))
 }
 
+/// What is calibrated on by tasks of a job.
+struct Seen {
+    windows: Vec<Vec<u32>>,
+    sets: Vec<usize>,
+}
+
+impl Seen {
+    fn windows(&self) -> CalibrationWindows<'_> {
+        CalibrationWindows { windows: &self.windows, sets: &self.sets, hashes: None }
+    }
+}
+
+/// The windows that tasks of a job calibrate on; `None` where there are no tasks, or no data.
+fn seen(plan: &Plan) -> Result<Option<Seen>> {
+    let (Some(prepared), Some(data)) = (&plan.prepared, &plan.recipe.data) else { return Ok(None) };
+    if !plan.recipe.file_feedback() {
+        return Ok(Some(Seen { windows: prepared.windows.clone(), sets: Vec::new() }));
+    }
+    let (windows, sets) = hold_out_for_files(&plan.source, data, &prepared.windows)?.all();
+    Ok(Some(Seen { windows, sets }))
+}
+
 /// The journal of files that were put together, and the files.
 fn left(plan: &Plan, files: &[(usize, FilePlan)], facts: &Facts, run: Run) -> Result<(Option<Journal>, Vec<PathBuf>)> {
-    match (run.control.resume && plan.recipe.data.is_none(), journal(plan)) {
-        (true, Some(path)) => begin(&path, &key(plan, files, facts, None, run)?, run),
+    let known = plan.recipe.data.is_none() || plan.prepared.is_some();
+    match (run.control.resume && known, journal(plan)) {
+        (true, Some(path)) => {
+            let seen = seen(plan)?;
+            begin(&path, &key(plan, files, facts, seen.as_ref().map(Seen::windows), run)?, run)
+        }
         _ => Ok((None, Vec::new())),
     }
 }

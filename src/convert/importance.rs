@@ -131,6 +131,20 @@ impl Importance {
     }
 }
 
+/// The importance matrix that tasks of a job have made, by its file and that file's SHA-256.
+///
+/// # Errors
+/// `BadInput` when it is not what was written.
+pub(super) fn matrix_of_tasks((path, sha256): &(PathBuf, String)) -> Result<Imatrix> {
+    match sha256_file(path, &Cancel::default())? == *sha256 {
+        true => Imatrix::open(path),
+        false => {
+            let hint = "remove the folder that it lies in, and run its task again";
+            Err(Error::bad_file(path, "is not what its task has written").hint(hint))
+        }
+    }
+}
+
 /// How much of an evaluation text was calibrated on, in words.
 pub fn overlap_text(overlap: Overlap) -> String {
     format!("{:.2} % of the evaluation text is in the calibration data (runs of 13 tokens)", 100.0 * overlap.share())

@@ -104,6 +104,7 @@ use crate::Result;
 use crate::control::{Control, Notice, Report, Run};
 use crate::model::SourceModel;
 use data::Drawing;
+use plan::Prepared;
 use published::{Earlier, Published, Unended};
 use std::time::Instant;
 
@@ -209,6 +210,9 @@ pub fn spend_budgets(plan: &mut Plan, control: &Control, report: &dyn Report) ->
 /// The calibration data, where some output needs any.
 fn draw(plan: &Plan, run: Run) -> Result<Option<Drawing>> {
     let Some((data, named)) = data_of(plan) else { return Ok(None) };
+    if let Some(Prepared { windows, report, .. }) = &plan.prepared {
+        return Ok(Some(Drawing { windows: windows.clone(), report: report.clone(), overlap: None }));
+    }
     plan.source.model.runnable()?;
     if !named {
         run.notice(Notice::BundledTexts);

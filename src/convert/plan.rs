@@ -13,6 +13,7 @@ use super::sizes::{self, FileSizes};
 use super::stream;
 pub use super::types::AssumedImportance;
 use super::types::{self, Tensor};
+use crate::calibration::data::DataReport;
 use crate::error::Hint;
 use crate::gguf::{self, Metadata};
 use crate::model::config_keys::lost;
@@ -42,10 +43,23 @@ pub struct Plan {
     pub evaluation_text: Option<PathBuf>,
     /// SHA-256 of the source files, once they are hashed.
     pub source_hashes: OnceLock<Vec<String>>,
+    /// The calibration data, and what was made of them, where tasks of a job have done that before.
+    pub(super) prepared: Option<Prepared>,
     /// What was odd about the source, and what of it the outputs cannot hold: a sentence each.
     pub remarks: Vec<String>,
     /// Of GGUF files, but for their types and records. `None` when none is made.
     pub(super) metadata: Option<Metadata>,
+}
+
+/// What a run that calibrates finds done.
+#[derive(Clone, Debug)]
+pub(super) struct Prepared {
+    /// The calibration windows.
+    pub windows: Vec<Vec<u32>>,
+    /// What they were drawn from.
+    pub report: DataReport,
+    /// The importance matrix of the windows, and the SHA-256 of its file.
+    pub importance: Option<(PathBuf, String)>,
 }
 
 /// One output, decided.
@@ -138,6 +152,7 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
         modelfiles: false,
         evaluation_text: None,
         source_hashes: OnceLock::new(),
+        prepared: None,
         remarks,
         metadata,
     };

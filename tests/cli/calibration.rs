@@ -552,7 +552,7 @@ fn a_pass_goes_on_from_every_point_to_the_same_sums() {
     let dir = tempfile::tempdir().unwrap();
     let (file, key) = (dir.path().join("resume"), Key::new());
     for max_memory in [None, Some(20_000), Some(0)] {
-        let options = Options { head: true, max_memory, spill: dir.path().into() };
+        let options = Options { head: true, max_memory, spill: dir.path().into(), ..Options::default() };
         let mut pass = Pass::new(&model.ckpt, &model.model, &windows, &options, Run::new(&control(), &())).unwrap();
         let mut steps = 0;
         while let Err(e) = pass.run(|pass, _| {

@@ -121,6 +121,124 @@ fn an_importance_matrix_is_found_and_recorded_as_in_one_run() {
     assert!(std::fs::read(dir.join("one.gguf")).unwrap() == std::fs::read(dir.join("two.gguf")).unwrap());
 }
 
+/// An importance matrix is made in one phase and the conversion in the next, in any number of tasks.
+#[test]
+fn a_matrix_that_tasks_make_gives_the_bytes_of_one_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    // With experts, of which windows see different ones.
+    let model = family("qwen3-moe");
+    let data = ["--calibration", "default", "--calibration-tokens", "2048", "--seq-len", "256"];
+    let args = [&["--to", "iq2_s,q4_k_m", &model, "--rounding", "nearest"], &data[..]].concat();
+    std::fs::create_dir(dir.join("one")).unwrap();
+    ok(&run(dir, &[&args[..], &["-o", "one/", "--quiet"]].concat()));
+    ok(&run(dir, &[&["calibrate", &model, "-o", "one.gguf", "--quiet"], &data[2..]].concat()));
+    for tasks in ["1", "2", "5"] {
+        let job = format!("job{tasks}");
+        let told = |more: &[&str]| run(dir, &[&["job"], more, &["--quiet"]].concat());
+        ok(&run(dir, &[&["job", "plan"], &args[..], &["-o", &job, "--tasks", tasks, "--quiet"]].concat()));
+        fails(&told(&["run", &job, "--phase", "convert", "--index", "0"]), 2, "phase importance: 1 task is not done");
+        fails(&told(&["run", &job, "--phase", "importance"]), 2, "phase calibrate: ");
+        fails(&told(&["assemble", &job]), 2, "phase calibrate: ");
+        for index in (0..tasks.parse::<usize>().unwrap()).rev() {
+            let index = index.to_string();
+            let task = ["job", "run", &job, "--phase", "calibrate", "--index", &index, "--quiet"];
+            // Twice at once, and once more.
+            let twins: Vec<_> = ["1", "2"].map(|n| command(dir, &task).args(["-t", n]).spawn().unwrap()).into();
+            twins.into_iter().for_each(|twin| ok(&twin.wait_with_output().unwrap()));
+            ok(&run(dir, &task));
+        }
+        ok(&told(&["run", &job]));
+        ok(&told(&["assemble", &job]));
+        for (name, whole) in bytes(&dir.join("one")) {
+            assert!(std::fs::read(dir.join(&job).join(&name)).unwrap() == whole, "{tasks}: {}", name.display());
+        }
+        let matrix = dir.join(&job).join("tasks").join(tasks).join("importance.gguf");
+        assert!(std::fs::read(matrix).unwrap() == std::fs::read(dir.join("one.gguf")).unwrap(), "{tasks}");
+    }
+}
+
+/// Windows go through the model in tasks, and others round the layers behind.
+#[test]
+fn error_feedback_in_tasks_gives_the_bytes_of_one_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let data = ["--calibration", "tokens:random", "--calibration-tokens", "2048", "--seq-len", "128", "--quiet"];
+    for (types, model, more) in [
+        ("q4_k_m,q4_0", family("llama"), &["--sort-channels"][..]),
+        ("iq4_nl,fp8", family("qwen3-moe"), &["--split-max-tensors", "9"]),
+        ("q4_0", family("gemma2"), &[]),
+    ] {
+        let one = dir.join(types);
+        std::fs::create_dir(&one).unwrap();
+        let args = [&["--to", types, &model], more, &data[..]].concat();
+        ok(&run(dir, &[&args[..], &["-o", &format!("{types}/")]].concat()));
+        for tasks in ["1", "2", "5"] {
+            let job = format!("{types} in {tasks}");
+            let told = |more: &[&str]| run(dir, &[&["job"], more, &["--quiet"]].concat());
+            ok(&run(dir, &[&["job", "plan"], &args[..], &["-o", &job, "--tasks", tasks]].concat()));
+            if tasks != "1" {
+                fails(&told(&["run", &job, "--phase", "convert", "--index", "1"]), 2, "phase activations: ");
+            }
+            ok(&told(&["run", &job, "--index", "0"]));
+            ok(&told(&["run", &job, "--index", "0"]));
+            ok(&told(&["run", &job, "--max-memory", "100K"]));
+            ok(&told(&["assemble", &job]));
+            for (name, whole) in bytes(&one) {
+                let made = std::fs::read(dir.join(&job).join(&name)).unwrap();
+                assert!(made == whole, "{job}: {}", name.display());
+            }
+        }
+    }
+    // What is handed on is looked at.
+    let handed = std::fs::read_dir(dir.join("q4_0 in 2/tasks/0")).unwrap().map(|e| e.unwrap().path());
+    let handed: Vec<PathBuf> = handed.filter(|p| p.display().to_string().contains("layer-")).collect();
+    assert_eq!(handed.len(), 1);
+    let mut bytes = std::fs::read(&handed[0]).unwrap();
+    bytes[100] ^= 1;
+    std::fs::write(&handed[0], bytes).unwrap();
+    let last = run(dir, &["job", "status", "q4_0 in 2", "--format", "json"]);
+    let last = serde_json::from_slice::<Value>(&last.stdout).unwrap()["of"].as_u64().unwrap() - 1;
+    std::fs::remove_dir_all(dir.join(format!("q4_0 in 2/tasks/{last}"))).unwrap();
+    fails(&run(dir, &["job", "run", "q4_0 in 2"]), 3, "run its task again");
+}
+
+#[test]
+fn damage_to_what_an_earlier_phase_made_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dir, model) = (dir.path(), family("llama"));
+    let data = ["--calibration", "tokens:random", "--calibration-tokens", "512", "--seq-len", "128"];
+    planned(dir, &[&["--to", "q4_0", &model, "--rounding", "nearest", "--tasks", "2"], &data[..]].concat());
+    let told = |more: &[&str]| run(dir, &[&["job", "run", "job", "--quiet"], more].concat());
+    let damage = |path: &Path| {
+        let mut bytes = std::fs::read(path).unwrap();
+        let at = bytes.len() / 2;
+        bytes[at] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    };
+    ok(&told(&["--phase", "calibrate"]));
+    damage(&dir.join("job/tasks/1/sums"));
+    fails(&told(&["--phase", "importance"]), 3, "run its task again");
+    std::fs::remove_dir_all(dir.join("job/tasks/1")).unwrap();
+    fails(&told(&["--phase", "importance"]), 2, "phase calibrate: 1 task is not done: 1");
+    // Elsewhere with other instructions, other activations come out.
+    let mut other = command(dir, &["job", "run", "job", "--quiet", "--phase", "calibrate"]);
+    fails(&other.env("QUANTIZE_ISA", "scalar").output().unwrap(), 3, "not what the job was planned with");
+    ok(&told(&["--phase", "calibrate"]));
+    ok(&told(&["--phase", "importance"]));
+    damage(&dir.join("job/tasks/2/importance.gguf"));
+    fails(&told(&[]), 3, "run its task again");
+    std::fs::remove_dir_all(dir.join("job/tasks/2")).unwrap();
+    ok(&told(&[]));
+    // Other windows than those of the job.
+    let windows = dir.join("job/windows.json");
+    let text = std::fs::read_to_string(&windows).unwrap();
+    std::fs::write(&windows, text.replacen('[', "[[1,2],", 1)).unwrap();
+    fails(&run(dir, &["job", "assemble", "job"]), 3, "windows");
+    std::fs::write(&windows, text).unwrap();
+    ok(&run(dir, &["job", "assemble", "job", "--quiet"]));
+}
+
 #[test]
 fn a_killed_task_leaves_nothing_that_counts() {
     let dir = tempfile::tempdir().unwrap();
@@ -138,6 +256,32 @@ fn a_killed_task_leaves_nothing_that_counts() {
     ok(&run(dir, &["--to", "q2_k", &model, "-o", "one.gguf", "--quiet"]));
     let made = dir.join("job/llama-Q2_K.gguf");
     assert!(std::fs::read(made).unwrap() == std::fs::read(dir.join("one.gguf")).unwrap());
+    let left = std::fs::read_dir(dir.join("job/tasks")).unwrap();
+    assert!(left.into_iter().all(|e| !e.unwrap().file_name().to_string_lossy().starts_with('.')));
+}
+
+#[test]
+fn killed_tasks_of_a_calibrated_job_leave_nothing_that_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dir, model) = (dir.path(), family("llama"));
+    let data = ["--calibration", "default", "--calibration-tokens", "4096", "--seq-len", "128", "--quiet"];
+    let args = [&["--to", "q4_0", &model], &data[..]].concat();
+    ok(&run(dir, &[&args[..], &["-o", "one.gguf"]].concat()));
+    planned(dir, &[&args[..args.len() - 1], &["--tasks", "2"]].concat());
+    let count = status(dir)["of"].as_u64().unwrap();
+    for task in 0..count {
+        let index = task.to_string();
+        for wait in [0, 20, 60, 120] {
+            let mut task =
+                command(dir, &["job", "run", "job", "--index", &index, "--quiet", "-t", "1"]).spawn().unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(wait));
+            let _ = task.kill();
+            task.wait().unwrap();
+        }
+        ok(&run(dir, &["job", "run", "job", "--index", &index, "--quiet"]));
+    }
+    ok(&run(dir, &["job", "assemble", "job", "-o", "two.gguf", "--quiet"]));
+    assert!(std::fs::read(dir.join("one.gguf")).unwrap() == std::fs::read(dir.join("two.gguf")).unwrap());
     let left = std::fs::read_dir(dir.join("job/tasks")).unwrap();
     assert!(left.into_iter().all(|e| !e.unwrap().file_name().to_string_lossy().starts_with('.')));
 }
@@ -167,7 +311,7 @@ fn another_model_another_recipe_and_damage_are_told() {
     fails(&run(dir, &["job", "assemble", "job"]), 3, "run task 0 again");
     assert!(!dir.join("job/m-Q8_0.gguf").exists());
     std::fs::remove_dir_all(dir.join("job/tasks/0")).unwrap();
-    fails(&run(dir, &["job", "assemble", "job"]), 2, "tasks are not done: 0");
+    fails(&run(dir, &["job", "assemble", "job"]), 2, "1 task is not done: 0");
 
     // Another recipe.
     let file = dir.join("job/job.json");
@@ -185,7 +329,7 @@ fn another_model_another_recipe_and_damage_are_told() {
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, text.replacen('{', "{ ", 1)).unwrap();
     fails(&run(dir, &["job", "run", "job", "--index", "0"]), 3, "not what the job was planned with");
-    fails(&run(dir, &["job", "assemble", "job"]), 2, "are not done");
+    fails(&run(dir, &["job", "assemble", "job"]), 2, "is not done");
 }
 
 #[test]
@@ -194,7 +338,7 @@ fn what_names_no_task_or_cannot_be_cut_is_refused() {
     let (dir, model) = (dir.path(), family("llama"));
     let plan = |more: &[&str]| run(dir, &[&["job", "plan", &model, "-o", "job"], more].concat());
     fails(&plan(&["--to", "awq"]), 4, "not cut into tasks");
-    fails(&plan(&["--to", "q4_k_m", "--calibration", "default"]), 4, "not cut into tasks");
+    fails(&plan(&["--to", "q4_k_m", "--calibration", "default", "--sequential"]), 4, "not cut into tasks");
     fails(&plan(&["--like", "q4_k_m", "--calibration", "default"]), 4, "not cut into tasks");
     fails(&plan(&["--to", "q8_0", "--resume"]), 2, "--resume is not for job plan");
     fails(&run(dir, &["job", "plan", &model, "--to", "q8_0"]), 2, "-o JOB");
@@ -246,4 +390,45 @@ fn every_engine_gets_its_text() {
     assert!(kubernetes.contains(&format!("completions: {count}\n")) && kubernetes.contains("memory: 16Gi\n"));
     assert!(emitted("skypilot").contains("--index \"$SKYPILOT_NODE_RANK\" --of \"$SKYPILOT_NUM_NODES\""));
     assert!(emitted("ray").contains(&format!("[(\"convert\", {count})]")));
+}
+
+#[test]
+fn phases_are_submitted_one_after_the_other_and_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dir, model) = (dir.path(), family("llama"));
+    let data = ["--calibration", "tokens:random", "--calibration-tokens", "512", "--seq-len", "128"];
+    planned(dir, &[&["--to", "q4_0", &model, "--rounding", "nearest", "--tasks", "2"], &data[..]].concat());
+    let emitted = |engine: &str| {
+        let out = run(dir, &["job", "emit", engine, "job"]);
+        ok(&out);
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let slurm = emitted("slurm");
+    let arrays: Vec<&str> = slurm.lines().filter(|line| line.contains(" --array=0-")).collect();
+    for (line, (name, array)) in
+        arrays.iter().zip([("calibrate", "0-1%2"), ("importance", "0-0%1"), ("convert", "0-1%2")])
+    {
+        // Each waits for the one before.
+        assert!(line.starts_with("after=$(submit \"$after\" "), "{line}");
+        assert!(line.contains(&format!("--job-name=quantize-{name} ")) && line.contains(&format!("--array={array} ")));
+    }
+    assert_eq!(arrays.len(), 3);
+    let aws = emitted("aws-batch");
+    assert!(aws.matches("--depends-on").count() == 3 && aws.matches("--array-properties size=2").count() == 2);
+    assert!(emitted("ray").contains("[(\"calibrate\", 2), (\"importance\", 1), (\"convert\", 2)]"));
+
+    // Two machines that share the tasks out; one begins late.
+    let share = |index: &str| {
+        let mut share = command(dir, &["job", "run", "job", "--index", index, "--of", "2", "--wait", "--quiet"]);
+        share.stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let first = share("0");
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let second = share("1");
+    [first, second].into_iter().for_each(|share| ok(&share.wait_with_output().unwrap()));
+    let status = status(dir);
+    assert_eq!((&status["done"], &status["of"]), (&5.into(), &5.into()));
+    let names: Vec<&str> = status["phases"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["calibrate", "importance", "convert"]);
+    ok(&run(dir, &["job", "assemble", "job", "--quiet"]));
 }

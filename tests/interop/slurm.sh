@@ -17,13 +17,16 @@ NAME=$(basename "$MODEL")
 
 wait_for_all() { while [ -n "$(squeue -h)" ]; do sleep 0.3; done; }
 
-check() { # TYPE TASKS HARM
-  local type=$1 job=$WORK/job-$1-$2-$3 one=$WORK/one-$1
-  [ -d "$one" ] || { mkdir "$one"; "$Q" --to "$type" "$MODEL" -o "$one/" --quiet 2>/dev/null >/dev/null; }
-  "$Q" job plan --to "$type" "$MODEL" -o "$job" --tasks "$2" --quiet >/dev/null
+check() { # TYPE TASKS HARM [FLAGS...]
+  local type=$1 tasks=$2 harm=$3; shift 3
+  local label; label=$type-$(printf %s "$*" | tr -dc a-z0-9-)
+  local job=$WORK/job-$label-$tasks-$harm one=$WORK/one-$label
+  [ -d "$one" ] || { mkdir "$one"; "$Q" --to "$type" "$MODEL" "$@" -o "$one/" --quiet 2>/dev/null >/dev/null; }
+  "$Q" job plan --to "$type" "$MODEL" "$@" -o "$job" --tasks "$tasks" --quiet >/dev/null
+  set -- "$type" "$tasks" "$harm" "$*"
   "$Q" job emit slurm "$job" --cpus 1 --memory 1 >"$WORK/submit.sh"
   sh "$WORK/submit.sh" >"$WORK/ids"
-  local array; array=$(sed -n 's/^convert: //p' "$WORK/ids")
+  local array; array=$(sed -n '1s/^.*: //p' "$WORK/ids") # of the first phase
   case $3 in
     quiet) ;;
     requeue) # Tasks end in the middle, and begin anew.
@@ -45,10 +48,17 @@ check() { # TYPE TASKS HARM
   for made in "$one"/*; do
     diff -r "$made" "$job/$(basename "$made")" || { echo "$type: differs"; cat "$job"/*.log; exit 1; }
   done
-  echo "$type in $2 tasks, $3: same bytes"
+  echo "$type $4 in $2 tasks, $3: same bytes"
 }
 
 for tasks in 2 16; do check q4_k_m "$tasks" quiet; done
 check q4_k_m 16 requeue
 check q4_k_m 16 kill
 check fp8 8 quiet
+DATA="--calibration default --calibration-tokens 8192"
+for harm in quiet requeue kill; do
+  # shellcheck disable=SC2086 # words
+  check q4_k_m 6 $harm $DATA --rounding nearest
+  # shellcheck disable=SC2086
+  check q4_0 6 $harm $DATA
+done

@@ -57,7 +57,11 @@ const COMMANDS: &[Flags] = &[
         always: &["tasks"],
         rules: rules! { revision "--revision" |m| is_remote(m, &["model"]), LOCAL; },
     },
-    Flags { command: "job run", always: &["job", "phase", "index", "of", "threads", "format", "quiet"], rules: &[] },
+    Flags {
+        command: "job run",
+        always: &["job", "phase", "index", "of", "wait", "max_memory", "threads", "format", "quiet"],
+        rules: &[],
+    },
     Flags { command: "job status", always: &["job", "format"], rules: &[] },
     Flags {
         command: "job assemble",

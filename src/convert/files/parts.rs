@@ -1,14 +1,16 @@
 //! Tensors of GGUF files that a task of a job makes, under a journal of its own, and files that are put together of what
 //! tasks have made: see [`crate::convert::job`].
 
-use super::{Output, create, forget, journal, key};
+use super::{Output, Seen, create, forget, journal, key, seen};
+use crate::calibration::layerwise::Stretch;
 use crate::control::Run;
-use crate::convert::importance::Importance;
+use crate::convert::importance::{Importance, matrix_of_tasks};
 use crate::convert::journal::Journal;
 use crate::convert::plan::{FilePlan, Plan};
 use crate::convert::record::Facts;
 use crate::convert::sizes::bytes_of;
 use crate::convert::stream;
+use crate::writer::gguf::Artifact;
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::ops::Range;
@@ -35,24 +37,37 @@ fn files(plan: &Plan) -> Vec<(usize, FilePlan)> {
 }
 
 fn importance(plan: &Plan) -> Result<Option<Importance>> {
-    let recorded = |file| Importance::recorded(file, plan.recipe.unseen_experts, &plan.source.model);
-    let mut importance = plan.recipe.importance.as_ref().map(recorded).transpose()?;
+    let (recipe, unseen) = (&plan.recipe, plan.recipe.unseen_experts);
+    let made = plan.prepared.as_ref().and_then(|prepared| prepared.importance.as_ref());
+    let mut importance = match (&recipe.importance, made) {
+        (Some(file), _) => Some(Importance::recorded(file, unseen, &plan.source.model)?),
+        (None, Some(file)) => Some(Importance::new(&matrix_of_tasks(file)?, unseen, None)?),
+        (None, None) => None,
+    };
     if let Some(importance) = &mut importance {
         plan.files().try_for_each(|(_, file)| importance.cover(file))?;
     }
     Ok(importance)
 }
 
-fn facts(importance: Option<&Importance>) -> Facts<'static> {
-    Facts { data: None, imatrix: importance.map(|i| i.facts.clone()) }
+fn facts<'p>(plan: &'p Plan, importance: Option<&Importance>) -> Facts<'p> {
+    Facts { data: plan.prepared.as_ref().map(|p| &p.report), imatrix: importance.map(|i| i.facts.clone()) }
 }
 
-/// What all tasks that make these files have to have in common.
+/// What all tasks that make these files have to have in common, known before any of them has run.
 ///
 /// # Errors
 /// Those of the importance matrix; `Io`.
 pub fn identity(plan: &Plan, run: Run) -> Result<Value> {
-    key(plan, &files(plan), &facts(importance(plan)?.as_ref()), None, run)
+    let facts = match &plan.prepared {
+        Some(prepared) => {
+            let by_matrix = !plan.recipe.file_feedback();
+            let imatrix = by_matrix.then(|| Importance::expected_facts(&prepared.report));
+            Facts { data: Some(&prepared.report), imatrix }
+        }
+        None => facts(plan, importance(plan)?.as_ref()),
+    };
+    key(plan, &files(plan), &facts, seen(plan)?.as_ref().map(Seen::windows), run)
 }
 
 /// The unfinished files and their journal, new ones that nothing was written to, in place of those that are there.
@@ -63,7 +78,67 @@ pub fn lay_out(plan: &Plan, run: Run) -> Result<()> {
     if let Some(path) = journal(plan) {
         forget(&path)?;
     }
-    make(plan, 0..0, run)
+    match is_layered(plan) {
+        true => round(plan, 0..0, &mut |_| Err(Error::Internal("no layers, no activations".into())), run),
+        false => make(plan, 0..0, run),
+    }
+}
+
+/// Whether files are rounded layer by layer, with error feedback.
+pub fn is_layered(plan: &Plan) -> bool {
+    plan.prepared.is_some() && plan.recipe.file_feedback() && plan.files().next().is_some()
+}
+
+/// The windows that are taken through the layers, those that are held out among them.
+///
+/// # Errors
+/// `BadInput` where the windows are too few or too short to judge by.
+pub fn windows(plan: &Plan) -> Result<Vec<Vec<u32>>> {
+    Ok(seen(plan)?.map(|seen| seen.windows).unwrap_or_default())
+}
+
+/// Of every layer how many weights it has, and its bytes in all files; the output matrix is the last one's.
+pub fn layers(plan: &Plan) -> Vec<(u64, u64)> {
+    let model = &plan.source.model;
+    let mut layers = vec![(0, 0); model.config.layers.len()];
+    let tied = !model.tensors.iter().any(|t| t.name == "output.weight");
+    let head = if tied { "token_embd.weight" } else { "output.weight" };
+    for ((name, _), (weights, bytes)) in stream::outputs(model).into_iter().zip(tensors(plan)) {
+        let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+        let layer = if name == head { layers.len().checked_sub(1) } else { layer };
+        if let Some(sums) = layer.and_then(|layer| layers.get_mut(layer)) {
+            *sums = (sums.0 + weights, sums.1 + bytes);
+        }
+    }
+    layers
+}
+
+/// Rounds some layers of every file, and of its rival. `entering` gives what enters the first of them, window by window; the
+/// model's first is not asked for.
+///
+/// # Errors
+/// Those of a conversion with error feedback, and of `entering`.
+pub fn round(
+    plan: &Plan,
+    layers: Range<usize>,
+    entering: &mut dyn FnMut(usize) -> Result<Vec<f32>>,
+    run: Run,
+) -> Result<()> {
+    let facts = facts(plan, None);
+    let seen = seen(plan)?.ok_or_else(|| Error::Internal("error feedback without data".into()))?;
+    let key = key(plan, &files(plan), &facts, Some(seen.windows()), run)?;
+    let mut outputs = create(plan, files(plan), &facts, true, &mut std::iter::empty(), run)?;
+    let path = journal(plan).ok_or_else(|| Error::Internal("a task without files".into()))?;
+    let paths = outputs.iter().flat_map(Output::artifacts).flat_map(Artifact::temp_paths).collect();
+    let mut journal = Journal::create(&path, &key, paths)?;
+    if !layers.is_empty() {
+        let (windows, stretch) = ((&seen.windows[..], seen.sets), Stretch { layers, entering });
+        super::round(plan, &mut outputs, windows, &mut journal, Some(stretch), run)?;
+        plan.source.ckpt.files().iter().try_for_each(|file| file.check_unchanged())?;
+    }
+    journal.keep_on_drop(true);
+    outputs.iter_mut().flat_map(Output::artifacts_mut).for_each(|a| a.keep_on_drop(true));
+    Ok(())
 }
 
 /// Makes some tensors of every file.
@@ -72,8 +147,9 @@ pub fn lay_out(plan: &Plan, run: Run) -> Result<()> {
 /// Those of a conversion.
 pub fn make(plan: &Plan, tensors: Range<usize>, run: Run) -> Result<()> {
     let importance = importance(plan)?;
-    let facts = facts(importance.as_ref());
-    let key = key(plan, &files(plan), &facts, None, run)?;
+    let facts = facts(plan, importance.as_ref());
+    let seen = seen(plan)?;
+    let key = key(plan, &files(plan), &facts, seen.as_ref().map(Seen::windows), run)?;
     let mut outputs = create(plan, files(plan), &facts, false, &mut std::iter::empty(), run)?;
     for output in &mut outputs {
         output.done = (0..output.done.len()).map(|i| !tensors.contains(&i)).collect();

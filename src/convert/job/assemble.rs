@@ -1,8 +1,9 @@
 //! Puts what tasks have made into the outputs: the bytes to their places, the notes of them into the outputs' journals. The
 //! run that continues from there finds everything done, checks it and gives the names.
 
-use super::task::{LOCK, complete, done};
-use super::{Job, TASKS, files, folder, task_folder};
+use super::finished::{TASKS, done, task_folder};
+use super::task::{LOCK, complete};
+use super::{Job, files, folder};
 use crate::control::{Control, Report, Run};
 use crate::convert::identity::difference;
 use crate::convert::journal::{Contents, Journal, Left};
@@ -29,7 +30,7 @@ pub fn assemble(
     job.phases.iter().try_for_each(|phase| complete(path, phase))?;
     let fresh = Control { resume: false, ..control.clone() };
     let run = Run::new(&fresh, report);
-    let mut plan = job.plan(&path.join(TASKS), run)?;
+    let mut plan = job.plan(path, &path.join(TASKS), run)?;
     let names: Vec<PathBuf> = journals(&plan);
     plan.place(output.unwrap_or(path))?;
     plan.check_places(&fresh, &|_| false)?;

@@ -3,28 +3,34 @@
 //! when all is on the disk. [`assemble`] puts the parts into the outputs and their journals into one, and then continues
 //! the run: nothing is left to do but to check and to publish. See record 14.
 
+mod activations;
 mod assemble;
 mod cut;
+mod finished;
+mod statistics;
 mod status;
 mod task;
 mod work;
 
 pub use assemble::assemble;
 pub use status::{State, status};
-pub use task::run;
+pub use task::{is_due, run};
 pub use work::{Task, Work};
 
+use super::data::Drawing;
 use super::files;
 use super::folder;
 use super::identity::difference;
-use super::plan::{Decided, Plan};
-use super::recipe::{Recipe, Target};
+use super::plan::{Decided, Plan, Prepared};
+use super::recipe::Recipe;
 use super::rounding::needs_data;
+use crate::calibration::data::DataReport;
 use crate::control::Run;
 use crate::disk::{self, partial::PartialFile};
 use crate::error::Hint;
 use crate::model::SourceModel;
 use crate::{Error, Result};
+use finished::{TASKS, task_folder};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::ops::Range;
@@ -32,8 +38,8 @@ use std::path::{Path, PathBuf};
 
 /// The file that says what a job is.
 pub const FILE: &str = "job.json";
-/// The folder of what tasks have made.
-const TASKS: &str = "tasks";
+/// The file of the calibration windows.
+const WINDOWS: &str = "windows.json";
 const KIND: &str = "quantize job 1";
 
 /// A conversion that is cut into tasks.
@@ -48,6 +54,12 @@ pub struct Job {
     pub recipe: Recipe,
     /// What the files and every folder are of: program, source, layout, recipe.
     identities: Vec<Value>,
+    /// What the model is calibrated on, drawn when the job was planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<DataReport>,
+    /// The windows of it, which lie in a file of their own.
+    #[serde(skip)]
+    windows: Vec<Vec<u32>>,
     /// In the order in which they are run.
     pub phases: Vec<Phase>,
     /// All, with their places in this list for names.
@@ -66,14 +78,19 @@ pub struct Phase {
 }
 
 impl Job {
-    /// Cuts the conversion of a plan into about so many tasks.
+    /// Cuts the conversion of a plan into about so many tasks of each phase. Calibration data are drawn now, once for all tasks.
     ///
     /// # Errors
-    /// `Unsupported` for what cannot be cut; those of the importance matrix.
-    pub fn new(plan: &Plan, tasks: usize, run: Run) -> Result<Self> {
+    /// `Unsupported` for what cannot be cut; those of drawing and of the importance matrix.
+    pub fn new(plan: &mut Plan, tasks: usize, run: Run) -> Result<Self> {
         refuse(plan)?;
-        let tasks = cut::tasks(plan, tasks);
-        let phase = Phase { name: "convert".into(), after: Vec::new(), tasks: 0..tasks.len() };
+        plan.prepared = super::draw(plan, run)?.map(|Drawing { windows, report, .. }| Prepared {
+            windows,
+            report,
+            importance: None,
+        });
+        let (phases, tasks) = phases(plan, tasks)?;
+        let (data, windows) = plan.prepared.clone().map_or((None, Vec::new()), |p| (Some(p.report), p.windows));
         let absolute = |path: &Path| std::path::absolute(path).map_err(|e| Error::io(path, e));
         Ok(Self {
             kind: KIND.into(),
@@ -81,7 +98,9 @@ impl Job {
             directory: absolute(Path::new("."))?,
             recipe: plan.recipe.clone(),
             identities: identities(plan, run)?,
-            phases: vec![phase],
+            data,
+            windows,
+            phases,
             tasks,
         })
     }
@@ -101,6 +120,10 @@ impl Job {
             }
             other => other,
         })?;
+        if self.data.is_some() {
+            let text = serde_json::to_string(&self.windows).map_err(|e| Error::Internal(e.to_string()))?;
+            PartialFile::holding(&folder.join(WINDOWS), &text, true)?.finish()?;
+        }
         let text = serde_json::to_string_pretty(self).map_err(|e| Error::Internal(e.to_string()))? + "\n";
         file.write_at(0, text.as_bytes())?;
         file.finish()
@@ -120,7 +143,12 @@ impl Job {
         if value["kind"] != KIND {
             return Err(Error::bad_file(&path, "is of another version of this program; plan the job again"));
         }
-        let job: Job = serde_json::from_value(value).map_err(|e| Error::bad_file(&path, e.to_string()))?;
+        let mut job: Job = serde_json::from_value(value).map_err(|e| Error::bad_file(&path, e.to_string()))?;
+        if job.data.is_some() {
+            let path = folder.join(WINDOWS);
+            let windows = serde_json::from_slice(&crate::input::read(&path)?);
+            job.windows = windows.map_err(|e| Error::bad_file(&path, e.to_string()))?;
+        }
         let inside = |range: &Range<usize>| range.start <= range.end && range.end <= job.tasks.len();
         match job.phases.iter().all(|phase| inside(&phase.tasks)) {
             true => Ok(job),
@@ -139,13 +167,17 @@ impl Job {
         })
     }
 
-    /// The plan of the conversion, its outputs placed in `into`.
+    /// The plan of the conversion, its outputs placed in `into`; `path` is the folder of the job.
     ///
     /// # Errors
     /// `BadInput` when the source, the program or anything else is not what the job was planned with, naming what differs.
-    pub fn plan(&self, into: &Path, run: Run) -> Result<Plan> {
+    pub fn plan(&self, path: &Path, into: &Path, run: Run) -> Result<Plan> {
         let source = SourceModel::open(&self.model)?;
         let mut plan = super::plan(&source, &self.recipe)?;
+        if let Some(report) = &self.data {
+            let (windows, report) = (self.windows.clone(), report.clone());
+            plan.prepared = Some(Prepared { windows, report, importance: self.importance(path)? });
+        }
         plan.place(into)?;
         for (there, here) in self.identities.iter().zip(identities(&plan, run)?) {
             if let Some((name, was, is)) = difference(there, &here) {
@@ -155,11 +187,52 @@ impl Job {
         }
         Ok(plan)
     }
+
+    /// Which windows which tasks run before those that need them all, and the folders of these.
+    fn windows_by_task(&self, path: &Path) -> Vec<(Range<usize>, PathBuf)> {
+        let all = self.tasks.iter().enumerate().flat_map(|(i, task)| task.work.iter().map(move |work| (i, work)));
+        let windows = all.filter_map(|(i, work)| match work {
+            Work::Sums(windows) | Work::Activations(windows) => Some((windows.clone(), task_folder(path, i))),
+            _ => None,
+        });
+        windows.collect()
+    }
+
+    /// The importance matrix and its SHA-256, once a task has made it.
+    fn importance(&self, path: &Path) -> Result<Option<(PathBuf, String)>> {
+        let Some(task) = self.tasks.iter().position(|task| task.work.contains(&Work::Importance)) else {
+            return Ok(None);
+        };
+        let hash = finished::done(path, task)?.and_then(|done| done.importance);
+        Ok(hash.map(|hash| (task_folder(path, task).join(statistics::IMPORTANCE), hash)))
+    }
 }
 
-/// Where what a task makes gets its name.
-fn task_folder(job: &Path, task: usize) -> PathBuf {
-    job.join(TASKS).join(task.to_string())
+/// The phases of a plan, each after the one before, and all tasks: about so many in each.
+fn phases(plan: &Plan, count: usize) -> Result<(Vec<Phase>, Vec<Task>)> {
+    let (mut phases, mut tasks): (Vec<Phase>, Vec<Task>) = (Vec::new(), Vec::new());
+    let mut add = |name: &str, more: Vec<Task>| {
+        let after = phases.last().map(|phase| phase.name.clone()).into_iter().collect();
+        phases.push(Phase { name: name.into(), after, tasks: tasks.len()..tasks.len() + more.len() });
+        tasks.extend(more);
+    };
+    let convert = cut::tasks(plan, count);
+    match &plan.prepared {
+        Some(_) if files::parts::is_layered(plan) => {
+            let activations = cut::activations(plan, &files::parts::windows(plan)?, &convert, count);
+            if !activations.is_empty() {
+                add("activations", activations);
+            }
+        }
+        Some(prepared) => {
+            let (sums, importance) = cut::statistics(plan, &prepared.windows, count);
+            add("calibrate", sums);
+            add("importance", vec![importance]);
+        }
+        None => {}
+    }
+    add("convert", convert);
+    Ok((phases, tasks))
 }
 
 /// What the outputs of a plan are of, beside where they lie.
@@ -180,17 +253,17 @@ fn refuse(plan: &Plan) -> Result<()> {
     for output in &plan.outputs {
         let name = output.target.name();
         let calibrated = match &output.what {
-            Decided::File(_) => recipe.data.is_some(),
+            Decided::File(file) => recipe.data.is_some() && (file.limit.is_some() || recipe.sequential_files()),
             Decided::Folder(folder) => needs_data(&folder.spec, &recipe.rounding, recipe.data.is_some()),
             Decided::Plain(_) => false,
         };
         if calibrated {
-            let what = format!("{name}: conversions that run the model on calibration data are not cut into tasks");
-            let hint = match matches!(output.target, Target::Preset(_)) {
-                true => "make an importance matrix on one machine first, and give that to the job",
-                false => "convert it on one machine",
+            let what = match output.target.is_file() {
+                true => "types chosen by a budget, and sequential error feedback, are not cut into tasks",
+                false => "formats that are calibrated are not cut into tasks",
             };
-            return Err(Error::unsupported(what).hint(hint));
+            let what = format!("{name}: {what}");
+            return Err(Error::unsupported(what).hint("convert it on one machine"));
         }
     }
     Ok(())

@@ -1,11 +1,13 @@
 //! How far a job is.
 
-use super::task::{LOCK, attempts, done, failure};
-use super::{Job, TASKS};
+use super::finished::{TASKS, done};
+use super::task::{LOCK, attempts, failure};
+use super::{Job, Task};
 use crate::Result;
 use crate::disk::Written;
 use serde::Serialize;
 use std::io::ErrorKind;
+use std::ops::Range;
 use std::path::Path;
 
 /// How far a task is.
@@ -33,7 +35,7 @@ pub enum State {
 pub struct Status {
     /// Of every task, in order.
     pub tasks: Vec<State>,
-    /// Seconds of one task at a time that are left, by those that are done.
+    /// Seconds of one task at a time that are left, by those that are done: of the phases of which some task is.
     pub seconds_left: Option<f64>,
 }
 
@@ -50,15 +52,22 @@ impl Status {
 /// `BadInput` for what is not as it was written.
 pub fn status(path: &Path, job: &Job) -> Result<Status> {
     let tasks = (0..job.tasks.len()).map(|task| state(path, task)).collect::<Result<Vec<State>>>()?;
+    let left = job.phases.iter().map(|phase| seconds_left(&tasks, &job.tasks, phase.tasks.clone())).collect::<Vec<_>>();
+    // A phase of which nothing is done tells nothing of its time.
+    let seconds_left = left.iter().any(Option::is_some).then(|| left.iter().flatten().sum());
+    Ok(Status { tasks, seconds_left })
+}
+
+/// Seconds of one task at a time that a phase takes yet, by its tasks that are done.
+fn seconds_left(states: &[State], tasks: &[Task], phase: Range<usize>) -> Option<f64> {
     let (mut took, mut read, mut left) = (0.0, 0, 0);
-    for (state, task) in tasks.iter().zip(&job.tasks) {
+    for (state, task) in states.iter().zip(tasks).take(phase.end).skip(phase.start) {
         match state {
             State::Done { seconds } => (took, read) = (took + seconds, read + task.reads),
             _ => left += task.reads,
         }
     }
-    let seconds_left = (read > 0).then(|| took * left as f64 / read as f64);
-    Ok(Status { tasks, seconds_left })
+    (read > 0).then(|| took * left as f64 / read as f64)
 }
 
 fn state(path: &Path, task: usize) -> Result<State> {

@@ -1,43 +1,21 @@
 //! One task: a run of some parts, in a folder that gets its name when everything in it is on the disk. Whoever comes second
 //! with the same task throws its own folder away, so that it does not matter how often a task is started, or how often at once.
 
-use super::{Job, Phase, TASKS, Work, files, folder, task_folder};
+use super::activations::{self, Entering};
+use super::finished::{DONE, Done, TASKS, done, task_folder};
+use super::{Job, Phase, Work, cut, files, folder, statistics};
 use crate::control::{Control, Report, Run, Unit};
 use crate::disk::{self, Written};
 use crate::error::Hint;
 use crate::source::sha256_file;
 use crate::{Error, Result};
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// What a finished task says of itself.
-pub(super) const DONE: &str = "done.json";
 /// Locked by who works in a folder.
 pub(super) const LOCK: &str = "lock";
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Done {
-    pub seconds: f64,
-    /// SHA-256 of source files, by their places.
-    pub hashes: BTreeMap<usize, String>,
-}
-
-/// What is known of a finished task; `None` where it is not finished.
-///
-/// # Errors
-/// `BadInput` for a file that is not what was written.
-pub(super) fn done(job: &Path, task: usize) -> Result<Option<Done>> {
-    let path = task_folder(job, task).join(DONE);
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let done = serde_json::from_value(crate::input::read_json(&path)?);
-    done.map(Some).map_err(|e| Error::bad_file(&path, e.to_string()).hint("remove the task's folder, and run it again"))
-}
 
 /// The file that says why a task last failed.
 pub(super) fn failure(job: &Path, task: usize) -> PathBuf {
@@ -64,14 +42,14 @@ pub fn run(path: &Path, job: &Job, task: usize, control: &Control, report: &dyn 
     if done(path, task)?.is_some() {
         return Ok(false);
     }
-    due(path, job, task)?;
+    before(job, task)?.into_iter().try_for_each(|phase| complete(path, phase))?;
     let start = Instant::now();
     let nonce = RandomState::new().hash_one(std::process::id());
     let own = path.join(TASKS).join(format!("{}{nonce:016x}", attempts(task)));
     disk::create_folder(&own).map_err(|e| Error::io(&own, e))?;
-    let made = make(&own, job, &what.work, control, report);
-    let finished = made.and_then(|hashes| {
-        let done = Done { seconds: start.elapsed().as_secs_f64(), hashes };
+    let made = make(path, &own, job, &what.work, control, report);
+    let finished = made.and_then(|done| {
+        let done = Done { seconds: start.elapsed().as_secs_f64(), ..done };
         finish(&own, &task_folder(path, task), &done)
     });
     let failed = failure(path, task);
@@ -87,10 +65,34 @@ pub fn run(path: &Path, job: &Job, task: usize, control: &Control, report: &dyn 
     finished
 }
 
-/// Whether the phases that come before are finished.
-fn due(path: &Path, job: &Job, task: usize) -> Result<()> {
-    let Some(phase) = job.phases.iter().find(|phase| phase.tasks.contains(&task)) else { return Ok(()) };
-    phase.after.iter().try_for_each(|name| complete(path, job.phase(name)?))
+/// The phases that have to be finished before a task.
+fn before(job: &Job, task: usize) -> Result<Vec<&Phase>> {
+    let phase = job.phases.iter().find(|phase| phase.tasks.contains(&task));
+    phase.into_iter().flat_map(|phase| &phase.after).map(|name| job.phase(name)).collect()
+}
+
+/// Whether the phases before that of a task are finished.
+///
+/// # Errors
+/// `BadInput` for what is not as it was written.
+pub fn is_due(path: &Path, job: &Job, task: usize) -> Result<bool> {
+    for phase in before(job, task)? {
+        if !missing(path, phase)?.is_empty() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The tasks of a phase that are not done.
+fn missing(path: &Path, phase: &Phase) -> Result<Vec<usize>> {
+    let mut missing = Vec::new();
+    for task in phase.tasks.clone() {
+        if done(path, task)?.is_none() {
+            missing.push(task);
+        }
+    }
+    Ok(missing)
 }
 
 /// Refuses a phase of which tasks are missing.
@@ -98,35 +100,26 @@ fn due(path: &Path, job: &Job, task: usize) -> Result<()> {
 /// # Errors
 /// `Request` naming them.
 pub(super) fn complete(path: &Path, phase: &Phase) -> Result<()> {
-    let mut missing = Vec::new();
-    for task in phase.tasks.clone() {
-        if done(path, task)?.is_none() {
-            missing.push(task.to_string());
-        }
-    }
+    let missing = missing(path, phase)?;
     if missing.is_empty() {
         return Ok(());
     }
-    let shown = missing[..missing.len().min(10)].join(", ");
+    let shown: Vec<String> = missing.iter().take(10).map(usize::to_string).collect();
     let more = if missing.len() > 10 { ", ..." } else { "" };
-    let what = format!("phase {}: {} tasks are not done: {shown}{more}", phase.name, missing.len());
+    let are = if missing.len() == 1 { "task is" } else { "tasks are" };
+    let what = format!("phase {}: {} {are} not done: {}{more}", phase.name, missing.len(), shown.join(", "));
     Err(Error::request(what).hint(Hint::JobStatus))
 }
 
 /// Makes the parts of a task in a folder.
-fn make(
-    own: &Path,
-    job: &Job,
-    work: &[Work],
-    control: &Control,
-    report: &dyn Report,
-) -> Result<BTreeMap<usize, String>> {
+fn make(path: &Path, own: &Path, job: &Job, work: &[Work], control: &Control, report: &dyn Report) -> Result<Done> {
     let lock = own.join(LOCK);
     let lock = Written::open(&lock).and_then(|file| file.lock().map(|()| file)).map_err(|e| Error::io(&lock, e))?;
-    let control = Control { sparse: true, resume: false, force: false, ..control.clone() };
+    let spill = Some(own.to_path_buf());
+    let control = Control { sparse: true, resume: false, force: false, spill, ..control.clone() };
     let run = Run::new(&control, report);
-    let plan = job.plan(own, run)?;
-    let mut hashes = BTreeMap::new();
+    let plan = job.plan(path, own, run)?;
+    let mut done = Done::default();
     for work in work {
         match work {
             Work::Tensors(tensors) => {
@@ -141,14 +134,27 @@ fn make(
                 for i in all.clone() {
                     let file = plan.source.ckpt.files().get(i);
                     let file = file.ok_or_else(|| Error::bad_input("the source has no such file"))?;
-                    hashes.insert(i, sha256_file(&file.path, &control.cancel)?);
+                    done.hashes.insert(i, sha256_file(&file.path, &control.cancel)?);
                     file.check_unchanged()?;
                 }
+            }
+            Work::Activations(windows) => {
+                activations::write(&plan, windows, &cut::cuts(&job.tasks), own, run)?;
+            }
+            Work::Layers(layers) => {
+                let (parts, width) = (job.windows_by_task(path), 4 * plan.source.model.config.stream() as u64);
+                let bytes = files::parts::windows(&plan)?.iter().map(|window| window.len() as u64 * width).collect();
+                let entering = Entering { parts: &parts, layer: layers.start, bytes };
+                files::parts::round(&plan, layers.clone(), &mut |window| entering.of(window), run)?;
+            }
+            Work::Sums(windows) => statistics::sum(&plan, windows, own, run)?,
+            Work::Importance => {
+                done.importance = Some(statistics::add(&plan, &job.windows_by_task(path), own, run)?);
             }
         }
     }
     drop(lock);
-    Ok(hashes)
+    Ok(done)
 }
 
 /// Gives what was made its name. Whether it was the first of it.

@@ -29,4 +29,12 @@ pub enum Work {
     },
     /// Source files that are hashed.
     Hashes(Range<usize>),
+    /// Calibration windows that the model is run on, for the sums of an importance matrix.
+    Sums(Range<usize>),
+    /// The importance matrix: all sums, added up.
+    Importance,
+    /// Calibration windows that are taken through the model, for what enters the layers at which other tasks begin.
+    Activations(Range<usize>),
+    /// Layers of all GGUF files that are rounded with error feedback.
+    Layers(Range<usize>),
 }
