@@ -51,6 +51,7 @@ pub(crate) mod sensitivity;
 pub(crate) mod sizes;
 mod sorting;
 mod types;
+mod unfolded;
 mod written;
 
 // Private, but for this repository's tests and benches.

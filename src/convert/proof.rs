@@ -162,13 +162,13 @@ fn bound(bits: f64, chooses: bool) -> f64 {
 
 /// How far a matrix may be from the source's: about four times the error of rounding normal weights to so many bits. Where
 /// some weights are more important than others, those may be rounded worse.
-fn bound_of_weights(bits: f64, importance: bool) -> f64 {
+pub(super) fn bound_of_weights(bits: f64, importance: bool) -> f64 {
     let times = if importance { 24.0 } else { 8.0 };
     if bits < TELLING { 1.05 } else { (times * (-bits).exp2()).clamp(0.02, 0.8) }
 }
 
 /// What a matrix may have to be multiplied by to come closest to the source's: rounding keeps sizes.
-const GAIN: std::ops::Range<f64> = 0.75..1.33;
+pub(super) const GAIN: std::ops::Range<f64> = 0.75..1.33;
 /// The same where three or four values stand under the scale of the largest weight (TQ1_0, Q2_0): what is below half of it
 /// is lost, the rest grows to at most twice its size.
 const ROUGH_GAIN: std::ops::Range<f64> = 0.5..2.0;
@@ -180,7 +180,7 @@ const ROUGH: f64 = 2.3;
 const SIGNS: f64 = 0.75;
 
 /// The share of rows that may be others than the source's: few bits leave single rows hardly alike.
-const STRANGE: f64 = 0.05;
+pub(super) const STRANGE: f64 = 0.05;
 
 /// Why a matrix cannot be a rounding of the source's.
 fn other_matrix(damage: &TensorDamage, likeness: Likeness, bits: f64, importance: bool) -> Option<String> {

@@ -8,6 +8,7 @@ use super::loadable;
 use super::plan::Plan;
 pub use super::proof::other_tokens;
 use super::proof::{self, Checked, Nearness, TOKENS};
+use super::unfolded;
 use crate::control::{Notice, Run};
 use crate::disk;
 use crate::eval::TensorDamage;
@@ -238,11 +239,12 @@ fn as_folder(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<R
     let made = Weights(OpenModel { ckpt, model: &artifact.model });
     let mut checked = proof::check_on_texts(source, (&ours, &made), &of_layer, run)?;
     let moves_factors = ckpt.scheme().is_some_and(|s| ["awq", "int-quantized"].contains(&s.kind().as_str()));
-    if checked.suspicion.is_none()
-        && !moves_factors
-        && damage::transform((ours.ckpt, ours.model), (theirs.ckpt, theirs.model))? == Some(Transform::Scaled)
-    {
-        checked.suspicion = Some("its norms are not those of the source".into());
+    let scaled = damage::transform((ours.ckpt, ours.model), (theirs.ckpt, theirs.model))? == Some(Transform::Scaled);
+    if checked.suspicion.is_none() && scaled {
+        checked.suspicion = match moves_factors {
+            true => unfolded::other_matrix(ours, theirs, &|t| proof::bound_of_weights(bits(t), false), run)?,
+            false => Some("its norms are not those of the source".into()),
+        };
     }
     if checked.suspicion.is_none() {
         let of_name = |damage: &TensorDamage| tensors.iter().find(|t| t.name == damage.name).map_or(32.0, bits);

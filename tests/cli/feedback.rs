@@ -1,7 +1,7 @@
 //! `--search feedback` for GGUF, run as a user runs it: the same bytes from any number of threads, no file worse than that
 //! of ggml's search on text that had no part in it, and the ledger says where ggml's blocks were kept.
 
-use crate::common::{FAMILIES, everything, model, names, one_layer, threads};
+use crate::common::{FAMILIES, everything, first_layers, model, names, one_layer, threads};
 use assert_cmd::Command;
 use quantize::Result;
 use quantize::calibration::data::{Amount, Source, draw};
@@ -186,11 +186,13 @@ fn a_split_file_holds_the_same_tensors_and_is_judged_too() {
 fn a_killed_run_continues_to_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let (whole, cut) = (dir.path().join("whole.gguf"), dir.path().join("cut.gguf"));
+    let home = tempfile::tempdir().unwrap();
+    let source = first_layers(if everything() { 6 } else { 3 }, &home.path().join("model"));
     let run = |out: &Path, more: &[&str]| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_quantize"));
         command.args(["--to", "q4_k_s,q3_k_s", "--calibration", "default", "--calibration-tokens", "1280"]);
         command.args(["--seq-len", "64", "-t", "2", "-o"]).arg(out.with_extension("{type}.gguf"));
-        command.args(more).arg(model("tiny-llama")).stdout(std::process::Stdio::null());
+        command.args(more).arg(&source).stdout(std::process::Stdio::null());
         command
     };
     let files = |out: &Path| ["Q4_K_S", "Q3_K_S"].map(|ty| out.with_extension(format!("{ty}.gguf")));
@@ -200,7 +202,7 @@ fn a_killed_run_continues_to_the_same_bytes() {
     assert_eq!(finished.len(), 2, "{finished:?}");
     let (mut killed, mut resumed) = (0, 0);
     let journal = dir.path().join("cut.Q4_K_S.gguf.resume");
-    let layers = Model::open(&Checkpoint::open(&model("tiny-llama")).unwrap()).unwrap().config.layers.len();
+    let layers = Model::open(&Checkpoint::open(&source).unwrap()).unwrap().config.layers.len();
     // Early and late, and all over the run where everything is tested.
     let kills: Vec<usize> = (0..10).step_by(if everything() { 1 } else { 4 }).collect();
     for i in kills.iter().copied() {

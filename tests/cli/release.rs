@@ -1,12 +1,21 @@
 //! Releases: a folder that can be published, or none.
 
-use crate::common::{command, copy_model, digests, fails, json, names, ok, quantize, repo, sha256, stderr, tiny};
+use crate::common::{
+    command, copy_model, digests, fails, json, names, ok, one_layer, quantize, repo, sha256, stderr, tiny,
+};
 use std::path::Path;
 use std::time::Duration;
 
 /// A text on which gates can be judged.
 fn text() -> String {
     repo("calibration/technical.txt").to_str().unwrap().to_string()
+}
+
+/// The small trained model with one layer, under its name; the folder goes with the test.
+fn small() -> (tempfile::TempDir, String) {
+    let home = tempfile::tempdir().unwrap();
+    let model = one_layer(&home.path().join("tiny-llama")).to_str().unwrap().to_string();
+    (home, model)
 }
 
 /// Every file under a folder with its hash, as the list in it says, against what `sha256sum` would find.
@@ -109,8 +118,9 @@ fn a_release_holds_all_that_is_published() {
 #[test]
 fn a_release_that_fails_its_gates_has_no_name() {
     let dir = tempfile::tempdir().unwrap();
+    let (_home, tiny) = small();
     let run = |limit: &str, more: &[&str]| {
-        let (tiny, text) = (tiny(), text());
+        let text = text();
         let args =
             ["release", &tiny, "--to", "q2_k", "--text", &text, "--chunks", "8", "--max-kld", limit, "-o", "out"];
         quantize(dir.path(), &[&args[..], more].concat())
@@ -158,7 +168,7 @@ fn what_cannot_be_is_refused_before_anything_is_read() {
 #[test]
 fn a_killed_release_goes_on() {
     let dir = tempfile::tempdir().unwrap();
-    let tiny = tiny();
+    let (_home, tiny) = small();
     let run = |target: &str, more: &[&str]| {
         let base = ["release", &tiny, "--to", "q8_0,q4_k_m,gptq,nf4", "--rounding", "nearest", "--quiet", "-o", target];
         command(dir.path(), &[&base[..], more].concat())
@@ -198,7 +208,7 @@ fn a_killed_release_goes_on() {
 #[test]
 fn a_release_goes_on_with_its_own_calibration_text_only() {
     let dir = tempfile::tempdir().unwrap();
-    let tiny = tiny();
+    let (_home, tiny) = small();
     let text = dir.path().join("data.txt");
     std::fs::write(&text, "A text about this and that, and about how it goes on.\n".repeat(400)).unwrap();
     let data = ["--calibration", "data.txt", "--calibration-tokens", "2048"];

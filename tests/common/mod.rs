@@ -80,14 +80,20 @@ pub fn copy_model(name: &str, to: &Path) {
 
 /// The small trained model with its first layer alone, in a new folder: for what is slow and does not depend on depth.
 pub fn one_layer(to: &Path) -> PathBuf {
+    first_layers(1, to)
+}
+
+/// The same with its first `n` layers.
+pub fn first_layers(n: usize, to: &Path) -> PathBuf {
     copy_model("tiny-llama", to);
     let config = std::fs::read_to_string(to.join("config.json")).unwrap();
     let mut config: Value = serde_json::from_str(&config).unwrap();
-    config["num_hidden_layers"] = 1.into();
+    config["num_hidden_layers"] = n.into();
     std::fs::write(to.join("config.json"), config.to_string()).unwrap();
     let bytes = std::fs::read(to.join("model.safetensors")).unwrap();
     let all = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let is_kept = |name: &str| !name.contains(".layers.") || name.contains(".layers.0.");
+    let is_kept =
+        |name: &str| !name.contains(".layers.") || (0..n).any(|layer| name.contains(&format!(".layers.{layer}.")));
     let kept: Vec<_> = all.iter().filter(|(name, _)| is_kept(name)).collect();
     std::fs::write(to.join("model.safetensors"), safetensors::serialize(kept, None).unwrap()).unwrap();
     to.to_path_buf()

@@ -1,0 +1,148 @@
+//! Folders whose channels were scaled (AWQ, SmoothQuant) beside their source: the factors that were moved between norms and
+//! layers are read off the norms, and off the rows of layers that feed others; with these the source has to give the folder's
+//! weights but for rounding.
+
+use super::judge::OpenModel;
+use super::proof::{GAIN, STRANGE};
+use crate::awq::{Fold, Group, groups};
+use crate::control::Run;
+use crate::eval::damage;
+use crate::model::MappedTensor;
+use crate::model::families::Role;
+use crate::{Error, Result};
+use std::collections::BTreeSet;
+
+/// How far a norm may be from the source's by the rounding of another type.
+const SAME: f64 = 0.01;
+
+/// How far the columns of a matrix may be from the source's on average, as a logarithm, beside what rounding explains.
+const COLUMNS: f64 = 0.03;
+
+/// The first matrix of a layer that is no rounding of the source's, whatever factors were moved. `bound`: how far a matrix
+/// may be from the source's, by its name.
+///
+/// # Errors
+/// Those of reading.
+pub fn other_matrix(
+    source: OpenModel,
+    artifact: OpenModel,
+    bound: &dyn Fn(&MappedTensor) -> f64,
+    run: Run,
+) -> Result<Option<String>> {
+    let Ok(family) = &source.model.family else { return Ok(None) };
+    let config = &source.model.config;
+    let mut scaled = BTreeSet::new();
+    for layer in 0..config.layers.len() {
+        let pair = Pair { source, artifact, layer };
+        let mut fold = Fold::default();
+        for group in groups(family, config, layer) {
+            scaled.insert((Some(layer), group.from));
+            run.check()?;
+            let scales = pair.scales(&group, &fold)?;
+            fold.add(&group, &scales);
+        }
+        let matrices = artifact.model.tensors.iter().filter(|t| t.layer == Some(layer) && t.shape.len() > 1);
+        for theirs in matrices.filter(|t| t.role.is_linear() || t.role.is_router()) {
+            run.check()?;
+            if let Some(what) = pair.compare(theirs, &fold, bound(theirs))? {
+                return Ok(Some(format!(
+                    "{} {what}, with what was moved between norms and layers taken back",
+                    theirs.name
+                )));
+            }
+        }
+    }
+    // Norms that no linear layer reads directly have nothing moved out of them.
+    for theirs in artifact.model.tensors.iter().filter(|t| t.role.is_norm() && !scaled.contains(&(t.layer, t.role))) {
+        let Some(ours) = source.model.tensors.iter().find(|t| t.name == theirs.name && t.shape == theirs.shape) else {
+            continue;
+        };
+        if damage::distance(source.ckpt, ours, artifact.ckpt, theirs)? > SAME {
+            return Ok(Some(format!("{} is not the source's", theirs.name)));
+        }
+    }
+    Ok(None)
+}
+
+/// A layer of both.
+struct Pair<'a> {
+    source: OpenModel<'a>,
+    artifact: OpenModel<'a>,
+    layer: usize,
+}
+
+impl Pair<'_> {
+    /// Rows of the tensor of a role: of the source with what is folded so far, and of the artifact.
+    fn rows(&self, role: Role, rows: std::ops::Range<usize>, fold: &Fold) -> Result<(Vec<f32>, Vec<f32>)> {
+        let find = |of: &OpenModel| {
+            let mut own = of.model.tensors.iter().filter(|t| t.layer == Some(self.layer) && t.role == role);
+            own.next().cloned().ok_or_else(|| Error::bad_input(format!("layer {} lacks a tensor", self.layer)))
+        };
+        let (ours, theirs) = (find(&self.source)?, find(&self.artifact)?);
+        let cols = ours.cols();
+        let (mut a, mut b) = (vec![0.0; rows.len() * cols], vec![0.0; rows.len() * theirs.cols()]);
+        ours.read_rows(self.source.ckpt, rows.clone(), &mut Vec::new(), &mut a)?;
+        theirs.read_rows(self.artifact.ckpt, rows.clone(), &mut Vec::new(), &mut b)?;
+        if let Some(factors) = fold.get(self.layer, role) {
+            factors.apply(rows, cols, ours.rows_per_matrix(), &mut a);
+        }
+        Ok((a, b))
+    }
+
+    /// What the channels of a group were multiplied by.
+    fn scales(&self, group: &Group, fold: &Fold) -> Result<Vec<f32>> {
+        let sane = |scale: f32| if scale.is_finite() && scale > 0.0 { scale } else { 1.0 };
+        if group.from.is_norm() {
+            let (ours, theirs) = self.rows(group.from, 0..1, fold)?;
+            return Ok(ours.iter().zip(&theirs).map(|(a, b)| sane(a / b)).collect());
+        }
+        let (ours, theirs) = self.rows(group.from, group.first_row..group.first_row + group.channels, fold)?;
+        let cols = ours.len() / group.channels.max(1);
+        let rows = ours.chunks_exact(cols.max(1)).zip(theirs.chunks_exact(cols.max(1)));
+        Ok(rows.map(|(a, b)| sane((dot(a, b) / dot(b, b)) as f32)).collect())
+    }
+
+    fn compare(&self, theirs: &MappedTensor, fold: &Fold, bound: f64) -> Result<Option<String>> {
+        let (cols, per_matrix) = (theirs.cols(), theirs.rows_per_matrix().max(1));
+        let (mut others, mut all) = (0, 0);
+        for first in (0..theirs.row_count()).step_by(per_matrix) {
+            let (a, b) = self.rows(theirs.role, first..first + per_matrix, fold)?;
+            let mut columns = vec![(0.0f64, 0.0f64); cols];
+            let (mut error, mut norm) = (0.0f64, 0.0f64);
+            for (a, b) in a.chunks_exact(cols).zip(b.chunks_exact(cols)) {
+                let (mut of_row, mut size) = (0.0f64, 0.0f64);
+                for ((a, b), column) in a.iter().zip(b).zip(&mut columns) {
+                    let (a, b) = (f64::from(*a), f64::from(*b));
+                    column.0 += a * b;
+                    column.1 += b * b;
+                    of_row += (a - b) * (a - b);
+                    size += a * a;
+                }
+                error += of_row;
+                norm += size;
+                others += usize::from(of_row > size);
+                all += 1;
+            }
+            let far = (error / norm.max(f64::MIN_POSITIVE)).sqrt();
+            if far.is_nan() || far > bound {
+                return Ok(Some(format!("differs from the source's by {far:.2} times its own size")));
+            }
+            let sums = columns.iter().fold((0.0, 0.0), |sum, column| (sum.0 + column.0, sum.1 + column.1));
+            if sums.1 > 0.0 && !GAIN.contains(&(sums.0 / sums.1)) {
+                return Ok(Some(format!("is {:.2} times as large as the source's", sums.1 / sums.0)));
+            }
+            let gains = columns.iter().filter(|(dot, square)| *dot > 0.0 && *square > 0.0);
+            let off =
+                gains.clone().map(|(dot, square)| (dot / square).ln().abs()).sum::<f64>() / gains.count().max(1) as f64;
+            if off > COLUMNS + 2.0 * far / (per_matrix as f64).sqrt() {
+                return Ok(Some("has columns of other sizes than the source's".into()));
+            }
+        }
+        let share = others as f64 / all.max(1) as f64;
+        Ok((share > STRANGE).then(|| format!("has {:.0} % of other rows than the source's", 100.0 * share)))
+    }
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
