@@ -45,16 +45,17 @@ impl Recipe {
                 devices: 1,
                 hash_sources,
             },
-            Target::Folder { format, .. } => {
+            Target::Folder { format, limit, .. } => {
                 let given = self.data.is_some();
                 let feedback = has_feedback(format, &rounding, given);
-                let data = needs_data(format, &rounding, given).then(|| data.unwrap_or_default());
+                let calibrated = needs_data(format, &rounding, given);
+                let data = (calibrated || limit.is_some()).then(|| data.unwrap_or_default());
                 let smooth = smoothing(format, &rounding);
                 let rounding = Rounding {
                     search: Some(if feedback { Search::Feedback } else { Search::Nearest }),
                     rho: if feedback { rounding.rho } else { usual.rho },
                     damping: if feedback { rounding.damping } else { usual.damping },
-                    sequential: data.as_ref().map(|_| rounding.sequential.unwrap_or(true)),
+                    sequential: calibrated.then(|| rounding.sequential.unwrap_or(true)),
                     static_groups: rounding.static_groups && feedback && format.desc_act,
                     smooth: smooth.filter(|_| given).unwrap_or(usual.smooth),
                     sort_channels: false,

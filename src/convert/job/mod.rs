@@ -181,7 +181,9 @@ fn refuse(plan: &Plan) -> Result<()> {
         let name = output.target.name();
         let calibrated = match &output.what {
             Decided::File(_) => recipe.data.is_some(),
-            Decided::Folder(folder) => needs_data(&folder.spec, &recipe.rounding, recipe.data.is_some()),
+            Decided::Folder(folder) => {
+                folder.limit.is_some() || needs_data(&folder.spec, &recipe.rounding, recipe.data.is_some())
+            }
             Decided::Plain(_) => false,
         };
         if calibrated {
