@@ -36,6 +36,7 @@ impl Item {
     /// The names of its tensors in a GGUF file, by which its losses are known.
     fn tensors<'a>(&self, folder: &'a FolderPlan) -> Vec<&'a str> {
         let mut names: Vec<&str> = self.modules.iter().map(|m| folder.modules[*m].module.gguf.as_str()).collect();
+        names.sort_unstable();
         names.dedup();
         names
     }
