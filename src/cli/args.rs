@@ -229,7 +229,7 @@ pub struct BudgetArgs {
     /// gptq and the like of the folder's modules, each of what its tool can mix
     #[arg(long, value_name = "BITS", value_delimiter = ',')]
     pub target_bpw: Vec<String>,
-    /// Choose types so that the file, or the tensors of the folder, take no more than this: 4.5GB, 900M (comma-separated; needs
+    /// Choose types so that the file, or the folder's files of weights, take no more than this: 4.5GB, 900M (comma-separated; needs
     /// --calibration)
     #[arg(long, value_name = "SIZE", value_delimiter = ',',
           conflicts_with_all = ["split_max_size", "split_max_tensors", "keep_split"])]

@@ -19,6 +19,7 @@ use crate::feedback::{Shrink, int};
 use crate::packed::{Mixture, Spec};
 use crate::quant::allocate::{Choice, allocate};
 use crate::source::Checkpoint;
+use crate::writer::safetensors;
 use crate::{Error, Result};
 use std::collections::HashMap;
 
@@ -92,8 +93,8 @@ struct Order<'a> {
     items: Vec<Item>,
     /// Bytes of the tensors that there is no choice for.
     fixed: u64,
-    /// Bytes for the others.
-    bytes: u64,
+    /// With the headers of the folder as it is without a budget.
+    reach: Reach,
 }
 
 impl<'a> Order<'a> {
@@ -119,11 +120,24 @@ impl<'a> Order<'a> {
             least += sizes.clone().min().unwrap_or(0);
             most += sizes.max().unwrap_or(0);
         }
-        let weights = folder.weights(ckpt);
-        let all = limit.bytes(weights, 0, 0);
+        let (weights, header) = (folder.weights(ckpt), headers(plan, folder)?);
         let of = "the smallest formats that can be mixed to the largest";
-        Reach { least, most, header: 0, weights, of }.check(limit, all, name)?;
-        Ok(Some(Self { folder, name, limit, items, fixed, bytes: all - fixed }))
+        let reach = Reach { least, most, header, weights, of };
+        reach.check(limit, limit.bytes(weights, 0, header), name)?;
+        Ok(Some(Self { folder, name, limit, items, fixed, reach }))
+    }
+
+    /// The folder with a format for every module. How long headers are depends on the choice; where they are longer than was
+    /// thought, it is made again.
+    fn spend(&self, plan: &Plan, table: &Table, places: &HashMap<&str, usize>) -> Result<FolderPlan> {
+        let mut known = self.reach.header;
+        loop {
+            let made = self.chosen(plan, table, places, known)?;
+            match headers(plan, &made)? {
+                longer if longer > known && matches!(self.limit, Limit::Bytes(_)) => known = longer,
+                _ => return Ok(made),
+            }
+        }
     }
 
     /// A way to store a module, and how its codes will be chosen.
@@ -136,10 +150,11 @@ impl<'a> Order<'a> {
         }
     }
 
-    /// The folder with a format for every module.
-    fn spend(&self, plan: &Plan, table: &Table, places: &HashMap<&str, usize>) -> Result<FolderPlan> {
+    /// The same with so many bytes before the tensors.
+    fn chosen(&self, plan: &Plan, table: &Table, places: &HashMap<&str, usize>, headers: u64) -> Result<FolderPlan> {
         let Order { folder, items, .. } = self;
         let ckpt = &*plan.source.ckpt;
+        let budget = self.limit.bytes(self.reach.weights, 0, headers);
         let loss_of = |name: &str, form| places.get(name).map_or(f64::NAN, |at| table.loss(*at, form));
         let loss = |item: &Item, choice: Option<Spec>| -> f64 {
             let form = self.form(plan, &folder.modules[item.modules[0]], choice);
@@ -150,7 +165,9 @@ impl<'a> Order<'a> {
             loss: loss(item, *choice),
         };
         let choices = items.iter().map(|item| item.choices.iter().map(|c| choice(item, c)).collect());
-        let Some(taken) = allocate(&choices.collect::<Vec<Vec<Choice>>>(), self.bytes) else {
+        let choices: Vec<Vec<Choice>> = choices.collect();
+        let Some(taken) = allocate(&choices, budget.saturating_sub(self.fixed)) else {
+            Reach { header: headers, ..self.reach }.check(self.limit, budget, self.name)?;
             let what = "modules that calibration says nothing of keep eight bits";
             return Err(Error::request(format!("{} is out of reach: {what}", self.name)));
         };
@@ -175,7 +192,7 @@ impl<'a> Order<'a> {
             }
         }
         let allocation = Allocation {
-            budget: self.fixed + self.bytes,
+            budget,
             spent: made.tensor_bytes(),
             loss: Loss::of(plan.source.model.config.ending),
             predicted_kl: tensors.iter().map(|row| row.kl).sum(),
@@ -185,6 +202,13 @@ impl<'a> Order<'a> {
         };
         Ok(FolderPlan { limit: Some(self.limit), allocation: Some(allocation), ..made })
     }
+}
+
+/// Bytes before the tensors, in all files of a folder.
+fn headers(plan: &Plan, folder: &FolderPlan) -> Result<u64> {
+    let format = folder.spec.loader().metadata_format();
+    let layout = safetensors::layout(&folder.entries, format, plan.recipe.split.of_folders())?;
+    Ok(layout.shards.iter().map(|shard| shard.len).sum::<u64>().saturating_sub(layout.tensor_bytes))
 }
 
 /// The rule that gives modules of these GGUF names what was chosen.

@@ -157,7 +157,7 @@ impl Target {
 pub enum Limit {
     /// So many bits per weight, for the data of the tensors.
     BitsPerWeight(f64),
-    /// So many bytes, for the whole file, or the tensors of a folder.
+    /// So many bytes, for the whole file, or all files of weights of a folder.
     Bytes(u64),
     /// As many bytes as the file of a preset (GGUF).
     Like(#[serde(with = "preset_name")] &'static Preset),
