@@ -192,8 +192,8 @@ impl Shown<'_> {
         out += &format!("  {share:.1} % of {} weights quantized, {bits:.2} bits each with their scales\n", count(all));
         if let Some(allocation) = &folder.allocation {
             let bits = 8.0 * folder.tensor_bytes() as f64 / folder.weights(ckpt).max(1) as f64;
-            out += &format!("  chosen to fit, {bits:.2} bits per weight in all: ");
-            out += &words::allocation(output.target.name(), allocation);
+            out += &format!("  {bits:.2} bits per weight in all, chosen to fit\n");
+            out += &words::allocation("  chosen", allocation);
         }
         for line in words::departures(&output.ledger()) {
             out += &format!("  {line}\n");

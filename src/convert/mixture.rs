@@ -150,7 +150,7 @@ impl<'a> Order<'a> {
         }
     }
 
-    /// The same with so many bytes before the tensors.
+    /// The same where so many bytes come before the tensors.
     fn chosen(&self, plan: &Plan, table: &Table, places: &HashMap<&str, usize>, headers: u64) -> Result<FolderPlan> {
         let Order { folder, items, .. } = self;
         let ckpt = &*plan.source.ckpt;
@@ -180,8 +180,8 @@ impl<'a> Order<'a> {
         for (item, choice) in &chosen {
             let form = self.form(plan, &folder.modules[item.modules[0]], *choice);
             for name in item.tensors(folder) {
-                let own: Vec<&ModulePlan> = item.modules.iter().map(|m| &folder.modules[*m]).collect();
-                let own: Vec<&ModulePlan> = own.into_iter().filter(|m| m.module.gguf == name).collect();
+                let modules = item.modules.iter().map(|m| &folder.modules[*m]);
+                let own: Vec<&ModulePlan> = modules.filter(|m| m.module.gguf == name).collect();
                 tensors.push(AllocatedTensor {
                     // Experts have one name together.
                     tensor: if let [module] = own[..] { module.name("weight") } else { name.to_string() },

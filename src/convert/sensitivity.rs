@@ -282,6 +282,7 @@ impl<'a> Input<'a> {
                     self.factors.push((order, factor.map(|(factor, _)| factor)));
                 }
                 let factor = self.factors.iter().find(|(known, _)| *known == order);
+                let search = int::Search { static_groups: search.static_groups || !spec.desc_act, ..search };
                 factor.and_then(|(_, factor)| Some((factor.as_ref()?, search)))
             }
             _ => None,
