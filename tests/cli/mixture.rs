@@ -38,10 +38,10 @@ fn kl(artifact: &Value) -> f64 {
 fn a_budget_is_kept_used_up_and_worth_it() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
-    let uniform = made(d, &["--to", "mlx-4bit"], "uniform");
+    let uniform = made(d, &["--to", "mlx-4bit-64g"], "uniform");
     let bytes = weights(&d.join("uniform"));
     let size = bytes.to_string();
-    let mixed = made(d, &["--to", "mlx-4bit", "--target-size", &size], "mixed");
+    let mixed = made(d, &["--to", "mlx-4bit-64g", "--target-size", &size], "mixed");
     let spent = weights(&d.join("mixed"));
     assert!(spent <= bytes && bytes - spent < bytes / 100, "{spent} of {bytes}");
     assert!(kinds(&mixed["allocation"]).len() > 1, "{}", mixed["allocation"]);
@@ -60,7 +60,7 @@ fn a_budget_is_kept_used_up_and_worth_it() {
         assert_eq!(*format, told, "{module}");
     }
     // More bytes lose less.
-    let more = made(d, &["--to", "mlx-4bit", "--target-bpw", "6", "--rounding", "nearest"], "more");
+    let more = made(d, &["--to", "mlx-4bit-64g", "--target-bpw", "6", "--rounding", "nearest"], "more");
     assert!(kl(&more) < kl(&uniform));
     let bits = |artifact: &Value| artifact["allocation"]["budget"].as_u64().unwrap();
     assert!(more["bytes"].as_u64().unwrap() <= bits(&more));
