@@ -221,18 +221,20 @@ pub struct ControlArgs {
     pub max_memory: Option<u64>,
 }
 
-/// How large a GGUF file may be, with types chosen to fit.
+/// How large an output may be, with types chosen to fit: a GGUF file, or each folder that --to names.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Size")]
 pub struct BudgetArgs {
-    /// Choose types so that the tensors take so many bits per weight: 4.2 (comma-separated; needs --calibration)
+    /// Choose types so that the tensors take so many bits per weight: 4.2 (comma-separated; needs --calibration). With --to mlx-4bit,
+    /// gptq and the like of the folder's modules, each of what its tool can mix
     #[arg(long, value_name = "BITS", value_delimiter = ',')]
     pub target_bpw: Vec<String>,
-    /// Choose types so that the file takes no more than this: 4.5GB, 900M (comma-separated; needs --calibration)
+    /// Choose types so that the file, or the folder's files of weights, take no more than this: 4.5GB, 900M (comma-separated; needs
+    /// --calibration)
     #[arg(long, value_name = "SIZE", value_delimiter = ',',
           conflicts_with_all = ["split_max_size", "split_max_tensors", "keep_split"])]
     pub target_size: Vec<String>,
-    /// Choose types so that the file takes no more than that of this preset: q4_k_m (comma-separated; needs
+    /// Choose types so that the GGUF file takes no more than that of this preset: q4_k_m (comma-separated; needs
     /// --calibration)
     #[arg(long, value_name = "TYPE", value_delimiter = ',', value_parser = TYPES, hide_possible_values = true)]
     pub like: Vec<String>,

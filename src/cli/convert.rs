@@ -10,7 +10,7 @@ use super::progress::Terminal;
 use super::{options, plan, recipe, words};
 use crate::check::{self, Measurement};
 use crate::control::{Control, Notice, Run};
-use crate::convert::{self, Made, Outcome, Plan, running, stream};
+use crate::convert::{self, Allocation, Made, Outcome, Plan, running, stream};
 use crate::eval::Method;
 use crate::eval::gate::{self, Gates};
 use crate::quant::presets;
@@ -241,6 +241,7 @@ pub fn summary_json(plan: &Plan, outcome: &Outcome) -> Value {
             }
             None => {
                 row["format"] = made.manifest["format"].clone();
+                row["allocation"] = made.manifest["allocation"].clone();
                 row["quantized_weights"] = json!(made.quantized_weights);
             }
         }
@@ -283,11 +284,15 @@ pub fn summary(plan: &Plan, outcome: &Outcome, quiet: bool) -> Result<()> {
         for path in &made.paths {
             out += &format!("{}\n", path.display());
         }
+        let allocation = match &made.file {
+            Some(file) => file.allocation.clone(),
+            None => Allocation::of_folder(&made.manifest),
+        };
+        if let Some(allocation) = allocation.filter(|_| !quiet) {
+            super::output::say_block(&words::allocation(&made.name, &allocation));
+        }
         let (bits, what) = match &made.file {
             Some(file) => {
-                if let Some(allocation) = file.allocation.as_ref().filter(|_| !quiet) {
-                    super::output::say_block(&words::allocation(&made.name, allocation));
-                }
                 let what = match file.fallbacks {
                     0 => "no fallbacks".to_string(),
                     1 => "1 tensor fell back to another type".to_string(),

@@ -59,6 +59,7 @@ Examples:
   quantize calibrate ./model -o imatrix.gguf          importance matrix from the bundled texts, as llama-imatrix makes
   quantize --to iq2_m ./model --imatrix imatrix.gguf  use one; --calibration default makes one in the same run
   quantize --target-size 4.5GB ./model --calibration default      types chosen to fit, by what they cost this model
+  quantize --to mlx-4bit --target-bpw 4.5 ./model --calibration default     the same for a folder
   quantize release ./model --to q4_k_m,q8_0 --text eval.txt -o release/     a folder to publish, with a model card
   quantize push release/ org/model-GGUF               to the Hub, with one commit
   quantize inspect model.gguf                         metadata and tensors

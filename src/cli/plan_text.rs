@@ -178,7 +178,7 @@ impl Shown<'_> {
             "type": output.target.name(), "format": folder.spec.to_string(), "tensor_bytes": folder.tensor_bytes(),
             "quantized_weights": weights, "bits_per_weight": bits, "quantization_config": folder.config,
             "peak_memory": self.work.folder_memory(folder), "calibration": self.work.folder_cost(folder),
-            "ledger": output.ledger(), "devices": self.devices.and_then(|_| self.folder_fits(folder)),
+            "ledger": output.ledger(), "allocation": folder.allocation, "devices": self.devices.and_then(|_| self.folder_fits(folder)),
         })
     }
 
@@ -190,6 +190,11 @@ impl Shown<'_> {
         let share = 100.0 * weights as f64 / all.max(1) as f64;
         let mut out = format!("\n{}: {size} as {}\n", output.target.name(), folder.spec);
         out += &format!("  {share:.1} % of {} weights quantized, {bits:.2} bits each with their scales\n", count(all));
+        if let Some(allocation) = &folder.allocation {
+            let bits = 8.0 * folder.tensor_bytes() as f64 / folder.weights(ckpt).max(1) as f64;
+            out += &format!("  {bits:.2} bits per weight in all, chosen to fit\n");
+            out += &words::allocation("  chosen", allocation);
+        }
         for line in words::departures(&output.ledger()) {
             out += &format!("  {line}\n");
         }

@@ -213,21 +213,42 @@ fn targets(types: &TypeArgs, budget: &BudgetArgs, folder: &FolderArgs) -> Result
     let mut targets = Vec::new();
     for name in types.to.iter().chain(&types.mmproj) {
         targets.push(match packed::parse(name) {
-            Some(_) => Target::Folder { name: name.to_ascii_lowercase(), format: with_flags(name, folder)? },
+            Some(_) => {
+                let format = with_flags(name, folder)?;
+                Target::Folder { name: name.to_ascii_lowercase(), format, limit: None }
+            }
             None => match Target::parse(name)? {
                 Target::Plain { name, .. } => plain(name, folder)?,
                 target => target,
             },
         });
     }
+    let mut limits = Vec::new();
     for text in &budget.target_bpw {
         let bits: Option<f64> = text.parse().ok().filter(|b: &f64| b.is_finite() && *b > 0.0);
         let bits = bits
             .ok_or_else(|| Error::Usage(format!("--target-bpw {text}: not a number of bits per weight; write 4.2")))?;
-        targets.push(Target::Budget { name: format!("{text}bpw"), limit: Limit::BitsPerWeight(bits) });
+        limits.push((format!("{text}bpw"), Limit::BitsPerWeight(bits)));
     }
     for text in &budget.target_size {
-        targets.push(Target::Budget { name: text.clone(), limit: Limit::Bytes(size(text)?) });
+        limits.push((text.clone(), Limit::Bytes(size(text)?)));
+    }
+    let is_folder = |target: &&Target| matches!(target, Target::Folder { .. });
+    match targets.iter().filter(is_folder).count() {
+        0 => targets.extend(limits.into_iter().map(|(name, limit)| Target::Budget { name, limit })),
+        n if n == targets.len() && !limits.is_empty() => {
+            if !budget.like.is_empty() {
+                let what = "--like is the size of a GGUF preset; name a folder's with --target-size or --target-bpw";
+                return Err(Error::Usage(what.into()));
+            }
+            targets = targets.iter().flat_map(|target| limits.iter().map(|limit| within(target, limit))).collect();
+        }
+        _ if limits.is_empty() => {}
+        _ => {
+            let what =
+                "GGUF types and folder formats with a budget: make them in separate runs, since it is of one kind";
+            return Err(Error::Usage(what.into()));
+        }
     }
     for text in &budget.like {
         let preset = presets::find(text)
@@ -235,6 +256,16 @@ fn targets(types: &TypeArgs, budget: &BudgetArgs, folder: &FolderArgs) -> Result
         targets.push(Target::Budget { name: format!("like-{}", preset.name), limit: Limit::Like(preset) });
     }
     Ok(targets)
+}
+
+/// A folder whose modules are stored so that it keeps to a budget.
+fn within(target: &Target, (text, limit): &(String, Limit)) -> Target {
+    match target {
+        Target::Folder { name, format, .. } => {
+            Target::Folder { name: format!("{name}-{text}"), format: *format, limit: Some(*limit) }
+        }
+        other => other.clone(),
+    }
 }
 
 /// A folder without quantization.

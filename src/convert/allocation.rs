@@ -1,7 +1,8 @@
-//! How the budget of a GGUF file was spent, as results and reports show it.
+//! How a budget was spent, as results and reports show it.
 
 use crate::eval::Loss;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// How a budget was spent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -17,10 +18,17 @@ pub struct Allocation {
     pub predicted_kl: f64,
     /// The same for the types of the preset that the size is taken from.
     pub preset_predicted_kl: Option<f64>,
-    /// What each tensor costs in each type, as measured.
+    /// What groups of tensors were measured at.
     pub sensitivities: Vec<Sensitivity>,
     /// What each tensor got.
     pub tensors: Vec<AllocatedTensor>,
+}
+
+impl Allocation {
+    /// What the manifest of a folder says, where it has a budget.
+    pub fn of_folder(manifest: &Value) -> Option<Self> {
+        manifest.get("allocation").and_then(|allocation| Self::deserialize(allocation).ok())
+    }
 }
 
 /// What a group of tensors was measured at.
@@ -42,7 +50,7 @@ pub struct Sensitivity {
 /// The type that a tensor got.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AllocatedTensor {
-    /// The tensor's name in the file.
+    /// The tensor's name in the file, or the module's in the folder; that of GGUF for experts, which are stored alike.
     pub tensor: String,
     /// The type's name.
     #[serde(rename = "type")]

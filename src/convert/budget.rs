@@ -4,6 +4,7 @@
 
 use super::allocation::{AllocatedTensor, Allocation, Sensitivity};
 use super::data::HoldOut;
+use super::form::Form;
 use super::importance::Importance;
 use super::plan::{FilePlan, Plan};
 use super::recipe::{Limit, Target};
@@ -26,7 +27,7 @@ use std::path::Path;
 impl Limit {
     /// Bytes for the tensors of a file with `header` bytes before them, where the file of the preset that it is to be like
     /// takes `like` bytes.
-    fn bytes(self, weights: u64, like: u64, header: u64) -> u64 {
+    pub(super) fn bytes(self, weights: u64, like: u64, header: u64) -> u64 {
         match self {
             Limit::BitsPerWeight(bits) => (bits * weights as f64 / 8.0) as u64,
             Limit::Bytes(bytes) => bytes.saturating_sub(header),
@@ -110,21 +111,42 @@ fn in_reach(plan: &Plan, file: &FilePlan, limit: Limit, items: &[Item], bytes: u
     let (least, most) = sizes.fold((0, 0), |(least, most), sizes| {
         (least + sizes.clone().min().unwrap_or(0), most + sizes.max().unwrap_or(0))
     });
-    if (least..=most).contains(&bytes) {
-        return Ok(());
+    let reach = Reach { least, most, header, weights: plan.weights(), of: "the smallest types to 16 bits" };
+    reach.check(limit, bytes, &file.sizes.name)
+}
+
+/// What an output can take.
+pub(super) struct Reach {
+    /// Bytes of the tensors.
+    pub least: u64,
+    pub most: u64,
+    /// Bytes that come on top of them.
+    pub header: u64,
+    pub weights: u64,
+    /// From what to what, in words.
+    pub of: &'static str,
+}
+
+impl Reach {
+    /// That `bytes` for the tensors of an output are within it.
+    ///
+    /// # Errors
+    /// `Request` with the range that is.
+    pub fn check(&self, limit: Limit, bytes: u64, name: &str) -> Result<()> {
+        let Reach { least, most, header, weights, of } = *self;
+        if (least..=most).contains(&bytes) {
+            return Ok(());
+        }
+        let range = if matches!(limit, Limit::BitsPerWeight(_)) {
+            let bits = |bytes: u64| 800.0 * bytes as f64 / weights.max(1) as f64;
+            // Rounded into the range.
+            format!("{:.2} to {:.2} bits per weight", bits(least).ceil() / 100.0, bits(most).floor() / 100.0)
+        } else {
+            let (least, most) = (least + header, most + header);
+            format!("{least} to {most} bytes ({} to {})", human(least), human(most))
+        };
+        Err(Error::request(format!("{name} is out of reach: this model can take {range}, from {of}")))
     }
-    let range = if limit.is_padded() {
-        let (least, most) = (least + header, most + header);
-        format!("{least} to {most} bytes ({} to {})", human(least), human(most))
-    } else {
-        let bits = |bytes: u64| 800.0 * bytes as f64 / plan.weights().max(1) as f64;
-        // Rounded into the range.
-        format!("{:.2} to {:.2} bits per weight", bits(least).ceil() / 100.0, bits(most).floor() / 100.0)
-    };
-    Err(Error::request(format!(
-        "{} is out of reach: this model can take {range}, from the smallest types to 16 bits",
-        file.sizes.name
-    )))
 }
 
 /// Chooses the types of every file with a budget. `files` are those of the plan, by their place in it.
@@ -152,34 +174,42 @@ pub(super) fn spend(
     // One table for all: of every tensor, the types that any budget may want.
     let model = &plan.source.model;
     let generated = model.generated.len();
-    let mut types: Vec<Vec<GgmlType>> = vec![Vec::new(); model.tensors.len()];
+    let mut types: Vec<Vec<Form>> = vec![Vec::new(); model.tensors.len()];
     for order in &orders {
         for (types, item) in types.iter_mut().zip(&order.items[generated..]).filter(|(_, item)| item.types.len() > 1) {
-            for ty in &item.types {
-                if !types.contains(ty) {
-                    types.push(*ty);
+            for ty in item.types.iter().copied().map(Form::Ggml) {
+                if !types.contains(&ty) {
+                    types.push(ty);
                 }
             }
         }
     }
-    let table = measure(plan, held, types, folder, run)?;
+    let settings = &plan.recipe.rounding;
+    let rounding = match plan.recipe.file_feedback() {
+        true => Rounding::Feedback {
+            shrink: Shrink { rho: settings.rho, damping: settings.damping },
+            stage: ggml::Stage::default(),
+        },
+        false => Rounding::Ggml,
+    };
+    let table = measure(plan, held, types, rounding, folder, run)?;
     let imatrix = (!plan.recipe.file_feedback()).then(|| Importance::expected_facts(data));
     let facts = Facts { data: Some(data), imatrix };
     orders.into_iter().try_for_each(|order| order.spend(plan, &table, &facts))
 }
 
 /// What each tensor of the model adds to the KL divergence.
-struct Table {
-    types: Vec<Vec<GgmlType>>,
+pub(super) struct Table {
+    types: Vec<Vec<Form>>,
     /// In each of these types; `None` where no input was seen.
     kl: Vec<Option<Vec<f64>>>,
-    sensitivities: Vec<Sensitivity>,
+    pub sensitivities: Vec<Sensitivity>,
 }
 
 impl Table {
     /// What tensor number `index` adds in type `ty`; nothing is known of one whose input was not seen, and it keeps at
     /// least eight bits.
-    fn loss(&self, index: usize, ty: GgmlType) -> f64 {
+    pub fn loss(&self, index: usize, ty: Form) -> f64 {
         let known = self.kl[index].as_ref().zip(self.types[index].iter().position(|t| *t == ty));
         match known {
             Some((kl, at)) => kl[at],
@@ -207,7 +237,7 @@ impl Order<'_> {
         let bytes = limit.bytes(plan.weights(), like_bytes, header);
         let generated = plan.source.model.generated.len();
         let loss = |output: usize, ty: GgmlType| match output.checked_sub(generated) {
-            Some(index) if items[output].types.len() > 1 => table.loss(index, ty),
+            Some(index) if items[output].types.len() > 1 => table.loss(index, Form::Ggml(ty)),
             _ => 0.0,
         };
         let choice = |output: usize, ty: GgmlType| Choice {
@@ -279,8 +309,15 @@ const F16: u32 = 1;
 /// Windows that the KL divergence of a group is measured on.
 const MEASURED: usize = 6;
 
-/// What each tensor of the model adds to the KL divergence in each of `types`.
-fn measure(plan: &Plan, held: &HoldOut, types: Vec<Vec<GgmlType>>, folder: &Path, run: Run) -> Result<Table> {
+/// What each tensor of the model adds to the KL divergence in each of `types`. `folder`: where files are spilled.
+pub(super) fn measure(
+    plan: &Plan,
+    held: &HoldOut,
+    types: Vec<Vec<Form>>,
+    rounding: Rounding,
+    folder: &Path,
+    run: Run,
+) -> Result<Table> {
     let source = &plan.source;
     let model = &source.model;
     let (all, sets) = held.all();
@@ -290,14 +327,6 @@ fn measure(plan: &Plan, held: &HoldOut, types: Vec<Vec<GgmlType>>, folder: &Path
         held: sets,
         max_memory: run.control.max_memory,
         spill: folder.to_path_buf(),
-    };
-    let settings = &plan.recipe.rounding;
-    let rounding = match plan.recipe.file_feedback() {
-        true => Rounding::Feedback {
-            shrink: Shrink { rho: settings.rho, damping: settings.damping },
-            stage: ggml::Stage::default(),
-        },
-        false => Rounding::Ggml,
     };
     let tokens: usize = all.iter().map(Vec::len).sum();
     let passes = model.config.layers.len() as u64;

@@ -169,9 +169,17 @@ impl Forecast<'_> {
             (true, ChannelScaling::Awq) => Pass::Awq,
             (true, ChannelScaling::None | ChannelScaling::SmoothQuant) => Pass::Gptq,
             (false, _) if needs_data(spec, rounding, given) => Pass::Statistics,
+            (false, _) if folder.limit.is_some() => Pass::Statistics,
             (false, _) => return None,
         };
-        Some(self.cost(pass))
+        let mut cost = self.cost(pass);
+        if folder.limit.is_some() {
+            // Losses are estimated in several formats on some of the rows, and sensitivities measured with the whole model.
+            cost.cpu_seconds += 2.0 * self.cost(Pass::Gptq).cpu_seconds;
+            let model = self.plan.source.ckpt.tensors().iter().map(|t| t.bytes()).sum();
+            cost.peak_memory = cost.peak_memory.max(model);
+        }
+        Some(cost)
     }
 
     /// Bytes that the work holds at once: a batch of modules as numbers, packed and read back; or the calibration.

@@ -4,7 +4,7 @@
 //! 1. [`crate::model::SourceModel::open`] reads headers, configuration and tensor names; no weight.
 //! 2. [`plan()`] decides the type of every tensor ([`sizes`]) and the format of every module ([`folder`]).
 //! 3. Where something is calibrated, [`data`] draws windows of text, once, and holds some of them out.
-//! 4. For budgets, [`budget`] measures what types cost this model ([`sensitivity`]) and chooses.
+//! 4. For budgets, what types cost this model is measured ([`sensitivity`]), and [`budget`] chooses for files, `mixture` for folders.
 //! 5. The pass with activations takes the windows through one layer after the other: [`blocks`] rounds GGUF blocks with
 //!    error feedback, [`folder::layered`] the modules of folders. [`journal`] notes every layer that is on the disk.
 //! 6. The pass without reads every weight once: [`stream`] for GGUF files, [`folder::nearest`] for folders.
@@ -29,12 +29,14 @@ mod files;
 mod findings;
 pub(crate) mod fitting;
 pub(crate) mod forecast;
+mod form;
 mod hashes;
 pub(crate) mod identity;
 mod importance;
 pub(crate) mod job;
 mod ledger;
 pub(crate) mod loadable;
+mod mixture;
 mod naming;
 mod outcome;
 mod per_output;
@@ -129,6 +131,7 @@ pub fn plan_assuming(source: &SourceModel, recipe: &Recipe, importance: AssumedI
         plan.source.model.runnable()?;
     }
     plan.files().try_for_each(|(output, file)| budget::check(&plan, (output.index, &output.target), file))?;
+    plan.folders().try_for_each(|(output, folder)| mixture::check(&plan, output.target.name(), folder))?;
     Ok(plan)
 }
 
@@ -191,19 +194,25 @@ pub(crate) fn forget(plan: &Plan, run: Run) -> Result<()> {
     Earlier::recover(plan, run).map(|earlier| earlier.forget(run))
 }
 
-/// Chooses the types of the files that have a budget, as [`run`] does before it writes them: for a look at the choice.
+/// Chooses the types of the outputs that have a budget, as [`run`] does before it writes them: for a look at the choice.
 ///
 /// # Errors
 /// As [`run`], where the model is run.
 pub fn spend_budgets(plan: &mut Plan, control: &Control, report: &dyn Report) -> Result<()> {
-    if plan.files().all(|(_, file)| file.limit.is_none()) {
+    if plan.recipe.outputs.iter().all(|target| target.limit().is_none()) {
         return Ok(());
     }
     let run = Run::new(control, report);
+    let drawing = draw(plan, run)?;
     let mut files: Vec<(usize, FilePlan)> = plan.files().map(|(o, file)| (o.index, file.clone())).collect();
-    files::spend(plan, &mut files, draw(plan, run)?.as_ref(), run)?;
+    files::spend(plan, &mut files, drawing.as_ref(), run)?;
+    let mut folders: Vec<(usize, FolderPlan)> = plan.folders().map(|(o, folder)| (o.index, folder.clone())).collect();
+    mixture::spend(plan, &mut folders, drawing.as_ref(), run)?;
     for (index, file) in files {
         plan.outputs[index].what = Decided::File(Box::new(file));
+    }
+    for (index, folder) in folders {
+        plan.outputs[index].what = Decided::Folder(Box::new(folder));
     }
     Ok(())
 }
@@ -226,6 +235,7 @@ pub(crate) fn data_of(plan: &Plan) -> Option<(Data, bool)> {
     let recipe = &plan.recipe;
     let given = recipe.data.is_some();
     let files = given && recipe.files().next().is_some();
-    let needed = files || recipe.folders().any(|spec| rounding::needs_data(spec, &recipe.rounding, given));
+    let budget = recipe.outputs.iter().any(|target| target.limit().is_some());
+    let needed = files || budget || recipe.folders().any(|spec| rounding::needs_data(spec, &recipe.rounding, given));
     needed.then(|| (recipe.data.clone().unwrap_or_default(), given))
 }

@@ -45,16 +45,17 @@ impl Recipe {
                 devices: 1,
                 hash_sources,
             },
-            Target::Folder { format, .. } => {
+            Target::Folder { format, limit, .. } => {
                 let given = self.data.is_some();
                 let feedback = has_feedback(format, &rounding, given);
-                let data = needs_data(format, &rounding, given).then(|| data.unwrap_or_default());
+                let calibrated = needs_data(format, &rounding, given);
+                let data = (calibrated || limit.is_some()).then(|| data.unwrap_or_default());
                 let smooth = smoothing(format, &rounding);
                 let rounding = Rounding {
                     search: Some(if feedback { Search::Feedback } else { Search::Nearest }),
                     rho: if feedback { rounding.rho } else { usual.rho },
                     damping: if feedback { rounding.damping } else { usual.damping },
-                    sequential: data.as_ref().map(|_| rounding.sequential.unwrap_or(true)),
+                    sequential: calibrated.then(|| rounding.sequential.unwrap_or(true)),
                     static_groups: rounding.static_groups && feedback && format.desc_act,
                     smooth: smooth.filter(|_| given).unwrap_or(usual.smooth),
                     sort_channels: false,
@@ -126,7 +127,22 @@ impl Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::convert::recipe::Limit;
     use crate::convert::recipe::tests::full;
+
+    #[test]
+    fn a_folder_with_a_budget_records_what_it_was_spent_by() {
+        let target = |limit| {
+            let Target::Folder { name, format, .. } = Target::parse("mlx-4bit").unwrap() else { panic!("no folder") };
+            Target::Folder { name, format, limit }
+        };
+        let rounding = Rounding { search: Some(Search::Nearest), ..Rounding::default() };
+        let recipe = |limit| Recipe { outputs: vec![target(limit)], rounding: rounding.clone(), ..full() };
+        let with = recipe(Some(Limit::Bytes(1000))).of_output(0);
+        assert!(with.data == full().data && with.outputs[0].limit() == Some(Limit::Bytes(1000)));
+        assert_eq!(with.rounding.sequential, None);
+        assert!(recipe(None).of_output(0).data.is_none());
+    }
 
     #[test]
     fn an_output_records_what_decides_its_bytes() {

@@ -158,14 +158,15 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
     };
     for (index, target) in recipe.outputs.iter().enumerate() {
         let what = match target {
-            Target::Folder { format, .. } => {
+            Target::Folder { format, limit, .. } => {
                 // What is planned from a configuration alone has no files.
                 let is_folder = source.ckpt.gguf().is_none() && !source.ckpt.files().is_empty();
                 if is_folder && !source.ckpt.dir().join("config.json").is_file() {
                     let what = "there is no config.json, which every program that loads a folder reads";
                     return Err(Error::unsupported(format!("{}: {what}", source.ckpt.dir().display())));
                 }
-                Decided::Folder(Box::new(FolderPlan::new(source, *format, recipe.devices, &recipe.types.tensors)?))
+                let folder = FolderPlan::new(source, *format, recipe.devices, &recipe.types.tensors)?;
+                Decided::Folder(Box::new(FolderPlan { limit: *limit, ..folder }))
             }
             Target::Plain { dtype, like, .. } => {
                 Decided::Plain(Box::new(PlainPlan::new(source, *dtype, like.as_ref())?))

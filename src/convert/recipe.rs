@@ -77,6 +77,9 @@ pub enum Target {
         /// How its modules are stored.
         #[serde(with = "spec_name")]
         format: Spec,
+        /// What it may take, where some of its modules are stored otherwise to fit. `None`: the format decides.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        limit: Option<Limit>,
     },
     /// A checkpoint folder without quantization.
     Plain {
@@ -95,6 +98,15 @@ impl Target {
         match self {
             Target::Preset(preset) => preset.name,
             Target::Budget { name, .. } | Target::Folder { name, .. } | Target::Plain { name, .. } => name,
+        }
+    }
+
+    /// The budget that types or formats are chosen to fit.
+    pub fn limit(&self) -> Option<Limit> {
+        match self {
+            Target::Budget { limit, .. } => Some(*limit),
+            Target::Folder { limit, .. } => *limit,
+            Target::Preset(_) | Target::Plain { .. } => None,
         }
     }
 
@@ -125,7 +137,7 @@ impl Target {
             return Ok(Target::Plain { name: PLAIN.into(), dtype: None, like: None });
         }
         if let Some(format) = packed::parse(name) {
-            return Ok(Target::Folder { name: name.to_ascii_lowercase(), format });
+            return Ok(Target::Folder { name: name.to_ascii_lowercase(), format, limit: None });
         }
         let preset = presets::find(name).ok_or_else(|| {
             let near = catalogue::near(name);
@@ -139,15 +151,15 @@ impl Target {
     }
 }
 
-/// What a GGUF file with a budget may take.
+/// What an output with a budget may take.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Limit {
     /// So many bits per weight, for the data of the tensors.
     BitsPerWeight(f64),
-    /// So many bytes, for the whole file.
+    /// So many bytes, for the whole file, or all files of weights of a folder.
     Bytes(u64),
-    /// As many bytes as the file of a preset.
+    /// As many bytes as the file of a preset (GGUF).
     Like(#[serde(with = "preset_name")] &'static Preset),
 }
 
@@ -343,7 +355,9 @@ impl Recipe {
     /// `Request`.
     pub fn check(&self) -> Result<()> {
         let same = |a: &Target, b: &Target| match (a, b) {
-            (Target::Folder { format: a, .. }, Target::Folder { format: b, .. }) => a == b,
+            (Target::Folder { format: a, limit: x, .. }, Target::Folder { format: b, limit: y, .. }) => {
+                (a, x) == (b, y)
+            }
             (Target::Folder { .. }, _) | (_, Target::Folder { .. }) => false,
             (a, b) => a.name() == b.name(),
         };
@@ -385,20 +399,29 @@ impl Recipe {
         if self.file_feedback() && self.sequential_files() && self.rounding.sort_channels {
             return Err(Error::request("channels are not sorted in sequential error feedback"));
         }
-        if let Some(Target::Budget { name, .. }) = self.outputs.iter().find(|t| matches!(t, Target::Budget { .. })) {
-            if self.data.is_none() {
-                // Measured: docs/benchmarks.md, "A budget by an importance matrix alone".
-                let known = match self.importance {
-                    Some(_) => "; an importance matrix tells which channels of a tensor count, not which tensors do",
-                    None => "",
-                };
-                let what = "types are chosen by what they cost this model, which takes calibration data";
-                return Err(Error::request(format!("{name}: {what}{known}")).hint(Hint::Calibrate));
-            }
-            if self.types.pure {
-                let what = format!("one type for all tensors leaves nothing to choose for {name}");
-                return Err(Error::request(what));
-            }
+        self.outputs.iter().filter(|t| t.limit().is_some()).try_for_each(|target| self.check_budget(target))?;
+        Ok(())
+    }
+
+    /// That there is something to choose by, and from.
+    fn check_budget(&self, target: &Target) -> Result<()> {
+        let name = target.name();
+        if self.data.is_none() {
+            // Measured: docs/benchmarks.md, "A budget by an importance matrix alone".
+            let known = match self.importance {
+                Some(_) => "; an importance matrix tells which channels of a tensor count, not which tensors do",
+                None => "",
+            };
+            let what = "types are chosen by what they cost this model, which takes calibration data";
+            return Err(Error::request(format!("{name}: {what}{known}")).hint(Hint::Calibrate));
+        }
+        if self.types.pure && target.is_file() {
+            return Err(Error::request(format!("one type for all tensors leaves nothing to choose for {name}")));
+        }
+        if matches!(target, Target::Folder { limit: Some(Limit::Like(_)), .. }) {
+            return Err(Error::request(format!(
+                "{name}: a folder is given bits per weight or bytes, not a preset's size"
+            )));
         }
         Ok(())
     }

@@ -7,6 +7,7 @@
 //! proportional to its output error, `KL(t, type) = s(t) · tr(E H Eᵀ)`. `s` is taken to be the same for tensors of the
 //! same part at about the same depth, and is what the measurement gives.
 
+use super::form::{Form, Matrix};
 use crate::calibration::layerwise::{Captured, Stage, Visit};
 use crate::calibration::moments::{Moments, importance, mean_gram};
 use crate::control::Run;
@@ -15,13 +16,15 @@ use crate::eval::cosine::{Embedder, cosines};
 use crate::eval::klbase::{KlBaseReader, KlBaseWriter};
 use crate::eval::{self, Base, Candidate, Logits, Runnable, Windows};
 use crate::feedback::ggml::{self, Gauge, losses_by_type};
-use crate::feedback::{Factor, Order, Shrink};
+use crate::feedback::{Factor, Order, Shrink, int};
 use crate::infer::{Linear, Stored};
 use crate::matrix::by_search;
+use crate::minifloat;
 use crate::model::config::Ending;
 use crate::model::{MappedTensor, Model, fault};
+use crate::packed::{self, Spec};
 use crate::quant::{self, GgmlType, QuantError};
-use crate::source::Checkpoint;
+use crate::source::{Checkpoint, Dtype};
 use crate::{Error, Result};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -32,7 +35,25 @@ use std::path::Path;
 #[derive(Clone, Copy, Debug)]
 pub enum Rounding {
     Ggml,
-    Feedback { shrink: Shrink, stage: ggml::Stage },
+    Feedback {
+        shrink: Shrink,
+        stage: ggml::Stage,
+    },
+    /// Of folders, with feedback where their forms have it.
+    Modules {
+        shrink: Shrink,
+        search: int::Search,
+    },
+}
+
+impl Rounding {
+    /// The rows of a sample are so many, or a multiple: of some formats words hold codes of several rows.
+    fn whole(self) -> usize {
+        match self {
+            Rounding::Ggml | Rounding::Feedback { .. } => 1,
+            Rounding::Modules { .. } => 32,
+        }
+    }
 }
 
 /// What one tensor loses.
@@ -61,8 +82,8 @@ const SAMPLED: (usize, usize) = (128, 1024);
 pub struct Estimate<'a> {
     ckpt: &'a Checkpoint,
     model: &'a Model,
-    /// Types to estimate for each tensor of the model; none for those that are not quantized.
-    types: &'a [Vec<GgmlType>],
+    /// What to estimate for each tensor of the model; nothing for those that are not quantized.
+    types: &'a [Vec<Form>],
     rounding: Rounding,
     run: Run<'a>,
     index: HashMap<&'a str, usize>,
@@ -74,7 +95,7 @@ impl<'a> Estimate<'a> {
     pub fn new(
         ckpt: &'a Checkpoint,
         model: &'a Model,
-        types: &'a [Vec<GgmlType>],
+        types: &'a [Vec<Form>],
         rounding: Rounding,
         run: Run<'a>,
     ) -> Self {
@@ -97,7 +118,15 @@ impl<'a> Estimate<'a> {
         let Some(probe) = probe_type(tensor.cols()).filter(|_| !self.types[index].is_empty()) else { return Ok(()) };
         let w = self.sample(tensor, 0..tensor.row_count())?;
         let plain = |ty: GgmlType| squared_error(ty, &w, tensor.cols()).map_err(|e| self.fault(tensor, ty, e));
-        let by_type = self.types[index].iter().map(|ty| plain(*ty)).collect::<Result<_>>()?;
+        let by_form = |form: &Form| match form {
+            Form::Ggml(ty) => plain(*ty),
+            Form::Kept => Ok(0.0),
+            Form::Module { spec, .. } => {
+                let decoded = Matrix { module: self.module(tensor, &w), feedback: None }.decoded(spec)?;
+                Ok(mean_square(&w, &decoded, tensor.cols()))
+            }
+        };
+        let by_type = self.types[index].iter().map(by_form).collect::<Result<_>>()?;
         self.losses[index] = Some(Losses { by_type, probe: plain(probe)?, importance: None });
         Ok(())
     }
@@ -107,7 +136,7 @@ impl<'a> Estimate<'a> {
         let mean = mean_gram(all);
         let tokens: u64 = all.iter().map(|m| m.tokens).sum();
         for (expert, own) in all.iter().enumerate() {
-            let input = Input::new(captured, expert, mean.as_deref(), self.rounding)?;
+            let mut input = Input::new(captured, expert, mean.as_deref(), self.rounding)?;
             for name in names {
                 let Some(&index) = self.index.get(name.as_str()) else { continue };
                 let (tensor, types) = (&model.tensors[index], &self.types[index]);
@@ -119,7 +148,7 @@ impl<'a> Estimate<'a> {
                 // Rows that were left out lose as much, and an expert counts as often as it is used.
                 let scale = rows.len() as f64 / (w.len() / tensor.cols()).max(1) as f64 * own.tokens as f64
                     / tokens.max(1) as f64;
-                let by_type = input.losses(&w, types, true).map_err(|e| self.fault(tensor, types[0], e))?;
+                let by_type = self.by_form(tensor, &mut input, &w, types)?;
                 let probed = input.losses(&w, &[probe], false).map_err(|e| self.fault(tensor, probe, e))?;
                 let sum = self.losses[index].get_or_insert_with(|| Losses {
                     by_type: vec![0.0; types.len()],
@@ -134,10 +163,38 @@ impl<'a> Estimate<'a> {
         Ok(())
     }
 
+    /// What a tensor whose rows are like `w` loses in each of `types`, per token.
+    fn by_form(&self, tensor: &MappedTensor, input: &mut Input, w: &[f32], types: &[Form]) -> Result<Vec<f64>> {
+        let of_files: Vec<GgmlType> =
+            types.iter().filter_map(|c| if let Form::Ggml(ty) = c { Some(*ty) } else { None }).collect();
+        let losses = input.losses(w, &of_files, true);
+        let first = of_files.first().copied().unwrap_or(GgmlType::F32);
+        let mut losses = losses.map_err(|e| self.fault(tensor, first, e))?.into_iter();
+        let loss = |form: &Form| match form {
+            Form::Ggml(_) => Ok(losses.next().unwrap_or(f64::NAN)),
+            Form::Kept => Ok(0.0),
+            Form::Module { spec, feedback } => {
+                let loss = input.module_loss(self.module(tensor, w), spec, *feedback);
+                loss.map_err(|e| e.tensor(&*tensor.name))
+            }
+        };
+        types.iter().map(loss).collect()
+    }
+
+    /// Rows of a tensor as a folder's format sees them.
+    fn module<'w>(&self, tensor: &MappedTensor, w: &'w [f32]) -> packed::Module<'w> {
+        let dtype = tensor.parts.first().map(|part| self.ckpt.tensors()[*part].dtype);
+        let scale_type = if dtype == Some(Dtype::Ggml(GgmlType::BF16)) { GgmlType::BF16 } else { GgmlType::F16 };
+        let module = packed::Module::new(w, w.len() / tensor.cols().max(1), tensor.cols(), scale_type);
+        // The scale of inputs does not matter to weights.
+        packed::Module { input_max: Some(1.0), ..module }
+    }
+
     /// Rows from all over `rows` of a tensor, `[sample, cols]`.
     fn sample(&self, tensor: &MappedTensor, rows: Range<usize>) -> Result<Vec<f32>> {
         let cols = tensor.cols();
-        let count = (rows.len() / SAMPLE).clamp(SAMPLED.0, SAMPLED.1).min(rows.len());
+        let count = (rows.len() / SAMPLE).clamp(SAMPLED.0, SAMPLED.1).next_multiple_of(self.rounding.whole());
+        let count = count.min(rows.len());
         let mut w = vec![0.0; count * cols];
         let mut scratch = Vec::new();
         for (i, out) in w.chunks_exact_mut(cols).enumerate() {
@@ -169,8 +226,13 @@ impl Visit for Estimate<'_> {
 }
 
 /// What is known of the input of a matrix.
-struct Input {
+struct Input<'a> {
     importance: Vec<f32>,
+    /// Of the text that the rounding sees.
+    gram: Cow<'a, [f32]>,
+    rounding: Rounding,
+    /// Of modules of folders, by the order of columns; `None` where there is none.
+    factors: Vec<((bool, usize), Option<Factor>)>,
     /// `None` where rounding is without feedback.
     hessian: Option<(ggml::Hessian, ggml::Stage)>,
     /// Of text that the rounding does not see, where there is some.
@@ -178,8 +240,8 @@ struct Input {
     gauged: f64,
 }
 
-impl Input {
-    fn new(captured: &Captured, expert: usize, mean: Option<&[f32]>, rounding: Rounding) -> Result<Self> {
+impl<'a> Input<'a> {
+    fn new(captured: &'a Captured, expert: usize, mean: Option<&[f32]>, rounding: Rounding) -> Result<Self> {
         let own = &captured.moments[expert];
         let cols = own.cols;
         let (gram, tokens) = own.leaning(mean);
@@ -203,9 +265,39 @@ impl Input {
                 let factor = Factor::new(&gram, cols, shrink, Order::Natural).ok();
                 factor.and_then(|(factor, _)| Some((ggml::Hessian::new(factor).ok()?, stage)))
             }
-            Rounding::Ggml => None,
+            Rounding::Ggml | Rounding::Modules { .. } => None,
         };
-        Ok(Self { importance, hessian, gauge, gauged })
+        Ok(Self { importance, gram, rounding, factors: Vec::new(), hessian, gauge, gauged })
+    }
+
+    /// The output error per token of a module of a folder, that of the rounding of its input included.
+    fn module_loss(&mut self, module: packed::Module, spec: &Spec, feedback: bool) -> Result<f64> {
+        let cols = module.cols;
+        let feedback = match self.rounding {
+            Rounding::Modules { shrink, search } if feedback && spec.takes_feedback() => {
+                let order = (spec.desc_act, spec.group_of(cols));
+                if !self.factors.iter().any(|(known, _)| *known == order) {
+                    let columns = if order.0 { Order::Activity } else { Order::Groups(order.1) };
+                    let factor = Factor::new(&self.gram, cols, shrink, columns).ok();
+                    self.factors.push((order, factor.map(|(factor, _)| factor)));
+                }
+                let factor = self.factors.iter().find(|(known, _)| *known == order);
+                let search = int::Search { static_groups: search.static_groups || !spec.desc_act, ..search };
+                factor.and_then(|(_, factor)| Some((factor.as_ref()?, search)))
+            }
+            _ => None,
+        };
+        let decoded = Matrix { module, feedback }.decoded(spec)?;
+        let bytes = minifloat::to_bytes(GgmlType::F32, &decoded);
+        let of_weights = self.gauge.loss(GgmlType::F32, module.weights, &bytes);
+        let of_weights = of_weights.map_err(|e| Error::Internal(e.to_string()))? / self.gauged;
+        let power = |row: &[f32]| -> f64 {
+            row.iter().zip(&self.importance).map(|(w, x)| f64::from(w * w) * f64::from(*x)).sum()
+        };
+        let inputs = spec.activations().relative_error();
+        let of_inputs =
+            if inputs > 0.0 { inputs * module.weights.chunks_exact(cols).map(power).sum::<f64>() } else { 0.0 };
+        Ok(of_weights + of_inputs)
     }
 
     /// The output error per token of rows `w` in each of `types`, with feedback where the rounding has it or by ggml's
@@ -244,8 +336,13 @@ fn squared_error(ty: GgmlType, w: &[f32], cols: usize) -> Result<f64, QuantError
     }
     let mut decoded = vec![0.0; w.len()];
     quant::dequantize_rows(ty, &by_search(ty, w, cols, None)?, &mut decoded)?;
-    let sum: f64 = w.iter().zip(&decoded).map(|(w, v)| f64::from(w - v).powi(2)).sum();
-    Ok(sum / (w.len() / cols).max(1) as f64)
+    Ok(mean_square(w, &decoded, cols))
+}
+
+/// The mean over rows of what `decoded` is off.
+fn mean_square(w: &[f32], decoded: &[f32], cols: usize) -> f64 {
+    let sum: f64 = w.iter().zip(decoded).map(|(w, v)| f64::from(w - v).powi(2)).sum();
+    sum / (w.len() / cols.max(1)).max(1) as f64
 }
 
 /// Tensors that are taken to be equally sensitive.

@@ -5,6 +5,7 @@ use super::bits::{pack_rows, to_bytes, transpose, words};
 use super::engines::{Check, Engines, Verdict, mlx_on_integers};
 use super::integer::on_grid;
 use super::matrix::{Blocks, Coding, Packed};
+use super::mixture::own_or_kept;
 use super::names::group_word;
 use super::pieces::{Found, Pieces, numbers, transposed, unpack_rows, zero_points};
 use super::read::{Suffixes, Tool, bits_word, exact, text};
@@ -76,6 +77,7 @@ pub(super) static TOOL: Tool = Tool {
     doubles_config: false,
     extra_config_files: &[],
     mixes: |_, _| false,
+    mixture: own_or_kept,
     engines: |_| &ENGINES,
 };
 

@@ -3,6 +3,7 @@
 
 use super::engines::{Engines, Verdict, no_mlx};
 use super::matrix::{Blocks, Coding, Input, Numbers, Packed};
+use super::mixture::own_or_kept;
 use super::names::group_word;
 use super::pieces::{Found, Pieces, numbers};
 use super::read::{Read, Suffixes, Tool, admits_all, flag, text};
@@ -145,6 +146,7 @@ pub(super) static TOOL: Tool = Tool {
     doubles_config: false,
     extra_config_files: &[],
     mixes: |_, _| false,
+    mixture: own_or_kept,
     engines: |_| &ENGINES,
 };
 

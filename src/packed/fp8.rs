@@ -4,6 +4,7 @@
 use super::Loader;
 use super::engines::{Engines, Verdict, no_mlx};
 use super::matrix::Input;
+use super::mixture::own_or_kept;
 use super::pieces::{Found, single};
 use super::read::{CACHE_SCALES, Read, Suffixes, Tool, admits_all};
 use serde_json::Value;
@@ -28,6 +29,7 @@ pub(super) static TOOL: Tool = Tool {
     doubles_config: false,
     extra_config_files: &[],
     mixes: |_, _| false,
+    mixture: own_or_kept,
     engines: |_| &ENGINES,
 };
 

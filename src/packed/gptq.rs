@@ -5,6 +5,7 @@ use super::bits::{pack_rows, to_bytes, transpose, words};
 use super::engines::{Check, Engines, Verdict, mlx_on_integers};
 use super::integer::on_grid;
 use super::matrix::{Blocks, Packed};
+use super::mixture::wider_and_grouped;
 use super::names::group_word;
 use super::pieces::{Found, Pieces, numbers, transposed, unpack_rows, zero_points};
 use super::read::{Read, Suffixes, Tool, bits, bits_word, exact, flag, text};
@@ -98,6 +99,7 @@ pub(super) static TOOL: Tool = Tool {
     doubles_config: false,
     extra_config_files: &["quantize_config.json"],
     mixes: |a, b| a.format == b.format && a.desc_act == b.desc_act,
+    mixture: |own| [wider_and_grouped(own, &[2, 3, 4, 8]), vec![None]].concat(),
     engines: |_| &ENGINES,
 };
 

@@ -4,6 +4,7 @@
 use super::bits::{pack_rows, to_bytes, words};
 use super::engines::{Check, Engines, Verdict};
 use super::matrix::{Blocks, Coding, Numbers, Packed, e2m1_table, e4m3_table, e8m0_table};
+use super::mixture::grouped;
 use super::names::group_word;
 use super::pieces::{Found, Pieces, numbers};
 use super::read::{Read, Suffixes, Tool, bits_word, exact, text};
@@ -174,6 +175,10 @@ pub(super) static TOOL: Tool = Tool {
     doubles_config: true,
     extra_config_files: &[],
     mixes: |_, _| true,
+    mixture: |own| match own.format.bits {
+        Bits::Of(widths) => grouped(own, widths),
+        Bits::Named => [&MXFP4, &NVFP4, &MXFP8].into_iter().map(Format::plain).collect(),
+    },
     engines: |_| &ENGINES,
 };
 

@@ -14,6 +14,7 @@ mod fp8;
 mod gptq;
 mod integer;
 mod matrix;
+mod mixture;
 mod mlx;
 mod names;
 mod pieces;
@@ -29,6 +30,7 @@ pub use format::{
 };
 pub use integer::nearest;
 pub use matrix::{Input, Packed};
+pub use mixture::Mixture;
 pub use pieces::StoredPiece;
 pub use read::Scheme;
 
@@ -219,6 +221,12 @@ impl Spec {
         same_tool && (self == other || (self.format.tool.mixes)(self, other))
     }
 
+    /// What modules of a folder in this format may be stored as where a budget decides, itself among it. A group that was
+    /// asked for by name stays.
+    pub fn mixture(&self) -> Mixture {
+        (self.format.tool.mixture)(self)
+    }
+
     /// Whether another group may be asked for, or take the place of the usual one.
     pub fn has_free_group(&self) -> bool {
         match self.format.group {
@@ -260,6 +268,11 @@ impl Spec {
             DefaultRounding::Feedback => true,
             DefaultRounding::FeedbackWithData => given,
         }
+    }
+
+    /// What engines do to the input of a module.
+    pub(crate) fn activations(&self) -> Activations {
+        self.format.activations
     }
 
     /// How channels are scaled before a calibrated rounding.

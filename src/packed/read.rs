@@ -39,6 +39,8 @@ pub struct Tool {
     pub extra_config_files: &'static [&'static str],
     /// Whether a loader reads modules of both in one folder.
     pub mixes: fn(&super::Spec, &super::Spec) -> bool,
+    /// What [`super::Spec::mixture`] answers.
+    pub mixture: fn(&super::Spec) -> super::Mixture,
     /// What engines say of a checkpoint with this configuration.
     pub engines: fn(&Value) -> &'static super::Engines,
 }

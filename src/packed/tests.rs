@@ -445,3 +445,20 @@ fn encoders_are_ignored_under_both_names() {
     );
     assert_eq!(group_of(&config, "model.layers.0.mlp.up_proj").unwrap()["weights"]["num_bits"], 4);
 }
+
+/// What a budget chooses from can be said by rules.
+#[test]
+fn mixtures_are_of_formats_that_share_a_folder() {
+    for own in FORMATS.iter().filter_map(|format| format.plain()) {
+        let mixture = own.mixture();
+        assert!(mixture.len() > 1 && mixture.contains(&Some(own)), "{own}");
+        for other in mixture.iter().flatten() {
+            assert!(own.mixes_with(other) && (own.needs_inputs() || !other.needs_inputs()), "{own} {other}");
+            let group_given = parse(&other.to_string()).is_some_and(|spec| spec.group_given);
+            assert_eq!(parse(&other.to_string()), Some(Spec { group_given, ..*other }));
+            assert_eq!(mixture.iter().filter(|m| **m == Some(*other)).count(), 1, "{own} {other}");
+        }
+        let fixed = Spec { group_given: true, ..own };
+        assert!(fixed.mixture().iter().flatten().all(|m| m.group == own.group || !own.is_integer()), "{own}");
+    }
+}

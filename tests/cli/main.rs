@@ -23,6 +23,7 @@ mod inputs;
 mod instruction_sets;
 mod job;
 mod killed;
+mod mixture;
 mod packed_source;
 mod plan_blueprints;
 mod plan_sizes;

@@ -3,7 +3,7 @@
 
 use crate::common::model;
 use quantize::convert::recipe::Data;
-use quantize::convert::{self, Recipe};
+use quantize::convert::{self, Limit, Recipe, Target};
 use quantize::model::SourceModel;
 use quantize::{Cancel, Control, Error, Phase, Report, Unfinished, Unit};
 use serde_json::{Value, json};
@@ -20,8 +20,9 @@ struct StopHalfway {
 
 impl Report for StopHalfway {
     fn begin(&self, phase: &Phase) {
-        let counts = matches!(phase.unit, Unit::TokensByLayer(_))
-            || ["gptq", "int8"].iter().any(|name| phase.name.starts_with(name));
+        // Nothing is noted while losses are estimated.
+        let counts = matches!(phase.unit, Unit::TokensByLayer(_)) && phase.name != "losses by type"
+            || ["gptq", "int8", "mlx"].iter().any(|name| phase.name.starts_with(name));
         self.total.store(if counts { phase.total } else { u64::MAX }, Ordering::Relaxed);
         self.done.store(0, Ordering::Relaxed);
     }
@@ -148,6 +149,12 @@ fn every_field_of_a_folders_recipe_counts() {
     every_field_counts("llama", calibrated("gptq-4bit-32g"), &[&OF_FILES[..], &of_other_formats].concat());
     // With groups in the order of the activations.
     every_field_counts("llama", calibrated("gptq-4bit-32g-desc"), &[&OF_FILES[..], &["/rounding/smooth"]].concat());
+    // With formats chosen to fit.
+    let mut budget = calibrated("mlx-4bit-32g");
+    if let Target::Folder { limit, .. } = &mut budget.outputs[0] {
+        *limit = Some(Limit::Bytes(165_000));
+    }
+    every_field_counts("llama", budget, &[&OF_FILES[..], &of_other_formats].concat());
     // With channels scaled, and nothing that error feedback decides.
     let of_feedback = ["/rounding/search", "/rounding/rho", "/rounding/damping", "/rounding/static_groups"];
     every_field_counts("llama", calibrated("int8"), &[&OF_FILES[..], &of_feedback].concat());

@@ -45,7 +45,9 @@ impl Effects {
             plain: recipe.outputs.iter().any(|t| matches!(t, Target::Plain { .. })),
             file_feedback,
             feedback: file_feedback || folder_feedback,
-            calibrated: folder_data || (data && recipe.files().any(quantized)),
+            calibrated: folder_data
+                || (data && recipe.outputs.iter().any(|t| t.limit().is_some()))
+                || (data && recipe.files().any(quantized)),
             data,
             importance: recipe.importance.is_some(),
             desc_act: recipe.folders().any(|spec| spec.desc_act),

@@ -311,7 +311,7 @@ impl<'a> Job<'a> {
     /// A module that was written before.
     pub fn read_back(&self, index: usize) -> Result<Option<Packed>> {
         let plan = &self.plan.modules[index];
-        let ModulePlan { module: m, seat, spec } = plan;
+        let ModulePlan { module: m, seat, spec, .. } = plan;
         let Some(spec) = spec else { return Ok(None) };
         let mut pieces = Vec::new();
         for slot in spec.layout(m.rows, m.cols, m.scale_type(self.ckpt)) {
@@ -350,7 +350,7 @@ impl Job<'_> {
         let kept = Contents::reasons(&self.plan.kept, self.ckpt, self.model);
         let kept: Vec<Value> =
             kept.into_iter().map(|(tensor, why)| json!({ "tensor": tensor, "reason": why })).collect();
-        json!({
+        let mut manifest = json!({
             "quantize_version": env!("CARGO_PKG_VERSION"),
             "source": source(provenance.name, self.ckpt, provenance.hashes.as_deref()),
             "format": self.plan.spec.to_string(),
@@ -361,7 +361,11 @@ impl Job<'_> {
             "ledger": files::ledger(departures),
             "kept": kept,
             "modules": modules,
-        })
+        });
+        if let Some(allocation) = &self.plan.allocation {
+            manifest["allocation"] = json!(allocation);
+        }
+        manifest
     }
 }
 

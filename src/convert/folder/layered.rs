@@ -9,15 +9,16 @@ use super::scaled::{self, Factors, LayerInputs, Scaling};
 use crate::awq::{Grid, clip};
 use crate::calibration::layerwise::{self, Captured, Stage, Visit};
 use crate::calibration::moments::Moments;
+use crate::convert::form::floats;
 use crate::convert::layout::rules::ModulePlan;
 use crate::convert::ledger::Kind;
 use crate::feedback::int::{Codes, Search};
-use crate::feedback::{Factor, Order, Shrink, fp4, int};
+use crate::feedback::{Factor, Order, Shrink, int};
 use crate::infer::Linear;
 use crate::kernel::RowSource;
 use crate::model::Role;
 use crate::model::modules::Module;
-use crate::packed::{self, Fp4Codes, Packed, Piece, Spec};
+use crate::packed::{self, Packed, Piece, Spec};
 use crate::quant::GgmlType;
 use crate::{Error, Result};
 use serde_json::{Value, json};
@@ -136,11 +137,8 @@ impl Visitor<'_> {
     ) -> Result<(Vec<Piece>, f64)> {
         let m = &self.job.plan.modules[index].module;
         let module = self.described(index, spec, weights, inputs)?;
-        // The global scales are those of rounding to nearest.
-        let mut codes = Fp4Codes::nearest(spec, &module).map_err(|e| in_file(e, self.job, m))?;
-        let rounded = fp4::quantize(weights, self.factor(m, feedback), &codes.grid());
-        (codes.codes, codes.scales) = (rounded.codes, rounded.scales);
-        Ok((packed::pack_fp4(spec, &codes, m.scale_type(self.job.ckpt))?, rounded.loss))
+        let factor = self.factor(m, feedback);
+        floats(spec, &module, factor).map_err(|e| in_file(e, self.job, m))
     }
 
     /// What there is to round with; where that is less than asked, the ledger says so.

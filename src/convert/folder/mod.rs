@@ -19,6 +19,7 @@ use super::hashes;
 use super::identity::CalibrationWindows;
 use super::judge::{HeldOut, Scored};
 use super::layout::FolderPlan;
+use super::mixture;
 use super::outcome::Made;
 use super::plan::{OutputPlan, Plan};
 use super::proven;
@@ -53,13 +54,17 @@ pub(super) fn run_plain(plan: &Plan, published: &mut Published, run: Run) -> Res
 /// Makes the folders of a plan that are not published yet, one after the other. `drawing`: the calibration data, where one
 /// of them needs some.
 pub(super) fn run(plan: &Plan, drawing: Option<&Drawing>, published: &mut Published, run: Run) -> Result<()> {
-    let left: Vec<_> = plan.folders().filter(|(output, _)| !published.has(output.index)).collect();
+    let left = plan.folders().filter(|(output, _)| !published.has(output.index));
+    let mut left: Vec<(usize, FolderPlan)> = left.map(|(output, folder)| (output.index, folder.clone())).collect();
     if left.is_empty() {
         return Ok(());
     }
+    mixture::spend(plan, &mut left, drawing, run)?;
     let hash = plan.recipe.hash_sources;
     let hashes = if hash { Some(hashes::of(plan, run)?) } else { None };
-    left.into_iter().try_for_each(|(output, folder)| one(plan, output, folder, drawing, hashes.clone(), published, run))
+    left.iter().try_for_each(|(index, folder)| {
+        one(plan, &plan.outputs[*index], folder, drawing, hashes.clone(), published, run)
+    })
 }
 
 fn one(
@@ -75,6 +80,9 @@ fn one(
     let given = plan.recipe.data.is_some();
     let recipe = plan.recipe.of_output(output.index);
     let (feedback, scaling) = (has_feedback(spec, rounding, given), scaling(spec, rounding));
+    // A budget is spent by the data, too.
+    let calibration = drawing.filter(|_| recipe.data.is_some()).map(|d| serde_json::to_value(&d.report)).transpose();
+    let calibration = calibration.map_err(|e| Error::Internal(e.to_string()))?.unwrap_or(Value::Null);
     let drawing = match needs_data(spec, rounding, given) {
         true => Some(drawing.ok_or_else(|| Error::Internal("no calibration data were drawn".into()))?),
         false => None,
@@ -93,8 +101,6 @@ fn one(
     let phase = run.phase(output.target.name(), total, Unit::Bytes);
     let job = Job::new(source, folder, &recipe, &output.place, seen, run)?;
     let name = source.name();
-    let calibration = drawing.map(|d| serde_json::to_value(&d.report)).transpose();
-    let calibration = calibration.map_err(|e| Error::Internal(e.to_string()))?.unwrap_or(Value::Null);
     let provenance = Provenance { name: &name, hashes, calibration };
     let mut notes = Vec::new();
     let made = job.make(

@@ -254,7 +254,9 @@ fn refuse(plan: &Plan) -> Result<()> {
         let name = output.target.name();
         let calibrated = match &output.what {
             Decided::File(file) => recipe.data.is_some() && (file.limit.is_some() || recipe.sequential_files()),
-            Decided::Folder(folder) => needs_data(&folder.spec, &recipe.rounding, recipe.data.is_some()),
+            Decided::Folder(folder) => {
+                folder.limit.is_some() || needs_data(&folder.spec, &recipe.rounding, recipe.data.is_some())
+            }
             Decided::Plain(_) => false,
         };
         if calibrated {

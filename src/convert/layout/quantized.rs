@@ -3,8 +3,9 @@
 
 use super::rules::{self, Alike, KEPT, ModulePlan};
 use super::seats;
+use crate::convert::allocation::Allocation;
 use crate::convert::ledger::{Kind, LedgerRow};
-use crate::convert::recipe::TypeRule;
+use crate::convert::recipe::{Limit, TypeRule};
 use crate::error::Hint;
 use crate::model::graph::{Shard, shards};
 use crate::model::modules::{Contents, Kept, Module};
@@ -76,6 +77,10 @@ pub struct FolderPlan {
     pub(crate) entries: Vec<Entry>,
     /// The `quantization_config` object.
     pub config: Value,
+    /// The budget, where the formats of modules are chosen to fit one. Until then all have the format of most.
+    pub limit: Option<Limit>,
+    /// How a budget was spent.
+    pub allocation: Option<Allocation>,
 }
 
 impl FolderPlan {
@@ -114,9 +119,9 @@ impl FolderPlan {
         let seats = if for_mlx { seats::of_mlx(&modules, json) } else { seats::own(&modules) };
         let seated = modules.into_iter().zip(seats);
         let mut modules: Vec<ModulePlan> =
-            seated.map(|(module, seat)| ModulePlan { module, seat, spec: Some(spec) }).collect();
-        let ruled = rules::apply(&spec, &mut modules, &kept, rules)?;
-        for (ModulePlan { module, spec: chosen, .. }, _) in modules.iter_mut().zip(ruled).filter(|(_, ruled)| !ruled) {
+            seated.map(|(module, seat)| ModulePlan { module, seat, spec: Some(spec), ruled: false }).collect();
+        rules::apply(&spec, &mut modules, &kept, rules)?;
+        for ModulePlan { module, spec: chosen, .. } in modules.iter_mut().filter(|m| !m.ruled) {
             let absorbed = for_mlx && is_absorbed(json, &module.path);
             let why = "mlx-lm takes it apart as it loads it, and would round it once more";
             let reason = absorbed.then(|| why.to_string()).or_else(|| refusal(&spec, module, request.devices));
@@ -140,7 +145,7 @@ impl FolderPlan {
         }
         let entries = entries(ckpt, &modules, &kept);
         let config = config(ckpt, model, &spec, &modules, &kept);
-        Ok(FolderPlan { spec, modules, kept, departures, entries, config })
+        Ok(FolderPlan { spec, modules, kept, departures, entries, config, limit: None, allocation: None })
     }
 
     /// The modules of a layer, with their places; `None` for embedding and output.
@@ -151,6 +156,12 @@ impl FolderPlan {
     /// Bytes of all tensors.
     pub fn tensor_bytes(&self) -> u64 {
         self.entries.iter().filter_map(|e| e.bytes().ok()).sum()
+    }
+
+    /// Weights in all tensors.
+    pub fn weights(&self, ckpt: &Checkpoint) -> u64 {
+        let modules = self.modules.iter().map(|m| (m.module.rows * m.module.cols) as u64);
+        modules.sum::<u64>() + self.kept.iter().map(|k| ckpt.tensors()[k.source].elements() as u64).sum::<u64>()
     }
 
     /// Weights that are quantized, and bits that each takes with its share of scales.
@@ -240,7 +251,7 @@ fn undivided(module: &Module, group: usize, tp: usize) -> String {
 }
 
 /// Why this module cannot be stored so.
-fn refusal(spec: &Spec, module: &Module, tp: usize) -> Option<String> {
+pub fn refusal(spec: &Spec, module: &Module, tp: usize) -> Option<String> {
     spec.refuses(module.rows, module.cols).or_else(|| {
         let group = spec.group.filter(|_| spec.is_integer())?;
         let survives = split_cols(module, tp).is_some_and(|cols| cols.is_multiple_of(group));

@@ -19,6 +19,8 @@ pub struct ModulePlan {
     pub seat: Seat,
     /// How it is stored; `None`: as it is.
     pub spec: Option<Spec>,
+    /// Whether a rule says so.
+    pub ruled: bool,
 }
 
 impl ModulePlan {
@@ -28,6 +30,11 @@ impl ModulePlan {
             (Some(_), _) => Some(Alike::Stack(&self.seat.path)),
             (None, together) => together.map(Alike::Fused),
         }
+    }
+
+    /// The same in a folder whose engine fuses modules or (MLX) does not.
+    pub fn alike_where(&self, fuses: bool) -> Option<Alike<'_>> {
+        self.alike().filter(|alike| fuses || matches!(alike, Alike::Stack(_)))
     }
 
     /// The full name of one of its tensors.
@@ -80,12 +87,12 @@ pub fn included(rules: &[TypeRule]) -> Result<impl Fn(&str) -> bool> {
     Ok(move |name: &str| patterns.iter().find(|(pattern, _)| pattern.is_match(name)).is_some_and(|(_, on)| *on))
 }
 
-/// Gives modules what the rules say. Whether a rule decided, by module.
+/// Gives modules what the rules say, and notes which have it by a rule.
 ///
 /// # Errors
 /// `Request` for a rule that matches nothing, or what no folder of this format can hold; `Unsupported` where a module
 /// cannot have what its rule says, or engines fuse it with one that has something else.
-pub fn apply(spec: &Spec, modules: &mut [ModulePlan], all_kept: &[Kept], rules: &[TypeRule]) -> Result<Vec<bool>> {
+pub fn apply(spec: &Spec, modules: &mut [ModulePlan], all_kept: &[Kept], rules: &[TypeRule]) -> Result<()> {
     let mut ruled: Vec<Option<usize>> = vec![None; modules.len()];
     let rules: Vec<(&TypeRule, FolderType)> = rules.iter().filter_map(|rule| Some((rule, rule.ty.folder?))).collect();
     let patterns = rules.iter().map(|(rule, _)| pattern(rule)).collect::<Result<Vec<_>>>()?;
@@ -114,7 +121,8 @@ pub fn apply(spec: &Spec, modules: &mut [ModulePlan], all_kept: &[Kept], rules: 
     }
     all_matched(rules.iter().map(|(rule, _)| *rule).zip(matched), "module of this model")?;
     agree(modules, &ruled, &rules, spec.loader().fuses())?;
-    Ok(ruled.iter().map(Option::is_some).collect())
+    modules.iter_mut().zip(&ruled).for_each(|(module, rule)| module.ruled = rule.is_some());
+    Ok(())
 }
 
 /// What a module has by a rule.
@@ -158,7 +166,7 @@ fn agree(
     let name = |spec: &Option<Spec>| spec.map_or(KEPT.to_string(), |s| s.to_string());
     let mut first: std::collections::HashMap<_, usize> = std::collections::HashMap::new();
     for (i, own) in modules.iter().enumerate() {
-        let Some(set) = own.alike().filter(|alike| fuses || matches!(alike, Alike::Stack(_))) else { continue };
+        let Some(set) = own.alike_where(fuses) else { continue };
         let j = *first.entry(set).or_insert(i);
         let other = &modules[j];
         if own.spec == other.spec || (ruled[i].is_none() && ruled[j].is_none()) {

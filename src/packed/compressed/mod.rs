@@ -11,6 +11,7 @@ pub use unpack::group_of;
 
 use super::engines::{Check, Engines, Verdict};
 use super::integer::on_grid;
+use super::mixture::{grouped, own_or_kept, wider_and_grouped};
 use super::names::group_word;
 use super::read::{CACHE_SCALES, Suffixes, Tool, text};
 use super::{
@@ -345,6 +346,16 @@ pub(super) static TOOL: Tool = Tool {
     extra_config_files: &[],
     // Formats of one name have the same engines; of mixed checkpoints only the whole is known.
     mixes: |_, _| true,
+    mixture: |own| match own.format.feedback {
+        Feedback::Integers { .. } => {
+            // Of eight bits zero points are worth nothing.
+            let other = Spec { symmetric: !own.symmetric, ..*own };
+            let others = if own.bits == 4 { grouped(&other, &[4]) } else { Vec::new() };
+            [wider_and_grouped(own, &[4, 8]), others, vec![None]].concat()
+        }
+        Feedback::Floats(_) => vec![Some(*own), FP8.plain(), None],
+        Feedback::None => own_or_kept(own),
+    },
     engines: |config| {
         let mut own = FORMATS.iter().copied().filter(|format| std::ptr::eq(format.tool, &TOOL));
         own.find(|format| format_name(format) == text(config, "format")).map_or(&SILENT, |format| format.engines)
