@@ -445,7 +445,7 @@ fn folders_are_run_beside_their_source() {
             let module = format!("layers.{layer}.self_attn.q_proj.");
             let is_codes =
                 |name: &&str| ["qweight", "weight"].iter().any(|end| name.ends_with(&format!("{module}{end}")));
-            (*all.names().iter().find(|name| is_codes(&name.as_str())).unwrap()).to_string()
+            (*all.names().iter().find(|name| is_codes(name)).unwrap()).to_string()
         };
         let (a, b) = (name(0), name(1));
         let other = |name: &str| {
