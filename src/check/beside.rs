@@ -30,7 +30,7 @@ pub fn beside(
         let artifact = SourceModel::open(path)?;
         return match other_vocabulary(source, &artifact) {
             Ok(Some(key)) => other_key(key),
-            // What GGUF has no name for is compared by what it makes of text.
+            // Whatever form it has, and where GGUF has no name for it, text has to become the same.
             _ => match proven::other_tokens(source, &artifact)? {
                 Some(what) => suspicious(what),
                 None => proven::folder_beside(source, &artifact, run),
@@ -59,7 +59,11 @@ pub fn beside(
 fn other_vocabulary(source: &SourceModel, artifact: &SourceModel) -> Result<Option<String>> {
     let pre = artifact.ckpt.gguf().and_then(|metadata| metadata.str("tokenizer.ggml.pre"));
     let (ours, theirs) = (vocabulary(source, pre)?, vocabulary(artifact, pre)?);
-    let differs = |(key, value): &(&str, &crate::gguf::Value)| theirs.get(key).is_some_and(|other| other != *value);
+    // What restates a tokenizer in another form has the same tokens, and scores of its own.
+    let is_compared = |key: &str| artifact.ckpt.gguf().is_some() || key == "tokenizer.ggml.tokens";
+    let differs = |(key, value): &(&str, &crate::gguf::Value)| {
+        is_compared(key) && theirs.get(key).is_some_and(|other| other != *value)
+    };
     Ok(ours.iter().find(differs).map(|(key, _)| key.to_string()))
 }
 

@@ -65,7 +65,12 @@ pub fn run(args: VerifyArgs) -> Result<()> {
     if let (Some(model), Some(source)) = (&args.check, &beside) {
         let found = check::beside(&file, &args.file, source, &control, &Terminal::new(args.common.quiet));
         // What was found of the file alone is said all the same.
-        let (checked, notes) = found.inspect_err(|_| drop(print(&text)))?;
+        let said = |_: &Error| {
+            if args.common.format == Format::Text {
+                drop(print(&text))
+            }
+        };
+        let (checked, notes) = found.inspect_err(said)?;
         json["check"] = json!(checked);
         notes.iter().for_each(|note| text += &format!("note: {note}\n"));
         match &checked.suspicion {

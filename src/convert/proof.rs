@@ -15,8 +15,8 @@ use crate::eval::gate::shown_cosine;
 use crate::eval::softmax::{kl_of_rows, largest};
 use crate::eval::text::Encoder;
 use crate::infer::{Cache, Engine};
-use crate::model::SourceModel;
 use crate::model::config::Ending;
+use crate::model::{MappedTensor, SourceModel};
 use crate::quant::GgmlType;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -230,7 +230,37 @@ pub fn other_matrices(
 ) -> Result<Option<String>> {
     let (from, to) = ((source.ckpt, source.model), (artifact.ckpt, artifact.model));
     let matrices = damage::measure_rows(from, to, &|_| None, &run.control.cancel)?;
-    Ok(matrices.iter().find_map(|(damage, likeness)| other_matrix(damage, *likeness, bits(damage), importance)))
+    let of_matrix = matrices.iter().find_map(|(d, likeness)| other_matrix(d, *likeness, bits(d), importance));
+    if of_matrix.is_some() || damage::transform(from, to)?.is_some() {
+        return Ok(of_matrix);
+    }
+    other_vector(source, artifact, &|_| true)
+}
+
+/// How far a vector may be from the source's by the rounding of another type.
+const SAME: f64 = 0.01;
+
+/// The first norm, bias or other vector among the `wanted` that is not the source's: nobody rounds these coarsely.
+///
+/// # Errors
+/// Those of reading.
+pub fn other_vector(
+    source: OpenModel,
+    artifact: OpenModel,
+    wanted: &dyn Fn(&MappedTensor) -> bool,
+) -> Result<Option<String>> {
+    for theirs in artifact.model.tensors.iter().filter(|t| t.shape.len() == 1 && wanted(t)) {
+        let mut same = source.model.tensors.iter().filter(|t| t.name == theirs.name && t.shape == theirs.shape);
+        let Some(ours) = same.next() else { continue };
+        match damage::distance(source.ckpt, ours, artifact.ckpt, theirs) {
+            // Whole numbers are compared as they are stored.
+            Err(Error::Unsupported(_)) => {}
+            Ok(distance) if distance <= SAME => {}
+            Ok(_) => return Ok(Some(format!("{} is not the source's", theirs.name))),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(None)
 }
 
 /// Differences of a part of the model, summed over tokens.

@@ -202,7 +202,7 @@ pub fn folder(plan: &Plan, folder: &FolderPlan, path: &Path, run: Run) -> Result
 /// # Errors
 /// Those of reading and running the source; what is wrong with the folder is a suspicion.
 pub fn folder_beside(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<(Checked, Vec<String>)> {
-    source.model.runnable()?;
+    let (source, artifact) = (&source.to_run()?, &artifact.to_run()?);
     let suspicious = |what: String| Checked { suspicion: Some(what), ..Checked::default() };
     let checked = match as_folder(source, artifact, run) {
         Err(e @ Error::BadInput(_)) => suspicious(e.to_string()),
@@ -225,8 +225,11 @@ fn as_folder(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<R
             let bytes = if packed > 0 { packed } else { t.bytes() };
             let bits = 8.0 * bytes as f64 / t.elements().max(1) as f64;
             // Floats of eight bits are no nearer than integers of five.
-            let floats =
-                pieces.iter().any(|(_, piece)| piece.dtype == Dtype::F8_E4M3 && piece.elements() == t.elements());
+            let is_float = |suffix: &str, piece: &TensorMeta| {
+                let by_powers = matches!(suffix, "scales" | "weight_scale") && piece.dtype == Dtype::U8;
+                by_powers || (piece.dtype == Dtype::F8_E4M3 && piece.elements() == t.elements())
+            };
+            let floats = pieces.iter().any(|(suffix, piece)| is_float(suffix, piece));
             if floats { bits.min(ROUNDED) } else { bits }
         };
         parts.map(of_part).fold(32.0, f64::min)
@@ -238,10 +241,9 @@ fn as_folder(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<R
     };
     let made = Weights(OpenModel { ckpt, model: &artifact.model });
     let mut checked = proof::check_on_texts(source, (&ours, &made), &of_layer, run)?;
-    let moves_factors = ckpt.scheme().is_some_and(|s| ["awq", "int-quantized"].contains(&s.kind().as_str()));
     let scaled = damage::transform((ours.ckpt, ours.model), (theirs.ckpt, theirs.model))? == Some(Transform::Scaled);
     if checked.suspicion.is_none() && scaled {
-        checked.suspicion = match moves_factors {
+        checked.suspicion = match ckpt.is_quantized() {
             true => unfolded::other_matrix(ours, theirs, &|t| proof::bound_of_weights(bits(t), false), run)?,
             false => Some("its norms are not those of the source".into()),
         };

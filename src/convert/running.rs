@@ -21,6 +21,9 @@ pub fn command(plan: &Plan, made: &Made) -> Option<String> {
             Loader::Torch => format!("vllm serve {path}"),
         });
     }
+    if plan.plain().any(|(output, _)| output.index == made.index) {
+        return Some(format!("vllm serve {path}"));
+    }
     if plan.recipe.part == Part::Projector || plan.recipe.mtp == Mtp::Only {
         return None;
     }

@@ -3,17 +3,13 @@
 //! weights but for rounding.
 
 use super::judge::OpenModel;
-use super::proof::{GAIN, STRANGE};
+use super::proof::{GAIN, STRANGE, other_vector};
 use crate::awq::{Fold, Group, groups};
 use crate::control::Run;
-use crate::eval::damage;
 use crate::model::MappedTensor;
 use crate::model::families::Role;
 use crate::{Error, Result};
 use std::collections::BTreeSet;
-
-/// How far a norm may be from the source's by the rounding of another type.
-const SAME: f64 = 0.01;
 
 /// How far the columns of a matrix may be from the source's on average, as a logarithm, beside what rounding explains.
 const COLUMNS: f64 = 0.03;
@@ -36,7 +32,7 @@ pub fn other_matrix(
         let pair = Pair { source, artifact, layer };
         let mut fold = Fold::default();
         for group in groups(family, config, layer) {
-            scaled.insert((Some(layer), group.from));
+            scaled.extend([Some(group.from), group.from_bias].into_iter().flatten().map(|role| (Some(layer), role)));
             run.check()?;
             let scales = pair.scales(&group, &fold)?;
             fold.add(&group, &scales);
@@ -52,16 +48,8 @@ pub fn other_matrix(
             }
         }
     }
-    // Norms that no linear layer reads directly have nothing moved out of them.
-    for theirs in artifact.model.tensors.iter().filter(|t| t.role.is_norm() && !scaled.contains(&(t.layer, t.role))) {
-        let Some(ours) = source.model.tensors.iter().find(|t| t.name == theirs.name && t.shape == theirs.shape) else {
-            continue;
-        };
-        if damage::distance(source.ckpt, ours, artifact.ckpt, theirs)? > SAME {
-            return Ok(Some(format!("{} is not the source's", theirs.name)));
-        }
-    }
-    Ok(None)
+    // Vectors that nothing feeds from have nothing moved out of them.
+    other_vector(source, artifact, &|t| !scaled.contains(&(t.layer, t.role)))
 }
 
 /// A layer of both.

@@ -3,7 +3,7 @@
 use super::copy::{self, Copied};
 use crate::control::Cancel;
 use crate::gguf::{self, ALIGNMENT_KEY, Array, Metadata, Value};
-use crate::model::tokenizer::{Message, render_chat};
+use crate::model::tokenizer::template_fault;
 use crate::source::SourceFile;
 use crate::{Error, Result};
 use std::path::Path;
@@ -107,6 +107,11 @@ fn apply(metadata: &mut Metadata, change: &Change) -> Result<()> {
             if key == "tokenizer.ggml.tokens" {
                 same_length(metadata, &value)?;
             }
+            if let (TEMPLATE, Value::String(text)) = (key.as_str(), &value)
+                && let Some(why) = template_fault(text)
+            {
+                return bad(format!("chat template: {why}"));
+            }
             metadata.set(key.as_str(), value);
         }
         Change::Remove(key) => {
@@ -133,11 +138,10 @@ fn apply(metadata: &mut Metadata, change: &Change) -> Result<()> {
             if text.trim().is_empty() {
                 return bad("the chat template is empty; remove the key tokenizer.chat_template to have none".into());
             }
-            // It may well refuse a conversation; but it has to be a template.
-            match render_chat(text, &[Message::new("user", "Hello")], "", "", true) {
-                Err(e) if e.to_string().contains("syntax error") => return bad(e.to_string()),
-                _ => metadata.set(TEMPLATE, text.as_str()),
+            if let Some(why) = template_fault(text) {
+                return bad(format!("chat template: {why}"));
             }
+            metadata.set(TEMPLATE, text.as_str());
         }
         Change::TokenType { token, ty } => {
             let id = token_of(metadata, token)?;

@@ -86,7 +86,7 @@ fn of_vocabularies(dir: &Path) -> Vec<String> {
         if !keys.is_empty() {
             let keys = keys.join(", ");
             found.push(format!(
-                "tokenizer_config.json and special_tokens_map.json have another {keys}; the former is taken"
+                "tokenizer_config.json and special_tokens_map.json have another {keys}; the former is taken, as llama.cpp's converter does"
             ));
         }
     }

@@ -14,6 +14,8 @@ const TYPES: &[(&str, &[&str])] = &[
             "tokenizer.ggml.add_sep_token",
             "tokenizer.ggml.add_space_prefix",
             "tokenizer.ggml.remove_extra_whitespaces",
+            "tokenizer.ggml.normalizer.lowercase",
+            "{}.rope.scaling.finetuned",
             "{}.attention.causal",
         ],
     ),
@@ -29,13 +31,33 @@ const TYPES: &[(&str, &[&str])] = &[
             "tokenizer.ggml.seperator_token_id",
             "tokenizer.ggml.padding_token_id",
             "tokenizer.ggml.mask_token_id",
+            "tokenizer.ggml.prefix_token_id",
+            "tokenizer.ggml.suffix_token_id",
+            "tokenizer.ggml.middle_token_id",
+            "tokenizer.ggml.fim_pre_token_id",
+            "tokenizer.ggml.fim_suf_token_id",
+            "tokenizer.ggml.fim_mid_token_id",
+            "tokenizer.ggml.fim_pad_token_id",
+            "tokenizer.ggml.fim_rep_token_id",
+            "tokenizer.ggml.fim_sep_token_id",
             "{}.expert_count",
             "{}.rope.scaling.original_context_length",
             "{}.embedding_length_out",
             "{}.pooling_type",
         ],
     ),
-    ("f32", &["{}.rope.freq_base", "{}.rope.scaling.factor", "{}.rope.freq_scale"]),
+    (
+        "f32",
+        &[
+            "{}.rope.freq_base",
+            "{}.rope.scaling.factor",
+            "{}.rope.scaling.attn_factor",
+            "{}.rope.freq_scale",
+            "{}.rope.scale_linear",
+            "{}.final_logit_softcapping",
+            "{}.attn_logit_softcapping",
+        ],
+    ),
 ];
 
 /// Kinds of rotary scaling.
@@ -76,6 +98,13 @@ pub(super) fn odd(meta: &Metadata, arch: &str, is_own: impl Fn(&str) -> bool) ->
             }
         }
     }
+    if meta.uint(&key("context_length")) == Some(0) {
+        found.push(format!("{arch}.context_length is 0"));
+    }
+    let drafts = meta.uint(&key("nextn_predict_layers")).unwrap_or(0);
+    if meta.uint(&key("block_count")).is_some_and(|layers| drafts > 0 && drafts >= layers) {
+        found.push(format!("{arch}.nextn_predict_layers is {drafts}, as many as there are blocks"));
+    }
     if let Some(kind) = meta.uint(&key("pooling_type")).filter(|kind| *kind > 4) {
         found.push(format!("it does not know {arch}.pooling_type {kind}"));
     }
@@ -84,7 +113,7 @@ pub(super) fn odd(meta: &Metadata, arch: &str, is_own: impl Fn(&str) -> bool) ->
     let by_layer = matches!(meta.get(&key("expert_used_count")), Some(Value::Array(_)));
     if experts > MOST_EXPERTS {
         found.push(format!("{arch}.expert_count is {experts}, and it has room for {MOST_EXPERTS}"));
-    } else if experts > 1 && !by_layer && used.unwrap_or(0) == 0 {
+    } else if experts > 0 && !by_layer && used.unwrap_or(0) == 0 {
         found.push(format!("{arch}.expert_count is {experts}, and expert_used_count says that none is used"));
     } else if used.is_some_and(|used| used > experts && experts != 1) {
         found.push(format!("{arch}.expert_used_count is more than the {experts} of expert_count"));

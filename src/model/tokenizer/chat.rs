@@ -59,6 +59,12 @@ pub fn render_chat(
     }
 }
 
+/// Why a text is no template at all; it may well refuse a conversation.
+pub fn fault(template: &str) -> Option<String> {
+    let error = render_chat(template, &[Message::new("user", "Hello")], "", "", true).err()?.to_string();
+    error.contains("syntax error").then(|| error.trim_start_matches("chat template: ").to_string())
+}
+
 fn render(
     template: &str,
     messages: &[Message],

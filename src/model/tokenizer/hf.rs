@@ -317,7 +317,13 @@ impl Vocab {
         let mut vocab = Self::padding(rows);
         let added = files.merged_added_tokens()?;
         let texts: std::collections::HashSet<&str> = added.iter().map(|t| t.content.as_str()).collect();
+        let by_id: HashMap<usize, &str> = added.iter().map(|t| (t.id, t.content.as_str())).collect();
         for (token, id) in json_vocab(files, json, rows)? {
+            if let Some(other) = by_id.get(&id).filter(|other| **other != token) {
+                let what = format!("token {id} is '{token}', and '{other}' among the added tokens");
+                return Err(Error::bad_file(files.path("tokenizer.json"), what)
+                    .hint("fetch the tokenizer files again, or see added_tokens.json and tokenizer_config.json"));
+            }
             if !texts.contains(token) {
                 vocab.set(id, token.to_string(), 0.0, TokenType::Normal);
             }

@@ -18,7 +18,7 @@ mod special;
 mod split;
 mod spm;
 
-pub use chat::{Message, render_chat};
+pub use chat::{Message, fault as template_fault, render_chat};
 pub use runtime::{DecodeStream, Tokenizer};
 
 use crate::gguf::{Array, Metadata, Value};

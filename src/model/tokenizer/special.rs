@@ -108,10 +108,13 @@ impl Special {
                 names.join(", ")
             )
         });
+        let of_template = self.chat_template().and_then(|template| super::chat::fault(template));
+        let of_template = of_template
+            .map(|why| format!("the chat template cannot be read ({why}); llama.cpp's server may not start with it"));
         let of_tokens = self.beyond.iter().map(|(ty, id)| {
             format!("{id} is said to be the {ty} token, but the embedding has fewer rows; that is left out")
         });
-        of_templates.into_iter().chain(of_tokens).collect()
+        of_templates.into_iter().chain(of_template).chain(of_tokens).collect()
     }
 
     pub fn id(&self, ty: &str) -> Option<u32> {

@@ -46,15 +46,26 @@ pub(super) fn merged(mut base: Checkpoint, path: &Path) -> Result<Checkpoint> {
     let Files { dir, weights, settings, modules, whole } = Files::open(&mut base, path)?;
     // What lies under a module's matrices is loaded in place, into the head too; a module of the adapter's own stands apart.
     let own = whole.iter().filter(|(_, t)| !t.name.contains(".base_layer."));
-    if own.into_iter().any(|(name, _)| ends_in(name, HEAD) || ends_in(name, EMBEDDING)) {
+    if own.into_iter().any(|(name, _)| ends_in(name, HEAD) || is_embedding(name)) {
         base.untie();
     }
-    // As the adapter runs: what is added to the head is not added to the embedding.
-    if modules.keys().any(|module| ends_in(&format!("{module}.weight"), HEAD)) {
-        base.untie();
-    }
+    // As the adapter runs: what is added to the head is not added to the embedding, nor the other way round.
+    let of_head = modules.keys().any(|module| ends_in(&format!("{module}.weight"), HEAD));
+    let parted = of_head && base.untie();
     for (name, t) in whole {
         base.replace(&name, t, &weights)?;
+    }
+    let mut of_embedding = modules.iter().filter(|(module, _)| is_embedding(&format!("{module}.weight")));
+    if let Some((module, parts)) = of_embedding.next() {
+        match parts.contains_key(files::TOKENS) {
+            true if parted => {
+                let what = "rows of single tokens, which the head has too, beside matrices of the head are not merged";
+                return Err(Error::unsupported(what).tensor(module).hint(files::MERGE_FIRST));
+            }
+            // Rows of single tokens are the head's, too.
+            true => {}
+            false => drop(base.untie()),
+        }
     }
     for (module, parts) in modules {
         for (name, delta) in delta::deltas(&base, &module, &parts, &settings, &weights)? {
@@ -100,6 +111,9 @@ pub(crate) fn separate(base: &Checkpoint, path: &Path) -> Result<Adapter> {
         if let Some(part) = parts.keys().find(|part| !wanted.contains(part)) {
             return Err(refuse(&format!("holds '{part}'"), &module));
         }
+        if is_embedding && !base.tensors.iter().any(|t| ends_in(&t.name, HEAD)) {
+            return Err(refuse("changes an embedding that is the head too", &module));
+        }
         let (a, b, rank) = files::matrices(&parts, &module, wanted, &weights)?;
         let mut shape = [b.shape[0], a.shape[1]];
         if is_embedding || settings.turned {
@@ -135,11 +149,15 @@ fn refuse_file(base: &Checkpoint) -> Result<()> {
 
 /// The output matrix and the embedding of transformers' models.
 const HEAD: &str = "lm_head.weight";
-const EMBEDDING: &str = "embed_tokens.weight";
+const EMBEDDINGS: [&str; 4] = ["embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight"];
 
 /// Whether it is that name, or one that ends in it behind a dot.
 fn ends_in(name: &str, end: &str) -> bool {
     name.strip_suffix(end).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+}
+
+fn is_embedding(name: &str) -> bool {
+    EMBEDDINGS.iter().any(|end| ends_in(name, end))
 }
 
 const OF_ANOTHER: &str = "check that the adapter was trained on this model";
@@ -177,16 +195,18 @@ impl Checkpoint {
     }
 
     /// Gives a model whose head is its embedding a head of its own: an adapter that replaces one of the two leaves the other
-    /// as it was.
-    fn untie(&mut self) {
+    /// as it was. Whether it was such a model.
+    fn untie(&mut self) -> bool {
         let config = crate::input::read_json(&self.dir.join("config.json")).unwrap_or_default();
         let class = config.get("architectures").and_then(|all| all.get(0)?.as_str()).unwrap_or_default();
-        let generates = class.ends_with("ForCausalLM") || class.ends_with("ForConditionalGeneration");
-        let place = |end: &str| self.tensors.iter().position(|t| ends_in(&t.name, end));
-        if let (true, None, Some(embedding)) = (generates, place(HEAD), place(EMBEDDING)) {
-            self.index.insert(HEAD.into(), self.tensors.len());
-            self.tensors.push(TensorMeta { name: HEAD.into(), ..self.tensors[embedding].clone() });
-        }
+        let generates =
+            ["ForCausalLM", "ForConditionalGeneration", "LMHeadModel"].iter().any(|end| class.ends_with(end));
+        let place = |wanted: &dyn Fn(&str) -> bool| self.tensors.iter().position(|t| wanted(&t.name));
+        let (head, embedding) = (place(&|name| ends_in(name, HEAD)), place(&is_embedding));
+        let (true, None, Some(embedding)) = (generates, head, embedding) else { return false };
+        self.index.insert(HEAD.into(), self.tensors.len());
+        self.tensors.push(TensorMeta { name: HEAD.into(), ..self.tensors[embedding].clone() });
+        true
     }
 
     /// Whether a tensor has the values of another checkpoint's.
