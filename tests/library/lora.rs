@@ -258,6 +258,20 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
 }
 
+/// A copy of the small model whose head is a matrix of its own.
+fn untied(dir: &Path) -> PathBuf {
+    copy_model("tiny-llama", dir);
+    let mut config: Value = serde_json::from_slice(&fs::read(dir.join("config.json")).unwrap()).unwrap();
+    config["tie_word_embeddings"] = false.into();
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let bytes = fs::read(dir.join("model.safetensors")).unwrap();
+    let stored = SafeTensors::deserialize(&bytes).unwrap();
+    let mut all: Vec<(String, TensorView)> = stored.iter().map(|(name, t)| (name.to_string(), t)).collect();
+    all.push(("lm_head.weight".into(), stored.tensor(&format!("{EMBEDDING}.weight")).unwrap()));
+    fs::write(dir.join("model.safetensors"), safetensors::serialize(all, None).unwrap()).unwrap();
+    dir.to_path_buf()
+}
+
 /// Base, adapter and merged model, each as a file: the first two give the third.
 fn adds_up(base: &Path, adapter: &Path, ranks: &[(&str, usize)]) {
     let dir = tempfile::tempdir().unwrap();
@@ -302,9 +316,10 @@ fn an_adapter_by_itself_adds_up_to_the_merged_model() {
     let settings = json!({ "lora_alpha": 2, "alpha_pattern": { "mlp.down_proj": 6 } });
     let adapter = write_adapter(&dir.path().join("plain"), settings, &tensors);
     let ranks = [("token_embd.weight", 2), ("blk.0.attn_q.weight", 2), ("blk.1.ffn_down.weight", 3)];
-    adds_up(&model("tiny-llama"), &adapter, &ranks);
+    let base = untied(&dir.path().join("base"));
+    adds_up(&base, &adapter, &ranks);
     let stabilised = write_adapter(&dir.path().join("rs"), json!({ "lora_alpha": 2, "use_rslora": true }), &tensors);
-    adds_up(&model("tiny-llama"), &stabilised, &ranks);
+    adds_up(&base, &stabilised, &ranks);
 }
 
 #[test]
@@ -350,6 +365,11 @@ fn what_an_adapter_file_cannot_hold_is_refused() {
         let adapter = write_adapter(&dir.path().join(name), json!({ "lora_alpha": 2 }), &tensors);
         SourceModel::open_adapter(&model("tiny-llama"), &adapter).unwrap_err().to_string()
     };
+    let embedding = refused("embedding", &|t| {
+        t.insert(format!("{EMBEDDING}.lora_embedding_A"), exact(&[2, 2048], 5));
+        t.insert(format!("{EMBEDDING}.lora_embedding_B"), exact(&[256, 2], 6));
+    });
+    assert!(embedding.contains("the head too"), "{embedding}");
     let norm = refused("norm", &|t| drop(t.insert(NORM.into(), exact(&[256], 7))));
     assert!(norm.contains("another tensor in the place of the model's"), "{norm}");
     let dora = refused("dora", &|t| drop(t.insert(format!("{Q}.lora_magnitude_vector"), exact(&[256], 3))));
