@@ -200,9 +200,11 @@ pub fn folder(plan: &Plan, folder: &FolderPlan, path: &Path, run: Run) -> Result
 /// A checkpoint folder, quantized or not, beside the model it was made of.
 ///
 /// # Errors
-/// Those of reading and running the source; what is wrong with the folder is a suspicion.
+/// Those of reading and running the source; `Unsupported` for a folder that cannot be run here. What is wrong with it is a
+/// suspicion.
 pub fn folder_beside(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<(Checked, Vec<String>)> {
-    let (source, artifact) = (&source.to_run()?, &artifact.to_run()?);
+    let unknown = |e: Error| Error::unsupported(format!("the folder cannot be run here, and so not be checked: {e}"));
+    let (source, artifact) = (&source.to_run()?, &artifact.to_run().map_err(unknown)?);
     let suspicious = |what: String| Checked { suspicion: Some(what), ..Checked::default() };
     let checked = match as_folder(source, artifact, run) {
         Err(e @ Error::BadInput(_)) => suspicious(e.to_string()),
