@@ -371,6 +371,7 @@ pub fn vocabulary(file: &Checkpoint) -> Vec<String> {
         found.push("the byte-level vocabulary has no merges (tokenizer.ggml.merges)".into());
     }
     if let (Some(pre), true) = (pre, byte_level && model != "gemma4")
+        && !pre.is_empty()
         && tokenizer::check_pre_tokenizer(pre).is_err()
     {
         found.push(format!("'{pre}' is a pre-tokenizer that it does not know (tokenizer.ggml.pre)"));

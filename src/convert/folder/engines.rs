@@ -143,6 +143,7 @@ pub fn objections(engine: Engine, ckpt: &Checkpoint, model: &Model, tp: usize) -
         Engine::Vllm => {
             view.strays(|_| true);
             view.experts_in_vllm();
+            view.unnamed_in_vllm();
             if !is_final {
                 view.only_blocks(ONLY_BLOCKS);
                 view.splits(tp);

@@ -73,6 +73,16 @@ impl View<'_> {
         }
     }
 
+    /// Packed modules that vLLM, which goes by the same lists under names of its own, takes for plain ones.
+    pub(super) fn unnamed_in_vllm(&mut self) {
+        let Some(scheme) = self.ckpt.scheme().filter(|scheme| scheme.name() == "compressed-tensors") else { return };
+        let unnamed = |l: &&Linear| !l.pieces.is_empty() && group_of(scheme.config(), l.path).is_none();
+        if let Some(path) = self.linears.iter().find(unnamed).map(|l| l.path.to_string()) {
+            let what = "is packed, but no group of quantization_config names it";
+            self.found.push(Objection { modules: vec![path], unknown: true, ..Objection::to_all(what, false) });
+        }
+    }
+
     fn compressed(&mut self, config: &Value) {
         let groups = config.get("config_groups").and_then(Value::as_object);
         let own = groups.into_iter().flat_map(|groups| groups.values()).filter_map(|group| group.get("format"));
