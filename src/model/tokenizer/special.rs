@@ -108,7 +108,7 @@ impl Special {
                 names.join(", ")
             )
         });
-        let of_template = self.chat_template().and_then(|template| super::chat::fault(template));
+        let of_template = self.chat_template().and_then(super::chat::fault);
         let of_template = of_template
             .map(|why| format!("the chat template cannot be read ({why}); llama.cpp's server may not start with it"));
         let of_tokens = self.beyond.iter().map(|(ty, id)| {
