@@ -81,6 +81,17 @@ pub struct Options {
     pub spill: PathBuf,
 }
 
+impl Options {
+    /// Loads a layer to multiply as these say.
+    fn load(&self, engine: &mut Engine, ckpt: &Checkpoint, model: &Model, layer: usize) -> Result<()> {
+        engine.load_layer(ckpt, model, layer)?;
+        if self.bf16 {
+            engine.layer_linears_mut(layer).for_each(|l| l.multiply_in_bf16(true));
+        }
+        Ok(())
+    }
+}
+
 /// Some layers of a pass whose tokens have been taken up to them before.
 pub struct Stretch<'a> {
     pub layers: Range<usize>,
@@ -134,10 +145,7 @@ pub fn run_stretch(
     }
     engine.unload_ends();
     for layer in layers.clone() {
-        engine.load_layer(ckpt, model, layer)?;
-        if options.bf16 {
-            engine.layer_linears_mut(layer).for_each(|l| l.multiply_in_bf16(true));
-        }
+        options.load(&mut engine, ckpt, model, layer)?;
         let inputs = inputs(model, layer);
         let experts = model.config.layers[layer].ffn.experts.as_ref().map_or(1, |e| e.count.max(1));
         let pass = Pass { layer, inputs: &inputs, experts, options, windows, run };
@@ -188,6 +196,7 @@ pub fn forward(
     keep: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
     run: Run,
 ) -> Result<()> {
+    let Some(last) = cuts.last().copied() else { return Ok(()) };
     let mut engine = Engine::shell(ckpt, model)?;
     let mut cache = Cache::one_batch(windows.iter().map(Vec::len).max().unwrap_or(0));
     let mut streams = Streams::new(windows, model.config.stream(), options.max_memory, &options.spill)?;
@@ -196,7 +205,7 @@ pub fn forward(
     }
     engine.unload_ends();
     let inputs = BTreeMap::new();
-    for layer in 0..=cuts.last().copied().unwrap_or(0) {
+    for layer in 0..=last {
         if cuts.contains(&layer) {
             for i in 0..windows.len() {
                 let x = streams.get(i)?;
@@ -204,13 +213,10 @@ pub fn forward(
                 streams.keep(i, x);
             }
         }
-        if cuts.last().is_none_or(|last| *last <= layer) {
+        if layer == last {
             break;
         }
-        engine.load_layer(ckpt, model, layer)?;
-        if options.bf16 {
-            engine.layer_linears_mut(layer).for_each(|l| l.multiply_in_bf16(true));
-        }
+        options.load(&mut engine, ckpt, model, layer)?;
         let pass = Pass { layer, inputs: &inputs, experts: 1, options, windows, run };
         pass.forward(&engine, &mut streams, &mut cache)?;
         engine.unload_layer(layer);

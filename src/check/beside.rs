@@ -24,7 +24,7 @@ pub fn beside(
     report: &dyn Report,
 ) -> Result<(Checked, Vec<String>)> {
     let run = Run::new(control, report);
-    let suspicious = |what: String| Ok((Checked { suspicion: Some(what), ..Checked::default() }, Vec::new()));
+    let suspicious = |what: String| Ok((Checked::suspicious(what), Vec::new()));
     let other_key = |key: String| suspicious(format!("{key} is not what the source's tokenizer gives"));
     let Some(metadata) = file.gguf() else {
         let artifact = SourceModel::open(path)?;

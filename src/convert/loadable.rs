@@ -169,10 +169,13 @@ pub fn structure(file: &Checkpoint) -> Vec<String> {
 
 /// The first tensor that does not lie right behind the one before it, as every tensor must (`gguf_init_from_file`).
 fn gap(file: &Checkpoint, meta: &Metadata) -> Option<String> {
+    if file.files().is_empty() {
+        return None;
+    }
     let alignment = meta.uint(ALIGNMENT_KEY).unwrap_or(DEFAULT_ALIGNMENT).max(1);
     let is_apart = |pair: &&[TensorMeta]| {
         let padded = pair[0].bytes().next_multiple_of(alignment);
-        !file.files().is_empty() && pair[0].file == pair[1].file && pair[0].range.start + padded != pair[1].range.start
+        pair[0].file == pair[1].file && pair[0].range.start + padded != pair[1].range.start
     };
     let pair = file.tensors().windows(2).find(is_apart)?;
     Some(format!("{} does not lie right behind {}, which is before it in the file", pair[1].name, pair[0].name))

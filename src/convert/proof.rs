@@ -43,6 +43,13 @@ pub struct Checked {
     pub suspicion: Option<String>,
 }
 
+impl Checked {
+    /// What cannot be what was meant, without being run.
+    pub fn suspicious(what: impl Into<String>) -> Self {
+        Self { suspicion: Some(what.into()), ..Self::default() }
+    }
+}
+
 /// How near an artifact comes to its source, by what both end in.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -209,29 +216,39 @@ fn other_matrix(damage: &TensorDamage, likeness: Likeness, bits: f64, importance
 /// # Errors
 /// Those of reading; `BadInput` for other shapes.
 pub fn other_weights(source: OpenModel, artifact: OpenModel, run: Run) -> Result<Option<String>> {
-    let (from, to) = ((source.ckpt, source.model), (artifact.ckpt, artifact.model));
-    if damage::transform(from, to)? == Some(Transform::Scaled) {
-        return Ok(Some("its norms are not those of the source".into()));
+    let transform = transform(source, artifact)?;
+    if transform == Some(Transform::Scaled) {
+        return Ok(Some(OTHER_NORMS.into()));
     }
     let importance = artifact.ckpt.gguf().is_some_and(|meta| used_imatrix(meta) || used_feedback(meta));
     let bits = |damage: &TensorDamage| GgmlType::from_name(&damage.ty).map_or(32.0, GgmlType::bits);
-    other_matrices(source, artifact, (&bits, importance), run)
+    other_matrices(source, artifact, transform, (&bits, importance), run)
 }
 
-/// The first matrix that is no rounding of the source's to its bits. Where factors were moved, signs are compared.
+/// What norms that are not the source's are a sign of.
+pub const OTHER_NORMS: &str = "its norms are not those of the source";
+
+/// As [`damage::transform`].
+pub fn transform(source: OpenModel, artifact: OpenModel) -> Result<Option<Transform>> {
+    damage::transform((source.ckpt, source.model), (artifact.ckpt, artifact.model))
+}
+
+/// The first matrix that is no rounding of the source's to its bits, or vector that is another. Where factors were moved, signs
+/// are compared.
 ///
 /// # Errors
 /// As [`other_weights`].
 pub fn other_matrices(
     source: OpenModel,
     artifact: OpenModel,
+    transform: Option<Transform>,
     (bits, importance): (&dyn Fn(&TensorDamage) -> f64, bool),
     run: Run,
 ) -> Result<Option<String>> {
     let (from, to) = ((source.ckpt, source.model), (artifact.ckpt, artifact.model));
-    let matrices = damage::measure_rows(from, to, &|_| None, &run.control.cancel)?;
+    let matrices = damage::measure_rows(from, to, transform, &|_| None, &run.control.cancel)?;
     let of_matrix = matrices.iter().find_map(|(d, likeness)| other_matrix(d, *likeness, bits(d), importance));
-    if of_matrix.is_some() || damage::transform(from, to)?.is_some() {
+    if of_matrix.is_some() || transform.is_some() {
         return Ok(of_matrix);
     }
     other_vector(source, artifact, &|_| true)

@@ -12,7 +12,7 @@ use super::unfolded;
 use crate::control::{Notice, Run};
 use crate::disk;
 use crate::eval::TensorDamage;
-use crate::eval::damage::{self, Transform};
+use crate::eval::damage::Transform;
 use crate::infer::Engine;
 use crate::model::config::Ending;
 use crate::model::config_keys::lost;
@@ -113,7 +113,7 @@ fn if_it_runs<T>(checked: Result<T>) -> Result<Option<T>> {
 pub fn beside(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<(Checked, Vec<String>)> {
     source.model.runnable()?;
     let mut checked = match judged(source, artifact, run) {
-        Err(e @ Error::BadInput(_)) => Checked { suspicion: Some(e.to_string()), ..Checked::default() },
+        Err(e @ Error::BadInput(_)) => Checked::suspicious(e.to_string()),
         other => other?,
     };
     let mut notes = Vec::new();
@@ -140,7 +140,7 @@ fn weights_beside(source: &SourceModel, artifact: &SourceModel, run: Run) -> Res
 
 fn judged(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<Checked> {
     if let Err(why) = artifact.model.runnable() {
-        return Ok(Checked { suspicion: Some(why.to_string()), ..Checked::default() });
+        return Ok(Checked::suspicious(why.to_string()));
     }
     let ours = OpenModel { ckpt: &source.ckpt, model: &source.model };
     let theirs = OpenModel { ckpt: &artifact.ckpt, model: &artifact.model };
@@ -205,17 +205,16 @@ pub fn folder(plan: &Plan, folder: &FolderPlan, path: &Path, run: Run) -> Result
 pub fn folder_beside(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<(Checked, Vec<String>)> {
     let unknown = |e: Error| Error::unsupported(format!("the folder cannot be run here, and so not be checked: {e}"));
     let (source, artifact) = (&source.to_run()?, &artifact.to_run().map_err(unknown)?);
-    let suspicious = |what: String| Checked { suspicion: Some(what), ..Checked::default() };
     let checked = match as_folder(source, artifact, run) {
-        Err(e @ Error::BadInput(_)) => suspicious(e.to_string()),
-        other => other?.unwrap_or_else(suspicious),
+        Err(e @ Error::BadInput(_)) => Checked::suspicious(e.to_string()),
+        other => other?,
     };
     Ok((checked, Vec::new()))
 }
 
-fn as_folder(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<Result<Checked, String>> {
+fn as_folder(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<Checked> {
     if artifact.model.config != source.model.config {
-        return Ok(Err("its configuration is not that of the source".into()));
+        return Ok(Checked::suspicious("its configuration is not that of the source"));
     }
     let [ours, theirs] = [source, artifact].map(|it| OpenModel { ckpt: &it.ckpt, model: &it.model });
     let (ckpt, tensors) = (&artifact.ckpt, &artifact.model.tensors);
@@ -243,18 +242,18 @@ fn as_folder(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<R
     };
     let made = Weights(OpenModel { ckpt, model: &artifact.model });
     let mut checked = proof::check_on_texts(source, (&ours, &made), &of_layer, run)?;
-    let scaled = damage::transform((ours.ckpt, ours.model), (theirs.ckpt, theirs.model))? == Some(Transform::Scaled);
-    if checked.suspicion.is_none() && scaled {
+    let transform = proof::transform(ours, theirs)?;
+    if checked.suspicion.is_none() && transform == Some(Transform::Scaled) {
         checked.suspicion = match ckpt.is_quantized() {
             true => unfolded::other_matrix(ours, theirs, &|t| proof::bound_of_weights(bits(t), false), run)?,
-            false => Some("its norms are not those of the source".into()),
+            false => Some(proof::OTHER_NORMS.into()),
         };
     }
     if checked.suspicion.is_none() {
         let of_name = |damage: &TensorDamage| tensors.iter().find(|t| t.name == damage.name).map_or(32.0, bits);
-        checked.suspicion = proof::other_matrices(ours, theirs, (&of_name, false), run)?;
+        checked.suspicion = proof::other_matrices(ours, theirs, transform, (&of_name, false), run)?;
     }
-    Ok(Ok(checked))
+    Ok(checked)
 }
 
 /// Bits of the smallest type of a matrix in a layer, or of embedding and output.

@@ -21,10 +21,11 @@ use crate::infer::{Linear, Stored};
 use crate::matrix::by_search;
 use crate::minifloat;
 use crate::model::config::Ending;
+use crate::model::modules::scale_type;
 use crate::model::{MappedTensor, Model, fault};
 use crate::packed::{self, Spec};
 use crate::quant::{self, GgmlType, QuantError};
-use crate::source::{Checkpoint, Dtype};
+use crate::source::Checkpoint;
 use crate::{Error, Result};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -183,8 +184,8 @@ impl<'a> Estimate<'a> {
 
     /// Rows of a tensor as a folder's format sees them.
     fn module<'w>(&self, tensor: &MappedTensor, w: &'w [f32]) -> packed::Module<'w> {
-        let dtype = tensor.parts.first().map(|part| self.ckpt.tensors()[*part].dtype);
-        let scale_type = if dtype == Some(Dtype::Ggml(GgmlType::BF16)) { GgmlType::BF16 } else { GgmlType::F16 };
+        let stored = tensor.parts.first().map(|part| self.ckpt.tensors()[*part].dtype);
+        let scale_type = stored.map_or(GgmlType::F16, scale_type);
         let module = packed::Module::new(w, w.len() / tensor.cols().max(1), tensor.cols(), scale_type);
         // The scale of inputs does not matter to weights.
         packed::Module { input_max: Some(1.0), ..module }

@@ -6,17 +6,18 @@ use super::judge::OpenModel;
 use super::proof::{GAIN, STRANGE, other_vector};
 use crate::awq::{Fold, Group, groups};
 use crate::control::Run;
-use crate::model::MappedTensor;
 use crate::model::families::Role;
+use crate::model::{MappedTensor, Model};
 use crate::{Error, Result};
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 /// How far the columns of a matrix may be from the source's on average, as a logarithm, beside what rounding explains. AWQ with
 /// error feedback of a real model is .03 off in all.
 const COLUMNS: f64 = 0.05;
 
 /// The first matrix of a layer that is no rounding of the source's, whatever factors were moved. `bound`: how far a matrix
-/// may be from the source's, by its name.
+/// may be from the source's.
 ///
 /// # Errors
 /// Those of reading.
@@ -60,14 +61,14 @@ struct Pair<'a> {
     layer: usize,
 }
 
-impl Pair<'_> {
+impl<'a> Pair<'a> {
     /// Rows of the tensor of a role: of the source with what is folded so far, and of the artifact.
-    fn rows(&self, role: Role, rows: std::ops::Range<usize>, fold: &Fold) -> Result<(Vec<f32>, Vec<f32>)> {
-        let find = |of: &OpenModel| {
-            let mut own = of.model.tensors.iter().filter(|t| t.layer == Some(self.layer) && t.role == role);
-            own.next().cloned().ok_or_else(|| Error::bad_input(format!("layer {} lacks a tensor", self.layer)))
+    fn rows(&self, role: Role, rows: Range<usize>, fold: &Fold) -> Result<(Vec<f32>, Vec<f32>)> {
+        let find = |model: &'a Model| {
+            let found = model.tensors.iter().find(|t| t.layer == Some(self.layer) && t.role == role);
+            found.ok_or_else(|| Error::bad_input(format!("layer {} lacks a tensor", self.layer)))
         };
-        let (ours, theirs) = (find(&self.source)?, find(&self.artifact)?);
+        let (ours, theirs) = (find(self.source.model)?, find(self.artifact.model)?);
         let cols = ours.cols();
         let (mut a, mut b) = (vec![0.0; rows.len() * cols], vec![0.0; rows.len() * theirs.cols()]);
         ours.read_rows(self.source.ckpt, rows.clone(), &mut Vec::new(), &mut a)?;

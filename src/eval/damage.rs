@@ -57,7 +57,7 @@ pub fn measure(
     power: &Power,
     cancel: &Cancel,
 ) -> Result<Vec<TensorDamage>> {
-    let all = measure_rows(base, candidate, power, cancel)?.into_iter();
+    let all = measure_rows(base, candidate, transform(base, candidate)?, power, cancel)?.into_iter();
     Ok(all.filter(|(_, likeness)| !likeness.moved).map(|(damage, _)| damage).collect())
 }
 
@@ -85,17 +85,18 @@ const CHANCE: f64 = 0.65;
 /// Rows whose mean square is a smaller share of the matrix's are next to nothing.
 const SMALL: f64 = 1e-3;
 
-/// As [`measure`], with how each matrix lies to the source's, and with those that factors were moved out of.
+/// As [`measure`], with how each matrix lies to the source's, and with those that factors were moved out of. `transform`: what
+/// [`transform()`] says.
 ///
 /// # Errors
 /// As [`measure`].
 pub fn measure_rows(
     base: (&Checkpoint, &Model),
     candidate: (&Checkpoint, &Model),
+    transform: Option<Transform>,
     power: &Power,
     cancel: &Cancel,
 ) -> Result<Vec<(TensorDamage, Likeness)>> {
-    let transform = transform(base, candidate)?;
     let sorted = |role: Role| transform == Some(Transform::Sorted) && role.is_feed_forward();
     let moved = |role: Role| transform == Some(Transform::Scaled) && (role.is_linear() || role.is_router());
     let matrices = candidate.1.tensors.iter().filter(|t| t.shape.len() >= 2 && !sorted(t.role));

@@ -90,6 +90,10 @@ fn of_vocabularies(dir: &Path) -> Vec<String> {
             ));
         }
     }
+    // It is large, and mostly alone.
+    if !["vocab.json", "merges.txt"].iter().any(|name| dir.join(name).is_file()) {
+        return found;
+    }
     let Some(tokenizer) = read("tokenizer.json") else { return found };
     let model = &tokenizer["model"];
     if let (Some(vocab), Some(beside)) = (model["vocab"].as_object(), read("vocab.json")) {

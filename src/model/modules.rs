@@ -73,6 +73,15 @@ pub fn shares_scale(role: Role, layer: Option<usize>, expert: Option<usize>, pat
     }
 }
 
+/// The type in which formats keep the scales of a module that is stored so: that of the source, and F16 for wider ones, since
+/// no engine runs quantized layers in F32.
+pub fn scale_type(stored: Dtype) -> GgmlType {
+    match stored {
+        Dtype::Ggml(GgmlType::BF16) => GgmlType::BF16,
+        _ => GgmlType::F16,
+    }
+}
+
 fn one_matrix(path: &str) -> Option<Together<'_>> {
     let (block, last) = path.rsplit_once('.')?;
     let (_, set) = FUSED.iter().find(|(word, _)| *word == last)?;
@@ -271,13 +280,9 @@ impl Module {
         shares_scale(self.role, self.layer, self.expert, &self.path)
     }
 
-    /// The type in which formats keep this module's scales: that of the source, and F16 for wider ones, since no engine
-    /// runs quantized layers in F32.
+    /// The type in which formats keep this module's scales, see [`scale_type`].
     pub fn scale_type(&self, ckpt: &Checkpoint) -> GgmlType {
-        match self.meta(ckpt).dtype {
-            Dtype::Ggml(GgmlType::BF16) => GgmlType::BF16,
-            _ => GgmlType::F16,
-        }
+        scale_type(self.meta(ckpt).dtype)
     }
 
     /// Reads `[rows, cols]` in the source's order of rows.

@@ -62,6 +62,13 @@ fn planned(dir: &Path, args: &[&str]) {
     ok(&run(dir, &[&["job", "plan"], args, &["-o", "job", "--quiet"]].concat()));
 }
 
+/// A job that makes an importance matrix of few tokens on its way, in two tasks.
+fn planned_with_matrix(dir: &Path) {
+    let data = ["--calibration", "tokens:random", "--calibration-tokens", "512", "--seq-len", "128"];
+    let how = ["--to", "q4_0", &family("llama"), "--rounding", "nearest", "--tasks", "2"];
+    planned(dir, &[&how[..], &data].concat());
+}
+
 /// Tasks in an odd order, one of them twice and two at once, make what one run makes.
 fn equal(args: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
@@ -206,9 +213,8 @@ fn error_feedback_in_tasks_gives_the_bytes_of_one_run() {
 #[test]
 fn damage_to_what_an_earlier_phase_made_is_told() {
     let dir = tempfile::tempdir().unwrap();
-    let (dir, model) = (dir.path(), family("llama"));
-    let data = ["--calibration", "tokens:random", "--calibration-tokens", "512", "--seq-len", "128"];
-    planned(dir, &[&["--to", "q4_0", &model, "--rounding", "nearest", "--tasks", "2"], &data[..]].concat());
+    let dir = dir.path();
+    planned_with_matrix(dir);
     let told = |more: &[&str]| run(dir, &[&["job", "run", "job", "--quiet"], more].concat());
     let damage = |path: &Path| {
         let mut bytes = std::fs::read(path).unwrap();
@@ -395,9 +401,8 @@ fn every_engine_gets_its_text() {
 #[test]
 fn phases_are_submitted_one_after_the_other_and_waited_for() {
     let dir = tempfile::tempdir().unwrap();
-    let (dir, model) = (dir.path(), family("llama"));
-    let data = ["--calibration", "tokens:random", "--calibration-tokens", "512", "--seq-len", "128"];
-    planned(dir, &[&["--to", "q4_0", &model, "--rounding", "nearest", "--tasks", "2"], &data[..]].concat());
+    let dir = dir.path();
+    planned_with_matrix(dir);
     let emitted = |engine: &str| {
         let out = run(dir, &["job", "emit", engine, "job"]);
         ok(&out);
