@@ -11,7 +11,7 @@ pub use unpack::group_of;
 
 use super::engines::{Check, Engines, Verdict};
 use super::integer::on_grid;
-use super::mixture::{grouped, own_or_kept, wider_and_grouped};
+use super::mixture::{own_or_kept, wider_and_grouped};
 use super::names::group_word;
 use super::read::{CACHE_SCALES, Suffixes, Tool, text};
 use super::{
@@ -347,12 +347,8 @@ pub(super) static TOOL: Tool = Tool {
     // Formats of one name have the same engines; of mixed checkpoints only the whole is known.
     mixes: |_, _| true,
     mixture: |own| match own.format.feedback {
-        Feedback::Integers { .. } => {
-            // Of eight bits zero points are worth nothing.
-            let other = Spec { symmetric: !own.symmetric, ..*own };
-            let others = if own.bits == 4 { grouped(&other, &[4]) } else { Vec::new() };
-            [wider_and_grouped(own, &[4, 8]), others, vec![None]].concat()
-        }
+        // With or without zero points as it was asked for: transformers does not read packed ones.
+        Feedback::Integers { .. } => [wider_and_grouped(own, &[4, 8]), vec![None]].concat(),
         Feedback::Floats(_) => vec![Some(*own), FP8.plain(), None],
         Feedback::None => own_or_kept(own),
     },
