@@ -21,6 +21,7 @@ use crate::report::{self, Artifact, Report};
 use crate::source::Checkpoint;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -118,15 +119,46 @@ pub fn compare(
     report: &dyn control::Report,
 ) -> Result<Report> {
     let (begin, run) = (Instant::now(), Run::new(control, report));
-    let mut field = Field::open(base, candidates, how, run)?;
-    let mut report = match field.pooling() {
-        None => field.by_logits(base, how, run)?,
+    let mut field = Field::open(base, candidates, how, Share::All, run)?;
+    let report = match field.pooling() {
+        None => {
+            let comparison = field.run(run)?;
+            field.by_logits(base, how, &comparison)?
+        }
         Some(pooling) => field.by_vectors(base, pooling, how, run)?,
     };
-    field.origins(&mut report.candidates, run)?;
-    field.damage(&mut report.candidates, how, run)?;
-    report.environment = machine::environment(run.threads(), begin);
-    Ok(report)
+    field.ended(report, how, begin, run)
+}
+
+/// What some windows of the text give: a part of [`compare`].
+///
+/// # Errors
+/// As [`compare`]; `BadInput` for windows that there are not.
+pub(super) fn part(
+    base: &Path,
+    candidates: &[PathBuf],
+    how: &Measurement,
+    windows: Range<usize>,
+    run: Run,
+) -> Result<eval::Comparison> {
+    Field::open(base, candidates, how, Share::Windows(windows), run)?.run(run)
+}
+
+/// The rest of it, of all parts together.
+///
+/// # Errors
+/// As [`compare`].
+pub(super) fn whole(
+    base: &Path,
+    candidates: &[PathBuf],
+    how: &Measurement,
+    comparison: &eval::Comparison,
+    run: Run,
+) -> Result<Report> {
+    let begin = Instant::now();
+    let field = Field::open(base, candidates, how, Share::Rest, run)?;
+    let report = field.by_logits(base, how, comparison)?;
+    field.ended(report, how, begin, run)
 }
 
 /// That a text does for a measurement: it is there, long enough for its windows, and for the gates.
@@ -157,6 +189,15 @@ enum Reference {
     Logits(Option<Box<KlBaseReader>>),
 }
 
+/// What of a comparison is done.
+enum Share {
+    All,
+    /// These windows are run.
+    Windows(Range<usize>),
+    /// What follows when all windows were run.
+    Rest,
+}
+
 /// All that takes part in a comparison.
 struct Field<'a> {
     path: &'a Path,
@@ -171,7 +212,7 @@ struct Field<'a> {
 
 impl<'a> Field<'a> {
     /// Opens everything, and refuses what cannot be compared or judged.
-    fn open(path: &'a Path, candidates: &[PathBuf], how: &Measurement, run: Run<'a>) -> Result<Self> {
+    fn open(path: &'a Path, candidates: &[PathBuf], how: &Measurement, share: Share, run: Run<'a>) -> Result<Self> {
         let Some(first) = candidates.first() else {
             return Err(Error::request("a comparison needs a base and at least one candidate"));
         };
@@ -214,7 +255,11 @@ impl<'a> Field<'a> {
                 (Reference::Model(Box::new(model)), text, sizes)
             }
         };
-        let turn = turns::plan(candidates, &text.windows, sizes, run.control.max_memory)?;
+        let turn = match share {
+            // Candidates are not run.
+            Share::Rest => Some(1),
+            _ => turns::plan(candidates, &text.windows, sizes, run.control.max_memory)?,
+        };
         let mut entrants: Vec<Entrant> = Vec::with_capacity(candidates.len());
         for path in candidates {
             let model = match turn {
@@ -233,6 +278,10 @@ impl<'a> Field<'a> {
         if opened.is_none() {
             suffices(&text, Ending::Logits, &how.gates)?;
         }
+        let text = match share {
+            Share::Windows(windows) => text.only(windows)?,
+            Share::All | Share::Rest => text,
+        };
         Ok(Self { path, base, source: opened, candidates: entrants, text, turn })
     }
 
@@ -241,9 +290,16 @@ impl<'a> Field<'a> {
         self.source.as_ref().and_then(|source| source.model.config.ending.pooling())
     }
 
+    /// What is said beside what was measured.
+    fn ended(mut self, mut report: Report, how: &Measurement, begin: Instant, run: Run) -> Result<Report> {
+        self.origins(&mut report.candidates, run)?;
+        self.damage(&mut report.candidates, how, run)?;
+        report.environment = machine::environment(run.threads(), begin);
+        Ok(report)
+    }
+
     /// The report of a comparison by logits, as far as it is measured.
-    fn by_logits(&mut self, base: &Path, how: &Measurement, run: Run) -> Result<Report> {
-        let comparison = self.run(run)?;
+    fn by_logits(&self, base: &Path, how: &Measurement, comparison: &eval::Comparison) -> Result<Report> {
         let (statistics, pairs) = comparison.summarize(Bootstrap::default());
         let mut report = self.text.report();
         let artifact = match &self.base {
@@ -258,7 +314,7 @@ impl<'a> Field<'a> {
         if let Reference::Model(_) = &self.base {
             report.source = Some(Artifact { name: name_of(base), ..artifact.clone() });
         }
-        report.base = Some(measured_base(artifact, &comparison));
+        report.base = Some(measured_base(artifact, comparison));
         report.pairs = pairs;
         let scored = self.text.windows.method.scored();
         for ((candidate, stats), records) in self.candidates.iter().zip(statistics).zip(&comparison.candidates) {

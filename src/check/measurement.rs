@@ -1,10 +1,11 @@
 //! How models are measured: plain data.
 
 use crate::eval::{Gates, KvCache, Method};
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// How models are measured.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measurement {
     /// A LoRA adapter that is merged into the base; see [`crate::model::SourceModel::open_merged`].
     pub adapter: Option<PathBuf>,

@@ -8,6 +8,7 @@ mod compare;
 mod continuations;
 mod derive;
 mod diff;
+pub(crate) mod job;
 mod machine;
 mod measurement;
 pub(crate) mod origin;

@@ -13,6 +13,7 @@ use crate::model::SourceModel;
 use crate::model::config::Ending;
 use crate::report::{MethodInfo, Report};
 use crate::{Error, Result};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub struct Prepared {
@@ -59,6 +60,19 @@ impl Prepared {
             rounded_activations: how.rounded_activations,
             kv_cache: how.kv_cache,
         }
+    }
+
+    /// Some of its windows alone.
+    ///
+    /// # Errors
+    /// `BadInput` for windows that it has not.
+    pub fn only(mut self, windows: Range<usize>) -> Result<Self> {
+        if windows.is_empty() || windows.end > self.windows.count {
+            return Err(Error::bad_file(&self.path, format!("has {} windows, not {windows:?}", self.windows.count)));
+        }
+        self.stream.drain(..windows.start * self.windows.method.stride());
+        self.windows.count = windows.len();
+        Ok(self)
     }
 
     /// A candidate must read the text as the base does, or the comparison means nothing.
@@ -111,6 +125,11 @@ impl Prepared {
     /// As [`cosine::compare`].
     pub fn cosines(&self, base: &mut Embedder, candidates: &mut [Embedder], run: Run) -> Result<Vec<Compared>> {
         cosine::compare(base, candidates, &self.stream, &self.windows, &mut |tokens| advance(run, tokens))
+    }
+
+    /// SHA-256 of the text.
+    pub fn hash(&self) -> &str {
+        &self.corpus.sha256
     }
 
     /// A report that says how it was measured, and nothing of results yet.

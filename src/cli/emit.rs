@@ -1,9 +1,10 @@
 //! `quantize job emit`: what an engine is given to run the tasks of a job. Text alone: nothing is called, and no account is
 //! touched. Exit code 75 asks for another try; each engine is told so in its own way.
 
+use super::job::Opened;
 use super::output::print;
 use crate::Result;
-use crate::convert::job::{Job, Phase};
+use crate::convert::job::Phase;
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 
@@ -53,12 +54,12 @@ pub struct EmitArgs {
 }
 
 pub fn run(args: &EmitArgs) -> Result<()> {
-    let job = Job::open(&args.job)?;
-    print(&emitted(args, &job, &std::path::absolute(&args.job).unwrap_or_else(|_| args.job.clone())))
+    let job = Opened::of(&args.job)?;
+    print(&emitted(args, job.tasks().phases(), &std::path::absolute(&args.job).unwrap_or_else(|_| args.job.clone())))
 }
 
-fn emitted(args: &EmitArgs, job: &Job, folder: &Path) -> String {
-    let it = Emit { args, job, folder: folder.display().to_string() };
+fn emitted(args: &EmitArgs, phases: &[Phase], folder: &Path) -> String {
+    let it = Emit { args, phases, folder: folder.display().to_string() };
     match args.engine {
         Engine::Slurm => it.slurm(),
         Engine::Kubernetes => it.kubernetes(),
@@ -85,7 +86,7 @@ fn quoted(text: &str) -> String {
 
 struct Emit<'a> {
     args: &'a EmitArgs,
-    job: &'a Job,
+    phases: &'a [Phase],
     folder: String,
 }
 
@@ -112,7 +113,7 @@ submit() {{ # dependency, sbatch's arguments; the command is read from standard 
 after=
 "#
         );
-        for phase in &self.job.phases {
+        for phase in self.phases {
             let (name, last, many) = (&phase.name, phase.tasks.len().saturating_sub(1), self.at_once(phase));
             out += &format!(
                 r#"after=$(submit "$after" --job-name=quantize-{name} --mem={memory}G --array=0-{last}%{many} --output="$JOB/{name}-%a.log" <<'TASK'
@@ -144,7 +145,6 @@ echo "assemble: $after"
 
     fn kubernetes(&self) -> String {
         let wait: Vec<String> = self
-            .job
             .phases
             .iter()
             .map(|p| format!("kubectl wait --for=condition=complete job/quantize-{}", p.name))
@@ -154,7 +154,7 @@ echo "assemble: $after"
              # fails: apply them one by one, each after\n#   {}\n",
             wait.join("\n#   ")
         );
-        for phase in &self.job.phases {
+        for phase in self.phases {
             let (name, many) = (&phase.name, self.at_once(phase));
             let command = ["quantize", "job", "run", &self.folder, "--phase", name, "--quiet"];
             let index = format!(
@@ -228,7 +228,7 @@ spec:
 
     fn ray(&self) -> String {
         let phases: Vec<String> =
-            self.job.phases.iter().map(|p| format!("({}, {})", quoted(&p.name), p.tasks.len())).collect();
+            self.phases.iter().map(|p| format!("({}, {})", quoted(&p.name), p.tasks.len())).collect();
         format!(
             r#""""Runs the tasks of the job on Ray: on the cluster of RAY_ADDRESS, or on this machine. Needs Ray 2, and its token."""
 import os
@@ -282,7 +282,7 @@ submit() {{ # name, command as JSON, more arguments
 "#
         );
         let mut after = String::new();
-        for phase in &self.job.phases {
+        for phase in self.phases {
             let (name, count) = (&phase.name, phase.tasks.len());
             let words = ["quantize", "job", "run", &self.folder, "--phase", name, "--quiet"].map(quoted).join(",");
             // One task is no array.
@@ -297,14 +297,14 @@ submit() {{ # name, command as JSON, more arguments
     fn skypilot(&self) -> String {
         let nodes = self.args.parallel.unwrap_or(4);
         let mut run = String::new();
-        for phase in &self.job.phases {
+        for phase in self.phases {
             run += &format!(
                 "  quantize job run {} --phase {} --index \"$SKYPILOT_NODE_RANK\" --of \"$SKYPILOT_NUM_NODES\" --quiet\n",
                 sh(&self.folder),
                 phase.name
             );
         }
-        let more = match self.job.phases.len() {
+        let more = match self.phases.len() {
             1 => "",
             _ => "# Phases wait for each other: run a managed job for each, with that line of `run` alone.\n",
         };
@@ -329,7 +329,7 @@ submit() {{ # name, command as JSON, more arguments
             sh(&format!("{claim}:{mount}"))
         );
         let (image, job) = (sh(image), sh(&self.folder));
-        for phase in &self.job.phases {
+        for phase in self.phases {
             out += &format!(
                 "for i in $(seq 0 {}); do\n  $RUN --volume \"$VOLUME\" {image} quantize job run {job} --phase {} --index \"$i\" --quiet\ndone\n",
                 phase.tasks.len().saturating_sub(1),

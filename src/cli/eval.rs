@@ -9,6 +9,7 @@ use super::places::read_by_conversion;
 use super::progress::Terminal;
 use super::values::is_stream;
 use super::{options, words};
+use crate::check::job::ComparisonJob;
 use crate::check::{self, Measurement, Questions};
 use crate::control::{Control, Notice, Run};
 use crate::convert::together::Together;
@@ -115,6 +116,41 @@ pub fn compare(args: CompareArgs) -> Result<()> {
     let report = report.ok_or_else(|| Error::Internal("no text".into()))?;
     let outcome = gate::verdict(&report.gates);
     saving.finish(&report, None, args.common.format, run)?;
+    outcome
+}
+
+/// `quantize job compare`: the comparison of the flags, cut into tasks.
+pub fn comparison_in_tasks(args: &CompareArgs, tasks: usize, run: Run) -> Result<ComparisonJob> {
+    let gates = gates(&args.gates)?;
+    gates.check_limits()?;
+    let read: Vec<&Path> = inputs(&args.models, &args.lora, &args.text, &args.tasks).collect();
+    Saving::begin(&args.report, None, &read, true, run)?;
+    let how = |text| Measurement { gates, adapter: args.lora.clone(), ..measurement(&args.text, Some(text)) };
+    let how: Vec<Measurement> = args.text.text.iter().map(how).collect();
+    if how.is_empty() {
+        return Err(Error::Usage("a comparison in tasks needs a text: add --text FILE".into()));
+    }
+    let (base, candidates) = args.models.split_first().ok_or_else(|| Error::Internal("no base".into()))?;
+    ComparisonJob::new((base, candidates), how, args.report.clone(), tasks, run)
+}
+
+/// `quantize job assemble` of a comparison: the report of what its tasks have left.
+pub fn assembled(folder: &Path, job: &ComparisonJob, control: &Control, quiet: bool, format: Format) -> Result<()> {
+    let terminal = Terminal::new(quiet);
+    let run = Run::new(control, &terminal);
+    let texts = job.how.iter().flat_map(|how| how.text.iter().chain(&how.adapter));
+    let read: Vec<&Path> =
+        std::iter::once(&job.base).chain(&job.candidates).chain(texts).map(PathBuf::as_path).collect();
+    let saving = Saving::begin(&job.reports, None, &read, control.force, run)?;
+    let report = match saving.finished()? {
+        Some(report) => {
+            saving.show(&report, format, run)?;
+            return gate::verdict(&report.gates);
+        }
+        None => named(check::job::assemble(folder, job, control, &terminal)?),
+    };
+    let outcome = gate::verdict(&report.gates);
+    saving.finish(&report, None, format, run)?;
     outcome
 }
 
@@ -388,7 +424,7 @@ fn check_name(path: &Path, output: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-fn start(common: &CommonArgs, max_memory: Option<u64>) -> Result<Control> {
+pub fn start(common: &CommonArgs, max_memory: Option<u64>) -> Result<Control> {
     catch_interrupt()?;
     let threads = options::threads(common.threads)?;
     Ok(Control { threads, max_memory, cancel: CANCEL.clone(), ..Control::default() })

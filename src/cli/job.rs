@@ -1,14 +1,15 @@
-//! `quantize job`: a conversion in tasks, over a folder that all machines see.
+//! `quantize job`: a conversion or a comparison in tasks, over a folder that all machines see.
 
 use super::args::{CommonArgs, Format, ResultArgs};
-use super::commands::ConvertArgs;
+use super::commands::{CompareArgs, ConvertArgs};
 use super::output::{print, print_json};
 use super::prepare::{Prepared, accept, prepare};
 use super::progress::Terminal;
 use super::values::size;
-use super::{convert, emit, idle, interrupt, options, recipe};
+use super::{convert, emit, eval, idle, interrupt, options, recipe};
+use crate::check::job::ComparisonJob;
 use crate::control::{Control, Run};
-use crate::convert::job::{self, Job, Phase, State};
+use crate::convert::job::{self, Job, Phase, State, Task, Tasks};
 use crate::writer::gguf::human;
 use crate::{Error, Result};
 use clap::{Args, Subcommand};
@@ -28,11 +29,13 @@ pub struct JobArgs {
 enum JobCommand {
     /// Cut a conversion into tasks, and write them into a folder that all machines see
     Plan(Box<JobPlanArgs>),
+    /// Cut a comparison into tasks, each of some windows of the text
+    Compare(Box<JobCompareArgs>),
     /// Do one task, some of them, or all, one after the other; those that are done already are passed over
     Run(JobRunArgs),
     /// Say which tasks are done
     Status(JobStatusArgs),
-    /// Put what the tasks have made together, check it, and give it its name
+    /// Put what the tasks have made together, check it, and give it its name; of a comparison, make the report
     Assemble(AssembleArgs),
     /// Print the script or manifest that has an engine run the tasks
     Emit(emit::EmitArgs),
@@ -54,6 +57,21 @@ struct JobPlanArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(mut_arg("task", |a| a.hide(true)), mut_arg("questions", |a| a.hide(true)), mut_arg("continuations", |a| a.hide(true)),
+          mut_arg("length", |a| a.hide(true)), mut_arg("ablate", |a| a.hide(true)), mut_arg("ablate_chunks", |a| a.hide(true)),
+          mut_arg("max_memory", |a| a.hide(true)), mut_arg("force", |a| a.hide(true)))]
+struct JobCompareArgs {
+    /// The folder of the job
+    #[arg(help_heading = "Job", short, long, value_name = "JOB")]
+    output: PathBuf,
+    /// Cut it into about so many tasks
+    #[arg(help_heading = "Job", long, value_name = "N", default_value = "16")]
+    tasks: NonZeroUsize,
+    #[command(flatten)]
+    compare: CompareArgs,
+}
+
+#[derive(Debug, Args)]
 struct JobRunArgs {
     /// The folder of the job
     #[arg(value_name = "JOB")]
@@ -71,7 +89,7 @@ struct JobRunArgs {
     /// Wait until the phases before are finished by others, instead of ending
     #[arg(long)]
     wait: bool,
-    /// Calibrating: activations beyond this go to a file in the folder of the task
+    /// Calibrating: activations beyond this go to a file in the folder of the task. Comparing: memory to keep to
     #[arg(long, value_name = "SIZE", value_parser = size)]
     max_memory: Option<u64>,
     #[command(flatten)]
@@ -95,7 +113,7 @@ struct AssembleArgs {
     /// Output file or folder [default: MODEL-TYPE in the folder of the job]
     #[arg(short, long, value_name = "PATH")]
     output: Option<PathBuf>,
-    /// Replace outputs that are there
+    /// Replace outputs or reports that are there
     #[arg(long)]
     force: bool,
     /// Run each artifact beside the source before it gets its name [default: where that takes little]
@@ -110,12 +128,17 @@ struct AssembleArgs {
 
 pub fn run(args: JobArgs, matches: &clap::ArgMatches) -> Result<()> {
     match args.command {
-        JobCommand::Plan(args) => plan_job(*args, &matches.subcommand().map_or(Vec::new(), |(_, m)| idle::given(m))),
+        JobCommand::Plan(args) => plan_job(*args, &given(matches)),
+        JobCommand::Compare(args) => plan_comparison(*args, &given(matches)),
         JobCommand::Run(args) => run_tasks(&args),
         JobCommand::Status(args) => status(&args),
         JobCommand::Assemble(args) => assemble(args),
         JobCommand::Emit(args) => emit::run(&args),
     }
+}
+
+fn given(matches: &clap::ArgMatches) -> Vec<String> {
+    matches.subcommand().map_or(Vec::new(), |(_, matches)| idle::given(matches))
 }
 
 const COMPARE: &str = "compare when the job is assembled: quantize compare";
@@ -142,10 +165,43 @@ const ELSEWHERE: [(&str, &str); 18] = [
     ("max_memory", "it is for quantize job run"),
 ];
 
-fn plan_job(mut args: JobPlanArgs, given: &[String]) -> Result<()> {
-    if let Some((id, why)) = ELSEWHERE.iter().find(|(id, _)| given.iter().any(|given| given == id)) {
-        return Err(Error::Usage(format!("--{} is not for job plan: {why}", id.replace('_', "-"))));
+const UNCUT: &str = "it is not cut into tasks: quantize compare";
+
+/// The same of a comparison.
+const UNCOMPARED: [(&str, &str); 8] = [
+    ("task", UNCUT),
+    ("questions", UNCUT),
+    ("continuations", UNCUT),
+    ("length", UNCUT),
+    ("ablate", UNCUT),
+    ("ablate_chunks", UNCUT),
+    ("force", "it is for quantize job assemble"),
+    ("max_memory", "it is for quantize job run"),
+];
+
+/// Refuses flags that a job has no place for.
+fn refuse(command: &str, elsewhere: &[(&str, &str)], given: &[String]) -> Result<()> {
+    match elsewhere.iter().find(|(id, _)| given.iter().any(|given| given == id)) {
+        Some((id, why)) => Err(Error::Usage(format!("--{} is not for {command}: {why}", id.replace('_', "-")))),
+        None => Ok(()),
     }
+}
+
+fn plan_comparison(args: JobCompareArgs, given: &[String]) -> Result<()> {
+    refuse("job compare", &UNCOMPARED, given)?;
+    let JobCompareArgs { output: folder, tasks, compare } = args;
+    let control = eval::start(&compare.common, None)?;
+    let terminal = Terminal::new(compare.common.quiet);
+    let job = eval::comparison_in_tasks(&compare, tasks.get(), Run::new(&control, &terminal))?;
+    job.save(&folder)?;
+    match compare.common.format {
+        Format::Json => print_json(&job),
+        Format::Text => print(&described(&folder, &job)),
+    }
+}
+
+fn plan_job(mut args: JobPlanArgs, given: &[String]) -> Result<()> {
+    refuse("job plan", &ELSEWHERE, given)?;
     let tasks = args.tasks.get();
     let given: Vec<String> = given.iter().filter(|id| *id != "tasks").cloned().collect();
     let it = &mut args.convert;
@@ -161,32 +217,68 @@ fn plan_job(mut args: JobPlanArgs, given: &[String]) -> Result<()> {
     job.save(&folder)?;
     match it.common.format {
         Format::Json => print_json(&job),
-        Format::Text => {
-            let largest = job.tasks.iter().map(|task| task.reads).max().unwrap_or(0);
-            let phases: Vec<String> =
-                job.phases.iter().map(|phase| format!("{} ({})", phase.name, phase.tasks.len())).collect();
-            let text = format!(
-                "{}\n  phases and their tasks: {}\n  {} tasks, each reads {} at most; they write {} in sum\n  run them: quantize job run {} --index I, \
-                 or see quantize job emit --help\n  then: quantize job assemble {}\n",
-                folder.join(job::FILE).display(),
-                phases.join(", "),
-                job.tasks.len(),
-                human(largest),
-                human(job.tasks.iter().map(|task| task.writes).sum()),
-                folder.display(),
-                folder.display(),
-            );
-            print(&text)
+        Format::Text => print(&described(&folder, &job)),
+    }
+}
+
+/// What a job is, and how it is run.
+fn described(folder: &Path, job: &dyn Tasks) -> String {
+    let largest = job.tasks().iter().map(|task| task.reads).max().unwrap_or(0);
+    let phases: Vec<String> =
+        job.phases().iter().map(|phase| format!("{} ({})", phase.name, phase.tasks.len())).collect();
+    format!(
+        "{}\n  phases and their tasks: {}\n  {} tasks, each reads {} at most; they write {} in sum\n  run them: quantize job run {} --index I, \
+         or see quantize job emit --help\n  then: quantize job assemble {}\n",
+        folder.join(job::FILE).display(),
+        phases.join(", "),
+        job.tasks().len(),
+        human(largest),
+        human(job.tasks().iter().map(|task: &Task| task.writes).sum()),
+        folder.display(),
+        folder.display(),
+    )
+}
+
+/// A job of either kind.
+pub enum Opened {
+    Conversion(Box<Job>),
+    Comparison(ComparisonJob),
+}
+
+impl Opened {
+    /// The job of a folder.
+    ///
+    /// # Errors
+    /// `BadInput` for a folder without one, or of another version; `Io`.
+    pub fn of(folder: &Path) -> Result<Self> {
+        Ok(match ComparisonJob::is_in(folder)? {
+            true => Self::Comparison(ComparisonJob::open(folder)?),
+            false => Self::Conversion(Box::new(Job::open(folder)?)),
+        })
+    }
+
+    /// As its tasks are run.
+    pub fn tasks(&self) -> &dyn Tasks {
+        match self {
+            Self::Conversion(job) => &**job,
+            Self::Comparison(job) => job,
+        }
+    }
+
+    fn directory(&self) -> &Path {
+        match self {
+            Self::Conversion(job) => &job.directory,
+            Self::Comparison(job) => &job.directory,
         }
     }
 }
 
-/// The job of a folder, which becomes absolute. Relative names in its recipe are of where it was planned.
-fn open(folder: &Path) -> Result<(PathBuf, Job)> {
-    let job = Job::open(folder)?;
+/// The job of a folder, which becomes absolute. Relative names in it are of where it was planned.
+fn open(folder: &Path) -> Result<(PathBuf, Opened)> {
+    let job = Opened::of(folder)?;
     let folder = std::path::absolute(folder).map_err(|e| Error::io(folder, e))?;
     // Where that is not there, what is named relatively is not found, which is said then.
-    let _ = std::env::set_current_dir(&job.directory);
+    let _ = std::env::set_current_dir(job.directory());
     Ok((folder, job))
 }
 
@@ -239,10 +331,11 @@ fn run_tasks(args: &JobRunArgs) -> Result<()> {
     let control = Control { threads, cancel, max_memory, ..Control::default() };
     interrupt::catch_interrupt()?;
     let terminal = Terminal::new(args.common.quiet);
-    let (folder, job) = open(&args.job)?;
+    let (folder, opened) = open(&args.job)?;
+    let job = opened.tasks();
     let all = match &args.phase {
         Some(name) => job.phase(name)?.tasks.clone(),
-        None => 0..job.tasks.len(),
+        None => 0..job.tasks().len(),
     };
     let index = match args.index {
         Some(index) => Some(index),
@@ -251,9 +344,9 @@ fn run_tasks(args: &JobRunArgs) -> Result<()> {
     let mut tasks = Vec::new();
     for task in chosen(all, index, args.of.map(NonZeroUsize::get))? {
         if args.wait {
-            wait(&folder, &job, task, args, &control)?;
+            wait(&folder, job, task, args, &control)?;
         }
-        let now = job::run(&folder, &job, task, &control, &terminal)?;
+        let now = job::run(&folder, job, task, &control, &terminal)?;
         tasks.push(json!({ "task": task, "done_before": !now }));
         if !args.common.quiet {
             say!("task {task}: {}", if now { "done" } else { "was done already" });
@@ -266,7 +359,7 @@ fn run_tasks(args: &JobRunArgs) -> Result<()> {
 }
 
 /// Waits until a task may begin.
-fn wait(folder: &Path, job: &Job, task: usize, args: &JobRunArgs, control: &Control) -> Result<()> {
+fn wait(folder: &Path, job: &dyn Tasks, task: usize, args: &JobRunArgs, control: &Control) -> Result<()> {
     if job::is_due(folder, job, task)? {
         return Ok(());
     }
@@ -284,19 +377,20 @@ fn wait(folder: &Path, job: &Job, task: usize, args: &JobRunArgs, control: &Cont
 }
 
 fn status(args: &JobStatusArgs) -> Result<()> {
-    let job = Job::open(&args.job)?;
-    let status = job::status(&args.job, &job)?;
+    let opened = Opened::of(&args.job)?;
+    let job = opened.tasks();
+    let status = job::status(&args.job, job)?;
     let done = status.count(|s| matches!(s, State::Done { .. }));
     let running = status.count(|s| matches!(s, State::Running));
     let failed = status.count(|s| matches!(s, State::Failed { .. }));
     if args.common.format == Format::Json {
         return print_json(&json!({
             "done": done, "running": running, "failed": failed, "of": status.tasks.len(),
-            "seconds_left": status.seconds_left, "tasks": status.tasks, "phases": job.phases,
+            "seconds_left": status.seconds_left, "tasks": status.tasks, "phases": job.phases(),
         }));
     }
     let mut out = format!("{done} of {} tasks done, {running} running, {failed} failed\n", status.tasks.len());
-    for phase in &job.phases {
+    for phase in job.phases() {
         let done = phase.tasks.clone().filter(|i| matches!(status.tasks[*i], State::Done { .. })).count();
         out += &format!("  {:<12} {done} of {}\n", phase.name, phase.tasks.len());
     }
@@ -307,7 +401,7 @@ fn status(args: &JobStatusArgs) -> Result<()> {
     }
     if let Some(seconds) = status.seconds_left.filter(|_| done < status.tasks.len()) {
         let begun = |phase: &Phase| phase.tasks.clone().any(|i| matches!(status.tasks[i], State::Done { .. }));
-        let of = if job.phases.iter().all(begun) { "" } else { ", without phases that have not begun" };
+        let of = if job.phases().iter().all(begun) { "" } else { ", without phases that have not begun" };
         out += &format!("  about {seconds:.0} s of one task at a time are left{of}\n");
     }
     print(&out)
@@ -321,7 +415,18 @@ fn assemble(args: AssembleArgs) -> Result<()> {
     interrupt::catch_interrupt()?;
     let terminal = Terminal::new(args.common.quiet);
     let output = args.output.map(|path| std::path::absolute(&path).map_err(|e| Error::io(&path, e))).transpose()?;
-    let (folder, job) = open(&args.job)?;
+    let (folder, opened) = open(&args.job)?;
+    let job = match opened {
+        Opened::Conversion(job) => job,
+        Opened::Comparison(job) => {
+            let of_conversions =
+                [("--output", output.is_some()), ("--check", args.check), ("--no-check", args.no_check)];
+            if let Some((flag, _)) = of_conversions.iter().find(|(_, given)| *given) {
+                return Err(Error::Usage(format!("{flag} is for a conversion, and the job is a comparison")));
+            }
+            return eval::assembled(&folder, &job, &control, args.common.quiet, args.common.format);
+        }
+    };
     let (plan, outcome) = job::assemble(&folder, &job, output.as_deref(), &control, &terminal)?;
     match args.common.format {
         Format::Text => convert::summary(&plan, &outcome, args.common.quiet),

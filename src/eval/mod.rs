@@ -10,6 +10,7 @@ mod artifact;
 pub(crate) mod compare;
 pub(crate) mod gate;
 pub(crate) mod positions;
+mod records;
 mod runnable;
 pub(crate) mod scores;
 pub(crate) mod stats;

@@ -4,9 +4,11 @@ use std::ops::Range;
 
 use crate::error::Hint;
 use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 
 /// How the token stream is cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Method {
     /// llama-perplexity's: disjoint chunks of `ctx` tokens, the second half of each scored (`ctx - 1 - ctx / 2` positions).
     LlamaCpp {

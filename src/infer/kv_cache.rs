@@ -7,6 +7,7 @@ use crate::model::Config;
 use crate::model::config::Mixer;
 use crate::quant::{self, GgmlType};
 use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
@@ -21,7 +22,8 @@ enum Kept {
 }
 
 /// The types of a cache that keeps keys and values rounded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct KvCache {
     keys: Kept,
     values: Kept,
@@ -71,6 +73,20 @@ impl FromStr for KvCache {
             None => text.parse().map(|both| KvCache { keys: both, values: both }),
             Some((keys, values)) => Ok(KvCache { keys: keys.parse()?, values: values.parse()? }),
         }
+    }
+}
+
+impl TryFrom<String> for KvCache {
+    type Error = String;
+
+    fn try_from(text: String) -> std::result::Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<KvCache> for String {
+    fn from(types: KvCache) -> Self {
+        types.to_string()
     }
 }
 

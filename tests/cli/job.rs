@@ -15,7 +15,7 @@ const VARIABLES: [&str; 7] = [
     "QUANTIZE_THREADS",
 ];
 
-fn command(dir: &Path, args: &[&str]) -> Command {
+pub fn command(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_quantize"));
     command.current_dir(dir).args(args);
     for name in VARIABLES {
@@ -24,16 +24,16 @@ fn command(dir: &Path, args: &[&str]) -> Command {
     command
 }
 
-fn run(dir: &Path, args: &[&str]) -> Output {
+pub fn run(dir: &Path, args: &[&str]) -> Output {
     command(dir, args).output().unwrap()
 }
 
-fn ok(out: &Output) {
+pub fn ok(out: &Output) {
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
 }
 
 /// The exit code is this, and standard error has the words.
-fn fails(out: &Output, code: i32, words: &str) {
+pub fn fails(out: &Output, code: i32, words: &str) {
     let text = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.code() == Some(code) && text.contains(words), "{:?}: {text}", out.status.code());
 }

@@ -9,6 +9,7 @@ mod back;
 mod bytes;
 mod calibration;
 mod chat;
+mod comparison_job;
 mod convert;
 mod edit;
 mod eval;

@@ -46,14 +46,18 @@ pub fn assemble(
         merge(path, job, relative, &target, run)?;
     }
     let outcome = crate::convert::run(&plan, &Control { resume: true, ..control.clone() }, report)?;
+    tidy(path, run);
+    Ok((plan, outcome))
+}
+
+/// Removes what killed tasks have left.
+pub(crate) fn tidy(path: &Path, run: Run) {
     for attempt in std::fs::read_dir(path.join(TASKS)).into_iter().flatten().flatten() {
-        // What killed tasks have left.
         if attempt.file_name().to_string_lossy().starts_with('.') {
             let attempt = attempt.path();
             naming::tidied(disk::remove_folder(&attempt, LOCK).map_err(|e| Error::io(&attempt, e)), run);
         }
     }
-    Ok((plan, outcome))
 }
 
 /// The journals of the unfinished outputs of a plan.

@@ -114,7 +114,7 @@ fn task(units: &[(Unit, u64, u64, u64)]) -> Task {
 }
 
 /// Cuts a list into at most `count` ranges, none of them empty, of about the same sum.
-fn ranges(work: &[u64], count: usize) -> Vec<Range<usize>> {
+pub fn ranges(work: &[u64], count: usize) -> Vec<Range<usize>> {
     let count = count.clamp(1, work.len().max(1)) as u128;
     let total = work.iter().map(|w| u128::from(*w)).sum::<u128>().max(1);
     let (mut ranges, mut before): (Vec<Range<usize>>, u128) = (Vec::new(), 0);

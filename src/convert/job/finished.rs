@@ -18,7 +18,7 @@ pub fn task_folder(job: &Path, task: usize) -> PathBuf {
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Done {
     pub seconds: f64,
-    /// SHA-256 of source files, by their places.
+    /// SHA-256 of source files, by their places; of a comparison, of the records, by their texts.
     pub hashes: BTreeMap<usize, String>,
     /// SHA-256 of the importance matrix, of the task that makes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

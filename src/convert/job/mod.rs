@@ -7,6 +7,7 @@ mod activations;
 mod assemble;
 mod cut;
 mod finished;
+mod make;
 mod statistics;
 mod status;
 mod task;
@@ -15,7 +16,13 @@ mod work;
 pub use assemble::assemble;
 pub use status::{State, status};
 pub use task::{is_due, run};
-pub use work::{Task, Work};
+pub use work::{Phase, Task, Tasks, Work};
+
+pub(crate) use assemble::tidy;
+pub(crate) use cut::ranges;
+use finished::TASKS;
+pub(crate) use finished::{Done, done, task_folder};
+pub(crate) use task::complete;
 
 use super::data::Drawing;
 use super::files;
@@ -30,7 +37,7 @@ use crate::disk::{self, partial::PartialFile};
 use crate::error::Hint;
 use crate::model::SourceModel;
 use crate::{Error, Result};
-use finished::{TASKS, task_folder};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::ops::Range;
@@ -66,17 +73,6 @@ pub struct Job {
     pub tasks: Vec<Task>,
 }
 
-/// Tasks that may run at once.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Phase {
-    /// What it is called.
-    pub name: String,
-    /// The phases that have to be finished before.
-    pub after: Vec<String>,
-    /// Which tasks.
-    pub tasks: Range<usize>,
-}
-
 impl Job {
     /// Cuts the conversion of a plan into about so many tasks of each phase. Calibration data are drawn now, once for all tasks.
     ///
@@ -110,23 +106,13 @@ impl Job {
     /// # Errors
     /// `Exists` for a folder that holds a job; `Io`.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        if disk::is_no_folder(folder) {
-            return Err(Error::request(format!("{} is not a folder", folder.display())));
-        }
-        disk::create_folders(&folder.join(TASKS)).map_err(|e| Error::io(folder, e))?;
-        let file = PartialFile::create(&folder.join(FILE), false).map_err(|e| match e {
-            Error::Exists { path, .. } => {
-                Error::Exists { path, what: "is another job's; name another folder", replaceable: false }
+        save(folder, self, || match self.data {
+            Some(_) => {
+                let text = serde_json::to_string(&self.windows).map_err(|e| Error::Internal(e.to_string()))?;
+                PartialFile::holding(&folder.join(WINDOWS), &text, true)?.finish()
             }
-            other => other,
-        })?;
-        if self.data.is_some() {
-            let text = serde_json::to_string(&self.windows).map_err(|e| Error::Internal(e.to_string()))?;
-            PartialFile::holding(&folder.join(WINDOWS), &text, true)?.finish()?;
-        }
-        let text = serde_json::to_string_pretty(self).map_err(|e| Error::Internal(e.to_string()))? + "\n";
-        file.write_at(0, text.as_bytes())?;
-        file.finish()
+            None => Ok(()),
+        })
     }
 
     /// The job of a folder.
@@ -134,37 +120,13 @@ impl Job {
     /// # Errors
     /// `BadInput` for a folder without one, or of another version; `Io`.
     pub fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join(FILE);
-        if !path.is_file() {
-            let what = "is not the folder of a job: it has no job.json";
-            return Err(Error::bad_file(folder, what).hint(Hint::PlanJob));
-        }
-        let value = crate::input::read_json(&path)?;
-        if value["kind"] != KIND {
-            return Err(Error::bad_file(&path, "is of another version of this program; plan the job again"));
-        }
-        let mut job: Job = serde_json::from_value(value).map_err(|e| Error::bad_file(&path, e.to_string()))?;
+        let mut job: Job = open(folder, KIND)?;
         if job.data.is_some() {
             let path = folder.join(WINDOWS);
             let windows = serde_json::from_slice(&crate::input::read(&path)?);
             job.windows = windows.map_err(|e| Error::bad_file(&path, e.to_string()))?;
         }
-        let inside = |range: &Range<usize>| range.start <= range.end && range.end <= job.tasks.len();
-        match job.phases.iter().all(|phase| inside(&phase.tasks)) {
-            true => Ok(job),
-            false => Err(Error::bad_file(&path, "names tasks that it does not have")),
-        }
-    }
-
-    /// A phase by its name.
-    ///
-    /// # Errors
-    /// `Request` naming those that there are.
-    pub fn phase(&self, name: &str) -> Result<&Phase> {
-        self.phases.iter().find(|phase| phase.name == name).ok_or_else(|| {
-            let names: Vec<&str> = self.phases.iter().map(|phase| phase.name.as_str()).collect();
-            Error::request(format!("the job has no phase '{name}', but {}", names.join(", ")))
-        })
+        Ok(job)
     }
 
     /// The plan of the conversion, its outputs placed in `into`; `path` is the folder of the job.
@@ -180,10 +142,7 @@ impl Job {
         }
         plan.place(into)?;
         for (there, here) in self.identities.iter().zip(identities(&plan, run)?) {
-            if let Some((name, was, is)) = difference(there, &here) {
-                let what = format!("is not what the job was planned with: {name} was {was}, and is {is} here");
-                return Err(Error::bad_file(&self.model, what).hint("plan the job again, in another folder"));
-            }
+            same(&self.model, there, &here)?;
         }
         Ok(plan)
     }
@@ -205,6 +164,76 @@ impl Job {
         };
         let hash = finished::done(path, task)?.and_then(|done| done.importance);
         Ok(hash.map(|hash| (task_folder(path, task).join(statistics::IMPORTANCE), hash)))
+    }
+}
+
+/// Writes a job into a folder, which becomes its own; `with` writes what lies beside `job.json`.
+///
+/// # Errors
+/// `Exists` for a folder that holds a job; `Io`.
+pub(crate) fn save<J: Tasks + Serialize>(folder: &Path, job: &J, with: impl FnOnce() -> Result<()>) -> Result<()> {
+    if disk::is_no_folder(folder) {
+        return Err(Error::request(format!("{} is not a folder", folder.display())));
+    }
+    disk::create_folders(&folder.join(TASKS)).map_err(|e| Error::io(folder, e))?;
+    let file = PartialFile::create(&folder.join(FILE), false).map_err(|e| match e {
+        Error::Exists { path, .. } => {
+            Error::Exists { path, what: "is another job's; name another folder", replaceable: false }
+        }
+        other => other,
+    })?;
+    with()?;
+    let text = serde_json::to_string_pretty(job).map_err(|e| Error::Internal(e.to_string()))? + "\n";
+    file.write_at(0, text.as_bytes())?;
+    file.finish()
+}
+
+/// What a job of a folder says of its kind.
+///
+/// # Errors
+/// `BadInput` for a folder without a job; `Io`.
+pub(crate) fn kind(folder: &Path) -> Result<String> {
+    Ok(read(folder)?.1["kind"].as_str().unwrap_or_default().to_string())
+}
+
+fn read(folder: &Path) -> Result<(PathBuf, Value)> {
+    let path = folder.join(FILE);
+    if !path.is_file() {
+        let what = "is not the folder of a job: it has no job.json";
+        return Err(Error::bad_file(folder, what).hint(Hint::PlanJob));
+    }
+    let value = crate::input::read_json(&path)?;
+    Ok((path, value))
+}
+
+/// The job of a folder, which has to be of this kind.
+///
+/// # Errors
+/// `BadInput` for a folder without one, or of another version; `Io`.
+pub(crate) fn open<J: Tasks + DeserializeOwned>(folder: &Path, kind: &str) -> Result<J> {
+    let (path, value) = read(folder)?;
+    if value["kind"] != kind {
+        return Err(Error::bad_file(&path, "is of another version of this program; plan the job again"));
+    }
+    let job: J = serde_json::from_value(value).map_err(|e| Error::bad_file(&path, e.to_string()))?;
+    let inside = |range: &Range<usize>| range.start <= range.end && range.end <= job.tasks().len();
+    match job.phases().iter().all(|phase| inside(&phase.tasks)) {
+        true => Ok(job),
+        false => Err(Error::bad_file(&path, "names tasks that it does not have")),
+    }
+}
+
+/// That what tasks are of is what the job was planned with.
+///
+/// # Errors
+/// `BadInput` naming what differs, of the file `of`.
+pub(crate) fn same(of: &Path, there: &Value, here: &Value) -> Result<()> {
+    match difference(there, here) {
+        Some((name, was, is)) => {
+            let what = format!("is not what the job was planned with: {name} was {was}, and is {is} here");
+            Err(Error::bad_file(of, what).hint("plan the job again, in another folder"))
+        }
+        None => Ok(()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::finished::{TASKS, done};
 use super::task::{LOCK, attempts, failure};
-use super::{Job, Task};
+use super::work::{Task, Tasks};
 use crate::Result;
 use crate::disk::Written;
 use serde::Serialize;
@@ -50,9 +50,10 @@ impl Status {
 ///
 /// # Errors
 /// `BadInput` for what is not as it was written.
-pub fn status(path: &Path, job: &Job) -> Result<Status> {
-    let tasks = (0..job.tasks.len()).map(|task| state(path, task)).collect::<Result<Vec<State>>>()?;
-    let left = job.phases.iter().map(|phase| seconds_left(&tasks, &job.tasks, phase.tasks.clone())).collect::<Vec<_>>();
+pub fn status(path: &Path, job: &dyn Tasks) -> Result<Status> {
+    let tasks = (0..job.tasks().len()).map(|task| state(path, task)).collect::<Result<Vec<State>>>()?;
+    let left = job.phases().iter().map(|phase| seconds_left(&tasks, job.tasks(), phase.tasks.clone()));
+    let left = left.collect::<Vec<_>>();
     // A phase of which nothing is done tells nothing of its time.
     let seconds_left = left.iter().any(Option::is_some).then(|| left.iter().flatten().sum());
     Ok(Status { tasks, seconds_left })

@@ -1,13 +1,11 @@
 //! One task: a run of some parts, in a folder that gets its name when everything in it is on the disk. Whoever comes second
 //! with the same task throws its own folder away, so that it does not matter how often a task is started, or how often at once.
 
-use super::activations::{self, Entering};
 use super::finished::{DONE, Done, TASKS, done, task_folder};
-use super::{Job, Phase, Work, cut, files, folder, statistics};
-use crate::control::{Control, Report, Run, Unit};
+use super::work::{Phase, Tasks, Work};
+use crate::control::{Control, Report, Run};
 use crate::disk::{self, Written};
 use crate::error::Hint;
-use crate::source::sha256_file;
 use crate::{Error, Result};
 use std::hash::{BuildHasher, RandomState};
 use std::io::ErrorKind;
@@ -30,13 +28,13 @@ pub(super) fn attempts(task: usize) -> String {
 /// Does a task, unless it is done. Whether it was done now.
 ///
 /// # Errors
-/// `Request` for a task that there is not, or whose phase is not due; `BadInput` when the source is not the job's; those of a
-/// conversion.
-pub fn run(path: &Path, job: &Job, task: usize, control: &Control, report: &dyn Report) -> Result<bool> {
-    let Some(what) = job.tasks.get(task) else {
+/// `Request` for a task that there is not, or whose phase is not due; `BadInput` when the source is not the job's; those of
+/// what it does.
+pub fn run(path: &Path, job: &dyn Tasks, task: usize, control: &Control, report: &dyn Report) -> Result<bool> {
+    let Some(what) = job.tasks().get(task) else {
         return Err(Error::request(format!(
             "the job has the tasks 0 to {}, not {task}",
-            job.tasks.len().saturating_sub(1)
+            job.tasks().len().saturating_sub(1)
         )));
     };
     if done(path, task)?.is_some() {
@@ -66,8 +64,8 @@ pub fn run(path: &Path, job: &Job, task: usize, control: &Control, report: &dyn 
 }
 
 /// The phases that have to be finished before a task.
-fn before(job: &Job, task: usize) -> Result<Vec<&Phase>> {
-    let phase = job.phases.iter().find(|phase| phase.tasks.contains(&task));
+fn before(job: &dyn Tasks, task: usize) -> Result<Vec<&Phase>> {
+    let phase = job.phases().iter().find(|phase| phase.tasks.contains(&task));
     phase.into_iter().flat_map(|phase| &phase.after).map(|name| job.phase(name)).collect()
 }
 
@@ -75,7 +73,7 @@ fn before(job: &Job, task: usize) -> Result<Vec<&Phase>> {
 ///
 /// # Errors
 /// `BadInput` for what is not as it was written.
-pub fn is_due(path: &Path, job: &Job, task: usize) -> Result<bool> {
+pub fn is_due(path: &Path, job: &dyn Tasks, task: usize) -> Result<bool> {
     for phase in before(job, task)? {
         if !missing(path, phase)?.is_empty() {
             return Ok(false);
@@ -99,7 +97,7 @@ fn missing(path: &Path, phase: &Phase) -> Result<Vec<usize>> {
 ///
 /// # Errors
 /// `Request` naming them.
-pub(super) fn complete(path: &Path, phase: &Phase) -> Result<()> {
+pub(crate) fn complete(path: &Path, phase: &Phase) -> Result<()> {
     let missing = missing(path, phase)?;
     if missing.is_empty() {
         return Ok(());
@@ -111,50 +109,20 @@ pub(super) fn complete(path: &Path, phase: &Phase) -> Result<()> {
     Err(Error::request(what).hint(Hint::JobStatus))
 }
 
-/// Makes the parts of a task in a folder.
-fn make(path: &Path, own: &Path, job: &Job, work: &[Work], control: &Control, report: &dyn Report) -> Result<Done> {
+/// Does what a task is for, in a folder that is locked meanwhile.
+fn make(
+    path: &Path,
+    own: &Path,
+    job: &dyn Tasks,
+    work: &[Work],
+    control: &Control,
+    report: &dyn Report,
+) -> Result<Done> {
     let lock = own.join(LOCK);
-    let lock = Written::open(&lock).and_then(|file| file.lock().map(|()| file)).map_err(|e| Error::io(&lock, e))?;
+    let _lock = Written::open(&lock).and_then(|file| file.lock().map(|()| file)).map_err(|e| Error::io(&lock, e))?;
     let spill = Some(own.to_path_buf());
     let control = Control { sparse: true, resume: false, force: false, spill, ..control.clone() };
-    let run = Run::new(&control, report);
-    let plan = job.plan(path, own, run)?;
-    let mut done = Done::default();
-    for work in work {
-        match work {
-            Work::Tensors(tensors) => {
-                let _phase = run.phase("quantizing", files::parts::source_bytes(&plan, tensors), Unit::Bytes);
-                files::parts::make(&plan, tensors.clone(), run)?;
-            }
-            Work::Folder { output, parts } => {
-                let output = plan.outputs.get(*output).ok_or_else(|| Error::bad_input("the job has no such output"))?;
-                folder::parts::make(&plan, output, parts.clone(), run)?;
-            }
-            Work::Hashes(all) => {
-                for i in all.clone() {
-                    let file = plan.source.ckpt.files().get(i);
-                    let file = file.ok_or_else(|| Error::bad_input("the source has no such file"))?;
-                    done.hashes.insert(i, sha256_file(&file.path, &control.cancel)?);
-                    file.check_unchanged()?;
-                }
-            }
-            Work::Activations(windows) => {
-                activations::write(&plan, windows, &cut::cuts(&job.tasks), own, run)?;
-            }
-            Work::Layers(layers) => {
-                let (parts, width) = (job.windows_by_task(path), 4 * plan.source.model.config.stream() as u64);
-                let bytes = files::parts::windows(&plan)?.iter().map(|window| window.len() as u64 * width).collect();
-                let entering = Entering { parts: &parts, layer: layers.start, bytes };
-                files::parts::round(&plan, layers.clone(), &mut |window| entering.of(window), run)?;
-            }
-            Work::Sums(windows) => statistics::sum(&plan, windows, own, run)?,
-            Work::Importance => {
-                done.importance = Some(statistics::add(&plan, &job.windows_by_task(path), own, run)?);
-            }
-        }
-    }
-    drop(lock);
-    Ok(done)
+    job.make(path, own, work, Run::new(&control, report))
 }
 
 /// Gives what was made its name. Whether it was the first of it.

@@ -1,7 +1,48 @@
-//! What a task of a job does.
+//! What is done in tasks, and what a task of it does.
 
+use super::finished::Done;
+use crate::control::Run;
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
+use std::path::Path;
+
+/// What is cut into tasks: a conversion, or a comparison.
+pub trait Tasks {
+    /// In the order in which they are run.
+    fn phases(&self) -> &[Phase];
+
+    /// All tasks, with their places in this list for names.
+    fn tasks(&self) -> &[Task];
+
+    /// Does what a task is for. `path`: the folder of the job; `own`: where what is made goes.
+    ///
+    /// # Errors
+    /// `BadInput` when what is read is not what the job was planned with; those of the work.
+    fn make(&self, path: &Path, own: &Path, work: &[Work], run: Run) -> Result<Done>;
+
+    /// A phase by its name.
+    ///
+    /// # Errors
+    /// `Request` naming those that there are.
+    fn phase(&self, name: &str) -> Result<&Phase> {
+        self.phases().iter().find(|phase| phase.name == name).ok_or_else(|| {
+            let names: Vec<&str> = self.phases().iter().map(|phase| phase.name.as_str()).collect();
+            Error::request(format!("the job has no phase '{name}', but {}", names.join(", ")))
+        })
+    }
+}
+
+/// Tasks that may run at once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Phase {
+    /// What it is called.
+    pub name: String,
+    /// The phases that have to be finished before.
+    pub after: Vec<String>,
+    /// Which tasks.
+    pub tasks: Range<usize>,
+}
 
 /// What one process does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,4 +78,11 @@ pub enum Work {
     Activations(Range<usize>),
     /// Layers of all GGUF files that are rounded with error feedback.
     Layers(Range<usize>),
+    /// Windows of a text that models are compared on.
+    Windows {
+        /// Its place among the texts.
+        text: usize,
+        /// Which windows.
+        windows: Range<usize>,
+    },
 }
