@@ -242,7 +242,7 @@ impl<'a> Run<'a> {
 
 /// Gives memory that was freed back to the system, so that the parts of a run do not add up to its peak: glibc keeps what lies
 /// below something that is still in use.
-fn return_freed_memory() {
+pub fn return_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         unsafe extern "C" {

@@ -1,8 +1,8 @@
 //! `quantize job emit`: what an engine is given to run the tasks of a job. Text alone: nothing is called, and no account is
 //! touched. Exit code 75 asks for another try; each engine is told so in its own way.
 
-use super::job::Opened;
 use super::output::print;
+use super::tasks::Opened;
 use crate::Result;
 use crate::convert::job::Phase;
 use clap::{Args, ValueEnum};

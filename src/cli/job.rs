@@ -5,9 +5,9 @@ use super::commands::{CompareArgs, ConvertArgs};
 use super::output::{print, print_json};
 use super::prepare::{Prepared, accept, prepare};
 use super::progress::Terminal;
+use super::tasks::Opened;
 use super::values::size;
 use super::{convert, emit, eval, idle, interrupt, options, recipe};
-use crate::check::job::ComparisonJob;
 use crate::control::{Control, Run};
 use crate::convert::job::{self, Job, Phase, State, Task, Tasks};
 use crate::writer::gguf::human;
@@ -237,40 +237,6 @@ fn described(folder: &Path, job: &dyn Tasks) -> String {
         folder.display(),
         folder.display(),
     )
-}
-
-/// A job of either kind.
-pub enum Opened {
-    Conversion(Box<Job>),
-    Comparison(ComparisonJob),
-}
-
-impl Opened {
-    /// The job of a folder.
-    ///
-    /// # Errors
-    /// `BadInput` for a folder without one, or of another version; `Io`.
-    pub fn of(folder: &Path) -> Result<Self> {
-        Ok(match ComparisonJob::is_in(folder)? {
-            true => Self::Comparison(ComparisonJob::open(folder)?),
-            false => Self::Conversion(Box::new(Job::open(folder)?)),
-        })
-    }
-
-    /// As its tasks are run.
-    pub fn tasks(&self) -> &dyn Tasks {
-        match self {
-            Self::Conversion(job) => &**job,
-            Self::Comparison(job) => job,
-        }
-    }
-
-    fn directory(&self) -> &Path {
-        match self {
-            Self::Conversion(job) => &job.directory,
-            Self::Comparison(job) => &job.directory,
-        }
-    }
 }
 
 /// The job of a folder, which becomes absolute. Relative names in it are of where it was planned.

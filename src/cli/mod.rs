@@ -36,6 +36,7 @@ mod push;
 mod recipe;
 mod release;
 mod shell;
+mod tasks;
 mod types;
 mod values;
 mod verify;

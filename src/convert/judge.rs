@@ -5,7 +5,7 @@
 
 use super::blind::Blind;
 use super::ledger::{Kind, LedgerRow};
-use crate::control::{Run, Unit};
+use crate::control::{Run, Unit, return_freed_memory};
 use crate::eval::Loss;
 use crate::eval::cosine::{self, cosines};
 use crate::eval::softmax::kl_of_rows;
@@ -134,6 +134,8 @@ pub fn losses(
     heard: &mut dyn FnMut(&[f32], usize),
     run: Run,
 ) -> Result<Vec<f64>> {
+    // Two heads and their logits are the peak of many runs.
+    return_freed_memory();
     let engines = (head(base)?, head(candidate)?);
     if Loss::of(engines.0.config.ending) == Loss::Distance {
         let distance = |(x, y): (&Vec<f32>, &Vec<f32>)| {

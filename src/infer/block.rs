@@ -31,7 +31,7 @@ pub(super) struct Buffers {
 }
 
 pub(super) enum Mlp {
-    Dense(FeedForward),
+    Dense(Box<FeedForward>),
     Experts(Box<Experts>),
     Both(Box<Both>),
     None,

@@ -18,8 +18,6 @@ pub(super) struct Experts {
     pub correction: Option<Vec<f32>>,
     /// Matrices `[experts * rows, columns]`.
     pub each: FeedForward,
-    /// Factors on the results of each expert.
-    pub scales: Option<Vec<f32>>,
     /// Into a narrower space in which the experts work, and back (Nemotron 3).
     pub latent: Option<[Linear; 2]>,
     pub count: usize,
@@ -119,9 +117,8 @@ impl Experts {
                 run = ControlFlow::Break(());
                 continue;
             }
-            let scale = self.scales.as_ref().map_or(1.0, |scales| scales[expert]);
             for ((t, weight), row) in tokens.iter().zip(results.chunks_exact(hidden)) {
-                let weight = if self.routing.weighs_input { 1.0 } else { *weight * scale };
+                let weight = if self.routing.weighs_input { 1.0 } else { *weight };
                 vector::add_scaled(&mut out[t * hidden..][..hidden], weight, row);
             }
         }

@@ -16,6 +16,9 @@ pub struct Linear {
     pub name: String,
     /// `[out, in]`, or a stack of them.
     pub weight: Box<dyn RowSource>,
+    /// What products are multiplied with, before the bias: nothing, one number, or one for each expert. llama.cpp's `.scale`
+    /// tensors, the second level of NVFP4's scales.
+    pub(super) scales: Vec<f32>,
     /// `[out]`.
     pub bias: Option<Vec<f32>>,
     /// What happens to activations before the product.
@@ -64,6 +67,11 @@ impl Linear {
         let (stride, at, first) = (y.stride, y.at, expert.unwrap_or(0) * out);
         let rows = first..first + out;
         self.matmul(x, rows.clone(), Output { data: &mut *y.data, stride, at });
+        if let Some(scale) = self.scales.get(expert.unwrap_or(0)).or(self.scales.first()) {
+            for row in y.data.chunks_exact_mut(stride).take(x.len() / self.weight.cols()) {
+                vector::scale(&mut row[at..at + out], *scale);
+            }
+        }
         if let Some(bias) = &self.bias {
             let bias = &bias[rows];
             for row in y.data.chunks_exact_mut(stride).take(x.len() / self.weight.cols()) {

@@ -33,7 +33,14 @@ impl Loader<'_> {
         let block = Block { loader: self, c, index };
         let described = c.layers.get(index);
         let described = described.ok_or_else(|| Error::Internal(format!("there is no layer {index}")))?;
-        block.layer(described)
+        let layer = block.layer(described)?;
+        match self.unused(&block.name("")) {
+            Some(name) => {
+                Err(Error::unsupported("is no part of what is known of this architecture, so the model cannot be run")
+                    .tensor(name))
+            }
+            None => Ok(layer),
+        }
     }
 }
 
@@ -434,7 +441,7 @@ impl Block<'_> {
                 experts_post: norm("post_ffw_norm_2")?,
                 scale: ffn.scale,
             })),
-            (Some(dense), None) => Mlp::Dense(dense),
+            (Some(dense), None) => Mlp::Dense(Box::new(dense)),
             (None, Some(experts)) => Mlp::Experts(Box::new(experts)),
             (None, None) => Mlp::None,
         })
@@ -490,7 +497,6 @@ impl Block<'_> {
                 cutoff: None,
                 norm: None,
             },
-            scales: self.optional("ffn_down_exps.scale", count)?,
             latent: match latent {
                 Some(n) => Some([self.linear("ffn_latent_down", n, hidden)?, self.linear("ffn_latent_up", hidden, n)?]),
                 None => None,

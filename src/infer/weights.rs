@@ -16,8 +16,9 @@ use crate::quant::{GgmlType, dequantize_rows};
 use crate::source::{Checkpoint, Dtype};
 use crate::{Error, Result};
 use rayon::prelude::*;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// A matrix `[rows, cols]` in the bytes of a ggml type.
 pub struct Stored {
@@ -93,6 +94,8 @@ const ROWS: usize = 256;
 pub(super) struct Loader<'a> {
     ckpt: &'a Checkpoint,
     by_name: HashMap<&'a str, &'a MappedTensor>,
+    /// Names of those that were looked up.
+    used: Mutex<HashSet<String>>,
     /// Those that the checkpoint does not hold.
     generated: &'a [Generated],
 }
@@ -100,7 +103,7 @@ pub(super) struct Loader<'a> {
 impl<'a> Loader<'a> {
     pub fn new(ckpt: &'a Checkpoint, model: &'a Model) -> Self {
         let by_name = model.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
-        Loader { ckpt, by_name, generated: &model.generated }
+        Loader { ckpt, by_name, used: Mutex::default(), generated: &model.generated }
     }
 
     /// The tensor's shape, where there is one.
@@ -119,10 +122,19 @@ impl<'a> Loader<'a> {
     }
 
     fn find(&self, name: &str) -> Result<&MappedTensor> {
-        self.by_name.get(name).copied().ok_or_else(|| {
+        let Some(tensor) = self.by_name.get(name) else {
             let file = self.ckpt.files().first().map_or(self.ckpt.dir(), |f| &f.path);
-            Error::bad_file(file, "is missing; the model cannot run without it").tensor(name)
-        })
+            return Err(Error::bad_file(file, "is missing; the model cannot run without it").tensor(name));
+        };
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_string());
+        Ok(tensor)
+    }
+
+    /// A tensor of a block that nothing has looked for, but for those that say how an engine rounds activations.
+    pub fn unused(&self, block: &str) -> Option<&str> {
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut own = self.by_name.keys().filter(|name| name.starts_with(block) && !name.ends_with(".input_scale"));
+        own.find(|name| !used.contains(**name)).copied()
     }
 
     fn wrong_shape(&self, t: &MappedTensor, wanted: &str) -> Error {
@@ -185,7 +197,7 @@ impl<'a> Loader<'a> {
         Some(match beside {
             Some(made) => {
                 let weight = Box::new(Dense { data: made.values.clone(), cols: shape[1] });
-                Ok(Linear { name: name_of_weight, weight, bias: None, rounding: Rounding::None })
+                Ok(Linear { name: name_of_weight, weight, scales: Vec::new(), bias: None, rounding: Rounding::None })
             }
             None => self.linear(name, shape[0], shape[1]),
         })
@@ -210,7 +222,16 @@ impl<'a> Loader<'a> {
             Some((weight, input)) => (weight, Rounding::Format(input)),
             None => (self.matrix(t)?, Rounding::None),
         };
-        Ok(Linear { name: weight_name, weight, bias, rounding })
+        Ok(Linear { name: weight_name, weight, scales: self.scales(name, t)?, bias, rounding })
+    }
+
+    /// The numbers of `{name}.scale`, one for the matrix or each of its experts. Others are not of products: Gemma 4 has a factor
+    /// for each channel of a router.
+    fn scales(&self, name: &str, t: &MappedTensor) -> Result<Vec<f32>> {
+        let name = format!("{name}.scale");
+        let count = self.shape(&name).map_or(0, |shape| shape.iter().product());
+        let is_by_expert = t.shape.len() == 3 && t.shape[0] == count;
+        if count == 1 || is_by_expert { self.numbers(&name, count) } else { Ok(Vec::new()) }
     }
 
     /// What weighs residual streams: `{stem}_fn.weight` and so on.

@@ -11,10 +11,11 @@ use super::opaque;
 use super::role::Role;
 use super::source_names::{TOWER, drop_reason_of_any, sort_like_llama_cpp, text_name};
 use super::tensor::{Generated, MappedTensor, RowOrder, ValueMap};
-use super::understood::Model;
+use super::understood::{Model, Opaque};
 use crate::error::Hint;
 use crate::gguf::Metadata;
 use crate::quant::GgmlType;
+use crate::quant::presets::layer_of;
 use crate::source::{Checkpoint, Dtype, TensorMeta};
 use crate::{Error, Result};
 use std::collections::HashMap;
@@ -532,14 +533,20 @@ fn open_family(ckpt: &Checkpoint, meta: &Metadata) -> Result<Model> {
             layer,
         });
     }
-    if let Some((t, _)) = ckpt.tensors().iter().zip(&used).find(|(_, used)| !**used) {
+    let mut known = Ok(family);
+    for (part, t) in ckpt.tensors().iter().enumerate().filter(|(part, _)| !used[*part]) {
         let (path, name, arch) = (path.display(), &t.name, &config.arch);
-        return Err(Error::unsupported(format!("{path}: tensor '{name}' does not belong in a known {arch} model")));
+        if !opaque::is_scale(ckpt, t) {
+            return Err(Error::unsupported(format!("{path}: tensor '{name}' does not belong in a known {arch} model")));
+        }
+        // The model runs; folders have no place for it.
+        known = Err(Opaque::of_file(arch, &format!("'{name}' multiplies what a matrix gives")));
+        tensors.push(opaque::as_stored(part, t, Role::Unknown, layer_of(name)));
     }
     tensors.sort_by_key(|t| t.parts[0]);
     Ok(Model {
         config,
-        family: Ok(family),
+        family: known,
         tensors,
         generated,
         dropped: Vec::new(),

@@ -62,8 +62,16 @@ fn anatomy(
     }
 }
 
+/// Whether a tensor holds what the products of a matrix beside it, or of each of its experts, are multiplied with: llama.cpp reads such
+/// of any architecture. `.input_scale` is how activations are rounded.
+pub(super) fn is_scale(ckpt: &Checkpoint, t: &TensorMeta) -> bool {
+    let stem = t.name.strip_suffix(".scale").or(t.name.strip_suffix(".input_scale"));
+    let matrix = stem.and_then(|stem| ckpt.find(&format!("{stem}.weight"))).map(|i| &ckpt.tensors()[i]);
+    matrix.is_some_and(|m| t.elements() == 1 || (m.shape.len() == 3 && t.shape == [m.shape[0]]))
+}
+
 /// A tensor of the source, number `part`, as it is.
-fn as_stored(part: usize, t: &TensorMeta, role: Role, layer: Option<usize>) -> MappedTensor {
+pub(super) fn as_stored(part: usize, t: &TensorMeta, role: Role, layer: Option<usize>) -> MappedTensor {
     MappedTensor {
         name: t.name.clone(),
         shape: t.shape.clone(),

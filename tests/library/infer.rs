@@ -1,6 +1,6 @@
 //! The forward pass against logits that transformers computed in float32, for every family of the conformance data.
 
-use crate::common::{conformance, engine};
+use crate::common::{conformance, engine, model};
 use quantize::gguf::{DEFAULT_ALIGNMENT, TensorInfo, encode_header, layout};
 use quantize::infer::{
     Cache, Ended, Engine, Sampler, Sampling, continue_text, continue_together, generate, sample_together,
@@ -38,6 +38,11 @@ fn engine_like_reference(path: &Path) -> Engine {
 
 /// Writes the checkpoint in `folder` as a GGUF file with F16 matrices to `path`.
 fn write_f16_gguf(folder: &Path, path: &Path) {
+    write_scaled_gguf(folder, path, &|_| Vec::new());
+}
+
+/// The same with matrices divided by numbers, one or one for each expert, that lie beside them.
+fn write_scaled_gguf(folder: &Path, path: &Path, scales: &dyn Fn(&MappedTensor) -> Vec<f32>) {
     let ckpt = Checkpoint::open(folder).unwrap();
     let model = Model::open(&ckpt).unwrap();
     let mut meta = gguf_metadata(&model, &ckpt, 1).unwrap();
@@ -64,6 +69,12 @@ fn write_f16_gguf(folder: &Path, path: &Path) {
         let mut values = vec![0.0; t.elements()];
         plain.read_rows(&ckpt, 0..t.row_count(), &mut Vec::new(), &mut values).unwrap();
         t.values.apply(&mut values, t.cols());
+        let scales = scales(t);
+        if !scales.is_empty() {
+            let each = values.len() / scales.len();
+            values.chunks_mut(each).zip(&scales).for_each(|(values, by)| values.iter_mut().for_each(|v| *v /= by));
+            add(&t.name.replace(".weight", ".scale"), &[scales.len()], &scales);
+        }
         add(&t.name, &t.shape, &values);
     }
     let len = layout(&mut infos, DEFAULT_ALIGNMENT).unwrap();
@@ -118,6 +129,33 @@ fn logits_agree_with_transformers_from_safetensors() {
         let difference = difference(&engine_like_reference(&folder), &expected(&folder));
         eprintln!("{}: {difference:.1e}", folder.display());
         assert!(difference <= TOLERANCE, "{}: {difference}", folder.display());
+    }
+}
+
+/// llama.cpp multiplies products with `.scale` tensors, of whatever architecture: NVFP4's second level of scales.
+#[test]
+fn products_are_multiplied_with_the_scales_beside_a_matrix() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, has_experts) in [("llama", false), ("qwen3-moe", true)] {
+        let (plain, scaled) = (dir.path().join("plain.gguf"), dir.path().join("scaled.gguf"));
+        write_f16_gguf(&model(name), &plain);
+        // Powers of two that make weights larger: nothing is rounded.
+        write_scaled_gguf(&model(name), &scaled, &|t| match t.shape.len() {
+            3 => (0..t.shape[0]).map(|i| [0.5, 1.0, 0.25][i % 3]).collect(),
+            2 if t.name.starts_with("blk.") && !t.name.contains("_inp") => vec![0.25],
+            _ => Vec::new(),
+        });
+        let logits = |path: &Path| {
+            let ckpt = Checkpoint::open(path).unwrap();
+            let own = Model::open(&ckpt).unwrap();
+            let stacked = own.tensors.iter().filter(|t| t.name.ends_with("_exps.scale"));
+            let engine = Engine::load(&ckpt, &own).unwrap();
+            let tokens: Vec<u32> = (3..19).collect();
+            (stacked.count(), engine.forward(&tokens, &mut engine.cache(16), 0..16).unwrap())
+        };
+        let ((none, wanted), (stacked, found)) = (logits(&plain), logits(&scaled));
+        assert!(none == 0 && (stacked > 0) == has_experts, "{name}");
+        assert!(wanted == found, "{name}");
     }
 }
 
