@@ -10,6 +10,7 @@ Usage: folder_verdicts.py QUANTIZE WORK ENGINE[,ENGINE] CHECKPOINT...
 
 TRANSFORMERS, MLX, VLLM: the Python interpreters (transformers with compressed-tensors and bitsandbytes). FORMATS: those to
 try, instead of all. CHECKPOINT: a folder with expected.json. DAMAGED: how many sound folders get every damage, 3 unless named.
+LIMIT: seconds that the engine has for a folder, 120 unless named.
 """
 
 import collections
@@ -50,7 +51,7 @@ class Engine:
     def __init__(self, name, log):
         here = Path(__file__).resolve().parent
         env = os.environ | {"PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-        command = [os.environ[INTERPRETER[name]], here / "folder_logits.py", name]
+        command = [os.environ[INTERPRETER[name]], here / "folder_logits.py", name, os.environ.get("LIMIT", "120")]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=open(log, "a"), text=True, env=env)
 
     def logits(self, folder, ids, dtype="float32", tokenizer=True):
