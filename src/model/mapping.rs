@@ -540,7 +540,8 @@ fn open_family(ckpt: &Checkpoint, meta: &Metadata) -> Result<Model> {
             return Err(Error::unsupported(format!("{path}: tensor '{name}' does not belong in a known {arch} model")));
         }
         // The model runs; folders have no place for it.
-        known = Err(Opaque::of_file(arch, &format!("'{name}' multiplies what a matrix gives")));
+        let why = format!("'{name}' multiplies what a matrix gives");
+        known = Err(Opaque { runs_as_file: true, ..Opaque::of_file(arch, &why) });
         tensors.push(opaque::as_stored(part, t, Role::Unknown, layer_of(name)));
     }
     tensors.sort_by_key(|t| t.parts[0]);

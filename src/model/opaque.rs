@@ -29,8 +29,8 @@ pub(super) fn open(ckpt: &Checkpoint, meta: &Metadata, reason: String) -> Result
         return Err(Error::bad_input("the file holds no tensor").hint("this may be a vocabulary without a model"));
     }
     let nearest = nearest(tensors.iter().map(|t| t.name.as_str()));
-    let family = Err(Opaque { nearest, ..Opaque::of_file(arch, &reason) });
     let (config, runs) = anatomy(meta, arch, &tensors, &[], None);
+    let family = Err(Opaque { nearest, runs_as_file: runs.is_ok(), ..Opaque::of_file(arch, &reason) });
     let tensors = if runs.is_ok() { with_roles(tensors, config.layers.len()) } else { tensors };
     let (generated, dropped) = (Vec::new(), Vec::new());
     Ok(Model { config, family, tensors, generated, dropped, hf_config: None, drawn: None, runs })

@@ -155,7 +155,7 @@ pub struct Opaque {
     pub(super) is_folder: bool,
     /// Whether there is a blueprint of it.
     pub(super) is_convertible: bool,
-    /// Whether the reference inference runs what the blueprint makes of it.
+    /// Whether the reference inference runs it, or what the blueprint makes of it.
     pub(super) runs_as_file: bool,
 }
 
@@ -179,6 +179,10 @@ impl Opaque {
             _ => String::new(),
         };
         let error = Error::unsupported(format!("{}{nearest}", self.reason));
+        if self.runs_as_file && !self.is_folder {
+            return error
+                .hint("this file can be quantized from GGUF to GGUF, run, and calibrated; it makes no folders");
+        }
         if self.runs_as_file {
             return error.hint(Hint::FilesAndNearestFolders);
         }
