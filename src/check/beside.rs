@@ -2,6 +2,7 @@
 //! what it says of the model, what its tokenizer makes of text, and what its layers give.
 
 use super::derive::same_configuration;
+use super::told::{self, Differences};
 use crate::control::{Control, Report, Run};
 use crate::convert::{Checked, proven, record};
 use crate::gguf::Metadata;
@@ -28,13 +29,17 @@ pub fn beside(
     let other_key = |key: String| suspicious(format!("{key} is not what the source's tokenizer gives"));
     let Some(metadata) = file.gguf() else {
         let artifact = SourceModel::open(path)?;
-        return match other_vocabulary(source, &artifact) {
-            Ok(Some(key)) => other_key(key),
-            // Whatever form it has, and where GGUF has no name for it, text has to become the same.
-            _ => match proven::other_tokens(source, &artifact)? {
-                Some(what) => suspicious(what),
-                None => proven::folder_beside(source, &artifact, run),
-            },
+        if let Ok(Some(key)) = other_vocabulary(source, &artifact) {
+            return other_key(key);
+        }
+        // Whatever form it has, and where GGUF has no name for it, text has to become the same.
+        if let Some(what) = proven::other_tokens(source, &artifact)? {
+            return suspicious(what);
+        }
+        let Differences { suspicions, notes } = told::beside(source, &artifact);
+        return match suspicions.is_empty() {
+            false => Ok((Checked::suspicious(suspicions.join("; ")), notes)),
+            true => Ok((proven::folder_beside(source, &artifact, run)?, notes)),
         };
     };
     // As the file's own recipe has it.
@@ -59,8 +64,14 @@ pub fn beside(
 fn other_vocabulary(source: &SourceModel, artifact: &SourceModel) -> Result<Option<String>> {
     let pre = artifact.ckpt.gguf().and_then(|metadata| metadata.str("tokenizer.ggml.pre"));
     let (ours, theirs) = (vocabulary(source, pre)?, vocabulary(artifact, pre)?);
-    // What restates a tokenizer in another form has the same tokens, and scores of its own.
-    let is_compared = |key: &str| artifact.ckpt.gguf().is_some() || key == "tokenizer.ggml.tokens";
+    // What restates a tokenizer in another form has the same tokens, and scores of its own. What the files of two folders say
+    // beside it is compared as they say it.
+    let of_file = |key: &str| key.ends_with("_token_id") || key == "tokenizer.chat_template";
+    let is_compared = |key: &str| {
+        artifact.ckpt.gguf().is_some()
+            || key == "tokenizer.ggml.tokens"
+            || (source.ckpt.gguf().is_some() && of_file(key))
+    };
     let differs = |(key, value): &(&str, &crate::gguf::Value)| {
         is_compared(key) && theirs.get(key).is_some_and(|other| other != *value)
     };

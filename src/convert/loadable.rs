@@ -362,7 +362,15 @@ pub fn vocabulary(file: &Checkpoint) -> Vec<String> {
     if !VOCABULARIES.contains(&model) {
         return vec![format!("it does not know the vocabulary '{model}' (tokenizer.ggml.model)")];
     }
+    let rows = file.find("token_embd.weight").and_then(|i| file.tensors()[i].shape.first().copied());
     if ["no_vocab", "none"].contains(&model) {
+        let said = meta.uint(&format!("{arch}.vocab_size"));
+        let missing = || {
+            format!(
+                "there is no vocabulary (tokenizer.ggml.model is '{model}'), and {arch}.vocab_size is not the number of rows of token_embd.weight"
+            )
+        };
+        found.extend(rows.filter(|rows| said != Some(*rows as u64)).map(|_| missing()));
         return found;
     }
     let Some(tokens) = meta.strings("tokenizer.ggml.tokens") else {
@@ -413,7 +421,6 @@ pub fn vocabulary(file: &Checkpoint) -> Vec<String> {
             found.push(format!("{full} has {len} entries for {} tokens", tokens.len()));
         }
     }
-    let rows = file.find("token_embd.weight").and_then(|i| file.tensors()[i].shape.first().copied());
     if let Some(rows) = rows.filter(|rows| *rows != tokens.len()) {
         found.push(format!("token_embd.weight has {rows} rows, but the vocabulary {} tokens", tokens.len()));
     }
