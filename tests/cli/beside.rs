@@ -284,7 +284,7 @@ fn what_llama_cpp_would_not_load_is_not_made_by_editing() {
     for set in [
         "llama.expert_group_count=u32:4",
         "tokenizer.ggml.suppress_tokens=str:x",
-        "tokenizer.ggml.suppress_tokens=[i32]:[999999]",
+        "tokenizer.ggml.suppress_tokens=[u32]:[5]",
         "tokenizer.ggml.model=str:no_vocab",
     ] {
         let key = set.split('=').next().unwrap().rsplit('.').next().unwrap();

@@ -420,7 +420,7 @@ fn keys_that_describe_the_file_are_the_programs() {
         ("general.file_type=str:x", "another type"),
         ("tokenizer.ggml.tokens=str:x", "another type"),
         ("x.y=float:nan", "finite"),
-        ("llama.rope.scaling.type=str:banana", "llama.cpp would not load"),
+        ("llama.rope.scaling.type=str:banana", "llama.cpp could not use"),
     ] {
         fails(
             &quantize(dir.path(), &["--to", "q8_0", &tiny(), "--override-kv", rule]),
