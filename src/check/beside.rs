@@ -64,14 +64,8 @@ pub fn beside(
 fn other_vocabulary(source: &SourceModel, artifact: &SourceModel) -> Result<Option<String>> {
     let pre = artifact.ckpt.gguf().and_then(|metadata| metadata.str("tokenizer.ggml.pre"));
     let (ours, theirs) = (vocabulary(source, pre)?, vocabulary(artifact, pre)?);
-    // What restates a tokenizer in another form has the same tokens, and scores of its own. What the files of two folders say
-    // beside it is compared as they say it.
-    let of_file = |key: &str| key.ends_with("_token_id") || key == "tokenizer.chat_template";
-    let is_compared = |key: &str| {
-        artifact.ckpt.gguf().is_some()
-            || key == "tokenizer.ggml.tokens"
-            || (source.ckpt.gguf().is_some() && of_file(key))
-    };
+    // What restates a tokenizer in another form has the same tokens, and scores of its own.
+    let is_compared = |key: &str| artifact.ckpt.gguf().is_some() || key == "tokenizer.ggml.tokens";
     let differs = |(key, value): &(&str, &crate::gguf::Value)| {
         is_compared(key) && theirs.get(key).is_some_and(|other| other != *value)
     };

@@ -1,6 +1,7 @@
 //! What the small files of a checkpoint folder say of the model, beside what the source's say: what class it is, at which
 //! tokens a text begins and ends, how chats are written and how text is generated. Nothing of it is in the weights.
 
+use crate::gguf::Metadata;
 use crate::input::read_json;
 use crate::model::SourceModel;
 use crate::model::contradictions::special_ids as ids;
@@ -18,12 +19,17 @@ pub struct Differences {
     pub notes: Vec<String>,
 }
 
-/// Two folders. What a GGUF file says of itself is compared with its vocabulary.
+/// A folder beside its source.
 pub fn beside(source: &SourceModel, artifact: &SourceModel) -> Differences {
     let mut found = Differences::default();
-    let (Some(ours), Some(theirs)) = (&source.model.hf_config, &artifact.model.hf_config) else { return found };
+    let Some(theirs) = &artifact.model.hf_config else { return found };
+    let b = Said::of(artifact.ckpt.dir());
+    if let Some(metadata) = source.ckpt.gguf() {
+        found.of_file(metadata, [theirs, &b.generation], artifact.ckpt.dir());
+    }
+    let Some(ours) = &source.model.hf_config else { return found };
+    let a = Said::of(source.ckpt.dir());
     found.classes(ours, theirs);
-    let [a, b] = [source, artifact].map(|it| Said::of(it.ckpt.dir()));
     found.ids((ours, &a.generation), (theirs, &b.generation));
     found.generation(&a.generation, &b.generation);
     found.texts(&a, &b);
@@ -61,6 +67,26 @@ const TEXTS: [&str; 4] = ["bos_token", "eos_token", "pad_token", "unk_token"];
 const BOOKKEEPING: [&str; 2] = ["transformers_version", "_from_model_config"];
 
 impl Differences {
+    /// A folder that was made of a GGUF file with this metadata; `configs`: the files that name ids.
+    fn of_file(&mut self, metadata: &Metadata, configs: [&Value; 2], dir: &Path) {
+        for (key, name) in IDS.iter().zip(["bos", "eos", "padding"]) {
+            let Some(id) = metadata.uint(&format!("tokenizer.ggml.{name}_token_id")) else { continue };
+            for said in configs.map(|config| ids(config, key)).iter().filter(|said| !said.is_empty()) {
+                if !said.contains(&id) {
+                    self.suspicions.push(format!("{key} is {}, and {id} in the source", listed(said)));
+                }
+            }
+        }
+        let of_folder = chat_templates(dir).unwrap_or_default();
+        match (metadata.str("tokenizer.chat_template"), of_folder.get("default")) {
+            (Some(_), None) => self.suspicions.push("the chat template of the source is missing".into()),
+            (Some(a), Some(b)) if a.trim() != b.trim() => {
+                self.suspicions.push("the chat template is not the source's".into());
+            }
+            _ => {}
+        }
+    }
+
     fn classes(&mut self, ours: &Value, theirs: &Value) {
         for key in ["architectures", "model_type"] {
             self.value("config.json", key, ours.get(key), theirs.get(key));
