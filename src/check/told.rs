@@ -96,10 +96,9 @@ impl Differences {
     /// Configuration and generation settings of the source, and of the folder.
     fn ids(&mut self, ours: (&Value, &Value), theirs: (&Value, &Value)) {
         for key in IDS {
-            let (mut is_told, mut is_other) = (false, false);
+            let mut is_told = false;
             for (file, a, b) in [("config.json", ours.0, theirs.0), ("generation_config.json", ours.1, theirs.1)] {
                 let (a, b) = (ids(a, key), ids(b, key));
-                is_other |= a != b;
                 if !a.is_empty() && !b.is_empty() && a.is_disjoint(&b) {
                     self.suspicions.push(format!("{file} says {key} {}, and the source's {}", listed(&b), listed(&a)));
                     is_told = true;
@@ -113,10 +112,9 @@ impl Differences {
             if !is_told && key == "eos_token_id" && !missing.is_empty() {
                 let missing = listed(&missing);
                 self.suspicions.push(format!("text does not end at token {missing}, as the source's does"));
-            } else if !is_told && is_other {
+            } else if !is_told && a != b {
                 let [a, b] = [a, b].map(|ids| if ids.is_empty() { "none".to_string() } else { listed(&ids) });
-                self.notes
-                    .push(format!("{key} comes to {b}, and to {a} in the source, where not all files say the same"));
+                self.notes.push(format!("{key} comes to {b}, and to {a} in the source"));
             }
         }
     }
@@ -124,8 +122,15 @@ impl Differences {
     fn generation(&mut self, ours: &Value, theirs: &Value) {
         let none = Map::new();
         let [a, b] = [ours, theirs].map(|file| file.as_object().unwrap_or(&none));
+        // Where one was made of a configuration, it says what that leaves open.
+        let is_made = |file: &Map<String, Value>| file.is_empty() || file.get(BOOKKEEPING[1]) == Some(&true.into());
+        let any_is_made = is_made(a) || is_made(b);
         let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-        let is_wanted = |key: &&&String| !IDS.contains(&key.as_str()) && !BOOKKEEPING.contains(&key.as_str());
+        let is_wanted = |key: &&&String| {
+            let both = a.contains_key(**key) && b.contains_key(**key);
+            let other = IDS.contains(&key.as_str()) || BOOKKEEPING.contains(&key.as_str());
+            !other && (both || !any_is_made)
+        };
         for key in keys.iter().filter(is_wanted) {
             self.value("generation_config.json", key, a.get(*key), b.get(*key));
         }
@@ -227,6 +232,10 @@ mod tests {
         found.generation(&ours, &json!({"temperature": 100, "top_k": 20.0, "transformers_version": "5"}));
         assert_eq!(found.suspicions, ["generation_config.json says temperature 100, and the source's 0.6"]);
         assert_eq!(found.notes, [""; 0]);
+        // As transformers makes one where there is none.
+        let mut found = Differences::default();
+        found.generation(&Value::Null, &json!({"_from_model_config": true, "use_cache": true}));
+        assert_eq!(found, Differences::default());
     }
 
     #[test]

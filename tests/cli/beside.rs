@@ -304,8 +304,9 @@ fn groups_that_mlx_leaves_open_are_its_own() {
     let d = dir.path();
     ok(quantize(d, &["--to", "mlx-4bit-64g", &tiny(), "-o", "open", "--quiet"]));
     let convert = |to: &str| {
-        ok(quantize(d, &["--to", "q8_0", "open", "-o", to, "--allow-requantize", "--quiet"]));
-        std::fs::read(d.join(to)).unwrap()
+        ok(quantize(d, &["--to", "q8_0", "open", "-o", to, "--no-check", "--quiet"]));
+        let start = quantize::gguf::read_header(&d.join(to)).unwrap().data_start as usize;
+        std::fs::read(d.join(to)).unwrap().split_off(start)
     };
     let told = convert("a.gguf");
     edit_config(&d.join("open"), |config| {
@@ -314,16 +315,9 @@ fn groups_that_mlx_leaves_open_are_its_own() {
             config[key]["model.layers.1.mlp.up_proj"] = json!({"bits": 4});
         }
     });
-    let open = convert("b.gguf");
-    let tensors = |file: &str| ok(quantize(d, &["verify", file, "--check", &tiny(), "--quiet"]));
-    assert_eq!(tensors("a.gguf").replace("a.gguf", ""), tensors("b.gguf").replace("b.gguf", ""));
-    assert_eq!(told.len(), open.len());
+    assert!(convert("b.gguf") == told);
     edit_config(&d.join("open"), |config| {
         config["quantization_config"]["model.layers.1.mlp.up_proj"] = json!({"mode": "mxfp4"})
     });
-    fails(
-        &quantize(d, &["--to", "q8_0", "open", "-o", "c.gguf", "--allow-requantize"]),
-        3,
-        &["model.layers.1.mlp.up_proj"],
-    );
+    fails(&quantize(d, &["--to", "q8_0", "open", "-o", "c.gguf"]), 3, &["model.layers.1.mlp.up_proj"]);
 }
