@@ -107,7 +107,9 @@ fn small_files_of_a_folder_are_compared_with_the_sources() {
     let copy = |to: &str| {
         std::fs::remove_dir_all(d.join(to)).ok();
         std::fs::create_dir(d.join(to)).unwrap();
-        kept.iter().for_each(|name| drop(std::fs::copy(d.join("sound").join(name), d.join(to).join(name)).unwrap()));
+        for name in &kept {
+            std::fs::copy(d.join("sound").join(name), d.join(to).join(name)).unwrap();
+        }
         d.join(to)
     };
     type Edit = dyn Fn(&mut Value);
@@ -261,7 +263,7 @@ fn hints_are_those_of_the_command() {
     }
     // Windows that are held out for error feedback, or for a budget, which needs them however is rounded.
     let few = ["--calibration", "default", "--calibration-tokens", "64", "--quiet"];
-    let run = |args: &[&str]| quantize(d, &[args, &[&tiny()], &few[..]].concat());
+    let run = |args: &[&str]| quantize(d, &[args, &[tiny().as_str()], &few[..]].concat());
     fails(
         &run(&["--to", "q4_k_m"]),
         3,
