@@ -64,8 +64,9 @@ pub struct Row {
     pub same: f64,
 }
 
-/// The share of a row, by the source's direction in it, below which nothing is left of the row. No rounding takes that much.
-const LEFT: f64 = 0.25;
+/// The share of a row, by the source's direction in it, up to which nothing is left of the row. Three values under the scale of
+/// the largest weight leave an eighth where each block has an outlier, other roundings far more.
+const LEFT: f64 = 0.05;
 
 impl Row {
     /// Whether the other row has nothing of the source's, as one that was zeroed; `factors`: columns may have been multiplied
@@ -73,7 +74,7 @@ impl Row {
     pub fn is_lost(&self, factors: bool) -> bool {
         let Sums { norm, dot, square, .. } = self.sums;
         let length = if factors { (norm * square).sqrt() } else { norm };
-        dot <= if factors { 0.05 } else { LEFT } * length
+        dot <= LEFT * length
     }
 
     /// The share of the row, by size, that has the source's signs.
