@@ -262,7 +262,7 @@ fn hints_are_those_of_the_command() {
         assert!(told.contains("the engine that runs it") && !told.contains("--to"), "{told}");
     }
     // Windows that are held out for error feedback, or for a budget, which needs them however is rounded.
-    let few = ["--calibration", "default", "--calibration-tokens", "64", "--quiet"];
+    let few = ["--calibration", "default", "--calibration-tokens", "64", "--seq-len", "64", "--quiet"];
     let run = |args: &[&str]| quantize(d, &[args, &[tiny().as_str()], &few[..]].concat());
     fails(
         &run(&["--to", "q4_k_m"]),

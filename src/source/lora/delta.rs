@@ -22,12 +22,12 @@ pub struct Delta {
     pub right: Vec<f32>,
     scale: f32,
     /// How many matrices are stacked, each of which has a `left` and a `right` of its own; 0 for one.
-    pub stacked: usize,
+    stacked: usize,
     /// Lengths that the rows have in the end, `[rows]`.
     magnitude: Option<Vec<f32>>,
     /// What columns are multiplied by, `[cols]`.
     factors: Option<Vec<f32>>,
-    /// What is added is rounded to the base's type before, as PEFT does it for embeddings.
+    /// What is added is rounded to the base's type before, as PEFT does it for embeddings and parameters.
     rounded: bool,
     /// Rows of single tokens, `[cols]` each.
     own: HashMap<usize, Vec<f32>>,
@@ -99,9 +99,9 @@ pub fn deltas(
 }
 
 impl Delta {
-    /// `left` times `right`, scaled.
-    pub fn of([rows, cols]: [usize; 2], left: Vec<f32>, right: Vec<f32>, scale: f32) -> Self {
-        Delta { rows, cols, left, right, scale, ..Delta::default() }
+    /// `left` times `right`, scaled, of a stack of so many. PEFT rounds what it adds to a parameter.
+    pub fn of_parameter([rows, cols]: [usize; 2], left: Vec<f32>, right: Vec<f32>, scale: f32, stacked: usize) -> Self {
+        Delta { rows, cols, left, right, scale, stacked, rounded: true, ..Delta::default() }
     }
 
     /// What the columns of the sum have to be multiplied by to have these lengths.

@@ -141,9 +141,7 @@ impl Pair<'_> {
             }
         }
         let rows = self.experts * rows;
-        let mut delta = Delta::of([rows, cols], left, right, self.scale);
-        delta.stacked = self.experts;
-        delta
+        Delta::of_parameter([rows, cols], left, right, self.scale, self.experts)
     }
 
     /// For these outputs of one expert.
@@ -152,6 +150,6 @@ impl Pair<'_> {
         let of_row = |row: usize| (0..self.rank).map(move |k| self.b[row * ranks + k * self.experts + expert]);
         let left = outputs.clone().flat_map(of_row).collect();
         let right = self.a[expert * self.rank * cols..][..self.rank * cols].to_vec();
-        Delta::of([outputs.len(), cols], left, right, self.scale)
+        Delta::of_parameter([outputs.len(), cols], left, right, self.scale, 1)
     }
 }
