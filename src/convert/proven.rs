@@ -204,7 +204,10 @@ fn as_folder(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<C
         let parts = t.parts.iter().map(|part| &ckpt.tensors()[*part]);
         let of_part = |t: &TensorMeta| {
             let pieces = ckpt.packed_pieces(t);
-            let packed: u64 = pieces.iter().map(|(_, piece)| piece.bytes()).sum();
+            // Tables of values take the same of a small matrix as of a large one.
+            let is_table = |suffix: &str| suffix.contains("quant_map") || suffix.contains("quant_state");
+            let own = pieces.iter().filter(|(suffix, _)| !is_table(suffix));
+            let packed: u64 = own.map(|(_, piece)| piece.bytes()).sum();
             let bytes = if packed > 0 { packed } else { t.bytes() };
             let bits = 8.0 * bytes as f64 / t.elements().max(1) as f64;
             // Floats of eight bits are no nearer than integers of five.
