@@ -137,8 +137,20 @@ pub enum Hint {
     AcceptRequantizing,
     /// Calibration windows of at most so many tokens.
     WindowsOf(usize),
-    /// More calibration text, or rounding without error feedback.
-    MoreTokensOrNoFeedback,
+    /// Calibration on more tokens, or in shorter windows.
+    MoreTokens {
+        /// How many are enough of windows as long as these.
+        least: usize,
+        /// Whether rounding without error feedback needs none.
+        without_feedback: bool,
+    },
+    /// Longer calibration windows.
+    LongerWindows {
+        /// Tokens that are enough.
+        least: usize,
+        /// Whether rounding without error feedback does without.
+        without_feedback: bool,
+    },
     /// Some experts saw no token.
     UnseenExperts,
     /// Formats of folders that need to know nothing of the model.
@@ -228,7 +240,14 @@ impl fmt::Display for Hint {
                 f.write_str("start from the original checkpoint, or accept quantized sources and the added loss")
             }
             Hint::WindowsOf(n) => write!(f, "give more text, or calibrate on windows of {n} tokens"),
-            Hint::MoreTokensOrNoFeedback => f.write_str("calibrate on more tokens, or round without error feedback"),
+            Hint::MoreTokens { least, without_feedback } => {
+                let or = if *without_feedback { ", or round without error feedback" } else { "" };
+                write!(f, "calibrate on {least} tokens or more, or in shorter windows{or}")
+            }
+            Hint::LongerWindows { least, without_feedback } => {
+                let or = if *without_feedback { ", or round without error feedback" } else { "" };
+                write!(f, "take windows of {least} tokens or more{or}")
+            }
             Hint::UnseenExperts => {
                 f.write_str("calibrate on more tokens, or give unseen experts the mean of the others or equal weights")
             }

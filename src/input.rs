@@ -68,6 +68,10 @@ pub fn json(path: &Path, bytes: &[u8]) -> Result<serde_json::Value> {
         let what = "is a Git LFS pointer, not the file itself";
         return Err(Error::bad_file(path, what).hint("run `git lfs pull` to fetch it"));
     }
+    if bytes.starts_with(b"\xef\xbb\xbf") {
+        let what = "begins with a byte order mark, which JSON has none of and other loaders refuse";
+        return Err(Error::bad_file(path, what).hint("save it as UTF-8 without one"));
+    }
     let parsed = serde_json::from_slice(bytes);
     let parsed = parsed.or_else(|e| serde_json::from_slice(&without_bare_numbers(bytes)).map_err(|_| e));
     parsed.map_err(|e| Error::bad_file(path, format!("not valid JSON: {e}")).hint("fetch the file again"))

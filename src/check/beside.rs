@@ -2,6 +2,7 @@
 //! what it says of the model, what its tokenizer makes of text, and what its layers give.
 
 use super::derive::same_configuration;
+use super::told::{self, Differences};
 use crate::control::{Control, Report, Run};
 use crate::convert::{Checked, proven, record};
 use crate::gguf::Metadata;
@@ -28,13 +29,17 @@ pub fn beside(
     let other_key = |key: String| suspicious(format!("{key} is not what the source's tokenizer gives"));
     let Some(metadata) = file.gguf() else {
         let artifact = SourceModel::open(path)?;
-        return match other_vocabulary(source, &artifact) {
-            Ok(Some(key)) => other_key(key),
-            // Whatever form it has, and where GGUF has no name for it, text has to become the same.
-            _ => match proven::other_tokens(source, &artifact)? {
-                Some(what) => suspicious(what),
-                None => proven::folder_beside(source, &artifact, run),
-            },
+        if let Ok(Some(key)) = other_vocabulary(source, &artifact) {
+            return other_key(key);
+        }
+        // Whatever form it has, and where GGUF has no name for it, text has to become the same.
+        if let Some(what) = proven::other_tokens(source, &artifact)? {
+            return suspicious(what);
+        }
+        let Differences { suspicions, notes } = told::beside(source, &artifact);
+        return match suspicions.is_empty() {
+            false => Ok((Checked::suspicious(suspicions.join("; ")), notes)),
+            true => Ok((proven::folder_beside(source, &artifact, run)?, notes)),
         };
     };
     // As the file's own recipe has it.

@@ -15,6 +15,7 @@ pub(crate) mod origin;
 mod promised;
 mod tasks;
 mod text;
+mod told;
 mod turns;
 mod vectors;
 mod verify;

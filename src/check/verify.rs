@@ -25,6 +25,13 @@ pub struct Verified {
     pub derived: Option<Derived>,
 }
 
+impl Verified {
+    /// Whether nothing was found against it: what lies in it is whole, and is what its source gives, where one was named.
+    pub fn is_sound(&self) -> bool {
+        self.derived.as_ref().is_none_or(|derived| derived.differing.is_empty())
+    }
+}
+
 /// Reads all of an artifact, a GGUF file with its shards or a checkpoint folder: blocks must be sound, packed layers fit
 /// together, numbers be finite. With `origin`, every tensor of a GGUF file is also derived again from its source; tensors
 /// that differ are told, and are no error.

@@ -29,7 +29,7 @@ pub fn edit(args: EditArgs) -> Result<()> {
     if let Some(metadata) = file.gguf().map(|metadata| edit::changed(metadata, &changes)).transpose()?
         && let Some(what) = loadable::refused_by_change(file, metadata)
     {
-        return Err(Error::request(format!("llama.cpp would not load the file with these changes: {what}")));
+        return Err(Error::request(format!("llama.cpp could not use the file with these changes: {what}")));
     }
     edit::edit(&args.file, output, &changes, args.force || args.in_place, &CANCEL)?;
     made(args.common.format, std::slice::from_ref(output))

@@ -1,16 +1,9 @@
 //! Failures for machines: with `--format json`, one JSON object on one line of standard error, the last of it.
 
-use super::words;
+use super::output::say_json;
+use super::words::{self, Asked};
 use crate::{Error, escape};
 use serde_json::{Value, json};
-use std::ffi::OsString;
-
-/// Whether the command line asks for JSON, told without parsing it, for it may be what is wrong.
-pub fn wants_json(args: impl IntoIterator<Item = OsString>) -> bool {
-    let args: Vec<OsString> = args.into_iter().take_while(|arg| arg != "--").collect();
-    let pairs = args.windows(2).any(|pair| pair[0] == "--format" && pair[1] == "json");
-    pairs || args.iter().any(|arg| arg == "--format=json")
-}
 
 /// The class of an error, by its exit code.
 fn class(code: u8) -> &'static str {
@@ -25,9 +18,9 @@ fn class(code: u8) -> &'static str {
     }
 }
 
-fn object(error: &Error) -> Value {
+fn object(error: &Error, asked: Asked) -> Value {
     let code = error.exit_code();
-    let text = words::explained(error);
+    let text = words::explained(error, asked);
     let (message, hint) = match text.split_once("\n  hint: ") {
         Some((message, hint)) => (message, Some(hint)),
         None => (text.as_str(), None),
@@ -48,8 +41,8 @@ fn object(error: &Error) -> Value {
 }
 
 /// Prints an error.
-pub fn print(error: &Error) {
-    say!("{}", object(error));
+pub fn print(error: &Error, asked: Asked) {
+    say_json(&object(error, asked));
 }
 
 /// Prints what is wrong with the command line; returns the exit code.
@@ -58,7 +51,7 @@ pub fn of_usage(error: &clap::Error) -> u8 {
     let text = error.to_string();
     let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("tip:") && !line.starts_with("Usage:"));
     let message = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
-    print(&Error::Usage(message.trim_start_matches("error: ").to_string()));
+    print(&Error::Usage(message.trim_start_matches("error: ").to_string()), Asked::Make);
     Error::Usage(String::new()).exit_code()
 }
 
@@ -67,16 +60,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_is_asked_for_in_either_spelling() {
-        let wants = |args: &[&str]| wants_json(args.iter().map(OsString::from));
-        assert!(wants(&["quantize", "--format", "json"]) && wants(&["quantize", "--format=json", "x"]));
-        assert!(!wants(&["quantize", "--format", "text"]) && !wants(&["quantize", "--", "--format=json"]));
-    }
-
-    #[test]
     fn an_error_keeps_its_parts() {
         let error = Error::bad_file("m.gguf", "is cut").tensor("a.weight").hint("fetch it again");
-        let object = object(&error);
+        let object = object(&error, Asked::Make);
         assert_eq!(object["error"]["exit_code"], 3);
         assert_eq!(object["error"]["hint"], "fetch it again");
         assert_eq!(object["error"]["tensor"], "a.weight");

@@ -5,6 +5,8 @@ use super::commands::InspectArgs;
 use super::coverage;
 use super::output::{JsonText, stream};
 use crate::gguf::{Array, Metadata, Value};
+use crate::input::read_json;
+use crate::model::contradictions;
 use crate::source::{Checkpoint, TensorMeta};
 use crate::writer::gguf::human;
 use crate::{Error, Result, escape};
@@ -20,6 +22,8 @@ struct View<'a> {
     metadata: &'a Metadata,
     filter: Option<regex::Regex>,
     full: bool,
+    /// What is odd about it: what the conversion of such a source says of it, too.
+    remarks: Vec<String>,
 }
 
 pub fn run(args: InspectArgs) -> Result<()> {
@@ -40,11 +44,19 @@ pub fn run(args: InspectArgs) -> Result<()> {
         return Err(no_arrays());
     }
     let empty = Metadata::new();
-    let view = View { ckpt: &ckpt, metadata: ckpt.gguf().unwrap_or(&empty), filter, full: args.full };
+    let remarks = remarks(&ckpt);
+    let view = View { ckpt: &ckpt, metadata: ckpt.gguf().unwrap_or(&empty), filter, full: args.full, remarks };
     match args.common.format {
         Format::Json => super::output::print_json(&view),
         Format::Text => stream(|out| view.text(out)),
     }
+}
+
+/// What was odd about the files of a checkpoint, and what they say twice and differently.
+fn remarks(ckpt: &Checkpoint) -> Vec<String> {
+    let config = read_json(&ckpt.dir().join("config.json")).ok().filter(|_| ckpt.gguf().is_none());
+    let of_folder = config.map(|config| contradictions::of(ckpt.dir(), &config)).unwrap_or_default();
+    ckpt.remarks().iter().cloned().chain(of_folder).collect()
 }
 
 impl View<'_> {
@@ -96,18 +108,20 @@ impl View<'_> {
             "  total    {:>5} tensors {weights:>14} weights {:>10}  {bits:.4} bits per weight",
             ckpt.tensors().len(),
             human(bytes)
-        )
+        )?;
+        self.remarks.iter().try_for_each(|remark| writeln!(out, "note: {}", escape::line(remark)))
     }
 }
 
 impl Serialize for View<'_> {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        let mut map = s.serialize_map(Some(3))?;
+        let mut map = s.serialize_map(Some(4))?;
         let files = self.ckpt.files().iter();
         let files = files.map(|f| serde_json::json!({ "path": escape::path(&f.path), "bytes": f.len }));
         map.serialize_entry("files", &files.collect::<Vec<_>>())?;
         map.serialize_entry("metadata", &Entries(self))?;
         map.serialize_entry("tensors", &Tensors(self))?;
+        map.serialize_entry("remarks", &self.remarks)?;
         map.end()
     }
 }

@@ -45,6 +45,7 @@ mod words;
 use crate::{Error, Result};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use commands::*;
+use words::Asked;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -145,6 +146,18 @@ enum Command {
     Man(shell::ManArgs),
 }
 
+impl Command {
+    fn asked(&self) -> Asked {
+        match self {
+            Command::Eval(_) | Command::Compare(_) | Command::Diff(_) | Command::Generate(_) | Command::Chat(_) => {
+                Asked::Run
+            }
+            Command::Verify(_) => Asked::Check,
+            _ => Asked::Make,
+        }
+    }
+}
+
 /// Parses the command line and runs it; returns the exit code.
 pub fn main() -> u8 {
     if std::env::args_os().len() < 2 {
@@ -155,16 +168,17 @@ pub fn main() -> u8 {
     let parsed = parsed.and_then(|matches| Cli::from_arg_matches(&matches).map(|cli| (cli, matches)));
     let (cli, matches) = match parsed {
         Ok(parsed) => parsed,
-        Err(e) if e.use_stderr() && failure::wants_json(std::env::args_os()) => return failure::of_usage(&e),
+        Err(e) if e.use_stderr() && output::is_for_machines() => return failure::of_usage(&e),
         Err(e) => e.exit(),
     };
+    let asked = cli.command.as_ref().map_or(Asked::Make, Command::asked);
     match run(cli, &matches) {
         Ok(()) => 0,
         Err(e) => {
             progress::clear();
-            match failure::wants_json(std::env::args_os()) {
-                true => failure::print(&e),
-                false => say!("error: {}", words::explained(&e)),
+            match output::is_for_machines() {
+                true => failure::print(&e, asked),
+                false => say!("error: {}", words::explained(&e, asked)),
             }
             e.exit_code()
         }

@@ -2,9 +2,15 @@
 
 use crate::report::text::wrap;
 use crate::{Error, Result, escape};
+use std::ffi::OsString;
+use std::sync::OnceLock;
 
-/// A message on standard error. A failure to write it (a full device) is ignored: there is nowhere to report it.
+/// A message on standard error. A failure to write it (a full device) is ignored: there is nowhere to report it. Nothing is
+/// said to who asked for JSON, which has what there is to say.
 pub fn say(message: &str) {
+    if is_for_machines() {
+        return;
+    }
     let message = escape::message(message);
     // Where nobody reads it on a screen, a message stays one line.
     let text = match columns() {
@@ -17,6 +23,24 @@ pub fn say(message: &str) {
         None => message.into_owned(),
     };
     say_block(&(text + "\n"));
+}
+
+/// Whether the command line asks for JSON, told without parsing it, for it may be what is wrong.
+fn wants_json(args: impl IntoIterator<Item = OsString>) -> bool {
+    let args: Vec<OsString> = args.into_iter().take_while(|arg| arg != "--").collect();
+    let pairs = args.windows(2).any(|pair| pair[0] == "--format" && pair[1] == "json");
+    pairs || args.iter().any(|arg| arg == "--format=json")
+}
+
+/// Whether standard error is read by a program: it gets objects of JSON alone, one a line, and no progress.
+pub fn is_for_machines() -> bool {
+    static ASKED: OnceLock<bool> = OnceLock::new();
+    *ASKED.get_or_init(|| wants_json(std::env::args_os()))
+}
+
+/// An object on a line of standard error.
+pub fn say_json(value: &serde_json::Value) {
+    say_block(&format!("{}\n", escape::json(&value.to_string())));
 }
 
 /// Columns of the terminal that messages go to, if they go to one.
@@ -105,5 +129,17 @@ impl std::io::Write for JsonText<'_> {
 
     fn flush(&mut self) -> std::io::Result<()> {
         self.0.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_asked_for_in_either_spelling() {
+        let wants = |args: &[&str]| wants_json(args.iter().map(OsString::from));
+        assert!(wants(&["quantize", "--format", "json"]) && wants(&["quantize", "--format=json", "x"]));
+        assert!(!wants(&["quantize", "--format", "text"]) && !wants(&["quantize", "--", "--format=json"]));
     }
 }

@@ -59,7 +59,7 @@ pub fn run(args: PlanArgs, given: &[String]) -> Result<()> {
     };
     match args.common.format {
         Format::Json => print_json(&shown.json()?)?,
-        Format::Text => print(&shown.text())?,
+        Format::Text => print(&format!("{}{}", shown.text(), noted(&plan)))?,
     }
     if !args.require_fit {
         return Ok(());
@@ -74,11 +74,16 @@ pub fn run(args: PlanArgs, given: &[String]) -> Result<()> {
     }
 }
 
+/// What there is to remark of a plan, a line each.
+fn noted(plan: &Plan) -> String {
+    plan.remarks.iter().map(|remark| format!("note: {remark}\n")).collect()
+}
+
 /// The best output for a device.
 fn fit(plan: &Plan, files: Option<&Files>, device: &Device, args: &PlanArgs) -> Result<()> {
     let found = fitting::fitting(plan, files, device, args.folder.tp.max(1), args.context)?;
     match args.common.format {
-        Format::Json => print_json(&json!({ "fit": found, "why": found.why() }))?,
+        Format::Json => print_json(&json!({ "fit": found, "why": found.why(), "remarks": plan.remarks }))?,
         Format::Text => {
             let mut out = String::new();
             for row in &found.rows {
@@ -90,7 +95,7 @@ fn fit(plan: &Plan, files: Option<&Files>, device: &Device, args: &PlanArgs) -> 
                 let (weights, needed) = (human(row.weights), human(row.needed));
                 out += &format!("  {:<12} {weights:>10} of weights, {needed:>10} in all  {answer}\n", row.name);
             }
-            print(&format!("{out}\n{}\n", found.why()))?;
+            print(&format!("{out}\n{}\n{}", found.why(), noted(plan)))?;
         }
     }
     match found.chosen {

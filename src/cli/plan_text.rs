@@ -92,6 +92,7 @@ impl Shown<'_> {
         if !folders.is_empty() {
             value["folders"] = folders.into();
         }
+        value["remarks"] = json!(self.work.plan.remarks);
         Ok(value)
     }
 

@@ -1,5 +1,6 @@
 //! Progress on standard error: a bar with rate and time left on a terminal, a plain line every few seconds elsewhere.
 
+use super::output::{is_for_machines, say_json};
 use crate::control::{Notice, Phase, Report, Unit};
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use std::fmt::Write;
@@ -15,7 +16,7 @@ fn steps(unit: Unit) -> u64 {
     if let Unit::TokensByLayer(layers) = unit { layers.max(1) } else { 1 }
 }
 
-/// The person at the terminal: bars and lines on standard error.
+/// The person at the terminal: bars and lines on standard error. A program gets warnings alone.
 pub struct Terminal {
     quiet: bool,
     current: RwLock<Option<Progress>>,
@@ -23,7 +24,7 @@ pub struct Terminal {
 
 impl Terminal {
     pub fn new(quiet: bool) -> Self {
-        Self { quiet, current: RwLock::new(None) }
+        Self { quiet: quiet || is_for_machines(), current: RwLock::new(None) }
     }
 }
 
@@ -48,6 +49,9 @@ impl Report for Terminal {
 
     fn notice(&self, notice: &Notice) {
         let warning = matches!(notice, Notice::Warning(_));
+        if let (Notice::Warning(text), true) = (notice, is_for_machines()) {
+            return say_json(&serde_json::json!({ "warning": text }));
+        }
         if !self.quiet || warning {
             suspended(|| say!("{}", super::words::noticed(notice)));
         }

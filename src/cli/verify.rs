@@ -46,7 +46,7 @@ pub fn run(args: VerifyArgs) -> Result<()> {
     let beside = args.check.as_ref().map(|model| SourceModel::open_merged(model, args.lora.as_deref())).transpose()?;
     let found = check::verify(&file, origin.as_ref(), &control, &Terminal::new(args.common.quiet))?;
     let (name, tensors) = (args.file.display(), found.tensors);
-    let mut json = json!({ "file": escape::path(&args.file), "sound": true, "tensors": tensors });
+    let mut json = json!({ "file": escape::path(&args.file), "sound": found.is_sound(), "tensors": tensors });
     let mut text = match found.packed {
         None => format!("{name}: {tensors} tensors, every block sound\n"),
         Some(packed) => {
@@ -54,6 +54,7 @@ pub fn run(args: VerifyArgs) -> Result<()> {
             format!("{name}: {packed} quantized layers and {} other tensors, all sound\n", tensors - packed)
         }
     };
+    let is_sound = found.is_sound();
     let derived = found.derived.unwrap_or_default();
     let (compared, differing) = (derived.compared, &derived.differing);
     if let Some(source) = &args.source {
@@ -72,6 +73,8 @@ pub fn run(args: VerifyArgs) -> Result<()> {
         };
         let (checked, notes) = found.inspect_err(said)?;
         json["check"] = json!(checked);
+        json["notes"] = json!(notes);
+        json["sound"] = json!(is_sound && checked.suspicion.is_none());
         notes.iter().for_each(|note| text += &format!("note: {note}\n"));
         match &checked.suspicion {
             None => text += &format!("beside {}: {checked}\n", model.display()),

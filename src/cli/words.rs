@@ -7,8 +7,20 @@ use crate::error::{Finding, Hint, Unfinished};
 pub(super) use crate::report::grouped as departures;
 use crate::{Error, escape};
 
+/// What a command is asked for: hints name what helps with that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Asked {
+    /// To make something of a model.
+    #[default]
+    Make,
+    /// To run a model, or to measure it.
+    Run,
+    /// What an artifact is worth beside its source.
+    Check,
+}
+
 /// An error, with the flags that help.
-pub fn explained(error: &Error) -> String {
+pub fn explained(error: &Error, asked: Asked) -> String {
     match error {
         Error::Exists { replaceable: true, .. } => format!("{error}; use --force to replace it"),
         Error::Unfinished { why: Unfinished::Parts(_), .. } => {
@@ -19,10 +31,26 @@ pub fn explained(error: &Error) -> String {
         }
         _ => match error.finding() {
             Some(finding @ Finding { hint: Some(hint), .. }) => {
-                format!("{}\n  hint: {}", finding.fault(), escape::message(&flags(hint)))
+                format!("{}\n  hint: {}", finding.fault(), escape::message(&helps(hint, asked)))
             }
             _ => error.to_string(),
         },
+    }
+}
+
+/// A hint for what was asked for.
+fn helps(hint: &Hint, asked: Asked) -> String {
+    let of_making = matches!(hint, Hint::ConvertedOnly | Hint::FilesAndNearestFolders | Hint::FormatsOfAnyModel);
+    match asked {
+        Asked::Run if of_making => {
+            "measure it in the engine that runs it; `quantize families` lists the models that run here".into()
+        }
+        Asked::Check if of_making => {
+            "without --check every block and number is looked at, and with --for what engines \
+                                      demand; `quantize families` lists the models that run here"
+                .into()
+        }
+        _ => flags(hint),
     }
 }
 
@@ -45,8 +73,13 @@ fn flags(hint: &Hint) -> String {
             "start from the original checkpoint, or accept the added loss with --allow-requantize".into()
         }
         Hint::WindowsOf(n) => format!("give more text, or shorter windows with --seq-len {n}"),
-        Hint::MoreTokensOrNoFeedback => {
-            "calibrate on more tokens (--calibration-tokens, --seq-len), or take --rounding nearest".into()
+        Hint::MoreTokens { least, without_feedback } => {
+            let or = if *without_feedback { ", or take --rounding nearest" } else { "" };
+            format!("calibrate on {least} tokens or more (--calibration-tokens), or in shorter windows (--seq-len){or}")
+        }
+        Hint::LongerWindows { least, without_feedback } => {
+            let or = if *without_feedback { ", or take --rounding nearest" } else { "" };
+            format!("take windows of {least} tokens or more (--seq-len, --calibration-tokens){or}")
         }
         Hint::UnseenExperts => "calibrate on more tokens, or choose --unseen-experts layer-mean or plain".into(),
         Hint::ConvertedOnly => "make a GGUF file without --calibration (--imatrix works), or a folder in a format that needs no \

@@ -95,12 +95,26 @@ const FOLDERS_MOST: usize = 4;
 /// With fewer windows than this none is held out.
 const FOLDERS_FEWEST: usize = 4;
 
+/// What held-out windows decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decides {
+    /// Whether error feedback was worth it.
+    Feedback,
+    /// Which types a budget is spent on.
+    Types,
+}
+
 /// Holds out a share of the windows for GGUF files, and adds some of the bundled texts where these are not what is
 /// calibrated on.
 ///
 /// # Errors
 /// `BadInput` where the windows are too few or too short to judge by.
-pub fn hold_out_for_files(source: &SourceModel, data: &Data, windows: &[Vec<u32>]) -> Result<HoldOut> {
+pub fn hold_out_for_files(
+    source: &SourceModel,
+    data: &Data,
+    windows: &[Vec<u32>],
+    decides: Decides,
+) -> Result<HoldOut> {
     let is_held = |i: usize| i % FILES_ONE_IN == FILES_ONE_IN - 1;
     let (seen, own) = partition(windows, is_held);
     let mut sets = vec![own];
@@ -112,17 +126,19 @@ pub fn hold_out_for_files(source: &SourceModel, data: &Data, windows: &[Vec<u32>
         sets.push(data::draw(&[Source::Default], amount, &reader, &mut || Ok(()))?.windows);
     }
     sets.retain(|set| !set.is_empty());
+    let without_feedback = decides == Decides::Feedback;
+    let what_for = if without_feedback { "to judge error feedback" } else { "to choose types by what they cost" };
     if window < SHORTEST {
-        let what =
-            format!("windows of {window} tokens are too short to judge error feedback by; {SHORTEST} are needed");
-        return Err(Error::bad_input(what).hint(Hint::MoreTokensOrNoFeedback));
+        let what = format!("calibration windows of {window} tokens are too short {what_for}; {SHORTEST} are needed");
+        return Err(Error::bad_input(what).hint(Hint::LongerWindows { least: SHORTEST, without_feedback }));
     }
     if sets.is_empty() {
-        let what = format!(
-            "{} calibration windows are too few for error feedback, which holds one in {FILES_ONE_IN} out",
-            windows.len()
-        );
-        return Err(Error::bad_input(what).hint(Hint::MoreTokensOrNoFeedback));
+        let windows = match windows.len() {
+            1 => format!("one calibration window of {window} tokens is"),
+            n => format!("{n} calibration windows of {window} tokens are"),
+        };
+        let what = format!("{windows} too few {what_for}: one in {FILES_ONE_IN} is held out for that");
+        return Err(Error::bad_input(what).hint(Hint::MoreTokens { least: FILES_ONE_IN * window, without_feedback }));
     }
     Ok(HoldOut { seen, held: HeldOut { sets, scored: Scored::SecondHalf } })
 }

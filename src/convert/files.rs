@@ -6,7 +6,7 @@ use super::allocation::Allocation;
 use super::blocks::{BlockOutput, Refine, Settings};
 use super::budget;
 use super::calibrate::{self, extra, of_recipe};
-use super::data::{Drawing, HoldOut, hold_out_for_files};
+use super::data::{Decides, Drawing, HoldOut, hold_out_for_files};
 use super::findings;
 use super::hashes::{self, SourceHashes};
 use super::identity::{CalibrationWindows, Identity};
@@ -103,13 +103,21 @@ pub(super) fn spend(
     if !needs_hold_out(plan) {
         return Ok(None);
     }
-    let held = hold_out_for_files(&plan.source, data, &drawing.windows)?;
+    let held = hold_out_for_files(&plan.source, data, &drawing.windows, decides(plan))?;
     budget::spend(plan, files, &held, &drawing.report, &run.spill_folder(&first.place), run)?;
     Ok(Some(held))
 }
 
 fn needs_hold_out(plan: &Plan) -> bool {
-    plan.recipe.file_feedback() || plan.files().any(|(_, file)| file.limit.is_some())
+    plan.recipe.file_feedback() || decides(plan) == Decides::Types
+}
+
+/// What files of this plan are held-out windows for, whatever else they are.
+fn decides(plan: &Plan) -> Decides {
+    match plan.files().any(|(_, file)| file.limit.is_some()) {
+        true => Decides::Types,
+        false => Decides::Feedback,
+    }
 }
 
 /// Files that ggml's search alone makes.
@@ -547,7 +555,7 @@ fn seen(plan: &Plan) -> Result<Option<Seen>> {
     if !plan.recipe.file_feedback() {
         return Ok(Some(Seen { windows: prepared.windows.clone(), sets: Vec::new() }));
     }
-    let (windows, sets) = hold_out_for_files(&plan.source, data, &prepared.windows)?.all();
+    let (windows, sets) = hold_out_for_files(&plan.source, data, &prepared.windows, decides(plan))?.all();
     Ok(Some(Seen { windows, sets }))
 }
 

@@ -9,7 +9,7 @@ use crate::control::{Run, Unit, return_freed_memory};
 use crate::eval::Loss;
 use crate::eval::cosine::{self, cosines};
 use crate::eval::softmax::kl_of_rows;
-use crate::infer::{Cache, Engine};
+use crate::infer::{Cache, Engine, Observer};
 use crate::model::Model;
 use crate::model::config::Ending;
 use crate::source::Checkpoint;
@@ -110,7 +110,7 @@ pub fn results(model: &dyn Layers, windows: &[&[u32]], scored: Scored, run: Run)
         model.load(&mut engine, layer)?;
         for (x, window) in streams.iter_mut().zip(windows) {
             run.check()?;
-            step(&engine, layer, x, 1, &mut cache)?;
+            step(&engine, layer, x, 1, &mut cache, &mut ())?;
             run.advance(window.len() as u64);
         }
         engine.unload_layer(layer);
@@ -183,10 +183,17 @@ fn blind_distance(model: &dyn Layers, results: &[Vec<f32>]) -> Result<f64> {
 }
 
 /// Sequences of one length, one behind the other, through a loaded layer, from their beginning.
-pub(super) fn step(engine: &Engine, layer: usize, x: &mut Vec<f32>, sequences: usize, cache: &mut Cache) -> Result<()> {
+pub(super) fn step(
+    engine: &Engine,
+    layer: usize,
+    x: &mut Vec<f32>,
+    sequences: usize,
+    cache: &mut Cache,
+    observer: &mut (impl Observer + Send),
+) -> Result<()> {
     cache.truncate(0);
     // As in `Engine::hidden_from`.
-    let _ = rayon::scope(|_| engine.layer_of_each(layer, x, sequences, cache, &mut ()))?;
+    let _ = rayon::scope(|_| engine.layer_of_each(layer, x, sequences, cache, observer))?;
     Ok(())
 }
 

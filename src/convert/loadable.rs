@@ -19,6 +19,8 @@ const WITHOUT_VOCABULARY: [&str; 2] = ["clip", "wavtokenizer-dec"];
 /// Vocabularies that it knows.
 const VOCABULARIES: [&str; 11] =
     ["no_vocab", "none", "llama", "bert", "gpt2", "hybriddna", "whitespace", "t5", "rwkv", "plamo2", "gemma4"];
+/// Those of models without one.
+const WITHOUT_TOKENS: [&str; 2] = ["no_vocab", "none"];
 /// Tensors that any architecture may have beside those of the table.
 const ANYWHERE: [&str; 5] =
     ["output.weight", "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight", "output.bias"];
@@ -72,11 +74,20 @@ pub fn examine(file: &Checkpoint) -> Found {
     Found { unknown: (!known && refusals.is_empty()).then_some(unknown), refusals }
 }
 
-/// Why llama.cpp would not load a file with other metadata that it loads as it is.
+/// Why llama.cpp would not load a file with other metadata that it loads as it is, or could not read a text with it.
 pub fn refused_by_change(file: Checkpoint, metadata: Metadata) -> Option<String> {
     let before = examine(&file).refusals;
+    if reads_text(file.gguf()) && !reads_text(Some(&metadata)) {
+        return Some("it would have no vocabulary any more (tokenizer.ggml.model)".into());
+    }
     let after = examine(&file.with_metadata(metadata)).refusals;
     after.into_iter().find(|what| !before.contains(what))
+}
+
+/// Whether there is a vocabulary. A model without is loaded, and can be given numbers alone.
+fn reads_text(meta: Option<&Metadata>) -> bool {
+    let model = meta.and_then(|meta| meta.str("tokenizer.ggml.model"));
+    model.is_some_and(|model| !WITHOUT_TOKENS.contains(&model))
 }
 
 /// What is wrong with an adapter, as `llama_adapter_lora_init` reads it: every tensor is one of a pair, and the alpha is
@@ -362,7 +373,15 @@ pub fn vocabulary(file: &Checkpoint) -> Vec<String> {
     if !VOCABULARIES.contains(&model) {
         return vec![format!("it does not know the vocabulary '{model}' (tokenizer.ggml.model)")];
     }
-    if ["no_vocab", "none"].contains(&model) {
+    let rows = file.find("token_embd.weight").and_then(|i| file.tensors()[i].shape.first().copied());
+    if WITHOUT_TOKENS.contains(&model) {
+        let said = meta.uint(&format!("{arch}.vocab_size"));
+        let missing = || {
+            format!(
+                "there is no vocabulary (tokenizer.ggml.model is '{model}'), and {arch}.vocab_size is not the number of rows of token_embd.weight"
+            )
+        };
+        found.extend(rows.filter(|rows| said != Some(*rows as u64)).map(|_| missing()));
         return found;
     }
     let Some(tokens) = meta.strings("tokenizer.ggml.tokens") else {
@@ -413,7 +432,6 @@ pub fn vocabulary(file: &Checkpoint) -> Vec<String> {
             found.push(format!("{full} has {len} entries for {} tokens", tokens.len()));
         }
     }
-    let rows = file.find("token_embd.weight").and_then(|i| file.tensors()[i].shape.first().copied());
     if let Some(rows) = rows.filter(|rows| *rows != tokens.len()) {
         found.push(format!("token_embd.weight has {rows} rows, but the vocabulary {} tokens", tokens.len()));
     }

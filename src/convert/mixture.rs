@@ -4,7 +4,7 @@
 
 use super::allocation::{AllocatedTensor, Allocation};
 use super::budget::{Reach, Table, measure};
-use super::data::{Drawing, hold_out_for_files};
+use super::data::{Decides, Drawing, hold_out_for_files};
 use super::form::Form;
 use super::layout::FolderPlan;
 use super::layout::quantized::refusal;
@@ -262,7 +262,7 @@ pub(super) fn spend(
             }
         }
     }
-    let held = hold_out_for_files(&plan.source, data, &drawing.windows)?;
+    let held = hold_out_for_files(&plan.source, data, &drawing.windows, Decides::Types)?;
     let settings = &plan.recipe.rounding;
     let shrink = Shrink { rho: settings.rho, damping: settings.damping };
     let search = int::Search { static_groups: settings.static_groups, ..int::Search::default() };

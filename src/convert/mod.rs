@@ -33,6 +33,7 @@ mod form;
 mod hashes;
 pub(crate) mod identity;
 mod importance;
+mod inputs;
 pub(crate) mod job;
 mod ledger;
 pub(crate) mod loadable;

@@ -308,7 +308,7 @@ impl Plan {
             let planned = Checkpoint::imagined(tensors.collect())?.with_metadata(without);
             if let Some(what) = loadable::refused_by_change(planned, with) {
                 let keys: Vec<&str> = self.recipe.metadata.iter().map(|o| o.key.as_str()).collect();
-                let what = format!("with another {}, llama.cpp would not load the file: {what}", keys.join(", "));
+                let what = format!("with another {}, llama.cpp could not use the file: {what}", keys.join(", "));
                 return Err(Error::request(what));
             }
         }

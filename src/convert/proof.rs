@@ -4,6 +4,7 @@
 //! which [`super::judge`] answers.
 
 use super::blind::Blind;
+use super::inputs::Largest;
 use super::judge::{Layers, OpenModel, rows_at_once, step};
 use super::record::{used_feedback, used_imatrix};
 use crate::calibration::bundled::TEXTS;
@@ -192,6 +193,9 @@ pub(super) const STRANGE: f64 = 0.05;
 /// Why a matrix cannot be a rounding of the source's.
 fn other_matrix(damage: &TensorDamage, likeness: Likeness, bits: f64, importance: bool) -> Option<String> {
     let (name, ty, share) = (&damage.name, &damage.ty, damage.rel_error);
+    if likeness.lost > 0 {
+        return Some(format!("{} rows of {name} have nothing of the source's", likeness.lost));
+    }
     if likeness.moved {
         let strange = likeness.signs < SIGNS || likeness.other_signs > STRANGE;
         return strange.then(|| format!("{name} has other signs than the source's, whatever factors were moved"));
@@ -355,15 +359,21 @@ pub fn check(
     }
     judge("the embedding".into(), apart, bits(None), false);
     let mut caches = (Cache::one_batch(len), Cache::one_batch(len));
+    let mut scales = None;
     for layer in 0..layers {
         source.load(&mut ours, layer)?;
         artifact.load(&mut theirs, layer)?;
         run.check()?;
+        // What the rounding of activations costs depends on the model's outliers and has no bound; a fault is one of the
+        // weights, or of the scales that were fixed beforehand.
+        let rooms = theirs.keep_activations(layer);
+        let mut largest = Largest::of(&rooms);
         let entered = x.clone();
-        step(&ours, layer, &mut x, windows.len(), &mut caches.0)?;
+        step(&ours, layer, &mut x, windows.len(), &mut caches.0, &mut ())?;
         // Of the source's input too; a matrix is decoded once for both.
         let mut both = [entered.as_slice(), &own].concat();
-        step(&theirs, layer, &mut both, 2 * windows.len(), &mut caches.1)?;
+        step(&theirs, layer, &mut both, 2 * windows.len(), &mut caches.1, &mut largest)?;
+        let unfit = rooms.iter().find_map(|(name, room)| largest.unfit(name, *room));
         own = both.split_off(entered.len());
         let mut apart = Apart::default();
         let [a, b, entered] = [&x, &both, &entered].map(|x| ours.numbers(x));
@@ -371,6 +381,7 @@ pub fn check(
         run.advance(checked.tokens as u64);
         let config = &ours.config.layers[layer];
         judge(format!("layer {layer}"), apart, bits(Some(layer)), config.ffn.experts.is_some() || config.chooses());
+        scales = scales.or(unfit);
         ours.unload_layer(layer);
         theirs.unload_layer(layer);
     }
@@ -381,6 +392,7 @@ pub fn check(
         Ending::Vectors(_) => by_vectors((&ours, &x), (&theirs, &own), each, &mut apart, run)?,
     };
     judge("the output".into(), apart, bits(None), false);
+    checked.suspicion = checked.suspicion.or(scales);
     Ok(checked)
 }
 

@@ -2,7 +2,7 @@
 //! a name of its own, and the run fails.
 
 use super::cost::{self, Pass};
-use super::judge::{Layers, OpenModel};
+use super::judge::OpenModel;
 use super::layout::FolderPlan;
 use super::loadable;
 use super::plan::Plan;
@@ -13,7 +13,6 @@ use crate::control::{Notice, Run};
 use crate::disk;
 use crate::eval::TensorDamage;
 use crate::eval::damage::Transform;
-use crate::infer::Engine;
 use crate::model::config::Ending;
 use crate::model::config_keys::lost;
 use crate::model::{MappedTensor, Mtp, Part, SourceModel};
@@ -160,22 +159,6 @@ fn of_source(ckpt: &Checkpoint) -> f64 {
     if ckpt.scheme().is_some() { ROUNDED } else { 32.0 }
 }
 
-/// The layers of a folder, without the rounding of activations: what that costs depends on the model's outliers and has no
-/// bound, while a fault is one of the weights.
-struct Weights<'a>(OpenModel<'a>);
-
-impl Layers for Weights<'_> {
-    fn shell(&self) -> Result<Engine> {
-        self.0.shell()
-    }
-
-    fn load(&self, engine: &mut Engine, layer: usize) -> Result<()> {
-        self.0.load(engine, layer)?;
-        engine.keep_activations(layer);
-        Ok(())
-    }
-}
-
 /// A finished folder under its temporary name: what its weights do beside the source, read as any loader reads them; and a
 /// sentence for each thing that is odd.
 ///
@@ -189,7 +172,7 @@ pub fn folder(plan: &Plan, folder: &FolderPlan, path: &Path, run: Run) -> Result
     }
     let artifact = SourceModel::open(path)?;
     let source = OpenModel { ckpt: &plan.source.ckpt, model: &plan.source.model };
-    let made = Weights(OpenModel { ckpt: &artifact.ckpt, model: &artifact.model });
+    let made = OpenModel { ckpt: &artifact.ckpt, model: &artifact.model };
     let bits = folder.quantized(&plan.source.ckpt).1.min(ROUNDED).min(of_source(&plan.source.ckpt));
     let ends = folder.layer(None).any(|(index, _)| folder.modules[index].spec.is_some());
     let of = |layer: Option<usize>| if layer.is_some() || ends { bits } else { 16.0 };
@@ -202,14 +185,13 @@ pub fn folder(plan: &Plan, folder: &FolderPlan, path: &Path, run: Run) -> Result
 /// # Errors
 /// Those of reading and running the source; `Unsupported` for a folder that cannot be run here. What is wrong with it is a
 /// suspicion.
-pub fn folder_beside(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<(Checked, Vec<String>)> {
+pub fn folder_beside(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<Checked> {
     let unknown = |e: Error| Error::unsupported(format!("the folder cannot be run here, and so not be checked: {e}"));
     let (source, artifact) = (&source.to_run()?, &artifact.to_run().map_err(unknown)?);
-    let checked = match as_folder(source, artifact, run) {
-        Err(e @ Error::BadInput(_)) => Checked::suspicious(e.to_string()),
-        other => other?,
-    };
-    Ok((checked, Vec::new()))
+    match as_folder(source, artifact, run) {
+        Err(e @ Error::BadInput(_)) => Ok(Checked::suspicious(e.to_string())),
+        other => other,
+    }
 }
 
 fn as_folder(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<Checked> {
@@ -222,7 +204,10 @@ fn as_folder(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<C
         let parts = t.parts.iter().map(|part| &ckpt.tensors()[*part]);
         let of_part = |t: &TensorMeta| {
             let pieces = ckpt.packed_pieces(t);
-            let packed: u64 = pieces.iter().map(|(_, piece)| piece.bytes()).sum();
+            // Tables of values take the same of a small matrix as of a large one.
+            let is_table = |suffix: &str| suffix.contains("quant_map") || suffix.contains("quant_state");
+            let own = pieces.iter().filter(|(suffix, _)| !is_table(suffix));
+            let packed: u64 = own.map(|(_, piece)| piece.bytes()).sum();
             let bytes = if packed > 0 { packed } else { t.bytes() };
             let bits = 8.0 * bytes as f64 / t.elements().max(1) as f64;
             // Floats of eight bits are no nearer than integers of five.
@@ -240,8 +225,7 @@ fn as_folder(source: &SourceModel, artifact: &SourceModel, run: Run) -> Result<C
         let bits = own.map(bits).fold(32.0, f64::min).min(of_source(&source.ckpt));
         if ckpt.is_quantized() { bits.min(ROUNDED) } else { bits }
     };
-    let made = Weights(OpenModel { ckpt, model: &artifact.model });
-    let mut checked = proof::check_on_texts(source, (&ours, &made), &of_layer, run)?;
+    let mut checked = proof::check_on_texts(source, (&ours, &theirs), &of_layer, run)?;
     let transform = proof::transform(ours, theirs)?;
     if checked.suspicion.is_none() && transform == Some(Transform::Scaled) {
         checked.suspicion = match ckpt.is_quantized() {

@@ -6,6 +6,7 @@ use super::judge::OpenModel;
 use super::proof::{GAIN, STRANGE, other_vector};
 use crate::awq::{Fold, Group, groups};
 use crate::control::Run;
+use crate::eval::pairs::{Beside, Sums};
 use crate::model::families::Role;
 use crate::model::{MappedTensor, Model};
 use crate::{Error, Result};
@@ -93,46 +94,37 @@ impl<'a> Pair<'a> {
     }
 
     fn compare(&self, theirs: &MappedTensor, fold: &Fold, bound: f64) -> Result<Option<String>> {
-        let (cols, per_matrix) = (theirs.cols(), theirs.rows_per_matrix().max(1));
-        let (mut others, mut all) = (0, 0);
-        for first in (0..theirs.row_count()).step_by(per_matrix) {
-            let (a, b) = self.rows(theirs.role, first..first + per_matrix, fold)?;
-            let mut columns = vec![(0.0f64, 0.0f64, 0.0f64); cols];
-            let (mut error, mut norm) = (0.0f64, 0.0f64);
-            for (a, b) in a.chunks_exact(cols).zip(b.chunks_exact(cols)) {
-                let (mut of_row, mut size) = (0.0f64, 0.0f64);
-                for ((a, b), column) in a.iter().zip(b).zip(&mut columns) {
-                    let (a, b) = (f64::from(*a), f64::from(*b));
-                    column.0 += a * b;
-                    column.1 += b * b;
-                    column.2 += a * a;
-                    of_row += (a - b) * (a - b);
-                    size += a * a;
-                }
-                error += of_row;
-                norm += size;
-                others += usize::from(of_row > size);
-                all += 1;
-            }
-            let far = (error / norm.max(f64::MIN_POSITIVE)).sqrt();
+        let mut read = |rows: Range<usize>, a: &mut [f32], b: &mut [f32]| {
+            let (ours, theirs) = self.rows(theirs.role, rows, fold)?;
+            a.copy_from_slice(&ours);
+            b.copy_from_slice(&theirs);
+            Ok(())
+        };
+        let cols = theirs.cols();
+        let found = Beside::read((theirs.row_count(), cols), theirs.rows_per_matrix(), &mut read)?;
+        for columns in found.columns.chunks(cols.max(1)) {
+            let sums = columns.iter().fold(Sums::default(), |sum, column| sum.and(*column));
+            let far = sums.far();
             if far.is_nan() || far > bound {
                 return Ok(Some(format!("differs from the source's by {far:.2} times its own size")));
             }
-            let sums = columns.iter().fold((0.0, 0.0), |sum, column| (sum.0 + column.0, sum.1 + column.1));
-            if sums.1 > 0.0 && !GAIN.contains(&(sums.0 / sums.1)) {
-                return Ok(Some(format!("is {:.2} times as large as the source's", sums.1 / sums.0)));
+            if !GAIN.contains(&sums.gain()) {
+                return Ok(Some(format!("is {:.2} times as large as the source's", 1.0 / sums.gain())));
             }
             // Error feedback changes what is small, so columns count by their size.
             let (mut off, mut size) = (0.0, 0.0);
-            for (dot, square, own) in columns.iter().filter(|(dot, square, _)| *dot > 0.0 && *square > 0.0) {
-                off += own * (dot / square).ln().abs();
-                size += own;
+            for column in columns.iter().filter(|column| column.dot > 0.0 && column.square > 0.0) {
+                off += column.norm * column.gain().ln().abs();
+                size += column.norm;
             }
-            if off > size * (COLUMNS + 2.0 * far / (per_matrix as f64).sqrt()) {
+            if off > size * (COLUMNS + 2.0 * far / (found.per_matrix as f64).sqrt()) {
                 return Ok(Some("has columns of other sizes than the source's".into()));
             }
         }
-        let share = others as f64 / all.max(1) as f64;
+        if let n @ 1.. = found.lost(false) {
+            return Ok(Some(format!("has nothing of the source's in {n} of its rows")));
+        }
+        let share = found.share(|row| row.sums.is_strange());
         Ok((share > STRANGE).then(|| format!("has {:.0} % of other rows than the source's", 100.0 * share)))
     }
 }

@@ -9,6 +9,7 @@ pub(crate) mod ablation;
 mod artifact;
 pub(crate) mod compare;
 pub(crate) mod gate;
+pub(crate) mod pairs;
 pub(crate) mod positions;
 mod records;
 mod runnable;

@@ -398,9 +398,16 @@ impl Engine {
         }
     }
 
-    /// Leaves the activations of layer `index` as they are, whatever its format does with them.
-    pub fn keep_activations(&mut self, index: usize) {
-        self.layer_linears_mut(index).for_each(|linear| linear.rounding = Rounding::None);
+    /// Leaves the activations of layer `index` as they are, whatever its format does with them. What scales that were fixed
+    /// beforehand have room for: the largest magnitude, by the GGUF name of the weight.
+    pub fn keep_activations(&mut self, index: usize) -> Vec<(String, f32)> {
+        let mut rooms = Vec::new();
+        for linear in self.layer_linears_mut(index) {
+            if let Rounding::Format(input) = std::mem::replace(&mut linear.rounding, Rounding::None) {
+                rooms.extend(input.room().map(|room| (linear.name.clone(), room)));
+            }
+        }
+        rooms
     }
 
     /// Rounds keys and values as an engine does that keeps them in these types; `None`, the default, leaves them as they are.

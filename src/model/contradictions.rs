@@ -1,11 +1,15 @@
 //! Facts that a checkpoint states twice, and differently. One of them is taken, as loaders of the ecosystem do; which, is
 //! said. What is read as one thing by some loaders and as another by others is said in the same way.
 
+mod tokens;
+
 use super::families::by_hf;
+use super::tokenizer::unlike_model_file;
 use crate::input::{read_json, read_text};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;
+pub(crate) use tokens::ids as special_ids;
 
 /// Keys of `config.json` that mean the same; of two that differ the second is taken.
 const SAME: [(&str, &str); 2] =
@@ -16,6 +20,8 @@ pub fn of(dir: &Path, config: &Value) -> Vec<String> {
     let mut found = of_config(config);
     found.extend(of_templates(dir));
     found.extend(of_vocabularies(dir));
+    found.extend(tokens::of(dir, config));
+    found.extend(unlike_model_file(dir));
     found
 }
 

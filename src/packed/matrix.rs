@@ -3,7 +3,7 @@
 
 use super::bits::unpack;
 use crate::kernel::RowSource;
-use crate::minifloat::{E2M1, e4m3, e8m0};
+use crate::minifloat::{E2M1, E2M1_MAX, E4M3_MAX, e4m3, e8m0};
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -100,6 +100,15 @@ impl Input {
             Input::Int8 => Some("int8"),
             Input::Int8Mixed { .. } => Some("llm.int8"),
             Input::NvFp4 { .. } => Some("nvfp4"),
+        }
+    }
+
+    /// The largest magnitude that a scale fixed beforehand has room for; `None` where scales follow the input.
+    pub fn room(self) -> Option<f32> {
+        match self {
+            Input::Fp8Static { scale } => Some(scale * E4M3_MAX),
+            Input::NvFp4 { global } => Some(E4M3_MAX * E2M1_MAX / global),
+            Input::Exact | Input::Fp8 { .. } | Input::Int8 | Input::Int8Mixed { .. } => None,
         }
     }
 

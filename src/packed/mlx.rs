@@ -321,11 +321,23 @@ fn to_e2m1(x: f32) -> u8 {
     if code != 0 && x < 0.0 { code | 8 } else { code }
 }
 
-/// The group size of a module, which may differ from that of the rest.
+/// The group size of a module. One with an entry of its own has what that says, or MLX's default of its mode: mlx-lm's mixed
+/// recipes leave it open.
 fn group(read: &Read) -> Found<usize> {
-    let own = read.config.get(read.module).and_then(|c| c.get("group_size"));
-    let group = own.or_else(|| read.config.get("group_size")).and_then(Value::as_u64);
-    match group {
+    let own = read.config.get(read.module).filter(|own| own.is_object());
+    let said = own.unwrap_or(read.config).get("group_size").filter(|size| !size.is_null());
+    let default = || {
+        own.map(|own| {
+            if text(own, "mode").contains("nvfp") {
+                16
+            } else if text(own, "mode").starts_with("mx") {
+                32
+            } else {
+                64
+            }
+        })
+    };
+    match said.map_or_else(default, Value::as_u64) {
         Some(group @ 1..=4096) => Ok(group as usize),
         _ => Err("the configuration names no group size".into()),
     }

@@ -208,6 +208,9 @@ impl Scheme {
         if !packed.is_sound() {
             return Err("its tensors do not fit together".into());
         }
+        if let Some(room) = packed.input.room().filter(|room| !room.is_finite() || *room <= 0.0) {
+            return Err(format!("has a scale that gives its input room for {room}"));
+        }
         if let Some(bad) = packed.first_bad_scale() {
             return Err(format!("has a scale that is {bad}"));
         }

@@ -80,7 +80,7 @@ fn bad_edits_leave_nothing() {
     fails(&edit(&["-o", "b.gguf", "--token-type", "<nothing>=control"]), 2, &["<nothing>"]);
     fails(&edit(&["--in-place", "--stop-token", "end=1"]), 2, &["eos"]);
     let ty = ["-o", "b.gguf", "--set", "general.file_type=i32:7"];
-    fails(&edit(&ty), 2, &["llama.cpp would not load", "general.file_type"]);
+    fails(&edit(&ty), 2, &["llama.cpp could not use", "general.file_type"]);
     fails(&edit(&["-o", "b.gguf", "--chat-template", "absent"]), 3, &["absent"]);
     std::fs::write(d.join("c.gguf"), b"GGUF").unwrap();
     fails(&quantize(d, &["edit", "c.gguf", "--in-place", "--set", "a=b"]), 3, &["c.gguf"]);

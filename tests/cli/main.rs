@@ -6,6 +6,7 @@ mod common;
 mod allocate;
 mod awq;
 mod back;
+mod beside;
 mod bytes;
 mod calibration;
 mod chat;

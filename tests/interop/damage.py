@@ -52,6 +52,14 @@ def offset(g, r):
     t[3] = t[3][row:] + t[3][:row]
 
 
+def lost_rows(g, r):
+    """One to three rows of a matrix that are nothing any more."""
+    t = r.choice([t for t in matrices(g) if t[2] in BLOCKS])
+    rows = t[1][1] * (t[1][2] if len(t[1]) > 2 else 1)
+    row, first, n = len(t[3]) // rows, r.randrange(rows - 3), r.randint(1, 3)
+    t[3] = t[3][: first * row] + bytes(n * row) + t[3][(first + n) * row :]
+
+
 def wrong_rope(g, r):
     arch = g.get("general.architecture")
     name = f"{arch}.rope.freq_base"
@@ -146,7 +154,7 @@ def convert(quantize, source, name, folder):
     return path, (run.stderr.strip()[-300:] if run.returncode else None), run.returncode
 
 
-DAMAGES = [swapped, transposed, offset, wrong_rope, wrong_rope_order, wrong_norm, wrong_tokenizer, permuted_heads, wrong_scale]
+DAMAGES = [swapped, transposed, offset, lost_rows, wrong_rope, wrong_rope_order, wrong_norm, wrong_tokenizer, permuted_heads, wrong_scale]
 
 
 def same(a, b):

@@ -103,6 +103,29 @@ def other_scales(t, r):
     t[name] = [dtype, shape, values[::-1].tobytes()]
 
 
+def lost_rows(t, r):
+    """One to three rows of a matrix that are nothing any more."""
+    module = r.choice(sorted(modules(t)))
+    name = r.choice([f"{module}.{s}" for s in ("weight_scale", "scales", "SCB") if f"{module}.{s}" in t])
+    dtype, shape, data = t[name]
+    codes = t[codes_of(t, module)]
+    assert shape[0] == codes[1][0] and shape[0] > 40 and dtype in ("F16", "BF16", "F32")
+    row, first = len(data) // shape[0], r.randrange(shape[0] - 3)
+    n = r.randint(1, 3)
+    t[name] = [dtype, shape, data[: first * row] + bytes(n * row) + data[(first + n) * row :]]
+    biases = f"{module}.biases"
+    if biases in t:
+        x = t[biases]
+        t[biases] = [*x[:2], x[2][: first * row] + bytes(n * row) + x[2][(first + n) * row :]]
+
+
+def wrong_input_scale(t, r):
+    """A scale of activations a hundred times too large or too small."""
+    name = r.choice(sorted(n for n in t if n.endswith((".input_scale", ".input_global_scale"))))
+    values, back = floats(t, name)
+    t[name] = [*t[name][:2], back(values * r.choice([0.01, 100.0]))]
+
+
 def wrong_norm(t, r):
     """A norm that lost or gained one, or another's."""
     norms = [n for n in t if "norm" in n and n.endswith("weight") and len(t[n][1]) == 1]
@@ -138,8 +161,24 @@ def wrong_tokenizer(folder, r):
     path.write_text(json.dumps(tokenizer))
 
 
-OF_TENSORS = [swapped, swapped_codes, offset, no_codes, wrong_scale, other_scales, wrong_norm]
-OF_FOLDERS = [wrong_rope, wrong_tokenizer]
+def wrong_id(folder, r):
+    """Another token at which text begins or ends."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    key = r.choice([k for k in ("bos_token_id", "eos_token_id") if isinstance(config.get(k), int)])
+    config[key] += r.randint(1, 9)
+    path.write_text(json.dumps(config))
+
+
+def wrong_class(folder, r):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["architectures"] = ["GPT2LMHeadModel"]
+    path.write_text(json.dumps(config))
+
+
+OF_TENSORS = [swapped, swapped_codes, offset, no_codes, wrong_scale, other_scales, lost_rows, wrong_input_scale, wrong_norm]
+OF_FOLDERS = [wrong_rope, wrong_tokenizer, wrong_id, wrong_class]
 CALIBRATED = ["--calibration", "default", "--calibration-tokens", "1024", "--seq-len", "128"]
 
 
@@ -152,7 +191,7 @@ def main():
             path = work / source.strip("/").replace("/", "_") / form
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                more = CALIBRATED if how or name.startswith(("gptq", "awq")) else ["--rounding", "nearest"] if name.startswith(("w4", "w8")) else []
+                more = CALIBRATED if how or name.startswith(("gptq", "awq")) or name in ("fp8-static", "nvfp4") else ["--rounding", "nearest"] if name.startswith(("w4", "w8")) else []
                 args = [quantize, "--to", name, source, "-o", path, "-q", "--on-fallback", "allow", *more]
                 run = subprocess.run(args, capture_output=True, text=True)
                 not_made += run.returncode != 0

@@ -1,8 +1,9 @@
 """Merges LoRA adapters with PEFT and with `quantize --lora`, and compares the weights.
 
-usage: lora.py BIN MODEL DIR     (needs torch, transformers, peft, gguf)
+usage: lora.py BIN MODEL DIR [KIND...]     (needs torch, transformers, peft, gguf)
 
-MODEL is a folder that transformers loads; DIR gets the adapters and files. For every kind of adapter: the share of values
+MODEL is a folder that transformers loads; DIR gets the adapters and files. For every kind of adapter (`parameters` is for
+mixtures, and only made where it is named): the share of values
 that differ, and by how many units in the last place of the base's type at most (of the value, or of what was added, where
 that is larger: PEFT rounds what it adds to embeddings). Matrix products add up in another order, so single values may be
 rounded to a neighbour.
@@ -17,7 +18,7 @@ from gguf import GGUFReader
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-binary, model, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+binary, model, out, wanted = sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4:]
 linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 KINDS = {
     "plain": dict(target_modules=linear),
@@ -25,6 +26,8 @@ KINDS = {
     "dora": dict(target_modules=linear, use_dora=True),
     "patterns": dict(target_modules=linear, rank_pattern={"down_proj": 3}, alpha_pattern={"down_proj": 5, "layers.0.self_attn.q_proj": 7}),
     "embedding": dict(target_modules=["embed_tokens", "q_proj"]),
+    "dora-embedding": dict(target_modules=["embed_tokens", "q_proj"], use_dora=True),
+    "parameters": dict(target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]),
     "saved": dict(target_modules=["q_proj"], modules_to_save=["norm"]),
     "bf16": dict(target_modules=linear),
 }
@@ -43,6 +46,8 @@ def main():
     subprocess.run([binary, "--to", "f32", model, "-o", out / "base.gguf", "--force", "--quiet"], check=True)
     plain = read(out / "base.gguf")
     for kind, settings in KINDS.items():
+        if kind not in (wanted or [k for k in KINDS if k != "parameters"]):
+            continue
         torch.manual_seed(7)
         adapted = get_peft_model(load(), LoraConfig(r=8, lora_alpha=16, task_type="CAUSAL_LM", **settings))
         for name, p in adapted.named_parameters():

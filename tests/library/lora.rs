@@ -15,15 +15,15 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+pub(super) type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 /// Small multiples of a power of two, of which sums of products are exact in `f32`.
-fn exact(shape: &[usize], seed: usize) -> (Vec<usize>, Vec<f32>) {
+pub(super) fn exact(shape: &[usize], seed: usize) -> (Vec<usize>, Vec<f32>) {
     let value = |i: usize| ((i * 7 + seed * 13 + i / 5) % 17) as f32 / 256.0 - 8.0 / 256.0;
     (shape.to_vec(), (0..shape.iter().product()).map(value).collect())
 }
 
-fn write_adapter(dir: &Path, settings: Value, tensors: &Tensors) -> PathBuf {
+pub(super) fn write_adapter(dir: &Path, settings: Value, tensors: &Tensors) -> PathBuf {
     fs::create_dir_all(dir).unwrap();
     fs::write(dir.join("adapter_config.json"), settings.to_string()).unwrap();
     // What PEFT saves of the base keeps its type.
@@ -63,7 +63,7 @@ fn changed(dir: &Path, change: impl Fn(&str, &[usize], &mut [f32])) -> PathBuf {
     dir.to_path_buf()
 }
 
-fn add(w: &mut [f32], (b, a): (&[f32], &[f32]), rank: usize, scale: f32) {
+pub(super) fn add(w: &mut [f32], (b, a): (&[f32], &[f32]), rank: usize, scale: f32) {
     let cols = a.len() / rank;
     for (i, w) in w.iter_mut().enumerate() {
         let (row, col) = (i / cols, i % cols);
@@ -72,7 +72,7 @@ fn add(w: &mut [f32], (b, a): (&[f32], &[f32]), rank: usize, scale: f32) {
     }
 }
 
-fn turned(values: &[f32], cols: usize) -> Vec<f32> {
+pub(super) fn turned(values: &[f32], cols: usize) -> Vec<f32> {
     (0..cols).flat_map(|c| values.iter().skip(c).step_by(cols).copied().collect::<Vec<_>>()).collect()
 }
 
@@ -413,7 +413,7 @@ fn what_does_not_fit_or_is_merged_otherwise_is_refused() {
     for settings in [
         json!({ "peft_type": "LOHA", "lora_alpha": 2 }),
         json!({ "lora_alpha": 2, "init_lora_weights": "pissa_niter_4" }),
-        json!({ "lora_alpha": 2, "target_parameters": ["mlp.experts.down_proj"] }),
+        json!({ "lora_alpha": 2, "layer_replication": [[0, 4]] }),
     ] {
         let error = refused("kind", settings, &|_| {});
         assert!(matches!(error, Error::Unsupported(_)), "{error}");

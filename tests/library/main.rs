@@ -17,6 +17,7 @@ mod infer;
 mod layerwise;
 mod lineages;
 mod lora;
+mod lora_parameters;
 mod model;
 mod model_variants;
 mod mtp;

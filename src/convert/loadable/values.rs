@@ -41,6 +41,8 @@ const TYPES: &[(&str, &[&str])] = &[
             "tokenizer.ggml.fim_rep_token_id",
             "tokenizer.ggml.fim_sep_token_id",
             "{}.expert_count",
+            "{}.expert_group_count",
+            "{}.expert_group_used_count",
             "{}.rope.scaling.original_context_length",
             "{}.embedding_length_out",
             "{}.pooling_type",
@@ -118,7 +120,35 @@ pub(super) fn odd(meta: &Metadata, arch: &str, is_own: impl Fn(&str) -> bool) ->
     } else if used.is_some_and(|used| used > experts && experts != 1) {
         found.push(format!("{arch}.expert_used_count is more than the {experts} of expert_count"));
     }
+    found.extend(groups(meta, arch, experts));
+    found.extend(suppressed(meta));
     found
+}
+
+/// What is wrong with the groups that experts are chosen from.
+fn groups(meta: &Metadata, arch: &str, experts: u64) -> Option<String> {
+    let uint = |key: &str| meta.uint(&format!("{arch}.{key}")).unwrap_or(0);
+    let (groups, used) = (uint("expert_group_count"), uint("expert_group_used_count"));
+    if groups == 0 {
+        return None;
+    }
+    if groups >= experts {
+        return Some(format!("{arch}.expert_group_count is {groups}, and expert_count {experts}"));
+    }
+    if groups > 1 && !experts.is_multiple_of(groups) {
+        return Some(format!("{arch}.expert_group_count is {groups}, which does not divide the {experts} experts"));
+    }
+    let bad = groups > 1 && (used == 0 || used >= groups);
+    bad.then(|| {
+        format!("{arch}.expert_group_used_count is {used} of {groups} groups, where some and not all are meant")
+    })
+}
+
+/// Tokens that are never chosen: numbers of one type alone.
+fn suppressed(meta: &Metadata) -> Option<String> {
+    let key = "tokenizer.ggml.suppress_tokens";
+    let other = meta.get(key).filter(|value| !matches!(value, Value::Array(Array::I32(_))))?;
+    Some(format!("{key} is of type {}, and it reads [i32]", other.kind()))
 }
 
 #[cfg(test)]
@@ -153,8 +183,28 @@ mod tests {
             ("llama.expert_count", Value::U32(8)),
             ("llama.pooling_type", Value::U32(99)),
             ("llama.expert_used_count", Value::U32(2)),
+            ("llama.expert_group_count", Value::U32(1)),
+            ("llama.expert_group_count", Value::I32(0)),
+            ("tokenizer.ggml.suppress_tokens", Value::String("2".into())),
+            ("tokenizer.ggml.suppress_tokens", Value::Array(Array::String(vec!["2".into()]))),
+            ("tokenizer.ggml.suppress_tokens", Value::Array(Array::U32(vec![0, 2]))),
         ] {
             assert_eq!(with(key, value.clone()).len(), 1, "{key} {value:?}");
         }
+        assert_eq!(with("tokenizer.ggml.suppress_tokens", Value::Array(Array::I32(vec![0, 2]))), [""; 0]);
+    }
+
+    #[test]
+    fn groups_of_experts_divide_them() {
+        let of = |groups: u32, used: u32| {
+            let mut meta = Metadata::new();
+            meta.set("deepseek2.expert_count", 8u32);
+            meta.set("deepseek2.expert_used_count", 2u32);
+            meta.set("deepseek2.expert_group_count", groups);
+            meta.set("deepseek2.expert_group_used_count", used);
+            odd(&meta, "deepseek2", |_| true).len()
+        };
+        assert_eq!([(0, 0), (1, 0), (1, 1), (4, 2), (4, 3)].map(|(groups, used)| of(groups, used)), [0; 5]);
+        assert_eq!([(8, 2), (3, 1), (4, 0), (4, 4), (999, 1)].map(|(groups, used)| of(groups, used)), [1; 5]);
     }
 }

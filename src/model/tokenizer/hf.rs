@@ -2,7 +2,7 @@
 //! converter: byte-level BPE from `tokenizer.json`, SentencePiece from `tokenizer.model`, or from a `tokenizer.json` that
 //! restates a SentencePiece model. Special tokens are decided in `special`, the pre-tokenizer's name in `pre`.
 
-use super::files::{ADDED_SCORE, AddedToken, HfFiles, MAX_ROWS, PADDING_SCORE, read_optional};
+use super::files::{ADDED_SCORE, AddedToken, HfFiles, MAX_ROWS, PADDING_SCORE, read_json, read_optional};
 use super::pieces::{self, Unigram};
 use super::sentencepiece::{self, Piece, TokenType};
 use super::special::{ADD_KEYS, Special};
@@ -12,6 +12,7 @@ use crate::model::families::{ByteLevel, TokenizerFacts, TokenizerKind};
 use crate::{Error, Result};
 use serde_json::Value;
 use std::collections::HashMap;
+use std::path::Path;
 
 /// See [`GgufVocab::from_hf_dir`].
 pub(super) fn build(
@@ -47,7 +48,7 @@ pub(super) fn build(
     let types = files.config.as_ref().and_then(|c| c.get("type_vocab_size")?.as_u64()).unwrap_or(1) as u32;
     let is_encoder = facts.kind == TokenizerKind::Encoder;
     let (mut space_prefix, mut remarks) = (None, Vec::new());
-    match source(files, facts, rows, &mut remarks)? {
+    match source(files, facts, rows)? {
         Source::SentencePiece(pieces, dummy_prefix) => {
             let vocab = Vocab::from_pieces(files, pieces, rows, facts)?;
             remarks.extend(vocab.beyond.iter().cloned());
@@ -154,12 +155,7 @@ enum Source<'a> {
     WordPiece(&'a Value),
 }
 
-fn source<'a>(
-    files: &'a HfFiles,
-    facts: &TokenizerFacts,
-    rows: usize,
-    remarks: &mut Vec<String>,
-) -> Result<Source<'a>> {
+fn source<'a>(files: &'a HfFiles, facts: &TokenizerFacts, rows: usize) -> Result<Source<'a>> {
     let json = files.tokenizer.as_ref();
     let byte_level = match facts.byte_level {
         ByteLevel::SentencePieceFirst => false,
@@ -170,8 +166,8 @@ fn source<'a>(
     if !(byte_level && json.is_some())
         && let Some(bytes) = read_optional(&path)?
         && (sentencepiece::looks_like_model(&bytes) || json.is_none())
+        && let Some(model) = read_or_ignored(&path, &bytes, json.is_some())?
     {
-        let model = sentencepiece::parse_model(&path, &bytes)?;
         if model.is_unigram {
             return Ok(Source::Unigram(Unigram::of_model(model)));
         }
@@ -179,10 +175,6 @@ fn source<'a>(
         if !json.is_some_and(|json| is_another(&pieces, json)) {
             return Ok(Source::SentencePiece(pieces, dummy_prefix));
         }
-        remarks.push(
-            "tokenizer.model is a different tokenizer than tokenizer.json, which transformers loads; it is ignored"
-                .into(),
-        );
     }
     if let Some(unigram) = Unigram::open(files, rows)? {
         return Ok(Source::Unigram(unigram));
@@ -214,6 +206,38 @@ fn source<'a>(
         return Err(Error::unsupported(what));
     }
     Ok(Source::JsonBpe(json))
+}
+
+/// A model file; `None` for one that cannot be read where there is something else to take.
+fn read_or_ignored(path: &Path, bytes: &[u8], is_ignored: bool) -> Result<Option<sentencepiece::Model>> {
+    match sentencepiece::parse_model(path, bytes) {
+        Err(_) if is_ignored => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+/// See [`super::unlike_model_file`].
+pub(super) fn unlike_model_file(dir: &Path) -> Option<String> {
+    let path = dir.join("tokenizer.model");
+    let bytes = read_optional(&path).ok()??;
+    let json = read_json(&dir.join("tokenizer.json")).ok()??;
+    if !sentencepiece::looks_like_model(&bytes) {
+        // The vocabulary of tiktoken, which some folders hold under the same name: base64 and a rank.
+        let line = bytes.split(|byte| *byte == b'\n').next()?;
+        let rank =
+            std::str::from_utf8(line).ok().and_then(|line| line.trim_end().rsplit_once(' ')?.1.parse::<u32>().ok());
+        return rank.is_none().then(|| {
+            "tokenizer.model is none that is known; tokenizer.json is taken, as transformers does".to_string()
+        });
+    }
+    match sentencepiece::parse_model(&path, &bytes) {
+        Ok(model) if model.is_unigram || !is_another(&model.pieces, &json) => None,
+        Ok(_) => Some(
+            "tokenizer.model is a different tokenizer than tokenizer.json, which transformers loads; it is ignored"
+                .into(),
+        ),
+        Err(_) => Some("tokenizer.model cannot be read; tokenizer.json is taken, as transformers does".into()),
+    }
 }
 
 /// Whether the pieces of a `tokenizer.model` are not those of a `tokenizer.json`: one in ten has another id there, or none.

@@ -25,7 +25,7 @@ use crate::gguf::{Array, Metadata, Value};
 use crate::model::family::TokenizerFacts;
 use crate::{Error, Result};
 use sentencepiece::TokenType;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 /// The tokenizer part of GGUF metadata (`tokenizer.*`), complete and checked: as many types and scores as tokens, no
@@ -61,6 +61,19 @@ pub fn check_library(dir: &Path) -> Result<()> {
         true => runtime::check_library(&files::HfFiles::open(dir)?),
         false => Ok(()),
     }
+}
+
+/// The chat templates of a Hugging Face folder by their names, `default` the main one, as transformers takes them.
+///
+/// # Errors
+/// [`Error::BadInput`] for a file that cannot be read.
+pub fn chat_templates(dir: &Path) -> Result<BTreeMap<String, String>> {
+    special::templates_of(&files::HfFiles::open(dir)?)
+}
+
+/// What is odd about the `tokenizer.model` of a folder beside a `tokenizer.json`, which transformers loads.
+pub fn unlike_model_file(dir: &Path) -> Option<String> {
+    hf::unlike_model_file(dir)
 }
 
 impl GgufVocab {

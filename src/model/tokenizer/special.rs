@@ -5,6 +5,7 @@ use super::files::{HfFiles, read_json, read_text};
 use crate::gguf::Metadata;
 use crate::{Error, Result};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 
 /// The special tokens asked for, in the order in which they are written.
 const TYPES: [&str; 7] = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
@@ -371,6 +372,14 @@ impl Special {
         }
         Ok(())
     }
+}
+
+/// The chat templates of a folder by their names.
+pub(super) fn templates_of(files: &HfFiles) -> Result<BTreeMap<String, String>> {
+    let mut special = Special::default();
+    let config = files.tokenizer_config.as_ref().and_then(Value::as_object).cloned().unwrap_or_default();
+    special.templates(files, &config)?;
+    Ok(special.templates.into_iter().collect())
 }
 
 /// One merge as GGUF writes it: the two halves around a space, spaces inside a half spelled as byte-level BPE does.

@@ -2,7 +2,10 @@
 
 use super::super::decode::decode;
 use super::super::{Checkpoint, Dtype, SourceFile, TensorMeta};
-use super::files::{A, B, BIAS, EMBEDDING_A, EMBEDDING_B, MAGNITUDE, MERGE_FIRST, Parts, Settings, TOKENS, matrices};
+use super::extended;
+use super::files::{
+    A, B, BIAS, EMBEDDING_A, EMBEDDING_B, MAGNITUDE, MERGE_FIRST, Parts, Settings, TOKENS, matrices, values,
+};
 use crate::dtype::GgmlType;
 use crate::packed::transpose;
 use crate::quant::codec;
@@ -15,12 +18,16 @@ use std::path::Path;
 pub struct Delta {
     pub rows: usize,
     pub cols: usize,
-    left: Vec<f32>,
-    right: Vec<f32>,
+    pub left: Vec<f32>,
+    pub right: Vec<f32>,
     scale: f32,
+    /// How many matrices are stacked, each of which has a `left` and a `right` of its own; 0 for one.
+    stacked: usize,
     /// Lengths that the rows have in the end, `[rows]`.
     magnitude: Option<Vec<f32>>,
-    /// What is added is rounded to the base's type before, as PEFT does it for embeddings.
+    /// What columns are multiplied by, `[cols]`.
+    factors: Option<Vec<f32>>,
+    /// What is added is rounded to the base's type before, as PEFT does it for embeddings and parameters.
     rounded: bool,
     /// Rows of single tokens, `[cols]` each.
     own: HashMap<usize, Vec<f32>>,
@@ -35,14 +42,7 @@ pub fn deltas(
     weights: &Path,
 ) -> Result<Vec<(String, Delta)>> {
     let file = |t: &TensorMeta| base.files[t.file].path.clone();
-    let read = |t: &TensorMeta| {
-        let mut values = vec![0.0; t.elements()];
-        base.read_f32(t, 0..values.len(), &mut Vec::new(), &mut values)?;
-        match values.iter().all(|v| v.is_finite()) {
-            true => Ok(values),
-            false => Err(Error::bad_file(file(t), "holds values that are not finite").tensor(&t.name)),
-        }
-    };
+    let read = |t: &TensorMeta| values(base, t);
     if let Some(t) = parts.get(TOKENS) {
         let fault = |what: String| Error::bad_file(weights, what).tensor(&t.name);
         if parts.len() > 1 {
@@ -56,7 +56,7 @@ pub fn deltas(
             return Err(fault(format!("is {:?} for {} tokens of the base model's {of_base:?}", t.shape, ids.len())));
         };
         if let Some(id) = ids.iter().find(|id| **id >= rows) {
-            return Err(fault(format!("holds token {id}, and the base model has {rows}")));
+            return Err(fault(format!("holds token {id}, and the base model has {rows}")).hint(extended(id + 1)));
         }
         let values = read(t)?;
         let own = ids.iter().copied().zip(values.chunks_exact(cols.max(1)).map(<[f32]>::to_vec)).collect();
@@ -73,19 +73,24 @@ pub fn deltas(
     };
     let (rows, cols) = if turned { (input, output) } else { (output, input) };
     let magnitude = match parts.get(MAGNITUDE) {
-        Some(_) if turned => {
-            let error = Error::unsupported("a magnitude vector of a matrix stored [in, out] is not merged");
-            return Err(error.tensor(module).hint(MERGE_FIRST));
-        }
-        Some(t) if t.elements() == rows => Some(read(t)?),
+        Some(t) if t.elements() == if turned { cols } else { rows } => Some(read(t)?),
         Some(t) => {
-            let what = format!("has {} magnitudes for {rows} rows", t.elements());
+            let what = format!("has {} magnitudes for {rows} x {cols} weights", t.elements());
             return Err(Error::bad_file(file(t), what).tensor(&t.name));
         }
         None => None,
     };
-    let product = Delta { rows, cols, left, right, scale, magnitude, rounded: embedding, ..Delta::default() };
-    let mut found = vec![(format!("{module}.weight"), product)];
+    let name = format!("{module}.weight");
+    let rounded = embedding && magnitude.is_none();
+    let mut product = Delta { rows, cols, left, right, scale, rounded, ..Delta::default() };
+    match magnitude {
+        // Outputs are columns, and lengths those of columns.
+        Some(magnitude) if turned => {
+            product.factors = Some(product.column_factors(base, &name, &magnitude, (weights, module))?);
+        }
+        magnitude => product.magnitude = magnitude,
+    }
+    let mut found = vec![(name, product)];
     if let Some(t) = parts.get(BIAS) {
         let delta = Delta { rows: 1, cols: t.elements(), left: vec![1.0], right: read(t)?, scale, ..Delta::default() };
         found.push((format!("{module}.bias"), delta));
@@ -94,6 +99,32 @@ pub fn deltas(
 }
 
 impl Delta {
+    /// `left` times `right`, scaled, of a stack of so many. PEFT rounds what it adds to a parameter.
+    pub fn of_parameter([rows, cols]: [usize; 2], left: Vec<f32>, right: Vec<f32>, scale: f32, stacked: usize) -> Self {
+        Delta { rows, cols, left, right, scale, stacked, rounded: true, ..Delta::default() }
+    }
+
+    /// What the columns of the sum have to be multiplied by to have these lengths.
+    fn column_factors(
+        &self,
+        base: &Checkpoint,
+        name: &str,
+        magnitude: &[f32],
+        (weights, module): (&Path, &str),
+    ) -> Result<Vec<f32>> {
+        let t = base.fitting(name, [self.rows, self.cols], weights, module)?;
+        let (mut row, mut added, mut scratch) = (vec![0.0; self.cols], Vec::new(), Vec::new());
+        let mut squares = vec![0.0f64; self.cols];
+        for r in 0..self.rows {
+            base.read_f32(t, r * self.cols..(r + 1) * self.cols, &mut scratch, &mut row)?;
+            self.product(r, 0, self.cols, &mut added);
+            for ((square, w), x) in squares.iter_mut().zip(&row).zip(&added) {
+                *square += f64::from(w + x) * f64::from(w + x);
+            }
+        }
+        Ok(magnitude.iter().zip(squares).map(|(length, square)| length / square.sqrt() as f32).collect())
+    }
+
     /// The stored bytes of `t` from `offset` on, with what is added.
     pub fn read(&self, t: &TensorMeta, file: &SourceFile, offset: u64, out: &mut [u8]) -> Result<()> {
         let internal =
@@ -134,6 +165,9 @@ impl Delta {
                 Some(own) => row.iter_mut().zip(&own[first..]).for_each(|(w, own)| *w = *own),
                 None => self.add(r, &mut row, &added),
             }
+            if let Some(factors) = &self.factors {
+                row.iter_mut().zip(&factors[first..]).for_each(|(w, factor)| *w *= factor);
+            }
             quantize(&row[from - first..][..n], None, now);
             at += n;
             rest = later;
@@ -143,11 +177,13 @@ impl Delta {
 
     /// What is added to `n` values of row `r` from column `from` on.
     fn product(&self, r: usize, from: usize, n: usize, added: &mut Vec<f32>) {
-        let rank = self.right.len() / self.cols;
+        let stacked = self.stacked.max(1);
+        let rank = self.right.len() / self.cols / stacked;
+        let first = r / (self.rows / stacked) * rank;
         added.clear();
         added.resize(n, 0.0);
         for (k, factor) in self.left[r * rank..(r + 1) * rank].iter().enumerate() {
-            let right = &self.right[k * self.cols + from..][..n];
+            let right = &self.right[(first + k) * self.cols + from..][..n];
             added.iter_mut().zip(right).for_each(|(sum, x)| *sum += factor * x);
         }
         added.iter_mut().for_each(|sum| *sum *= self.scale);

@@ -24,6 +24,8 @@ pub struct Settings {
     alphas: Vec<(regex::Regex, f64)>,
     /// The tokens that have rows of their own, of one module or of all.
     tokens: Vec<(Option<String>, Vec<usize>)>,
+    /// Ends of the names of raw parameters that are adapted.
+    parameters: Vec<String>,
     rank_stabilized: bool,
     /// Weights are stored `[in, out]` (GPT-2).
     pub turned: bool,
@@ -43,6 +45,8 @@ pub struct Files {
     pub whole: Vec<(String, TensorMeta)>,
 }
 
+/// What stands around a module's name where several parameters of one module are adapted: the last wraps the others.
+pub const WRAPPED: &str = ".base_layer";
 pub const MERGE_FIRST: &str = "merge it with PEFT (merge_and_unload, save_pretrained) and give the result";
 
 /// Without what PEFT puts around a module's name.
@@ -77,7 +81,12 @@ impl Files {
         for t in tensors {
             let name = plain_name(&t.name);
             match PARTS.iter().find_map(|part| Some((*part, name.strip_suffix(part)?))) {
-                Some((part, module)) => drop(modules.entry(module.to_string()).or_default().insert(part, t)),
+                Some((part, module)) => {
+                    // Of several parameters of one module each wraps those before it.
+                    let wrapped = t.name.matches(WRAPPED).count();
+                    let more = WRAPPED.repeat(if settings.adapts_parameters() { wrapped } else { 0 });
+                    modules.entry(module.to_string() + &more).or_default().insert(part, t);
+                }
                 None if name.contains("lora_") || name.contains("token_adapter") => {
                     let what = format!("{}: is a kind of adapter that cannot be merged", weights.display());
                     return Err(Error::unsupported(what).tensor(&t.name).hint(MERGE_FIRST));
@@ -102,7 +111,7 @@ impl Settings {
         let set = |key: &&&str| {
             json.get(**key).is_some_and(|v| !matches!(v, Value::Null | Value::Bool(false)) && !is_empty(v))
         };
-        let kinds = ["use_qalora", "layer_replication", "target_parameters", "alora_invocation_tokens", "arrow_config"];
+        let kinds = ["use_qalora", "layer_replication", "alora_invocation_tokens", "arrow_config"];
         if let Some(key) = kinds.iter().find(set) {
             return Err(other(&format!("the adapter has '{key}'")).hint(MERGE_FIRST));
         }
@@ -124,6 +133,7 @@ impl Settings {
             alpha,
             alphas,
             tokens: tokens(&json["trainable_token_indices"]).ok_or_else(|| bad("trainable_token_indices"))?,
+            parameters: parameters(&json["target_parameters"]).ok_or_else(|| bad("target_parameters"))?,
             rank_stabilized: flag("use_rslora"),
             turned: flag("fan_in_fan_out"),
         })
@@ -143,6 +153,22 @@ impl Settings {
         all.find(|(name, _)| name.as_deref().is_none_or(is_own)).map_or(&[], |(_, ids)| ids)
     }
 
+    /// The parameters of a module that are adapted themselves, by their names in it.
+    pub fn parameters(&self, module: &str) -> Vec<&str> {
+        let own = |whole: &'_ str| -> bool {
+            let (of, _) = whole.rsplit_once('.').unwrap_or(("", whole));
+            of.is_empty() || module.strip_suffix(of).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        };
+        let mut names: Vec<&str> = self.parameters.iter().map(String::as_str).filter(|whole| own(whole)).collect();
+        names.iter_mut().for_each(|whole| *whole = whole.rsplit('.').next().unwrap_or(whole));
+        names
+    }
+
+    /// Whether raw parameters are adapted.
+    pub fn adapts_parameters(&self) -> bool {
+        !self.parameters.is_empty()
+    }
+
     pub fn scale(&self, module: &str, rank: usize) -> f32 {
         (self.alpha(module, rank) / rank as f64) as f32
     }
@@ -157,6 +183,30 @@ fn tokens(value: &Value) -> Option<Vec<(Option<String>, Vec<usize>)>> {
         Value::Null => Some(Vec::new()),
         Value::Object(map) => map.iter().map(|(name, ids)| Some((Some(name.clone()), list(ids)?))).collect(),
         ids => Some(vec![(None, list(ids)?)]),
+    }
+}
+
+/// Names, in a list.
+fn parameters(value: &Value) -> Option<Vec<String>> {
+    match value {
+        Value::Null => Some(Vec::new()),
+        names => names.as_array()?.iter().map(|name| name.as_str().map(String::from)).collect(),
+    }
+}
+
+/// The numbers of a tensor of the adapter.
+///
+/// # Errors
+/// `BadInput` for what is no number; those of reading.
+pub fn values(ckpt: &Checkpoint, t: &TensorMeta) -> Result<Vec<f32>> {
+    let mut values = vec![0.0; t.elements()];
+    ckpt.read_f32(t, 0..values.len(), &mut Vec::new(), &mut values)?;
+    match values.iter().all(|v| v.is_finite()) {
+        true => Ok(values),
+        false => {
+            let file = ckpt.files[t.file].path.clone();
+            Err(Error::bad_file(file, "holds values that are not finite").tensor(&t.name))
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! `f32`, rounded to the type of the base. Whole tensors in the adapter take the base's place. Also an adapter by itself.
 
 mod delta;
+mod experts;
 mod files;
 
 use super::{Checkpoint, Dtype, SourceFile, TensorMeta};
@@ -68,7 +69,9 @@ pub(super) fn merged(mut base: Checkpoint, path: &Path) -> Result<Checkpoint> {
         }
     }
     for (module, parts) in modules {
-        for (name, delta) in delta::deltas(&base, &module, &parts, &settings, &weights)? {
+        let of_parameter = settings.adapts_parameters() && base.named(&format!("{module}.weight")).is_none();
+        let deltas = if of_parameter { experts::deltas } else { delta::deltas };
+        for (name, delta) in deltas(&base, &module, &parts, &settings, &weights)? {
             let t = base.fitting(&name, [delta.rows, delta.cols], &weights, &module)?;
             if !matches!(t.dtype, Dtype::Ggml(GgmlType::F32 | GgmlType::F16 | GgmlType::BF16)) {
                 let what = format!("the base model's {} is stored as {}", t.name, t.dtype);
@@ -103,6 +106,9 @@ pub(crate) fn separate(base: &Checkpoint, path: &Path) -> Result<Adapter> {
         if !ckpt.holds_the_same(t, base, &base.tensors[place])? {
             return Err(refuse("holds another tensor in the place of the model's", &t.name));
         }
+    }
+    if settings.adapts_parameters() {
+        return Err(refuse("adapts raw parameters", "target_parameters"));
     }
     let (mut found, mut pairs) = (Vec::new(), Vec::new());
     for (module, parts) in modules {
@@ -160,6 +166,20 @@ fn is_embedding(name: &str) -> bool {
     EMBEDDINGS.iter().any(|end| ends_in(name, end))
 }
 
+/// Whether a tensor of the adapter has a row for other tokens than the base's: the vocabulary was extended, or cut, before.
+fn is_extended(name: &str, adapter: &[usize], base: &[usize]) -> bool {
+    (ends_in(name, HEAD) || is_embedding(name)) && adapter.len() == 2 && base.len() == 2 && adapter[1..] == base[1..]
+}
+
+/// What to do where the vocabulary was extended to so many rows.
+fn extended(rows: usize) -> String {
+    format!(
+        "the vocabulary was changed before the adapter was trained; in Python: load the base model, \
+         model.resize_token_embeddings({rows}), PeftModel.from_pretrained(model, ADAPTER).merge_and_unload()\
+         .save_pretrained(FOLDER), save the adapter's tokenizer there too, and give that folder"
+    )
+}
+
 const OF_ANOTHER: &str = "check that the adapter was trained on this model";
 
 impl Checkpoint {
@@ -188,10 +208,15 @@ impl Checkpoint {
         let fault = |what: String| Error::bad_file(weights, what).tensor(module).hint(OF_ANOTHER);
         let found = self.named(name).ok_or_else(|| fault(format!("the base model has no tensor {name}")))?;
         let t = &self.tensors[found];
-        match t.shape == shape || (shape[0] == 1 && t.shape == shape[1..]) {
-            true => Ok(t),
-            false => Err(fault(format!("gives {shape:?}, and the base model's {name} is {:?}", t.shape))),
+        let is_stack = matches!(t.shape[..], [matrices, rows, cols] if [matrices * rows, cols] == shape);
+        if t.shape == shape || (shape[0] == 1 && t.shape == shape[1..]) || is_stack {
+            return Ok(t);
         }
+        let error = fault(format!("gives {shape:?}, and the base model's {name} is {:?}", t.shape));
+        Err(match is_extended(name, &shape, &t.shape) {
+            true => error.hint(extended(shape[0])),
+            false => error,
+        })
     }
 
     /// Gives a model whose head is its embedding a head of its own: an adapter that replaces one of the two leaves the other
@@ -238,7 +263,10 @@ impl Checkpoint {
         if there.shape != t.shape {
             let what = format!("is {:?}, and the base model's {} is {:?}", t.shape, there.name, there.shape);
             let error = Error::bad_file(weights, what).tensor(&t.name);
-            return Err(error.hint("a model with other rows must be merged and saved by PEFT"));
+            return Err(match is_extended(name, &t.shape, &there.shape) {
+                true => error.hint(extended(t.shape[0])),
+                false => error.hint(OF_ANOTHER),
+            });
         }
         *there = TensorMeta { name: std::mem::take(&mut there.name), ..t };
         Ok(())
