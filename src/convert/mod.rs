@@ -52,6 +52,7 @@ pub(crate) mod running;
 pub(crate) mod sensitivity;
 pub(crate) mod sizes;
 mod sorting;
+mod tune;
 mod types;
 mod unfolded;
 mod written;

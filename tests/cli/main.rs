@@ -33,4 +33,5 @@ mod release;
 mod rules;
 #[cfg(feature = "hub")]
 mod tls;
+mod tune;
 mod verify;
