@@ -60,7 +60,7 @@ impl Gradients for Whole {
     }
 }
 
-/// A model whose weights were moved away from a source's, and the source's logits.
+/// A model, and logits of a distribution that it is far from: those of small random models hardly differ from each other.
 struct Case {
     engine: Engine,
     tokens: Vec<u32>,
@@ -75,16 +75,7 @@ impl Case {
         let mut engine = Engine::load(&ckpt, &model).unwrap();
         engine.check_layer_reversible(0).ok()?;
         let tokens: Vec<u32> = (0..TOKENS).map(|i| ((i * i * 31 + i * 7) % engine.config.vocab) as u32).collect();
-        let base = engine.forward(&tokens, &mut Cache::one_batch(TOKENS), 0..TOKENS).unwrap();
-        for (i, linear) in engine.linears_mut().enumerate() {
-            let (rows, cols) = (linear.weight.rows(), linear.weight.cols());
-            let mut data = vec![0.0; rows * cols];
-            linear.weight.decode(0..rows, &mut data);
-            let size = data.iter().map(|w| w * w).sum::<f32>() / data.len() as f32;
-            let noise = numbers(data.len(), i as u64);
-            data.iter_mut().zip(noise).for_each(|(w, noise)| *w += 0.15 * size.sqrt() * noise);
-            linear.weight = Box::new(Dense { data, cols });
-        }
+        let base = numbers(TOKENS * engine.config.vocab, 77).into_iter().map(|v| 3.0 * v).collect();
         for (i, (_, weights)) in engine.norms_mut().enumerate() {
             let noise = numbers(weights.len(), 1000 + i as u64);
             weights.iter_mut().zip(noise).for_each(|(w, noise)| *w += 0.1 * noise);
@@ -118,20 +109,36 @@ impl Case {
         whole.found
     }
 
-    /// Adds `by` times `direction` to what is called `name`.
-    fn shift(&mut self, name: &str, direction: &[f32], by: f64) {
-        let add = |weights: &mut [f32]| {
-            weights.iter_mut().zip(direction).for_each(|(w, d)| *w = (f64::from(*w) + by * f64::from(*d)) as f32);
-        };
+    /// The weights of what is called `name`: a norm, or a matrix.
+    fn weights(&mut self, name: &str) -> Vec<f32> {
         if let Some((_, weights)) = self.engine.norms_mut().find(|(norm, _)| *norm == name) {
-            return add(weights);
+            return weights.to_vec();
         }
         let linear = self.engine.linears_mut().find(|linear| linear.name == name).unwrap();
         let (rows, cols) = (linear.weight.rows(), linear.weight.cols());
         let mut data = vec![0.0; rows * cols];
         linear.weight.decode(0..rows, &mut data);
-        add(&mut data);
-        linear.weight = Box::new(Dense { data, cols });
+        data
+    }
+
+    fn put(&mut self, name: &str, weights: &[f32]) {
+        if let Some((_, place)) = self.engine.norms_mut().find(|(norm, _)| *norm == name) {
+            return place.copy_from_slice(weights);
+        }
+        let linear = self.engine.linears_mut().find(|linear| linear.name == name).unwrap();
+        let cols = linear.weight.cols();
+        linear.weight = Box::new(Dense { data: weights.to_vec(), cols });
+    }
+
+    fn size(&mut self, name: &str) -> f64 {
+        norm_of(&self.weights(name))
+    }
+
+    /// Adds `by` times `direction` to what is called `name`.
+    fn shift(&mut self, name: &str, direction: &[f32], by: f64) {
+        let mut weights = self.weights(name);
+        weights.iter_mut().zip(direction).for_each(|(w, d)| *w = (f64::from(*w) + by * f64::from(*d)) as f32);
+        self.put(name, &weights);
     }
 }
 
@@ -143,12 +150,12 @@ fn norm_of(x: &[f32]) -> f64 {
 fn check(path: &Path) -> bool {
     let Some(mut case) = Case::of(path) else { return false };
     let (loss, gradients) = (case.loss(), case.gradients());
-    assert!(loss > 1e-3, "{}: a loss of {loss}", path.display());
+    assert!(loss > 0.1, "{}: a loss of {loss}", path.display());
     let mut compared = 0;
     for (i, (name, gradient)) in gradients.iter().filter(|(name, _)| !name.is_empty()).enumerate() {
-        let norm = norm_of(gradient);
+        let (norm, size) = (norm_of(gradient), case.size(name));
         // What hardly changes the loss is lost in its last digits.
-        if norm < 1e-4 * loss {
+        if norm * 0.01 * size < 2e-4 {
             continue;
         }
         for part in 0..3 {
@@ -161,20 +168,17 @@ fn check(path: &Path) -> bool {
             }
             direction.iter_mut().for_each(|d| *d = (f64::from(*d) / length) as f32);
             let expected: f64 = gradient.iter().zip(&direction).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-            let step = 0.01 * loss / length;
-            let before = match name {
-                _ if case.engine.linears_mut().any(|l| l.name == *name) => None,
-                _ => case.engine.norms_mut().find(|(norm, _)| norm == name).map(|(_, w)| w.to_vec()),
+            let step = 0.01 * size;
+            let mut at = |by: f64| {
+                let before = case.weights(name);
+                case.shift(name, &direction, by);
+                let loss = case.loss();
+                case.put(name, &before);
+                loss
             };
-            case.shift(name, &direction, step);
-            let above = case.loss();
-            case.shift(name, &direction, -2.0 * step);
-            let below = case.loss();
-            case.shift(name, &direction, step);
-            if let Some(before) = before {
-                case.engine.norms_mut().find(|(norm, _)| norm == name).unwrap().1.copy_from_slice(&before);
-            }
-            let found = (above - below) / (2.0 * step);
+            // Two pairs of steps, so that the third derivative drops out too.
+            let [near, far] = [step, 2.0 * step].map(|step| at(step) - at(-step));
+            let found = (8.0 * near - far) / (12.0 * step);
             let error = (found - expected).abs() / norm;
             assert!(error < TOLERANCE, "{}: {name}: {expected:e}, by differences {found:e}", path.display());
             compared += 1;
