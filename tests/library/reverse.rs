@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 
 /// Largest allowed difference of a derivative, in units of the gradient's norm.
 const TOLERANCE: f64 = 1e-2;
-/// Steps, in units of the size of what is moved: wide enough for soft-capped scores far below the cap, which `f32` has in
-/// stairs of some 3e-6.
-const STEP: f64 = 0.05;
+/// What the first pair of steps changes the loss by, as a share of it, and how far they go at most, in units of the size of what
+/// is moved.
+const CHANGE: f64 = 2e-3;
+const FARTHEST: f64 = 0.01;
 const TOKENS: usize = 40;
 
 /// Repeatable numbers in -1 .. 1.
@@ -158,7 +159,7 @@ fn check(path: &Path) -> bool {
     for (i, (name, gradient)) in gradients.iter().filter(|(name, _)| !name.is_empty()).enumerate() {
         let (norm, size) = (norm_of(gradient), case.size(name));
         // What hardly changes the loss is lost in its last digits.
-        if norm * STEP * size < 5e-4 {
+        if norm * FARTHEST * size < 2e-4 * loss {
             continue;
         }
         for part in 0..3 {
@@ -171,7 +172,7 @@ fn check(path: &Path) -> bool {
             }
             direction.iter_mut().for_each(|d| *d = (f64::from(*d) / length) as f32);
             let expected: f64 = gradient.iter().zip(&direction).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-            let step = STEP * size;
+            let step = (CHANGE * loss / length).min(FARTHEST * size);
             let mut at = |by: f64| {
                 let before = case.weights(name);
                 case.shift(name, &direction, by);
