@@ -9,7 +9,9 @@ use crate::{Error, Result};
 use ndarray::{Array2, ArrayView1, ArrayView2};
 use rayon::prelude::*;
 
-pub use crate::packed::{Exception, Input, Module, Packed, Piece, ScaleRule, Scheme, Scope, Slot, StoredPiece};
+pub use crate::packed::{
+    Exception, Input, Module, Packed, Piece, ScaleRule, Scheme, Scope, Slot, StoredPiece, Tunable,
+};
 pub use crate::quant::GgmlType;
 
 fn fault(e: QuantError) -> Error {

@@ -7,6 +7,7 @@ use crate::convert::recipe;
 use crate::eval::KvCache;
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// How results are printed.
@@ -198,6 +199,10 @@ pub struct RoundingArgs {
     /// rule; the model is the same, but adapters (LoRA) made for it no longer fit the file
     #[arg(long, conflicts_with = "sequential")]
     pub sort_channels: bool,
+    /// Folders of mlx, gptq, awq and w4a16 with --calibration: tune scales (MLX: and biases) in so many steps by KL divergence from
+    /// the source, codes as they are; written is what held-out text likes best
+    #[arg(long, value_name = "STEPS")]
+    pub tune: Option<NonZeroUsize>,
     /// Error feedback: how far the Hessian's off-diagonals are shrunk, 0 to 1
     #[arg(long, value_name = "RHO", default_value_t = recipe::Rounding::default().rho)]
     pub rho: f32,

@@ -20,6 +20,7 @@ use crate::packed::{self, Spec};
 use crate::quant::{GgmlType, codec, presets};
 use crate::source::sha256_file;
 use crate::{Error, Result};
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 /// Flags that do not decide what a recipe decides.
@@ -157,6 +158,7 @@ pub fn of_convert(args: &ConvertArgs) -> Result<Recipe> {
             sort_channels: rounding.sort_channels,
             static_groups: args.folder.static_groups,
             smooth: args.folder.smooth,
+            tune: rounding.tune.map_or(0, NonZeroUsize::get),
         },
         split: match (args.split_max_size, args.split_max_tensors, args.keep_split) {
             (Some(bytes), _, _) => Split::MaxBytes(bytes),

@@ -6,9 +6,10 @@ use super::folder::nearest;
 use super::layout::FolderPlan;
 use super::plan::{AssumedImportance, Plan};
 use super::recipe::Recipe;
-use super::rounding::{has_feedback, needs_data};
+use super::rounding::{has_feedback, needs_data, tuning};
 use super::sizes::{self, FileSizes, TensorRow};
 use super::stream;
+use super::tune;
 use super::types::sizes_of_model;
 use crate::model::{Cache, Model, SourceModel};
 use crate::packed::ChannelScaling;
@@ -165,6 +166,7 @@ impl Forecast<'_> {
     /// What the calibration of a folder takes; `None` where there is none.
     pub fn folder_cost(&self, folder: &FolderPlan) -> Option<Cost> {
         let (spec, rounding, given) = (&folder.spec, &self.plan.recipe.rounding, self.plan.recipe.data.is_some());
+        let steps = tuning(spec, rounding, given);
         let pass = match (has_feedback(spec, rounding, given), spec.scaling()) {
             (true, ChannelScaling::Awq) => Pass::Awq,
             (true, ChannelScaling::None | ChannelScaling::SmoothQuant) => Pass::Gptq,
@@ -178,6 +180,13 @@ impl Forecast<'_> {
             cost.cpu_seconds += 2.0 * self.cost(Pass::Gptq).cpu_seconds;
             let model = self.plan.source.ckpt.tensors().iter().map(|t| t.bytes()).sum();
             cost.peak_memory = cost.peak_memory.max(model);
+        }
+        if steps > 0 {
+            let window = self.plan.recipe.data.as_ref().map_or(0, |data| data.window);
+            let own =
+                tune::cost(&self.plan.source.model, folder.quantized(&self.plan.source.ckpt), spec, steps, window);
+            cost.cpu_seconds += own.cpu_seconds;
+            cost.peak_memory = cost.peak_memory.max(own.peak_memory);
         }
         Some(cost)
     }

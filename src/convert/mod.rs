@@ -53,6 +53,7 @@ pub(crate) mod running;
 pub(crate) mod sensitivity;
 pub(crate) mod sizes;
 mod sorting;
+mod tune;
 mod types;
 mod unfolded;
 mod written;

@@ -1,7 +1,7 @@
 //! What of a recipe decides the bytes of one of its outputs.
 
 use super::recipe::{Recipe, RuleType, Search, Target, TypeRule, TypeRules};
-use super::rounding::{Rounding, has_feedback, needs_data, smoothing};
+use super::rounding::{Rounding, has_feedback, needs_data, rounds_by_data, smoothing, tuning};
 use crate::calibration::imatrix::UnseenExperts;
 use crate::model::{Mtp, Part};
 
@@ -55,10 +55,11 @@ impl Recipe {
                     search: Some(if feedback { Search::Feedback } else { Search::Nearest }),
                     rho: if feedback { rounding.rho } else { usual.rho },
                     damping: if feedback { rounding.damping } else { usual.damping },
-                    sequential: calibrated.then(|| rounding.sequential.unwrap_or(true)),
+                    sequential: rounds_by_data(format, &rounding, given).then(|| rounding.sequential.unwrap_or(true)),
                     static_groups: rounding.static_groups && feedback && format.desc_act,
                     smooth: smooth.filter(|_| given).unwrap_or(usual.smooth),
                     sort_channels: false,
+                    tune: tuning(format, &rounding, given),
                 };
                 let tensors = types.tensors.into_iter().filter(|rule| rule.ty.folder.is_some());
                 // The same rules, whatever else they might mean.
@@ -92,6 +93,7 @@ impl Recipe {
                         sort_channels: rounding.sort_channels,
                         static_groups: false,
                         smooth: usual.smooth,
+                        tune: 0,
                     },
                     false => Rounding {
                         search: Some(Search::Nearest),
@@ -101,6 +103,7 @@ impl Recipe {
                         sort_channels: false,
                         static_groups: false,
                         smooth: usual.smooth,
+                        tune: 0,
                     },
                 };
                 Recipe {

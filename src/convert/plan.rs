@@ -9,6 +9,7 @@ use super::ledger::{Kind, LedgerRow};
 use super::loadable;
 use super::recipe::{Limit, Recipe, Split, Target};
 use super::record::{self, Facts};
+use super::rounding::tuning;
 use super::sizes::{self, FileSizes};
 use super::stream;
 pub use super::types::AssumedImportance;
@@ -16,6 +17,7 @@ use super::types::{self, Tensor};
 use crate::calibration::data::DataReport;
 use crate::error::Hint;
 use crate::gguf::{self, Metadata};
+use crate::infer::check_reversible;
 use crate::model::config_keys::lost;
 use crate::model::contradictions;
 use crate::model::tokenizer::GgufVocab;
@@ -164,6 +166,9 @@ pub(super) fn decide_outputs(source: &SourceModel, recipe: &Recipe, importance: 
                 if is_folder && !source.ckpt.dir().join("config.json").is_file() {
                     let what = "there is no config.json, which every program that loads a folder reads";
                     return Err(Error::unsupported(format!("{}: {what}", source.ckpt.dir().display())));
+                }
+                if tuning(format, &recipe.rounding, recipe.data.is_some()) > 0 {
+                    check_reversible(&source.model.config)?;
                 }
                 let folder = FolderPlan::new(source, *format, recipe.devices, &recipe.types.tensors)?;
                 Decided::Folder(Box::new(FolderPlan { limit: *limit, ..folder }))

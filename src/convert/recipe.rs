@@ -6,6 +6,7 @@
 
 pub use super::asked::{Float, FolderType, Like, PLAIN, RuleType};
 use super::catalogue;
+use super::rounding::MOST_STEPS;
 pub use super::rounding::{Rounding, Search};
 use super::written::{preset_name, source_names, spec_name, type_name};
 use crate::calibration::data::{self, Source};
@@ -400,7 +401,28 @@ impl Recipe {
             return Err(Error::request("channels are not sorted in sequential error feedback"));
         }
         self.outputs.iter().filter(|t| t.limit().is_some()).try_for_each(|target| self.check_budget(target))?;
-        Ok(())
+        self.check_tuning()
+    }
+
+    /// That there is something to tune, and text to tune it by.
+    fn check_tuning(&self) -> Result<()> {
+        let steps = self.rounding.tune;
+        if steps == 0 {
+            return Ok(());
+        }
+        if steps > MOST_STEPS {
+            return Err(Error::request(format!("{steps} steps of tuning; at most {} are taken", MOST_STEPS)));
+        }
+        if !self.folders().any(Spec::is_tunable) {
+            let what = "nothing to tune: the formats with scales that can be tuned are mlx of 2 to 8 bits, gptq, awq, w4a16 and w8a16";
+            return Err(Error::request(what));
+        }
+        match self.data {
+            Some(_) => Ok(()),
+            None => {
+                Err(Error::request("scales are tuned on calibration data, and none are named").hint(Hint::Calibrate))
+            }
+        }
     }
 
     /// That there is something to choose by, and from.

@@ -23,12 +23,31 @@ pub struct Rounding {
     pub static_groups: bool,
     /// SmoothQuant's exponent; 0 for none (INT8).
     pub smooth: f32,
+    /// Steps in which scales and biases of finished folders are tuned by KL divergence from the source; 0: they are not.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub tune: usize,
+}
+
+/// Steps of tuning at most.
+pub const MOST_STEPS: usize = 100_000;
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 impl Default for Rounding {
     fn default() -> Self {
         let Shrink { rho, damping } = Shrink::default();
-        Self { search: None, rho, damping, sequential: None, sort_channels: false, static_groups: false, smooth: 0.5 }
+        Self {
+            search: None,
+            rho,
+            damping,
+            sequential: None,
+            sort_channels: false,
+            static_groups: false,
+            smooth: 0.5,
+            tune: 0,
+        }
     }
 }
 
@@ -53,6 +72,16 @@ pub fn has_feedback(spec: &Spec, rounding: &Rounding, given: bool) -> bool {
 
 /// Whether the model has to be run on calibration data for a format: on the bundled texts, where none are given.
 pub fn needs_data(spec: &Spec, rounding: &Rounding, given: bool) -> bool {
+    rounds_by_data(spec, rounding, given) || tuning(spec, rounding, given) > 0
+}
+
+/// In how many steps a folder is tuned.
+pub fn tuning(spec: &Spec, rounding: &Rounding, given: bool) -> usize {
+    if given && spec.is_tunable() { rounding.tune } else { 0 }
+}
+
+/// Whether calibration data decide codes, scales or channel factors before any tuning.
+pub fn rounds_by_data(spec: &Spec, rounding: &Rounding, given: bool) -> bool {
     (given && scales(spec, rounding)) || spec.needs_inputs() || has_feedback(spec, rounding, given)
 }
 

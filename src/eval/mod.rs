@@ -45,7 +45,9 @@ use std::ops::Range;
 use crate::Result;
 
 pub use crate::disk::partial::PartialFile;
-pub use crate::infer::{Cache, Engine, KvCache, Linear, Observer, Sampling};
+pub use crate::infer::{
+    Cache, Engine, Gradients, KvCache, Linear, Observer, Sampling, check_reversible, weight_gradient,
+};
 pub use artifact::{Ablation, Artifact, TensorDamage};
 pub use bootstrap::{Bootstrap, Difference, Pair};
 pub use compare::{Base, Candidate, Comparison, Options, Progress, compare, compare_in_turns};

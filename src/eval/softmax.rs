@@ -115,6 +115,12 @@ multiversion! {
         row_body(x)
     }
 
+    fn gradient_kernel(base: &mut [f32], q: &[f32], lse_base: f32, lse_q: f32, factor: f32) {
+        for (b, q) in base.iter_mut().zip(q) {
+            *b = factor * (exp((q - lse_q).min(0.0)) - exp((*b - lse_base).min(0.0)));
+        }
+    }
+
     fn kl_kernel(base: &[f32], q: &[f32], lse_base: f32, offset: f32, floor: f32) -> f64 {
         kl_body(base, q, lse_base, offset, floor)
     }
@@ -150,6 +156,21 @@ pub fn kl_of_rows(base: &[f32], logits: &[f32], vocab: usize) -> Vec<f64> {
         (Err(_), _) => f64::NAN,
         (_, Err(_)) => f64::INFINITY,
         (Ok(p_row), Ok(q_row)) => kl(p, &p_row, q, &q_row, f32::NEG_INFINITY),
+    });
+    kl.collect()
+}
+
+/// The KL divergence of every row of `logits` from that of `base` (both `[n, vocab]`), and in the place of `base` `factor`
+/// times its gradient at `logits`: the difference of the probabilities. NaN where either are not all numbers.
+pub fn kl_gradients(base: &mut [f32], logits: &[f32], vocab: usize, factor: f32) -> Vec<f64> {
+    let pairs = base.par_chunks_mut(vocab).zip(logits.par_chunks(vocab));
+    let kl = pairs.map(|(p, q)| match (row(p), row(q)) {
+        (Ok(p_row), Ok(q_row)) => {
+            let loss = kl(p, &p_row, q, &q_row, f32::NEG_INFINITY);
+            gradient_kernel(p, q, p_row.lse as f32, q_row.lse as f32, factor);
+            loss
+        }
+        _ => f64::NAN,
     });
     kl.collect()
 }
@@ -220,6 +241,31 @@ mod tests {
         }
         let r = row(&base).unwrap();
         assert_eq!(kl(&base, &r, &base, &r, f32::NEG_INFINITY), 0.0);
+    }
+
+    #[test]
+    fn the_gradient_is_that_of_small_steps() {
+        let (base, q) = (logits(300, 1, 6.0), logits(300, 2, 6.0));
+        let mut gradient = base.clone();
+        let loss = kl_gradients(&mut gradient, &q, 300, 2.0)[0];
+        assert_eq!(loss, kl_of_rows(&base, &q, 300)[0]);
+        let exact = |q: &[f64]| {
+            let lse = |x: &[f64]| x.iter().map(|v| v.exp()).sum::<f64>().ln();
+            let base: Vec<f64> = base.iter().map(|v| f64::from(*v)).collect();
+            let (lp, lq) = (lse(&base), lse(q));
+            base.iter().zip(q).map(|(b, q)| (b - lp).exp() * ((b - lp) - (q - lq))).sum::<f64>()
+        };
+        let q: Vec<f64> = q.iter().map(|v| f64::from(*v)).collect();
+        for i in [0, 7, 123, 299] {
+            let at = |h: f64| {
+                let mut moved = q.clone();
+                moved[i] += h;
+                exact(&moved)
+            };
+            let difference = 2.0 * (at(1e-4) - at(-1e-4)) / 2e-4;
+            assert!((f64::from(gradient[i]) - difference).abs() < 1e-6, "{i}: {} {difference}", gradient[i]);
+        }
+        assert!(kl_gradients(&mut [f32::NAN, 0.0], &[0.0, 0.0], 2, 1.0)[0].is_nan());
     }
 
     #[test]

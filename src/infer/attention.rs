@@ -224,13 +224,24 @@ pub(super) struct Heads<'a> {
 impl Heads<'_> {
     /// What is taken from a head's score per position of distance (Press et al. 2021): powers of one base, and between them
     /// where the heads are no power of two.
-    fn slope(&self, head: usize) -> Option<f32> {
+    pub(super) fn slope(&self, head: usize) -> Option<f32> {
         let below = 1 << self.heads.max(1).ilog2();
         let power = |of: usize, step: f32| 2f32.powf(-self.alibi.unwrap_or(0.0) * step / of as f32);
         self.alibi.map(|_| match head < below {
             true => power(below, (head + 1) as f32),
             false => power(2 * below, (2 * (head - below) + 1) as f32),
         })
+    }
+
+    /// The positions, of `len`, that the query at `position` sees.
+    pub(super) fn seen(&self, position: usize, len: usize) -> Range<usize> {
+        let end = position + 1;
+        match self.window {
+            None if self.both_ways => 0..len,
+            Some(window) if self.both_ways => position.saturating_sub(window / 2)..(end + window / 2).min(len),
+            Some(chunk) if self.chunked => position / chunk * chunk..end,
+            window => window.map_or(0, |w| end.saturating_sub(w))..end,
+        }
     }
 }
 
@@ -311,15 +322,7 @@ struct Block<'a> {
 impl Block<'_> {
     /// The positions that a query sees.
     fn seen(&self, query: usize) -> Range<usize> {
-        let end = self.first + query + 1;
-        match self.shape.window {
-            None if self.shape.both_ways => 0..self.kv.len,
-            Some(window) if self.shape.both_ways => {
-                (end - 1).saturating_sub(window / 2)..(end + window / 2).min(self.kv.len)
-            }
-            Some(chunk) if self.shape.chunked => (end - 1) / chunk * chunk..end,
-            window => window.map_or(0, |w| end.saturating_sub(w))..end,
-        }
+        self.shape.seen(self.first + query, self.kv.len)
     }
 
     /// The key/value head of this head.

@@ -220,7 +220,7 @@ impl Attention {
 
 impl Norm {
     /// Whether all heads are normalised as one row: more weights than a head has, and none of them a head's alone.
-    fn is_wide(&self, dim: usize) -> bool {
+    pub(super) fn is_wide(&self, dim: usize) -> bool {
         self.weight.len() > dim && !self.by_head
     }
 }

@@ -186,7 +186,7 @@ pub(super) fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 
 /// `inner = activation(gate) · up` with gate and up side by side in `gate_up` (`[n, 2 * width]`), or `activation(up)` with
 /// up alone (`[n, width]`).
-fn activate(activation: Activation, gated: bool, gate_up: &[f32], inner: &mut [f32], width: usize) {
+pub(super) fn activate(activation: Activation, gated: bool, gate_up: &[f32], inner: &mut [f32], width: usize) {
     let both = if gated { 2 * width } else { width };
     let rows = inner.par_chunks_exact_mut(width).zip(gate_up.par_chunks_exact(both));
     rows.with_min_len(ROWS_PER_TASK).for_each(|(inner, row)| {

@@ -74,7 +74,8 @@ impl Block<'_> {
         // Falcon-H1's converter writes one name without its last part.
         if self.has(stem) {
             let weight = self.numbers(stem, len)?;
-            return Ok(Some(Norm { kind: self.c.norm, weight, by_head: false, bias: None, eps: self.c.norm_eps }));
+            let (name, kind, eps) = (self.name(stem), self.c.norm, self.c.norm_eps);
+            return Ok(Some(Norm { name, kind, weight, by_head: false, bias: None, eps }));
         }
         let there = self.has(&format!("{stem}.weight"));
         there.then(|| self.loader.norm(self.c, &self.name(stem), len)).transpose()

@@ -21,6 +21,7 @@ mod ngrams;
 mod norm;
 mod pooling;
 mod recurrent;
+mod reverse;
 mod rope;
 mod sampling;
 mod scorer;
@@ -30,6 +31,7 @@ mod weights;
 pub use attention::Cache;
 pub use kv_cache::KvCache;
 pub use linear::Linear;
+pub use reverse::{Gradients, check_reversible, weight_gradient};
 pub use sampling::{Ended, Sampler, Sampling, continue_text, continue_together, generate, sample_together};
 pub use weights::Stored;
 

@@ -9,6 +9,8 @@ pub(super) const ROWS_PER_TASK: usize = 32;
 
 /// One norm with its weights.
 pub(super) struct Norm {
+    /// GGUF name of the weights; empty where there are none.
+    pub name: String,
     pub kind: config::Norm,
     pub weight: Vec<f32>,
     /// The weights are those of one head after the other.

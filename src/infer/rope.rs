@@ -41,6 +41,11 @@ impl Angles {
         Angles { cos, sin, half }
     }
 
+    /// Those that turn back what these turned: the transpose of the rotation.
+    pub fn back(&self) -> Self {
+        Angles { cos: self.cos.clone(), sin: self.sin.iter().map(|s| -s).collect(), half: self.half }
+    }
+
     /// Turns the first channels of `head` by the angles of the `i`-th position of the batch; channels that are turned
     /// together are neighbours (`pairs`), or half of them apart.
     pub fn rotate(&self, head: &mut [f32], i: usize, pairs: bool) {

@@ -118,7 +118,8 @@ impl<'a> Loader<'a> {
 
     /// Norms of a model that has no weights for them.
     pub fn weightless(&self, c: &Config) -> Norm {
-        Norm { kind: c.norm, weight: vec![1.0; c.hidden], by_head: false, bias: None, eps: c.norm_eps }
+        let weight = vec![1.0; c.hidden];
+        Norm { name: String::new(), kind: c.norm, weight, by_head: false, bias: None, eps: c.norm_eps }
     }
 
     fn find(&self, name: &str) -> Result<&MappedTensor> {
@@ -205,9 +206,10 @@ impl<'a> Loader<'a> {
 
     /// The norm `{name}.weight` over rows of `len`, with its bias if there is one.
     pub fn norm(&self, c: &Config, name: &str, len: usize) -> Result<Norm> {
-        let weight = self.numbers(&format!("{name}.weight"), len)?;
         let bias = self.optional(&format!("{name}.bias"), len)?;
-        Ok(Norm { kind: c.norm, weight, by_head: false, bias, eps: c.norm_eps })
+        let name = format!("{name}.weight");
+        let weight = self.numbers(&name, len)?;
+        Ok(Norm { name, kind: c.norm, weight, by_head: false, bias, eps: c.norm_eps })
     }
 
     /// The linear layer `{name}.weight` of `rows` rows (of all experts together), with its bias if there is one.

@@ -6,6 +6,7 @@ use crate::kernel::RowSource;
 use crate::minifloat::{E2M1, E2M1_MAX, E4M3_MAX, e4m3, e8m0};
 use half::{bf16, f16};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// A matrix `[rows, cols]` of codes with scales.
 #[derive(Clone, Debug)]
@@ -14,7 +15,7 @@ pub struct Packed {
     pub(super) cols: usize,
     pub(super) bits: u8,
     /// Codes, least significant bits first.
-    pub(super) codes: Vec<u8>,
+    pub(super) codes: Arc<Vec<u8>>,
     /// Bytes from one row of codes to the next; `None` where rows follow each other without a gap.
     pub(super) stride: Option<usize>,
     pub(super) coding: Coding,
@@ -178,6 +179,7 @@ impl Packed {
         scales: Numbers,
         blocks: Blocks,
     ) -> Self {
+        let codes = Arc::new(codes);
         Packed { rows, cols, bits, codes, stride, coding, scales, blocks, input: Input::Exact, order: None }
     }
 
@@ -242,11 +244,16 @@ impl Packed {
         rows > 0 && cols > 0 && (1..=8).contains(&bits) && self.scales.len() == scales && offsets && codes
     }
 
-    fn decode_row(&self, row: usize, codes: &mut [u8], out: &mut [f32]) {
+    /// The codes of a stored row.
+    pub(super) fn codes_of(&self, row: usize, codes: &mut [u8]) {
         match self.stride {
             Some(stride) => unpack(&self.codes[row * stride..][..stride], 0, self.bits, codes),
             None => unpack(&self.codes, row * self.cols, self.bits, codes),
         }
+    }
+
+    fn decode_row(&self, row: usize, codes: &mut [u8], out: &mut [f32]) {
+        self.codes_of(row, codes);
         match &self.blocks {
             Blocks::Columns { group_of, groups } => {
                 for (i, (code, out)) in codes.iter().zip(out).enumerate() {

@@ -19,6 +19,7 @@ mod mlx;
 mod names;
 mod pieces;
 mod read;
+mod tunable;
 
 pub(crate) use bits::transpose;
 pub use compressed::floats::{Fp4Codes, pack_fp4};
@@ -33,6 +34,7 @@ pub use matrix::{Input, Packed};
 pub use mixture::Mixture;
 pub use pieces::StoredPiece;
 pub use read::Scheme;
+pub use tunable::Tunable;
 
 use crate::dtype::{Dtype, GgmlType};
 use crate::feedback::ScaleType;

@@ -44,7 +44,7 @@ const ALL: &[&str] = &[
 ];
 
 /// The pieces, read back as from a checkpoint whose configuration is the spec's own.
-fn read(spec: &Spec, pieces: &[Piece]) -> Packed {
+pub(super) fn read(spec: &Spec, pieces: &[Piece]) -> Packed {
     let config = json!({ "quantization_config": spec.quantization_config(Scope::default()) });
     let scheme = Scheme::of(&config).unwrap().unwrap();
     let mut suffixes = Vec::new();

@@ -246,6 +246,15 @@ impl Folder {
         self.text(LAST, config)
     }
 
+    /// Takes `config.json` away again: more is written, after a look at what there is.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn unseal(&self) -> Result<()> {
+        let path = self.partial.join(LAST);
+        disk::remove_file(&path).map_err(|e| Error::io(&path, e))
+    }
+
     /// How a sealed folder is given its name, which is all that is missing.
     ///
     /// # Errors

@@ -35,4 +35,5 @@ mod release;
 mod rules;
 #[cfg(feature = "hub")]
 mod tls;
+mod tune;
 mod verify;

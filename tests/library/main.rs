@@ -25,6 +25,7 @@ mod projectors;
 mod report;
 mod resume;
 mod resume_inputs;
+mod reverse;
 mod together;
 mod tokenizer;
 mod tokenizer_folders;

@@ -1,9 +1,9 @@
 //! What decides the bytes of an output decides whether a run may go on: every field of the recipe is changed, one after the
 //! other, and the unfinished work of the first run is refused.
 
-use crate::common::model;
+use crate::common::{digests, model};
 use quantize::convert::recipe::Data;
-use quantize::convert::{self, Limit, Recipe, Target};
+use quantize::convert::{self, Limit, Recipe, Search, Target};
 use quantize::model::SourceModel;
 use quantize::{Cancel, Control, Error, Phase, Report, Unfinished, Unit};
 use serde_json::{Value, json};
@@ -158,6 +158,11 @@ fn every_field_of_a_folders_recipe_counts() {
     // With channels scaled, and nothing that error feedback decides.
     let of_feedback = ["/rounding/search", "/rounding/rho", "/rounding/damping", "/rounding/static_groups"];
     every_field_counts("llama", calibrated("int8"), &[&OF_FILES[..], &of_feedback].concat());
+    // With tuned scales, and nothing else that calibration decides.
+    let mut tuned = calibrated("mlx-4bit-32g");
+    (tuned.rounding.search, tuned.rounding.tune) = (Some(Search::Nearest), 2);
+    let of_rounding = ["/rounding/rho", "/rounding/damping", "/rounding/sequential"];
+    every_field_counts("llama", tuned, &[&OF_FILES[..], &of_other_formats, &of_rounding].concat());
 }
 
 /// Asks a run to stop as soon as a phase begins.
@@ -191,4 +196,30 @@ fn a_run_stopped_while_its_file_is_checked_goes_on() {
     assert!(run(&source, &recipe, &output, &resumed, &()).is_none());
     assert!(run(&source, &recipe, &whole, &control, &()).is_none());
     assert!(std::fs::read(output).unwrap() == std::fs::read(whole).unwrap());
+}
+
+/// Steps of tuning are not noted one by one: a run that is stopped among them takes them anew, to the same bytes.
+#[test]
+fn a_run_stopped_while_its_scales_are_tuned_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = SourceModel::open(&model("tiny-llama")).unwrap();
+    let mut recipe = calibrated("mlx-3bit-64g");
+    recipe.rounding.tune = 3;
+    let [output, whole] = ["a", "b"].map(|name| dir.path().join(name));
+    let control = Control { threads: 2, ..Control::default() };
+    let stop = StopIn { phase: "tuning", cancel: Cancel::default() };
+    let first = Control { cancel: stop.cancel.clone(), ..control.clone() };
+    assert!(matches!(run(&source, &recipe, &output, &first, &stop), Some(Error::Interrupted)));
+    assert!(!output.exists());
+    let resumed = Control { resume: true, ..control.clone() };
+    let done = run(&source, &recipe, &output, &resumed, &());
+    assert!(done.is_none(), "{done:?}");
+    assert!(run(&source, &recipe, &whole, &Control { threads: 1, ..control }, &()).is_none());
+    assert_eq!(digests(&output), digests(&whole));
+    let manifest = std::fs::read_to_string(output.join("quantize-manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_str(&manifest).unwrap();
+    let tuned = &manifest["tuned"];
+    assert!(tuned["kept"].as_u64().unwrap() > 0, "{tuned}");
+    assert!(tuned["after"].as_f64().unwrap() < tuned["before"].as_f64().unwrap(), "{tuned}");
+    assert_eq!(manifest["recipe"]["rounding"]["tune"], 3);
 }

@@ -5,7 +5,7 @@ use crate::calibration::data::Source;
 use crate::convert::recipe::Data;
 use crate::convert::rounding::{has_feedback, needs_data};
 use crate::convert::{Recipe, recipe::Target};
-use crate::packed::ChannelScaling;
+use crate::packed::{ChannelScaling, Spec};
 use crate::{Error, Result};
 
 /// What of a run decides whether flags matter.
@@ -25,6 +25,8 @@ pub(super) struct Effects {
     importance: bool,
     desc_act: bool,
     smooth: bool,
+    /// Folders whose scales can be tuned, and data.
+    tunes: bool,
     text: bool,
     sequential_files: bool,
     /// Types that come out as garbage without importance, and none is given.
@@ -51,6 +53,7 @@ impl Effects {
             data,
             importance: recipe.importance.is_some(),
             desc_act: recipe.folders().any(|spec| spec.desc_act),
+            tunes: data && recipe.folders().any(Spec::is_tunable),
             smooth: data && recipe.folders().any(|spec| spec.scaling() == ChannelScaling::SmoothQuant),
             text,
             uncalibrated: recipe.ruinous().next().is_some(),
@@ -109,6 +112,7 @@ pub(super) const RULES: &[Rule<Effects>] = rules! {
     static_groups        "--static-groups"        |e| e.desc_act, "is for GPTQ folders with --desc-act";
     uncalibrated         "--uncalibrated"         |e| e.uncalibrated, "is for i-quants below four bits without importance matrix or calibration";
     smooth               "--smooth"               |e| e.smooth, "is for --to int8 with --calibration";
+    tune                 "--tune"                 |e| e.tunes, "is for --to mlx-4bit, gptq, awq, w4a16 and the like with --calibration";
     ctx                  "--ctx"                  |e| e.text, TEXT;
 };
 

@@ -76,6 +76,9 @@ pub fn part(layer: Option<usize>) -> String {
 /// The part of the journal that holds the verdict.
 pub const VERDICT: &str = "held-out windows";
 
+/// The part of the journal that tells of tuned scales.
+pub const TUNED: &str = "tuned scales";
+
 /// The parts of a plan, in order.
 pub fn parts(plan: &FolderPlan) -> Vec<Option<usize>> {
     let mut layers: Vec<Option<usize>> = plan.modules.iter().map(|m| m.module.layer).collect();
@@ -161,7 +164,18 @@ impl<'a> Job<'a> {
                 modules.extend(rows);
             }
         }
+        let tuned = self.finished(TUNED)?;
+        // What a module's scales have become since its row was written.
+        for row in &mut modules {
+            let error = row["module"].as_str().and_then(|path| tuned.as_ref()?["relative_errors"].get(path));
+            if let Some(error) = error {
+                row["relative_error"] = error.clone();
+            }
+        }
         let mut manifest = self.manifest(provenance, &departures, modules);
+        if let Some(tuned) = tuned {
+            manifest["tuned"] = tuned["summary"].clone();
+        }
         if let Some(mut held_out) = self.finished(VERDICT)? {
             held_out.as_object_mut().and_then(|record| record.remove("ledger"));
             manifest["held_out"] = held_out;
@@ -326,22 +340,27 @@ impl<'a> Job<'a> {
     pub fn record(&self, index: usize, weights: &[f32], packed: &Packed) -> Value {
         let ModulePlan { module: m, spec, .. } = &self.plan.modules[index];
         let bytes = spec.map_or(0, |s| s.sizes(m.rows, m.cols, m.scale_type(self.ckpt)));
-        let (mut error, mut total) = (0.0f64, 0.0f64);
-        let mut row = vec![0.0; m.cols];
-        for (i, weights) in weights.chunks_exact(m.cols).enumerate() {
-            packed.decode(i..i + 1, &mut row);
-            for (w, q) in weights.iter().zip(&row) {
-                error += f64::from(w - q).powi(2);
-                total += f64::from(*w).powi(2);
-            }
-        }
         json!({
             "module": m.path,
             "format": spec.map(|s| s.to_string()),
             "bits": 8.0 * bytes as f64 / (m.rows * m.cols) as f64,
-            "relative_error": error / total.max(f64::MIN_POSITIVE),
+            "relative_error": relative_error(weights, packed),
         })
     }
+}
+
+/// The squared error of a module relative to its weights, rows of both in the same order.
+pub fn relative_error(weights: &[f32], packed: &dyn RowSource) -> f64 {
+    let (mut error, mut total) = (0.0f64, 0.0f64);
+    let mut row = vec![0.0; packed.cols()];
+    for (i, weights) in weights.chunks_exact(row.len().max(1)).enumerate() {
+        packed.decode(i..i + 1, &mut row);
+        for (w, q) in weights.iter().zip(&row) {
+            error += f64::from(w - q).powi(2);
+            total += f64::from(*w).powi(2);
+        }
+    }
+    error / total.max(f64::MIN_POSITIVE)
 }
 
 impl Job<'_> {

@@ -1,6 +1,6 @@
 //! From a checkpoint to a quantized checkpoint folder, as [`super::layout`] has decided it: [`job`] does what all methods share (reading modules, packing, writing, resuming), [`nearest`] rounds module by module without
 //! running the model, [`layered`] by what a layer's inputs were (which [`crate::calibration::layerwise`] shows it), with
-//! the channel factors of [`scaled`] where there are any, [`judged`] compares the result with its rival, and [`files`]
+//! the channel factors of [`scaled`] where there are any, [`judged`] compares the result with its rival, [`tuned`] moves its scales, and [`files`]
 //! makes the small files around the weights; [`plain_job`] makes those without quantized weights; [`engines`] says who would refuse the result. Formats are known to
 //! [`crate::packed`], the container to [`crate::writer`].
 
@@ -13,6 +13,7 @@ pub mod nearest;
 pub(super) mod parts;
 mod plain_job;
 pub mod scaled;
+pub mod tuned;
 
 use super::data::{Drawing, HoldOut, hold_out_for_folders};
 use super::hashes;
@@ -24,7 +25,7 @@ use super::outcome::Made;
 use super::plan::{OutputPlan, Plan};
 use super::proven;
 use super::published::Published;
-use super::rounding::{Rounding, has_feedback, needs_data, smoothing};
+use super::rounding::{Rounding, has_feedback, needs_data, rounds_by_data, smoothing, tuning};
 use crate::control::{Notice, Run, Unit};
 use crate::disk::folder_of;
 use crate::feedback::{Shrink, int};
@@ -89,12 +90,22 @@ fn one(
     };
     // What is folded into norms cannot be taken back module by module, and scales of inputs need data anyway.
     let judged = feedback && scaling.is_none() && !spec.needs_inputs();
+    let (by_data, steps) = (rounds_by_data(spec, rounding, given), tuning(spec, rounding, given));
+    if steps > 0 {
+        tuned::check(source)?;
+    }
     let none = || HeldOut { sets: Vec::new(), scored: Scored::All };
     let split = match drawing {
-        Some(drawing) if judged => hold_out_for_folders(&drawing.windows),
+        Some(drawing) if judged || steps > 0 => hold_out_for_folders(&drawing.windows),
         Some(drawing) => HoldOut { seen: drawing.windows.clone(), held: none() },
         None => HoldOut { seen: Vec::new(), held: none() },
     };
+    let held: Vec<Vec<u32>> = split.held.sets.concat();
+    if steps > 0 && held.is_empty() {
+        let what =
+            format!("{} calibration windows are too few to tune on, of which some are held out", split.seen.len());
+        return Err(Error::bad_input(what));
+    }
     let (all, sets) = split.all();
     let seen = drawing.map(|_| CalibrationWindows { windows: &all, sets: &sets, hashes: hashes.as_deref() });
     let total: u64 = source.ckpt.tensors().iter().map(|t| t.bytes()).sum();
@@ -104,9 +115,8 @@ fn one(
     let provenance = Provenance { name: &name, hashes, calibration };
     let mut notes = Vec::new();
     let made = job.make(
-        |job| match drawing {
-            None => nearest::run(job),
-            Some(_) => {
+        |job| {
+            if by_data {
                 let static_groups = rounding.static_groups || !spec.desc_act;
                 let options = layered::Options {
                     feedback,
@@ -115,8 +125,16 @@ fn one(
                     scaling,
                     sequential: rounding.sequential.unwrap_or(true),
                 };
-                judged::run(job, &Layered { windows: &split.seen, options }, &split.held)
+                let unjudged = none();
+                let rival = if judged { &split.held } else { &unjudged };
+                judged::run(job, &Layered { windows: &split.seen, options }, rival)?;
+            } else {
+                nearest::run(job)?;
             }
+            if steps > 0 {
+                tuned::run(job, &split.seen, &held, steps)?;
+            }
+            Ok(())
         },
         |path| {
             let (checked, told) = proven::folder(plan, folder, path, run)?;
