@@ -122,7 +122,7 @@ pub(super) struct FeedForward {
     /// What a row's gate must exceed its mean by, in standard deviations; the rest counts.
     pub cutoff: Option<f32>,
     /// The norm in front of the last matrix (BitNet).
-    pub norm: Option<Box<Norm>>,
+    pub norm: Option<Norm>,
 }
 
 impl FeedForward {

@@ -426,7 +426,7 @@ impl Block<'_> {
         let dense = ffn.dense.as_ref().map(|d| -> Result<FeedForward> {
             Ok(FeedForward {
                 cutoff: d.cutoff,
-                norm: self.norm("ffn_sub_norm", d.width)?.map(Box::new),
+                norm: self.norm("ffn_sub_norm", d.width)?,
                 ..self.feed_forward("", d.width, d.gated, d.activation)?
             })
         });
