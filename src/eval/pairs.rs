@@ -109,17 +109,15 @@ pub struct Beside {
     pub per_matrix: usize,
 }
 
+/// Fills rows of the source's matrix, and of the other's.
+type ReadRows<'a> = dyn FnMut(Range<usize>, &mut [f32], &mut [f32]) -> Result<()> + 'a;
+
 impl Beside {
-    /// Goes through two matrices of this shape, or stacks of `per_matrix` rows each. `read` fills rows of the source's and of
-    /// the other's.
+    /// Goes through two matrices of this shape, or stacks of `per_matrix` rows each.
     ///
     /// # Errors
     /// Those of reading.
-    pub fn read(
-        (rows, cols): (usize, usize),
-        per_matrix: usize,
-        read: &mut dyn FnMut(Range<usize>, &mut [f32], &mut [f32]) -> Result<()>,
-    ) -> Result<Self> {
+    pub fn read((rows, cols): (usize, usize), per_matrix: usize, read: &mut ReadRows) -> Result<Self> {
         let per_matrix = per_matrix.max(1);
         let step = (PIECE / cols.max(1)).max(1);
         let (mut a, mut b) = (Vec::new(), Vec::new());
