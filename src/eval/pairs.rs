@@ -161,24 +161,32 @@ impl Beside {
         self.columns.iter().fold(Sums::default(), |sum, column| sum.and(*column))
     }
 
-    fn above(&self, share: f64) -> impl Iterator<Item = &Row> {
-        let least = share * self.total().norm / self.rows.len().max(1) as f64;
-        self.rows.iter().filter(move |row| row.sums.norm > least)
+    /// What a row's norm is above that is more than so small a share of the mean.
+    fn least(&self, share: f64) -> f64 {
+        share * self.total().norm / self.rows.len().max(1) as f64
     }
 
     /// The share of the rows of which `is` says so; rows that are next to nothing do not count.
     pub fn share(&self, is: impl Fn(&Row) -> bool) -> f64 {
         let (mut all, mut those) = (0usize, 0usize);
-        self.above(SMALL).for_each(|row| {
+        let least = self.least(SMALL);
+        self.rows.iter().filter(|row| row.sums.norm > least).for_each(|row| {
             all += 1;
             those += usize::from(is(row));
         });
         those as f64 / all.max(1) as f64
     }
 
-    /// How many rows have nothing of the source's; see [`Row::is_lost`].
+    /// How many rows have nothing of the source's; see [`Row::is_lost`]. An expert of which all rows are lost does not count: ggml's
+    /// search makes nothing of one that an importance matrix calls unimportant throughout.
     pub fn lost(&self, factors: bool) -> usize {
-        self.above(FAINT).filter(|row| row.is_lost(factors)).count()
+        let (least, is_stack) = (self.least(FAINT), self.rows.len() > self.per_matrix);
+        let of_matrix = |rows: &[Row]| {
+            let own = || rows.iter().filter(|row| row.sums.norm > least);
+            let lost = own().filter(|row| row.is_lost(factors)).count();
+            if is_stack && lost == own().count() { 0 } else { lost }
+        };
+        self.matrices().map(of_matrix).sum()
     }
 }
 
@@ -225,6 +233,15 @@ mod tests {
         let found = beside(&[row, [0.0; 4], faint], &[row, [0.0; 4], [0.0; 4]]);
         assert_eq!(found.lost(false), 0);
         assert_eq!(found.share(|row| row.sums.is_strange()), 0.0);
+    }
+
+    #[test]
+    fn an_expert_may_be_lost_but_not_rows_of_it() {
+        let (row, none) = ([1.0, -2.0, 3.0, -4.0], [0.0; 4]);
+        for (other, lost) in [([row, row, none, none], 0), ([row, none, row, row], 1), ([row, none, none, none], 1)] {
+            let found = Beside { per_matrix: 2, ..beside(&[row; 4], &other) };
+            assert_eq!(found.lost(false), lost, "{other:?}");
+        }
     }
 
     #[test]
