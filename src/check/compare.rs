@@ -166,8 +166,16 @@ pub(super) fn whole(
 /// # Errors
 /// `Request` and `BadInput` as [`compare`] has them.
 pub fn text_suffices(source: &SourceModel, how: &Measurement) -> Result<()> {
-    how.gates.check_ending(source.model.config.ending)?;
-    suffices(&Prepared::new(source, how)?, source.model.config.ending, &how.gates)
+    sufficing(source, how).map(|_| ())
+}
+
+/// The text of a measurement, which does for it.
+pub(super) fn sufficing(source: &SourceModel, how: &Measurement) -> Result<Prepared> {
+    let ending = source.model.config.ending;
+    how.gates.check_ending(ending)?;
+    let text = Prepared::new(source, how)?;
+    suffices(&text, ending, &how.gates)?;
+    Ok(text)
 }
 
 fn suffices(text: &Prepared, ending: Ending, gates: &Gates) -> Result<()> {

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const KIND: &str = "quantize comparison 1";
 
@@ -66,10 +67,7 @@ impl ComparisonJob {
         let Some(first) = how.first() else { return Err(Error::request("a comparison needs a text")) };
         let source = SourceModel::open_merged(base, first.adapter.as_deref())?.to_run()?;
         source.model.config.ending.needs_logits("a comparison in tasks")?;
-        let texts = how.iter().map(|how| {
-            super::text_suffices(&source, how)?;
-            Prepared::new(&source, how)
-        });
+        let texts = how.iter().map(|how| compare::sufficing(&source, how));
         let texts = texts.collect::<Result<Vec<_>>>()?;
         let reader = Runnable::open_idle(base)?;
         for path in candidates {
@@ -91,7 +89,7 @@ impl ComparisonJob {
         };
         let tasks = job.cut(&texts, tasks)?;
         let phases = vec![Phase { name: "compare".into(), after: Vec::new(), tasks: 0..tasks.len() }];
-        Ok(Self { identity: job.identity_of(&texts, run)?, phases, tasks, ..job })
+        Ok(Self { identity: job.identity_now(run)?, phases, tasks, ..job })
     }
 
     /// Writes it into a folder, which becomes the job's.
@@ -149,23 +147,25 @@ impl ComparisonJob {
         Ok(job::ranges(&work, count).into_iter().map(task).collect())
     }
 
-    /// What the comparison is of.
-    fn identity_of(&self, texts: &[Prepared], run: Run) -> Result<Value> {
-        let mut models = Vec::new();
-        for path in self.models() {
-            let identity = Identity::new(&Checkpoint::open(path)?, None, Vec::new(), &run.control.cancel)?;
-            models.push(serde_json::to_value(identity).map_err(|e| Error::Internal(e.to_string()))?);
-        }
-        let texts: Vec<Value> = texts.iter().map(|text| json!([text.hash(), text.windows.count])).collect();
+    /// What the comparison is of: program, instruction set, models with the adapter of the base, and texts.
+    fn identity_now(&self, run: Run) -> Result<Value> {
+        let cancel = &run.control.cancel;
+        let adapter = self.how.first().and_then(|how| how.adapter.as_deref());
+        let base = std::iter::once(SourceModel::open_merged(&self.base, adapter)?.ckpt).map(Ok);
+        let candidates = self.candidates.iter().map(|path| Checkpoint::open(path).map(Arc::new));
+        let identity = |ckpt: Result<Arc<Checkpoint>>| {
+            let identity = Identity::new(&*ckpt?, None, Vec::new(), cancel)?;
+            serde_json::to_value(identity).map_err(|e| Error::Internal(e.to_string()))
+        };
+        let models = base.chain(candidates).map(identity).collect::<Result<Vec<Value>>>()?;
+        let texts = self.how.iter().filter_map(|how| how.text.as_deref());
+        let texts = texts.map(|text| sha256_file(text, cancel)).collect::<Result<Vec<String>>>()?;
         Ok(json!({ "instructions": Isa::active().name(), "models": models, "texts": texts }))
     }
 
-    /// That models, texts and program are those that the job was planned with.
+    /// That these are those that the job was planned with.
     fn check(&self, run: Run) -> Result<()> {
-        let adapter = self.how.first().and_then(|how| how.adapter.as_deref());
-        let source = SourceModel::open_merged(&self.base, adapter)?.to_run()?;
-        let texts = self.how.iter().map(|how| Prepared::new(&source, how)).collect::<Result<Vec<_>>>()?;
-        job::same(&self.base, &self.identity, &self.identity_of(&texts, run)?)
+        job::same(&self.base, &self.identity, &self.identity_now(run)?)
     }
 
     /// What the tasks have left of a text.

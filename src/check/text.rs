@@ -127,11 +127,6 @@ impl Prepared {
         cosine::compare(base, candidates, &self.stream, &self.windows, &mut |tokens| advance(run, tokens))
     }
 
-    /// SHA-256 of the text.
-    pub fn hash(&self) -> &str {
-        &self.corpus.sha256
-    }
-
     /// A report that says how it was measured, and nothing of results yet.
     pub fn report(&self) -> Report {
         let mut report = Report::new("");

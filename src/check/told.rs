@@ -4,7 +4,7 @@
 use crate::gguf::Metadata;
 use crate::input::read_json;
 use crate::model::SourceModel;
-use crate::model::contradictions::special_ids as ids;
+use crate::model::contradictions::{listed_ids as listed, special_ids as ids};
 use crate::model::tokenizer::chat_templates;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
@@ -179,10 +179,6 @@ impl Differences {
 /// Whether two values are the same, of numbers whether they are equal.
 fn is_same(a: &Value, b: &Value) -> bool {
     a == b || a.as_f64().zip(b.as_f64()).is_some_and(|(a, b)| a == b)
-}
-
-fn listed(ids: &BTreeSet<u64>) -> String {
-    ids.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

@@ -37,6 +37,24 @@ pub(super) fn temperature(rule: Option<Temperature>, position: usize) -> f32 {
 }
 
 impl Attention {
+    /// The heads of this layer as attention sees them.
+    pub(super) fn shape(&self, own: &config::Heads) -> Heads<'_> {
+        let few = &own.peculiar;
+        Heads {
+            heads: own.q,
+            kv_heads: own.kv,
+            dim: own.dim,
+            value_dim: own.value_dim,
+            scale: own.scale,
+            softcap: own.softcap,
+            window: own.window.map(|w| w.max(1)),
+            chunked: few.chunked,
+            both_ways: few.both_ways,
+            sinks: self.sinks.as_deref(),
+            alibi: few.alibi,
+        }
+    }
+
     /// From the normalised stream to what enters the output matrix, `[wanted rows, q_width]`.
     pub fn mix(&self, own: &config::Heads, call: &mut Call, observer: &mut dyn Observer) -> Result<ControlFlow<()>> {
         let (engine, batch) = (call.engine, call.batch);
@@ -147,19 +165,7 @@ impl Attention {
             _ => None,
         };
         let qkv = sized(call.qkv, rows * stride);
-        let shape = Heads {
-            heads: own.q,
-            kv_heads: own.kv,
-            dim: own.dim,
-            value_dim: own.value_dim,
-            scale: own.scale,
-            softcap: own.softcap,
-            window: own.window.map(|w| w.max(1)),
-            chunked: few.chunked,
-            both_ways: few.both_ways,
-            sinks: self.sinks.as_deref(),
-            alibi: few.alibi,
-        };
+        let shape = self.shape(own);
         let (left, out_width) = (n - batch.from, own.out_width());
         let attended = sized(call.attended, batch.sequences * left * out_width);
         let outs = attended.chunks_exact_mut(left * out_width);

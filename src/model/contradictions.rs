@@ -9,7 +9,7 @@ use crate::input::{read_json, read_text};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;
-pub(crate) use tokens::ids as special_ids;
+pub(crate) use tokens::{ids as special_ids, listed as listed_ids};
 
 /// Keys of `config.json` that mean the same; of two that differ the second is taken.
 const SAME: [(&str, &str); 2] =

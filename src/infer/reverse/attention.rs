@@ -107,22 +107,6 @@ impl Attention {
             at += linear.out();
         }
     }
-
-    fn shape(&self, own: &config::Heads) -> Heads<'_> {
-        Heads {
-            heads: own.q,
-            kv_heads: own.kv,
-            dim: own.dim,
-            value_dim: own.value_dim,
-            scale: own.scale,
-            softcap: own.softcap,
-            window: own.window.map(|w| w.max(1)),
-            chunked: own.peculiar.chunked,
-            both_ways: false,
-            sinks: self.sinks.as_deref(),
-            alibi: own.peculiar.alibi,
-        }
-    }
 }
 
 /// The width of what a norm of queries or keys takes as one row, and how many parts its weights have.

@@ -77,7 +77,8 @@ pub(crate) fn ids(config: &Value, key: &str) -> BTreeSet<u64> {
     }
 }
 
-fn listed(ids: &BTreeSet<u64>) -> String {
+/// Ids as a sentence has them.
+pub(crate) fn listed(ids: &BTreeSet<u64>) -> String {
     ids.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
 }
 
